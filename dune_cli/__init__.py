@@ -1,0 +1,23 @@
+"""`dune`: one ViT encoder distilled from 2-D and 3-D teachers, and the tasks that run on it.
+
+The Python entry points are the loaders below. Each takes a registry name or a path, `device=` ("auto", "cpu", "cuda",
+"mps") and `dtype=` ("float32", the default; "bfloat16"; "auto"), and returns a module that runs without gradients.
+They are imported on first use, so that `import dune_cli` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LOADERS = ("load_encoder", "load_two_view")
+__all__ = [*_LOADERS, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LOADERS:
+        from dune_cli.checkpoints import load
+
+        return getattr(load, name)
+    raise AttributeError(f"module 'dune_cli' has no attribute {name!r}")

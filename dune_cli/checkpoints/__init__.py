@@ -1,0 +1,1 @@
+"""The registry, downloading, and the only place that opens weight files."""

@@ -1,0 +1,92 @@
+"""The `dune` command: a lazy Click group. Only click and the standard library are imported here."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+
+import click
+
+from dune_cli import __version__
+from dune_cli.errors import DuneError
+
+# verb -> (module that defines `command`, short help). Adding a verb is adding its file and this line.
+COMMANDS = {
+    "encode": ("dune_cli.commands.encode", "Photos to features (NPZ) or a PCA picture."),
+    "reconstruct": ("dune_cli.commands.reconstruct", "Two photos to a 3-D scene (PLY, OBJ, GLB, NPZ, COLMAP)."),
+    "eval": ("dune_cli.commands.eval", "Score models and matchers on data with ground truth."),
+    "weights": ("dune_cli.commands.weights", "List, fetch, check and convert model weights."),
+    "doctor": ("dune_cli.commands.doctor", "What works on this machine, and what is missing."),
+    "bench": ("dune_cli.commands.bench", "Speed, as ratios measured in one run."),
+}
+
+
+class LazyGroup(click.Group):
+    """Lists its verbs from the table and imports a verb's module only when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(COMMANDS[cmd_name][0]).command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Turns errors into one line on stderr and an exit code; a traceback only with --debug."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+        except BrokenPipeError:
+            raise  # click leaves quietly
+        except Exception as error:
+            if ctx.meta.get("dune.debug"):
+                raise
+            _fail(*_sentence(error))
+
+
+def _sentence(error: Exception) -> tuple[str, int]:
+    if isinstance(error, DuneError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f": {error.filename}" if error.filename else ""
+        hint = {
+            errno.ENOSPC: "the disk is full (free some space and run the command again)",
+            errno.EDQUOT: "the disk quota is used up (free some space and run the command again)",
+            errno.EACCES: "permission denied",
+        }.get(error.errno, error.strerror)
+        return f"{hint}{where}", 1
+    if isinstance(error, MemoryError):
+        return "out of memory; try a smaller --size", 1
+    text = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {text} (this is a bug; --debug shows where)", 1
+
+
+def _fail(message: str, exit_code: int) -> None:
+    click.echo(f"dune: {' '.join(message.split())}", err=True)
+    sys.exit(exit_code)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="dune")
+def main() -> None:
+    """One ViT encoder, many tasks: photos to features, 3-D scenes, poses, depth and people.
+
+    Works without weights, with classical engines; with the published DUNE, MASt3R and DINOv2 files it runs those
+    models exactly. 'dune doctor' says what this machine can do; 'dune weights list' what can be fetched.
+
+    \b
+    Example: dune reconstruct left.jpg right.jpg -o scene.ply
+    """
+
+
+if __name__ == "__main__":
+    main()

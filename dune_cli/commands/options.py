@@ -1,0 +1,104 @@
+"""The options that all commands share, so that the same word means the same thing everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from dune_cli import console, runtime
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    console.set_quiet(value)
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.find_root().meta["dune.debug"] = value
+
+
+def _apply(function: F, options: list[Callable[[F], F]]) -> F:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def common(function: F) -> F:
+    """`--quiet` and `--debug`, which every command takes; they reach no parameter of the function."""
+    return _apply(
+        function,
+        [
+            click.option("--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="No notes or progress."),
+            click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."),
+        ],
+    )
+
+
+def compute(function: F) -> F:
+    """`device`, `dtype`."""
+    return _apply(
+        function,
+        [
+            click.option("--device", default="auto", show_default=True, help=" | ".join(runtime.DEVICES)),
+            click.option(
+                "--dtype",
+                default="auto",
+                show_default=True,
+                type=click.Choice(runtime.DTYPES),
+                help="Matrix products of transformer trunks; auto: bfloat16 where the processor is fast at it.",
+            ),
+        ],
+    )
+
+
+def cameras(function: F) -> F:
+    """`intrinsics`, `fov_deg`."""
+    return _apply(
+        function,
+        [
+            click.option(
+                "--intrinsics",
+                metavar="FILE|FX,FY,CX,CY",
+                help="In original pixels: numbers for all images, several separated by ';', or a JSON file "
+                '{"image name": 3x3}. Without it: EXIF focal length, else --fov-deg.',
+            ),
+            click.option(
+                "--fov-deg", type=click.FloatRange(1, 170), help="Field of view across the long side, in degrees."
+            ),
+        ],
+    )
+
+
+def output(required: bool, text: str) -> Callable[[F], F]:
+    """`output`, `overwrite`: `text` says which file endings are allowed."""
+
+    def decorate(function: F) -> F:
+        return _apply(
+            function,
+            [
+                click.option("-o", "--output", required=required, metavar="PATH", help=text),
+                click.option("--overwrite", is_flag=True, help="Replace existing output files."),
+            ],
+        )
+
+    return decorate
+
+
+def as_json(function: F) -> F:
+    """`as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")(function)
+
+
+def seed(function: F) -> F:
+    """`seed`."""
+    return click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random choices.")(function)
+
+
+def size(function: F) -> F:
+    """`size`: long side in pixels, or None for the model's own."""
+    return click.option(
+        "--size", type=click.IntRange(14), metavar="PX", help="Long side of the network input, in pixels."
+    )(function)

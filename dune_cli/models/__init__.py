@@ -1,0 +1,1 @@
+"""Networks: tensors in, tensors out. No paths, no I/O; nothing here imports another room."""

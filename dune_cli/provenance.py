@@ -1,0 +1,61 @@
+"""Where a result came from: the `provenance` object that every JSON carries (schemas: "Output contracts")."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dune_cli import __version__
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weights (or the classical engine) behind a result: `sha256` is None where there is no weight file."""
+
+    name: str
+    sha256: str | None = None
+    licence: str = "unknown"
+
+
+@dataclass
+class Run:
+    """One run of a command: its stages' seconds and, in the end, its provenance."""
+
+    seed: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the seconds spent inside to `seconds[name]`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def provenance(self, sources: list[Source], inputs: list[tuple[Path, str]], **extra: Any) -> dict[str, Any]:
+        """The JSON object: `sources` the models used, `inputs` (path, sha256) pairs, `extra` such as units or axes."""
+        return {
+            "dune": __version__,
+            "models": [{"name": s.name, "sha256": s.sha256, "licence": s.licence} for s in sources],
+            "command": ["dune", *sys.argv[1:]],
+            "inputs": [{"path": str(path), "sha256": sha256} for path, sha256 in inputs],
+            "seed": self.seed,
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+            **extra,
+        }
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
