@@ -41,7 +41,9 @@ def pick_device(name: str = "auto") -> torch.device:
     if kind == "auto":
         return torch.device(next(k for k in ("cuda", "mps", "cpu") if have[k]))
     if not have[kind]:
-        raise UserError(f"device {name!r} is not available here; use --device auto or cpu ('dune doctor' lists devices)")
+        raise UserError(
+            f"device {name!r} is not available here; use --device auto or cpu ('dune doctor' lists devices)"
+        )
     return torch.device(name)
 
 

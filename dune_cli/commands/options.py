@@ -31,7 +31,9 @@ def common(function: F) -> F:
     return _apply(
         function,
         [
-            click.option("--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="No notes or progress."),
+            click.option(
+                "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="No notes, no progress."
+            ),
             click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."),
         ],
     )
@@ -89,7 +91,9 @@ def output(required: bool, text: str) -> Callable[[F], F]:
 
 def as_json(function: F) -> F:
     """`as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")(
+        function
+    )
 
 
 def seed(function: F) -> F:
