@@ -1,0 +1,80 @@
+"""The pinhole camera: intrinsics, projection and back-projection. OpenCV axes; pixel (0, 0) is a pixel's centre.
+
+Arrays are numpy and computed in float64. `K` is (..., 3, 3) and broadcasts against the points' leading dimensions: one
+camera (3, 3) goes with points of any shape (..., 3), a batch (B, 3, 3) with points (B, N, 3).
+Formulas: R. Hartley and A. Zisserman, "Multiple View Geometry", 2nd ed., sections 6.1 and 6.2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def K_from_focal(focal_px: float, width: int, height: int) -> np.ndarray:
+    """(3, 3) intrinsics with square pixels and the principal point at the image's centre, ((W-1)/2, (H-1)/2)."""
+    return np.array([[focal_px, 0.0, (width - 1) / 2], [0.0, focal_px, (height - 1) / 2], [0.0, 0.0, 1.0]])
+
+
+def K_from_fov(fov_deg: float, width: int, height: int) -> np.ndarray:
+    """(3, 3) intrinsics from the field of view across the long side, in degrees. ValueError outside (0, 180)."""
+    if not 0 < fov_deg < 180:
+        raise ValueError(f"a field of view lies between 0 and 180 degrees, not {fov_deg}")
+    return K_from_focal(max(width, height) / 2 / np.tan(np.radians(fov_deg) / 2), width, height)
+
+
+def fov_deg_from_K(K: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(...) field of view across the long side in degrees; the inverse of `K_from_fov`."""
+    K = np.asarray(K, dtype=np.float64)
+    focal_px = K[..., 0, 0] if width >= height else K[..., 1, 1]
+    return np.degrees(2 * np.arctan(max(width, height) / 2 / focal_px))
+
+
+def scale_intrinsics(K: np.ndarray, scale_x: float, scale_y: float | None = None) -> np.ndarray:
+    """(..., 3, 3) intrinsics of the image resized by these factors (`scale_y` defaults to `scale_x`).
+
+    Pixel centres are at integers, so a coordinate moves as u' = (u + 0.5) * scale - 0.5.
+    """
+    return resize_transform(scale_x, scale_y) @ np.asarray(K, dtype=np.float64)
+
+
+def resize_transform(scale_x: float, scale_y: float | None = None) -> np.ndarray:
+    """(3, 3) pixel transform `resized_from_original` of a resize, pixel centres at integers."""
+    scale_y = scale_x if scale_y is None else scale_y
+    return np.array([[scale_x, 0.0, (scale_x - 1) / 2], [0.0, scale_y, (scale_y - 1) / 2], [0.0, 0.0, 1.0]])
+
+
+def pixel_grid(height: int, width: int) -> np.ndarray:
+    """(H, W, 2) pixel coordinates (x, y) of an image, float64."""
+    x, y = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
+    return np.stack([x, y], axis=-1)
+
+
+def transform_pixels(transform: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """(..., 2) pixels after a (3, 3) pixel transform or homography."""
+    transform, pixels = np.asarray(transform, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
+    moved = pixels @ transform[:, :2].T + transform[:, 2]
+    return moved[..., :2] / moved[..., 2:]
+
+
+def project(points: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """(..., 2) pixels of points (..., 3) in the camera's frame. Points at z = 0 give inf or NaN, without a warning;
+    points behind the camera give the pixel of their opposite ray: look at z where that matters."""
+    points, K = np.asarray(points, dtype=np.float64), np.asarray(K, dtype=np.float64)
+    image = _rows(points, K)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return image[..., :2] / image[..., 2:]
+
+
+def backproject(pixels: np.ndarray, depth: np.ndarray | float, K: np.ndarray) -> np.ndarray:
+    """(..., 3) points in the camera's frame from pixels (..., 2) and their depth z (...), the inverse of `project`."""
+    pixels = np.asarray(pixels, dtype=np.float64)
+    homogeneous = np.concatenate([pixels, np.ones_like(pixels[..., :1])], axis=-1)
+    rays = _rows(homogeneous, np.linalg.inv(np.asarray(K, dtype=np.float64)))
+    return rays * np.asarray(depth, dtype=np.float64)[..., None]
+
+
+def _rows(vectors: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """`matrix @ v` for every v of `vectors` (..., 3)."""
+    if vectors.ndim == 1:
+        return (vectors[None] @ np.swapaxes(matrix, -1, -2))[..., 0, :]
+    return vectors @ np.swapaxes(matrix, -1, -2)

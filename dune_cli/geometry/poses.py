@@ -1,0 +1,138 @@
+"""Rigid poses as 4x4 matrices named `a_from_b`, rotations and quaternions. numpy, float64, any leading dimensions.
+
+Quaternions are (w, x, y, z). Formulas: R. Hartley and A. Zisserman, "Multiple View Geometry", appendix 4; S. W.
+Shepperd, "Quaternion from rotation matrix", 1978.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def from_rotation_translation(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """(..., 4, 4) poses from rotations (..., 3, 3) and translations (..., 3)."""
+    rotation, translation = np.asarray(rotation, dtype=np.float64), np.asarray(translation, dtype=np.float64)
+    batch = np.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
+    pose = np.zeros((*batch, 4, 4))
+    pose[..., :3, :3] = rotation
+    pose[..., :3, 3] = translation
+    pose[..., 3, 3] = 1.0
+    return pose
+
+
+def inverse(a_from_b: np.ndarray) -> np.ndarray:
+    """(..., 4, 4) `b_from_a`; exact for rigid poses, without a matrix inversion."""
+    a_from_b = np.asarray(a_from_b, dtype=np.float64)
+    transposed = np.swapaxes(a_from_b[..., :3, :3], -1, -2)
+    return from_rotation_translation(transposed, -(transposed @ a_from_b[..., :3, 3:])[..., 0])
+
+
+def compose(*poses: np.ndarray) -> np.ndarray:
+    """(..., 4, 4) product of poses (..., 4, 4) from left to right: compose(a_from_b, b_from_c) is a_from_c."""
+    product = np.eye(4)
+    for pose in poses:
+        product = product @ np.asarray(pose, dtype=np.float64)
+    return product
+
+
+def transform_points(a_from_b: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (..., 3) of frame b in frame a. One pose (4, 4) goes with any shape, poses (B, 4, 4) with (B, N, 3)."""
+    a_from_b, points = np.asarray(a_from_b, dtype=np.float64), np.asarray(points, dtype=np.float64)
+    rotation, translation = np.swapaxes(a_from_b[..., :3, :3], -1, -2), a_from_b[..., None, :3, 3]
+    if points.ndim == 1:
+        return (points[None] @ rotation + translation)[..., 0, :]
+    return points @ rotation + translation
+
+
+def rotation_angle(rotation: np.ndarray) -> np.ndarray:
+    """(...) angle in [0, pi] of rotations (..., 3, 3), or of poses (..., 4, 4).
+
+    From sine and cosine together, so that it keeps its digits near 0 and near pi, where arccos of the trace loses half.
+    """
+    rotation = np.asarray(rotation, dtype=np.float64)
+    sine = np.linalg.norm(_unskew(rotation), axis=-1)
+    cosine = (np.trace(rotation[..., :3, :3], axis1=-2, axis2=-1) - 1) / 2
+    return np.arctan2(sine, cosine)
+
+
+def vector_angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(...) angle in [0, pi] between vectors (..., 3), well conditioned everywhere; 0 where one is zero."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    return np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(-1))
+
+
+def quaternion_from_rotation(rotation: np.ndarray) -> np.ndarray:
+    """(..., 4) unit quaternions, w >= 0, of rotations (..., 3, 3): Shepperd's best-conditioned row for each."""
+    rotation = np.asarray(rotation, dtype=np.float64)
+    diagonal = np.diagonal(rotation, axis1=-2, axis2=-1)
+    trace = diagonal.sum(-1)
+    x, y, z = np.moveaxis(2 * _unskew(rotation), -1, 0)  # 4w times the vector part
+    xy, xz, yz = (rotation[..., i, j] + rotation[..., j, i] for i, j in ((0, 1), (0, 2), (1, 2)))
+    rows = np.stack(
+        [
+            np.stack([1 + trace, x, y, z], -1),
+            np.stack([x, 1 + 2 * diagonal[..., 0] - trace, xy, xz], -1),
+            np.stack([y, xy, 1 + 2 * diagonal[..., 1] - trace, yz], -1),
+            np.stack([z, xz, yz, 1 + 2 * diagonal[..., 2] - trace], -1),
+        ],
+        axis=-2,
+    )  # four multiples of the same quaternion
+    best = np.diagonal(rows, axis1=-2, axis2=-1).argmax(-1)
+    quaternion = np.take_along_axis(rows, best[..., None, None], axis=-2)[..., 0, :]
+    quaternion = quaternion / np.linalg.norm(quaternion, axis=-1, keepdims=True)
+    return np.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+
+
+def rotation_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) rotations of quaternions (..., 4), of any length but zero (ValueError)."""
+    quaternion = np.asarray(quaternion, dtype=np.float64)
+    length = np.linalg.norm(quaternion, axis=-1, keepdims=True)
+    if not (length > 0).all():
+        raise ValueError("a zero quaternion is no rotation")
+    w, x, y, z = np.moveaxis(quaternion / length, -1, 0)
+    entries = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, -1) for row in entries], -2)
+
+
+def rotation_from_rotvec(rotvec: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) rotations of rotation vectors (..., 3): axis times angle in radians."""
+    rotvec = np.asarray(rotvec, dtype=np.float64)
+    angle = np.linalg.norm(rotvec, axis=-1, keepdims=True)
+    half = np.sinc(angle / (2 * np.pi)) / 2 * rotvec  # sin(angle/2) times the axis, also at angle 0
+    return rotation_from_quaternion(np.concatenate([np.cos(angle / 2), half], axis=-1))
+
+
+def rotvec_from_rotation(rotation: np.ndarray) -> np.ndarray:
+    """(..., 3) rotation vectors, angle in [0, pi], of rotations (..., 3, 3)."""
+    quaternion = quaternion_from_rotation(rotation)
+    vector = quaternion[..., 1:]
+    sine = np.linalg.norm(vector, axis=-1, keepdims=True)
+    angle = 2 * np.arctan2(sine, quaternion[..., :1])
+    return np.where(sine > 0, angle / np.where(sine > 0, sine, 1.0), 2.0) * vector
+
+
+def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) the rotation closest to `matrix` in the Frobenius norm (Kabsch; determinant +1)."""
+    u, _, vt = np.linalg.svd(np.asarray(matrix, dtype=np.float64))
+    sign = np.ones(u.shape[:-1])
+    sign[..., 2] = np.linalg.det(u @ vt)
+    return (u * sign[..., None, :]) @ vt
+
+
+def _unskew(rotation: np.ndarray) -> np.ndarray:
+    """(..., 3) sin(angle) times the axis."""
+    return (
+        np.stack(
+            [
+                rotation[..., 2, 1] - rotation[..., 1, 2],
+                rotation[..., 0, 2] - rotation[..., 2, 0],
+                rotation[..., 1, 0] - rotation[..., 0, 1],
+            ],
+            axis=-1,
+        )
+        / 2
+    )
