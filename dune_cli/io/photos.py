@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from dune_cli import console
+from dune_cli.errors import PackageMissing, UserError
+from dune_cli.io import exif
+from dune_cli.provenance import sha256_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SMALLEST_SIDE_PX = 16
+LARGEST_PIXELS = 200_000_000
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_pillow_limit = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -27,3 +46,162 @@ class Photo:
     @property
     def height(self) -> int:
         return self.rgb.shape[0]
+
+
+def read_photo(path: str | Path) -> Photo:
+    """Reads any common picture as 8-bit RGB with its EXIF orientation applied.
+
+    16-bit pictures are scaled to 8 bits; transparent ones are laid over white; of animated or many-page files the
+    first picture is taken; colour profiles are ignored. HEIC needs the package pi-heif.
+    UserError (with the path) for what is missing, unreadable, damaged, no picture, under 16 px or over 200 megapixels.
+    """
+    path = Path(path)
+    _check_file(path)
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+            image = _open(path, file)
+            _check_size(path, *image.size)
+            _say_what_is_left_out(path, image)
+            image = _decode(path, image)
+        tags = exif.read_tags(image)
+        rgb = _to_rgb8(path, image)
+        rgb = np.ascontiguousarray(_oriented(rgb, tags.get(exif.ORIENTATION)))
+        return Photo(path, rgb, sha256_of(path), exif.focal_px(tags, rgb.shape[1], rgb.shape[0]))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _check_file(path: Path) -> None:
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder where a photo is expected; name a file in it")
+        if not path.exists():
+            raise UserError(f"no such file: {path}; check the path")
+        if not path.is_file():
+            raise UserError(f"{path} is no regular file; save the photo to a file first")
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty (0 bytes); copy or download it again")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
+def _own_size_limit() -> Iterator[None]:
+    """Pillow's own limit (a warning at 89 and an error at 179 megapixels) gives way to ours, which names the size."""
+    from PIL import Image
+
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open(path: Path, file: Any) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    head = file.read(16)
+    file.seek(0)
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        _register_heif(path)
+    Image.init()
+    try:
+        with _own_size_limit():
+            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"{path} is not a picture that can be read, or its beginning is damaged; "
+            "allowed: JPEG, PNG, TIFF, WebP, GIF, BMP, PPM, JPEG 2000, AVIF, HEIC"
+        ) from error
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _register_heif(path: Path) -> None:
+    try:
+        import pi_heif
+    except ImportError as error:
+        raise PackageMissing(
+            f"{path} is an HEIC photo, which needs pi-heif: pip install 'dune-cli[heic]' (or save it as JPEG)"
+        ) from error
+    pi_heif.register_heif_opener()
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if min(width, height) < SMALLEST_SIDE_PX:
+        raise UserError(f"{path} has {width} x {height} px; at least {SMALLEST_SIDE_PX} px a side are needed")
+    if width * height > LARGEST_PIXELS:
+        raise UserError(
+            f"{path} has {width} x {height} px ({width * height / 1e6:.0f} megapixels); at most "
+            f"{LARGEST_PIXELS // 10**6} are read: reduce it first, for example to 8000 px on the long side"
+        )
+
+
+def _say_what_is_left_out(path: Path, image: Image) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # phones hide a second view or a depth map behind the photo
+        console.note(f"{path} holds {frames} pictures; the first is used")
+
+
+def _decode(path: Path, image: Image) -> Image:
+    try:
+        image.seek(0)
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+    return image
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged or cut off ({error}); copy or download it again")
+
+
+def _to_rgb8(path: Path, image: Image) -> np.ndarray:
+    """(H, W, 3) uint8 from any of Pillow's modes."""
+    from PIL import Image
+
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = _grey8(path, np.asarray(image), image.mode)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return np.asarray(image)
+    try:
+        if image.mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"))
+    except ValueError as error:
+        raise UserError(f"{path} has colours of the kind {image.mode}; save it as RGB first") from error
+
+
+def _grey8(path: Path, values: np.ndarray, mode: str) -> np.ndarray:
+    """16-bit values (modes I;16, and I where nothing is above 65535) / 257; floats in [0, 1] * 255."""
+    low, high = float(values.min()), float(values.max())
+    if mode == "F" and low >= 0 and high <= 1:
+        return np.round(values * 255).astype(np.uint8)
+    if mode != "F" and low >= 0 and high <= 65535:
+        return np.round(values / 257).astype(np.uint8)
+    raise UserError(f"{path} holds 32-bit values from {low:g} to {high:g}; save it with 8 or 16 bits a channel first")
+
+
+def _oriented(rgb: np.ndarray, orientation: Any) -> np.ndarray:
+    """`rgb` as the camera was held: EXIF orientations 2 to 8; anything else is upright."""
+    turns = {
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: a.swapaxes(0, 1)[::-1],
+    }
+    turn = turns.get(orientation) if isinstance(orientation, int) else None
+    return rgb if turn is None else turn(rgb)

@@ -1,0 +1,127 @@
+"""Outputs that are whole or not there: checked before the work, written beside the target, renamed when complete."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dune_cli.errors import UserError
+
+
+def check_output(path: str | Path, suffixes: Sequence[str], overwrite: bool) -> Path:
+    """`path` once it is sure, before any work, that a file can be written there: UserError otherwise.
+
+    Refused: an ending that is not one of `suffixes` (such as ".ply"), a folder, a path below a file, a folder that
+    cannot be written to, and an existing file without `overwrite`. Missing folders are made when the file is written.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in suffixes:
+        got = f"the ending {path.suffix}" if path.suffix else "no ending"
+        raise UserError(f"the output {path} has {got}; allowed: {' '.join(suffixes)}")
+    with _as_user_error(path):
+        if path.is_dir():
+            raise UserError(f"the output {path} is a folder; name a file in it")
+        if path.exists() or path.is_symlink():
+            refuse_existing(path, overwrite)
+        _check_writable(path.parent)
+    return path
+
+
+def check_output_folder(path: str | Path, overwrite: bool) -> Path:
+    """The same for a folder of output files; one that holds anything counts as existing."""
+    path = Path(path).expanduser()
+    with _as_user_error(path):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"the output folder {path} is a file; name another folder")
+        if path.is_dir() and any(path.iterdir()):
+            refuse_existing(path, overwrite)
+        _check_writable(path)
+    return path
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """UserError about an existing `path`, unless `overwrite`."""
+    if not overwrite:
+        raise UserError(f"{path} exists already; add --overwrite to replace it, or name another output")
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` (same ending) to write to; renamed to `path` at success, removed on failure.
+
+    The file is on the disk before it takes its name, and an old file stays as it is until then. Makes missing folders.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(target)
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: str | Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """A temporary folder beside `path` to write files into; at success they are in `path`, on failure nothing is.
+
+    In a folder that exists, files of the same name are replaced, those named in `replaces` removed, and others kept.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(target)
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = sorted(temporary.iterdir())
+        for file in files:
+            _flush(file)
+        if not target.exists():
+            temporary.rename(target)
+            return
+        for name in set(replaces) - {file.name for file in files}:
+            (target / name).unlink(missing_ok=True)
+        for file in files:
+            file.replace(target / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_beside(target: Path) -> Path:
+    return target.with_name(f".dune-{secrets.token_hex(6)}{target.suffix}")
+
+
+def _flush(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_writable(folder: Path) -> None:
+    """UserError unless a file can be made in `folder` or, where that is missing, in the nearest folder above it."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"cannot write into {folder}: {existing} is a file, not a folder; name another output")
+    with tempfile.TemporaryFile(dir=existing, prefix=".dune-"):  # the only test that read-only file systems do not fool
+        pass
+
+
+@contextmanager
+def _as_user_error(path: Path) -> Iterator[None]:
+    """What the system says about a path, as a UserError; a full disk stays a failed job."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {reason}; name another output") from error

@@ -1,0 +1,138 @@
+"""Which camera took a photo: given by the user, read from EXIF, or a default; and which of these it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dune_cli import console
+from dune_cli.errors import UserError
+from dune_cli.io.photos import Photo
+
+DEFAULT_FOV_DEG = 55.0
+FORMS = 'fx,fy,cx,cy in pixels (one for all images, or one an image separated by ";"), or a JSON file {"image": 3x3}'
+
+
+def resolve_intrinsics(
+    photos: Sequence[Photo], intrinsics: str | None, fov_deg: float | None
+) -> list[tuple[np.ndarray, str]]:
+    """(K, source) of each photo: K (3, 3) float64 in the photo's pixels, centres at integers; source as in the schemas.
+
+    "given": `intrinsics` (`fx,fy,cx,cy`, several separated by ";" in the order of the photos, or a JSON file), else
+    `fov_deg`, the field of view across the long side in degrees; "exif": the photo's own focal length; "default": 55
+    degrees. Without `intrinsics` the principal point is the image's middle. UserError for both at once, and for values that
+    are no pinhole camera in pixels.
+    """
+    if intrinsics is not None and fov_deg is not None:
+        raise UserError("--intrinsics and --fov-deg both say what the camera is; give one of them")
+    if intrinsics is not None:
+        matrices = _from_text_or_file(intrinsics, photos)
+        for photo, matrix in zip(photos, matrices):
+            _check(matrix, photo)
+        return [(matrix, "given") for matrix in matrices]
+    return [_without_intrinsics(photo, fov_deg) for photo in photos]
+
+
+def _without_intrinsics(photo: Photo, fov_deg: float | None) -> tuple[np.ndarray, str]:
+    if fov_deg is None and photo.exif_focal_px is not None:
+        return _centred(photo.exif_focal_px, photo), "exif"
+    source = "default" if fov_deg is None else "given"
+    fov_deg = DEFAULT_FOV_DEG if fov_deg is None else fov_deg
+    if not 0 < fov_deg < 180:
+        raise UserError(f"a field of view of {fov_deg:g} degrees is impossible; allowed: between 0 and 180")
+    focal_px = max(photo.width, photo.height) / 2 / math.tan(math.radians(fov_deg) / 2)
+    return _centred(focal_px, photo), source
+
+
+def _centred(focal_px: float, photo: Photo) -> np.ndarray:
+    return _pinhole(focal_px, focal_px, (photo.width - 1) / 2, (photo.height - 1) / 2)
+
+
+def _pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
+
+
+def _from_text_or_file(intrinsics: str, photos: Sequence[Photo]) -> list[np.ndarray]:
+    path = Path(intrinsics).expanduser()
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):
+        is_file = False
+    if is_file:
+        return _from_file(path, photos)
+    groups = [group for group in intrinsics.split(";") if group.strip()]
+    try:
+        cameras = [[float(value) for value in group.split(",")] for group in groups]
+    except ValueError:
+        cameras = []
+    if not cameras or any(len(camera) != 4 for camera in cameras):
+        raise UserError(f"--intrinsics {intrinsics!r} is neither four numbers nor a file; allowed: {FORMS}")
+    if len(cameras) not in (1, len(photos)):
+        raise UserError(
+            f"--intrinsics holds {len(cameras)} cameras for {len(photos)} images; give one for all, or one an image"
+        )
+    return [_pinhole(*camera) for camera in (cameras * len(photos) if len(cameras) == 1 else cameras)]
+
+
+def _from_file(path: Path, photos: Sequence[Photo]) -> list[np.ndarray]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"cannot read the intrinsics file {path}: {error}; allowed: {FORMS}") from error
+    if not isinstance(table, dict):
+        raise UserError(f'the intrinsics file {path} must hold an object {{"image name": 3x3 matrix}}')
+    keys = [_key_of(photo, table) for photo in photos]
+    missing = [photo.path.name for photo, key in zip(photos, keys) if key is None]
+    if missing:
+        names = ", ".join(list(table)[:4]) + (", ..." if len(table) > 4 else "")
+        raise UserError(f"the intrinsics file {path} has no camera for {', '.join(missing)}; it has: {names or 'none'}")
+    return [_matrix(table[key], f"{path}: {key!r}") for key in keys if key is not None]
+
+
+def _key_of(photo: Photo, table: dict[str, Any]) -> str | None:
+    """The key that names `photo` by the longest tail of its path (`left/img.jpg` before `img.jpg`), else by its stem."""
+    parts = photo.path.absolute().parts
+    tails = [key for key in table if key and parts[-len(Path(key).parts) :] == Path(key).parts]
+    if tails:
+        return max(tails, key=lambda key: len(Path(key).parts))
+    stems = [key for key in table if Path(key).name in (photo.path.stem, Path(key).stem + Path(key).suffix)]
+    stems = [key for key in stems if Path(key).stem == photo.path.stem]
+    return stems[0] if len(stems) == 1 else None
+
+
+def _matrix(value: Any, where: str) -> np.ndarray:
+    try:
+        matrix = np.array(value, np.float64)
+    except (ValueError, TypeError):
+        matrix = np.zeros(0)
+    if matrix.shape != (3, 3):
+        raise UserError(f"{where} is no 3x3 matrix of numbers; give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels")
+    return matrix
+
+
+def _check(matrix: np.ndarray, photo: Photo) -> None:
+    """UserError unless `matrix` is a pinhole camera without skew, in pixels; a note where its centre is off the photo."""
+    name, long_side = photo.path.name, max(photo.width, photo.height)
+    fx, fy, cx, cy = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
+    if not np.isfinite(matrix).all():
+        raise UserError(f"the intrinsics of {name} hold values that are not finite; give numbers in pixels")
+    if not np.array_equal(matrix[2], (0, 0, 1)):
+        raise UserError(f"the intrinsics of {name} have the last row {matrix[2].tolist()}; it must be 0, 0, 1")
+    if fx <= 0 or fy <= 0:
+        raise UserError(f"the intrinsics of {name} have focal lengths {fx:g} and {fy:g}; they must be positive pixels")
+    if abs(matrix[0, 1]) > 1e-6 * fx or matrix[1, 0] != 0:
+        raise UserError(
+            f"the intrinsics of {name} have skew ({matrix[0, 1]:g}); undistort the photo to a pinhole camera"
+        )
+    if min(fx, fy) < 0.04 * long_side:
+        raise UserError(
+            f"the intrinsics of {name} have a focal length of {min(fx, fy):g} px for an image of {photo.width} x "
+            f"{photo.height} px; give pixels, not a share of the image's size"
+        )
+    if not (-0.5 <= cx <= photo.width - 0.5 and -0.5 <= cy <= photo.height - 0.5):
+        console.note(f"the principal point ({cx:g}, {cy:g}) lies outside {name} ({photo.width} x {photo.height} px)")
