@@ -12,6 +12,7 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import UserError
+from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.photos import Photo
 
 DEFAULT_FOV_DEG = 55.0
@@ -23,10 +24,10 @@ def resolve_intrinsics(
 ) -> list[tuple[np.ndarray, str]]:
     """(K, source) of each photo: K (3, 3) float64 in the photo's pixels, centres at integers; source as in the schemas.
 
-    "given": `intrinsics` (`fx,fy,cx,cy`, several separated by ";" in the order of the photos, or a JSON file), else
-    `fov_deg`, the field of view across the long side in degrees; "exif": the photo's own focal length; "default": 55
-    degrees. Without `intrinsics` the principal point is the image's middle. UserError for both at once, and for values that
-    are no pinhole camera in pixels.
+    "given": `intrinsics` (`fx,fy,cx,cy`, several separated by ";" in the order of the photos, or a JSON file), or
+    `fov_deg`, the field of view across the long side in degrees, which the user's word puts before EXIF; "exif": the
+    photo's own focal length; "default": 55 degrees. Without `intrinsics` the principal point is the image's middle.
+    UserError for both at once, and for values that are no pinhole camera in pixels.
     """
     if intrinsics is not None and fov_deg is not None:
         raise UserError("--intrinsics and --fov-deg both say what the camera is; give one of them")
@@ -95,14 +96,18 @@ def _from_file(path: Path, photos: Sequence[Photo]) -> list[np.ndarray]:
 
 
 def _key_of(photo: Photo, table: dict[str, Any]) -> str | None:
-    """The key that names `photo` by the longest tail of its path (`left/img.jpg` before `img.jpg`), else by its stem."""
+    """The key that is the longest tail of the photo's path (`left/img.jpg` before `img.jpg`), else its name's stem."""
     parts = photo.path.absolute().parts
     tails = [key for key in table if key and parts[-len(Path(key).parts) :] == Path(key).parts]
     if tails:
         return max(tails, key=lambda key: len(Path(key).parts))
-    stems = [key for key in table if Path(key).name in (photo.path.stem, Path(key).stem + Path(key).suffix)]
-    stems = [key for key in stems if Path(key).stem == photo.path.stem]
+    stem = photo.path.stem
+    stems = [key for key in table if Path(key).name == stem or (_is_image(key) and Path(key).stem == stem)]
     return stems[0] if len(stems) == 1 else None
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _matrix(value: Any, where: str) -> np.ndarray:
@@ -116,7 +121,7 @@ def _matrix(value: Any, where: str) -> np.ndarray:
 
 
 def _check(matrix: np.ndarray, photo: Photo) -> None:
-    """UserError unless `matrix` is a pinhole camera without skew, in pixels; a note where its centre is off the photo."""
+    """UserError unless `matrix` is a pinhole camera in pixels without skew; a note where its centre is off the photo."""
     name, long_side = photo.path.name, max(photo.width, photo.height)
     fx, fy, cx, cy = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
     if not np.isfinite(matrix).all():
@@ -126,9 +131,7 @@ def _check(matrix: np.ndarray, photo: Photo) -> None:
     if fx <= 0 or fy <= 0:
         raise UserError(f"the intrinsics of {name} have focal lengths {fx:g} and {fy:g}; they must be positive pixels")
     if abs(matrix[0, 1]) > 1e-6 * fx or matrix[1, 0] != 0:
-        raise UserError(
-            f"the intrinsics of {name} have skew ({matrix[0, 1]:g}); undistort the photo to a pinhole camera"
-        )
+        raise UserError(f"the intrinsics of {name} have skew ({matrix[0, 1]:g}); give a pinhole camera without skew")
     if min(fx, fy) < 0.04 * long_side:
         raise UserError(
             f"the intrinsics of {name} have a focal length of {min(fx, fy):g} px for an image of {photo.width} x "

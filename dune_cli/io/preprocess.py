@@ -46,8 +46,8 @@ def prepare(rgb: np.ndarray, size_px: int | None, patch: int, square_to_4_3: boo
     left, top, crop_width, crop_height = _crop(new_width, new_height, patch, square_to_4_3)
     if crop_width == 0 or crop_height == 0:
         raise UserError(
-            f"a photo of {width} x {height} px becomes {new_width} x {new_height} px, less than one patch of {patch} px "
-            "on one side; give a larger --size, or crop the photo"
+            f"a photo of {width} x {height} px becomes {new_width} x {new_height} px, on one side less than one patch "
+            f"of {patch} px; give a larger --size, or crop the photo"
         )
     resized = _resize(rgb, new_width, new_height)
     image = resized[top : top + crop_height, left : left + crop_width].transpose(2, 0, 1).astype(np.float32)
