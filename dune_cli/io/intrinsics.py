@@ -121,7 +121,7 @@ def _matrix(value: Any, where: str) -> np.ndarray:
 
 
 def _check(matrix: np.ndarray, photo: Photo) -> None:
-    """UserError unless `matrix` is a pinhole camera in pixels without skew; a note where its centre is off the photo."""
+    """UserError unless `matrix` is a pinhole camera in pixels, no skew; a note where its centre is off the photo."""
     name, long_side = photo.path.name, max(photo.width, photo.height)
     fx, fy, cx, cy = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
     if not np.isfinite(matrix).all():
