@@ -1,0 +1,104 @@
+"""What the weights folder remembers: one process at a time per file, and the hash each file had at first."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from dune_cli.errors import CheckpointError
+
+LOCK_FILE = "lock.json"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The first hash seen of a file in the weights folder, and where the file came from."""
+
+    sha256: str
+    size_bytes: int
+    source: str
+    pinned: str  # date, UTC
+
+
+@contextmanager
+def only_one(folder: Path, name: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds `folder/.locks/name.lock` for this process; waits while another one holds it (`on_wait` is called once).
+
+    The operating system drops the lock when its process ends, however it ends, so there are no stale locks.
+    """
+    path = folder / ".locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if not _try_lock(file):
+            if on_wait is not None:
+                on_wait()
+            while not _try_lock(file):
+                time.sleep(0.1)
+        yield
+
+
+def read_pins(folder: Path) -> dict[str, Pin]:
+    """File name to Pin. Raises CheckpointError if lock.json was damaged."""
+    path = folder / LOCK_FILE
+    try:
+        return {name: Pin(**raw) for name, raw in json.loads(path.read_text(encoding="utf-8"))["files"].items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}: {error}); restore it, or delete it to forget the first hashes"
+        ) from error
+
+
+def pin(folder: Path, name: str, sha256: str, size_bytes: int, source: str) -> Pin:
+    """Remembers the hash of a file for good. Returns the pin, which is the older one if the file is pinned already."""
+    with only_one(folder, LOCK_FILE):
+        pins = read_pins(folder)
+        if name in pins:
+            return pins[name]
+        pins[name] = Pin(sha256, size_bytes, source, time.strftime("%Y-%m-%d", time.gmtime()))
+        document = {"schema": "dune.lock/1", "files": {key: asdict(pins[key]) for key in sorted(pins)}}
+        _replace(folder / LOCK_FILE, json.dumps(document, indent=1) + "\n")
+        return pins[name]
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+else:
+    import fcntl
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

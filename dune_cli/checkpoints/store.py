@@ -1,0 +1,142 @@
+"""Where weight files lie on this machine, and what to do about those that do not."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dune_cli.checkpoints import lock, registry
+from dune_cli.checkpoints.registry import Entry
+from dune_cli.errors import CheckpointError, UserError, WeightsMissing
+from dune_cli.provenance import sha256_of
+
+_SUFFIXES = {".pth", ".pt", ".safetensors", ".ckpt", ".bin"}
+
+
+@dataclass(frozen=True)
+class Located:
+    """A weight file on this machine; `entry` if it is a published one; `origin` says where it was found, in words."""
+
+    path: Path
+    entry: Entry | None
+    origin: str = "file"
+
+
+def weights_folder() -> Path:
+    """`$DUNE_WEIGHTS`, else `$XDG_CACHE_HOME/dune`, else `~/.cache/dune`. It need not exist."""
+    if own := os.environ.get("DUNE_WEIGHTS"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dune"
+
+
+def torch_hub_folders() -> tuple[Path, Path]:
+    """Where torch.hub keeps downloads: DUNE's own code in the first, DINOv2's in the second."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    checkpoints = Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser() / "hub" / "checkpoints"
+    return checkpoints / "dune", checkpoints
+
+
+def locate(name_or_path: str | Path) -> Located:
+    """The file behind a path, a registry name or a published file name.
+
+    Raises WeightsMissing (what to pull, size, licence) for published weights that are not here, UserError for what is
+    neither a name nor a file (with the nearest names).
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        entry = registry.find_file(path.name)
+        return Located(path, entry if entry is not None and _plausible(path, entry) else None)
+    text = str(name_or_path)
+    entry = registry.find(text) or registry.find_file(text)
+    if entry is not None:
+        found = find_present(entry)
+        if found is None:
+            raise missing(entry)
+        return found
+    if path.is_dir():
+        raise UserError(f"{text} is a folder; a weight file or a registry name is needed")
+    raise _unknown(text, path)
+
+
+def find_present(entry: Entry) -> Located | None:
+    """Where a published file lies: weights folder, converted there, torch.hub's folders, an installed package."""
+    return next(_candidates(entry), None)
+
+
+def missing(entry: Entry) -> WeightsMissing:
+    """The error for published weights that are not here: what to run, what it costs, under which licence."""
+    size = entry.size
+    if entry.package is not None:
+        size += f", out of a package of {registry.format_bytes(entry.package.download_bytes)}"
+    return WeightsMissing(
+        f"the weights {entry.name} ({entry.file}) are not on this machine; run 'dune weights pull {entry.name}' "
+        f"({size}; licence: {entry.licence}) or put the file into {weights_folder()}"
+    )
+
+
+def expected_sha256(located: Located) -> tuple[str, str] | None:
+    """The hash a file must have and who says so: the registry (which wins), or the lock file's first hash."""
+    entry = located.entry
+    if entry is not None and entry.sha256 is not None and located.path.name == entry.file:
+        return entry.sha256, "the registry"
+    if located.path.parent.resolve() != weights_folder().resolve():
+        return None
+    pin = lock.read_pins(weights_folder()).get(located.path.name)
+    return (pin.sha256, f"the first one seen, {pin.pinned}, in {lock.LOCK_FILE}") if pin is not None else None
+
+
+def check(located: Located, sha256: str) -> None:
+    """Raises CheckpointError if a file's hash is not the one pinned for it; passes where none is pinned."""
+    expected = expected_sha256(located)
+    if expected is not None and sha256 != expected[0]:
+        raise CheckpointError(
+            f"{located.path} was changed or damaged: its sha256 is {sha256}, {expected[1]} says {expected[0]}; "
+            "delete the file and fetch it again"
+        )
+
+
+def _candidates(entry: Entry) -> Iterator[Located]:
+    home = weights_folder()
+    places = [(home / entry.file, "weights folder"), (home / entry.converted_file, "weights folder, converted")]
+    places += [(folder / entry.file, "torch hub folder") for folder in torch_hub_folders()]
+    for path, origin in places:
+        if path.is_file() and _plausible(path, entry):
+            yield Located(path, entry, origin)
+    yield from _installed(entry)
+
+
+def _installed(entry: Entry) -> Iterator[Located]:
+    """The member of an installed package, which is not imported; another version's counts if its hash is the pinned."""
+    source = entry.package
+    if source is None:
+        return
+    try:
+        package = importlib.metadata.distribution(source.package)
+    except importlib.metadata.PackageNotFoundError:
+        return
+    path = Path(str(package.locate_file(source.member)))
+    if (
+        path.is_file()
+        and _plausible(path, entry)
+        and (package.version == source.version or sha256_of(path) == entry.sha256)
+    ):
+        yield Located(path, entry, f"package {source.package} {package.version}")
+
+
+def _plausible(path: Path, entry: Entry) -> bool:
+    """A namesake of another size is not the published file."""
+    return path.name != entry.file or not entry.size_is_exact or path.stat().st_size == entry.size_bytes
+
+
+def _unknown(text: str, path: Path) -> UserError:
+    names = [entry.name for entry in registry.all_entries()]
+    files = [entry.file for entry in registry.all_entries()]
+    near = difflib.get_close_matches(text, names, 3, 0.5)
+    near += [file for file in difflib.get_close_matches(path.name, files, 2, 0.6) if not near]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    what = "no such file" if path.suffix in _SUFFIXES or len(path.parts) > 1 else "neither a file nor a registry name"
+    return UserError(f"{text}: {what}; {hint}'dune weights list' shows the names")
