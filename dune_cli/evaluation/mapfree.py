@@ -1,0 +1,260 @@
+"""The Map-free relocalization benchmark: the official single-frame scores to the digit, quirks included.
+
+Source: Arnold et al., "Map-free Visual Relocalization: Metric Pose Relative to a Single Image", ECCV 2022, and the
+rules of its evaluation script: frames are keyed by the five digits before the ending; ground truth keeps every fifth
+entry in file order; K and the recall of the AUC are rounded to float32, all else is float64.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from dune_cli.console import note
+from dune_cli.errors import UserError
+from dune_cli.geometry.poses import rotation_from_quaternion
+
+EVERY_NTH_FRAME = 5  # of the single-frame track
+MAX_TRANSLATION_ERROR = 0.25  # metres
+MAX_ROTATION_ERROR_DEG = 5.0
+MAX_VCRE_PX = 90.0
+_FIELDS = "frame qw qx qy qz tx ty tz"
+
+
+@dataclass(frozen=True)
+class FramePose:
+    """A camera: unit quaternion (w, x, y, z) and centre (3) in metres, camera to world; `confidence` of an estimate."""
+
+    quaternion: np.ndarray
+    centre: np.ndarray
+    confidence: float = 0.0
+
+
+@dataclass(frozen=True)
+class FrameIntrinsics:
+    """Pinhole parameters (3, 3), rounded to float32 as the official script does."""
+
+    K: np.ndarray
+
+
+@dataclass(frozen=True)
+class SceneErrors:
+    """One scene: an entry per estimated frame, and how many ground-truth frames have no estimate."""
+
+    translation: np.ndarray  # metres
+    rotation_deg: np.ndarray
+    vcre_px: np.ndarray
+    confidence: np.ndarray
+    failures: int
+
+
+def read_poses(lines: Iterable[str], with_confidence: bool, where: str) -> dict[int, FramePose]:
+    """Poses keyed by frame number, in file order; a later line replaces an earlier one at its place.
+
+    Lines that are no pose (NaN, infinity, wrong number of fields, text for a number, zero quaternion) are skipped with
+    a note, as the official script does. A negative confidence raises UserError.
+    """
+    poses: dict[int, FramePose] = {}
+    for number, line in enumerate(lines, start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        fields = line.split(" ")
+        try:
+            key, values = _parse(fields, 9 if with_confidence else 8)
+        except ValueError as error:
+            note(f"{where}, line {number} is skipped: {error}")
+            continue
+        if with_confidence and values[7] < 0:
+            raise UserError(f"{where}, line {number}: confidence {values[7]} is negative; it must be 0 or more")
+        quaternion = np.array(values[:4]) / np.linalg.norm(values[:4])
+        centre = -rotation_from_quaternion(quaternion).T @ np.array(values[4:7])
+        inverse = quaternion * [1, -1, -1, -1]
+        poses[key] = FramePose(inverse, centre, values[7] if with_confidence else 0.0)
+    return poses
+
+
+def _parse(fields: list[str], count: int) -> tuple[int, list[float]]:
+    if len(fields) != count:
+        raise ValueError(f"{len(fields)} fields instead of {count} ({_FIELDS}{' confidence' if count == 9 else ''})")
+    values = [float(field) for field in fields[1:]]
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError("a value is not finite")
+    if np.linalg.norm(values[:4]) <= 1e-8:
+        raise ValueError("a zero quaternion is no rotation")
+    return _frame_number(fields[0]), values
+
+
+def _frame_number(name: str) -> int:
+    return int(name[-9:-4])
+
+
+def read_intrinsics(lines: Iterable[str], where: str) -> tuple[dict[int, FrameIntrinsics], int, int]:
+    """Intrinsics keyed by frame number, and width and height in pixels of the file's last line."""
+    intrinsics: dict[int, FrameIntrinsics] = {}
+    width = height = 0
+    for number, line in enumerate(lines, start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        fields = line.split()
+        try:
+            fx, fy, cx, cy = (float(field) for field in fields[1:5])
+            width, height = int(float(fields[5])), int(float(fields[6]))
+            K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float32)
+            intrinsics[_frame_number(fields[0])] = FrameIntrinsics(K.astype(np.float64))
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{where}, line {number}: expected 'frame fx fy cx cy W H', got {line!r}") from error
+    return intrinsics, width, height
+
+
+def virtual_points() -> np.ndarray:
+    """(196, 3) points in the query camera's frame: a 7 x 4 x 7 grid, 0.3 m apart, x and y centred, z from 1.8 m."""
+    x = (np.arange(7) - 3) * 0.3
+    y = (np.arange(4) - 1.5) * 0.3
+    z = 1.8 + np.arange(7) * 0.3
+    return np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def translation_error(estimate: FramePose, truth: FramePose) -> float:
+    """Distance of the camera centres, metres."""
+    return float(np.linalg.norm(estimate.centre - truth.centre))
+
+
+def rotation_error_deg(estimate: FramePose, truth: FramePose) -> float:
+    """2 asin of the vector part of q_est q_gt^-1, degrees."""
+    w1, v1 = estimate.quaternion[0], estimate.quaternion[1:]
+    w2, v2 = truth.quaternion[0], -truth.quaternion[1:]
+    vector = w1 * v2 + w2 * v1 + np.cross(v1, v2)
+    return float(np.degrees(2 * np.arcsin(min(np.linalg.norm(vector), 1.0))))
+
+
+def vcre_px(estimate: FramePose, truth: FramePose, K: np.ndarray, width: int, height: int) -> float:
+    """Virtual correspondence reprojection error: mean pixel distance of the virtual points, clamped to the image.
+
+    Points behind the estimated camera are divided by their negative depth and clamped, as the official script does.
+    """
+    points_cam = virtual_points()
+    points_world = points_cam @ rotation_from_quaternion(truth.quaternion).T + truth.centre
+    points_estimated = (points_world - estimate.centre) @ rotation_from_quaternion(estimate.quaternion)
+
+    def pixels(points: np.ndarray) -> np.ndarray:
+        image = points @ K.T
+        return np.clip(image[:, :2] / image[:, 2:], 0, [width, height])
+
+    return float(np.linalg.norm(pixels(points_cam) - pixels(points_estimated), axis=1).mean())
+
+
+def score_scene(folder: Path, estimates: dict[int, FramePose] | None) -> SceneErrors:
+    """Errors of one scene's estimates against `<folder>/poses.txt` and `intrinsics.txt`; None: the scene is absent."""
+    truth = read_poses(_lines(folder / "poses.txt"), with_confidence=False, where=str(folder / "poses.txt"))
+    if estimates is None:
+        return _no_estimates(failures=len(truth))
+    where = str(folder / "intrinsics.txt")
+    intrinsics, width, height = read_intrinsics(_lines(folder / "intrinsics.txt"), where)
+    rows = []
+    failures = 0
+    for frame, true_pose in list(truth.items())[::EVERY_NTH_FRAME]:
+        if frame not in estimates:
+            failures += 1
+            continue
+        if frame not in intrinsics:
+            raise UserError(f"{where}: no intrinsics for frame {frame:05d}, which poses.txt has")
+        pose = estimates[frame]
+        vcre = vcre_px(pose, true_pose, intrinsics[frame].K, width, height)
+        rows.append((translation_error(pose, true_pose), rotation_error_deg(pose, true_pose), vcre, pose.confidence))
+    if not rows:
+        return _no_estimates(failures)
+    return SceneErrors(*np.array(rows, dtype=np.float64).T, failures)
+
+
+def _no_estimates(failures: int) -> SceneErrors:
+    nothing = np.empty(0)
+    return SceneErrors(nothing, nothing, nothing, nothing, failures)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def average_precision(correct: np.ndarray, confidence: np.ndarray, failures: int) -> float:
+    """Area under precision over recall as the confidence threshold falls; recall is rounded to float32.
+
+    correct (N) bool and confidence (N) of the estimates; `failures` frames without one count in the recall.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    correct, confidence = correct[order], confidence[order]
+    last_of_value = np.append(confidence[1:] != confidence[:-1], True)
+    so_far = np.flatnonzero(last_of_value) + 1
+    precision = np.cumsum(correct)[last_of_value] / so_far
+    recall = (so_far / (len(correct) + failures)).astype(np.float32).astype(np.float64)
+    return float((np.diff(recall, prepend=0.0) * precision).sum())
+
+
+def aggregate(scenes: list[SceneErrors]) -> dict[str, float]:
+    """The official table over scenes. Raises UserError where no scene has an estimate."""
+    scored = [scene for scene in scenes if len(scene.translation)]
+    if not scored:
+        raise UserError("the submission has no estimate for any frame of this split; is it the right split?")
+    failures = sum(scene.failures for scene in scenes)
+    translation, rotation, vcre, confidence = (
+        np.concatenate([getattr(scene, name) for scene in scored])
+        for name in ("translation", "rotation_deg", "vcre_px", "confidence")
+    )
+    total = len(translation) + failures
+    pose_ok = (translation < MAX_TRANSLATION_ERROR) & (rotation < MAX_ROTATION_ERROR_DEG)
+    vcre_ok = vcre < MAX_VCRE_PX
+
+    def median(name: str) -> float:
+        return float(np.mean([np.median(getattr(scene, name)) for scene in scored]))
+
+    return {
+        "Average Median Translation Error": median("translation"),
+        "Average Median Rotation Error": median("rotation_deg"),
+        "Average Median Reprojection Error": median("vcre_px"),
+        "Precision @ Pose Error < (25.0cm, 5deg)": float(pose_ok.sum() / total),
+        "AUC @ Pose Error < (25.0cm, 5deg)": average_precision(pose_ok, confidence, failures),
+        "Precision @ VCRE < 90px": float(vcre_ok.sum() / total),
+        "AUC @ VCRE < 90px": average_precision(vcre_ok, confidence, failures),
+        "Estimates for % of frames": len(translation) / total,
+    }
+
+
+def read_submission(path: Path) -> dict[str, dict[int, FramePose]]:
+    """Estimates by scene from a ZIP of `pose_<scene>.txt` files at its root; other members are named in a note.
+
+    Raises UserError for a file that is no ZIP, is damaged, or has member names that climb out of it.
+    """
+    estimates = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+                    raise UserError(f"{path}: refused, the member name {name!r} points out of the archive")
+                if "/" in name or not (name.startswith("pose_") and name.endswith(".txt")):
+                    note(f"{path}: ignoring {name!r} (expected pose_<scene>.txt at the root)")
+                    continue
+                lines = archive.read(name).decode("utf-8").splitlines()
+                estimates[name[len("pose_") : -len(".txt")]] = read_poses(lines, True, where=f"{path}:{name}")
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"cannot read {path} as a submission ZIP: {error}") from error
+    return estimates
+
+
+def score(split_folder: Path, submission: Path) -> dict[str, float]:
+    """Official scores of a submission ZIP against `<root>/<split>`, a folder of scenes with `poses.txt`."""
+    scenes = sorted(path.parent for path in split_folder.glob("*/poses.txt"))
+    if not scenes:
+        raise UserError(f"{split_folder} holds no scene (a folder with poses.txt); give <root> and --split train|val")
+    estimates = read_submission(submission)
+    for scene in sorted(set(estimates) - {folder.name for folder in scenes}):
+        note(f"{submission}: the scene {scene} is not in {split_folder}; ignored")
+    return aggregate([score_scene(folder, estimates.get(folder.name)) for folder in scenes])
