@@ -1,0 +1,236 @@
+"""Two calibrated views: essential matrix, relative pose from matches, and the errors of a pose. NumPy, float64.
+
+Pixel points are (x, y) with pixel centres at integers. `cam2_from_cam1` maps camera-1 points to camera 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dune_cli.geometry import poses
+
+MIN_MATCHES = 8  # five fix a pose; below eight nothing is left to check it with
+
+
+@dataclass(frozen=True)
+class RelativePose:
+    """`cam2_from_cam1` (4, 4) with a translation of length 1, and which matches agree with it, `inliers` (M,) bool."""
+
+    cam2_from_cam1: np.ndarray
+    inliers: np.ndarray
+
+
+def cross_matrix(vector: np.ndarray) -> np.ndarray:
+    """(..., 3) -> (..., 3, 3) with cross_matrix(a) @ b = a x b."""
+    x, y, z = np.moveaxis(np.asarray(vector, dtype=np.float64), -1, 0)
+    zero = np.zeros_like(x)
+    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
+
+
+def essential_from_pose(cam2_from_cam1: np.ndarray) -> np.ndarray:
+    """E (..., 3, 3) = [t]x R of poses (..., 4, 4): x2' E x1 = 0 for normalised image points x1, x2."""
+    pose = np.asarray(cam2_from_cam1, dtype=np.float64)
+    return cross_matrix(pose[..., :3, 3]) @ pose[..., :3, :3]
+
+
+def normalised_points(points: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Pixels (..., M, 2) seen by K (..., 3, 3) as homogeneous points (..., M, 3) on the plane z = 1."""
+    return _homogeneous(points) @ np.swapaxes(np.linalg.inv(np.asarray(K, dtype=np.float64)), -1, -2)
+
+
+def sampson_error_px(
+    points1: np.ndarray, points2: np.ndarray, K1: np.ndarray, K2: np.ndarray, cam2_from_cam1: np.ndarray
+) -> np.ndarray:
+    """Sampson distance (..., M) in pixels of matches (..., M, 2) to a pose's epipolar geometry.
+
+    To first order how far the two points of a match must move, both together, to satisfy it (Hartley and Zisserman,
+    section 11.4.3); the images' different focal lengths are respected, because it is measured in their own pixels.
+    """
+    return np.abs(_sampson(points1, points2, fundamental_from_pose(cam2_from_cam1, K1, K2))[0])
+
+
+def fundamental_from_pose(cam2_from_cam1: np.ndarray, K1: np.ndarray, K2: np.ndarray) -> np.ndarray:
+    """F (..., 3, 3) with p2' F p1 = 0 for homogeneous pixels."""
+    inverse1, inverse2 = (np.linalg.inv(np.asarray(K, dtype=np.float64)) for K in (K1, K2))
+    return np.swapaxes(inverse2, -1, -2) @ essential_from_pose(cam2_from_cam1) @ inverse1
+
+
+def rotation_error(R_a: np.ndarray, R_b: np.ndarray) -> np.ndarray:
+    """Angle (...) in radians between rotations (..., 3, 3), exact near 0 and near pi."""
+    return poses.rotation_angle(np.swapaxes(np.asarray(R_a, dtype=np.float64), -1, -2) @ np.asarray(R_b))
+
+
+def direction_error(t_a: np.ndarray, t_b: np.ndarray) -> np.ndarray:
+    """Angle (...) in radians between directions (..., 3), exact near 0 and near pi; pi where one has no length."""
+    lengthless = (np.linalg.norm(t_a, axis=-1) == 0) | (np.linalg.norm(t_b, axis=-1) == 0)
+    return np.where(lengthless, np.pi, poses.vector_angle(t_a, t_b))
+
+
+def pose_error(estimate: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rotation and translation-direction error (...), radians, of poses (..., 4, 4)."""
+    estimate, truth = np.asarray(estimate), np.asarray(truth)
+    rotation = rotation_error(estimate[..., :3, :3], truth[..., :3, :3])
+    return rotation, direction_error(estimate[..., :3, 3], truth[..., :3, 3])
+
+
+def estimate_relative_pose(
+    points1: np.ndarray,
+    points2: np.ndarray,
+    K1: np.ndarray,
+    K2: np.ndarray,
+    threshold_px: float | tuple[float, float] = 1.0,
+    seed: int = 0,
+) -> RelativePose | None:
+    """Relative pose of two calibrated views from matches (M, 2) in pixels, some of them wrong.
+
+    MAGSAC (OpenCV's USAC; Barath et al. 2019) on normalised points, the pose with the most inliers in front of both
+    cameras, then a robust non-linear refinement. `threshold_px`: Sampson distance up to which a match counts as an
+    inlier, one number or one per image (where the images' pixels are matched at different scales). Deterministic.
+
+    Returns None with fewer than 8 matches, or where no pose has 8 inliers. Raises ValueError for wrong shapes.
+    """
+    points1, points2 = (np.ascontiguousarray(p, dtype=np.float64) for p in (points1, points2))
+    if points1.ndim != 2 or points1.shape[-1] != 2 or points1.shape != points2.shape:
+        raise ValueError(f"matches must be two arrays (M, 2), not {points1.shape} and {points2.shape}")
+    thresholds = np.broadcast_to(np.asarray(threshold_px, dtype=np.float64), (2,))
+    if not (np.isfinite(thresholds).all() and thresholds.min() > 0):
+        raise ValueError(f"the inlier threshold must be positive, not {threshold_px}")
+    K1, K2 = np.asarray(K1, dtype=np.float64), np.asarray(K2, dtype=np.float64)
+    if len(points1) < MIN_MATCHES:
+        return None
+    # in units of each image's threshold an inlier's distance is 1, and both images weigh alike
+    scale1, scale2 = (np.diag([1 / t, 1 / t, 1.0]) for t in thresholds)
+    points1, points2, K1, K2 = points1 / thresholds[0], points2 / thresholds[1], scale1 @ K1, scale2 @ K2
+    candidates = _essential_magsac(points1, points2, K1, K2, seed)
+    best = None
+    for E in candidates:
+        inliers = np.abs(_sampson(points1, points2, np.linalg.inv(K2).T @ E @ np.linalg.inv(K1))[0]) <= 1
+        if inliers.sum() < MIN_MATCHES:
+            continue
+        pose, in_front = _pose_in_front(E, normalised_points(points1, K1), normalised_points(points2, K2), inliers)
+        if best is None or in_front > best[1]:
+            best = pose, in_front
+    if best is None or best[1] < MIN_MATCHES:
+        return None
+    pose = _refine(best[0], points1, points2, K1, K2)
+    inliers = sampson_error_px(points1, points2, K1, K2, pose) <= 1
+    inliers &= _in_front(pose, normalised_points(points1, K1), normalised_points(points2, K2))
+    if inliers.sum() < MIN_MATCHES:
+        return None
+    return RelativePose(pose, inliers)
+
+
+def _essential_magsac(
+    points1: np.ndarray, points2: np.ndarray, K1: np.ndarray, K2: np.ndarray, seed: int
+) -> list[np.ndarray]:
+    import cv2
+
+    # one Sampson threshold on the normalised plane that equals 1 where both epipolar gradients are alike
+    focal1, focal2 = (np.sqrt(abs(K[0, 0] * K[1, 1])) for K in (K1, K2))
+    params = cv2.UsacParams()
+    params.threshold = float(np.sqrt((focal1**-2 + focal2**-2) / 2))
+    params.confidence = 0.9999
+    params.maxIterations = 10_000
+    params.randomGeneratorState = seed
+    params.score = cv2.SCORE_METHOD_MAGSAC
+    params.loMethod = cv2.LOCAL_OPTIM_SIGMA
+    params.final_polisher = cv2.MAGSAC
+    normalised1, normalised2 = normalised_points(points1, K1)[:, :2], normalised_points(points2, K2)[:, :2]
+    eye = np.eye(3)
+    try:
+        E, _ = cv2.findEssentialMat(normalised1, normalised2, eye, eye, None, None, params)
+    except cv2.error:  # a degenerate set (all points alike) makes some OpenCV versions throw instead of giving none
+        return []
+    if E is None or E.size == 0 or E.shape[0] % 3 or not np.isfinite(E).all():
+        return []
+    return [E[i : i + 3] for i in range(0, len(E), 3)]
+
+
+def _pose_in_front(E: np.ndarray, rays1: np.ndarray, rays2: np.ndarray, use: np.ndarray) -> tuple[np.ndarray, int]:
+    """The one of E's four poses with the most points of `use` in front of both cameras, and their number."""
+    U, _, Vt = np.linalg.svd(E)
+    U, Vt = U * np.sign(np.linalg.det(U)), Vt * np.sign(np.linalg.det(Vt))
+    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    best = np.eye(4), -1
+    for R in (U @ turn @ Vt, U @ turn.T @ Vt):
+        for t in (U[:, 2], -U[:, 2]):
+            pose = poses.from_rotation_translation(R, t)
+            count = int(_in_front(pose, rays1[use], rays2[use]).sum())
+            if count > best[1]:
+                best = pose, count
+    return best
+
+
+def _in_front(pose: np.ndarray, rays1: np.ndarray, rays2: np.ndarray) -> np.ndarray:
+    """Whether the rays' nearest points lie in front of both cameras (M,) bool (least squares of z2 x2 = z1 R x1 + t)."""
+    turned, t = rays1 @ pose[:3, :3].T, pose[:3, 3]
+    aa, bb, ab = (turned**2).sum(1), (rays2**2).sum(1), (turned * rays2).sum(1)
+    at, bt = turned @ t, rays2 @ t
+    return (ab * bt - bb * at > 0) & (aa * bt - ab * at > 0)
+
+
+def _refine(
+    pose: np.ndarray, points1: np.ndarray, points2: np.ndarray, K1: np.ndarray, K2: np.ndarray, iterations: int = 20
+) -> np.ndarray:
+    """Levenberg-Marquardt on the Sampson distances under a Cauchy loss of scale 1/2 (points in units of thresholds).
+
+    Five parameters: a rotation before the pose's own, and a turn of the unit translation in its tangent plane.
+    """
+    inverse1, inverse2t = np.linalg.inv(K1), np.linalg.inv(K2).T
+    near = np.abs(_sampson(points1, points2, inverse2t @ essential_from_pose(pose) @ inverse1)[0]) <= 3
+    points1, points2 = points1[near], points2[near]
+    generators = cross_matrix(np.eye(3))
+    damping = 1e-4
+    residual, _ = _sampson(points1, points2, inverse2t @ essential_from_pose(pose) @ inverse1)
+    cost = np.log1p((2 * residual) ** 2).sum()
+    for _ in range(iterations):
+        R, t = pose[:3, :3], pose[:3, 3]
+        tangent = np.linalg.svd(t[None])[2][1:]
+        E = essential_from_pose(pose)
+        dE = np.concatenate([cross_matrix(t) @ generators @ R, cross_matrix(tangent) @ R])
+        residual, jacobian = _sampson(points1, points2, inverse2t @ E @ inverse1, inverse2t @ dE @ inverse1)
+        weight = 1 / (1 + (2 * residual) ** 2)
+        normal = (jacobian * weight[:, None]).T @ jacobian
+        gradient = jacobian.T @ (weight * residual)
+        while damping < 1e6:
+            step = -np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-12), gradient)
+            moved_t = t + step[3:] @ tangent
+            moved = poses.from_rotation_translation(
+                poses.rotation_from_rotvec(step[:3]) @ R, moved_t / np.linalg.norm(moved_t)
+            )
+            trial, _ = _sampson(points1, points2, inverse2t @ essential_from_pose(moved) @ inverse1)
+            moved_cost = np.log1p((2 * trial) ** 2).sum()
+            if moved_cost < cost:
+                break
+            damping *= 10
+        else:
+            break
+        small = cost - moved_cost < 1e-9 * cost
+        pose, cost, damping = moved, moved_cost, max(damping / 10, 1e-9)
+        if small:
+            break
+    return pose
+
+
+def _sampson(
+    points1: np.ndarray, points2: np.ndarray, F: np.ndarray, dF: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Signed Sampson distances (..., M), and their derivatives (M, P) along changes dF (P, 3, 3) of F."""
+    x1, x2 = _homogeneous(points1), _homogeneous(points2)
+    line2, line1 = x1 @ np.swapaxes(F, -1, -2), x2 @ F
+    value = (x2 * line2).sum(-1)
+    square = (line2[..., :2] ** 2).sum(-1) + (line1[..., :2] ** 2).sum(-1)
+    length = np.sqrt(np.maximum(square, np.finfo(np.float64).tiny))
+    if dF is None:
+        return value / length, None
+    dline2, dline1 = x1 @ np.swapaxes(dF, -1, -2), x2 @ dF  # (P, M, 3)
+    dvalue = (x2 * dline2).sum(-1)
+    dlength = ((line2 * dline2)[..., :2].sum(-1) + (line1 * dline1)[..., :2].sum(-1)) / length
+    return value / length, ((dvalue - value / length * dlength) / length).T
+
+
+def _homogeneous(points: np.ndarray) -> np.ndarray:
+    points = np.asarray(points, dtype=np.float64)
+    return np.concatenate([points, np.ones_like(points[..., :1])], axis=-1)

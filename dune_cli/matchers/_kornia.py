@@ -1,0 +1,116 @@
+"""What the network matchers share: kornia's classes (Apache-2.0) filled with weight files that `checkpoints` opens."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dune_cli.errors import CheckpointError, DuneError, PackageMissing
+from dune_cli.matchers.base import Availability, FeatureMatcher, Features
+from dune_cli.provenance import Source
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+CURE = "pip install 'dune-cli[matchers]'"
+
+
+def availability(weights: Iterable[str]) -> Availability:
+    """Whether kornia and the named weights are here. Imports neither kornia nor torch."""
+    from dune_cli.checkpoints import store
+
+    if importlib.util.find_spec("kornia") is None:
+        return Availability(False, "the package kornia is not installed", CURE)
+    for name in weights:
+        try:
+            store.locate(name)
+        except DuneError as error:
+            return Availability(False, " ".join(str(error).split()), f"dune weights pull {name}")
+    return Availability(True)
+
+
+def require(module: str) -> Any:
+    """A module of kornia. PackageMissing says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PackageMissing(f"this matcher needs the package kornia ({error}); install it: {CURE}") from error
+
+
+def open_weights(name: str) -> tuple[Mapping[str, torch.Tensor], Source]:
+    """The state dict of a registry name, and where it is from."""
+    from dune_cli.checkpoints import files, store
+
+    located = store.locate(name)
+    file = files.read_weights(located.path)
+    licence = located.entry.licence if located.entry else "unknown"
+    return file.tree, Source(name, file.sha256, licence)
+
+
+def fill(
+    module: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    what: str,
+    own_buffers: Iterable[str] = (),
+    dropped: Iterable[str] = (),
+) -> nn.Module:
+    """Loads `state`, strictly but for the module's `own_buffers` and the file's `dropped` key prefixes."""
+    kept = {key: value for key, value in state.items() if not key.startswith(tuple(dropped))}
+    try:
+        missing, unexpected = module.load_state_dict(kept, strict=False)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"the file of {what} does not fit: {' '.join(str(error).split())[:300]}") from error
+    missing = [key for key in missing if key not in set(own_buffers)]
+    if missing or unexpected:
+        raise CheckpointError(f"the file of {what} does not fit: missing keys {missing}, unexpected keys {unexpected}")
+    return module.eval()
+
+
+def light_glue(features: str, state: Mapping[str, torch.Tensor], what: str) -> nn.Module:
+    """LightGlue (Lindenberger et al. 2023) for `features` ("aliked" or "xfeat") from a published state dict."""
+    LightGlue = require("kornia.feature").LightGlue
+    options = {key: value for key, value in LightGlue.features[features].items() if key != "weights"}
+    module = LightGlue(features=None, weights=None, **options)
+    renamed = {}
+    for key, value in state.items():
+        key = key.removeprefix("matcher.")
+        for attention in ("self_attn", "cross_attn"):
+            if key.startswith(f"{attention}."):
+                _, layer, rest = key.split(".", 2)
+                key = f"transformers.{layer}.{attention}.{rest}"
+        renamed[key] = value
+    return fill(module, renamed, what, own_buffers=["confidence_thresholds"], dropped=["extractor."])
+
+
+class LightGlueMatcher(FeatureMatcher):
+    """A keypoint network and LightGlue. Descriptors are (N, C) float32 tensors on the matcher's device."""
+
+    device: torch.device
+    glue: nn.Module
+
+    def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        import torch
+
+        data = {}
+        for key, features in (("image0", features1), ("image1", features2)):
+            height, width = features.photo.rgb.shape[:2]
+            data[key] = {
+                "keypoints": torch.from_numpy(features.points).to(self.device, torch.float32)[None],
+                "descriptors": features.descriptors[None],
+                "image_size": torch.tensor([[width, height]], device=self.device),
+            }
+        with torch.inference_mode():
+            found = self.glue(data)
+        pairs = found["matches"][0].cpu().numpy()
+        return pairs[:, 0], pairs[:, 1], found["scores"][0].float().cpu().numpy().clip(0, 1)
+
+    def _tensor(self, rgb: np.ndarray) -> torch.Tensor:
+        """(1, 3, h, w) float32 in [0, 1] on the device."""
+        import torch
+
+        return torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].float() / 255

@@ -1,0 +1,52 @@
+"""ALIKED-n16 keypoints (Zhao et al. 2023) matched by LightGlue: the most accurate of the matchers, and the slowest."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dune_cli.matchers import _kornia
+from dune_cli.matchers.base import Availability, Matcher
+from dune_cli.runtime import pick_device
+
+NAME = "aliked-lightglue"
+WEIGHTS = ("aliked-n16", "aliked-lightglue")
+MEASURED_AUC10 = 0.57
+
+
+class AlikedLightGlue(_kornia.LightGlueMatcher):
+    """kornia's ALIKED and LightGlue with the published weights."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        device: str = "auto",
+        working_size_px: int = 896,
+        max_keypoints: int = 2048,
+        detection_threshold: float = 0.01,
+    ) -> None:
+        self.device = pick_device(device)
+        self.working_size_px = working_size_px
+        aliked = _kornia.require("kornia.feature").ALIKED(
+            model_name="aliked-n16", max_num_keypoints=max_keypoints, detection_threshold=detection_threshold
+        )
+        state, self.source = _kornia.open_weights("aliked-n16")
+        self.aliked = _kornia.fill(aliked, state, "aliked-n16", own_buffers=["dkd.hw_grid"]).to(self.device)
+        state, _ = _kornia.open_weights("aliked-lightglue")
+        self.glue = _kornia.light_glue("aliked", state, "aliked-lightglue").to(self.device)
+
+    def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, object]:
+        import torch
+
+        with torch.inference_mode():
+            found = self.aliked(self._tensor(rgb))[0]
+        return found.keypoints.cpu().numpy().astype(np.float64), found.descriptors
+
+
+def availability() -> Availability:
+    """Needs kornia and two weight files."""
+    return _kornia.availability(WEIGHTS)
+
+
+def build(device: str, dtype: str, model: str | None, encoder: str | None) -> Matcher:
+    return AlikedLightGlue(device)

@@ -1,0 +1,137 @@
+"""What a matcher is: two photos in, pixel correspondences with scores out, at the size it was found to work best at."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dune_cli.provenance import Source
+
+
+@dataclass(frozen=True)
+class Matches:
+    """M correspondences between two photos.
+
+    points1, points2 (M, 2) float64: pixels (x, y) of the original photos, pixel centres at integers. scores (M,)
+    float32 in [0, 1]. keypoints1, keypoints2: how many keypoints (or pixels) were compared. pixel_size1, pixel_size2:
+    how many original pixels one pixel of the matched image spans, the unit in which a match is accurate.
+    """
+
+    points1: np.ndarray
+    points2: np.ndarray
+    scores: np.ndarray
+    keypoints1: int
+    keypoints2: int
+    pixel_size1: float
+    pixel_size2: float
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A photo at a matcher's size: `rgb` (h, w, 3) uint8, and original pixels per pixel of it, (x, y)."""
+
+    rgb: np.ndarray
+    original_per_pixel: tuple[float, float]
+
+    @property
+    def pixel_size(self) -> float:
+        return float(np.sqrt(np.prod(self.original_per_pixel)))
+
+    def to_original(self, points: np.ndarray) -> np.ndarray:
+        """Pixels (M, 2) of `rgb` as float64 pixels of the original photo."""
+        return (np.asarray(points, dtype=np.float64) + 0.5) * np.asarray(self.original_per_pixel) - 0.5
+
+
+@dataclass(frozen=True)
+class Features:
+    """Keypoints of one photo. points (N, 2) in pixels of `photo.rgb`; `descriptors` is the matcher's own business."""
+
+    photo: Resized
+    points: np.ndarray
+    descriptors: Any
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a matcher can run here; if not, `why`, and the command that cures it."""
+
+    ready: bool
+    why: str = ""
+    cure: str = ""
+
+
+class Matcher(ABC):
+    """Base of all matchers."""
+
+    name: str
+    working_size_px: int
+    source: Source
+
+    @abstractmethod
+    def match(self, rgb1: np.ndarray, rgb2: np.ndarray) -> Matches:
+        """Matches of two photos (H, W, 3) uint8 at their original resolution."""
+
+
+class FeatureMatcher(Matcher):
+    """A matcher that first looks at each photo alone, so that many pairs can share the work."""
+
+    side_multiple: int = 1
+
+    def match(self, rgb1: np.ndarray, rgb2: np.ndarray) -> Matches:
+        return self.match_features(self.extract(rgb1), self.extract(rgb2))
+
+    def extract(self, rgb: np.ndarray) -> Features:
+        """Keypoints of a photo (H, W, 3) uint8 of any size."""
+        photo = resize(rgb, self.working_size_px, self.side_multiple)
+        points, descriptors = self._detect(photo.rgb)
+        return Features(photo, points, descriptors)
+
+    def match_features(self, features1: Features, features2: Features) -> Matches:
+        """Matches of two photos' keypoints."""
+        count1, count2 = len(features1.points), len(features2.points)
+        if min(count1, count2) == 0:
+            index1 = index2 = np.zeros(0, dtype=np.int64)
+            scores = np.zeros(0, dtype=np.float32)
+        else:
+            index1, index2, scores = self._compare(features1, features2)
+        return Matches(
+            features1.photo.to_original(features1.points[index1]),
+            features2.photo.to_original(features2.points[index2]),
+            scores.astype(np.float32),
+            count1,
+            count2,
+            features1.photo.pixel_size,
+            features2.photo.pixel_size,
+        )
+
+    @abstractmethod
+    def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Keypoints (N, 2) in pixels, centres at integers, of rgb (h, w, 3) uint8, and their descriptors."""
+
+    @abstractmethod
+    def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """index1, index2, scores (M,) of the matches; neither image is without keypoints."""
+
+
+def resize(rgb: np.ndarray, long_side_px: int, side_multiple: int = 1) -> Resized:
+    """A photo (H, W, 3) uint8 with its long side at `long_side_px`: enlarged bicubically or reduced by area.
+
+    Both sides are rounded to multiples of `side_multiple`; the two scales are kept apart, so no bias arises.
+    """
+    import cv2
+
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or min(rgb.shape) == 0:
+        raise ValueError(f"a photo must be (H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
+    height, width = rgb.shape[:2]
+    scale = long_side_px / max(height, width)
+    new_width, new_height = (
+        max(1, round(side * scale / side_multiple)) * side_multiple for side in (width, height)
+    )
+    if (new_width, new_height) == (width, height):
+        return Resized(np.ascontiguousarray(rgb), (1.0, 1.0))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    resized = cv2.resize(rgb, (new_width, new_height), interpolation=interpolation)
+    return Resized(resized, (width / new_width, height / new_height))

@@ -1,0 +1,74 @@
+"""SIFT (Lowe 2004) with RootSIFT descriptors (Arandjelovic and Zisserman 2012), ratio and mutual test. No weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dune_cli.matchers.base import Availability, FeatureMatcher, Features, Matcher
+from dune_cli.provenance import Source
+
+NAME = "sift"
+MEASURED_AUC10 = 0.10
+
+
+class Sift(FeatureMatcher):
+    """OpenCV's SIFT."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        working_size_px: int = 1024,
+        max_keypoints: int = 8192,
+        contrast_threshold: float = 0.02,
+        ratio: float = 0.85,
+    ) -> None:
+        import cv2
+
+        self.working_size_px = working_size_px
+        self.ratio = ratio
+        self.source = Source("OpenCV SIFT", licence="Apache-2.0")
+        self._sift = cv2.SIFT_create(max_keypoints, contrastThreshold=contrast_threshold)
+
+    def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import cv2
+
+        keypoints, descriptors = self._sift.detectAndCompute(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), None)
+        if not keypoints:
+            return np.zeros((0, 2)), np.zeros((0, 128), dtype=np.float32)
+        root = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-12))
+        return cv2.KeyPoint.convert(keypoints).astype(np.float64), root
+
+    def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        to2, ratio1 = _two_nearest(features1.descriptors, features2.descriptors)
+        to1, ratio2 = _two_nearest(features2.descriptors, features1.descriptors)
+        index1 = np.arange(len(to2))
+        ratio = np.maximum(ratio1, ratio2[to2])
+        keep = (to1[to2] == index1) & (ratio < self.ratio)
+        return index1[keep], to2[keep], 1 - ratio[keep]
+
+
+def _two_nearest(queries: np.ndarray, database: np.ndarray, rows: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest neighbour (N,) of unit descriptors (N, C), and its distance over the second nearest one's."""
+    nearest = np.empty(len(queries), dtype=np.int64)
+    ratio = np.ones(len(queries), dtype=np.float32)
+    for start in range(0, len(queries), rows):
+        cosine = queries[start : start + rows] @ database.T
+        row = np.arange(len(cosine))
+        best = cosine.argmax(axis=1)
+        nearest[start : start + rows] = best
+        first = cosine[row, best].copy()
+        cosine[row, best] = -np.inf
+        second = cosine.max(axis=1)
+        gap = np.sqrt(np.maximum(2 - 2 * second, 1e-12)), np.sqrt(np.maximum(2 - 2 * first, 0))
+        ratio[start : start + rows] = gap[1] / gap[0]
+    return nearest, ratio
+
+
+def availability() -> Availability:
+    """Always ready: OpenCV is a dependency."""
+    return Availability(ready=True)
+
+
+def build(device: str, dtype: str, model: str | None, encoder: str | None) -> Matcher:
+    return Sift()
