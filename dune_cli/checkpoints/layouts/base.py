@@ -1,0 +1,106 @@
+"""What the adapters share: the description of a file, its state dict, sizes read off its shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from dune_cli.checkpoints.keymap import KeyMap, unwrapped
+from dune_cli.errors import CheckpointError
+
+Kind = Literal["encoder", "two-view", "matcher", "head", "unknown"]
+CONTAINERS = ("model", "state_dict")
+SIZES = {384: "S", 768: "B", 1024: "L", 1536: "g"}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a weight file is. `parameters` counts the values that the network uses; `patch`, `width` 0 if unknown."""
+
+    layout: str
+    kind: Kind
+    architecture: str
+    teachers: tuple[str, ...]
+    patch: int
+    width: int
+    parameters: int
+    notes: tuple[str, ...] = ()
+
+
+def state_dict_of(tree: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The state dict inside a file's tree, without wrapper prefixes; empty if there is none.
+
+    It is the value of `model` or `state_dict`, or the tree itself.
+    """
+    for name in CONTAINERS:
+        if isinstance(tree.get(name), Mapping):
+            return _tensors(tree[name])
+    return _tensors(tree)
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return unwrapped({key: value for key, value in state.items() if isinstance(value, torch.Tensor)})
+
+
+def field(arguments: Any, name: str) -> Any:
+    """`name` out of a checkpoint's arguments, a Namespace or a dictionary; None if absent."""
+    if isinstance(arguments, Mapping):
+        return arguments.get(name)
+    return getattr(arguments, name, None)
+
+
+def count(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Number of values."""
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+class Shapes:
+    """The shapes of a state dict in our names; asking for what is not there is a CheckpointError."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], keymap: KeyMap, what: str) -> None:
+        self._tensors, self._keymap, self._what = tensors, keymap, what
+
+    def of(self, key: str, rank: int) -> tuple[int, ...]:
+        """The shape of `key`, which has `rank` sides, none of them 0."""
+        name = self._keymap.published(key)
+        if key not in self._tensors:
+            raise CheckpointError(f"the file does not fit {self._what}: {name} is missing")
+        shape = tuple(self._tensors[key].shape)
+        if len(shape) != rank or 0 in shape:
+            raise CheckpointError(f"the file does not fit {self._what}: {name} has the shape {shape}")
+        return shape
+
+    def has(self, prefix: str) -> bool:
+        """Whether a key starts with `prefix`."""
+        return any(key.startswith(prefix) for key in self._tensors)
+
+    def depth(self, prefix: str) -> int:
+        """How many numbered parts follow `prefix` ("vit.blocks.")."""
+        return len(set(self.parts(prefix)))
+
+    def parts(self, prefix: str) -> list[str]:
+        """The path parts that follow `prefix`, in the file's order."""
+        cut = len(prefix)
+        return list(dict.fromkeys(key[cut:].partition(".")[0] for key in self._tensors if key.startswith(prefix)))
+
+
+def heads_of(width: int, stated: Any, what: str) -> int:
+    """The number of attention heads: stated by the file, else one per 64 channels (true of ViT-S, -B, -L)."""
+    heads = stated if isinstance(stated, int) and not isinstance(stated, bool) else width // 64
+    if heads < 1 or width % heads:
+        raise CheckpointError(f"{what}: width {width} cannot be shared by {heads} attention heads")
+    return heads
+
+
+def vit_name(width: int, patch: int) -> str:
+    """ "ViT-S/14" and so on."""
+    return f"ViT-{SIZES[width]}/{patch}" if width in SIZES else f"ViT of width {width}, patch {patch}"
+
+
+def without(tensors: Mapping[str, torch.Tensor], prefixes: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The tensors whose keys start with none of `prefixes`."""
+    unwanted = tuple(prefixes)
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(unwanted)}

@@ -1,0 +1,46 @@
+"""Our own safetensors files: the official names, and in the header which layout they were and what it had to say.
+
+Header strings: `dune.layout` (the adapter's name), `dune.facts` (JSON of what the shapes do not tell), and what the
+converter adds (`dune.licence`, ...).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dune_cli.checkpoints.layouts import base, dinov2, dune, dune_mast3r, mast3r
+from dune_cli.errors import CheckpointError
+
+NAME = "native"
+LAYOUT, FACTS = "dune.layout", "dune.facts"
+PUBLISHED = {adapter.NAME: adapter for adapter in (dune, dinov2, mast3r, dune_mast3r)}
+
+
+def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
+    return metadata.get(LAYOUT) in PUBLISHED
+
+
+def published(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
+    """The adapter of the layout that the file was made from, and the tree as that layout has it."""
+    adapter = PUBLISHED[metadata[LAYOUT]]
+    try:
+        facts = json.loads(metadata.get(FACTS, "{}"))
+    except ValueError as error:
+        raise CheckpointError(f"the safetensors header's {FACTS} is no JSON") from error
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"the safetensors header's {FACTS} is no JSON object")
+    return adapter, adapter.restore(dict(tree), facts)
+
+
+def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> base.Description:
+    adapter, inner = published(tree, metadata)
+    found = adapter.describe(inner, {})
+    return replace(found, notes=(*found.notes, "converted to safetensors by dune"))
+
+
+def header(adapter: Any, facts: Mapping[str, str]) -> dict[str, str]:
+    """The header strings for a file of `adapter`'s layout."""
+    return {LAYOUT: adapter.NAME, FACTS: json.dumps(dict(facts))}

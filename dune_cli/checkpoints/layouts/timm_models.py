@@ -1,0 +1,103 @@
+"""timm's ViTs by name: `timm:NAME` with the weights in the Hugging Face cache, `timm:NAME=FILE` with a state dict file.
+
+Nothing is downloaded here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dune_cli.checkpoints.keymap import KeyMap
+from dune_cli.checkpoints.layouts.base import state_dict_of
+from dune_cli.checkpoints.strict import load_strict
+from dune_cli.errors import CheckpointError, PackageMissing, UserError, WeightsMissing
+from dune_cli.models.foreign import TimmEncoder
+from dune_cli.provenance import Source
+
+PREFIX = "timm:"
+FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def load(spec: str) -> tuple[TimmEncoder, Source]:
+    """`timm:NAME[=FILE]` -> the encoder with its weights.
+
+    Raises UserError, WeightsMissing, CheckpointError, PackageMissing.
+    """
+    from dune_cli.checkpoints import files
+
+    name, _, given = spec.removeprefix(PREFIX).partition("=")
+    network = _create(name)
+    settings = network.pretrained_cfg
+    path = Path(given) if given else _cached(name, settings)
+    file = files.read_weights(path)
+    _fill(network, _used(network, state_dict_of(file.tree)), name, path)
+    encoder = TimmEncoder(network, _patch(network, name), settings["mean"], settings["std"])
+    licence = file.metadata.get("dune.licence") or (None if given else settings.get("license")) or "unknown"
+    return encoder, Source(f"{PREFIX}{name}", file.sha256, licence)
+
+
+def _create(name: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise PackageMissing(f"timm does not import ({error}); run: pip install 'timm>=1.0.20'") from error
+    plain = name.partition(".")[0]
+    known = timm.list_models()
+    if plain not in known:
+        near = difflib.get_close_matches(plain, known, 3)
+        raise UserError(f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
+    try:
+        network = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise UserError(f"timm's {name!r} does not take every image size; name a plain ViT") from error
+    _patch(network, name)
+    return network
+
+
+def _patch(network: nn.Module, name: str) -> int:
+    size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if size is None or size[0] != size[1] or not hasattr(network, "num_prefix_tokens") or not hasattr(network, "norm"):
+        raise UserError(f"timm's {name!r} is no ViT with tokens on a patch grid; name one that is")
+    return int(size[0])
+
+
+def _cached(name: str, settings: Mapping[str, Any]) -> Path:
+    repository = settings.get("hf_hub_id")
+    if not repository:
+        raise WeightsMissing(f"timm publishes no weights for {name!r}; give a file: {PREFIX}{name}=FILE")
+    from huggingface_hub import try_to_load_from_cache
+
+    wanted = settings.get("hf_hub_filename")
+    for filename in (wanted,) if wanted else FILES:
+        found = try_to_load_from_cache(repository, filename)
+        if isinstance(found, (str, os.PathLike)):
+            return Path(found)
+    raise WeightsMissing(
+        f"the weights of timm's {name!r} are not in the Hugging Face cache; fetch them with 'hf download {repository}' "
+        f"(licence: {settings.get('license') or 'see its page'}), or give a file: {PREFIX}{name}=FILE"
+    )
+
+
+def _used(network: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict in the network's names, by timm's own filter, without the classifier."""
+    translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if translate is not None:
+        state = translate(state, network)
+    classifier = network.pretrained_cfg.get("classifier") or "head"
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return {key: value for key, value in state.items() if not key.startswith(tuple(f"{name}." for name in names))}
+
+
+def _fill(network: nn.Module, state: dict[str, torch.Tensor], name: str, path: Path) -> None:
+    try:
+        load_strict(network, state, KeyMap(rules=()), f"timm's {name}")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error

@@ -1,0 +1,1 @@
+"""The two published human heads (spec 4): networks only, from a square image to people's parameters."""
