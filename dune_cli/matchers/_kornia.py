@@ -113,4 +113,4 @@ class LightGlueMatcher(FeatureMatcher):
         """(1, 3, h, w) float32 in [0, 1] on the device."""
         import torch
 
-        return torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].float() / 255
+        return torch.tensor(rgb, device=self.device).permute(2, 0, 1)[None].float() / 255

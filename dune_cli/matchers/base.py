@@ -127,9 +127,7 @@ def resize(rgb: np.ndarray, long_side_px: int, side_multiple: int = 1) -> Resize
         raise ValueError(f"a photo must be (H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
     height, width = rgb.shape[:2]
     scale = long_side_px / max(height, width)
-    new_width, new_height = (
-        max(1, round(side * scale / side_multiple)) * side_multiple for side in (width, height)
-    )
+    new_width, new_height = (max(1, round(side * scale / side_multiple)) * side_multiple for side in (width, height))
     if (new_width, new_height) == (width, height):
         return Resized(np.ascontiguousarray(rgb), (1.0, 1.0))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
