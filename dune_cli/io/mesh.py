@@ -1,0 +1,162 @@
+"""Triangle meshes with vertex colours as OBJ, and whole scenes (meshes, points, cameras) as GLB."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dune_cli.io import glb
+from dune_cli.io.atomic import atomic_path
+
+GLTF_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # y up, z backward; its own inverse
+FRUSTUM_LINES = np.array([0, 1, 0, 2, 0, 3, 0, 4, 1, 2, 2, 3, 3, 4, 4, 1])
+FRUSTUM_COLOR = (0.9, 0.25, 0.05)
+OBJ_LINES = 50_000
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """`vertices` (V, 3) in OpenCV axes, `faces` (F, 3) integers, `colors` (V, 3) uint8 sRGB or None, a `name`."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    colors: np.ndarray | None = None
+    name: str = "mesh"
+
+    def __post_init__(self) -> None:
+        count = len(self.vertices)
+        check_points(self.vertices, self.name)
+        if self.faces.shape != (len(self.faces), 3) or self.faces.dtype.kind not in "iu":
+            raise ValueError(f"{self.name}: faces must be (F, 3) integers, got {self.faces.shape} {self.faces.dtype}")
+        if len(self.faces) and not 0 <= self.faces.min() <= self.faces.max() < count:
+            raise ValueError(f"{self.name}: faces must name vertices 0 to {count - 1}")
+        check_colors(self.colors, count, self.name)
+
+
+@dataclass(frozen=True)
+class Frustum:
+    """A camera to draw: `K` (3, 3) in pixels of a `width` x `height` image, `world_from_cam` (4, 4), OpenCV axes."""
+
+    K: np.ndarray
+    world_from_cam: np.ndarray
+    width: int
+    height: int
+    name: str = "camera"
+
+
+def write_obj(path: str | Path, meshes: Sequence[Mesh]) -> None:
+    """One group a mesh (`g NAME`); vertices `x y z` or, with colours, `x y z r g b` in [0, 1]; OpenCV axes."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("# dune: OpenCV axes (x right, y down, z forward)\n")
+        first = 1
+        for mesh in meshes:
+            file.write(f"g {re.sub(r'[^0-9A-Za-z_.-]+', '_', mesh.name) or 'mesh'}\n")
+            rows = mesh.vertices if mesh.colors is None else np.hstack([mesh.vertices, mesh.colors / 255.0])
+            line = "v %.8g %.8g %.8g\n" if mesh.colors is None else "v %.8g %.8g %.8g %.4f %.4f %.4f\n"
+            for start in range(0, len(rows), OBJ_LINES):
+                part = rows[start : start + OBJ_LINES]
+                file.write(line * len(part) % tuple(part.ravel().tolist()))
+            faces = mesh.faces.astype(np.int64) + first
+            for start in range(0, len(faces), OBJ_LINES):
+                part = faces[start : start + OBJ_LINES]
+                file.write("f %d %d %d\n" * len(part) % tuple(part.ravel().tolist()))
+            first += len(mesh.vertices)
+
+
+def write_glb(
+    path: str | Path,
+    meshes: Sequence[Mesh],
+    points: np.ndarray | None = None,
+    colors: np.ndarray | None = None,
+    cameras: Sequence[Frustum] = (),
+) -> None:
+    """Meshes, `points` (M, 3) with `colors` (M, 3) uint8, and cameras in one binary glTF file.
+
+    OpenCV axes become glTF's (y up, z backward) and sRGB colours linear ones, as that format wants them; materials are
+    unlit, so that photographed colours show as they are. A camera is a glTF camera (fields of view about the optical
+    axis) with its exact K and size in `extras`, and the outline of its frustum, 5 % of the scene long. Empty meshes are
+    left out.
+    """
+    file = glb.GlbFile()
+    meshes = [mesh for mesh in meshes if len(mesh.faces)]
+    clouds = [mesh.vertices for mesh in meshes]
+    photo = file.add_material("photo", (1.0, 1.0, 1.0))
+    for mesh in meshes:
+        shown = None if mesh.colors is None else _linear(mesh.colors)
+        index = file.add_mesh(mesh.name, glb.TRIANGLES, _to_gltf(mesh.vertices), photo, mesh.faces, shown)
+        file.add_node({"name": mesh.name, "mesh": index})
+    if points is not None and len(points):
+        check_points(points, "points")
+        check_colors(colors, len(points), "points")
+        shown = None if colors is None else _linear(colors)
+        file.add_node(
+            {"name": "points", "mesh": file.add_mesh("points", glb.POINTS, _to_gltf(points), photo, None, shown)}
+        )
+        clouds.append(points)
+    if cameras:
+        length = _frustum_length(clouds, cameras)
+        material = file.add_material("camera", FRUSTUM_COLOR)
+        for camera in cameras:
+            _add_camera(file, camera, length, material)
+    content = file.to_bytes()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def check_points(points: np.ndarray, name: str) -> None:
+    """ValueError unless `points` are (M, 3) and finite."""
+    if points.shape != (len(points), 3) or not np.isfinite(points).all():
+        raise ValueError(f"{name}: positions must be (M, 3) and finite, got {points.shape}")
+
+
+def check_colors(colors: np.ndarray | None, count: int, name: str) -> None:
+    """ValueError unless `colors` are None or (count, 3) uint8."""
+    if colors is not None and (colors.shape != (count, 3) or colors.dtype != np.uint8):
+        raise ValueError(f"{name}: colors must be {(count, 3)} uint8, got {colors.shape} {colors.dtype}")
+
+
+def _to_gltf(points: np.ndarray) -> np.ndarray:
+    return points * np.diag(GLTF_FROM_OPENCV)[:3]
+
+
+def _linear(colors: np.ndarray) -> np.ndarray:
+    """sRGB (M, 3) uint8 to linear RGB (M, 3) float32 (IEC 61966-2-1)."""
+    levels = np.arange(256) / 255.0
+    table = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    return table.astype(np.float32)[colors]
+
+
+def _frustum_length(clouds: Sequence[np.ndarray], cameras: Sequence[Frustum]) -> float:
+    """5 % of the diagonal of the box that holds the middle 90 % of the points, or of the cameras without any."""
+    centres = np.array([camera.world_from_cam[:3, 3] for camera in cameras])
+    low, high = np.percentile(np.concatenate(clouds), [5, 95], axis=0) if clouds else (centres.min(0), centres.max(0))
+    return 0.05 * float(np.linalg.norm(high - low)) or 1.0
+
+
+def _add_camera(file: glb.GlbFile, camera: Frustum, length: float, material: int) -> None:
+    K, width, height = np.asarray(camera.K, np.float64), camera.width, camera.height
+    x, y = np.array([-0.5, width - 0.5]), np.array([-0.5, height - 0.5])
+    corners = np.array([[x[0], y[0], 1], [x[1], y[0], 1], [x[1], y[1], 1], [x[0], y[1], 1]])
+    rays = corners @ np.linalg.inv(K).T
+    outline = _to_gltf(np.vstack([np.zeros(3), rays * length]))
+    file.cameras.append(
+        {
+            "name": camera.name,
+            "type": "perspective",
+            "perspective": {
+                "yfov": 2 * float(np.arctan(height / 2 / K[1, 1])),
+                "aspectRatio": float(width / K[0, 0] / (height / K[1, 1])),
+                "znear": 0.01 * length,
+            },
+            "extras": {"K": K.tolist(), "width": width, "height": height},
+        }
+    )
+    pose = GLTF_FROM_OPENCV @ np.asarray(camera.world_from_cam, np.float64) @ GLTF_FROM_OPENCV
+    placed = {"name": camera.name, "matrix": pose.T.ravel().tolist()}
+    frustum = file.add_mesh(f"{camera.name} frustum", glb.LINES, outline, material, FRUSTUM_LINES)
+    file.add_node(placed | {"camera": len(file.cameras) - 1})
+    file.add_node(placed | {"name": f"{camera.name} frustum", "mesh": frustum})  # readers drop a mesh beside a camera

@@ -1,0 +1,87 @@
+"""Point clouds as PLY: binary little-endian, one vertex element of scalar properties, no faces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dune_cli.errors import UserError
+from dune_cli.io.atomic import atomic_path
+
+TYPES = {
+    "char": "i1",
+    "uchar": "u1",
+    "short": "<i2",
+    "ushort": "<u2",
+    "int": "<i4",
+    "uint": "<u4",
+    "float": "<f4",
+    "double": "<f8",
+}
+TYPE_NAMES = {np.dtype(kind): name for name, kind in TYPES.items()}
+
+
+def write_ply(
+    path: str | Path,
+    points: np.ndarray,
+    colors: np.ndarray | None = None,
+    confidence: np.ndarray | None = None,
+    normals: np.ndarray | None = None,
+) -> None:
+    """Writes `points` (M, 3) and what goes with them: `normals` (M, 3), `colors` (M, 3) uint8, `confidence` (M,).
+
+    Properties in this order: x y z, nx ny nz, red green blue, confidence; float32 and uchar. ValueError for shapes that
+    do not fit and for points that are not finite.
+    """
+    count = len(points)
+    columns = [*_columns(points, "xyz", "<f4", count)]
+    if normals is not None:
+        columns += _columns(normals, ("nx", "ny", "nz"), "<f4", count)
+    if colors is not None:
+        if colors.dtype != np.uint8:
+            raise ValueError(f"colors must be uint8, got {colors.dtype}")
+        columns += _columns(colors, ("red", "green", "blue"), "u1", count)
+    if confidence is not None:
+        columns += _columns(np.reshape(confidence, (-1, 1)), ("confidence",), "<f4", count)
+    table = np.empty(count, [(name, kind) for name, kind, _ in columns])
+    for name, _, values in columns:
+        table[name] = values
+    if not all(np.isfinite(table[axis]).all() for axis in "xyz"):
+        raise ValueError("points must be finite: leave out the others first")
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(_header(table).encode("ascii"))
+        file.write(table.data)
+
+
+def read_ply(path: str | Path) -> dict[str, np.ndarray]:
+    """The vertex properties by name, each (M,), of a binary little-endian PLY file; UserError for any other file."""
+    content = Path(path).read_bytes()
+    head, found, body = content.partition(b"end_header\n")
+    lines = head.decode("ascii", "replace").split("\n")
+    if not found or lines[0].strip() != "ply" or "format binary_little_endian 1.0" not in lines:
+        raise UserError(f"{path} is no binary little-endian PLY file, the only kind that is read")
+    words = [line.split() for line in lines if line.startswith(("element", "property"))]
+    if not words or words[0][:2] != ["element", "vertex"] or any(len(word) != 3 for word in words):
+        raise UserError(f"{path} does not begin with vertices of scalar properties; other PLY files are not read")
+    own = next((i for i, word in enumerate(words) if i and word[0] == "element"), len(words))
+    kind = np.dtype([(word[2], TYPES[word[1]]) for word in words[1:own]])
+    count = int(words[0][2])
+    if len(body) < count * kind.itemsize:
+        raise UserError(f"{path} is cut off: {count} points are announced, {len(body) // kind.itemsize} are there")
+    table = np.frombuffer(body, kind, count)
+    return {name: table[name].copy() for name in kind.names or ()}
+
+
+def _columns(
+    values: np.ndarray, names: str | tuple[str, ...], kind: str, count: int
+) -> list[tuple[str, str, np.ndarray]]:
+    if values.shape != (count, len(names)):
+        raise ValueError(f"{'/'.join(names)} must have the shape {(count, len(names))}, got {values.shape}")
+    return [(name, kind, values[:, i]) for i, name in enumerate(names)]
+
+
+def _header(table: np.ndarray) -> str:
+    properties = [f"property {TYPE_NAMES[table.dtype[name]]} {name}" for name in table.dtype.names or ()]
+    lines = ["ply", "format binary_little_endian 1.0", "comment dune: OpenCV axes (x right, y down, z forward)"]
+    return "\n".join([*lines, f"element vertex {len(table)}", *properties, "end_header", ""])
