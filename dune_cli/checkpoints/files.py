@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -88,7 +89,9 @@ def _read_torch(path: Path, legacy: bool) -> dict[str, Any]:
         with torch.serialization.safe_globals(_allowed()):
             if not legacy:
                 _refuse(path, torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-            tree = torch.load(str(path), map_location="cpu", weights_only=True, mmap=not legacy)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # about a newer protocol, which is refused below
+                tree = torch.load(str(path), map_location="cpu", weights_only=True, mmap=not legacy)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:

@@ -92,7 +92,7 @@ def _stranger(head: bytes, tar: bool) -> str:
     for magic, what in _STRANGERS:
         if head.startswith(magic):
             return what
-    if head[:1] == b"\x80" and head[1] <= 5:
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
         return "a bare Python pickle (never opened: it could run any program)"
     if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
         return "a text file"

@@ -133,10 +133,8 @@ def _plausible(path: Path, entry: Entry) -> bool:
 
 
 def _unknown(text: str, path: Path) -> UserError:
-    names = [entry.name for entry in registry.all_entries()]
-    files = [entry.file for entry in registry.all_entries()]
-    near = difflib.get_close_matches(text, names, 3, 0.5)
-    near += [file for file in difflib.get_close_matches(path.name, files, 2, 0.6) if not near]
+    names = [name for entry in registry.all_entries() for name in (entry.name, entry.file)]
+    near = difflib.get_close_matches(path.name, names, 3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     what = "no such file" if path.suffix in _SUFFIXES or len(path.parts) > 1 else "neither a file nor a registry name"
     return UserError(f"{text}: {what}; {hint}'dune weights list' shows the names")
