@@ -26,10 +26,10 @@ class DptConfig:
 class ResidualUnit(nn.Module):
     """relu, 3x3, relu, 3x3, plus the input as it was before the first relu."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, bias: bool = True) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv2(F.relu(self.conv1(F.relu(x)))) + x
@@ -38,10 +38,10 @@ class ResidualUnit(nn.Module):
 class Fusion(nn.Module):
     """Adds a level to the path and doubles the resolution; `alone`: the coarsest level, which meets no path."""
 
-    def __init__(self, channels: int, alone: bool) -> None:
+    def __init__(self, channels: int, alone: bool, unit_bias: bool = True) -> None:
         super().__init__()
-        self.unit1 = None if alone else ResidualUnit(channels)
-        self.unit2 = ResidualUnit(channels)
+        self.unit1 = None if alone else ResidualUnit(channels, unit_bias)
+        self.unit2 = ResidualUnit(channels, unit_bias)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, path: torch.Tensor | None, level: torch.Tensor) -> torch.Tensor:

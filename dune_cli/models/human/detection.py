@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-PATCH = 14
 MIN_SCORE = 0.3
 
 
@@ -46,9 +45,9 @@ def find_cells(scores: torch.Tensor, min_score: float) -> torch.Tensor:
     return ((scores >= min_score) & (scores > 0)).nonzero()
 
 
-def head_pixels(cells: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def head_pixels(cells: torch.Tensor, offsets: torch.Tensor, patch: int) -> torch.Tensor:
     """cells (P, 2) row and column, offsets (P, 2) x and y in cells -> (P, 2) x and y in pixels of the square."""
-    return (cells.flip(-1) + 0.5 + offsets) * PATCH
+    return (cells.flip(-1) + 0.5 + offsets) * patch
 
 
 def unproject(pixels: torch.Tensor, depth: torch.Tensor, K: torch.Tensor) -> torch.Tensor:

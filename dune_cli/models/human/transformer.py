@@ -40,9 +40,9 @@ class PersonTransformer(nn.Module):
         return people
 
 
-def mlp(width: int, out: int, inputs: int | None = None) -> nn.Sequential:
-    """Linear, ReLU, linear: every `mlp_*` of the heads. `inputs` is the input's width where it is not `width`."""
-    return nn.Sequential(nn.Linear(inputs or width, width), nn.ReLU(), nn.Linear(width, out))
+def mlp(inputs: int, hidden: int, out: int) -> nn.Sequential:
+    """Linear, ReLU, linear: every `mlp_*` of the heads."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
 def _layer(config: PersonTransformerConfig) -> nn.ModuleList:
