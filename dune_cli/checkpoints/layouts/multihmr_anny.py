@@ -1,0 +1,93 @@
+"""Multi-HMR's file on the Anny body (specs 4 B and 6): {'args': Namespace, 'model_state_dict': ...}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dune_cli.checkpoints.keymap import KeyMap
+from dune_cli.checkpoints.layouts import base, human
+from dune_cli.checkpoints.layouts.vit import vit_config, vit_summary
+from dune_cli.checkpoints.strict import load_strict
+from dune_cli.errors import CheckpointError
+from dune_cli.models.human.multihmr_anny import SHAPE, AnnyHeadConfig, MultiHmrAnny
+from dune_cli.models.vit import VisionTransformer
+
+NAME = "multihmr-anny"
+KIND = "human"
+WHAT = "a Multi-HMR model on Anny"
+IGNORED = ("encoder.backbone.mask_token", "eye", *human.LEFTOVERS)
+KEYS = KeyMap(rules=(), ignored=IGNORED)
+MLPS = ("encoder.mlp_det", "encoder.mlp_fov_unique", "mlp_offset", "mlp_pose", "mlp_shape", "mlp_dist")
+ARGUMENTS = ("img_size", "xat_depth", "xat_heads", "person_center")
+
+
+def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
+    return {"encoder.mlp_det.0.weight", "mlp_dist.0.weight", "useful_rotmat"} <= human.state_dict_of(tree).keys()
+
+
+def _read(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], MultiHmrAnny]:
+    tensors = KEYS.apply(human.state_dict_of(tree))
+    shapes = base.Shapes(tensors, KEYS, WHAT)
+    given = human.arguments(tree, ARGUMENTS)
+    if (center := given.get("person_center", "head")) != "head":
+        raise CheckpointError(f"{WHAT}: its args have person_center={center!r}; supported: 'head'")
+    vit = vit_config(shapes, "encoder.backbone.", "offset", WHAT)
+    positions = shapes.of("dec_pos_emb", 2)[0]
+    cells = round(positions**0.5)
+    if cells * cells != positions:
+        raise CheckpointError(f"{WHAT}: {positions} positions of cells do not form a square")
+    human.check_size(given, cells * vit.patch, WHAT)
+    transformer = human.transformer_config(
+        shapes, "decoder.transformer.", human.number(given, "xat_heads", None, WHAT), WHAT
+    )
+    if (depth := human.number(given, "xat_depth", transformer.depth, WHAT)) != transformer.depth:
+        raise CheckpointError(f"{WHAT}: its args say {depth} layers, its weights have {transformer.depth}")
+    numbers = shapes.of("mlp_shape.2.weight", 2)[0]
+    if numbers < len(SHAPE):
+        raise CheckpointError(f"{WHAT}: its shape has {numbers} numbers, fewer than {len(SHAPE)}")
+    config = AnnyHeadConfig(
+        cells=cells,
+        features=vit.width,
+        bones=shapes.of("useful_rotmat", 2)[1],
+        shape=numbers,
+        hidden=human.hidden_widths(shapes, MLPS),
+        transformer=transformer,
+    )
+    with torch.device("meta"):
+        return tensors, MultiHmrAnny(VisionTransformer(vit), config)
+
+
+def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> base.Description:
+    tensors, model = _read(tree)
+    vit = model.encoder.backbone.config
+    return base.Description(
+        layout=NAME,
+        kind=KIND,
+        architecture=f"Multi-HMR on {vit_summary(vit)}, for the Anny body",
+        teachers=(),
+        patch=vit.patch,
+        width=vit.width,
+        parameters=base.count(tensors),
+        notes=(
+            f"square images of {model.size_px} px",
+            f"{model.config.bones} bones, {model.config.shape} shape numbers",
+        ),
+    )
+
+
+def build(tree: Mapping[str, Any]) -> MultiHmrAnny:
+    """The network with its weights. CheckpointError if they do not fit."""
+    tensors, model = _read(tree)
+    load_strict(model, tensors, KEYS, WHAT)
+    return model
+
+
+def export(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The used tensors in official names, and the arguments that the shapes do not tell."""
+    return human.export(tree, IGNORED, ARGUMENTS)
+
+
+restore = human.restore

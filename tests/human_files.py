@@ -1,0 +1,93 @@
+"""Multi-HMR files in the official layouts, with deterministic weights: the fixtures' own, and small ones."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from published_files import Fixture, make_image, make_state_dict, vit_manifest
+
+from dune_cli.models.human.multihmr_anny import sine_positions
+
+SMPLX, ANNY = "multihmr_vits14_224", "multihmr_anny_vits14_224"
+SMPLX_THRESHOLD_SLACK, ANNY_THRESHOLD_SLACK = 5e-4, 2e-3
+
+
+def human_state(name: str) -> dict[str, torch.Tensor]:
+    """The fixture's state dict, its constant keys with their true values."""
+    fixture = Fixture(name)
+    state = make_state_dict(fixture.manifest, fixture.config["seed"])
+    return state | anny_constants(state, fixture.config["useful_rotmat"]) if name == ANNY else state
+
+
+def human_image(name: str, seed: int | None = None) -> torch.Tensor:
+    """(1, 3, S, S) in [0, 1]."""
+    config = Fixture(name).config
+    size = config["args"]["img_size"]
+    return make_image([1, 3, size, size], config["image_seed"] if seed is None else seed)
+
+
+def min_score(name: str) -> float:
+    """The fixture's threshold is its lowest detected score: a little lower, as spec 4 says."""
+    slack = ANNY_THRESHOLD_SLACK if name == ANNY else SMPLX_THRESHOLD_SLACK
+    return Fixture(name).config["det_thresh"] - slack
+
+
+def anny_constants(state: dict[str, torch.Tensor], useful: list[int]) -> dict[str, torch.Tensor]:
+    """The keys that hold the same values in every file on Anny (spec 4 B, "Constant keys")."""
+    cells = round(len(state["dec_pos_emb"]) ** 0.5)
+    pose = torch.tensor([1.0, 0, 0, 1, 0, 0]).repeat(len(useful), 1)
+    pose[0] = torch.tensor([1.0, 0, 0, 0, 0, 1])
+    return {
+        "dec_pos_emb": sine_positions(cells, state["dec_pos_emb"].shape[1]),
+        "encoder.fov_max": torch.tensor([torch.pi]),
+        "eye": torch.eye(3)[None],
+        "init_body_pose": pose.reshape(1, -1),
+        "useful_rotmat": torch.tensor([useful], dtype=torch.float32),
+    }
+
+
+def official_tree(name: str, state: dict[str, torch.Tensor], **arguments: Any) -> dict[str, Any]:
+    """What Multi-HMR's training saves; A states its image size as a list, B as a number."""
+    given = Fixture(name).config["args"] | arguments
+    if name == SMPLX and "img_size" not in arguments:
+        given["img_size"] = [given["img_size"]] * 2
+    args = Namespace(**given, lr=1e-5, save_dir=Path("/somewhere/else"), schedule=np.linspace(0, 1, 4))
+    return {"epoch": 12, "iter": 345_678, "args": args, "model_state_dict": state}
+
+
+def write_human(path: Path, name: str, **arguments: Any) -> Path:
+    """The fixture's weights as an official file."""
+    torch.save(official_tree(name, human_state(name), **arguments), path)
+    return path
+
+
+def small_state(name: str, cells: int = 8, depth: int = 2, layers: int = 3, seed: int = 7) -> dict[str, torch.Tensor]:
+    """Weights of other sizes than the fixture's: a ViT of width 128, `layers` person layers, cells x cells."""
+    fixture = Fixture(name)
+    backbone = "encoder.backbone." if name == ANNY else "backbone.encoder."
+    layer = "decoder.transformer.layers." if name == ANNY else "x_attention_head.transformer.transformer.layers."
+    kept = {k: list(s) for k, s in fixture.manifest.items() if not k.startswith((backbone, layer))}
+    manifest = {
+        k: [{384: 128, 256: cells * cells, 16: cells, 483: 227, 814: 558}.get(side, side) for side in shape]
+        for k, shape in kept.items()
+    }
+    manifest |= {backbone + key: shape for key, shape in vit_manifest(128, depth, 37, 0).items()}
+    for index in range(layers):
+        for key, shape in fixture.manifest.items():
+            if key.startswith(f"{layer}0."):
+                manifest[f"{layer}{index}.{key[len(layer) + 2 :]}"] = [{483: 227}.get(side, side) for side in shape]
+    state = make_state_dict(manifest, seed)
+    return state | anny_constants(state, fixture.config["useful_rotmat"]) if name == ANNY else state
+
+
+def write_small(path: Path, name: str, **sizes: int) -> Path:
+    """An official file of a small network: quick, and of other sizes than the fixture."""
+    state = small_state(name, **sizes)
+    size = 14 * sizes.get("cells", 8)
+    arguments = {"img_size": size if name == ANNY else [size]}
+    torch.save(official_tree(name, state, xat_depth=sizes.get("layers", 3), **arguments), path)
+    return path
