@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from odd_photos import BAD, GOOD, huge_png
+from PIL import Image
+
+from dune_cli.errors import PackageMissing, UserError
+from dune_cli.io import photos
+from dune_cli.io.photos import read_photo
+
+# A 48 x 64 HEIC file that this project made with pillow-heif: red above, blue below.
+HEIC = Path(__file__).with_name("two_halves.heic.b64")
+
+
+@pytest.fixture(scope="module")
+def rgb(example_photos: Path) -> np.ndarray:
+    return np.asarray(Image.open(example_photos / "coffee.png").convert("RGB").resize((96, 64)))
+
+
+@pytest.mark.parametrize("form", GOOD)
+def test_every_form_gives_the_same_picture(form: str, rgb: np.ndarray, tmp_path: Path) -> None:
+    path = GOOD[form](tmp_path / "photo", rgb)
+    photo = read_photo(path)
+    assert photo.rgb.shape == rgb.shape and photo.rgb.dtype == np.uint8 and photo.rgb.flags.c_contiguous
+    assert photo.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (photo.width, photo.height) == (96, 64)
+    expected = rgb.astype(int)
+    if "grey" in form or "float" in form:
+        expected = np.repeat(np.asarray(Image.fromarray(rgb).convert("L"))[..., None], 3, axis=2).astype(int)
+    if "alpha" in form:
+        assert (photo.rgb[:4] == 255).all()  # what shows through is white
+        expected, photo = expected[4:-4, 4:-4], photos.Photo(path, photo.rgb[4:-4, 4:-4], "")
+    error = np.abs(photo.rgb - expected)
+    lossy = {"CMYK JPEG": 12, "grey JPEG": 3, "palette PNG": 20, "animated GIF": 20}
+    assert error.mean() <= lossy.get(form, 0.5) and (form in lossy or error.max() <= 1)
+
+
+def test_animations_say_so_and_give_their_first_picture(
+    rgb: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = GOOD["animated PNG"](tmp_path / "photo", rgb)
+    assert np.array_equal(read_photo(path).rgb, rgb)
+    assert "holds 2 pictures; the first is used" in capsys.readouterr().err
+    read_photo(GOOD["BMP"](tmp_path / "photo", rgb))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_what_is_no_photo_is_one_sentence_with_its_path(fault: str, rgb: np.ndarray, tmp_path: Path) -> None:
+    write, word = BAD[fault]
+    path = write(tmp_path / "cut", rgb)
+    with pytest.raises(UserError) as caught:
+        read_photo(path)
+    assert word in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_folder_is_no_photo(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder"):
+        read_photo(tmp_path)
+
+
+def test_the_size_limits_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (16, 17)).save(path)
+    assert read_photo(path).rgb.shape == (17, 16, 3)
+    Image.new("RGB", (15, 400)).save(path)
+    with pytest.raises(UserError, match="at least 16 px"):
+        read_photo(path)
+    path.write_bytes(huge_png(20_000, 10_001))
+    with pytest.raises(UserError, match=r"20000 x 10001 px \(200 megapixels\)"):
+        read_photo(path)
+    path.write_bytes(huge_png(20_000, 9_500))  # 190 megapixels: allowed, although Pillow's own limit is 179
+    with pytest.raises(UserError, match="damaged or cut off"):
+        read_photo(path)
+    limit = Image.MAX_IMAGE_PIXELS
+    assert limit is not None  # other users of Pillow keep their limit
+
+
+# TIFF 6.0, tag 274: which side of the scene the stored first row and first column are
+SIDES = {
+    1: ("top", "left"),
+    2: ("top", "right"),
+    3: ("bottom", "right"),
+    4: ("bottom", "left"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
+
+
+@pytest.mark.parametrize("orientation", SIDES)
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif", ".webp"])
+def test_exif_orientation_is_undone(orientation: int, ending: str, tmp_path: Path) -> None:
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :24], upright[:16, 24:], upright[16:, :24] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    first_row, first_column = SIDES[orientation]
+    stored = upright[::-1] if "bottom" in (first_row, first_column) else upright
+    stored = stored[:, ::-1] if "right" in (first_row, first_column) else stored
+    stored = stored.swapaxes(0, 1) if first_row in ("left", "right") else stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo{ending}"
+    options = {"lossless": True} if ending == ".webp" else {"quality": 100} if ending == ".jpg" else {}
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
+    photo = read_photo(path)
+    assert photo.rgb.shape == upright.shape
+    for row, column in ((4, 4), (4, 40), (28, 4), (28, 40)):
+        assert np.abs(photo.rgb[row, column].astype(int) - upright[row, column]).max() < 40
+
+
+def test_values_of_32_bits_are_refused_with_their_range(tmp_path: Path) -> None:
+    path = tmp_path / "depth.tif"
+    Image.fromarray(np.linspace(0, 70_000, 32 * 32, dtype=np.float32).reshape(32, 32)).save(path)
+    with pytest.raises(UserError, match="32-bit values from 0 to 70000"):
+        read_photo(path)
+
+
+def test_heic_without_its_package_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "iphone.heic"
+    path.write_bytes(base64.b64decode(HEIC.read_text()))
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    with pytest.raises(PackageMissing, match=r"pip install 'dune-cli\[heic\]'"):
+        read_photo(path)
+
+
+def test_heic(tmp_path: Path) -> None:
+    pytest.importorskip("pi_heif")
+    path = tmp_path / "iphone.heic"
+    path.write_bytes(base64.b64decode(HEIC.read_text()))
+    photo = read_photo(path)
+    assert photo.rgb.shape == (64, 48, 3)
+    assert photo.rgb[8, 8, 0] > 150 > photo.rgb[8, 8, 2] and photo.rgb[-8, -8, 2] > 150 > photo.rgb[-8, -8, 0]
