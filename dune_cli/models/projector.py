@@ -32,6 +32,7 @@ class TeacherProjector(nn.Module):
 class TokenNorm(nn.Module):
     """Statistics of one token type of a teacher; standardises with them: (x - mean) / max(std, 1e-3)."""
 
+    MIN_STD = 1e-3
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -42,7 +43,7 @@ class TokenNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., T) -> standardised, same shape."""
-        return (x - self.mean) / self.std.clamp(min=1e-3)
+        return (x - self.mean) / self.std.clamp(min=self.MIN_STD)
 
 
 class TeacherNorm(nn.Module):

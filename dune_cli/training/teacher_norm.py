@@ -4,47 +4,39 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-MIN_STD = 1e-3
+from dune_cli.models.projector import TokenNorm
 
 
-class TeacherNorm(nn.Module):
-    """Standardises (B, D) or (B, N, D) outputs of one teacher and token type to zero mean and unit deviation.
+class RunningTokenNorm(TokenNorm):
+    """A `TokenNorm` that follows a teacher's outputs while training.
 
     In training the batch is standardised by its own statistics (over all ranks; unbiased deviation), which the buffers
     follow: buf = buf (1 - m) + batch m. In evaluation, and with momentum 0, the buffers standardise.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-
     @torch.no_grad()
     def forward(self, outputs: torch.Tensor, momentum: float = 0.0) -> torch.Tensor:
-        """Standardised float32 outputs of the same shape."""
+        """outputs (B, D) or (B, N, D) -> standardised float32 outputs of the same shape."""
         outputs = outputs.float()
         if not self.training or momentum == 0:
-            return (outputs - self.mean) / self.std.clamp_min(MIN_STD)
+            return super().forward(outputs)
         mean, std = batch_statistics(outputs.reshape(-1, outputs.shape[-1]))
         self.mean.lerp_(mean, momentum)
         self.std.lerp_(std, momentum)
-        return (outputs - mean) / std.clamp_min(MIN_STD)
+        return (outputs - mean) / std.clamp(min=self.MIN_STD)
 
 
 def batch_statistics(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and unbiased standard deviation (D) of rows (M, D) over the rows of all ranks, in two passes."""
     count = torch.tensor(float(rows.shape[0]), device=rows.device)
-    mean = _sum_over_ranks(rows.sum(0)) / _sum_over_ranks(count)
-    squares = _sum_over_ranks((rows - mean).square().sum(0))
-    return mean, (squares / (_sum_over_ranks(count) - 1).clamp_min(1)).sqrt()
+    mean = sum_over_ranks(rows.sum(0)) / sum_over_ranks(count)
+    squares = sum_over_ranks((rows - mean).square().sum(0))
+    return mean, (squares / (sum_over_ranks(count) - 1).clamp_min(1)).sqrt()
 
 
-def _sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all ranks; the tensor itself outside torchrun."""
     if dist.is_available() and dist.is_initialized():
         value = value.clone()
         dist.all_reduce(value)

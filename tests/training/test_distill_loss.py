@@ -12,7 +12,7 @@ import torch
 from dune_cli.training.losses import TokenLoss, teacher_losses, token_loss
 from dune_cli.training.schedule import learning_rate, norm_momentum
 from dune_cli.training.sharing import STRATEGIES, coefficients
-from dune_cli.training.teacher_norm import TeacherNorm
+from dune_cli.training.teacher_norm import RunningTokenNorm
 
 OWNER = torch.tensor([0, 1, 2, 0, 1, 2])  # in19k, Habitat, BEDLAM, GLDv2, Niantic, AGORA
 
@@ -60,7 +60,7 @@ def test_losses_and_coefficients(expected: dict, losses: dict[str, dict[str, Tok
 def test_teacher_norm_follows_the_reference(expected: dict, arrays: dict[str, torch.Tensor]) -> None:
     for teacher, types in expected["token_types"].items():
         for kind in types:
-            norm = TeacherNorm(32).train()
+            norm = RunningTokenNorm(32).train()
             raw = arrays[f"teacher/{teacher}/{kind}"]
             for step, momentum in enumerate(expected["ema_momentum"]):
                 out = norm(raw * (1 + 0.3 * step) + 0.2 * step, momentum)
@@ -71,13 +71,13 @@ def test_teacher_norm_follows_the_reference(expected: dict, arrays: dict[str, to
 
 
 def test_momentum_zero_uses_the_buffers() -> None:
-    norm = TeacherNorm(3).train()
+    norm = RunningTokenNorm(3).train()
     x = torch.randn(5, 3)
     torch.testing.assert_close(norm(x, 0.0), x)
 
 
 def test_a_constant_channel_is_not_blown_up() -> None:
-    out = TeacherNorm(2).train()(torch.tensor([[1.0, 2.0], [1.0, 3.0]]), 1.0)
+    out = RunningTokenNorm(2).train()(torch.tensor([[1.0, 2.0], [1.0, 3.0]]), 1.0)
     assert out[:, 0].abs().max() == 0
 
 

@@ -1,0 +1,77 @@
+"""What a teacher is: a frozen network that gives tokens on the student's grid, whatever its own patch or stride."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dune_cli.provenance import Source
+
+CLS, PATCH = "cls", "patch"
+
+
+class Teacher(nn.Module):
+    """Base of all teachers.
+
+    name: as the projectors are called. widths: channels of each token type that it gives ("cls", "patch").
+    source: its weights and their licence. note: what its CLS is, where it has none of its own.
+    """
+
+    name: str
+    widths: dict[str, int]
+    source: Source
+    note: str = ""
+
+    @abstractmethod
+    def tokens(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """images (B, 3, H, W) RGB in [0, 1] -> "cls" (B, D) and "patch" (B, N, D) on `grid` = (h, w), N = h·w."""
+
+    @torch.inference_mode()
+    def forward(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """As `tokens`, checked, in float32, without gradients."""
+        tokens = {kind: value.float() for kind, value in self.tokens(images, grid).items()}
+        for kind, width in self.widths.items():
+            shape = (len(images), width) if kind == CLS else (len(images), grid[0] * grid[1], width)
+            if tuple(tokens[kind].shape) != shape:
+                raise ValueError(f"teacher {self.name}: {kind} tokens are {tuple(tokens[kind].shape)}, not {shape}")
+        return tokens
+
+
+def resize_to_grid(images: torch.Tensor, grid: tuple[int, int], cell_px: int) -> torch.Tensor:
+    """Images resized so that a network with patch or stride `cell_px` sees the grid (h, w): to cell_px·h × cell_px·w.
+
+    Bicubic, align_corners=True, no antialiasing, as in the published training (spec 1, "Teachers").
+    """
+    size = (grid[0] * cell_px, grid[1] * cell_px)
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size=size, mode="bicubic", align_corners=True)
+
+
+def resample_map(features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """A convolutional map (B, C, H, W) on the student's grid: averaged over cells to shrink, bilinear to enlarge."""
+    height, width = features.shape[-2:]
+    if (height, width) == grid:
+        return features
+    if height >= grid[0] and width >= grid[1]:
+        return F.adaptive_avg_pool2d(features, grid)
+    return F.interpolate(features, size=grid, mode="bilinear", align_corners=False)
+
+
+def fold_map(features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor | None:
+    """A map whose cells subdivide the grid's evenly, (B, C, f·h, f·w), as (B, C·f², h, w): nothing is averaged away.
+
+    None where they do not.
+    """
+    factor = features.shape[-1] // grid[1]
+    if factor < 1 or tuple(features.shape[-2:]) != (factor * grid[0], factor * grid[1]):
+        return None
+    return F.pixel_unshuffle(features, factor) if factor > 1 else features
+
+
+def as_tokens(features: torch.Tensor) -> torch.Tensor:
+    """A map (B, C, h, w) as tokens (B, h·w, C)."""
+    return features.flatten(2).transpose(1, 2)

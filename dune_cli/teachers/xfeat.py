@@ -1,0 +1,60 @@
+"""XFeat's dense descriptors as a teacher of matching. Source: Potje et al., "XFeat", CVPR 2024; weights Apache-2.0."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from dune_cli.checkpoints import files, store
+from dune_cli.errors import CheckpointError, PackageMissing
+from dune_cli.provenance import Source
+from dune_cli.teachers.base import PATCH, Teacher, as_tokens, fold_map
+
+STRIDE = 8
+CHANNELS = 64
+MULTIPLE = 32  # of the sides that the network takes
+CELLS = 2  # of XFeat in a student's token, each way: 4 x 64 channels
+
+
+class XFeatTeacher(Teacher):
+    """The L2-normalised 64-channel map at stride 8, two by two cells to a token: 256 channels, no CLS.
+
+    The image is resized so that a token covers 16 x 16 of XFeat's pixels, then padded by its edge to sides that are
+    multiples of 32; the cells of the padding are dropped.
+    """
+
+    name = "xfeat"
+    widths = {PATCH: CHANNELS * CELLS**2}  # noqa: RUF012 (a constant of the class)
+
+    def __init__(self, net: torch.nn.Module, source: Source) -> None:
+        super().__init__()
+        self.net, self.source = net, source
+
+    def tokens(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
+        height, width = (side * STRIDE * CELLS for side in grid)
+        if tuple(images.shape[-2:]) != (height, width):
+            images = F.interpolate(images, size=(height, width), mode="bicubic", align_corners=True)
+        padded = F.pad(images, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
+        features = F.normalize(self.net(padded)[0], dim=1)[..., : grid[0] * CELLS, : grid[1] * CELLS]
+        folded = fold_map(features, grid)
+        assert folded is not None
+        return {PATCH: as_tokens(folded)}
+
+
+def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """XFeat from the registry name `xfeat`, or from the file `argument`."""
+    try:
+        from kornia.feature import XFeat
+    except ImportError as error:
+        raise PackageMissing(
+            f"the teacher xfeat needs the package kornia ({error}); install it: pip install 'dune-cli[teachers]'"
+        ) from error
+    located = store.locate(argument or "xfeat")
+    file = files.read_weights(located.path)
+    net = XFeat(top_k=1).net
+    try:
+        net.load_state_dict(file.tree)
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{located.path} does not fit XFeat: {' '.join(str(error).split())[:300]}") from error
+    licence = located.entry.licence if located.entry else "unknown"
+    return XFeatTeacher(net.to(device).eval(), Source("xfeat", file.sha256, licence))

@@ -1,0 +1,85 @@
+"""The settings of a distillation: one frozen dataclass, written beside the checkpoints and compared on resume."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from dune_cli.errors import UserError
+from dune_cli.training.projectors import KINDS
+from dune_cli.training.sharing import STRATEGIES
+
+NORMS = ("mean-std", "phi-s")
+# what may change between the runs of one training without changing its result
+FREE = ("checkpoint_minutes", "workers", "device", "log_every")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Defaults are those of the released models' first stage where a laptop can have them (spec 2, "Recipe").
+
+    data: sources, each plain or `TEACHER=SOURCE`. batch_size: images a step over all ranks. learning_rate is that of a
+    batch of 256 and scales with the batch. crops: fixed crops a photo when `cache` is given.
+    """
+
+    teachers: tuple[str, ...]
+    data: tuple[str, ...]
+    student: str = "dune-vits14"
+    size_px: int = 336
+    steps: int = 1000
+    batch_size: int = 128
+    accumulate: int = 1
+    learning_rate: float = 3e-4
+    final_learning_rate: float = 1e-6
+    warmup_fraction: float = 0.2
+    weight_decay: float = 3e-2
+    sharing: str = "lowest_loss"
+    drop_probability: float = 0.5
+    projector: str = "tp"
+    norm: str = "mean-std"
+    init: str | None = None
+    seed: int = 0
+    held_out_fraction: float = 0.03
+    photometric: bool = True
+    cache: str | None = None
+    crops: int = 4
+    dtype: str = "auto"
+    compile: bool = False
+    fsdp: bool = False
+    checkpoint_minutes: float = 10.0
+    log_every: int = 10
+    workers: int = 2
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("--sharing", self.sharing, STRATEGIES)
+        _one_of("--projector", self.projector, KINDS)
+        _one_of("--norm", self.norm, NORMS)
+        if self.batch_size % self.accumulate:
+            raise UserError(f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}")
+        if not self.teachers:
+            raise UserError("--teachers needs at least one teacher")
+        if not self.data:
+            raise UserError("--data needs at least one source of images")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after the warm-up: linear in the batch."""
+        return self.learning_rate * self.batch_size / 256
+
+
+def differences(old: dict[str, Any], new: DistillConfig) -> list[str]:
+    """What a resumed run would change, as `name: old → new`; settings that do not change the result are left out."""
+    now = as_json(new)
+    names = [field.name for field in fields(new) if field.name not in FREE]
+    return [f"{name}: {old.get(name)!r} → {now[name]!r}" for name in names if old.get(name) != now[name]]
+
+
+def as_json(config: DistillConfig) -> dict[str, Any]:
+    """The settings as JSON holds them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{option} {value!r} is unknown; allowed: {', '.join(allowed)}")
