@@ -68,6 +68,11 @@ class MultiHmrAnny(nn.Module):
         self.register_buffer("useful_rotmat", torch.zeros(1, config.bones))
 
     @property
+    def backbone(self) -> VisionTransformer:
+        """The ViT whose tokens the head reads."""
+        return self.encoder.backbone
+
+    @property
     def size_px(self) -> int:
         """S, the only side that the published weights take."""
         return self.config.cells * self.encoder.backbone.patch
@@ -80,8 +85,11 @@ class MultiHmrAnny(nn.Module):
         Detections of each image, nearest first. ValueError for other sizes.
         """
         check_square(images, K, self.size_px)
+        return self.people(self.backbone(images), K, min_score)
+
+    def people(self, tokens: Tokens, K: torch.Tensor | None = None, min_score: float = MIN_SCORE) -> list[Detections]:
+        """The same from the backbone's tokens of the images (final norm applied), so that tasks can share one pass."""
         n = self.config.cells
-        tokens = self.encoder.backbone(images)
         scores = suppress(self.encoder.scores(tokens.patches).unflatten(-1, (n, n)))
         if K is None:
             K = torch.stack([camera_of_fov(fov, self.size_px) for fov in self.encoder.field_of_view(tokens)])

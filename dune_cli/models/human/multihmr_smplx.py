@@ -26,6 +26,7 @@ from dune_cli.models.human.detection import (
 )
 from dune_cli.models.human.rotations import from_columns
 from dune_cli.models.human.transformer import PersonTransformer, PersonTransformerConfig, mlp
+from dune_cli.models.tokens import Tokens
 from dune_cli.models.vit import VisionTransformer
 from dune_cli.provenance import Source
 
@@ -83,12 +84,15 @@ class MultiHmrSmplx(nn.Module):
         Detections of each image, by row and column. ValueError for other sizes.
         """
         check_square(images, K, self.size_px)
-        tokens = self.backbone(images).patches
-        n = self.config.cells
-        scores = suppress(self.scores(tokens).unflatten(-1, (n, n)))
+        return self.people(self.backbone(images), K, min_score)
+
+    def people(self, tokens: Tokens, K: torch.Tensor | None = None, min_score: float = MIN_SCORE) -> list[Detections]:
+        """The same from the backbone's tokens of the images (final norm applied), so that tasks can share one pass."""
+        patches, n = tokens.patches, self.config.cells
+        scores = suppress(self.scores(patches).unflatten(-1, (n, n)))
         if K is None:
-            K = camera_of_fov(FOV_UNKNOWN, self.size_px).expand(len(images), 3, 3)
-        return [self._people(t, s, k, min_score) for t, s, k in zip(tokens, scores, K.to(tokens))]
+            K = camera_of_fov(FOV_UNKNOWN, self.size_px).expand(len(patches), 3, 3)
+        return [self._people(t, s, k, min_score) for t, s, k in zip(patches, scores, K.to(patches))]
 
     def scores(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (B, N, D) -> score of a head in each cell (B, N), before suppression."""
