@@ -11,13 +11,19 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_LOADERS = ("load_encoder", "load_two_view")
+_LOADERS = {
+    "load_encoder": "load",
+    "load_two_view": "load",
+    "load_depth": "load_heads",
+    "load_classifier": "load_heads",
+    "load_segmenter": "load_heads",
+}
 __all__ = [*_LOADERS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LOADERS:
-        from dune_cli.checkpoints import load
+        from importlib import import_module
 
-        return getattr(load, name)
+        return getattr(import_module(f"dune_cli.checkpoints.{_LOADERS[name]}"), name)
     raise AttributeError(f"module 'dune_cli' has no attribute {name!r}")

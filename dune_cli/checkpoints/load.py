@@ -8,21 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from dune_cli import runtime
-from dune_cli.checkpoints import files, layouts, store
+from dune_cli.checkpoints import store
 from dune_cli.checkpoints.layouts import dune_mast3r, timm_models
+from dune_cli.checkpoints.opened import Opened, expect, finish, naming, open_weights, target
 from dune_cli.errors import CheckpointError, WeightsMissing
-from dune_cli.models.dpt import to_channels_last
 from dune_cli.models.encoder import DistilledEncoder
-from dune_cli.models.precision import set_trunk_dtype
 from dune_cli.models.two_view import TwoViewModel
 from dune_cli.models.vit import VisionTransformer
 from dune_cli.provenance import Source
-
-TAKES = {
-    "encoder": "load_encoder (dune encode --model)",
-    "two-view": "load_two_view (dune reconstruct --model)",
-}
 
 
 def load_encoder(name_or_path: str | Path, device: str = "auto", dtype: str = "float32") -> nn.Module:
@@ -32,12 +25,12 @@ def load_encoder(name_or_path: str | Path, device: str = "auto", dtype: str = "f
     `project(images, teacher) -> Tokens`. It is in evaluation mode and needs no gradients. `dtype` is that of the
     trunk's matrix products. Raises WeightsMissing, CheckpointError, UserError.
     """
-    where, kind = _target(device, dtype)
+    where, kind = target(device, dtype)
     if str(name_or_path).startswith(timm_models.PREFIX):
         model, source = timm_models.load(str(name_or_path))
     else:
-        model, source = _read(name_or_path, "encoder")
-    return _finish(model, source, where, kind)
+        model, source = _read_encoder(name_or_path)
+    return finish(model, source, where, kind)
 
 
 def load_two_view(
@@ -48,52 +41,28 @@ def load_two_view(
     `encoder`: name or file of the DUNE encoder of a DUNE + MASt3R decoder; without it the one that the decoder file
     names is looked for, beside that file and then among the weights. Raises WeightsMissing, CheckpointError, UserError.
     """
-    where, kind = _target(device, dtype)
-    model, source = _read(name_or_path, "two-view", encoder)
-    return _finish(model, source, where, kind)
+    where, kind = target(device, dtype)
+    opened = open_weights(name_or_path)
+    expect(opened, "two-view")
+    return finish(two_view_of(opened, encoder), opened.source, where, kind)
 
 
-def _target(device: str, dtype: str) -> tuple[Any, Any]:
-    where = runtime.pick_device(device)
-    return where, runtime.pick_dtype(dtype, where)
-
-
-def _finish(model: Any, source: Source, device: Any, dtype: Any) -> Any:
-    model.eval().requires_grad_(False)
-    to_channels_last(model)
-    set_trunk_dtype(model, dtype)
-    model.source = source
-    return model.to(device)
-
-
-def _read(name_or_path: str | Path, kind: str, encoder: str | Path | None = None) -> tuple[nn.Module, Source]:
-    located = store.locate(name_or_path)
-    file = files.read_weights(located.path)
-    store.check(located, file.sha256)
-    try:
-        adapter, tree = layouts.published(file.tree, file.metadata)
-        if kind != adapter.KIND:
-            found = adapter.describe(tree, {})
-            raise CheckpointError(
-                f"it holds {adapter.WHAT} ({found.architecture}), not {_article(kind)} model; "
-                f"{TAKES[adapter.KIND]} takes it"
-            )
-        if encoder is not None and adapter is not dune_mast3r:
+def two_view_of(opened: Opened, encoder: str | Path | None) -> TwoViewModel:
+    """The network in an opened two-view file, with its weights, on the CPU; `encoder` as in `load_two_view`."""
+    adapter, tree = opened.adapter, opened.tree
+    with naming(opened.path):
+        if adapter is dune_mast3r:
+            return _on_dune(tree, opened.path, encoder)
+        if encoder is not None:
             raise CheckpointError(f"it holds {adapter.WHAT}, which has its own encoder; leave encoder= (--encoder) out")
-        model = adapter.build(tree) if adapter is not dune_mast3r else _on_dune(tree, located.path, encoder)
-    except CheckpointError as error:
-        raise CheckpointError(f"{located.path}: {error}") from error
-    return model, _source(located, file)
+        return adapter.build(tree)
 
 
-def _article(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
-
-
-def _source(located: Any, file: files.WeightFile) -> Source:
-    name = located.entry.name if located.entry else located.path.name
-    licence = located.entry.licence if located.entry else file.metadata.get("dune.licence", "unknown")
-    return Source(name, file.sha256, licence)
+def _read_encoder(name_or_path: str | Path) -> tuple[nn.Module, Source]:
+    opened = open_weights(name_or_path)
+    expect(opened, "encoder")
+    with naming(opened.path):
+        return opened.adapter.build(opened.tree), opened.source
 
 
 def _on_dune(tree: Mapping[str, Any], path: Path, encoder: str | Path | None) -> TwoViewModel:
@@ -107,7 +76,7 @@ def _on_dune(tree: Mapping[str, Any], path: Path, encoder: str | Path | None) ->
             store.locate(encoder)
         except WeightsMissing as error:
             raise WeightsMissing(f"{path} needs its DUNE encoder {name}: {error}") from error
-    model, _ = _read(encoder, "encoder")
+    model, _ = _read_encoder(encoder)
     vit = model.vit if isinstance(model, DistilledEncoder) else model
     if not isinstance(vit, VisionTransformer):
         raise CheckpointError(f"{encoder} is no DUNE encoder")

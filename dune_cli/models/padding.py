@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
 from dune_cli.models.pixels import IMAGENET_MEAN
 
@@ -16,12 +15,10 @@ def pad_to_patches(images: torch.Tensor, patch: int) -> torch.Tensor:
     """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images must be (B, 3, H, W), RGB in [0, 1]; received {tuple(images.shape)}")
-    missing_height, missing_width = (-side % patch for side in images.shape[-2:])
-    if not missing_height and not missing_width:
-        return images
-    left, top = missing_width // 2, missing_height // 2
-    mean = images.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-    padded = F.pad(images - mean, (left, missing_width - left, top, missing_height - top)) + mean
-    inside = padded[..., top : top + images.shape[-2], left : left + images.shape[-1]]
-    inside.copy_(images)  # subtracting and adding the mean rounds
+    height, width = images.shape[-2:]
+    missing_height, missing_width = -height % patch, -width % patch
+    top, left = missing_height // 2, missing_width // 2
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
+    padded = mean.repeat(len(images), 1, height + missing_height, width + missing_width)
+    padded[..., top : top + height, left : left + width] = images
     return padded

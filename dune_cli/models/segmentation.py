@@ -1,4 +1,4 @@
-"""Classes of pixels: an encoder with a linear segmentation head, and the windows and scales of its protocol (spec 7)."""
+"""Classes of pixels: an encoder with a linear segmentation head, its windows and scales (spec 7, "Segmentation")."""
 
 from __future__ import annotations
 

@@ -11,12 +11,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dune_cli.checkpoints.layouts import base, dinov2, dune, dune_mast3r, mast3r
+from dune_cli.checkpoints.layouts import (
+    base,
+    dinov2,
+    dinov2_classifier,
+    dinov2_depth,
+    dinov2_segmenter,
+    dune,
+    dune_mast3r,
+    mast3r,
+)
 from dune_cli.errors import CheckpointError
 
 NAME = "native"
 LAYOUT, FACTS = "dune.layout", "dune.facts"
-PUBLISHED = {adapter.NAME: adapter for adapter in (dune, dinov2, mast3r, dune_mast3r)}
+HEADS = (dinov2_depth, dinov2_segmenter, dinov2_classifier)
+PUBLISHED = {adapter.NAME: adapter for adapter in (dune, dinov2, mast3r, dune_mast3r, *HEADS)}
 
 
 def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
