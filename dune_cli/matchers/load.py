@@ -1,7 +1,7 @@
 """Matchers by name. Each lives in a file of this folder: `xfeat_lighterglue.py` is "xfeat-lighterglue".
 
 A plug-in module has NAME, MEASURED_AUC10 (on the `wide` pairs of `dune eval pairs`; None where it depends on the
-model), availability() -> Availability, and build(device, dtype, model, encoder) -> Matcher.
+model), TAKES_MODEL, availability() -> Availability, and build(device, dtype, model, encoder) -> Matcher.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ def names() -> list[str]:
 def availability(name: str) -> Availability:
     """Whether the matcher can run here, and what it would take. UserError for an unknown name."""
     return _plugin(name).availability()
+
+
+def takes_model(name: str) -> bool:
+    """Whether the matcher runs on a two-view model. UserError for an unknown name."""
+    return _plugin(name).TAKES_MODEL
 
 
 def choose_auto() -> tuple[str, str]:
@@ -57,7 +62,11 @@ def load_matcher(
     """
     if name == "auto":
         name, _ = choose_auto()
-    return _plugin(name).build(device, dtype, model, encoder)
+    plugin = _plugin(name)
+    if (model is not None or encoder is not None) and not plugin.TAKES_MODEL:
+        takers = ", ".join(other for other in names() if takes_model(other))
+        raise UserError(f"matcher {name} runs on its own weights and takes no --model or --encoder; these do: {takers}")
+    return plugin.build(device, dtype, model, encoder)
 
 
 def _plugin(name: str) -> ModuleType:

@@ -9,6 +9,7 @@ from dune_cli.provenance import Source
 
 NAME = "sift"
 MEASURED_AUC10 = 0.10
+TAKES_MODEL = False
 
 
 class Sift(FeatureMatcher):

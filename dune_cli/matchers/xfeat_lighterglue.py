@@ -11,6 +11,7 @@ from dune_cli.runtime import pick_device
 NAME = "xfeat-lighterglue"
 WEIGHTS = ("xfeat", "xfeat-lighterglue")
 MEASURED_AUC10 = 0.40
+TAKES_MODEL = False
 
 
 class XFeatLighterGlue(_kornia.LightGlueMatcher):

@@ -1,0 +1,37 @@
+"""`dune eval`: one benchmark a file, imported only when it runs."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+# benchmark -> (module that defines `command`, short help)
+BENCHMARKS = {
+    "pairs": ("dune_cli.commands.eval_pairs", "Relative pose of photo pairs with ground truth (AUC@5/10/20)."),
+}
+
+
+class LazyBenchmarks(click.Group):
+    """Lists benchmarks from the table and imports one only when it is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(BENCHMARKS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in BENCHMARKS:
+            return None
+        return importlib.import_module(BENCHMARKS[cmd_name][0]).command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Benchmarks"):
+            formatter.write_dl([(name, text) for name, (_, text) in BENCHMARKS.items()])
+
+
+@click.group("eval", cls=LazyBenchmarks)
+def command() -> None:
+    """Score models and matchers on data with ground truth.
+
+    \b
+    Example: dune eval pairs data/pairs --matcher sift,xfeat-lighterglue --size 480
+    """

@@ -1,0 +1,213 @@
+"""`dune eval pairs`: matchers and two-view models as columns, sets and sizes as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dune_cli import console
+from dune_cli.commands import options
+from dune_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from dune_cli.evaluation.pairs import Pair, PairScore, Summary
+    from dune_cli.matchers.base import Matcher
+
+CHANCE = "chance"
+Scores = dict[str, list["PairScore"]]
+
+
+def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in value.split(",")]
+    except ValueError:
+        sizes = [-1]
+    if any(size != 0 and size < 32 for size in sizes):
+        raise click.BadParameter(f"{value!r}: whole numbers from 32 on, or 0 for the original size, such as 480,0")
+    return list(dict.fromkeys(sizes))
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in (value or "").split(",") if part.strip()))
+
+
+@click.command("pairs")
+@click.argument("root")
+@click.option(
+    "--matcher",
+    "matchers",
+    metavar="NAME,…",
+    callback=_names,
+    help="Matchers, each a column; auto: the best one present.  [default: auto; mast3r with --model]",
+)
+@click.option("--model", metavar="FILE|NAME", help="Two-view model for the matcher mast3r.")
+@click.option("--encoder", metavar="FILE|NAME", help="Its encoder, if the model's file has none.")
+@click.option(
+    "--size",
+    "sizes_px",
+    default="480",
+    show_default=True,
+    metavar="PX,…",
+    callback=_sizes,
+    help="Reduce the photos to this long side first, in pixels (0: as they are). The matcher then works at its own.",
+)
+@click.option("--set", "sets", metavar="NAME,…", callback=_names, help="Only these sets; easy: all but wide.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N pairs of each set.")
+@click.option(
+    "--threshold-px",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Inlier threshold of MAGSAC, in pixels of the matched image.",
+)
+@options.output(required=False, text="Also write the JSON, with every pair's score, to this .json file.")
+@options.as_json
+@options.seed
+@options.compute
+@options.common
+def command(
+    root: str,
+    matchers: list[str],
+    model: str | None,
+    encoder: str | None,
+    sizes_px: list[int],
+    sets: list[str],
+    limit: int | None,
+    threshold_px: float,
+    output: str | None,
+    overwrite: bool,
+    as_json: bool,
+    seed: int,
+    device: str,
+    dtype: str,
+) -> None:
+    """Relative pose of the photo pairs under ROOT, whose pairs.json files hold intrinsics and true poses.
+
+    A pair's error is the larger of its rotation and translation-direction errors in degrees; no pose counts as 180.
+    Poses come from MAGSAC on the matches, with the true intrinsics. Seconds a pair are medians and leave out decoding.
+    The column "chance" is the control: no rotation and a random direction.
+
+    \b
+    Example: dune eval pairs data/pairs --matcher sift,xfeat-lighterglue,aliked-lightglue -o table.json
+             dune eval pairs data/pairs --model two_view.pth --encoder dune.pth --size 480,0 --set easy
+    """
+    from pathlib import Path
+
+    from dune_cli.evaluation import pairs as benchmark
+    from dune_cli.io import atomic, jsons
+    from dune_cli.provenance import Run, sha256_of
+
+    target = atomic.check_output(output, [".json"], overwrite) if output else None
+    pairs = benchmark.select(benchmark.read_pairs(root), sets, limit)
+    run = Run(seed=seed)
+    with run.stage("load"):
+        columns = _load(matchers, model, encoder, device, dtype)
+    scores: Scores = {name: [] for name in columns}
+    with run.stage("evaluate"):
+        for pair in console.progress(pairs, "pairs", total=len(pairs), unit="pair"):
+            for name, score in benchmark.score_pair(columns, pair, sizes_px, threshold_px, seed):
+                scores[name].append(score)
+    rows = _rows(pairs, sizes_px, scores, seed)
+    files = sorted(Path(root).rglob("pairs.json"))
+    result = {
+        "schema": "dune.eval-pairs/1",
+        "root": root,
+        "threshold_px": threshold_px,
+        "columns": [
+            {"matcher": name, "working_size_px": m.working_size_px, "weights": m.source.name}
+            for name, m in columns.items()
+        ],
+        "rows": [
+            {
+                "set": name,
+                "size_px": size,
+                "pairs": count,
+                "scores": {key: _rounded(value) for key, value in row.items()},
+            }
+            for name, size, count, row in rows
+        ],
+        "pairs": {name: [benchmark.as_dict(score) for score in found] for name, found in scores.items()},
+        "provenance": run.provenance(
+            [matcher.source for matcher in columns.values()],
+            [(file, sha256_of(file)) for file in files],
+            units="degrees, seconds",
+            threads=_threads(),
+        ),
+    }
+    if target is not None:
+        jsons.write_json(target, result)
+    click.echo(jsons.dumps(result) if as_json else _table(rows, [*columns, CHANCE]))
+
+
+def _load(names: list[str], model: str | None, encoder: str | None, device: str, dtype: str) -> dict[str, Matcher]:
+    """The columns in the order asked for, all loaded before the first pair is matched."""
+    from dune_cli.matchers import load
+
+    names = names or (["mast3r"] if model else ["auto"])
+    if "auto" in names:
+        best, note = load.choose_auto()
+        console.note(note)
+        names = list(dict.fromkeys(best if name == "auto" else name for name in names))
+    takers = [name for name in names if load.takes_model(name)]
+    if (model or encoder) and not takers:
+        raise UserError(f"--model and --encoder are for the matcher mast3r; received --matcher {','.join(names)}")
+    return {
+        name: load.load_matcher(name, device, dtype, *((model, encoder) if name in takers else ())) for name in names
+    }
+
+
+def _rows(
+    pairs: Sequence[Pair], sizes_px: list[int], scores: Scores, seed: int
+) -> list[tuple[str, int, int, dict[str, Summary]]]:
+    """(set, size, number of pairs, column -> summary) for every set and the aggregate."""
+    from dune_cli.evaluation import pairs as benchmark
+
+    rows = []
+    for name, members in benchmark.groups(pairs).items():
+        of_group = [pair for pair in pairs if pair.set_name in members]
+        for size in sizes_px:
+            row = {
+                column: benchmark.summarise([[s for s in found if s.set_name in members and s.size_px == size]])
+                for column, found in scores.items()
+            }
+            row[CHANCE] = benchmark.summarise(benchmark.chance(of_group, size, seed))
+            rows.append((name, size, len(of_group), row))
+    return rows
+
+
+def _rounded(summary: Summary) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(summary).items()}
+
+
+def _table(rows: list[tuple[str, int, int, dict[str, Summary]]], columns: list[str]) -> str:
+    """Four tables, one below the other, with the same rows and columns."""
+    blocks = {
+        "AUC@5 / 10 / 20 of the pose error": lambda s: f"{s.auc5:.3f} {s.auc10:.3f} {s.auc20:.3f}",
+        "median error in degrees: rotation, translation direction": lambda s: (
+            f"{s.rotation_deg:.2f} {s.translation_deg:.2f}"
+        ),
+        "medians: matches, inliers; failures": lambda s: f"{s.matches:.0f} {s.inliers:.0f}; {s.failures}",
+        "median seconds a pair: matching, with pose": lambda s: f"{s.seconds_matching:.2f} {s.seconds_total:.2f}",
+    }
+    lines = []
+    for title, show in blocks.items():
+        shown = [name for name in columns if name != CHANCE or title.startswith(("AUC", "median error"))]
+        body = [["set", "size px", "pairs", *shown]]
+        for name, size, count, row in rows:
+            body.append([name, str(size or "original"), str(count), *(show(row[column]) for column in shown)])
+        widths = [max(map(len, column)) for column in zip(*body)]
+        lines.append(title)
+        for cells in body:
+            lines.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()

@@ -1,0 +1,239 @@
+"""Relative pose of photo pairs with ground truth: the yardstick of matchers and two-view models.
+
+Layout: under a root, each `pairs.json` is a set: {"name", "pairs": [{"id", "image_a", "image_b" (relative to the
+file), "K_a", "K_b" (3x3), "T_a2b" (4x4, X_b = T_a2b X_a)}]}; OpenCV axes, pixel centres at integers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dune_cli.errors import UserError
+from dune_cli.evaluation.metrics import pose_auc
+from dune_cli.geometry import epipolar
+from dune_cli.io.jsons import read_json
+from dune_cli.io.photos import read_photo
+from dune_cli.matchers.base import Matcher, resize
+
+THRESHOLDS_DEG = (5, 10, 20)
+FAILED_DEG = 180.0
+HARD_SETS = frozenset({"wide"})  # left out of the aggregate "easy"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two photos, their intrinsics (3, 3) in original pixels, and the true `cam2_from_cam1` (4, 4)."""
+
+    set_name: str
+    id: str
+    image1: Path
+    image2: Path
+    K1: np.ndarray
+    K2: np.ndarray
+    cam2_from_cam1: np.ndarray
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """One method on one pair. Errors are 180 degrees where no pose was found."""
+
+    set_name: str
+    id: str
+    size_px: int
+    matches: int
+    inliers: int
+    rotation_deg: float
+    translation_deg: float
+    success: bool
+    seconds_matching: float
+    seconds_pose: float
+
+    @property
+    def error_deg(self) -> float:
+        return max(self.rotation_deg, self.translation_deg)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method on one set at one size: areas under the recall curve, medians over its pairs, failures."""
+
+    auc5: float
+    auc10: float
+    auc20: float
+    rotation_deg: float
+    translation_deg: float
+    matches: float
+    inliers: float
+    failures: int
+    seconds_matching: float
+    seconds_total: float
+
+
+def read_pairs(root: str | Path) -> list[Pair]:
+    """All pairs under `root`, sorted by file, in the files' order. UserError for none, and for any that is broken."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder; give the folder above the pairs.json files")
+    files = sorted(root.rglob("pairs.json"))
+    if not files:
+        raise UserError(f"no pairs.json in {root} or the folders below it")
+    pairs = [pair for file in files for pair in _read_set(file)]
+    missing = sorted({str(p) for pair in pairs for p in (pair.image1, pair.image2) if not p.is_file()})
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(f"{len(missing)} photos named by pairs.json files are missing: {', '.join(missing[:3])}{more}")
+    return pairs
+
+
+def select(pairs: Sequence[Pair], sets: Sequence[str], limit: int | None) -> list[Pair]:
+    """The pairs of `sets` ("easy": all but wide; none named: all), at most `limit` of each set."""
+    have = list(dict.fromkeys(pair.set_name for pair in pairs))
+    unknown = [name for name in sets if name not in have and name != "easy"]
+    if unknown:
+        raise UserError(f"unknown set {', '.join(unknown)}; this folder has: {', '.join(have)}, and easy")
+    wanted = {name for name in have if not sets or name in sets or ("easy" in sets and name not in HARD_SETS)}
+    chosen: list[Pair] = []
+    for name in have:
+        if name in wanted:
+            chosen += [pair for pair in pairs if pair.set_name == name][:limit]
+    return chosen
+
+
+def score_pair(
+    matchers: Mapping[str, Matcher], pair: Pair, sizes_px: Sequence[int], threshold_px: float, seed: int
+) -> Iterator[tuple[str, PairScore]]:
+    """Each matcher's name and score at each size: matches, MAGSAC with the true intrinsics, errors.
+
+    `sizes_px`: both photos are first reduced to this long side (0: as they are; never enlarged); the matcher then works
+    at its own size. `threshold_px` counts in pixels of the matched images. Seconds leave out decoding and reducing.
+    """
+    photos = [(read_photo(path).rgb, K) for path, K in ((pair.image1, pair.K1), (pair.image2, pair.K2))]
+    for size_px in sizes_px:
+        (rgb1, K1), (rgb2, K2) = (_reduced(rgb, K, size_px) for rgb, K in photos)
+        for name, matcher in matchers.items():
+            start = time.perf_counter()
+            found = matcher.match(rgb1, rgb2)
+            matched = time.perf_counter()
+            thresholds_px = threshold_px * found.pixel_size1, threshold_px * found.pixel_size2
+            pose = epipolar.estimate_relative_pose(found.points1, found.points2, K1, K2, thresholds_px, seed)
+            end = time.perf_counter()
+            rotation_deg = translation_deg = FAILED_DEG
+            if pose is not None:
+                errors = epipolar.pose_error(pose.cam2_from_cam1, pair.cam2_from_cam1)
+                rotation_deg, translation_deg = np.degrees(errors).tolist()
+            yield (
+                name,
+                PairScore(
+                    set_name=pair.set_name,
+                    id=pair.id,
+                    size_px=size_px,
+                    matches=len(found.points1),
+                    inliers=0 if pose is None else int(pose.inliers.sum()),
+                    rotation_deg=rotation_deg,
+                    translation_deg=translation_deg,
+                    success=pose is not None,
+                    seconds_matching=matched - start,
+                    seconds_pose=end - matched,
+                ),
+            )
+
+
+def chance(pairs: Sequence[Pair], size_px: int, seed: int, draws: int = 200) -> list[list[PairScore]]:
+    """The control: no rotation, and a translation direction drawn at random; `draws` runs over all pairs."""
+    rng = np.random.default_rng(seed)
+    runs = []
+    for _ in range(draws):
+        run = []
+        for pair in pairs:
+            guess = np.eye(4)
+            guess[:3, 3] = rng.normal(size=3)
+            rotation, translation = np.degrees(epipolar.pose_error(guess, pair.cam2_from_cam1)).tolist()
+            run.append(PairScore(pair.set_name, pair.id, size_px, 0, 0, rotation, translation, True, 0.0, 0.0))
+        runs.append(run)
+    return runs
+
+
+def summarise(runs: Iterable[Sequence[PairScore]]) -> Summary:
+    """Mean area over runs (one run for a matcher), medians over all pairs of all runs."""
+    runs = [list(run) for run in runs]
+    scores = [score for run in runs for score in run]
+    areas = np.mean([pose_auc([score.error_deg for score in run], THRESHOLDS_DEG) for run in runs], axis=0).tolist()
+
+    def median(values: Iterable[float]) -> float:
+        return float(np.median(list(values)))
+
+    return Summary(
+        *areas,
+        rotation_deg=median(s.rotation_deg for s in scores),
+        translation_deg=median(s.translation_deg for s in scores),
+        matches=median(s.matches for s in scores),
+        inliers=median(s.inliers for s in scores),
+        failures=sum(not s.success for s in scores),
+        seconds_matching=median(s.seconds_matching for s in scores),
+        seconds_total=median(s.seconds_matching + s.seconds_pose for s in scores),
+    )
+
+
+def groups(pairs: Sequence[Pair]) -> dict[str, list[str]]:
+    """Row name -> names of the sets in it: each set, and "easy" (all but wide) where that is more than one set."""
+    names = list(dict.fromkeys(pair.set_name for pair in pairs))
+    rows = {name: [name] for name in names}
+    easy = [name for name in names if name not in HARD_SETS]
+    if len(easy) > 1:
+        rows["easy"] = easy
+    return rows
+
+
+def as_dict(score: PairScore) -> dict[str, Any]:
+    """A pair's score as plain numbers, rounded, for JSON."""
+    numbers = asdict(score) | {"error_deg": score.error_deg}
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in numbers.items()}
+
+
+def _reduced(rgb: np.ndarray, K: np.ndarray, size_px: int) -> tuple[np.ndarray, np.ndarray]:
+    if size_px == 0 or max(rgb.shape[:2]) <= size_px:
+        return rgb, K
+    small = resize(rgb, size_px)
+    sx, sy = (1 / scale for scale in small.original_per_pixel)
+    return small.rgb, np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]]) @ K
+
+
+def _read_set(file: Path) -> list[Pair]:
+    content = read_json(file)
+    if not isinstance(content, dict) or not isinstance(content.get("pairs"), list):
+        raise UserError(f'{file} is not a set of pairs: it needs an object with a list "pairs"')
+    name = str(content.get("name") or file.parent.name)
+    return [_read_pair(file, name, index, entry) for index, entry in enumerate(content["pairs"])]
+
+
+def _read_pair(file: Path, set_name: str, index: int, entry: Any) -> Pair:
+    where = f"{file}, pair {index}"
+    wanted = {"image_a": str, "image_b": str, "K_a": (3, 3), "K_b": (3, 3), "T_a2b": (4, 4)}
+    if not isinstance(entry, dict) or not set(wanted) <= set(entry):
+        lacks = sorted(set(wanted) - set(entry if isinstance(entry, dict) else ()))
+        raise UserError(f"{where} lacks {', '.join(lacks)}")
+    values: dict[str, Any] = {}
+    for key, kind in wanted.items():
+        value = entry[key]
+        if kind is str:
+            if not isinstance(value, str):
+                raise UserError(f"{where}: {key} must be a path, not {value!r}")
+            values[key] = file.parent / value
+            continue
+        try:
+            values[key] = np.array(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            values[key] = np.zeros(0)
+        if values[key].shape != kind or not np.isfinite(values[key]).all():
+            raise UserError(f"{where}: {key} must be a {kind[0]}x{kind[1]} matrix of finite numbers")
+    if np.linalg.norm(values["T_a2b"][:3, 3]) == 0:
+        raise UserError(f"{where}: T_a2b has no translation, so its direction cannot be scored")
+    if abs(np.linalg.det(values["T_a2b"][:3, :3]) - 1) > 1e-3:
+        raise UserError(f"{where}: T_a2b is no rigid motion (the determinant of its rotation is not 1)")
+    return Pair(set_name, str(entry.get("id", index)), *(values[key] for key in wanted))

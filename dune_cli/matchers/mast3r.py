@@ -1,0 +1,76 @@
+"""Descriptors of a two-view model (MASt3R, DUNE + MASt3R) matched by fast reciprocal nearest neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dune_cli.errors import UserError
+from dune_cli.matchers.base import Availability, Matcher, Matches
+
+NAME = "mast3r"
+MEASURED_AUC10 = None  # depends on the model, so "auto" leaves it out
+TAKES_MODEL = True
+
+
+class Mast3r(Matcher):
+    """Any two-view model with descriptors. Every photo goes through the published preparation at the model's size."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        model: str,
+        encoder: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        size_px: int | None = None,
+        subsample: int = 8,
+    ) -> None:
+        from dune_cli.checkpoints.load import load_two_view
+
+        self.model = load_two_view(model, encoder, device, dtype)
+        self.working_size_px = size_px or self.model.size
+        self.subsample = subsample
+        self.source = self.model.source
+
+    def match(self, rgb1: np.ndarray, rgb2: np.ndarray) -> Matches:
+        import torch
+
+        from dune_cli.geometry.matching import reciprocal_matches
+        from dune_cli.io.preprocess import prepare
+
+        prepared = [
+            prepare(rgb, self.working_size_px, self.model.patch, self.model.crop_square_to_4_3) for rgb in (rgb1, rgb2)
+        ]
+        device = next(self.model.parameters()).device
+        output = self.model(*(torch.from_numpy(p.image)[None].to(device) for p in prepared), points=False)
+        desc1, desc2 = output.descriptors1[0], output.descriptors2[0]
+        xy1, xy2 = reciprocal_matches(desc1, desc2, self.subsample)
+        confidence1 = output.descriptor_confidence1[0][xy1[:, 1], xy1[:, 0]]
+        confidence2 = output.descriptor_confidence2[0][xy2[:, 1], xy2[:, 0]]
+        confidence = (confidence1.double() * confidence2.double()).sqrt()
+        transforms = [p.network_from_image for p in prepared]
+        return Matches(
+            _to_image(transforms[0], xy1.cpu().numpy()),
+            _to_image(transforms[1], xy2.cpu().numpy()),
+            (confidence / (1 + confidence)).cpu().numpy().astype(np.float32),
+            desc1.shape[0] * desc1.shape[1],
+            desc2.shape[0] * desc2.shape[1],
+            *(float(np.linalg.det(t[:2, :2]) ** -0.5) for t in transforms),
+        )
+
+
+def _to_image(network_from_image: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    scale = np.diag(network_from_image)[:2]
+    return (xy - network_from_image[:2, 2]) / scale
+
+
+def availability() -> Availability:
+    """Ready once a model is named."""
+    return Availability(False, "it needs the weights of a two-view model", "give --model FILE (and --encoder FILE)")
+
+
+def build(device: str, dtype: str, model: str | None, encoder: str | None) -> Matcher:
+    if model is None:
+        raise UserError("matcher mast3r needs a two-view model; give --model FILE or a registry name")
+    return Mast3r(model, encoder, device, dtype)
