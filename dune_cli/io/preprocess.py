@@ -50,7 +50,8 @@ def prepare(rgb: np.ndarray, size_px: int | None, patch: int, square_to_4_3: boo
             f"of {patch} px; give a larger --size, or crop the photo"
         )
     resized = _resize(rgb, new_width, new_height)
-    image = resized[top : top + crop_height, left : left + crop_width].transpose(2, 0, 1).astype(np.float32)
+    cropped = resized[top : top + crop_height, left : left + crop_width].transpose(2, 0, 1)
+    image = np.ascontiguousarray(cropped, np.float32)
     image /= 255
     return Prepared(image, _transform(new_width / width, new_height / height, left, top))
 
