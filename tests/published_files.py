@@ -17,9 +17,13 @@ sys.path.insert(0, str(PARITY))
 
 from recipe import make_image, make_state_dict  # noqa: E402
 
+from dune_cli.models.two_view import TwoViewOutput  # noqa: E402
+
 __all__ = [
     "TEACHERS",
+    "TOKENS",
     "Fixture",
+    "check_two_view",
     "deviation",
     "dinov2_manifest",
     "dune_manifest",
@@ -31,6 +35,8 @@ __all__ = [
     "relative",
     "two_files",
 ]
+TOKENS = 2e-5  # absolute; ten times below the promise of 2e-4
+POINTS, DESCRIPTORS, CONFIDENCE = 1e-3, 1e-5, 1e-4
 TEACHERS = ("dino2reg_vitlarge_14", "mast3r_vitlarge_16", "multihmr_vitlarge_14_672")
 
 
@@ -63,6 +69,19 @@ def relative(found: torch.Tensor, expected: np.ndarray) -> float:
     if b.ndim == 3:
         return float((np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1)).max())
     return float(np.abs(a / b - 1).max())
+
+
+def check_two_view(out: TwoViewOutput, fixture: Fixture) -> None:
+    """Both views of a fixture, at the promised tolerances."""
+    for view in (1, 2):
+        found = {
+            name: getattr(out, f"{name}{view}")[0, ::2, ::2]
+            for name in ("points", "confidence", "descriptors", "descriptor_confidence")
+        }
+        assert relative(found["points"], fixture.expected[f"pts3d_{view}"]) < POINTS
+        assert relative(found["confidence"], fixture.expected[f"conf_{view}"]) < CONFIDENCE
+        assert deviation(found["descriptors"], fixture.expected[f"desc_{view}"]) < DESCRIPTORS
+        assert relative(found["descriptor_confidence"], fixture.expected[f"desc_conf_{view}"]) < CONFIDENCE
 
 
 def dune_tree(state: dict[str, torch.Tensor], prefix: str = "module.", arch: str = "vit_small") -> dict[str, Any]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from published_files import TEACHERS, Fixture, deviation, mast3r_tree, relative
+from published_files import TEACHERS, TOKENS, Fixture, check_two_view, deviation, mast3r_tree
 
 from dune_cli.checkpoints.layouts import dinov2, dune, dune_mast3r, mast3r
 from dune_cli.models.dpt import to_channels_last
-from dune_cli.models.two_view import TwoViewModel, TwoViewOutput
-
-TOKENS = 2e-5  # ten times below the promise of 2e-4
-POINTS, DESCRIPTORS, CONFIDENCE = 1e-3, 1e-5, 1e-4
+from dune_cli.models.two_view import TwoViewModel
 
 
 def test_dune_tokens_and_projections() -> None:
@@ -45,19 +42,6 @@ def test_dinov2_tokens(name: str) -> None:
     (middle,) = encoder.intermediate(fixture.image(), [config["mid_layer"]], norm=False)
     assert deviation(middle.cls[0], expected["mid_cls"]) < TOKENS
     assert deviation(middle.patches[0, :: config["mid_stride"]], expected["mid_patch"]) < TOKENS
-
-
-def check_two_view(out: TwoViewOutput, fixture: Fixture) -> None:
-    """Both views of a fixture, at the promised tolerances."""
-    for view in (1, 2):
-        found = {
-            name: getattr(out, f"{name}{view}")[0, ::2, ::2]
-            for name in ("points", "confidence", "descriptors", "descriptor_confidence")
-        }
-        assert relative(found["points"], fixture.expected[f"pts3d_{view}"]) < POINTS
-        assert relative(found["confidence"], fixture.expected[f"conf_{view}"]) < CONFIDENCE
-        assert deviation(found["descriptors"], fixture.expected[f"desc_{view}"]) < DESCRIPTORS
-        assert relative(found["descriptor_confidence"], fixture.expected[f"desc_conf_{view}"]) < CONFIDENCE
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -87,9 +87,11 @@ class Shapes:
         return list(dict.fromkeys(key[cut:].partition(".")[0] for key in self._tensors if key.startswith(prefix)))
 
 
-def heads_of(width: int, stated: Any, what: str) -> int:
+def heads_of(width: int, stated: int | None, what: str) -> int:
     """The number of attention heads: stated by the file, else one per 64 channels (true of ViT-S, -B, -L)."""
-    heads = stated if isinstance(stated, int) and not isinstance(stated, bool) else width // 64
+    if stated is None and width % 64:
+        raise CheckpointError(f"{what}: the number of attention heads of width {width} cannot be told")
+    heads = width // 64 if stated is None else stated
     if heads < 1 or width % heads:
         raise CheckpointError(f"{what}: width {width} cannot be shared by {heads} attention heads")
     return heads
