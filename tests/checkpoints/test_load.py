@@ -198,7 +198,7 @@ def test_half_precision_files_become_float32(tmp_path: Path) -> None:
 
 
 def test_missing_weights_name_their_cure() -> None:
-    with pytest.raises(WeightsMissing, match="dune weights pull dune-vitb14-448 "):
+    with pytest.raises(WeightsMissing, match="dune weights pull dune-vitb14-448'"):
         load_encoder("dune_vitbase14_448.pth", device="cpu")
     with pytest.raises(WeightsMissing, match="dune weights pull mast3r-vitl"):
         load_two_view("mast3r-vitl", device="cpu")
