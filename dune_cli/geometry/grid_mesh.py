@@ -38,3 +38,17 @@ def used_vertices(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The vertices that triangles use: their old indices (V,) ascending, and the triangles (F, 3) over the new ones."""
     kept, renumbered = np.unique(triangles, return_inverse=True)
     return kept, renumbered.reshape(triangles.shape)
+
+
+def depth_edges(depth: np.ndarray, valid: np.ndarray, max_jump: float = 2 * MAX_DEPTH_JUMP) -> np.ndarray:
+    """(H, W) bool: the pixels in whose 3x3 neighbourhood `valid` depths differ by more than `max_jump` of the nearest.
+
+    A network smears depth edges over such pixels: their points hang in the air between two surfaces.
+    """
+    import cv2
+
+    kernel = np.ones((3, 3), np.uint8)
+    near = cv2.erode(np.where(valid, depth, np.inf), kernel, borderType=cv2.BORDER_REPLICATE)
+    far = cv2.dilate(np.where(valid, depth, -np.inf), kernel, borderType=cv2.BORDER_REPLICATE)
+    with np.errstate(invalid="ignore"):
+        return valid & (far - near > max_jump * near)

@@ -1,0 +1,145 @@
+"""A scene as files: the `dune.scene/1` JSON, and PLY, OBJ, GLB, NPZ or a COLMAP model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dune_cli.errors import JobFailed
+from dune_cli.geometry.cameras import pixel_grid, transform_pixels
+from dune_cli.geometry.poses import inverse
+from dune_cli.io.colmap import write_colmap
+from dune_cli.io.mesh import write_glb, write_obj
+from dune_cli.io.npz import write_npz
+from dune_cli.io.ply import write_ply
+from dune_cli.tasks.reconstruct.scene import Scene
+
+SUFFIXES = (".ply", ".obj", ".glb", ".npz")
+SCHEMA = "dune.scene/1"
+MAX_COLMAP_DENSE_POINTS = 100_000
+
+
+def write_scene(scene: Scene, path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Writes `path` in the format of its ending; returns the JSON's `points` and `mesh`.
+
+    PLY: the points; GLB: meshes, or points where nothing is dense, and the cameras; OBJ: meshes (JobFailed without
+    any); NPZ: everything as arrays.
+    """
+    suffix = path.suffix.lower()
+    points, colors, confidence = scene.cloud()
+    none: dict[str, Any] = {"file": None, "count": 0, "fields": []}
+    if suffix == ".ply":
+        write_ply(path, points, colors, confidence)
+        fields = ["x", "y", "z", "red", "green", "blue", "confidence"]
+        return {"file": path.name, "count": len(points), "fields": fields}, None
+    if suffix == ".npz":
+        arrays = _arrays(scene)
+        write_npz(path, **arrays)
+        return {"file": path.name, "count": len(points), "fields": list(arrays)}, None
+    meshes = scene.meshes()
+    mesh = {
+        "file": path.name,
+        "vertices": sum(len(m.vertices) for m in meshes),
+        "faces": sum(len(m.faces) for m in meshes),
+        "groups": [m.name for m in meshes],
+    }
+    if suffix == ".glb":
+        if meshes:
+            write_glb(path, meshes, cameras=scene.frusta())
+            return none, mesh
+        write_glb(path, [], points, colors, scene.frusta())
+        return {"file": path.name, "count": len(points), "fields": ["POSITION", "COLOR_0"]}, None
+    if not meshes:
+        raise JobFailed(
+            f"there is no surface for {path.name}, only {len(points)} points; write them with -o scene.ply or scene.glb"
+        )
+    write_obj(path, meshes)
+    return none, mesh
+
+
+def scene_json(
+    scene: Scene, points: dict[str, Any], mesh: dict[str, Any] | None, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """The `dune.scene/1` object."""
+    cameras = [
+        {
+            "image": view.image,
+            "width": view.width,
+            "height": view.height,
+            "K": view.K,
+            "focal_source": view.focal_source,
+            "world_from_cam": view.world_from_cam,
+            "cam_from_world": inverse(view.world_from_cam) + 0.0,  # no -0.0
+            "registered": view.registered,
+        }
+        for view in scene.views
+    ]
+    pairs = [
+        {"images": list(p.images), "matches": p.matches, "inliers": p.inliers, "confidence": round(p.confidence, 6)}
+        for p in scene.pairs
+    ]
+    tree: dict[str, Any] = {"schema": SCHEMA, "scale": scene.scale}
+    if scene.scale_note is not None:
+        tree["scale_note"] = scene.scale_note
+    return tree | {
+        "method": scene.method,
+        "world": "camera 0",
+        "cameras": cameras,
+        "pairs": pairs,
+        "points": points,
+        "mesh": mesh,
+        "quality": {
+            "reprojection_error_px": scene.reprojection_error_px,
+            "registered": sum(view.registered for view in scene.views),
+            "total": len(scene.views),
+        },
+        "provenance": provenance,
+    }
+
+
+def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
+    """The cameras, and as points the triangulated matches with their tracks and at most 100,000 of the dense points,
+    evenly spread, each seen by its own view: what splatting starts from."""
+    points, colors, tracks = [np.zeros((0, 3))], [np.zeros((0, 3), np.uint8)], []
+    if scene.sparse is not None:
+        points.append(scene.sparse.points_world)
+        colors.append(scene.sparse.colors)
+        for places in zip(*scene.sparse.pixels):
+            tracks.append([(view, float(x), float(y)) for view, (x, y) in enumerate(places)])
+    total = sum(int(view.dense.valid.sum()) for view in scene.views if view.dense is not None)
+    step = max(1, -(-total // MAX_COLMAP_DENSE_POINTS))
+    for index, view in enumerate(scene.views):
+        if view.dense is None:
+            continue
+        pick = np.flatnonzero(view.dense.valid)[step // 2 :: step]
+        points.append(view.dense.points_world.reshape(-1, 3)[pick])
+        colors.append(view.dense.colors.reshape(-1, 3)[pick])
+        grid = pixel_grid(*view.dense.valid.shape).reshape(-1, 2)[pick]
+        tracks += [[(index, float(x), float(y))] for x, y in transform_pixels(view.dense.image_from_map, grid)]
+    write_colmap(folder, scene.frusta(), np.concatenate(points), np.concatenate(colors), tracks, binary)
+
+
+def _arrays(scene: Scene) -> dict[str, np.ndarray]:
+    """For each view N: viewN_K, viewN_world_from_cam, and with dense points viewN_points (h, w, 3) in the world,
+    viewN_depth, viewN_confidence, viewN_valid (h, w), viewN_colors (h, w, 3), viewN_image_from_map (3, 3); the matched
+    points as sparse_points (M, 3), sparse_colors, sparse_confidence, sparse_pixelsN (M, 2)."""
+    arrays: dict[str, np.ndarray] = {}
+    for index, view in enumerate(scene.views):
+        arrays[f"view{index}_K"] = view.K
+        arrays[f"view{index}_world_from_cam"] = view.world_from_cam
+        if view.dense is not None and view.depth is not None:
+            arrays[f"view{index}_points"] = view.dense.points_world.astype(np.float32)
+            arrays[f"view{index}_depth"] = view.depth.astype(np.float32)
+            arrays[f"view{index}_confidence"] = view.dense.confidence.astype(np.float32)
+            arrays[f"view{index}_valid"] = view.dense.valid
+            arrays[f"view{index}_colors"] = view.dense.colors
+            arrays[f"view{index}_image_from_map"] = view.dense.image_from_map
+    if scene.sparse is not None:
+        arrays["sparse_points"] = scene.sparse.points_world.astype(np.float32)
+        arrays["sparse_colors"] = scene.sparse.colors
+        arrays["sparse_confidence"] = scene.sparse.confidence
+        for index, pixels in enumerate(scene.sparse.pixels):
+            arrays[f"sparse_pixels{index}"] = pixels
+    return arrays
