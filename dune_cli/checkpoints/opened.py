@@ -22,6 +22,7 @@ TAKES = {
     "depth": "load_depth (dune depth --model)",
     "classifier": "load_classifier (dune classify --model)",
     "segmenter": "load_segmenter (dune segment --model)",
+    "human": "load_human (dune human --model)",
 }
 
 

@@ -20,13 +20,16 @@ from dune_cli.checkpoints.layouts import (
     dune,
     dune_mast3r,
     mast3r,
+    multihmr,
+    multihmr_anny,
 )
 from dune_cli.errors import CheckpointError
 
 NAME = "native"
 LAYOUT, FACTS = "dune.layout", "dune.facts"
 HEADS = (dinov2_depth, dinov2_segmenter, dinov2_classifier)
-PUBLISHED = {adapter.NAME: adapter for adapter in (dune, dinov2, mast3r, dune_mast3r, *HEADS)}
+HUMAN = (multihmr, multihmr_anny)
+PUBLISHED = {adapter.NAME: adapter for adapter in (dune, dinov2, mast3r, dune_mast3r, *HEADS, *HUMAN)}
 
 
 def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
