@@ -43,7 +43,7 @@ def pull(entries: Sequence[Entry], overwrite: bool = False) -> list[Located]:
 
 def refuse_offline(wanted: Sequence[Entry]) -> None:
     """Raises UserError if DUNE_OFFLINE forbids fetching `wanted`."""
-    if wanted and os.environ.get("DUNE_OFFLINE", "0").lower() not in ("", "0", "false", "no"):
+    if wanted and store.is_offline():
         raise UserError(
             f"DUNE_OFFLINE is set, so {', '.join(entry.name for entry in wanted)} cannot be fetched; unset it, or put "
             f"{', '.join(entry.file for entry in wanted)} into {store.weights_folder()}"

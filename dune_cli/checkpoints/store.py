@@ -40,6 +40,11 @@ def torch_hub_folders() -> tuple[Path, Path]:
     return checkpoints / "dune", checkpoints
 
 
+def is_offline() -> bool:
+    """Whether DUNE_OFFLINE forbids downloads."""
+    return os.environ.get("DUNE_OFFLINE", "0").lower() not in ("", "0", "false", "no")
+
+
 def locate(name_or_path: str | Path) -> Located:
     """The file behind a path, a registry name or a published file name.
 
