@@ -93,11 +93,16 @@ class Segmenter(nn.Module):
         return total.div_(count)
 
     def probabilities(
-        self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None, flip: bool | None = None
+        self,
+        images: torch.Tensor,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        flip: bool | None = None,
+        crop_px: int | None = None,
+        stride_px: int | None = None,
     ) -> torch.Tensor:
         """The whole protocol: resize, windows, softmax, mean over scales and mirror images (B, classes, H, W).
 
-        `sizes`: (height, width) of each scale instead of the protocol's; `flip` likewise.
+        `sizes`: (height, width) of each scale instead of the protocol's; the others likewise.
         """
         size = tuple(images.shape[-2:])
         sizes = self.sizes(*size) if sizes is None else sizes
@@ -108,7 +113,7 @@ class Segmenter(nn.Module):
             if tuple(scale) != size:
                 resized = F.interpolate(resized, size=tuple(scale), mode="bilinear", align_corners=False)
             for mirror in mirrored:
-                logits = self.slide(resized.flip(-1) if mirror else resized)
+                logits = self.slide(resized.flip(-1) if mirror else resized, crop_px, stride_px)
                 if tuple(scale) != size:
                     logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
                 probability = logits.softmax(1)
