@@ -41,6 +41,11 @@ class DistilledEncoder(nn.Module):
     def teachers(self) -> tuple[str, ...]:
         return tuple(self.projectors)
 
+    @property
+    def native_size_px(self) -> int:
+        """The side of the square images that the position embeddings were trained on."""
+        return self.vit.native_size_px
+
     def forward(self, images: torch.Tensor, norm: bool = True) -> Tokens:
         """images (B, 3, H, W) RGB in [0, 1] -> Tokens; `norm=False`: before the final norm."""
         return self.vit(images, norm)

@@ -20,9 +20,12 @@ class TimmEncoder(AutocastTrunk):
     source = Source("none")
     teachers: tuple[str, ...] = ()
 
-    def __init__(self, network: nn.Module, patch: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, network: nn.Module, patch: int, native_size_px: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
         super().__init__()
         self.patch, self.width = patch, network.embed_dim
+        self.native_size_px = native_size_px
         self._mean, self._std = tuple(mean), tuple(std)
         self.norm, network.norm = network.norm, nn.Identity()
         self.network = network

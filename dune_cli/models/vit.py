@@ -66,6 +66,11 @@ class VisionTransformer(nn.Module):
     def width(self) -> int:
         return self.config.width
 
+    @property
+    def native_size_px(self) -> int:
+        """The side of the square images that the position embeddings were trained on."""
+        return self.config.positions_side * self.config.patch
+
     def forward(self, images: torch.Tensor, norm: bool = True) -> Tokens:
         """images (B, 3, H, W) RGB in [0, 1] -> Tokens; `norm=False`: before the final norm.
 

@@ -39,7 +39,7 @@ def load(spec: str) -> tuple[TimmEncoder, Source]:
     path = Path(given) if given else _cached(name, settings)
     file = files.read_weights(path)
     _fill(network, _used(network, state_dict_of(file.tree)), name, path)
-    encoder = TimmEncoder(network, _patch(network, name), settings["mean"], settings["std"])
+    encoder = TimmEncoder(network, _patch(network, name), settings["input_size"][-1], settings["mean"], settings["std"])
     licence = file.metadata.get("dune.licence") or (None if given else settings.get("license")) or "unknown"
     return encoder, Source(f"{PREFIX}{name}", file.sha256, licence)
 

@@ -1,0 +1,128 @@
+"""`dune encode`: photos to features (NPZ) or PCA pictures (PNG)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from dune_cli import console
+from dune_cli.commands import options
+from dune_cli.errors import UserError
+
+FORMATS = ("npz", "png")
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME|FILE",
+    help="Encoder: a name of 'dune weights list', a weight file, timm:NAME, or timm:NAME=FILE.",
+)
+@click.option("--teacher", metavar="NAME", help="The encoder's prediction of this teacher's tokens instead of its own.")
+@click.option("--format", "kind", type=click.Choice(FORMATS), help="Of the files in a folder -o.  [default: npz]")
+@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Photos in one pass.")
+@options.size
+@options.compute
+@options.output(True, "A file .npz or .png for one photo, or a folder with one file a photo.")
+@options.as_json
+@options.common
+def command(
+    images: tuple[str, ...],
+    model: str,
+    teacher: str | None,
+    kind: str | None,
+    batch_size: int,
+    size: int | None,
+    device: str,
+    dtype: str,
+    output: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Photos to features: arrays cls (D), registers (R, D), patches (h, w, D), or a PCA picture.
+
+    IMAGES are files, folders and globs. Beside each file lies a JSON with the model, its licence and the pixel
+    transform. Default size: the encoder's native one (336, 448 or 518 px, long side).
+
+    \b
+    Example: dune encode photo.jpg --model dune-vitb14-448 -o features.npz
+             dune encode photos/ --model dinov2-vits14 --format png -o pca/
+             dune encode photo.jpg --model dune-vitb14-448 --teacher dino2reg_vitlarge_14 -o dino.npz
+    """
+    from dune_cli.io.inputs import expand
+
+    paths = expand(images)
+    targets = _targets(paths, output, kind, overwrite)
+
+    from dune_cli.checkpoints.load import load_encoder
+    from dune_cli.io.jsons import dumps, write_json
+    from dune_cli.io.photos import Photo, read_photo
+    from dune_cli.provenance import Run
+    from dune_cli.tasks import encode as task
+
+    run = Run()
+    with run.stage("load"):
+        encoder = load_encoder(model, device=device, dtype=dtype)
+    task.check_teacher(encoder, teacher)
+    console.note(f"{encoder.source.name}, licence of the weights: {encoder.source.licence}")
+
+    def photos() -> Iterator[Photo]:
+        for path in console.progress(paths, "encode", unit="photo"):
+            with run.stage("read"):
+                photo = read_photo(path)
+            yield photo
+
+    documents = []
+    for features, target in zip(task.encode(encoder, photos(), size, teacher, batch_size, run), targets):
+        with run.stage("write"):
+            task.write(features, target)
+        provenance = run.provenance([encoder.source], [(features.path, features.sha256)], dtype=dtype)
+        documents.append(task.document(features, target, provenance))
+        write_json(target.with_suffix(".json"), documents[-1])
+        if not as_json:
+            click.echo(target)
+    if as_json:
+        click.echo(dumps(documents[0] if len(documents) == 1 else documents))
+
+
+def _targets(paths: list[Path], output: str, kind: str | None, overwrite: bool) -> list[Path]:
+    """One output file a photo, checked to be writable before the work."""
+    from dune_cli.io.atomic import check_output
+
+    suffixes = tuple(f".{name}" for name in FORMATS)
+    target = Path(output).expanduser()
+    as_file = target.suffix.lower() in suffixes and not target.is_dir()
+    if as_file:
+        if len(paths) > 1:
+            raise UserError(f"{len(paths)} photos do not fit into one file {target}; name a folder with -o")
+        if kind is not None and target.suffix.lower() != f".{kind}":
+            raise UserError(f"--format {kind} contradicts the output {target}; leave one of them out")
+        targets = [target]
+    elif target.suffix and not target.is_dir():
+        raise UserError(
+            f"the output {target} has the ending {target.suffix}; allowed: {' '.join(suffixes)}, or a folder"
+        )
+    else:
+        targets = [target / f"{name}.{kind or FORMATS[0]}" for name in _unique_stems(paths)]
+    for path in targets:
+        check_output(path, suffixes, overwrite)
+        check_output(path.with_suffix(".json"), (".json",), overwrite)
+    return targets
+
+
+def _unique_stems(paths: list[Path]) -> list[str]:
+    """File names without endings; the second `a` becomes `a_2`."""
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        name, count = path.stem, 1
+        while name in taken:
+            count += 1
+            name = f"{path.stem}_{count}"
+        taken.add(name)
+        names.append(name)
+    return names

@@ -1,0 +1,150 @@
+"""Photos to features: an encoder's tokens, or its prediction of a teacher's (schemas: `dune.features/1`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dune_cli.errors import UserError
+from dune_cli.io.npz import write_npz
+from dune_cli.io.photos import Photo
+from dune_cli.io.png import save_png
+from dune_cli.io.preprocess import Prepared, prepare
+from dune_cli.provenance import Run
+
+SCHEMA = "dune.features/1"
+SUFFIXES = (".npz", ".png")
+
+
+@dataclass(frozen=True)
+class Features:
+    """A photo's features: cls (D), registers (R, D), patches (h, w, D), float32, after the encoder's final norm.
+
+    With `teacher` they are what the encoder predicts of that teacher, and there are no registers.
+    `network_from_image` (3, 3) maps pixels of the photo to pixels of the network's input, whose sides are
+    h·patch and w·patch.
+    """
+
+    path: Path
+    sha256: str
+    width: int
+    height: int
+    cls: np.ndarray
+    registers: np.ndarray
+    patches: np.ndarray
+    patch: int
+    network_from_image: np.ndarray
+    teacher: str | None
+
+
+def check_teacher(encoder: nn.Module, teacher: str | None) -> None:
+    """UserError unless the encoder has a projector for `teacher`."""
+    if teacher is not None and teacher not in encoder.teachers:
+        have = ", ".join(encoder.teachers) or "none, its file carries no projectors"
+        raise UserError(f"{encoder.source.name} predicts no teacher {teacher!r}; allowed: {have}")
+
+
+def encode(
+    encoder: nn.Module,
+    photos: Iterable[Photo],
+    size_px: int | None = None,
+    teacher: str | None = None,
+    batch_size: int = 1,
+    run: Run | None = None,
+) -> Iterator[Features]:
+    """Features of each photo, in order. Neighbours of one prepared size share a forward pass of up to `batch_size`.
+
+    `size_px`: long side of the network's input; None takes the encoder's native size. UserError for a teacher that
+    the encoder lacks, or a photo that is less than one patch at that size.
+    """
+    check_teacher(encoder, teacher)
+    run = run or Run()
+    waiting: list[tuple[Photo, Prepared]] = []
+    for photo in photos:
+        with run.stage("prepare"):
+            prepared = prepare(photo.rgb, size_px or encoder.native_size_px, encoder.patch)
+        if waiting and (len(waiting) == batch_size or waiting[0][1].image.shape != prepared.image.shape):
+            yield from _forward(encoder, waiting, teacher, run)
+            waiting = []
+        waiting.append((photo, prepared))
+    if waiting:
+        yield from _forward(encoder, waiting, teacher, run)
+
+
+def _forward(
+    encoder: nn.Module, batch: list[tuple[Photo, Prepared]], teacher: str | None, run: Run
+) -> Iterator[Features]:
+    images = torch.from_numpy(np.stack([prepared.image for _, prepared in batch]))
+    with run.stage("encode"), torch.inference_mode():
+        tokens = encoder(images) if teacher is None else encoder.project(images, teacher)
+        cls, registers, patches = (part.cpu().numpy() for part in (tokens.cls, tokens.registers, tokens.map()))
+    for index, (photo, prepared) in enumerate(batch):
+        yield Features(
+            path=photo.path,
+            sha256=photo.sha256,
+            width=photo.width,
+            height=photo.height,
+            cls=cls[index],
+            registers=registers[index],
+            patches=patches[index],
+            patch=encoder.patch,
+            network_from_image=prepared.network_from_image,
+            teacher=teacher,
+        )
+
+
+def pca_picture(patches: np.ndarray, patch: int) -> np.ndarray:
+    """patches (h, w, D) -> (h·patch, w·patch, 3) uint8: the first three principal components as red, green, blue.
+
+    The components are this picture's own; each is stretched between its 1st and 99th percentile, and its sign is the
+    one that makes its largest loading positive.
+    """
+    grid, width = patches.shape[:2], patches.shape[2]
+    centred = patches.reshape(-1, width).astype(np.float64)
+    centred -= centred.mean(0)
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, : -min(3, width) - 1 : -1]
+    axes *= np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
+    values = np.zeros((len(centred), 3))
+    values[:, : axes.shape[1]] = centred @ axes
+    low, high = np.percentile(values, [1, 99], axis=0)
+    scaled = (values - low) / np.where(high > low, high - low, 1)
+    cells = (scaled.clip(0, 1) * 255).round().astype(np.uint8).reshape(*grid, 3)
+    return cells.repeat(patch, 0).repeat(patch, 1)
+
+
+def write(features: Features, path: Path) -> None:
+    """The features as `.npz` (arrays cls, registers, patches) or their PCA picture as `.png`."""
+    if path.suffix.lower() == ".png":
+        save_png(path, pca_picture(features.patches, features.patch))
+    else:
+        write_npz(path, cls=features.cls, registers=features.registers, patches=features.patches)
+
+
+def document(features: Features, file: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The JSON that lies beside the file."""
+    h, w, width = features.patches.shape
+    return {
+        "schema": SCHEMA,
+        "file": file.name,
+        "image": {"path": str(features.path), "width": features.width, "height": features.height},
+        "network": {
+            "width": w * features.patch,
+            "height": h * features.patch,
+            "network_from_image": features.network_from_image,
+        },
+        "patch": features.patch,
+        "grid": [h, w],
+        "channels": width,
+        "registers": len(features.registers),
+        "teacher": features.teacher,
+        "tokens": "after the final norm"
+        if features.teacher is None
+        else "projected to the teacher's standardised ones",
+        "provenance": provenance,
+    }

@@ -1,0 +1,83 @@
+"""Features of photos: batches, sizes, teachers, PCA pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from published_files import dune_manifest, make_state_dict
+
+from dune_cli.checkpoints.layouts import dune
+from dune_cli.errors import UserError
+from dune_cli.io.photos import Photo
+from dune_cli.io.preprocess import prepare
+from dune_cli.models.encoder import DistilledEncoder
+from dune_cli.tasks.encode import document, encode, pca_picture
+
+
+@pytest.fixture(scope="module")
+def encoder() -> DistilledEncoder:
+    state = make_state_dict(dune_manifest(128, 2, 6, {"one": 48}), 4)
+    return dune.build({"model": state}).eval().requires_grad_(False)
+
+
+def photo(name: str, height: int, width: int) -> Photo:
+    rgb = np.random.default_rng(len(name)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Photo(Path(name), rgb, "hash of " + name)
+
+
+def test_features_are_the_encoders_tokens(encoder: DistilledEncoder) -> None:
+    shot = photo("a.jpg", 70, 98)
+    (found,) = encode(encoder, [shot], size_px=98)
+    tokens = encoder(torch.from_numpy(shot.rgb.astype(np.float32) / 255).permute(2, 0, 1)[None])
+    assert found.patches.shape == (5, 7, 128)
+    assert found.registers.shape == (4, 128)
+    np.testing.assert_allclose(found.patches, tokens.map()[0], atol=1e-5)
+    np.testing.assert_allclose(found.cls, tokens.cls[0], atol=1e-5)
+    np.testing.assert_array_equal(found.network_from_image, np.eye(3))
+
+
+def test_batches_give_the_same_in_the_same_order(encoder: DistilledEncoder) -> None:
+    shots = [photo(name, *size) for name, size in zip("abcde", [(70, 98), (70, 98), (98, 70), (70, 98), (70, 98)])]
+    single = list(encode(encoder, shots, 98))
+    for batch_size in (2, 3, 10):
+        batched = list(encode(encoder, iter(shots), 98, batch_size=batch_size))
+        assert [f.path.name for f in batched] == list("abcde")
+        for one, other in zip(single, batched):
+            np.testing.assert_allclose(one.patches, other.patches, atol=1e-5)
+
+
+def test_the_default_size_is_the_native_one(encoder: DistilledEncoder) -> None:
+    (found,) = encode(encoder, [photo("a", 300, 400)])
+    assert found.patches.shape[:2] == (4, 6)  # 84 x 63 px, cropped to patches
+    expected = prepare(photo("a", 300, 400).rgb, 84, 14)
+    np.testing.assert_array_equal(found.network_from_image, expected.network_from_image)
+
+
+def test_a_teachers_tokens(encoder: DistilledEncoder) -> None:
+    (found,) = encode(encoder, [photo("a", 42, 56)], 56, teacher="one")
+    assert found.patches.shape == (3, 4, 48)
+    assert found.registers.shape == (0, 48)
+    assert document(found, Path("x.npz"), {})["teacher"] == "one"
+    with pytest.raises(UserError, match="no teacher 'two'; allowed: one"):
+        next(encode(encoder, [photo("a", 42, 56)], 56, teacher="two"))
+
+
+def test_pca_shows_what_varies_most() -> None:
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.standard_normal((16, 3)))[0]
+    maps = rng.standard_normal((6, 9, 3)) * [9, 3, 1]
+    picture = pca_picture(maps @ axes.T + 5, 4)
+    assert picture.shape == (24, 36, 3)
+    assert picture.dtype == np.uint8
+    for channel in range(3):
+        shown, meant = picture[::4, ::4, channel].ravel() / 255, maps[..., channel].ravel()
+        assert abs(np.corrcoef(shown, meant)[0, 1]) > 0.97
+    assert (picture[:4, :4] == picture[0, 0]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5), (2, 3, 2), (4, 4, 1)])
+def test_pca_of_very_little(shape: tuple[int, int, int]) -> None:
+    assert pca_picture(np.ones(shape, np.float32), 2).shape == (2 * shape[0], 2 * shape[1], 3)
