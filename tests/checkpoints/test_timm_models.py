@@ -91,5 +91,8 @@ def test_what_cannot_be_loaded(spec: str, error: type[Exception], said: str, mon
 
 def test_another_networks_file_is_refused(tmp_path: Path) -> None:
     torch.save(random_network(REGISTERS).state_dict(), tmp_path / "reg.pth")
-    with pytest.raises(CheckpointError, match=rf"reg\.pth: the file does not fit timm's {TINY}"):
+    with pytest.raises(CheckpointError, match=r"reg\.pth: the file does not fit this network"):
         load_encoder(f"timm:{TINY}={tmp_path / 'reg.pth'}", device="cpu")
+    torch.save({"head.weight": torch.zeros(3)}, tmp_path / "empty.pth")
+    with pytest.raises(CheckpointError, match=rf"empty\.pth: the file does not fit timm's {TINY}: .* keys missing"):
+        load_encoder(f"timm:{TINY}={tmp_path / 'empty.pth'}", device="cpu")

@@ -32,13 +32,15 @@ def load(spec: str) -> tuple[TimmEncoder, Source]:
     Raises UserError, WeightsMissing, CheckpointError, PackageMissing.
     """
     from dune_cli.checkpoints import files
+    from dune_cli.checkpoints.opened import naming
 
     name, _, given = spec.removeprefix(PREFIX).partition("=")
     network = _create(name)
     settings = network.pretrained_cfg
     path = Path(given) if given else _cached(name, settings)
     file = files.read_weights(path)
-    _fill(network, _used(network, state_dict_of(file.tree)), name, path)
+    with naming(path):
+        load_strict(network, _used(network, state_dict_of(file.tree)), KeyMap(rules=()), f"timm's {name}")
     encoder = TimmEncoder(network, _patch(network, name), settings["input_size"][-1], settings["mean"], settings["std"])
     licence = file.metadata.get("dune.licence") or (None if given else settings.get("license")) or "unknown"
     return encoder, Source(f"{PREFIX}{name}", file.sha256, licence)
@@ -90,14 +92,11 @@ def _used(network: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch
     """The state dict in the network's names, by timm's own filter, without the classifier."""
     translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if translate is not None:
-        state = translate(state, network)
+        try:
+            state = translate(state, network)
+        except (RuntimeError, KeyError, IndexError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the file does not fit this network: timm cannot translate it ({reason})") from error
     classifier = network.pretrained_cfg.get("classifier") or "head"
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     return {key: value for key, value in state.items() if not key.startswith(tuple(f"{name}." for name in names))}
-
-
-def _fill(network: nn.Module, state: dict[str, torch.Tensor], name: str, path: Path) -> None:
-    try:
-        load_strict(network, state, KeyMap(rules=()), f"timm's {name}")
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
