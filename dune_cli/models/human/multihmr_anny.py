@@ -46,9 +46,11 @@ class AnnyHeadConfig:
 
 
 class MultiHmrAnny(nn.Module):
-    """Images (B, 3, S, S) in [0, 1], letterboxed, to the people in each; `body` names the body model they are for."""
+    """Images (B, 3, S, S) in [0, 1], letterboxed, to the people in each; `body` names the body model that
+    they are for, `predicts_camera` whether it says K where none is given."""
 
     body = "anny"
+    predicts_camera = True
     source = Source("none")
 
     def __init__(self, backbone: VisionTransformer, config: AnnyHeadConfig) -> None:

@@ -58,9 +58,11 @@ class SmplxHeadConfig:
 
 
 class MultiHmrSmplx(nn.Module):
-    """Images (B, 3, S, S) in [0, 1], letterboxed, to the people in each; `body` names the body model they are for."""
+    """Images (B, 3, S, S) in [0, 1], letterboxed, to the people in each; `body` names the body model that
+    they are for, `predicts_camera` whether it says K where none is given."""
 
     body = "smplx"
+    predicts_camera = False
     source = Source("none")
 
     def __init__(self, backbone: VisionTransformer, config: SmplxHeadConfig) -> None:

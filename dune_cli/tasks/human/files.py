@@ -1,0 +1,114 @@
+"""People as files: one mesh a person, and the JSON `dune.human/1` (schemas.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dune_cli.io.mesh import Frustum, Mesh, write_glb, write_obj
+from dune_cli.io.ply_mesh import write_ply_mesh
+from dune_cli.tasks.human.model import HumanModel, Person
+from dune_cli.tasks.human.photo import PhotoPeople
+
+SCHEMA = "dune.human/1"
+SUFFIXES = (".obj", ".glb", ".ply")
+# well told apart, also by colour-blind people (Okabe and Ito, 2008)
+COLORS = np.array(
+    [[86, 180, 233], [230, 159, 0], [0, 158, 115], [204, 121, 167], [240, 228, 66], [213, 94, 0], [0, 114, 178]],
+    np.uint8,
+)
+LIGHT = np.array([0.3, -0.5, -0.8]) / np.linalg.norm([0.3, -0.5, -0.8])  # from the upper right, behind the camera
+AMBIENT = 0.35
+
+
+def name_of(number: int) -> str:
+    """The name of a person's mesh."""
+    return f"person_{number:03d}"
+
+
+def meshes(model: HumanModel, people: Sequence[Person]) -> list[Mesh]:
+    """One mesh a person, named and coloured, in the camera's frame (OpenCV axes), vertices numbered as the body's."""
+    faces = model.body.faces.cpu().numpy()
+    return [
+        Mesh(
+            person.vertices.double().numpy(),
+            faces,
+            np.tile(COLORS[number % len(COLORS)], (len(person.vertices), 1)),
+            name_of(number),
+        )
+        for number, person in enumerate(people)
+    ]
+
+
+def write_meshes(path: Path, found: Sequence[Mesh], people: PhotoPeople) -> None:
+    """`path` ends in .obj (a group a person), .glb (also the camera; light is in the colours) or .ply (one mesh)."""
+    photo = people.photo
+    camera = Frustum(people.K, np.eye(4), photo.width, photo.height, photo.path.stem)
+    writers: dict[str, Callable[[], None]] = {
+        ".obj": lambda: write_obj(path, found),
+        ".glb": lambda: write_glb(path, [_lit(mesh) for mesh in found], cameras=[camera]),
+        ".ply": lambda: write_ply_mesh(path, found),
+    }
+    writers[path.suffix.lower()]()
+
+
+def document(
+    model: HumanModel, found: PhotoPeople, mesh_file: Path | None, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """The object of `dune.human/1`; `mesh_file` is what was written beside it, if anything."""
+    photo, K, body = found.photo, found.K, model.body
+    return {
+        "schema": SCHEMA,
+        "scale": "metric",
+        "image": {"file": str(photo.path), "width": photo.width, "height": photo.height},
+        "camera": {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2], "source": found.camera_source},
+        "body_model": {
+            "name": body.name,
+            "vertices": model.vertex_count,
+            "joints": list(body.joint_names),
+            "parents": list(body.parents),
+            "rotvec_joints": list(model.rotation_names),
+        },
+        "people": [
+            _person(number, person, None if mesh_file is None else f"{mesh_file.name}#{name_of(number)}")
+            for number, person in enumerate(found.people)
+        ],
+        "provenance": provenance,
+    }
+
+
+def _person(number: int, person: Person, mesh: str | None) -> dict[str, Any]:
+    tensors = ("bbox_xyxy", "head_px", "translation", "head", "offset", "rotvec")
+    return {
+        "id": number,
+        "score": person.score,
+        **{name: _numbers(getattr(person, name)) for name in tensors},
+        "shape": {name: _numbers(value) for name, value in person.shape.items()},
+        "expression": None if person.expression is None else _numbers(person.expression),
+        "joints3d": _numbers(person.joints3d),
+        "joints2d": _numbers(person.joints2d),
+        "mesh": mesh,
+    }
+
+
+def _numbers(values: torch.Tensor) -> Any:
+    """Float32 values as the shortest decimals that give them again."""
+    return np.vectorize(lambda value: float(str(np.float32(value))), otypes=[float])(values.numpy()).tolist()
+
+
+def _lit(mesh: Mesh) -> Mesh:
+    """`mesh` with its colours as a lamp behind the camera shows them: GLB materials here are unlit."""
+    triangles = mesh.vertices[mesh.faces]
+    normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    sums = np.zeros_like(mesh.vertices)
+    for corner in range(3):
+        np.add.at(sums, mesh.faces[:, corner], normals)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    light = np.clip(sums @ LIGHT / np.maximum(lengths[:, 0], 1e-12), 0, 1)
+    shade = AMBIENT + (1 - AMBIENT) * light
+    colors = np.full_like(sums, 200) if mesh.colors is None else mesh.colors
+    return Mesh(mesh.vertices, mesh.faces, (colors * shade[:, None]).round().astype(np.uint8), mesh.name)

@@ -1,0 +1,175 @@
+"""People in a photo, as bodies in metres in front of its camera: Multi-HMR on SMPL-X or Anny (spec 4).
+
+This is the model of schemas.md ("Python"), which works on letterboxed squares; `photo.py` works on photos.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dune_cli.bodies.base import Body, BodyOutput
+from dune_cli.bodies.load import load_anny, load_smplx
+from dune_cli.checkpoints.load_human import HumanNetwork, load_human_network
+from dune_cli.models.human.detection import MIN_SCORE, Detections
+from dune_cli.models.human.rotations import to_rotvec
+from dune_cli.provenance import Source
+
+HANDS, JAW, EYES = 30, 1, 2
+NEAREST = 1e-3  # metres in front of the camera; nearer points have no pixel
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person, in metres in the camera's frame (OpenCV axes); tensors float32.
+
+    score; bbox_xyxy (4,) about the whole body's projection, which may leave the image; head_px (2,); translation (3,)
+    the pelvis joint, head (3,) the head joint, offset (3,) what is added to the posed body's vertices; rotvec (R, 3),
+    the rotation of each joint of `HumanModel.rotation_names`; shape by name, scalars (Anny) or "betas" (S,) (SMPL-X);
+    expression (E,) or None; joints3d (J, 3), joints2d (J, 2), vertices (V, 3).
+    Pixels are those of the image that the person was found in; a joint that is not in front of the camera has NaN.
+    """
+
+    score: float
+    bbox_xyxy: torch.Tensor
+    head_px: torch.Tensor
+    translation: torch.Tensor
+    head: torch.Tensor
+    offset: torch.Tensor
+    rotvec: torch.Tensor
+    shape: dict[str, torch.Tensor]
+    expression: torch.Tensor | None
+    joints3d: torch.Tensor
+    joints2d: torch.Tensor
+    vertices: torch.Tensor
+
+
+class HumanModel(nn.Module):
+    """A head's network with the body that it speaks of. Runs where its weights are, without gradients."""
+
+    def __init__(self, network: HumanNetwork, body: Body) -> None:
+        super().__init__()
+        self.network, self.body = network, body
+
+    @property
+    def source(self) -> Source:
+        """Where the network's weights came from."""
+        return self.network.source
+
+    @property
+    def size_px(self) -> int:
+        """The side of the square that the network takes."""
+        return self.network.size_px
+
+    @property
+    def vertex_count(self) -> int:
+        """V, the vertices of one body."""
+        shape = self.body.upright.new_zeros(1, len(self.body.shape_names))
+        return self.body(self.body.rest_rotations(), shape).vertices.shape[1]
+
+    @property
+    def rotation_names(self) -> tuple[str, ...]:
+        """The joints whose rotations a person's `rotvec` lists, in its order (that of the published files)."""
+        names = self.body.joint_names
+        return tuple(names[joint] for joint in self._rotated_joints())
+
+    def _rotated_joints(self) -> list[int]:
+        """Indices of the body's joints in the order of the head's rotations.
+
+        SMPL-X's head gives root, 21 body joints, hands, jaw; the body has jaw and eyes before the hands.
+        """
+        count = len(self.body.joint_names)
+        if self.network.body == "anny":
+            return list(range(count))
+        jaw = count - HANDS - EYES - JAW
+        return [*range(jaw), *range(count - HANDS, count), jaw]
+
+    @torch.inference_mode()
+    def forward(
+        self, images: torch.Tensor, K: torch.Tensor | None = None, min_score: float = MIN_SCORE
+    ) -> list[list[Person]]:
+        """images (B, 3, S, S) RGB in [0, 1], letterboxed; K (B, 3, 3) of these squares, or None: predicted by the Anny
+        head, 60 degrees for SMPL-X. The people of each image: nearest first (Anny), by rows and columns (SMPL-X).
+
+        Pixels, in K and in the results, are measured from the square's top left corner, as the published heads do: its
+        middle is (S/2, S/2). ValueError with the sizes for other shapes.
+        """
+        return [self.people(detections) for detections in self.network(images, K, min_score)]
+
+    @torch.inference_mode()
+    def people(self, found: Detections) -> list[Person]:
+        """The bodies of one image's detections, each put where its head was seen."""
+        if not len(found):
+            return []
+        rotvec = to_rotvec(found.rotations)
+        shape = found.shape[:, : len(self.body.shape_names)]
+        posed = self.pose(found.rotations, shape, found.expression)
+        offset = found.head - posed.joints[:, self.body.head]
+        vertices, joints = posed.vertices + offset[:, None], posed.joints + offset[:, None]
+        return [
+            Person(
+                score=float(found.scores[k]),
+                bbox_xyxy=_box(_project(vertices[k, self.body.surface], found.K), found.head_px[k]),
+                head_px=found.head_px[k],
+                translation=joints[k, 0],
+                head=joints[k, self.body.head],
+                offset=offset[k],
+                rotvec=rotvec[k],
+                shape=self._named(shape[k]),
+                expression=None if found.expression is None else found.expression[k],
+                joints3d=joints[k],
+                joints2d=_project(joints[k], found.K),
+                vertices=vertices[k],
+            )
+            for k in range(len(found))
+        ]
+
+    def pose(self, rotations: torch.Tensor, shape: torch.Tensor, expression: torch.Tensor | None = None) -> BodyOutput:
+        """The body with a head's rotations (P, R, 3, 3), before it is put anywhere; the root's turns it about joint 0.
+
+        Joints that the head has no rotations for (SMPL-X's eyes) stay unturned. A person's vertices are these plus
+        their `offset`.
+        """
+        joints = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
+        joints = joints.repeat(len(rotations), len(self.body.joint_names), 1, 1)
+        joints[:, self._rotated_joints()] = rotations
+        return self.body(joints, shape, expression)
+
+    def _named(self, shape: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"betas": shape} if self.network.body == "smplx" else dict(zip(self.body.shape_names, shape))
+
+
+def load_human(
+    name_or_path: str | Path,
+    body_models: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> HumanModel:
+    """Multi-HMR with its body: a registry name, a published file, or our own safetensors.
+
+    `body_models`: the folder with smplx/SMPLX_NEUTRAL.npz, which files on SMPL-X need; None: $DUNE_WEIGHTS. Anny comes
+    with this package. Raises WeightsMissing (weights, or the SMPL-X file), CheckpointError, UserError.
+    """
+    network = load_human_network(name_or_path, device, dtype)
+    if network.body == "anny":
+        body: Body = load_anny("full")
+    else:
+        config = network.config
+        body = load_smplx(body_models, betas=config.betas, expression=config.expression)
+    return HumanModel(network, body.to(next(network.parameters()).device)).eval()
+
+
+def _project(points: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
+    """points (N, 3), K (3, 3) -> pixels (N, 2); NaN for what is not in front of the camera."""
+    pixels = points @ K.T
+    pixels = pixels[:, :2] / pixels[:, 2:]
+    return pixels.where(points[:, 2:] > NEAREST, torch.nan)
+
+
+def _box(pixels: torch.Tensor, head_px: torch.Tensor) -> torch.Tensor:
+    """(x0, y0, x1, y1) about the pixels that exist and the head's."""
+    shown = torch.cat([pixels[pixels.isfinite().all(-1)], head_px[None]])
+    return torch.cat([shown.amin(0), shown.amax(0)])
