@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,9 +46,11 @@ def file_facts(located: Located) -> dict[str, Any]:
 
     Also for a file that no layout fits. Raises CheckpointError for one that cannot be opened or contradicts its layout.
     """
-    from dune_cli.checkpoints import files, layouts
+    from dune_cli.checkpoints import files
 
-    file = files.read_weights(located.path)
+    file = files.read_weights(located.path)  # before layouts, whose import takes seconds: a wrong file is told at once
+    from dune_cli.checkpoints import layouts
+
     try:
         description = layouts.describe(file.tree, file.metadata)
     except CheckpointError as error:
@@ -125,6 +128,8 @@ def _compare(located: Located, sha256: str, remember: bool) -> Verdict:
         return Verdict(path, name, sha256, "ok" if same else "changed", detail)
     if path.parent.resolve() != home.resolve():
         return Verdict(path, name, sha256, "unknown", "no hash is known, and only the weights folder remembers them")
+    if not os.access(home, os.W_OK):
+        return Verdict(path, name, sha256, "unknown", f"no hash is known, and {home} is not writable to remember it")
     if not remember:
         return Verdict(path, name, sha256, "unknown", "no hash is known yet; 'dune weights verify' remembers this one")
     pin = lock.pin(home, path.name, sha256, path.stat().st_size, "found in the weights folder")

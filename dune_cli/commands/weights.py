@@ -228,10 +228,14 @@ def _agree(entries: list[Entry], accepted: bool) -> None:
         return
     for line in lines:
         click.echo(line, err=True)
-    if not sys.stdin.isatty():
+    if not _can_ask():
         raise UserError("the licences above must be accepted before a download; add --accept-licence")
     if not click.confirm("Accept the licences and download?", err=True):
         raise UserError("the licences were not accepted; nothing was fetched")
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty()
 
 
 def _print(document: dict[str, Any]) -> None:
