@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 _quiet = False
@@ -29,3 +29,12 @@ def progress(items: Iterable[T], description: str, total: int | None = None, uni
     from tqdm import tqdm
 
     return tqdm(items, desc=description, total=total, unit=unit, file=sys.stderr, leave=False)
+
+
+def bar(total: int, description: str, unit: str) -> Any | None:
+    """A tqdm bar on stderr to update by hand; None where stderr is no terminal or with --quiet."""
+    if _quiet or not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=description, unit=unit, file=sys.stderr, leave=False)

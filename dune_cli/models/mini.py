@@ -1,6 +1,6 @@
 """`dune-mini`: a small encoder for CPUs. A convolutional stem keeps fine detail, a narrow ViT sees the whole image.
 
-Tokens lie on a stride-16 grid as a ViT/16's; the stem's maps at strides 2, 4 and 8 are there for heads that need pixels.
+Tokens lie on a stride-16 grid as a ViT/16's; the stem's maps at strides 2, 4 and 8 are for heads that need pixels.
 Positions enter by 2-D RoPE, so every size is native. ConvStem after Xiao et al., "Early convolutions help
 transformers see better", NeurIPS 2021; registers after Darcet et al., ICLR 2024.
 """
@@ -144,9 +144,7 @@ class MiniEncoder(nn.Module):
         """A bare encoder has no projectors: always ValueError."""
         raise ValueError(f"this encoder has no projector for {teacher!r}: its file carries none")
 
-    def _embed(
-        self, images: torch.Tensor
-    ) -> tuple[torch.Tensor, Rotation, tuple[int, int], dict[int, torch.Tensor]]:
+    def _embed(self, images: torch.Tensor) -> tuple[torch.Tensor, Rotation, tuple[int, int], dict[int, torch.Tensor]]:
         grid = grid_of(images, PATCH)
         images = images.to(self.cls_token.device, torch.float32)
         images = normalise(images, IMAGENET_MEAN, IMAGENET_STD).contiguous(memory_format=torch.channels_last)

@@ -1,1 +1,1 @@
-"""One file a teacher. Adding a file `name.py` that defines `load(argument, device, dtype)` adds a teacher ("_" → "-")."""
+"""One file a teacher. A file `name.py` that defines `load(argument, device, dtype)` adds a teacher ("_" → "-")."""

@@ -40,9 +40,7 @@ def augment(image: torch.Tensor, size_px: int, settings: Augmentation, rng: np.r
     return _photometric(crop, settings, rng) if settings.photometric else crop
 
 
-def _crop_box(
-    height: int, width: int, settings: Augmentation, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def _crop_box(height: int, width: int, settings: Augmentation, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """top, left, height, width: ten draws of area and aspect, then the largest centred crop of an allowed aspect."""
     for _ in range(10):
         area = height * width * rng.uniform(*settings.scale)

@@ -59,7 +59,9 @@ class TarShards(Source):
                         if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES)
                     ]
             except (tarfile.TarError, OSError, ValueError) as error:
-                raise UserError(f"cannot read the tar shard {shard}: {error} (shards must not be compressed)") from error
+                raise UserError(
+                    f"cannot read the tar shard {shard}: {error} (shards must not be compressed)"
+                ) from error
 
     def __len__(self) -> int:
         return len(self.members)

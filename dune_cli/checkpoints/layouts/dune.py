@@ -36,9 +36,14 @@ def _read(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], DistilledEn
     shapes = base.Shapes(tensors, KEYS, WHAT)
     config = vit_config(shapes, "vit.", "offset", WHAT)
     with torch.device("meta"):
-        projectors = {name: _projector(shapes, f"projectors.{name}.") for name in shapes.parts("projectors.")}
-        norms = {name: _teacher_norm(shapes, f"teacher_norms.{name}.") for name in shapes.parts("teacher_norms.")}
-        return tensors, DistilledEncoder(VisionTransformer(config), projectors, norms)
+        return tensors, DistilledEncoder(VisionTransformer(config), *teacher_parts(shapes))
+
+
+def teacher_parts(shapes: base.Shapes) -> tuple[dict[str, TeacherProjector], dict[str, TeacherNorm]]:
+    """The projectors and teacher norms that a file's shapes tell of, by teacher."""
+    projectors = {name: _projector(shapes, f"projectors.{name}.") for name in shapes.parts("projectors.")}
+    norms = {name: _teacher_norm(shapes, f"teacher_norms.{name}.") for name in shapes.parts("teacher_norms.")}
+    return projectors, norms
 
 
 def _projector(shapes: base.Shapes, prefix: str) -> TeacherProjector:

@@ -19,6 +19,7 @@ from dune_cli.checkpoints.layouts import (
     dinov2_segmenter,
     dune,
     dune_mast3r,
+    dune_mini,
     mast3r,
     multihmr,
     multihmr_anny,
@@ -29,7 +30,7 @@ NAME = "native"
 LAYOUT, FACTS = "dune.layout", "dune.facts"
 HEADS = (dinov2_depth, dinov2_segmenter, dinov2_classifier)
 HUMAN = (multihmr, multihmr_anny)
-PUBLISHED = {adapter.NAME: adapter for adapter in (dune, dinov2, mast3r, dune_mast3r, *HEADS, *HUMAN)}
+PUBLISHED = {adapter.NAME: adapter for adapter in (dune, dune_mini, dinov2, mast3r, dune_mast3r, *HEADS, *HUMAN)}
 
 
 def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:

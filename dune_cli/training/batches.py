@@ -1,0 +1,65 @@
+"""A step's images and, with a cache, its teacher tokens: loaded ahead by threads, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from dune_cli.training.augment import Augmentation
+from dune_cli.training.cache import TeacherCache
+from dune_cli.training.photos import Photos, training_crop
+from dune_cli.training.sampler import Sampler, Slot
+
+AHEAD = 2  # steps
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images (B, 3, S, S) in [0, 1]; owner (B) group of each; tokens by teacher and type where they were cached."""
+
+    images: torch.Tensor
+    owner: torch.Tensor
+    tokens: dict[str, dict[str, torch.Tensor]] | None
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Makes the batches of steps `first` to `last`."""
+
+    photos: Photos
+    sampler: Sampler
+    size_px: int
+    settings: Augmentation
+    cache: TeacherCache | None
+    workers: int
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        with ThreadPoolExecutor(self.workers) as pool:
+            ahead: list[list[Future]] = []
+            for step in range(first, last):
+                while len(ahead) <= AHEAD and step + len(ahead) < last:
+                    slots = self.sampler.slots(step + len(ahead))
+                    ahead.append([pool.submit(self._load, slot) for slot in slots])
+                rows = [future.result() for future in ahead.pop(0)]
+                yield self._collate(rows, self.sampler.slots(step))
+
+    def _load(self, slot: Slot) -> dict[str, torch.Tensor]:
+        if self.cache:
+            return self.cache.read(slot)
+        return {"image": training_crop(self.photos, slot, self.size_px, self.settings, self.sampler.seed)}
+
+    def _collate(self, rows: list[dict[str, torch.Tensor]], slots: list[Slot]) -> Batch:
+        images = torch.stack([row["image"] for row in rows])
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        tokens: dict[str, dict[str, torch.Tensor]] | None = None
+        if self.cache:
+            tokens = {}
+            for name in rows[0]:
+                if name != "image":
+                    teacher, kind = name.rsplit("/", 1)
+                    tokens.setdefault(teacher, {})[kind] = torch.stack([row[name] for row in rows]).float()
+        return Batch(images, torch.tensor([slot.group for slot in slots]), tokens)

@@ -1,0 +1,110 @@
+"""Checkpoints of a run: whole or absent, the last good one kept. Written with torch.distributed.checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from dune_cli.errors import JobFailed, UserError
+from dune_cli.training.ranks import Ranks
+
+KEEP = 2
+
+
+class RunState:
+    """Everything a run needs to go on: the student, its optimizer, the teachers' statistics, the step."""
+
+    def __init__(self, student: nn.Module, optimizer: torch.optim.Optimizer, norms: nn.Module) -> None:
+        self.student, self.optimizer, self.norms = student, optimizer, norms
+
+    def _tree(self, step: int) -> dict[str, Any]:
+        model, optimizer = get_state_dict(self.student, self.optimizer)
+        return {
+            "model": model,
+            "optimizer": optimizer,
+            "norms": self.norms.state_dict(),
+            "step": torch.tensor(step),
+        }
+
+    def save(self, folder: Path, step: int, ranks: Ranks) -> None:
+        """Writes `folder/step-N`, renames it into place, removes all but the last two.
+
+        JobFailed when it cannot be written (a full disk); earlier checkpoints stay as they were.
+        """
+        target = folder / f"step-{step:08d}"
+        temporary = folder / f".step-{step:08d}.tmp"
+        if target.exists():
+            return
+        try:
+            if ranks.is_first:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            ranks.wait()
+            with _quietly():
+                dcp.save(self._tree(step), checkpoint_id=temporary, no_dist=ranks.count == 1)
+            ranks.wait()
+            if ranks.is_first:
+                temporary.rename(target)
+        except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            reason = _reason(error)
+            raise JobFailed(
+                f"cannot write the checkpoint {target} ({reason}); the last good one is "
+                f"{latest(folder) or 'none'}: free some space and run the same command again"
+            ) from error
+        if ranks.is_first:
+            for old in complete(folder)[:-KEEP]:
+                shutil.rmtree(old, ignore_errors=True)
+        ranks.wait()
+
+    def restore(self, path: Path, ranks: Ranks) -> int:
+        """Loads `path` in place and returns its step. UserError for a damaged checkpoint."""
+        tree = self._tree(0)
+        try:
+            with _quietly():
+                dcp.load(tree, checkpoint_id=path, no_dist=ranks.count == 1)
+        except Exception as error:  # dcp wraps whatever a damaged file raises
+            raise UserError(
+                f"the checkpoint {path} cannot be read ({_reason(error)}); delete it to go on from the one before"
+            ) from error
+        set_state_dict(self.student, self.optimizer, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
+        self.norms.load_state_dict(tree["norms"])
+        return int(tree["step"])
+
+
+def complete(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8}", path.name))
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, if any."""
+    return (complete(folder) or [None])[-1]
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost message, in one short line."""
+    text = " ".join(str(error).split())
+    if "No space left" in text:
+        return "no space left on the disk"
+    return text[-200:] or type(error).__name__
+
+
+class _quietly(warnings.catch_warnings):
+    """torch.distributed.checkpoint warns about single-process use; that is our normal case."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
