@@ -1,4 +1,4 @@
-"""Teacher outputs computed once: fixed crops and their tokens, float16, in safetensors shards that are mapped, not read."""
+"""Teacher outputs computed once: fixed crops and their tokens, float16, in safetensors shards."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TeacherCache:
         return fixed_crop(self.photos, slot, crop, self.key.size_px, settings, self.key.seed)
 
     def read(self, slot: Slot) -> dict[str, torch.Tensor]:
-        """A slot's crop ("image", uint8) and teacher tokens ("<teacher>/<kind>", float16); crops take turns by epoch."""
+        """A slot's crop ("image", uint8) and tokens ("<teacher>/<kind>", float16); crops take turns by epoch."""
         row = (self.first[slot.group] + slot.index) * self.key.crops + slot.epoch % self.key.crops
         shard, place = divmod(row, ROWS)
         if shard not in self._open:

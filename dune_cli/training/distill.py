@@ -1,4 +1,4 @@
-"""The distiller: reads top to bottom. Recipe and loss of DUNE (arXiv 2503.14405); see `DistillConfig` for the settings."""
+"""The distiller: reads top to bottom. Recipe of DUNE (arXiv 2503.14405); settings in `DistillConfig`."""
 
 from __future__ import annotations
 

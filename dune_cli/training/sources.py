@@ -1,8 +1,7 @@
-"""Where training images come from: folders, text lists, tar shards, local or remote. Random access, so resume is exact."""
+"""Where training images come from: folders, text lists, tar shards; random access, so resume is exact."""
 
 from __future__ import annotations
 
-import glob
 import tarfile
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -94,7 +93,7 @@ def open_source(text: str) -> Source:
     Raises UserError when nothing is there.
     """
     if text.endswith(".tar"):
-        shards = [text] if "://" in text else sorted(glob.glob(text))
+        shards = [text] if "://" in text else sorted(str(path) for path in Path(text).parent.glob(Path(text).name))
         source: Source = TarShards(shards)
     elif Path(text).is_dir():
         root = Path(text)
