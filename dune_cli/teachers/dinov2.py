@@ -1,0 +1,21 @@
+"""DINOv2 as a teacher of 2-D semantics: CLS and patches of an official file. Source: Oquab et al., 2023; Apache-2.0."""
+
+from __future__ import annotations
+
+import torch
+
+from dune_cli.checkpoints.load import load_encoder
+from dune_cli.errors import CheckpointError
+from dune_cli.models.vit import VisionTransformer
+from dune_cli.teachers._vit import VitTeacher
+from dune_cli.teachers.base import CLS, PATCH, Teacher
+
+DEFAULT = "dinov2-vitl14-reg"
+
+
+def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """DINOv2 from a registry name or file; the published training's ViT-L/14 with registers by default."""
+    encoder = load_encoder(argument or DEFAULT, str(device), str(dtype).removeprefix("torch."))
+    if not isinstance(encoder, VisionTransformer):
+        raise CheckpointError(f"{argument} is no DINOv2 encoder; the teacher dinov2 takes the official hub files")
+    return VitTeacher("dinov2", encoder, (CLS, PATCH), encoder.source)

@@ -1,0 +1,57 @@
+"""A trained student as a file that the one encoder loader, or timm, reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dune_cli.checkpoints import layouts
+from dune_cli.io.atomic import atomic_path
+from dune_cli.models.mini import MiniEncoder
+from dune_cli.training.projectors import TransformerProjector
+from dune_cli.training.students import Student, TimmStudent
+
+
+def published_tree(student: Student, norms: nn.ModuleDict) -> dict[str, dict[str, torch.Tensor]]:
+    """Encoder, projectors and teacher norms in the published names of DUNE's layout.
+
+    Only the paper's projectors (`tp`) have a place in that layout; others stay in the run's checkpoints.
+    """
+    chunk = "" if isinstance(student.encoder, MiniEncoder) else "0."
+    state = {}
+    for key, value in student.encoder.state_dict().items():
+        state["encoder." + key.replace("blocks.", f"blocks.{chunk}", 1)] = value
+    for name, projector in student.projectors.items():
+        if isinstance(projector, TransformerProjector):
+            for key, value in projector.projector.state_dict().items():
+                state[f"projectors.{name}.{key}"] = value
+    for name, kinds in norms.items():
+        for kind, norm in kinds.items():
+            for key, value in norm.state_dict().items():
+                state[f"teacher_norms.{name}.normalizers.{kind}.{key}"] = value
+    return {"model": {key: value.detach().cpu().contiguous() for key, value in state.items()}}
+
+
+def write_student(path: Path, student: Student, norms: nn.ModuleDict, licence: str, dtype: torch.dtype) -> None:
+    """Writes `path` (.safetensors), whole or not at all.
+
+    A timm student is written as timm's own state dict, which `timm.create_model(name, checkpoint_path=path)` loads.
+    Any other is written in our layout, whose header names it; `dtype` float16 halves the file.
+    """
+    if isinstance(student.encoder, TimmStudent):
+        tensors = {key: value.detach().cpu().contiguous() for key, value in student.encoder.model.state_dict().items()}
+        header = {"timm": student.encoder.name}
+    else:
+        tensors, header = layouts.to_safetensors(published_tree(student, norms))
+    tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={**header, "dune.licence": licence})
+
+
+def licence_of(sources: dict[str, str]) -> str:
+    """The header's licence text: whose outputs the student learned from."""
+    return "distilled by dune from: " + json.dumps(sources, sort_keys=True)
