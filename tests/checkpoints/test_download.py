@@ -44,6 +44,14 @@ def test_a_cut_connection_is_resumed_within_one_call(part: Path) -> None:
     with FileServer(CONTENT, cuts=2, cut_after=300_000) as server:
         assert fetch(server, part) == SHA256
         assert server.ranges == [None, "bytes=300000-", "bytes=600000-"]
+        assert [request.get("If-Range") for request in server.behaviour.requests] == [None, '"one"', '"one"']
+
+
+def test_as_long_as_bytes_come_it_goes_on(part: Path) -> None:
+    """`attempts` counts failures without a new byte, so a bad line gets through."""
+    with FileServer(CONTENT, cuts=9, cut_after=100_000) as server:
+        assert fetch(server, part, attempts=2) == SHA256
+        assert len(server.ranges) == 10
 
 
 def test_the_next_call_goes_on_where_the_last_gave_up(part: Path) -> None:
@@ -80,6 +88,8 @@ def test_without_etag_or_date_nothing_is_trusted(part: Path) -> None:
     with FileServer(CONTENT, cuts=1, cut_after=200_000, etag=None) as server:
         assert fetch(server, part) == SHA256
         assert server.ranges == [None, None]
+        assert fetch(server, part) == SHA256  # not even a complete part
+        assert len(server.ranges) == 3
 
 
 def test_a_part_of_another_address_is_not_continued(part: Path) -> None:

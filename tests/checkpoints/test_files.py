@@ -148,6 +148,12 @@ def test_a_hostile_pickle_is_refused_by_name_and_not_run(tmp_path: Path, name: s
     assert not marker.exists()
 
 
+def test_every_refused_name_is_listed(tmp_path: Path) -> None:
+    path = save({"a": Call(os.system, "true"), "b": Call(eval, "1"), "c": np.arange(3)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=f"asks for builtins.eval, {os.name}.system, which"):
+        read_weights(path)
+
+
 def test_the_payloads_above_do_run_when_nothing_stops_them(tmp_path: Path) -> None:
     """Keeps the test before honest: a payload that could do no harm would pass it."""
     for name in ("os.system", "eval", "open"):
