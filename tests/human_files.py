@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from published_files import Fixture, make_image, make_state_dict, vit_manifest
 
+from dune_cli.bodies.smplx import JOINTS, PARENTS
 from dune_cli.models.human.multihmr_anny import sine_positions
 
 SMPLX, ANNY = "multihmr_vits14_224", "multihmr_anny_vits14_224"
@@ -91,3 +92,52 @@ def write_small(path: Path, name: str, **sizes: int) -> Path:
     arguments = {"img_size": size if name == ANNY else [size]}
     torch.save(official_tree(name, state, xat_depth=sizes.get("layers", 3), **arguments), path)
     return path
+
+
+def write_smplx(folder: Path, seed: int = 5) -> Path:
+    """A made-up body in the layout of SMPLX_NEUTRAL.npz: a tetrahedron about each joint, upright in the T-pose (y up),
+    with made-up shape, expression and pose directions. Returns the folder that `--body-models` takes."""
+    rng = np.random.default_rng(seed)
+    joints = np.zeros((len(JOINTS), 3))
+    for joint, parent in enumerate(PARENTS):
+        if joint:
+            joints[joint] = joints[parent] + _bone(JOINTS[joint])
+    corners = 0.03 * np.array([[1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])
+    vertices = (joints[:, None] + corners).reshape(-1, 3)
+    owner = np.repeat(np.arange(len(joints)), 4)
+    weights = np.zeros((len(vertices), len(joints)))
+    weights[np.arange(len(vertices)), owner] = 1
+    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    arrays = {
+        "v_template": vertices,
+        "f": (np.arange(len(joints))[:, None, None] * 4 + faces).reshape(-1, 3).astype(np.uint32),
+        "shapedirs": rng.normal(0, 2e-3, (len(vertices), 3, 400)),
+        "posedirs": rng.normal(0, 1e-4, (len(vertices), 3, 9 * 54)),
+        "J_regressor": weights.T / 4,
+        "weights": weights,
+        "kintree_table": np.stack([[2**32 - 1, *PARENTS[1:]], range(len(PARENTS))]).astype(np.uint32),
+    }
+    (folder / "smplx").mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "smplx" / "SMPLX_NEUTRAL.npz", **arrays)
+    return folder
+
+
+def _bone(name: str) -> np.ndarray:
+    """From a joint's parent to it, metres: x to the body's left, y up, z forward."""
+    left = -1 if name.startswith("right") else 1
+    lengths = {
+        "hip": (0.1 * left, -0.08, 0),
+        "knee": (0, -0.4, 0),
+        "ankle": (0, -0.42, 0),
+        "foot": (0, -0.05, 0.12),
+        "collar": (0.06 * left, 0.1, 0),
+        "shoulder": (0.12 * left, 0, 0),
+        "elbow": (0.27 * left, 0, 0),
+        "wrist": (0.25 * left, 0, 0),
+        "jaw": (0, -0.02, 0.05),
+        "eye": (0.03 * left, 0.05, 0.08),
+    }
+    found = next((bone for word, bone in lengths.items() if word in name), None)
+    if found is None:
+        found = (0.03 * left, 0, 0) if name.startswith(("left", "right")) else (0, 0.12, 0)
+    return np.array(found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,11 +16,14 @@ from dune_cli.errors import UserError
 if TYPE_CHECKING:
     from dune_cli.tasks.human import HumanModel, PhotoPeople
 
+    Shot = tuple[Any, Any, Any]  # a photo, its camera K or None, and where that came from
+
 DEFAULT_MODEL = "multihmr-672-l-anny"
+FORMATS = ("obj", "glb", "ply")
 
 
 @click.command()
-@click.argument("photo", metavar="PHOTO")
+@click.argument("photos", nargs=-1, required=True, metavar="PHOTO...")
 @click.option(
     "--model",
     default=DEFAULT_MODEL,
@@ -46,21 +51,23 @@ DEFAULT_MODEL = "multihmr-672-l-anny"
     metavar="largest|N|all",
     help="Whom to keep: the largest in the photo, the N largest, or all.",
 )
-@click.option("--overlay", metavar="PNG", help="The photo with the bodies laid over it.")
-@click.option("--top-view", metavar="PNG", help="The people from above, on a grid in metres.")
+@click.option("--overlay", metavar="PNG|FOLDER", help="The photo with the bodies laid over it.")
+@click.option("--top-view", metavar="PNG|FOLDER", help="The people from above, on a grid in metres.")
+@click.option("--format", "kind", type=click.Choice(FORMATS), help="Of the meshes in a folder -o.  [default: obj]")
 @options.cameras
 @options.compute
-@options.output(False, "Meshes in metres: .obj (one group a person), .glb (with the camera) or .ply.")
+@options.output(False, "Meshes: .obj (one group a person), .glb (with the camera), .ply; for several photos a folder.")
 @options.as_json
 @options.common
 def command(
-    photo: str,
+    photos: tuple[str, ...],
     model: str,
     body_models: str | None,
     min_score: float,
     which: str,
     overlay: str | None,
     top_view: str | None,
+    kind: str | None,
     intrinsics: str | None,
     fov_deg: float | None,
     device: str,
@@ -69,19 +76,25 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """People in a photo as bodies in metres, in front of its camera (x right, y down, z forward).
+    """People in photos as bodies in metres, in front of the camera (x right, y down, z forward).
 
-    Writes meshes and, beside them, a JSON with each person's pose, shape, position and joints; all pixels are those of
-    the photo. Without --intrinsics, --fov-deg or EXIF, the Anny model predicts the camera and the SMPL-X ones assume 60
-    degrees across the long side. A photo without people gives an empty list and exit code 0.
+    PHOTOS are files, folders and globs. Writes meshes and, beside them, a JSON with each person's pose, shape, place
+    and joints; all pixels are those of the photo. Without --intrinsics, --fov-deg or EXIF, the Anny model predicts the
+    camera and the SMPL-X ones assume 60 degrees across the long side. A photo without people gives an empty list and
+    exit code 0.
 
     \b
     Example: dune human photo.jpg -o people.obj --overlay overlay.png
-             dune human photo.jpg --model multihmr-896-l --body-models ~/models --select largest -o person.glb
+             dune human photo.jpg --model multihmr-896-l --body-models ~/models -o people.glb
+             dune human photos/ --format glb -o people/ --overlay overlays/
              dune human photo.jpg --json > people.json
     """
-    targets = _targets(output, overlay, top_view, as_json, overwrite)
+    from dune_cli.io.inputs import expand
 
+    paths = expand(photos)
+    targets = _targets(paths, output, kind, overlay, top_view, as_json, overwrite)
+
+    from dune_cli.io.intrinsics import one_by_one
     from dune_cli.io.jsons import dumps, write_json
     from dune_cli.io.photos import read_photo
     from dune_cli.provenance import Run
@@ -89,68 +102,85 @@ def command(
 
     human.parse_selection(which)
     run = Run()
-    with run.stage("read"):
-        image = read_photo(photo)
-    ((K, source),) = human.cameras([image], intrinsics, fov_deg)
+
+    def shots() -> Iterator[Shot]:
+        for path, given in zip(paths, one_by_one(intrinsics, len(paths))):
+            with run.stage("read"):
+                photo = read_photo(path)
+            yield photo, *human.cameras([photo], given, fov_deg)[0]
+
+    ahead = shots()
+    first = next(ahead)  # mistakes in photos and cameras show before gigabytes of weights are read
     with run.stage("load"):
         people_model = human.load_human(model, body_models, device=device, dtype=dtype)
-    for used in (people_model.source, people_model.body.source):
-        console.note(f"{used.name}, licence: {used.licence}")
-    with run.stage("predict"):
-        found = human.predict(people_model, image, K, source, min_score)
-    kept = human.select(found, which)
-    _say(found, kept, min_score)
-    with run.stage("write"):
-        _write(people_model, kept, targets)
     sources = [people_model.source, people_model.body.source]
-    provenance = run.provenance(sources, [(image.path, image.sha256)], dtype=dtype, units="metre", axes="OpenCV")
-    report = human.document(people_model, kept, targets.get("mesh"), provenance)
-    if "mesh" in targets:
-        write_json(targets["mesh"].with_suffix(".json"), report)
+    for used in sources:
+        console.note(f"{used.name}, licence: {used.licence}")
+
+    documents = []
+    rest = zip(chain([first], ahead), targets)
+    for (photo, K, source), wanted in console.progress(rest, "human", len(paths), "photo"):
+        with run.stage("predict"):
+            found = human.predict(people_model, photo, K, source, min_score)
+        kept = human.select(found, which)
+        _say(found, kept, min_score)
+        with run.stage("write"):
+            _write(people_model, kept, wanted)
+        provenance = run.provenance(sources, [(photo.path, photo.sha256)], dtype=dtype, units="metre", axes="OpenCV")
+        documents.append(human.document(people_model, kept, wanted.get("mesh"), provenance))
+        if "mesh" in wanted:
+            write_json(wanted["mesh"].with_suffix(".json"), documents[-1])
+        if not as_json:
+            for file in wanted.values():
+                click.echo(file)
     if as_json:
-        click.echo(dumps(report))
-    else:
-        for path in targets.values():
-            click.echo(path)
+        click.echo(dumps(documents[0] if len(documents) == 1 else documents))
 
 
 def _targets(
-    output: str | None, overlay: str | None, top_view: str | None, as_json: bool, overwrite: bool
-) -> dict[str, Path]:
-    """What to write and where, checked before the work: "mesh", "overlay", "top view"."""
-    from dune_cli.io.atomic import check_output
+    paths: list[Path],
+    output: str | None,
+    kind: str | None,
+    overlay: str | None,
+    top_view: str | None,
+    as_json: bool,
+    overwrite: bool,
+) -> list[dict[str, Path]]:
+    """What to write for each photo and where, checked before the work: "mesh", "overlay", "top view"."""
+    from dune_cli.io.targets import targets
 
-    wanted = {
-        "mesh": (output, (".obj", ".glb", ".ply")),
-        "overlay": (overlay, (".png",)),
-        "top view": (top_view, (".png",)),
-    }
-    targets = {
-        name: check_output(path, suffixes, overwrite) for name, (path, suffixes) in wanted.items() if path is not None
-    }
-    if "mesh" in targets:
-        check_output(targets["mesh"].with_suffix(".json"), (".json",), overwrite)
-    if not targets and not as_json:
-        raise UserError("nothing to write: give -o FILE (.obj .glb .ply), --overlay, --top-view or --json")
-    if len({path.resolve() for path in targets.values()}) < len(targets):
-        raise UserError("--overlay and --top-view name the same file; give them two")
-    return targets
+    wanted: dict[str, list[Path]] = {}
+    if output is not None:
+        wanted["mesh"] = targets(paths, output, kind, FORMATS, overwrite, (".json",))
+    elif kind is not None:
+        raise UserError("--format is that of the files in a folder -o; name the folder with -o")
+    for name, place in (("overlay", overlay), ("top view", top_view)):
+        if place is not None:
+            wanted[name] = targets(paths, place, None, ("png",), overwrite)
+    if not wanted and not as_json:
+        raise UserError("nothing to write: give -o (.obj, .glb, .ply or a folder), --overlay, --top-view or --json")
+    if {"overlay", "top view"} <= wanted.keys() and wanted["overlay"][0].resolve() == wanted["top view"][0].resolve():
+        raise UserError(f"--overlay and --top-view would both write {wanted['overlay'][0]}; name two places")
+    return [{name: files[k] for name, files in wanted.items()} for k in range(len(paths))]
 
 
 def _say(found: PhotoPeople, kept: PhotoPeople, min_score: float) -> None:
+    name = found.photo.path.name
     if not found.people:
-        console.note(f"nobody found in {found.photo.path} with a score of at least {min_score:g}")
+        console.note(f"{name}: nobody found with a score of at least {min_score:g}")
         return
-    left_out = len(found.people) - len(kept.people)
     distances = ", ".join(f"{float(person.head[2]):.2f} m" for person in kept.people[:5])
     more = ", ..." if len(kept.people) > 5 else ""
+    left_out = len(found.people) - len(kept.people)
     besides = f"; {left_out} left out by --select" if left_out else ""
-    console.note(f"{len(kept.people)} {'person' if len(kept.people) == 1 else 'people'} at {distances}{more}{besides}")
+    word = "person" if len(kept.people) == 1 else "people"
+    console.note(f"{name}: {len(kept.people)} {word} at {distances}{more}{besides}")
 
 
-def _write(model: HumanModel, found: PhotoPeople, targets: dict[str, Path]) -> None:
+def _write(model: HumanModel, found: PhotoPeople, files: dict[str, Path]) -> None:
     from dune_cli.tasks import human
 
+    writers = {"mesh": human.write_meshes, "overlay": human.write_overlay, "top view": human.write_top_view}
     meshes = human.meshes(model, found.people)
-    if "mesh" in targets:
-        human.write_meshes(targets["mesh"], meshes, found)
+    for name, path in files.items():
+        writers[name](path, meshes, found)

@@ -39,6 +39,23 @@ def resolve_intrinsics(
     return [_without_intrinsics(photo, fov_deg) for photo in photos]
 
 
+def one_by_one(intrinsics: str | None, count: int) -> list[str | None]:
+    """What `resolve_intrinsics` is to be given for each of `count` photos that are read one after the other.
+
+    UserError where several cameras are named, but not one a photo.
+    """
+    groups = [group for group in (intrinsics or "").split(";") if group.strip()]
+    if len(groups) < 2 or Path(intrinsics or "").expanduser().is_file():
+        return [intrinsics] * count
+    if len(groups) != count:
+        raise _wrong_count(len(groups), count)
+    return list(groups)
+
+
+def _wrong_count(cameras: int, photos: int) -> UserError:
+    return UserError(f"--intrinsics holds {cameras} cameras for {photos} images; give one for all, or one an image")
+
+
 def _without_intrinsics(photo: Photo, fov_deg: float | None) -> tuple[np.ndarray, str]:
     if fov_deg is None and photo.exif_focal_px is not None:
         return _centred(photo.exif_focal_px, photo), "exif"
@@ -74,9 +91,7 @@ def _from_text_or_file(intrinsics: str, photos: Sequence[Photo]) -> list[np.ndar
     if not cameras or any(len(camera) != 4 for camera in cameras):
         raise UserError(f"--intrinsics {intrinsics!r} is neither four numbers nor a file; allowed: {FORMS}")
     if len(cameras) not in (1, len(photos)):
-        raise UserError(
-            f"--intrinsics holds {len(cameras)} cameras for {len(photos)} images; give one for all, or one an image"
-        )
+        raise _wrong_count(len(cameras), len(photos))
     return [_pinhole(*camera) for camera in (cameras * len(photos) if len(cameras) == 1 else cameras)]
 
 

@@ -1,6 +1,6 @@
 """The task of `dune human`: people in photos, as bodies in metres."""
 
-from dune_cli.tasks.human.files import document, meshes, write_meshes
+from dune_cli.tasks.human.files import document, meshes, write_meshes, write_overlay, write_top_view
 from dune_cli.tasks.human.model import HumanModel, Person, load_human
 from dune_cli.tasks.human.photo import PhotoPeople, cameras, parse_selection, predict, select
 
@@ -16,4 +16,6 @@ __all__ = [
     "predict",
     "select",
     "write_meshes",
+    "write_overlay",
+    "write_top_view",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,14 @@ import numpy as np
 import torch
 
 from dune_cli.io.mesh import Frustum, Mesh, write_glb, write_obj
+from dune_cli.io.overlay import AMBIENT, LIGHT_CAM, distinct_color, overlay, top_view, vertex_normals
 from dune_cli.io.ply_mesh import write_ply_mesh
+from dune_cli.io.png import save_png
 from dune_cli.tasks.human.model import HumanModel, Person
 from dune_cli.tasks.human.photo import PhotoPeople
 
 SCHEMA = "dune.human/1"
 SUFFIXES = (".obj", ".glb", ".ply")
-# well told apart, also by colour-blind people (Okabe and Ito, 2008)
-COLORS = np.array(
-    [[86, 180, 233], [230, 159, 0], [0, 158, 115], [204, 121, 167], [240, 228, 66], [213, 94, 0], [0, 114, 178]],
-    np.uint8,
-)
-LIGHT = np.array([0.3, -0.5, -0.8]) / np.linalg.norm([0.3, -0.5, -0.8])  # from the upper right, behind the camera
-AMBIENT = 0.35
 
 
 def name_of(number: int) -> str:
@@ -37,7 +33,7 @@ def meshes(model: HumanModel, people: Sequence[Person]) -> list[Mesh]:
         Mesh(
             person.vertices.double().numpy(),
             faces,
-            np.tile(COLORS[number % len(COLORS)], (len(person.vertices), 1)),
+            np.full((len(person.vertices), 3), distinct_color(number), np.uint8),
             name_of(number),
         )
         for number, person in enumerate(people)
@@ -54,6 +50,16 @@ def write_meshes(path: Path, found: Sequence[Mesh], people: PhotoPeople) -> None
         ".ply": lambda: write_ply_mesh(path, found),
     }
     writers[path.suffix.lower()]()
+
+
+def write_overlay(path: Path, found: Sequence[Mesh], people: PhotoPeople) -> None:
+    """The photo as a PNG with the bodies over it."""
+    save_png(path, overlay(people.photo.rgb, found, people.K))
+
+
+def write_top_view(path: Path, found: Sequence[Mesh], people: PhotoPeople) -> None:
+    """The bodies from above as a PNG, with the camera and its field of view on a grid in metres."""
+    save_png(path, top_view(found, K=people.K, width=people.photo.width).image)
 
 
 def document(
@@ -102,13 +108,6 @@ def _numbers(values: torch.Tensor) -> Any:
 
 def _lit(mesh: Mesh) -> Mesh:
     """`mesh` with its colours as a lamp behind the camera shows them: GLB materials here are unlit."""
-    triangles = mesh.vertices[mesh.faces]
-    normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-    sums = np.zeros_like(mesh.vertices)
-    for corner in range(3):
-        np.add.at(sums, mesh.faces[:, corner], normals)
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    light = np.clip(sums @ LIGHT / np.maximum(lengths[:, 0], 1e-12), 0, 1)
-    shade = AMBIENT + (1 - AMBIENT) * light
-    colors = np.full_like(sums, 200) if mesh.colors is None else mesh.colors
-    return Mesh(mesh.vertices, mesh.faces, (colors * shade[:, None]).round().astype(np.uint8), mesh.name)
+    light = np.abs(vertex_normals(mesh.vertices, mesh.faces) @ LIGHT_CAM)
+    colors = mesh.colors * (AMBIENT + (1 - AMBIENT) * light[:, None])
+    return replace(mesh, colors=np.rint(colors).astype(np.uint8))
