@@ -15,6 +15,9 @@ from dune_cli.errors import DuneError
 COMMANDS = {
     "encode": ("dune_cli.commands.encode", "Photos to features (NPZ) or a PCA picture."),
     "reconstruct": ("dune_cli.commands.reconstruct", "Two photos to a 3-D scene (PLY, OBJ, GLB, NPZ, COLMAP)."),
+    "depth": ("dune_cli.commands.depth", "Photos to depth in metres (16-bit PNG, NPZ, EXR, PLY)."),
+    "classify": ("dune_cli.commands.classify", "Photos to ImageNet classes, best first."),
+    "segment": ("dune_cli.commands.segment", "Photos to a class for every pixel (ADE20K, VOC)."),
     "eval": ("dune_cli.commands.eval", "Score models and matchers on data with ground truth."),
     "weights": ("dune_cli.commands.weights", "List, fetch, check and convert model weights."),
     "doctor": ("dune_cli.commands.doctor", "What works on this machine, and what is missing."),

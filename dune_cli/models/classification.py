@@ -20,6 +20,11 @@ class Classifier(nn.Module):
         self.encoder, self.head, self.blocks = encoder, head, blocks
 
     @property
+    def sources(self) -> list[Source]:
+        """The weights behind a result: the head's and the encoder's."""
+        return [self.source, self.encoder.source]
+
+    @property
     def classes(self) -> int:
         """The number of classes."""
         return self.head.project.out_features

@@ -34,6 +34,11 @@ class HeadDepth(nn.Module):
         self.encoder, self.head, self.blocks = encoder, head, blocks
         self.minimum, self.maximum = minimum, maximum
 
+    @property
+    def sources(self) -> list[Source]:
+        """The weights behind a result: the head's and the encoder's."""
+        return [self.source, self.encoder.source]
+
     def raw(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W) RGB in [0, 1] -> what the head gives for the padded image, before the clamp."""
         padded = pad_to_patches(images, self.encoder.patch)
@@ -58,6 +63,11 @@ class PairedDepth(nn.Module):
     def __init__(self, model: TwoViewModel) -> None:
         super().__init__()
         self.model = model
+
+    @property
+    def sources(self) -> list[Source]:
+        """The weights behind a result."""
+        return [self.source]
 
     def points(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, H, W), sides multiples of the patch -> points (B, H, W, 3) in metres, confidence (B, H, W).

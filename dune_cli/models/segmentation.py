@@ -52,6 +52,11 @@ class Segmenter(nn.Module):
         self.class_names, self.palette = class_names, palette
 
     @property
+    def sources(self) -> list[Source]:
+        """The weights behind a result: the head's and the encoder's."""
+        return [self.source, self.encoder.source]
+
+    @property
     def classes(self) -> int:
         """The number of classes."""
         return self.head.project.out_channels

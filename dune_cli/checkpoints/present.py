@@ -1,0 +1,65 @@
+"""The model that a verb takes when the user names none: the best published one that is on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dune_cli.checkpoints import registry, store
+from dune_cli.checkpoints.registry import Entry
+from dune_cli.errors import WeightsMissing
+
+# best first; what is to be pulled when none is here
+DEPTH = (
+    "mast3r-vitl",
+    "dunemast3r-vitb",
+    "dunemast3r-vits",
+    *(f"dinov2-vit{letter}14-nyu-dpt" for letter in "lbs"),
+    *(f"dinov2-vit{letter}14-nyu-{head}" for head in ("linear4", "linear") for letter in "lbs"),
+    *(f"dinov2-vit{letter}14-kitti-{head}" for head in ("dpt", "linear4", "linear") for letter in "lbs"),
+)
+CLASSIFY = tuple(
+    f"dinov2-vit{letter}14{registers}-{head}"
+    for letter in "lbs"
+    for registers in ("-reg", "")
+    for head in ("linear4", "linear")
+)
+SEGMENT = tuple(
+    f"dinov2-vit{letter}14-{data}-{head}"
+    for data in ("ade20k", "voc2012")
+    for head in ("linear", "ms")
+    for letter in "lbs"
+)
+ADVICE = {
+    "depth": "dinov2-vits14-nyu-dpt",
+    "classify": "dinov2-vits14-linear",
+    "segment": "dinov2-vits14-ade20k-linear",
+}
+CANDIDATES = {"depth": DEPTH, "classify": CLASSIFY, "segment": SEGMENT}
+
+
+def choose(verb: str) -> str:
+    """The registry name for "depth", "classify" or "segment". WeightsMissing (what to pull) if none is here."""
+    for name in CANDIDATES[verb]:
+        if all(store.find_present(entry) for entry in _needed(name)):
+            return name
+    raise nothing_here(verb, ADVICE[verb])
+
+
+def nothing_here(verb: str, advice: str) -> WeightsMissing:
+    """The sentence that says what to pull, how large it is with what it needs, and its licence."""
+    needed = [entry for entry in _needed(advice) if store.find_present(entry) is None]
+    size = registry.format_bytes(sum(entry.size_bytes for entry in needed))
+    about = "" if all(entry.size_is_exact for entry in needed) else "about "
+    both = " with its encoder" if len(needed) > 1 else ""
+    licences = "; ".join(dict.fromkeys(entry.licence for entry in needed))
+    return WeightsMissing(
+        f"'dune {verb}' needs weights, and none that it can use are on this machine; run 'dune weights pull {advice}' "
+        f"({about}{size}{both}; licence: {licences}), or name a file with --model"
+    )
+
+
+def _needed(name: str) -> Sequence[Entry]:
+    entry = registry.find(name)
+    if entry is None:
+        raise KeyError(f"{name} is not in the registry of weights")
+    return registry.with_needs([entry])

@@ -1,0 +1,93 @@
+"""Photos to ImageNet classes, by DINOv2's linear heads (`dune.classes/1`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dune_cli.io.photos import Photo
+from dune_cli.models.classification import Classifier
+
+SCHEMA = "dune.classes/1"
+RESIZED_PX, CROP_PX = 256, 224
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """A class, its name (None where no list of names fits the head) and its probability."""
+
+    index: int
+    name: str | None
+    wordnet_id: str | None
+    score: float
+
+
+def prepare(rgb: np.ndarray) -> np.ndarray:
+    """`rgb` (H, W, 3) uint8 -> (3, 224, 224) float32 in [0, 1]: short side to 256 (bicubic), then the centre.
+
+    The published evaluation (spec 7, "ImageNet"); sides and corner are rounded as torchvision does.
+    """
+    from PIL import Image
+
+    height, width = rgb.shape[:2]
+    short, long = min(height, width), max(height, width)
+    longer = int(RESIZED_PX * long / short)
+    size = (RESIZED_PX, longer) if width <= height else (longer, RESIZED_PX)
+    resized = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
+    top, left = (round((side - CROP_PX) / 2) for side in resized.shape[:2])
+    crop = resized[top : top + CROP_PX, left : left + CROP_PX]
+    return crop.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+
+
+def predict(model: Classifier, photo: Photo, count: int = 5) -> list[ClassScore]:
+    """The `count` most probable classes, best first."""
+    with torch.inference_mode():
+        scores = model(torch.from_numpy(prepare(photo.rgb))[None])[0].float().softmax(0).cpu()
+    best = scores.topk(min(count, len(scores)))
+    names = imagenet_names() if model.classes == IMAGENET_CLASSES else None
+    found = []
+    for score, index in zip(best.values.tolist(), best.indices.tolist()):
+        wordnet_id, name = names[index] if names else (None, None)
+        found.append(ClassScore(index, name, wordnet_id, score))
+    return found
+
+
+def imagenet_names() -> list[tuple[str, str]] | None:
+    """(WordNet id, name) of ImageNet-1k's classes from the lists that timm (Apache-2.0) carries; None without them.
+
+    The files are read where they lie: importing timm takes seconds.
+    """
+    package = importlib.util.find_spec("timm")
+    if package is None or not package.submodule_search_locations:
+        return None
+    folder = Path(package.submodule_search_locations[0]) / "data" / "_info"
+    try:
+        ids = (folder / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
+        lines = (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    names = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    if len(ids) != IMAGENET_CLASSES or not names.keys() >= set(ids):
+        return None
+    return [(wordnet_id, names[wordnet_id]) for wordnet_id in ids]
+
+
+def document(photo: Photo, scores: list[ClassScore], provenance: dict[str, Any]) -> dict[str, Any]:
+    """The result as JSON."""
+    named = any(score.name is not None for score in scores)
+    return {
+        "schema": SCHEMA,
+        "image": {"path": str(photo.path), "width": photo.width, "height": photo.height},
+        "classes": [
+            {"id": score.index, "name": score.name, "wordnet_id": score.wordnet_id, "score": score.score}
+            for score in scores
+        ],
+        "names_from": "ImageNet-1k's WordNet lemmas in the package timm" if named else None,
+        "provenance": provenance,
+    }

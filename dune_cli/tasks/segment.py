@@ -1,0 +1,94 @@
+"""Photos to a class for every pixel, by DINOv2's linear segmentation heads (`dune.classmap/1`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dune_cli.io import palette
+from dune_cli.io.photos import Photo
+from dune_cli.io.png import save_png
+from dune_cli.io.resample import fit
+from dune_cli.models.segmentation import Segmenter
+from dune_cli.provenance import Run
+
+SCHEMA = "dune.classmap/1"
+LARGEST_PX = 1280
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """classes (H, W) int64 at the photo's pixels; `colors` (N, 3) uint8 and `names` (empty if unknown) of N classes.
+
+    `scales`: the (height, width) that the photo was predicted at, `mirrored` whether its mirror image was too.
+    """
+
+    photo: Photo
+    classes: np.ndarray
+    colors: np.ndarray
+    names: tuple[str, ...]
+    scales: tuple[tuple[int, int], ...]
+    mirrored: bool
+
+
+def predict(
+    model: Segmenter, photo: Photo, scales: int | None = None, size_px: int | None = None, run: Run | None = None
+) -> ClassMap:
+    """The photo's class map, by the head's published protocol with its first `scales` scales (None: all).
+
+    Photos longer than `size_px` (None: 1280) are reduced to it first, which bounds the memory, and their class map is
+    enlarged by repeating pixels.
+    """
+    run = run or Run()
+    prepared = fit(photo.rgb, size_px or LARGEST_PX)
+    sizes = model.sizes(prepared.height, prepared.width, scales)
+    with run.stage("network"), torch.inference_mode():
+        probabilities = model.probabilities(torch.from_numpy(prepared.image)[None], sizes)
+        classes = probabilities[0].argmax(0).cpu().numpy()
+    if classes.shape != (photo.height, photo.width):
+        rows = (np.arange(photo.height) * classes.shape[0]) // photo.height
+        columns = (np.arange(photo.width) * classes.shape[1]) // photo.width
+        classes = classes[rows[:, None], columns]
+    colors = np.array(model.palette, np.uint8) if model.palette else palette.generated(model.classes)
+    return ClassMap(photo, classes, colors, model.class_names, tuple(sizes), model.protocol.flip)
+
+
+def write(result: ClassMap, path: Path) -> None:
+    """The class map as a palette PNG whose pixel values are the class numbers."""
+    palette.write_class_png(path, result.classes, result.colors)
+
+
+def write_overlay(result: ClassMap, path: Path) -> None:
+    """The photo with its classes' colours over it."""
+    save_png(path, palette.overlay(result.photo.rgb, result.classes, result.colors))
+
+
+def document(result: ClassMap, file: Path, overlay: Path | None, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The JSON that lies beside the file: the classes that occur, largest first."""
+    pixels = np.bincount(result.classes.ravel(), minlength=len(result.colors))
+    found = [index for index in np.argsort(-pixels, kind="stable") if pixels[index]]
+    return {
+        "schema": SCHEMA,
+        "file": file.name,
+        "overlay": overlay.name if overlay is not None else None,
+        "image": {"path": str(result.photo.path), "width": result.photo.width, "height": result.photo.height},
+        "classes_known": len(result.colors),
+        "names_from": "the weight file" if result.names else None,
+        "classes": [
+            {
+                "id": int(index),
+                "name": result.names[index] if result.names else None,
+                "color": result.colors[index],
+                "pixels": int(pixels[index]),
+                "share": float(pixels[index] / pixels.sum()),
+            }
+            for index in found
+        ],
+        "scales": [list(scale) for scale in result.scales],
+        "mirrored": result.mirrored,
+        "provenance": provenance,
+    }

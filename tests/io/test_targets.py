@@ -1,0 +1,44 @@
+"""Where results go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dune_cli.errors import UserError
+from dune_cli.io.targets import sibling, targets
+
+FORMATS = ("png", "npz")
+
+
+def test_one_photo_to_a_file_and_many_to_a_folder(tmp_path: Path) -> None:
+    one, two = [Path("a/x.jpg")], [Path("a/x.jpg"), Path("b/x.png"), Path("b/y.png")]
+    assert targets(one, tmp_path / "d.npz", None, FORMATS, False) == [tmp_path / "d.npz"]
+    assert targets(one, tmp_path / "out", None, FORMATS, False) == [tmp_path / "out" / "x.png"]
+    many = targets(two, tmp_path / "out", "npz", FORMATS, False)
+    assert [path.name for path in many] == ["x.npz", "x_2.npz", "y.npz"]
+    assert sibling(many[1], "_color.png").name == "x_2_color.png"
+    (tmp_path / "odd.dir").mkdir()
+    assert targets(one, tmp_path / "odd.dir", None, FORMATS, False)[0].parent.name == "odd.dir"
+
+
+@pytest.mark.parametrize(
+    "count, output, kind, message",
+    [
+        (2, "d.png", None, "2 photos do not fit into one file"),
+        (1, "d.png", "npz", "contradicts"),
+        (1, "d.tiff", None, "allowed: .png .npz, or a folder"),
+        (1, "here.png", None, "exists already"),
+        (1, "beside.png", None, "beside.json exists already"),
+        (1, "colored.png", None, "colored_color.png exists already"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, count: int, output: str, kind: str | None, message: str) -> None:
+    for name in ("here.png", "beside.json", "colored_color.png"):
+        (tmp_path / name).touch()
+    photos = [Path(f"{index}.jpg") for index in range(count)]
+    with pytest.raises(UserError, match=message):
+        targets(photos, tmp_path / output, kind, FORMATS, False, (".json", "_color.png"))
+    if "exists" in message:
+        assert targets(photos, tmp_path / output, kind, FORMATS, True, (".json", "_color.png"))
