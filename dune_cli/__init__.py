@@ -12,11 +12,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LOADERS = {
-    "load_encoder": "load",
-    "load_two_view": "load",
-    "load_depth": "load_heads",
-    "load_classifier": "load_heads",
-    "load_segmenter": "load_heads",
+    "load_encoder": "checkpoints.load",
+    "load_two_view": "checkpoints.load",
+    "load_depth": "checkpoints.load_heads",
+    "load_classifier": "checkpoints.load_heads",
+    "load_segmenter": "checkpoints.load_heads",
+    "load_human": "tasks.human",
 }
 __all__ = [*_LOADERS, "__version__"]
 
@@ -25,5 +26,5 @@ def __getattr__(name: str) -> Any:
     if name in _LOADERS:
         from importlib import import_module
 
-        return getattr(import_module(f"dune_cli.checkpoints.{_LOADERS[name]}"), name)
+        return getattr(import_module(f"dune_cli.{_LOADERS[name]}"), name)
     raise AttributeError(f"module 'dune_cli' has no attribute {name!r}")
