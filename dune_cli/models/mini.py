@@ -22,6 +22,7 @@ from dune_cli.provenance import Source
 
 PATCH = 16
 ROPE_BASE = 100.0
+NATIVE_SIZE_PX = 448
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ class MiniEncoder(nn.Module):
     @property
     def width(self) -> int:
         return self.config.width
+
+    @property
+    def native_size_px(self) -> int:
+        """The long side to use where none is asked for; every multiple of 16 is native."""
+        return NATIVE_SIZE_PX
 
     def forward(self, images: torch.Tensor, norm: bool = True) -> Tokens:
         """images (B, 3, H, W) RGB in [0, 1] -> Tokens; `norm=False`: before the final norm.

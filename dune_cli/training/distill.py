@@ -26,12 +26,14 @@ from dune_cli.training.photos import Photos, open_photos
 from dune_cli.training.ranks import Ranks, ranks
 from dune_cli.training.sampler import Sampler
 from dune_cli.training.schedule import learning_rate, norm_momentum
-from dune_cli.training.step import clip_per_parameter, forward_backward, teach, teacher_norms
+from dune_cli.training.step import clip_per_parameter, fit_phi_s, forward_backward, teach, teacher_norms
 from dune_cli.training.students import Student, build_encoder, weight_groups
+from dune_cli.training.students_init import load_into
 from dune_cli.training.teacher_norm import sum_over_ranks
 
 LOG = "log.jsonl"
 CONFIG = "config.json"
+PHI_S_STEPS = 8  # batches that the PHI-S statistics are taken from
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Trained:
     steps_done: int
     seconds: float
     images: int
+    is_first: bool = True
     log: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -75,15 +78,13 @@ def _distill(config: DistillConfig, output: Path, here: Ranks) -> Trained:
     generator = torch.Generator().manual_seed(config.seed)
     encoder = build_encoder(config.student, config.size_px, generator)
     if config.init:
-        from dune_cli.training.students_init import load_into
-
         load_into(encoder, config.init)
     if config.size_px % encoder.patch:
         raise UserError(f"--size {config.size_px} is no multiple of the student's patch, {encoder.patch} px")
     grid = (config.size_px // encoder.patch,) * 2
     widths = {name: teacher.widths for name, teacher in teachers.items()}
     student = Student(encoder, widths, config.projector, generator).to(here.device).train()
-    norms = teacher_norms(widths).to(here.device).train()
+    norms = teacher_norms(widths, config.norm).to(here.device).train()
 
     settings = Augmentation(photometric=config.photometric)
     cache = _cache(config, teachers, photos, grid, settings, here) if config.cache else None
@@ -101,6 +102,10 @@ def _distill(config: DistillConfig, output: Path, here: Ranks) -> Trained:
     first = run.restore(newest, here) if newest else 0
     if newest and here.is_first:
         console.note(f"going on from {newest.name}, {config.steps - first} steps to go")
+
+    if config.norm == "phi-s" and not newest:
+        first_batches = loader.batches(0, PHI_S_STEPS)
+        fit_phi_s(norms, (b.tokens or teach(teachers, b.images.to(here.device), grid, amp) for b in first_batches))
 
     owners = torch.tensor([list(teachers).index(owner) if owner else -1 for owner in photos.owners])
     started = last_saved = time.monotonic()
@@ -138,7 +143,16 @@ def _distill(config: DistillConfig, output: Path, here: Ranks) -> Trained:
     bar.close()
     seconds = time.monotonic() - started
     return Trained(
-        config, student, norms, teachers, photos, config.steps, seconds, config.batch_size * (config.steps - first), log
+        config=config,
+        student=student,
+        norms=norms,
+        teachers=teachers,
+        photos=photos,
+        steps_done=config.steps,
+        seconds=seconds,
+        images=config.batch_size * (config.steps - first),
+        is_first=here.is_first,
+        log=log,
     )
 
 

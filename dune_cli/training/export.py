@@ -14,6 +14,7 @@ from dune_cli.io.atomic import atomic_path
 from dune_cli.models.mini import MiniEncoder
 from dune_cli.training.projectors import TransformerProjector
 from dune_cli.training.students import Student, TimmStudent
+from dune_cli.training.teacher_norm import RunningTokenNorm
 
 
 def published_tree(student: Student, norms: nn.ModuleDict) -> dict[str, dict[str, torch.Tensor]]:
@@ -31,6 +32,8 @@ def published_tree(student: Student, norms: nn.ModuleDict) -> dict[str, dict[str
                 state[f"projectors.{name}.{key}"] = value
     for name, kinds in norms.items():
         for kind, norm in kinds.items():
+            if not isinstance(norm, RunningTokenNorm):
+                continue  # PHI-S has no place in the layout; its statistics stay in the run's checkpoints
             for key, value in norm.state_dict().items():
                 state[f"teacher_norms.{name}.normalizers.{kind}.{key}"] = value
     return {"model": {key: value.detach().cpu().contiguous() for key, value in state.items()}}

@@ -51,7 +51,9 @@ def held_out_scores(
     sums: dict[tuple[str, str], torch.Tensor] = {}
     count = 0
     for first in range(0, min(len(items), LIMIT), BATCH):
-        crops = [crop for item in items[first : min(first + BATCH, LIMIT)] if (crop := _crop(item, size_px)) is not None]
+        crops = [
+            crop for item in items[first : min(first + BATCH, LIMIT)] if (crop := _crop(item, size_px)) is not None
+        ]
         if not crops:
             continue
         images = torch.stack(crops).to(device)
@@ -60,14 +62,13 @@ def held_out_scores(
         for name, teacher in teachers.items():
             for kind, raw in teacher(images, grid).items():
                 norm = norms[name][kind]
-                std = norm.std.clamp(min=norm.MIN_STD)
                 values = (
-                    predictions[name][kind] * std + norm.mean,
-                    before[name][kind] * std + norm.mean,
+                    norm.restore(predictions[name][kind]),
+                    norm.restore(before[name][kind]),
                     norm.mean.expand_as(raw),
                 )
                 row = [_mean_cosine(value, raw, kind) for value in values]
-                row.append(_mean_cosine(predictions[name][kind], (raw - norm.mean) / std, kind))
+                row.append(_mean_cosine(predictions[name][kind], norm(raw), kind))
                 sums[name, kind] = sums.get((name, kind), torch.zeros(4)) + torch.tensor(row)
     return [HeldOut(name, kind, *(total / count).tolist(), photos=count) for (name, kind), total in sums.items()]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -13,19 +13,28 @@ from dune_cli.teachers.base import Teacher
 from dune_cli.training.batches import Batch
 from dune_cli.training.config import DistillConfig
 from dune_cli.training.losses import TokenLoss, teacher_losses, token_loss
+from dune_cli.training.phi_s import PhiSFit, PhiSNorm
 from dune_cli.training.ranks import Ranks
 from dune_cli.training.sharing import coefficients
 from dune_cli.training.teacher_norm import RunningTokenNorm
 
 
-def teacher_norms(widths: Mapping[str, Mapping[str, int]]) -> nn.ModuleDict:
-    """A running norm for every teacher and token type."""
+def teacher_norms(widths: Mapping[str, Mapping[str, int]], how: str) -> nn.ModuleDict:
+    """A norm for every teacher and token type; `how`: "mean-std" (DUNE's) or "phi-s"."""
+    make = {"mean-std": RunningTokenNorm, "phi-s": PhiSNorm}[how]
     return nn.ModuleDict(
-        {
-            name: nn.ModuleDict({kind: RunningTokenNorm(width) for kind, width in kinds.items()})
-            for name, kinds in widths.items()
-        }
+        {name: nn.ModuleDict({kind: make(width) for kind, width in kinds.items()}) for name, kinds in widths.items()}
     )
+
+
+def fit_phi_s(norms: nn.ModuleDict, batches: Iterable[dict[str, dict[str, torch.Tensor]]]) -> None:
+    """Fits every PHI-S norm to teachers' tokens of a few batches."""
+    fits = {(name, kind): PhiSFit(len(norm.mean)) for name, kinds in norms.items() for kind, norm in kinds.items()}
+    for tokens in batches:
+        for (name, kind), fit in fits.items():
+            fit.add(tokens[name][kind])
+    for (name, kind), fit in fits.items():
+        fit.into(norms[name][kind])
 
 
 def teach(

@@ -26,6 +26,10 @@ class RunningTokenNorm(TokenNorm):
         self.std.lerp_(std, momentum)
         return (outputs - mean) / std.clamp(min=self.MIN_STD)
 
+    def restore(self, standardised: torch.Tensor) -> torch.Tensor:
+        """The inverse of the evaluation mode's `forward`."""
+        return standardised * self.std.clamp(min=self.MIN_STD) + self.mean
+
 
 def batch_statistics(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and unbiased standard deviation (D) of rows (M, D) over the rows of all ranks, in two passes."""

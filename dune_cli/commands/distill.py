@@ -1,0 +1,116 @@
+"""`dune distill`: co-distil one encoder from heterogeneous teachers."""
+
+from __future__ import annotations
+
+import click
+
+from dune_cli import console
+from dune_cli.commands import options
+
+SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
+
+
+@click.command()
+@click.option(
+    "--teachers",
+    required=True,
+    metavar="LIST",
+    help="Comma-separated NAME, NAME=FILE or timm:MODEL, such as dinov2,mast3r,multihmr or xfeat,efficientnet-lite2.",
+)
+@click.option(
+    "--data",
+    required=True,
+    multiple=True,
+    metavar="[TEACHER=]SOURCE",
+    help="A folder, a .txt list of paths, or .tar shards (also s3://, https://); may be given several times.",
+)
+@click.option(
+    "--student",
+    default="dune-vits14",
+    show_default=True,
+    metavar="NAME",
+    help="dune-vits14, dune-vitb14, dune-mini, vit:WIDTHxDEPTH, or timm:MODEL.",
+)
+@click.option("--init", metavar="NAME|FILE", help="Weights that the student starts from (stage two of the recipe).")
+@click.option("--size", "size_px", default=336, show_default=True, metavar="PX", help="Side of the square crops.")
+@click.option("--steps", default=1000, show_default=True, type=click.IntRange(1), help="Training steps in all.")
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1), help="Images a step, all ranks.")
+@click.option("--accumulate", default=1, show_default=True, type=click.IntRange(1), help="Parts of a batch, in turn.")
+@click.option("--lr", "learning_rate", default=3e-4, show_default=True, help="Peak, for a batch of 256; it scales.")
+@click.option("--sharing", default="lowest_loss", show_default=True, type=click.Choice(SHARING), help="Strategy.")
+@click.option("--drop-probability", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Of lowest_loss.")
+@click.option(
+    "--projector",
+    default="tp",
+    show_default=True,
+    type=click.Choice(["tp", "sp", "lp"]),
+    help="Transformer block (the paper's), MLP, or ladder of MLPs.",
+)
+@click.option(
+    "--norm",
+    default="mean-std",
+    show_default=True,
+    type=click.Choice(["mean-std", "phi-s"]),
+    help="How teachers' outputs are standardised.",
+)
+@click.option("--held-out", "held_out_fraction", default=0.03, show_default=True, type=click.FloatRange(0, 0.9))
+@click.option("--photometric/--no-photometric", default=True, show_default=True, help="Colour, blur, solarise.")
+@click.option("--cache", metavar="DIR", help="Compute teacher outputs once, for --crops fixed crops a photo.")
+@click.option("--crops", default=4, show_default=True, type=click.IntRange(1), help="Fixed crops a photo with --cache.")
+@click.option("--compile", "compile_student", is_flag=True, help="torch.compile the student.")
+@click.option("--fsdp", is_flag=True, help="With torchrun: shard the student (FSDP2) instead of copying it (DDP).")
+@click.option("--checkpoint-minutes", default=10.0, show_default=True, type=click.FloatRange(0), help="Between two.")
+@click.option("--log-every", default=10, show_default=True, type=click.IntRange(1), metavar="STEPS")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that load photos.")
+@click.option("--preflight", is_flag=True, help="Time three steps, print hours, memory and disk, and stop.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="Folder of the run; the same command goes on there.")
+@options.compute
+@options.seed
+@options.as_json
+@options.common
+def command(
+    teachers: str, data: tuple[str, ...], output: str, preflight: bool, compile_student: bool, as_json: bool, **settings
+) -> None:
+    """Co-distil one student from several frozen teachers on unlabelled photos (DUNE's recipe).
+
+    The folder -o holds checkpoints, log.jsonl, and in the end student.safetensors, student_fp16.safetensors,
+    report.json and report.html. A killed run goes on by the same command, bit for bit. Several GPUs or processes:
+    start it with torchrun.
+
+    \b
+    Example: dune distill --teachers dinov2,mast3r,multihmr --data photos/ -o student/
+             dune distill --teachers xfeat,efficientnet-lite2 --data photos/ --student dune-mini \\
+                          --size 224 --batch-size 32 --cache cache/ -o mini/
+             torchrun --nproc-per-node 8 -m dune_cli.cli distill --teachers … --data … -o student/
+    """
+    from pathlib import Path
+
+    from dune_cli.io.jsons import dumps
+    from dune_cli.training.config import DistillConfig
+    from dune_cli.training.distill import distill
+    from dune_cli.training.finish import finish
+    from dune_cli.training.preflight import preflight as estimate
+
+    names = tuple(name.strip() for name in teachers.split(",") if name.strip())
+    config = DistillConfig(teachers=names, data=data, compile=compile_student, **settings)
+    if preflight:
+        from dataclasses import asdict
+
+        click.echo(dumps(asdict(estimate(config, Path(output)))))
+        return
+    trained = distill(config, Path(output))
+    if not trained.is_first:
+        return
+    for name, teacher in trained.teachers.items():
+        console.note(f"teacher {name}, licence of its weights: {teacher.source.licence}")
+    done = finish(trained, Path(output))
+    if as_json:
+        click.echo(dumps(done.document))
+        return
+    for score in done.scores:
+        console.note(
+            f"held out, {score.teacher} {score.kind}: cosine {score.student:.3f} "
+            f"(untrained {score.untrained:.3f}, mean feature {score.mean_feature:.3f})"
+        )
+    for path in (done.student, done.student_half, done.report_json, done.report_html):
+        click.echo(path)
