@@ -1,22 +1,28 @@
-"""Cameras, poses and points as a COLMAP model (text or binary), the input of most splatting and MVS tools."""
+"""Cameras, poses and points as a COLMAP model (text or binary), the input of most splatting and MVS tools.
+
+The three files of COLMAP's documentation, "Output Format" (cameras, images, points3D), which every version reads.
+Written here and not by pycolmap, whose writer takes no notice of a full disk.
+"""
 
 from __future__ import annotations
 
+import os
+import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dune_cli.errors import JobFailed, PackageMissing, UserError
+from dune_cli.errors import UserError
 from dune_cli.io.atomic import atomic_directory
 from dune_cli.io.mesh import Frustum, check_colors, check_points
 
-if TYPE_CHECKING:
-    import pycolmap
-
 HALF_PIXEL = 0.5  # COLMAP puts (0.5, 0.5) at the centre of the top-left pixel, everything else here (0, 0)
+PINHOLE = 1  # COLMAP's number of the camera model
+UNKNOWN_ERROR = -1.0
+# Newer versions add rigs and frames; a stale one beside our files would be read with them
 MODEL_FILES = [
     f"{name}.{end}" for name in ("cameras", "images", "points3D", "rigs", "frames") for end in ("bin", "txt")
 ]
@@ -37,11 +43,9 @@ def write_colmap(
     A camera's `name` is its image's file name; its K is in pixels with centres at integers. `points` (M, 3) in the
     world with `colors` (M, 3) uint8 (grey without), and `tracks`: for each point the (camera index, x_px, y_px) that
     see it. A model that is in `folder` already is replaced, other files there stay. UserError for two images of one
-    name, PackageMissing without pycolmap, JobFailed where the files cannot be written whole.
+    name and, in the text form, for spaces in a name.
     """
-    twice = [name for name, count in Counter(camera.name for camera in cameras).items() if count > 1]
-    if twice:
-        raise UserError(f"a COLMAP model needs different image names, got {twice[0]} twice; rename one of the files")
+    _check_names([camera.name for camera in cameras], binary)
     points = np.empty((0, 3)) if points is None else points
     colors = np.full((len(points), 3), 128, np.uint8) if colors is None else colors
     tracks = [()] * len(points) if tracks is None else tracks
@@ -49,55 +53,97 @@ def write_colmap(
     check_colors(colors, len(points), "points")
     if len(tracks) != len(points):
         raise ValueError(f"{len(tracks)} tracks for {len(points)} points")
-    model = _model(cameras, points, colors, tracks)
+    images = [_Image.of(camera, i) for i, camera in enumerate(cameras, 1)]
+    elements = [[images[index].see(point, x, y) for index, x, y in track] for point, track in enumerate(tracks, 1)]
+    files = (_binary_files if binary else _text_files)(images, points.astype(np.float64), colors, elements)
     with atomic_directory(folder, replaces=MODEL_FILES) as temporary:
-        if binary:
-            model.write_binary(str(temporary))
-        else:
-            model.write_text(str(temporary))
-        _check_written(model, temporary, folder)
+        for name, pieces in files.items():
+            with (temporary / name).open("wb") as file:
+                file.writelines(pieces)
 
 
-def _model(
-    cameras: Sequence[Frustum], points: np.ndarray, colors: np.ndarray, tracks: Sequence[Sequence[Observation]]
-) -> pycolmap.Reconstruction:
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise PackageMissing(f"a COLMAP model needs pycolmap ({error}): pip install 'pycolmap>=3.12'") from error
+@dataclass(frozen=True)
+class _Image:
+    """A camera as COLMAP has it: `params` fx fy cx cy, `pose` qw qx qy qz tx ty tz of the camera from the world."""
 
-    elements = []
-    keypoints: list[list[tuple[float, float]]] = [[] for _ in cameras]
-    for track in tracks:
-        elements.append(pycolmap.Track())
-        for index, x_px, y_px in track:
-            elements[-1].add_element(index + 1, len(keypoints[index]))
-            keypoints[index].append((x_px + HALF_PIXEL, y_px + HALF_PIXEL))
+    id: int
+    name: str
+    size: tuple[int, int]
+    params: list[float]
+    pose: list[float]
+    seen: list[tuple[float, float, int]] = field(default_factory=list)
 
-    model = pycolmap.Reconstruction()
-    for i, (camera, xy) in enumerate(zip(cameras, keypoints), 1):
+    @classmethod
+    def of(cls, camera: Frustum, id: int) -> _Image:
         K = np.asarray(camera.K, np.float64)
         params = [K[0, 0], K[1, 1], K[0, 2] + HALF_PIXEL, K[1, 2] + HALF_PIXEL]
-        model.add_camera_with_trivial_rig(
-            pycolmap.Camera(camera_id=i, model="PINHOLE", width=camera.width, height=camera.height, params=params)
-        )
-        model.add_image_with_trivial_frame(
-            pycolmap.Image(image_id=i, camera_id=i, name=camera.name, keypoints=np.reshape(xy, (-1, 2)).astype(float)),
-            pycolmap.Rigid3d(np.asarray(camera.world_from_cam, np.float64)[:3]).inverse(),
-        )
-    for point, color, track in zip(points.astype(np.float64), colors, elements):
-        model.add_point3D(point, track, color)
-    return model
+        cam_from_world = np.linalg.inv(np.asarray(camera.world_from_cam, np.float64))
+        pose = [*_quaternion(cam_from_world[:3, :3]), *cam_from_world[:3, 3]]
+        return cls(id, camera.name, (camera.width, camera.height), [*map(float, params)], [*map(float, pose)])
+
+    def see(self, point: int, x_px: float, y_px: float) -> tuple[int, int]:
+        """Adds an observation of `point`; returns how the point's track names it."""
+        self.seen.append((float(x_px) + HALF_PIXEL, float(y_px) + HALF_PIXEL, point))
+        return self.id, len(self.seen) - 1
 
 
-def _check_written(model: pycolmap.Reconstruction, written: Path, folder: str | Path) -> None:
-    """pycolmap does not notice a full disk; reading the files back does."""
-    import pycolmap
+Elements = Sequence[Sequence[tuple[int, int]]]
 
-    try:
-        again = pycolmap.Reconstruction(str(written))
-        whole = len(again.points3D) == len(model.points3D) and len(again.images) == len(model.images)
-    except (ValueError, RuntimeError, MemoryError, IndexError):
-        whole = False
-    if not whole:
-        raise JobFailed(f"the COLMAP model could not be written whole into {folder}: the disk is probably full")
+
+def _binary_files(
+    images: Sequence[_Image], points: np.ndarray, colors: np.ndarray, elements: Elements
+) -> dict[str, Iterable[bytes]]:
+    count = [struct.pack("<Q", len(images))]
+    cameras = [struct.pack("<IiQQ4d", image.id, PINHOLE, *image.size, *image.params) for image in images]
+    views = []
+    for image in images:
+        views += [struct.pack("<I7dI", image.id, *image.pose, image.id), os.fsencode(image.name), b"\0"]
+        views += [struct.pack("<Q", len(image.seen)), *(struct.pack("<2dQ", *seen) for seen in image.seen)]
+    cloud = [struct.pack("<Q", len(points))]
+    for i, (point, color, track) in enumerate(zip(points.tolist(), colors.tolist(), elements), 1):
+        cloud += [struct.pack("<Q3d3BdQ", i, *point, *color, UNKNOWN_ERROR, len(track))]
+        cloud += [struct.pack("<II", *element) for element in track]
+    return {"cameras.bin": count + cameras, "images.bin": count + views, "points3D.bin": cloud}
+
+
+def _text_files(
+    images: Sequence[_Image], points: np.ndarray, colors: np.ndarray, elements: Elements
+) -> dict[str, Iterable[bytes]]:
+    cameras = [("# CAMERA_ID MODEL WIDTH HEIGHT fx fy cx cy",)]
+    views = [("# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then a line of X Y POINT3D_ID",)]
+    for image in images:
+        cameras.append((image.id, "PINHOLE", *image.size, *image.params))
+        views.append((image.id, *image.pose, image.id, image.name))
+        views.append(tuple(value for seen in image.seen for value in seen))
+    cloud = [("# POINT3D_ID X Y Z R G B ERROR, then IMAGE_ID POINT2D_IDX of each image that sees it",)]
+    for i, (point, color, track) in enumerate(zip(points.tolist(), colors.tolist(), elements), 1):
+        cloud.append((i, *point, *color, UNKNOWN_ERROR, *(value for element in track for value in element)))
+    return {"cameras.txt": _lines(cameras), "images.txt": _lines(views), "points3D.txt": _lines(cloud)}
+
+
+def _lines(rows: Iterable[Sequence[object]]) -> Iterable[bytes]:
+    return (os.fsencode(" ".join(map(str, row)) + "\n") for row in rows)
+
+
+def _check_names(names: Sequence[str], binary: bool) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"a COLMAP model needs different image names, got {twice[0]} twice; rename one of the files")
+    spaced = [name for name in names if not binary and name.split() != [name]]
+    if spaced:
+        raise UserError(f"COLMAP's text form cannot hold the image name {spaced[0]!r}; write the binary form")
+
+
+def _quaternion(rotation: np.ndarray) -> np.ndarray:
+    """Unit wxyz of a rotation (3, 3), w >= 0: the eigenvector of Bar-Itzhack (2000), exact in all directions."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
+    matrix = np.array(
+        [
+            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
+            [zy - yz, xx - yy - zz, xy + yx, xz + zx],
+            [xz - zx, xy + yx, yy - xx - zz, yz + zy],
+            [yx - xy, xz + zx, yz + zy, zz - xx - yy],
+        ]
+    )
+    quaternion = np.linalg.eigh(matrix)[1][:, -1]
+    return quaternion if quaternion[0] >= 0 else -quaternion

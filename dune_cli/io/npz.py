@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from dune_cli.io.atomic import atomic_path
 
 
 def write_npz(path: str | Path, /, **arrays: np.ndarray) -> None:
-    """Writes the arrays under their names. ValueError for arrays of Python objects, which would need pickle."""
-    converted = {name: np.asarray(array) for name, array in arrays.items()}
-    objects = [name for name, array in converted.items() if array.dtype.hasobject]
-    if objects:
-        raise ValueError(f"arrays of Python objects cannot be saved: {', '.join(objects)}")
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **converted)
+    """Writes the arrays under their names, which may be any (numpy's own function keeps `file` for itself).
+
+    ValueError for arrays of Python objects, which would need pickle.
+    """
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
