@@ -141,3 +141,31 @@ def _bone(name: str) -> np.ndarray:
     if found is None:
         found = (0.03 * left, 0, 0) if name.startswith(("left", "right")) else (0, 0.12, 0)
     return np.array(found)
+
+
+def write_placed(path: Path, name: str, depth_control: float, cells: int = 16) -> Path:
+    """An official file that sees a body in its rest pose, upright and facing the camera, wherever a cell is bright.
+
+    Its ViT passes on each cell's brightness, everything else is a constant. `depth_control`: cam[0] of SMPL-X's head
+    (z = exp(depth_control · f / f60)), the output of mlp_dist of Anny's (z = f / exp(depth_control)).
+    """
+    anny = name == ANNY
+    state = {key: torch.zeros_like(value) for key, value in small_state(name, cells, 1, 1).items()}
+    backbone, score = ("encoder.backbone.", "encoder.mlp_det") if anny else ("backbone.encoder.", "mlp_classif")
+    state |= {key: torch.ones_like(state[key]) for key in state if key.endswith(("norm.weight", "norm1.weight"))}
+    state[f"{backbone}patch_embed.proj.weight"][0] = 10 / 588
+    state[f"{backbone}patch_embed.proj.bias"][1] = 1
+    state[f"{score}.0.weight"][0, 0] = 1
+    state[f"{score}.2.weight"][0, 0] = 1
+    state[f"{score}.2.bias"][0] = -5
+    if anny:
+        state |= anny_constants(state, Fixture(name).config["useful_rotmat"])
+        state["mlp_dist.2.bias"][0] = depth_control
+    else:
+        pose = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(53, 1)
+        pose[0] = torch.tensor([1.0, 0, 0, 0, -1, 0])
+        state["x_attention_head.init_body_pose"] = pose.reshape(1, -1)
+        state["x_attention_head.init_cam"][0, 0] = depth_control
+    size = 14 * cells
+    torch.save(official_tree(name, state, xat_depth=1, img_size=size if anny else [size]), path)
+    return path
