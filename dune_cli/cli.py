@@ -16,6 +16,7 @@ COMMANDS = {
     "encode": ("dune_cli.commands.encode", "Photos to features (NPZ) or a PCA picture."),
     "reconstruct": ("dune_cli.commands.reconstruct", "Two photos to a 3-D scene (PLY, OBJ, GLB, NPZ, COLMAP)."),
     "depth": ("dune_cli.commands.depth", "Photos to depth in metres (16-bit PNG, NPZ, EXR, PLY)."),
+    "human": ("dune_cli.commands.human", "People in photos as meshes and body parameters (OBJ, GLB, PLY)."),
     "classify": ("dune_cli.commands.classify", "Photos to ImageNet classes, best first."),
     "segment": ("dune_cli.commands.segment", "Photos to a class for every pixel (ADE20K, VOC)."),
     "eval": ("dune_cli.commands.eval", "Score models and matchers on data with ground truth."),
