@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from published_files import Fixture, dinov2_manifest, make_state_dict
+from published_files import Fixture, dinov2_manifest, make_state_dict, mast3r_tree
 
 FIXTURE = "dinov2_heads_vits14"
 VOC_NAMES = ("background", "aeroplane", "bicycle", *(f"thing {index}" for index in range(18)))
@@ -115,3 +115,14 @@ def write_encoder(folder: Path, stem: str, width: int, depth: int, registers: in
     path = folder / f"{stem}.pth"
     torch.save(make_state_dict(dinov2_manifest(width, depth, side, registers), 4), path)
     return path
+
+
+def write_small_set(folder: Path) -> Path:
+    """An encoder (ViT-S, 12 blocks) and a head of each kind under their published names, and a two-view file."""
+    write_encoder(folder, "dinov2_vits14_pretrain", 384, 12, side=37)
+    heads = (("nyu", "dpt"), ("kitti", "linear"), ("voc2012", "linear"), ("ade20k", "linear"), (None, "linear"))
+    for data, kind in heads:
+        write_head(folder, "_".join(filter(None, ("dinov2_vits14", data, kind, "head"))), 384, kind, data)
+    fixture = Fixture("mast3r_mini")
+    torch.save(mast3r_tree(fixture.config["model"], fixture.state()), folder / "two_view.pth")
+    return folder

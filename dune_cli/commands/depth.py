@@ -79,6 +79,7 @@ def command(
 
     bounds = _bounds(depth_range)
     paths = expand(images)
+    cameras = _Cameras(len(paths), intrinsics, fov_deg)
     color_ending = "_color.png"
     beside = (".json", color_ending) if colormap else (".json",)
     outputs = targets(paths, output, kind, FORMATS, overwrite, beside)
@@ -97,8 +98,6 @@ def command(
     with run.stage("load"):
         network = load_depth(model or choose("depth"), encoder, device, dtype, bounds)
     console.note(f"{network.source.name}, licence of the weights: {network.source.licence}")
-
-    cameras = _Cameras(len(paths), intrinsics, fov_deg)
     documents: list[dict[str, Any]] = []
     for path, target in zip(console.progress(paths, "depth", unit="photo"), outputs):
         with run.stage("read"):
