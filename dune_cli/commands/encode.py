@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
 from dune_cli import console
 from dune_cli.commands import options
-from dune_cli.errors import UserError
 
 FORMATS = ("npz", "png")
 
@@ -54,9 +52,10 @@ def command(
              dune encode photo.jpg --model dune-vitb14-448 --teacher dino2reg_vitlarge_14 -o dino.npz
     """
     from dune_cli.io.inputs import expand
+    from dune_cli.io.targets import targets
 
     paths = expand(images)
-    targets = _targets(paths, output, kind, overwrite)
+    outputs = targets(paths, output, kind, FORMATS, overwrite, (".json",))
 
     from dune_cli.checkpoints.load import load_encoder
     from dune_cli.io.jsons import dumps, write_json
@@ -77,7 +76,7 @@ def command(
             yield photo
 
     documents = []
-    for features, target in zip(task.encode(encoder, photos(), size, teacher, batch_size, run), targets):
+    for features, target in zip(task.encode(encoder, photos(), size, teacher, batch_size, run), outputs):
         with run.stage("write"):
             task.write(features, target)
         provenance = run.provenance([encoder.source], [(features.path, features.sha256)], dtype=dtype)
@@ -87,42 +86,3 @@ def command(
             click.echo(target)
     if as_json:
         click.echo(dumps(documents[0] if len(documents) == 1 else documents))
-
-
-def _targets(paths: list[Path], output: str, kind: str | None, overwrite: bool) -> list[Path]:
-    """One output file a photo, checked to be writable before the work."""
-    from dune_cli.io.atomic import check_output
-
-    suffixes = tuple(f".{name}" for name in FORMATS)
-    target = Path(output).expanduser()
-    as_file = target.suffix.lower() in suffixes and not target.is_dir()
-    if as_file:
-        if len(paths) > 1:
-            raise UserError(f"{len(paths)} photos do not fit into one file {target}; name a folder with -o")
-        if kind is not None and target.suffix.lower() != f".{kind}":
-            raise UserError(f"--format {kind} contradicts the output {target}; leave one of them out")
-        targets = [target]
-    elif target.suffix and not target.is_dir():
-        raise UserError(
-            f"the output {target} has the ending {target.suffix}; allowed: {' '.join(suffixes)}, or a folder"
-        )
-    else:
-        targets = [target / f"{name}.{kind or FORMATS[0]}" for name in _unique_stems(paths)]
-    for path in targets:
-        check_output(path, suffixes, overwrite)
-        check_output(path.with_suffix(".json"), (".json",), overwrite)
-    return targets
-
-
-def _unique_stems(paths: list[Path]) -> list[str]:
-    """File names without endings; the second `a` becomes `a_2`."""
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        name, count = path.stem, 1
-        while name in taken:
-            count += 1
-            name = f"{path.stem}_{count}"
-        taken.add(name)
-        names.append(name)
-    return names
