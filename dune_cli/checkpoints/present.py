@@ -13,13 +13,13 @@ DEPTH = (
     "mast3r-vitl",
     "dunemast3r-vitb",
     "dunemast3r-vits",
-    *(f"dinov2-vit{letter}14-nyu-dpt" for letter in "lbs"),
-    *(f"dinov2-vit{letter}14-nyu-{head}" for head in ("linear4", "linear") for letter in "lbs"),
-    *(f"dinov2-vit{letter}14-kitti-{head}" for head in ("dpt", "linear4", "linear") for letter in "lbs"),
+    *(f"dinov2-vit{letter}14-nyu-dpt" for letter in "glbs"),
+    *(f"dinov2-vit{letter}14-nyu-{head}" for head in ("linear4", "linear") for letter in "glbs"),
+    *(f"dinov2-vit{letter}14-kitti-{head}" for head in ("dpt", "linear4", "linear") for letter in "glbs"),
 )
 CLASSIFY = tuple(
     f"dinov2-vit{letter}14{registers}-{head}"
-    for letter in "lbs"
+    for letter in "glbs"
     for registers in ("-reg", "")
     for head in ("linear4", "linear")
 )
@@ -27,18 +27,20 @@ SEGMENT = tuple(
     f"dinov2-vit{letter}14-{data}-{head}"
     for data in ("ade20k", "voc2012")
     for head in ("linear", "ms")
-    for letter in "lbs"
+    for letter in "glbs"
 )
+HUMAN = ("multihmr-672-l-anny", *(f"multihmr-{size}" for size in ("896-l", "672-l", "672-b", "672-s")))
 ADVICE = {
     "depth": "dinov2-vits14-nyu-dpt",
     "classify": "dinov2-vits14-linear",
     "segment": "dinov2-vits14-ade20k-linear",
+    "human": "multihmr-672-l-anny",
 }
-CANDIDATES = {"depth": DEPTH, "classify": CLASSIFY, "segment": SEGMENT}
+CANDIDATES = {"depth": DEPTH, "classify": CLASSIFY, "segment": SEGMENT, "human": HUMAN}
 
 
 def choose(verb: str) -> str:
-    """The registry name for "depth", "classify" or "segment". WeightsMissing (what to pull) if none is here."""
+    """The registry name for a verb of CANDIDATES. WeightsMissing (what to pull) if none is here."""
     for name in CANDIDATES[verb]:
         if all(store.find_present(entry) for entry in _needed(name)):
             return name

@@ -64,6 +64,19 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class GatedMlp(nn.Module):
+    """SwiGLU, as DINOv2's ViT-g has it: silu(a)·b with a, b the halves of one linear layer, then a linear layer."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = TrunkLinear(width, 2 * hidden)
+        self.w3 = TrunkLinear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.w12(x).chunk(2, -1)
+        return self.w3(F.silu(a) * b)
+
+
 class LayerScale(nn.Module):
     """A learned factor per channel on a block's branch."""
 
@@ -80,13 +93,15 @@ def _add(x: torch.Tensor, branch: torch.Tensor, scale: LayerScale | None) -> tor
 class Block(nn.Module):
     """Pre-norm block: `x + ls1(attn(norm1(x)))`, `x + ls2(mlp(norm2(x)))`; LayerScale is optional (spec 1, spec 3)."""
 
-    def __init__(self, width: int, heads: int, hidden: int, layer_scale: bool, eps: float = 1e-6) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, layer_scale: bool, eps: float = 1e-6, gated: bool = False
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps)
         self.attn = Attention(width, heads)
         self.ls1 = LayerScale(width) if layer_scale else None
         self.norm2 = nn.LayerNorm(width, eps)
-        self.mlp = Mlp(width, hidden)
+        self.mlp = GatedMlp(width, hidden) if gated else Mlp(width, hidden)
         self.ls2 = LayerScale(width) if layer_scale else None
 
     def forward(self, x: torch.Tensor, rotation: Rotation | None = None) -> torch.Tensor:

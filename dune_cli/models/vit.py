@@ -24,6 +24,7 @@ class VitConfig:
 
     "offset" (DUNE, plain DINOv2): bicubic with the factor (h + 0.1)/M, no antialiasing.
     "antialias" (DINOv2 with registers from the hub): bicubic to h x w, antialiased.
+    `gated`: SwiGLU instead of the MLP (DINOv2's ViT-g).
     """
 
     width: int
@@ -35,6 +36,7 @@ class VitConfig:
     positions_side: int
     position_policy: PositionPolicy
     layer_scale: bool = True
+    gated: bool = False
 
 
 class VisionTransformer(nn.Module):
@@ -53,7 +55,8 @@ class VisionTransformer(nn.Module):
             self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, width))
         self.patch_embed = PatchEmbed(config.patch, width)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.hidden, config.layer_scale) for _ in range(config.depth)
+            Block(width, config.heads, config.hidden, config.layer_scale, gated=config.gated)
+            for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(width, 1e-6)
         self._positions: dict[tuple[int, int], torch.Tensor] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from dinov2_head_files import VOC_NAMES, head_manifest, write_encoder, write_fixture, write_head
-from published_files import Fixture, deviation, dune_manifest, dune_tree, make_state_dict, mast3r_tree
+from published_files import Fixture, deviation, dinov2_manifest, dune_manifest, dune_tree, make_state_dict, mast3r_tree
 from torch.nn import functional as F
 
 from dune_cli import load_classifier, load_depth, load_encoder, load_segmenter, load_two_view
@@ -295,3 +295,19 @@ def test_a_two_view_file_pairs_an_image_with_itself(tmp_path: Path) -> None:
     assert model(odd).shape == (1, 61, 97)
     with pytest.raises(UserError, match="depth range"):
         load_depth(path, device="cpu", depth_range=(0.1, 1))
+
+
+def test_a_giant_encoder_has_a_gated_mlp(tmp_path: Path) -> None:
+    """DINOv2's ViT-g in small: `mlp.w12`, `mlp.w3`, and its own blocks for the heads."""
+    manifest = dinov2_manifest(128, 40, 3)
+    for block in range(40):
+        at = f"blocks.{block}.mlp."
+        manifest = {key: shape for key, shape in manifest.items() if not key.startswith(at)}
+        manifest |= {f"{at}w12.weight": [160, 128], f"{at}w12.bias": [160]}
+        manifest |= {f"{at}w3.weight": [128, 80], f"{at}w3.bias": [128]}
+    torch.save(make_state_dict(manifest, 1), tmp_path / "giant.pth")
+    head = write_head(tmp_path, "mine", 128, "linear4", "kitti")
+    model = load_depth(head, encoder=tmp_path / "giant.pth", device="cpu", depth_range=(0.001, 80.0))
+    assert (model.encoder.config.gated, model.encoder.config.hidden) == (True, 80)
+    assert model.blocks == (9, 19, 29, 39)
+    assert torch.isfinite(model(torch.rand(1, 3, 30, 44))).all()

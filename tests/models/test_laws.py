@@ -10,6 +10,7 @@ from published_files import Fixture, dinov2_manifest, dune_manifest, make_image,
 from torch.nn import functional as F
 
 from dune_cli.checkpoints.layouts import dinov2, dune, mast3r
+from dune_cli.models.blocks import GatedMlp
 from dune_cli.models.positions import resample
 from dune_cli.models.precision import set_trunk_dtype
 from dune_cli.models.rope import Rope2d, rotate
@@ -277,3 +278,14 @@ def test_projection_equals_its_parts() -> None:
     torch.testing.assert_close(found.patches, x[:, 1:], atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="it has: one, two"):
         encoder.project(image, "three")
+
+
+def test_the_gated_mlp_is_timms() -> None:
+    from timm.layers.mlp import SwiGLUPacked
+
+    torch.manual_seed(3)
+    ours, theirs = GatedMlp(12, 16), SwiGLUPacked(12, hidden_features=32)
+    theirs.fc1.load_state_dict(ours.w12.state_dict())
+    theirs.fc2.load_state_dict(ours.w3.state_dict())
+    x = torch.randn(2, 5, 12)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-6)

@@ -15,16 +15,19 @@ def vit_config(shapes: Shapes, prefix: str, policy: PositionPolicy | None, what:
     if side * side != positions or not positions:
         raise CheckpointError(f"{what}: {positions} patch positions do not form a square")
     registers = shapes.of(f"{prefix}register_tokens", 3)[1] if shapes.has(f"{prefix}register_tokens") else 0
+    gated = shapes.has(f"{prefix}blocks.0.mlp.w12.")
+    hidden = shapes.of(f"{prefix}blocks.0.mlp.{'w3' if gated else 'fc2'}.weight", 2)[1]
     return VitConfig(
         width=width,
         depth=shapes.depth(f"{prefix}blocks."),
         heads=heads_of(width, None, what),
-        hidden=shapes.of(f"{prefix}blocks.0.mlp.fc1.weight", 2)[0],
+        hidden=hidden,
         patch=patch,
         registers=registers,
         positions_side=side,
         position_policy=policy or ("antialias" if registers else "offset"),
         layer_scale=shapes.has(f"{prefix}blocks.0.ls1."),
+        gated=gated,
     )
 
 
