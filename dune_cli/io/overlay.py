@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dune_cli.io.mesh import Mesh
-from dune_cli.io.raster import Raster, rasterise, rasterise_parallel
+from dune_cli.io.raster import NEAR, Raster, rasterise, rasterise_parallel
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, without black and grey.
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
 AMBIENT = 0.35
 LIGHT_CAM = np.array([-0.3, -0.5, -0.8]) / np.linalg.norm([-0.3, -0.5, -0.8])  # from the surface to the light
-FINE = 2  # samples a pixel and direction, so that outlines are smooth
+FINE_PIXELS = 4_000_000  # photos up to this size get two samples a pixel and direction, so that outlines are smooth
 BAND_PIXELS = 1_000_000  # photo pixels painted at a time
 GRID_LINES = 10
 PAPER, LINE, TEXT = (250, 250, 248), (208, 208, 204), (90, 90, 88)
@@ -61,18 +61,33 @@ def overlay(rgb: np.ndarray, meshes: Sequence[Mesh], K: np.ndarray, alpha: float
     picture = rgb.copy()
     vertices, faces, colors = _joined(meshes)
     normals = vertex_normals(vertices, faces)
-    height, width = rgb.shape[:2]
-    rows = max(1, BAND_PIXELS // width)
-    for top in range(0, height, rows):
-        band = picture[top : top + rows]
-        fine_from_photo = np.array([[FINE, 0, (FINE - 1) / 2], [0, FINE, (FINE - 1) / 2 - FINE * top], [0, 0, 1]])
-        raster = rasterise(vertices, faces, fine_from_photo @ K, FINE * width, FINE * len(band))
-        layer = np.zeros((FINE * len(band), FINE * width, 4), np.float32)
+    fine = 2 if rgb.shape[0] * rgb.shape[1] <= FINE_PIXELS else 1
+    centre = (fine - 1) / 2
+    left, top, right, bottom = _window(vertices, np.asarray(K), *rgb.shape[1::-1])
+    width, rows = right - left, max(1, BAND_PIXELS // max(1, right - left))
+    for first in range(top, bottom, rows):
+        band = picture[first : min(first + rows, bottom), left:right]
+        fine_from_photo = np.array([[fine, 0, centre - fine * left], [0, fine, centre - fine * first], [0, 0, 1]])
+        raster = rasterise(vertices, faces, fine_from_photo @ K, fine * width, fine * len(band))
+        layer = np.zeros((fine * len(band), fine * width, 4), np.float32)
         layer[raster.covered, :3] = shade(raster, normals, colors, faces, LIGHT_CAM)
         layer[..., 3] = raster.covered
-        layer = alpha * layer.reshape(len(band), FINE, width, FINE, 4).mean((1, 3))
+        layer = (alpha / fine**2) * sum(layer[y::fine, x::fine] for y in range(fine) for x in range(fine))
         band[:] = np.rint(band * (1 - layer[..., 3:]) + layer[..., :3]).clip(0, 255).astype(np.uint8)
     return picture
+
+
+def _window(vertices: np.ndarray, K: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom (the last two exclusive) of the part of the image that the vertices can reach."""
+    if not len(vertices):
+        return 0, 0, 0, 0
+    if vertices[:, 2].min() < NEAR:
+        return 0, 0, width, height
+    pixels = vertices @ K.T
+    pixels = pixels[:, :2] / pixels[:, 2:]
+    low = np.clip(np.floor(pixels.min(0)), 0, (width, height)).astype(int)
+    high = np.clip(np.ceil(pixels.max(0)) + 1, low, (width, height)).astype(int)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
 @dataclass(frozen=True)

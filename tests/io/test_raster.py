@@ -137,6 +137,22 @@ def test_overlay_is_translucent_and_equal_in_bands(monkeypatch: pytest.MonkeyPat
     np.testing.assert_array_equal(photo, before)
 
 
+def test_overlay_of_a_big_photo_has_one_sample_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    camera = np.array([[100.0, 0, 49.5], [0, 100, 39.5], [0, 0, 1]])
+    mesh = Mesh(*ball(0.2, (0.3, -0.2, 2)))
+    monkeypatch.setattr("dune_cli.io.overlay.FINE_PIXELS", 0)
+    painted = overlay(np.zeros((80, 100, 3), np.uint8), [mesh], camera, alpha=1.0).any(-1)
+    np.testing.assert_array_equal(painted, rasterise(mesh.vertices, mesh.faces, camera, 100, 80).covered)
+
+
+@pytest.mark.parametrize("place", [(9, 0, 2), (0, -9, 2), (0, 0, -2)])
+def test_overlay_of_what_cannot_be_seen_is_the_photo(place: tuple[float, float, float]) -> None:
+    camera = np.array([[100.0, 0, 49.5], [0, 100, 39.5], [0, 0, 1]])
+    photo = np.random.default_rng(2).integers(0, 255, (80, 100, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(overlay(photo, [Mesh(*ball(0.2, place))], camera), photo)
+    np.testing.assert_array_equal(overlay(photo, [], camera), photo)
+
+
 def test_overlay_uses_the_colors_of_a_mesh_and_refuses_other_pictures() -> None:
     camera = np.array([[100.0, 0, 49.5], [0, 100, 39.5], [0, 0, 1]])
     vertices, faces = ball(0.4, (0, 0, 2))
