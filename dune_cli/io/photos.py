@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dune_cli import console
-from dune_cli.errors import PackageMissing, UserError
+from dune_cli import console, optional
+from dune_cli.errors import UserError
 from dune_cli.io import exif
 from dune_cli.provenance import sha256_of
 
@@ -53,7 +54,8 @@ def read_photo(path: str | Path) -> Photo:
 
     16-bit pictures are scaled to 8 bits; transparent ones are laid over white; of animated or many-page files the
     first picture is taken; colour profiles are ignored. HEIC needs the package pi-heif.
-    UserError (with the path) for what is missing, unreadable, damaged, no picture, under 16 px or over 200 megapixels.
+    UserError (with the path) for what is missing, unreadable, damaged, no picture, under 16 px or over 200 megapixels;
+    PackageMissing for an HEIC photo without that package.
     """
     path = Path(path)
     _check_file(path)
@@ -68,6 +70,23 @@ def read_photo(path: str | Path) -> Photo:
         rgb = _to_rgb8(path, image)
         rgb = np.ascontiguousarray(_oriented(rgb, tags.get(exif.ORIENTATION)))
         return Photo(path, rgb, sha256_of(path), exif.focal_px(tags, rgb.shape[1], rgb.shape[0]))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
+    """An encoded picture in memory as `read_photo` would read it: (H, W, 3) uint8. UserError (with `name`) as there."""
+    path = Path(name)
+    if not data:
+        raise UserError(f"{path} is empty (0 bytes); copy or download it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = _open(path, io.BytesIO(data))
+            _check_size(path, *image.size)
+            image = _decode(path, image)
+        rgb = _to_rgb8(path, image)
+        return np.ascontiguousarray(_oriented(rgb, exif.read_tags(image).get(exif.ORIENTATION)))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -107,7 +126,7 @@ def _open(path: Path, file: Any) -> Image:
     head = file.read(16)
     file.seek(0)
     if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
-        _register_heif(path)
+        optional.require("pi_heif", f"the HEIC photo {path}", extra="heic").register_heif_opener()
     Image.init()
     try:
         with _own_size_limit():
@@ -121,16 +140,6 @@ def _open(path: Path, file: Any) -> Image:
         raise
     except Exception as error:
         raise _damaged(path, error) from error
-
-
-def _register_heif(path: Path) -> None:
-    try:
-        import pi_heif
-    except ImportError as error:
-        raise PackageMissing(
-            f"{path} is an HEIC photo, which needs pi-heif: pip install 'dune-cli[heic]' (or save it as JPEG)"
-        ) from error
-    pi_heif.register_heif_opener()
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

@@ -1,0 +1,241 @@
+"""The rules of the house that no single room can hold: who imports whom, who opens weights, what help may cost."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "dune_cli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A room and the rooms that it may import besides itself. Modules at the root of the package (errors, console, ...)
+# are no rooms: everyone may import those of GROUND, and they import none.
+GROUND = {"__init__", "errors", "console", "provenance", "runtime", "optional"}
+LOW = {"geometry", "io", "models"}
+ROOMS: dict[str, set[str]] = {
+    "geometry": set(),
+    "io": set(),
+    "models": set(),
+    "checkpoints": {"models"},
+    "bodies": {"checkpoints"},
+    # Teachers and matchers prepare their own inputs (io) and matchers compare descriptors (geometry).
+    "teachers": {"checkpoints", *LOW},
+    "matchers": {"checkpoints", *LOW},
+    "tasks": {"matchers", "bodies", "checkpoints", *LOW},
+    "data": {"bodies", "geometry", "io"},
+    "training": {"tasks", "teachers", "matchers", "bodies", "data", "checkpoints", *LOW},
+    "evaluation": {"tasks", "teachers", "matchers", "bodies", "data", "checkpoints", *LOW},
+}
+DOCTOR = {"doctor": {"checkpoints", "probe"}, "probe": {"matchers"}}
+UNDER_COMMANDS = {"commands", "doctor", *ROOMS}
+COMMAND_TOP = {"errors", "console", "runtime", "provenance", "commands"}
+HEAVY = ("torch", "numpy", "cv2", "PIL", "timm", "pycolmap", "open3d", "trimesh")
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(PACKAGE.parent).as_posix()
+
+
+def _room(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def _imported(tree: ast.AST, path: Path) -> Iterator[str]:
+    """The dotted names below `dune_cli` that a module imports, at its top or in functions, also by import_module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "dune_cli")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{_name(path)}:{node.lineno} imports relatively; name the whole path"
+            if node.module and node.module.split(".")[0] == "dune_cli":
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            text = "".join(
+                part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            )
+            if text.startswith("dune_cli."):
+                yield text
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _room_of(dotted: str) -> str:
+    """The room (or root module) that `dune_cli.x.y` or `dune_cli.__version__` means."""
+    part = dotted.split(".")[1]
+    return part if (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file() else "__init__"
+
+
+# The package's own __init__ has its loaders in a table, imported on first use.
+@pytest.mark.parametrize("path", [path for path in MODULES if path != PACKAGE / "__init__.py"], ids=_name)
+def test_rooms_import_only_the_rooms_below_them(path: Path) -> None:
+    room = _room(path)
+    if room == "cli":
+        allowed = set(GROUND)  # and the verbs, by its table
+    elif room == "commands":
+        allowed = GROUND | UNDER_COMMANDS
+    elif room in GROUND:
+        allowed = set(GROUND)
+    else:
+        table = ROOMS | DOCTOR
+        assert room in table, f"{room} is a new room: say in tests/test_house.py what it may import"
+        allowed = GROUND | table[room] | {room}
+    wrong = sorted({dotted for dotted in _imported(_tree(path), path) if _room_of(dotted) not in allowed})
+    assert not wrong, f"{_name(path)} imports {wrong}; allowed for {room}: {sorted(allowed)}"
+
+
+def test_the_arrows_hold_no_circle() -> None:
+    """Along them every room is reached before those that import it, so nothing can import commands or cli either."""
+    done: set[str] = set()
+    while len(done) < len(ROOMS):
+        ready = {room for room, below in ROOMS.items() if room not in done and below <= done}
+        assert ready, f"a circle among {set(ROOMS) - done}"
+        done |= ready
+    assert not {"commands", "cli"} & (set().union(*ROOMS.values()) | set().union(*DOCTOR.values()))
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if _room(path) == "tasks"], ids=_name)
+def test_tasks_do_not_import_each_other(path: Path) -> None:
+    own = path.relative_to(PACKAGE / "tasks").parts[0].removesuffix(".py")
+    others = {dotted for dotted in _imported(_tree(path), path) if dotted.startswith("dune_cli.tasks.")}
+    assert not {dotted for dotted in others if dotted.split(".")[2] != own}
+
+
+def _opens_pickles(node: ast.AST) -> bool:
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        loads = (
+            isinstance(node, ast.ImportFrom) and node.module == "torch" and any(a.name == "load" for a in node.names)
+        )
+        return loads or any(
+            name.split(".")[0] in ("pickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve") for name in names
+        )
+    if isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        pickled = any(
+            k.arg == "allow_pickle" and not (isinstance(k.value, ast.Constant) and k.value.value is False)
+            for k in node.keywords
+        )
+        return (
+            called
+            in ("torch.load", "torch.jit.load", "torch.hub.load", "torch.export.load", "torch.package.PackageImporter")
+            or pickled
+        )
+    return False
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if _room(path) != "checkpoints"], ids=_name)
+def test_only_checkpoints_open_weight_files(path: Path) -> None:
+    lines = [node.lineno for node in ast.walk(_tree(path)) if _opens_pickles(node)]
+    assert not lines, f"{_name(path)}, lines {lines}: let dune_cli.checkpoints read the file"
+
+
+def test_checkpoints_never_execute_what_a_file_says() -> None:
+    calls = [
+        (_name(path), call)
+        for path in MODULES
+        if _room(path) == "checkpoints"
+        for call in ast.walk(_tree(path))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func) in ("torch.load", "eval", "exec", "pickle.load", "pickle.loads")
+    ]
+    assert any(ast.unparse(call.func) == "torch.load" for _, call in calls)  # the rule has something to hold
+    for where, call in calls:
+        safe = any(
+            k.arg == "weights_only" and isinstance(k.value, ast.Constant) and k.value.value is True
+            for k in call.keywords
+        )
+        assert safe, f"{where}:{call.lineno}: {ast.unparse(call)[:60]}"
+
+
+def test_nobody_evaluates_text() -> None:
+    for path in MODULES:
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec", "compile"), f"{_name(path)}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if _room(p) in ("commands", "cli")], ids=_name)
+def test_command_modules_start_with_click_and_the_standard_library(path: Path) -> None:
+    for node in _tree(path).body:
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            root = name.split(".")[0]
+            ours = root == "dune_cli" and _room_of(name) in COMMAND_TOP | {"__init__"}
+            assert ours or root == "click" or root in sys.stdlib_module_names, f"{_name(path)}:{node.lineno}: {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_modules_stay_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 400, "more than one thing is done here: split it"
+
+
+ASK_ALL_FOR_HELP = f"""
+import contextlib, io, json, sys
+import click
+from dune_cli.cli import main
+
+def visit(command, words):
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        main([*words, "--help"], prog_name="dune")
+    found[" ".join(words)] = [sorted(name for name in {HEAVY!r} if name in sys.modules), text.getvalue()]
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            try:
+                visit(command.get_command(click.Context(command), name), [*words, name])
+            except ImportError as error:
+                found[" ".join([*words, name])] = [[str(error)], ""]
+
+found = {{}}
+visit(main, [])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, tuple[list[str], str]]:
+    """Of every command and group: the heavy packages that are imported after its help was shown, and the help."""
+    done = subprocess.run([sys.executable, "-c", ASK_ALL_FOR_HELP], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_help_imports_nothing_heavy(helps: dict[str, tuple[list[str], str]]) -> None:
+    assert {"", "reconstruct", "encode", "weights pull", "doctor"} <= set(helps)
+    assert {words: heavy for words, (heavy, _) in helps.items() if heavy} == {}
+
+
+def test_every_help_has_an_example(helps: dict[str, tuple[list[str], str]]) -> None:
+    assert [words for words, (_, text) in helps.items() if "Example" not in text] == []
+
+
+def test_help_takes_less_than_three_tenths_of_a_second() -> None:
+    """Of processor time, the best of five, so that a busy machine does not count."""
+    seconds = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "dune_cli.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.3
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    code = f"import sys, dune_cli; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout == "[]\n"
