@@ -15,7 +15,7 @@ from dune_cli.io.photos import read_photo
 def _photo(path: Path, size: tuple[int, int], tags: dict[int, object], orientation: int = 1) -> float | None:
     block = Image.Exif()
     block[exif.ORIENTATION] = orientation
-    block.get_ifd(exif.EXIF_IFD).update(tags)
+    block[exif.EXIF_IFD] = tags
     Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(path, exif=block)
     return read_photo(path).exif_focal_px
 
