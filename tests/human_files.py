@@ -66,22 +66,30 @@ def write_human(path: Path, name: str, **arguments: Any) -> Path:
     return path
 
 
-def small_state(name: str, cells: int = 8, depth: int = 2, layers: int = 3, seed: int = 7) -> dict[str, torch.Tensor]:
-    """Weights of other sizes than the fixture's: a ViT of width 128, `layers` person layers, cells x cells."""
+def manifest_of(name: str, width: int, cells: int, depth: int, layers: int) -> dict[str, list[int]]:
+    """Keys and shapes of a file of other sizes than the fixture's: a ViT of `width`, `layers` person layers, cells x
+    cells."""
     fixture = Fixture(name)
+    context = width + 99
+    sides = {384: width, 256: cells * cells, 16: cells, 483: context, 814: context + 331}
     backbone = "encoder.backbone." if name == ANNY else "backbone.encoder."
     layer = "decoder.transformer.layers." if name == ANNY else "x_attention_head.transformer.transformer.layers."
     kept = {k: list(s) for k, s in fixture.manifest.items() if not k.startswith((backbone, layer))}
-    manifest = {
-        k: [{384: 128, 256: cells * cells, 16: cells, 483: 227, 814: 558}.get(side, side) for side in shape]
-        for k, shape in kept.items()
-    }
-    manifest |= {backbone + key: shape for key, shape in vit_manifest(128, depth, 37, 0).items()}
+    manifest = {k: [sides.get(side, side) for side in shape] for k, shape in kept.items()}
+    manifest |= {backbone + key: shape for key, shape in vit_manifest(width, depth, 37, 0).items()}
     for index in range(layers):
         for key, shape in fixture.manifest.items():
             if key.startswith(f"{layer}0."):
-                manifest[f"{layer}{index}.{key[len(layer) + 2 :]}"] = [{483: 227}.get(side, side) for side in shape]
-    state = make_state_dict(manifest, seed)
+                manifest[f"{layer}{index}.{key[len(layer) + 2 :]}"] = [
+                    context if side == 483 else side for side in shape
+                ]
+    return manifest
+
+
+def small_state(name: str, cells: int = 8, depth: int = 2, layers: int = 3, seed: int = 7) -> dict[str, torch.Tensor]:
+    """Weights of a small network: a ViT of width 128."""
+    fixture = Fixture(name)
+    state = make_state_dict(manifest_of(name, 128, cells, depth, layers), seed)
     return state | anny_constants(state, fixture.config["useful_rotmat"]) if name == ANNY else state
 
 

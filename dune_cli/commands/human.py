@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     Shot = tuple[Any, Any, Any]  # a photo, its camera K or None, and where that came from
 
-DEFAULT_MODEL = "multihmr-672-l-anny"
 FORMATS = ("obj", "glb", "ply")
 
 
@@ -26,10 +25,9 @@ FORMATS = ("obj", "glb", "ply")
 @click.argument("photos", nargs=-1, required=True, metavar="PHOTO...")
 @click.option(
     "--model",
-    default=DEFAULT_MODEL,
-    show_default=True,
     metavar="NAME|FILE",
-    help="Multi-HMR on Anny or SMPL-X: a name of 'dune weights list', or a weight file.",
+    help="Multi-HMR on Anny or SMPL-X: a name of 'dune weights list', or a weight file.  "
+    "[default: multihmr-672-l-anny, else the best that is here]",
 )
 @click.option(
     "--body-models",
@@ -61,7 +59,7 @@ FORMATS = ("obj", "glb", "ply")
 @options.common
 def command(
     photos: tuple[str, ...],
-    model: str,
+    model: str | None,
     body_models: str | None,
     min_score: float,
     which: str,
@@ -94,6 +92,7 @@ def command(
     paths = expand(photos)
     targets = _targets(paths, output, kind, overlay, top_view, as_json, overwrite)
 
+    from dune_cli.checkpoints.present import choose
     from dune_cli.io.intrinsics import one_by_one
     from dune_cli.io.jsons import dumps, write_json
     from dune_cli.io.photos import read_photo
@@ -112,7 +111,7 @@ def command(
     ahead = shots()
     first = next(ahead)  # mistakes in photos and cameras show before gigabytes of weights are read
     with run.stage("load"):
-        people_model = human.load_human(model, body_models, device=device, dtype=dtype)
+        people_model = human.load_human(model or choose("human"), body_models, device=device, dtype=dtype)
     sources = [people_model.source, people_model.body.source]
     for used in sources:
         console.note(f"{used.name}, licence: {used.licence}")

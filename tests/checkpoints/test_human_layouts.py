@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from human_files import ANNY, SMPLX, human_image, official_tree, small_state, write_human, write_small
+from human_files import ANNY, SMPLX, human_image, manifest_of, official_tree, small_state, write_human, write_small
 from published_files import dune_manifest, dune_tree, make_state_dict
 
 from dune_cli.checkpoints import files, layouts
@@ -117,6 +117,40 @@ def test_the_size_is_read_off_the_weights(tmp_path: Path) -> None:
     assert network.size_px == 140
     assert len(network.decoder["transformer"].layers) == 1
     assert len(network.backbone.blocks) == 1
+
+
+PUBLISHED = [
+    (SMPLX, 896, 1024, 24),
+    (SMPLX, 672, 1024, 24),
+    (SMPLX, 672, 768, 12),
+    (SMPLX, 672, 384, 12),
+    (SMPLX, 1288, 1024, 24),
+    (ANNY, 672, 1024, 24),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "width", "depth"), PUBLISHED)
+def test_all_published_sizes_are_understood(name: str, size: int, width: int, depth: int) -> None:
+    with torch.device("meta"):  # shapes without numbers
+        manifest = manifest_of(name, width, size // 14, depth, 2)
+        state = {key: torch.empty(shape) for key, shape in manifest.items()}
+    tree = official_tree(name, state, img_size=size if name == ANNY else [size])
+    found = layouts.describe(tree)
+    assert found.width == width
+    assert found.notes[0] == f"square images of {size} px"
+    assert f"{depth} blocks" in found.architecture
+    adapter, _ = layouts.published(tree)
+    network = adapter._read(tree)[1]
+    unused = {"eye", "x_attention_head.init_betas_kid"}
+    ours = {key.replace("backbone.encoder.", "backbone.") for key in state if "mask_token" not in key} - unused
+    assert set(network.state_dict()) == ours
+    assert all(
+        tuple(value.shape) == tuple(manifest[_in_file(key, name)]) for key, value in network.state_dict().items()
+    )
+
+
+def _in_file(key: str, name: str) -> str:
+    return key.replace("backbone.", "backbone.encoder.", 1) if name == SMPLX and key.startswith("backbone.") else key
 
 
 WRONG_ARGS = [

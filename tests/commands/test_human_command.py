@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -355,3 +356,16 @@ def test_help_shows_units_defaults_and_an_example(dune: Any) -> None:
     text = dune("human", "--help").stdout
     for word in ("Example:", "metres", "0.3", "multihmr-672-l-anny", "--select largest|N|all"):
         assert word in text
+
+
+def test_without_model_the_best_file_that_is_here_is_taken(
+    dune: Any, models: dict[str, Path], bodies: Path, example_photos: Path
+) -> None:
+    home = Path(os.environ["DUNE_WEIGHTS"])
+    for name, file in ((SMPLX, "multiHMR_672_S.pt"), (ANNY, "multiHMR_672_L_anny.pt")):
+        (home / file).symlink_to(models[name])
+        done = dune("human", example_photos / "rocket.jpg", "--body-models", bodies, "--json")
+        assert done.returncode == 0, done.stderr
+        used = json.loads(done.stdout)["provenance"]["models"]
+        assert used[0]["name"] == ("multihmr-672-s" if name == SMPLX else "multihmr-672-l-anny")
+        assert "non-commercial" in used[0]["licence"]
