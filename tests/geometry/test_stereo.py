@@ -81,12 +81,27 @@ def test_a_large_pair_is_matched_at_a_size_that_fits() -> None:
     assert rect.width * rect.height * rect.count_px < 1.2 * stereo.MAX_CELLS
 
 
+def test_a_motion_half_forward_keeps_the_part_far_from_the_epipole() -> None:
+    world_from_2 = synthetic_scenes.pose((0, 0, 0), (0.3, 0.0, 0.4))
+    first, depth = synthetic_scenes.render(K, np.eye(4), WIDTH, HEIGHT)
+    second, depth2 = synthetic_scenes.render(K, world_from_2, WIDTH, HEIGHT)
+    pose = poses.inverse(world_from_2)
+    points = cameras.backproject(cameras.pixel_grid(HEIGHT, WIDTH), depth, K)[::7, ::7].reshape(-1, 3)
+    rect = stereo.rectify(K, K, pose, (WIDTH, HEIGHT), (WIDTH, HEIGHT), points[np.isfinite(points).all(1)])
+    assert not isinstance(rect, str), rect
+    dense = stereo.dense_depth(first, second, K, K, rect)
+    both = np.isfinite(dense.depth) & synthetic_scenes.visible_in(depth, depth2, K, pose)
+    assert both.mean() > 0.3
+    assert np.median(np.abs(dense.depth / depth - 1)[both]) < 0.02
+    assert not np.isfinite(dense.depth[:, -WIDTH // 8 :]).any()  # the epipole lies to the right
+
+
 @pytest.mark.parametrize(
     ("rotvec", "centre", "reason"),
     [
         ((0, 0, 0), (0, 0, 1), "line of sight"),
-        ((0, 0, 0), (0.2, 0, 0.9), "points into a photo"),
-        ((0, np.pi / 2, 0), (0, 0, 0.5), "points into a photo"),
+        ((0, 0, 0), (0.2, 0, 0.9), "too few matched points"),
+        ((0, np.pi / 2, 0), (0, 0, 0.5), "points into the photos"),
         ((0, 0, 0), (40, 0, 0), "overlap too little"),
     ],
 )

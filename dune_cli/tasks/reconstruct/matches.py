@@ -20,7 +20,8 @@ from dune_cli.tasks.reconstruct.scene import Pair, PointMap, Scene, SparsePoints
 MAX_DENSE_SIDE_PX = 1600  # the dense map's long side, unless asked for otherwise
 MIN_INLIERS = 15
 MAX_LOG10_FALSE_ALARMS = -4.0
-MIN_MOVING_SHARE = 0.05  # of the inliers that no rotation explains; fewer leave the direction of motion to chance
+MIN_MOVING, MIN_MOVING_SHARE = 8, 0.1  # inliers that no rotation explains; fewer leave the direction to chance
+FEW_INLIERS = 40
 MIN_AGREEMENT = 0.5  # of the sparse points with a dense depth within 10 % of theirs
 MOVE = "take the second photo from another place: a step to the side of about a tenth of the distance"
 
@@ -72,6 +73,8 @@ def reconstruct(
     with run.stage("dense"):
         dense, reason = _dense(first, second, K1, K2, sparse, config)
     notes = [] if dense is not None else [f"no dense points, only the {len(sparse.points_cam1)} matched ones: {reason}"]
+    if sparse.pair.inliers < FEW_INLIERS:
+        notes.append(f"only {sparse.pair.inliers} matches agree with the pose: look at the result before you trust it")
     if "default" in (source1, source2):
         notes.append(
             "the focal length is a guess (55 degrees across the long side), and so are the shapes that follow from it; "
@@ -121,8 +124,8 @@ def _sparse(
     )
     if found is None or inliers < MIN_INLIERS or alarms > MAX_LOG10_FALSE_ALARMS:
         raise JobFailed(
-            f"{names} do not show enough of the same place: {count} matches, of which {inliers} agree on a motion, no "
-            "more than chance; take photos that overlap by half or more, or try another --matcher"
+            f"{names} do not show enough of the same place: {count} matches, of which {inliers or 'too few'} agree on "
+            "a motion, no more than chance; take photos that overlap by half or more, or try another --matcher"
         )
     pixels1, pixels2 = matches.points1[found.inliers], matches.points2[found.inliers]
     _refuse_rotation(pixels1, pixels2, K1, K2, thresholds[1], focal_unknown, names)
@@ -166,7 +169,7 @@ def _refuse_rotation(
     if focal_unknown:
         residuals = two_view.rotation_only_any_focal(pixels1, pixels2, K1, K2)[1]
     moving = np.count_nonzero(residuals > 3 * threshold_px)
-    if moving >= max(MIN_INLIERS, MIN_MOVING_SHARE * len(residuals)):
+    if moving >= max(MIN_MOVING, MIN_MOVING_SHARE * len(residuals)):
         return
     raise JobFailed(
         f"{names} differ by a rotation alone (no parallax): turning the camera on the spot explains "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dune_cli.geometry.cameras import transform_pixels
 from dune_cli.geometry.grid_mesh import grid_triangles, used_vertices
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.mesh import Frustum, Mesh
@@ -102,14 +103,18 @@ class Scene:
         return float(np.concatenate([v.ravel() for v in valid]).mean()) if valid else 0.0
 
     def cloud(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Points (M, 3), colours (M, 3) uint8, confidence (M,): the dense ones where there are any, else the sparse."""
-        maps = [view.dense for view in self.views if view.dense is not None]
-        if maps:
-            parts = [(m.points_world[m.valid], m.colors[m.valid], m.confidence[m.valid]) for m in maps]
-            return tuple(np.concatenate(column) for column in zip(*parts))  # type: ignore[return-value]
+        """Points (M, 3), colours (M, 3) uint8, confidence (M,): the dense ones, and the matched ones where the first
+        view has no dense point."""
+        parts = [
+            (m.points_world[m.valid], m.colors[m.valid], m.confidence[m.valid])
+            for m in (view.dense for view in self.views)
+            if m is not None
+        ]
         if self.sparse is not None:
-            return self.sparse.points_world, self.sparse.colors, self.sparse.confidence
-        return np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros(0)
+            new = ~_covered(self.views[0].dense, self.sparse.pixels[0])
+            parts.append((self.sparse.points_world[new], self.sparse.colors[new], self.sparse.confidence[new]))
+        points, colors, confidence = (np.concatenate(column) for column in zip(*parts))
+        return points, colors, confidence
 
     def meshes(self) -> list[Mesh]:
         """A mesh for each dense map, cut at depth edges; without the ones that have no triangle."""
@@ -146,3 +151,12 @@ class Scene:
     def baseline(self) -> float:
         """The distance of the first two cameras."""
         return float(np.linalg.norm(self.views[1].world_from_cam[:3, 3] - self.views[0].world_from_cam[:3, 3]))
+
+
+def _covered(dense: PointMap | None, pixels: np.ndarray) -> np.ndarray:
+    """(M,) bool: the photo's `pixels` (M, 2) that have a dense point."""
+    if dense is None:
+        return np.zeros(len(pixels), dtype=bool)
+    height, width = dense.valid.shape
+    x, y = np.rint(transform_pixels(np.linalg.inv(dense.image_from_map), pixels)).astype(int).T
+    return dense.valid[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
