@@ -92,9 +92,9 @@ def _bytes(name: str, content: bytes) -> Writer:
     return write
 
 
-def _cut(ending: str, share: float) -> Writer:
+def _cut(ending: str, share: float, **options: object) -> Writer:
     def write(stem: Path, rgb: np.ndarray) -> Path:
-        path = _pillow(ending, "RGB")(stem, rgb)
+        path = _pillow(ending, "RGB", **options)(stem, rgb)
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * share)])
         return path
@@ -115,9 +115,12 @@ def huge_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def _folder(stem: Path, rgb: np.ndarray) -> Path:
-    path = stem.with_name("empty_folder")
-    path.mkdir(exist_ok=True)
+def _tiff_without_width(stem: Path, rgb: np.ndarray) -> Path:
+    path = _pillow(".tif", "RGB")(stem, rgb)
+    content = path.read_bytes()
+    start = struct.unpack_from("<I", content, 4)[0] + 2  # of the directory's first entry, ImageWidth (256)
+    assert struct.unpack_from("<H", content, start) == (256,)
+    path.write_bytes(content[:start] + struct.pack("<H", 60_000) + content[start + 2 :])
     return path
 
 
@@ -126,6 +129,8 @@ BAD: dict[str, tuple[Writer, str]] = {
     "cut JPEG": (_cut(".jpg", 0.5), "damaged or cut off"),
     "cut PNG": (_cut(".png", 0.5), "damaged or cut off"),
     "cut TIFF": (_cut(".tif", 0.5), "cut.tif"),
+    "cut LZW TIFF": (_cut(".tif", 0.98, compression="tiff_lzw"), "cut.tif"),
+    "TIFF without width": (_tiff_without_width, "its beginning is damaged"),
     "cut WebP": (_cut(".webp", 0.5), "cut.webp"),
     "cut header": (_bytes("cut_header.jpg", b"\xff\xd8\xff\xe0"), "cut_header.jpg"),
     "empty": (_bytes("empty.jpg", b""), "0 bytes"),

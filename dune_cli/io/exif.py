@@ -16,13 +16,13 @@ DIAGONAL_35MM = math.hypot(36.0, 24.0)
 LONGEST_MM = 10_000.0
 
 
-def read_tags(image: Any) -> dict[int, Any]:
+def read_tags(image: Any, name: object) -> dict[int, Any]:
     """The tags of a loaded Pillow image that are used here; empty where there is no EXIF block or it is damaged."""
     try:
         exif = image.getexif()
         return {ORIENTATION: exif.get(ORIENTATION), **exif.get_ifd(EXIF_IFD)}
     except Exception as error:  # a damaged block provokes anything from struct.error to AttributeError in Pillow
-        console.note(f"damaged EXIF ignored ({type(error).__name__})")
+        console.note(f"{name}: damaged EXIF block ignored ({type(error).__name__})")
         return {}
 
 

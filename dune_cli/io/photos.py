@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from dune_cli import console, optional
-from dune_cli.errors import UserError
+from dune_cli.errors import DuneError, UserError
 from dune_cli.io import exif
 from dune_cli.provenance import sha256_of
 
@@ -26,6 +28,7 @@ LARGEST_PIXELS = 200_000_000
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _pillow_limit = threading.Lock()
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or its remarks on damaged files go to stderr
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,8 @@ def read_photo(path: str | Path) -> Photo:
     path = Path(path)
     _check_file(path)
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-            image = _open(path, file)
-            _check_size(path, *image.size)
-            _say_what_is_left_out(path, image)
-            image = _decode(path, image)
-        tags = exif.read_tags(image)
-        rgb = _to_rgb8(path, image)
-        rgb = np.ascontiguousarray(_oriented(rgb, tags.get(exif.ORIENTATION)))
+        with path.open("rb") as file:
+            rgb, tags = _read(path, file)
         return Photo(path, rgb, sha256_of(path), exif.focal_px(tags, rgb.shape[1], rgb.shape[0]))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -79,16 +75,29 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
     path = Path(name)
     if not data:
         raise UserError(f"{path} is empty (0 bytes); copy or download it again")
+    return _read(path, io.BytesIO(data))[0]
+
+
+def _read(path: Path, file: BinaryIO) -> tuple[np.ndarray, dict[int, Any]]:
+    """The oriented (H, W, 3) uint8 picture and its EXIF tags."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = _open(path, io.BytesIO(data))
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+            image = _open(path, file)
             _check_size(path, *image.size)
-            image = _decode(path, image)
-        rgb = _to_rgb8(path, image)
-        return np.ascontiguousarray(_oriented(rgb, exif.read_tags(image).get(exif.ORIENTATION)))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+            _say_what_is_left_out(path, image)
+            with _silent_libtiff(image):
+                image.seek(0)
+                image.load()
+            tags = exif.read_tags(image, path)
+            rgb = _to_rgb8(path, image)
+    except (DuneError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged file provokes in Pillow's many decoders
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"{path} is damaged or cut off ({error}); copy or download it again") from error
+    return np.ascontiguousarray(_oriented(rgb, tags.get(exif.ORIENTATION))), tags
 
 
 def _check_file(path: Path) -> None:
@@ -120,7 +129,7 @@ def _own_size_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _open(path: Path, file: Any) -> Image:
+def _open(path: Path, file: BinaryIO) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     head = file.read(16)
@@ -136,10 +145,6 @@ def _open(path: Path, file: Any) -> Image:
             f"{path} is not a picture that can be read, or its beginning is damaged; "
             "allowed: JPEG, PNG, TIFF, WebP, GIF, BMP, PPM, JPEG 2000, AVIF, HEIC"
         ) from error
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:
-        raise _damaged(path, error) from error
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
@@ -158,19 +163,20 @@ def _say_what_is_left_out(path: Path, image: Image) -> None:
         console.note(f"{path} holds {frames} pictures; the first is used")
 
 
-def _decode(path: Path, image: Image) -> Image:
+@contextmanager
+def _silent_libtiff(image: Image) -> Iterator[None]:
+    """libtiff writes its own remarks on a damaged file to file descriptor 2; ours is the one sentence that shows."""
+    if image.format != "TIFF":
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        image.seek(0)
-        image.load()
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _damaged(path, error) from error
-    return image
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged or cut off ({error}); copy or download it again")
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _to_rgb8(path: Path, image: Image) -> np.ndarray:
