@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from dune_cli import console
 from dune_cli.commands import options
+from dune_cli.errors import UserError
 
 SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
 
@@ -53,7 +56,14 @@ SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
     type=click.Choice(["mean-std", "phi-s"]),
     help="How teachers' outputs are standardised.",
 )
-@click.option("--held-out", "held_out_fraction", default=0.03, show_default=True, type=click.FloatRange(0, 0.9))
+@click.option(
+    "--held-out",
+    "held_out_fraction",
+    default=0.03,
+    show_default=True,
+    type=click.FloatRange(0, 0.9),
+    help="Share of photos kept from training, for the scores.",
+)
 @click.option("--photometric/--no-photometric", default=True, show_default=True, help="Colour, blur, solarise.")
 @click.option("--cache", metavar="DIR", help="Compute teacher outputs once, for --crops fixed crops a photo.")
 @click.option("--crops", default=4, show_default=True, type=click.IntRange(1), help="Fixed crops a photo with --cache.")
@@ -62,14 +72,22 @@ SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
 @click.option("--checkpoint-minutes", default=10.0, show_default=True, type=click.FloatRange(0), help="Between two.")
 @click.option("--log-every", default=10, show_default=True, type=click.IntRange(1), metavar="STEPS")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that load photos.")
-@click.option("--preflight", is_flag=True, help="Time three steps, print hours, memory and disk, and stop.")
+@click.option("--resume", is_flag=True, help="Demand a run in -o to go on with (without it, one is begun if absent).")
+@click.option("--preflight", is_flag=True, help="Time four steps, print hours, memory and disk, and stop.")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder of the run; the same command goes on there.")
 @options.compute
 @options.seed
 @options.as_json
 @options.common
 def command(
-    teachers: str, data: tuple[str, ...], output: str, preflight: bool, compile_student: bool, as_json: bool, **settings
+    teachers: str,
+    data: tuple[str, ...],
+    output: str,
+    resume: bool,
+    preflight: bool,
+    compile_student: bool,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Co-distil one student from several frozen teachers on unlabelled photos (DUNE's recipe).
 
@@ -83,6 +101,7 @@ def command(
                           --size 224 --batch-size 32 --cache cache/ -o mini/
              torchrun --nproc-per-node 8 -m dune_cli.cli distill --teachers … --data … -o student/
     """
+    from dataclasses import asdict
     from pathlib import Path
 
     from dune_cli.io.jsons import dumps
@@ -93,17 +112,25 @@ def command(
 
     names = tuple(name.strip() for name in teachers.split(",") if name.strip())
     config = DistillConfig(teachers=names, data=data, compile=compile_student, **settings)
+    folder = Path(output).expanduser()
+    if resume and not (folder / "config.json").exists():
+        raise UserError(f"--resume: {folder} holds no run; leave --resume out to begin one")
     if preflight:
-        from dataclasses import asdict
-
-        click.echo(dumps(asdict(estimate(config, Path(output)))))
+        click.echo(dumps(asdict(estimate(config, folder))))
         return
-    trained = distill(config, Path(output))
+    trained = distill(config, folder)
     if not trained.is_first:
         return
     for name, teacher in trained.teachers.items():
         console.note(f"teacher {name}, licence of its weights: {teacher.source.licence}")
-    done = finish(trained, Path(output))
+    if trained.cache_bytes is not None:
+        console.note(
+            f"teacher cache: {trained.cache_bytes / 1e6:.1f} MB, ready after {trained.cache_seconds:.1f} s; "
+            f"the steps then took {trained.seconds:.1f} s without any teacher"
+        )
+    done = finish(trained, folder)
+    if done.document["photos"]["broken_count"]:
+        console.note(f"{done.document['photos']['broken_count']} photos could not be read; the report lists them")
     if as_json:
         click.echo(dumps(done.document))
         return

@@ -18,16 +18,16 @@ AHEAD = 2  # steps
 
 @dataclass(frozen=True)
 class Batch:
-    """images (B, 3, S, S) in [0, 1]; owner (B) group of each; tokens by teacher and type where they were cached."""
+    """images (B, 3, S, S) in [0, 1]; group (B) of each; tokens by teacher and type where they were cached."""
 
     images: torch.Tensor
-    owner: torch.Tensor
+    group: torch.Tensor
     tokens: dict[str, dict[str, torch.Tensor]] | None
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Makes the batches of steps `first` to `last`."""
+    """Makes this rank's batches of steps `first` to `last`."""
 
     photos: Photos
     sampler: Sampler
@@ -37,14 +37,18 @@ class Loader:
     workers: int
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """In order; up to two steps are loaded ahead."""
         with ThreadPoolExecutor(self.workers) as pool:
-            ahead: list[list[Future]] = []
-            for step in range(first, last):
-                while len(ahead) <= AHEAD and step + len(ahead) < last:
-                    slots = self.sampler.slots(step + len(ahead))
-                    ahead.append([pool.submit(self._load, slot) for slot in slots])
-                rows = [future.result() for future in ahead.pop(0)]
-                yield self._collate(rows, self.sampler.slots(step))
+            ahead: list[tuple[list[Slot], list[Future]]] = []
+            try:
+                for step in range(first, last):
+                    while len(ahead) <= AHEAD and step + len(ahead) < last:
+                        slots = self.sampler.slots(step + len(ahead))
+                        ahead.append((slots, [pool.submit(self._load, slot) for slot in slots]))
+                    slots, futures = ahead.pop(0)
+                    yield self._collate([future.result() for future in futures], slots)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def _load(self, slot: Slot) -> dict[str, torch.Tensor]:
         if self.cache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -10,8 +11,8 @@ from dune_cli.training.projectors import KINDS
 from dune_cli.training.sharing import STRATEGIES
 
 NORMS = ("mean-std", "phi-s")
-# what may change between the runs of one training without changing its result
-FREE = ("checkpoint_minutes", "workers", "device", "log_every")
+# what may change between the runs of one training: the result is the same, with fsdp numerically close
+FREE = ("checkpoint_minutes", "workers", "device", "log_every", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,21 @@ class DistillConfig:
         _one_of("--sharing", self.sharing, STRATEGIES)
         _one_of("--projector", self.projector, KINDS)
         _one_of("--norm", self.norm, NORMS)
+        for option, value in (
+            ("--size", self.size_px),
+            ("--steps", self.steps),
+            ("--batch-size", self.batch_size),
+            ("--accumulate", self.accumulate),
+            ("--crops", self.crops),
+            ("--workers", self.workers),
+            ("--log-every", self.log_every),
+        ):
+            if value < 1:
+                raise UserError(f"{option} {value} must be 1 or more")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed} must be 0 or more")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise UserError(f"--lr {self.learning_rate} must be above 0")
         if self.batch_size % self.accumulate:
             raise UserError(f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}")
         if not self.teachers:
@@ -69,15 +85,21 @@ class DistillConfig:
 
 
 def differences(old: dict[str, Any], new: DistillConfig) -> list[str]:
-    """What a resumed run would change, as `name: old → new`; settings that do not change the result are left out."""
+    """What a resumed run would change, as `name: old → new`; what may change (and where a cache lies) is left out."""
     now = as_json(new)
     names = [field.name for field in fields(new) if field.name not in FREE]
-    return [f"{name}: {old.get(name)!r} → {now[name]!r}" for name in names if old.get(name) != now[name]]
+    if old.get("cache") and now["cache"]:
+        names.remove("cache")
+    return [f"{name}: {_shown(old.get(name))} → {_shown(now[name])}" for name in names if old.get(name) != now[name]]
 
 
 def as_json(config: DistillConfig) -> dict[str, Any]:
     """The settings as JSON holds them."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -2,174 +2,195 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dune_cli import console, runtime
 from dune_cli.errors import JobFailed, UserError
-from dune_cli.io.jsons import read_json, write_json
 from dune_cli.teachers.base import Teacher
 from dune_cli.teachers.load import load_teacher
-from dune_cli.training import state
+from dune_cli.training import parallel, state
 from dune_cli.training.augment import Augmentation
 from dune_cli.training.batches import Loader
-from dune_cli.training.cache import CacheKey, TeacherCache, names_hash
-from dune_cli.training.config import DistillConfig, as_json, differences
+from dune_cli.training.cache import CacheKey, TeacherCache
+from dune_cli.training.config import DistillConfig
+from dune_cli.training.folder import RunFolder
 from dune_cli.training.photos import Photos, open_photos
 from dune_cli.training.ranks import Ranks, ranks
 from dune_cli.training.sampler import Sampler
 from dune_cli.training.schedule import learning_rate, norm_momentum
-from dune_cli.training.step import clip_per_parameter, fit_phi_s, forward_backward, teach, teacher_norms
-from dune_cli.training.students import Student, build_encoder, weight_groups
+from dune_cli.training.sharing import check_owners
+from dune_cli.training.step import fit_phi_s, forward_backward, scale_and_clip, seed_of, teacher_norms
+from dune_cli.training.students import Student, freeze_unused, new_student, weight_groups
 from dune_cli.training.students_init import load_into
 from dune_cli.training.teacher_norm import sum_over_ranks
+from dune_cli.training.teaching import teach
 
-LOG = "log.jsonl"
-CONFIG = "config.json"
 PHI_S_STEPS = 8  # batches that the PHI-S statistics are taken from
 
 
 @dataclass
 class Trained:
-    """What a run leaves: the student, the teachers' statistics, and the run's own numbers."""
+    """What a run leaves: the student, the teachers' statistics, and the run's own numbers.
+
+    seconds and images are of this call; a run that was interrupted had more. cache_bytes: None without a cache.
+    """
 
     config: DistillConfig
     student: Student
     norms: nn.ModuleDict
     teachers: dict[str, Teacher]
     photos: Photos
-    steps_done: int
     seconds: float
     images: int
-    is_first: bool = True
-    log: list[dict[str, Any]] = field(default_factory=list)
+    is_first: bool
+    cache_bytes: int | None
+    cache_seconds: float
 
 
 def distill(config: DistillConfig, output: Path) -> Trained:
     """Trains, or goes on training, the student in `output`.
 
-    Raises UserError when `output` holds a run of another configuration, JobFailed when a checkpoint cannot be written
-    or the loss is no longer finite. Killed at any moment, the same call goes on from the last checkpoint, bit for bit
-    on the same machine and number of ranks.
+    Raises UserError when `output` holds a run of other settings or inputs, JobFailed when a checkpoint cannot be
+    written or the loss is no longer finite. Killed at any moment, the same call goes on from the last checkpoint, bit
+    for bit on the same machine and number of ranks.
     """
-    device = runtime.pick_device(config.device)
-    with ranks(device) as here:
-        return _distill(config, output, here)
+    with ranks(runtime.pick_device(config.device)) as here:
+        return _distill(config, RunFolder(output), here)
 
 
-def _distill(config: DistillConfig, output: Path, here: Ranks) -> Trained:
+def _distill(config: DistillConfig, folder: RunFolder, here: Ranks) -> Trained:
     if config.batch_size % (here.count * config.accumulate):
         raise UserError(
             f"--batch-size {config.batch_size} must be a multiple of the {here.count} processes "
             f"times --accumulate {config.accumulate}"
         )
-    _check_same_run(config, output, here)
-    amp = runtime.pick_dtype(config.dtype, here.device)
-    teachers = {t.name: t.to(here.device) for t in (load_teacher(text, here.device, amp) for text in config.teachers)}
-    photos = open_photos(config.data, list(teachers), config.held_out_fraction)
-
-    generator = torch.Generator().manual_seed(config.seed)
-    encoder = build_encoder(config.student, config.size_px, generator)
-    if config.init:
-        load_into(encoder, config.init)
-    if config.size_px % encoder.patch:
-        raise UserError(f"--size {config.size_px} is no multiple of the student's patch, {encoder.patch} px")
+    folder.check(config)
+    amp = training_dtype(config.dtype, here.device)
+    encoder = new_student(config.student, config.size_px, config.seed)  # refuses a wrong size before teachers load
     grid = (config.size_px // encoder.patch,) * 2
+    teachers = load_teachers(config, here.device, amp)
+    photos = open_photos(config.data, list(teachers), config.held_out_fraction)
+    check_owners(config.sharing, list(teachers), photos.owners)
+    owner_of_group = torch.tensor([list(teachers).index(owner) if owner else -1 for owner in photos.owners])
+    sampler = Sampler(photos.sizes, config.batch_size, config.seed, here.rank, here.count)
+
     widths = {name: teacher.widths for name, teacher in teachers.items()}
-    student = Student(encoder, widths, config.projector, generator).to(here.device).train()
+    student = Student(encoder, widths, config.projector, config.seed)
+    if config.init:
+        load_into(student, config.init)
+    freeze_unused(student.to(here.device), config.size_px)
     norms = teacher_norms(widths, config.norm).to(here.device).train()
+    weights = {name: teacher.source.sha256 for name, teacher in teachers.items()}
+    folder.begin(config, photos.hash, weights, here.is_first)
+    here.wait()
+    photos.broken.update(folder.read_broken())
+    photos.on_broken = folder.append_broken
 
     settings = Augmentation(photometric=config.photometric)
-    cache = _cache(config, teachers, photos, grid, settings, here) if config.cache else None
-    sampler = Sampler(photos.sizes, config.batch_size // here.count, config.seed, here.rank, here.count)
+    began = time.monotonic()
+    cache = _cache(config, teachers, photos, grid, settings, here, amp) if config.cache else None
+    cache_seconds = time.monotonic() - began
     loader = Loader(photos, sampler, config.size_px, settings, cache, config.workers)
 
-    model = _wrapped(student, config, here)
+    model = parallel.wrap(student.train(), config.compile, config.fsdp, here)
     fused = here.device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(
-        weight_groups(model, config.weight_decay), lr=0.0, betas=(0.9, 0.99), eps=1e-15, fused=fused
-    )
+    groups = weight_groups(model, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), eps=1e-15, fused=fused)
     run = state.RunState(model, optimizer, norms)
-    checkpoints = output / "checkpoints"
-    newest = state.latest(checkpoints)
+    newest = state.latest(folder.checkpoints)
     first = run.restore(newest, here) if newest else 0
     if newest and here.is_first:
         console.note(f"going on from {newest.name}, {config.steps - first} steps to go")
 
+    at_once = config.batch_size // here.count // config.accumulate
     if config.norm == "phi-s" and not newest:
-        first_batches = loader.batches(0, PHI_S_STEPS)
-        fit_phi_s(norms, (b.tokens or teach(teachers, b.images.to(here.device), grid, amp) for b in first_batches))
+        batches = loader.batches(0, PHI_S_STEPS)
+        fit_phi_s(norms, (b.tokens or teach(teachers, b.images.to(here.device), grid, amp, at_once) for b in batches))
 
-    owners = torch.tensor([list(teachers).index(owner) if owner else -1 for owner in photos.owners])
+    before = max((e["seconds"] for e in folder.read_log() if e["step"] <= first), default=0.0)
     started = last_saved = time.monotonic()
-    log: list[dict[str, Any]] = []
     bar = _Bar(first, config.steps, config.batch_size, here)
     for step, batch in zip(range(first, config.steps), loader.batches(first, config.steps)):
+        torch.manual_seed(seed_of(config.seed, step, here.rank))  # for students with dropout
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(
                 step, config.steps, config.peak_learning_rate, config.final_learning_rate, config.warmup_fraction
             )
         momentum = norm_momentum(step, config.steps)
-        raw = batch.tokens or teach(teachers, batch.images.to(here.device), grid, amp)
+        images = batch.images.to(here.device)
+        raw = batch.tokens or teach(teachers, images, grid, amp, at_once)
         targets = {
             name: {kind: norms[name][kind](value.to(here.device), momentum) for kind, value in kinds.items()}
             for name, kinds in raw.items()
         }
-        numbers = forward_backward(model, batch, targets, owners, config, step, here, amp)
-        clip_per_parameter(model)
+        owner = owner_of_group[batch.group].to(here.device)
+        numbers, factor = forward_backward(model, images, targets, owner, config, step, here, amp)
+        scale_and_clip(model, factor)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
         done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
-            entry = {"step": done, "lr": optimizer.param_groups[0]["lr"], **_averaged(numbers, here)}
-            entry["images_per_second"] = round(config.batch_size * (done - first) / (time.monotonic() - started), 3)
-            log.append(entry)
-            if here.is_first:
-                _append(output / LOG, entry)
-            if not all(map(_finite, entry.values())):
+        now = time.monotonic()
+        is_last = done == config.steps
+        saves = here.any(is_last or now - last_saved >= 60 * config.checkpoint_minutes)
+        if saves or done % config.log_every == 0:
+            entry = {"step": done, "lr": optimizer.param_groups[0]["lr"], **_summed(numbers)}
+            if not all(math.isfinite(value) for value in entry.values()):
                 raise JobFailed(f"the loss is not finite at step {done}; try a lower --lr, or --dtype float32")
-        bar.update(numbers)
-        if time.monotonic() - last_saved > 60 * config.checkpoint_minutes or done == config.steps:
-            run.save(checkpoints, done, here)
+            entry["images_per_second"] = round(config.batch_size * (done - first) / (now - started), 3)
+            entry["seconds"] = round(before + now - started, 3)
+            if here.is_first:
+                folder.append_log(entry)
+        if saves:
+            run.save(folder.checkpoints, done, here)
             last_saved = time.monotonic()
+        bar.update(numbers)
     bar.close()
-    seconds = time.monotonic() - started
     return Trained(
         config=config,
-        student=student,
+        student=parallel.whole(model, lambda: fresh_student(config, widths), here),
         norms=norms,
         teachers=teachers,
         photos=photos,
-        steps_done=config.steps,
-        seconds=seconds,
+        seconds=time.monotonic() - started,
         images=config.batch_size * (config.steps - first),
         is_first=here.is_first,
-        log=log,
+        cache_bytes=cache.bytes if cache else None,
+        cache_seconds=cache_seconds,
     )
 
 
-def _wrapped(student: Student, config: DistillConfig, here: Ranks) -> nn.Module:
-    model: nn.Module = student
-    if config.compile:
-        student.compile()
-    if here.count > 1 and config.fsdp:
-        from torch.distributed.fsdp import fully_shard
+def fresh_student(config: DistillConfig, widths: dict[str, dict[str, int]]) -> Student:
+    """The student before its first step; `--init` apart."""
+    encoder = new_student(config.student, config.size_px, config.seed)
+    return Student(encoder, widths, config.projector, config.seed)
 
-        for block in getattr(student.encoder, "blocks", ()):
-            fully_shard(block)
-        return fully_shard(student)
-    if here.count > 1:
-        ids = [here.device.index] if here.device.type == "cuda" else None
-        model = DistributedDataParallel(student, device_ids=ids)
-    return model
+
+def training_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The autocast type of `--dtype`: float32 or bfloat16. Gradients in float16 would need a loss scale: UserError."""
+    amp = runtime.pick_dtype(name, device)
+    if amp == torch.float16 and name == "auto":
+        return torch.float32
+    if amp == torch.float16:
+        raise UserError("--dtype float16 is too narrow for training; allowed: auto, float32, bfloat16")
+    return amp
+
+
+def load_teachers(config: DistillConfig, device: torch.device, amp: torch.dtype) -> dict[str, Teacher]:
+    """The frozen teachers by name. UserError for two of one name."""
+    teachers: dict[str, Teacher] = {}
+    for text in config.teachers:
+        teacher = load_teacher(text, device, amp).to(device)
+        if teacher.name in teachers:
+            raise UserError(f"--teachers: {teacher.name} is there twice; name each teacher once")
+        teachers[teacher.name] = teacher
+    return teachers
 
 
 def _cache(
@@ -179,51 +200,32 @@ def _cache(
     grid: tuple[int, int],
     settings: Augmentation,
     here: Ranks,
+    amp: torch.dtype,
 ) -> TeacherCache:
     key = CacheKey(
-        {name: teacher.source.sha256 or teacher.source.name for name, teacher in teachers.items()},
-        config.size_px,
-        grid,
-        config.crops,
-        config.seed,
-        config.photometric,
-        names_hash(photos),
+        teachers={name: teacher.source.sha256 or teacher.source.name for name, teacher in teachers.items()},
+        size_px=config.size_px,
+        grid=grid,
+        crops=config.crops,
+        seed=config.seed,
+        photometric=config.photometric,
+        photos=photos.hash,
+        dtype=str(amp),
     )
     cache = TeacherCache(Path(str(config.cache)), key, photos)
-    missing = cache.missing()
-    if missing and here.is_first:
-        console.note(f"teacher cache {cache.folder}: {len(missing)} of {cache.shards} shards to compute")
-    cache.fill(teachers, settings, here.device, config.workers, missing[here.rank :: here.count])
+    missing = len(cache.missing())
     here.wait()
+    if missing and here.is_first:
+        console.note(f"teacher cache {cache.folder}: {missing} of {cache.shards} shards to compute")
+    cache.fill(teachers, settings, here, config.workers, amp, config.batch_size // here.count // config.accumulate)
+    here.wait()
+    photos.broken.update(cache.broken())
     return cache
 
 
-def _check_same_run(config: DistillConfig, output: Path, here: Ranks) -> None:
-    path = output / CONFIG
-    if path.exists():
-        changed = differences(read_json(path), config)
-        if changed:
-            raise UserError(
-                f"{output} holds a run with other settings ({'; '.join(changed)}); use them again, or another -o"
-            )
-    elif here.is_first:
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(path, as_json(config))
-    here.wait()
-
-
-def _averaged(numbers: dict[str, torch.Tensor], here: Ranks) -> dict[str, float]:
-    stacked = sum_over_ranks(torch.stack([torch.as_tensor(v, dtype=torch.float32) for v in numbers.values()]))
-    return dict(zip(numbers, (stacked / here.count).tolist()))
-
-
-def _finite(value: Any) -> bool:
-    return not isinstance(value, float) or (value == value and abs(value) != float("inf"))
-
-
-def _append(path: Path, entry: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+def _summed(numbers: dict[str, torch.Tensor]) -> dict[str, float]:
+    stacked = sum_over_ranks(torch.stack(list(numbers.values())))
+    return dict(zip(numbers, stacked.tolist()))
 
 
 class _Bar:
@@ -231,14 +233,18 @@ class _Bar:
 
     def __init__(self, first: int, last: int, batch: int, here: Ranks) -> None:
         self._bar = console.bar(last - first, "distill", "step") if here.is_first else None
-        self._batch = batch
+        self._batch, self._ranks = batch, here.count
 
     def update(self, numbers: dict[str, torch.Tensor]) -> None:
+        """One more step; the losses shown are this rank's."""
         if self._bar is None:
             return
         self._bar.update(1)
         rate = self._bar.format_dict["rate"] or 0
-        shown = {"loss": f"{float(numbers['loss']):.3f}", "images/s": f"{rate * self._batch:.1f}"}
+        shown = {"loss": f"{float(numbers['loss']) * self._ranks:.3f}", "images/s": f"{rate * self._batch:.1f}"}
+        for name, value in numbers.items():
+            if name.endswith("/patch/cosine"):
+                shown[name.partition("/")[0]] = f"{float(value) * self._ranks:.3f}"
         self._bar.set_postfix(shown, refresh=False)
 
     def close(self) -> None:

@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from dune_cli.checkpoints import layouts
+from dune_cli.errors import JobFailed
 from dune_cli.io.atomic import atomic_path
 from dune_cli.models.mini import MiniEncoder
 from dune_cli.training.projectors import TransformerProjector
-from dune_cli.training.students import Student, TimmStudent
+from dune_cli.training.students import Student
 from dune_cli.training.teacher_norm import RunningTokenNorm
+from dune_cli.training.timm_student import TimmStudent
 
 
 def published_tree(student: Student, norms: nn.ModuleDict) -> dict[str, dict[str, torch.Tensor]]:
@@ -43,7 +46,8 @@ def write_student(path: Path, student: Student, norms: nn.ModuleDict, licence: s
     """Writes `path` (.safetensors), whole or not at all.
 
     A timm student is written as timm's own state dict, which `timm.create_model(name, checkpoint_path=path)` loads.
-    Any other is written in our layout, whose header names it; `dtype` float16 halves the file.
+    Any other is written in our layout, whose header names it; `dtype` float16 halves the file. JobFailed when it cannot
+    be written.
     """
     if isinstance(student.encoder, TimmStudent):
         tensors = {key: value.detach().cpu().contiguous() for key, value in student.encoder.model.state_dict().items()}
@@ -51,8 +55,12 @@ def write_student(path: Path, student: Student, norms: nn.ModuleDict, licence: s
     else:
         tensors, header = layouts.to_safetensors(published_tree(student, norms))
     tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={**header, "dune.licence": licence})
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={**header, "dune.licence": licence})
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise JobFailed(f"cannot write {path} ({reason}); make room and run the same command again") from error
 
 
 def licence_of(sources: dict[str, str]) -> str:

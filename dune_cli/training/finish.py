@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dune_cli.errors import DuneError
 from dune_cli.training import report
-from dune_cli.training.distill import Trained
+from dune_cli.training.distill import Trained, fresh_student
 from dune_cli.training.export import licence_of, write_student
+from dune_cli.training.folder import RunFolder
 from dune_cli.training.held_out import HeldOut, held_out_scores
-from dune_cli.training.photos import centre_crop
-from dune_cli.training.students import Student, build_encoder
+from dune_cli.training.photos import centre_square
 
 PICTURES = 4
 
@@ -34,23 +33,23 @@ class Finished:
 
 
 def finish(trained: Trained, output: Path) -> Finished:
-    """Writes student.safetensors, student_fp16.safetensors, report.json and report.html into `output`."""
-    config, teachers = trained.config, trained.teachers
+    """Writes student.safetensors, student_fp16.safetensors, report.json and report.html into `output`.
+
+    JobFailed when they cannot be written.
+    """
+    config, teachers, photos = trained.config, trained.teachers, trained.photos
     device = next(trained.student.parameters()).device
     student, norms = trained.student.eval(), trained.norms.eval()
     grid = (config.size_px // student.encoder.patch,) * 2
-    generator = torch.Generator().manual_seed(config.seed)
-    widths = {name: teacher.widths for name, teacher in teachers.items()}
-    untrained = Student(build_encoder(config.student, config.size_px, generator), widths, config.projector, generator)
-    untrained = untrained.to(device).eval()
-
-    scores = held_out_scores(student, untrained, teachers, norms, trained.photos.held_out, config.size_px, grid, device)
     licence = licence_of({name: teacher.source.licence for name, teacher in teachers.items()})
     files = [output / "student.safetensors", output / "student_fp16.safetensors"]
     for path, dtype in zip(files, (torch.float32, torch.float16)):
         write_student(path, student, norms, licence, dtype)
+
+    untrained = fresh_student(config, {name: teacher.widths for name, teacher in teachers.items()}).to(device).eval()
+    scores = held_out_scores(student, untrained, teachers, norms, photos, config.size_px, grid, device)
     parameters = sum(parameter.numel() for parameter in student.encoder.parameters())
-    content = report.document(trained, scores, parameters, output)
+    content = report.document(trained, scores, parameters, RunFolder(output))
     names = ", ".join(teachers)
     caption = f"Held-out photos; first three principal components of the student's patches, then of {names}"
     rows = _pictures(trained, grid, device)
@@ -64,10 +63,10 @@ def _pictures(
 ) -> Sequence[tuple[np.ndarray, list[np.ndarray]]]:
     rows = []
     for item in trained.photos.held_out[:PICTURES]:
-        try:
-            photo = centre_crop(item, trained.config.size_px)
-        except (OSError, ValueError, SyntaxError, DuneError):
+        image = trained.photos.read(item)
+        if image is None:
             continue
+        photo = centre_square(image, trained.config.size_px)
         images = photo[None].to(device)
         tokens = trained.student.encoder.intermediate(images, (-1,), norm=False)[0]
         maps = [tokens.map()[0].float().cpu().numpy()]

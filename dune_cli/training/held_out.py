@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dune_cli.teachers.base import CLS, Teacher
-from dune_cli.training.photos import Item, centre_crop
+from dune_cli.training.photos import Photos, centre_square
 
 LIMIT = 256  # photos
 BATCH = 8
@@ -20,7 +20,7 @@ BATCH = 8
 class HeldOut:
     """Mean cosine to a teacher's raw tokens of one type, over photos (and patches).
 
-    student, untrained (the same network before its first step), mean_feature (the constant that the teacher's running
+    student, untrained (the same network with fresh weights), mean_feature (the constant that the teacher's running
     mean is). standardised: the student's cosine after the mean is taken away, where a constant scores 0.
     """
 
@@ -39,21 +39,21 @@ def held_out_scores(
     untrained: nn.Module,
     teachers: Mapping[str, Teacher],
     norms: nn.ModuleDict,
-    items: list[Item],
+    photos: Photos,
     size_px: int,
     grid: tuple[int, int],
     device: torch.device,
 ) -> list[HeldOut]:
     """Scores on up to 256 held-out photos at their centred square; both networks predict standardised tokens.
 
-    Photos that cannot be read are left out; the result says how many counted. Empty where none is held out.
+    Photos that cannot be read are left out and noted; the result says how many counted. Empty where none is held out.
     """
     sums: dict[tuple[str, str], torch.Tensor] = {}
     count = 0
-    for first in range(0, min(len(items), LIMIT), BATCH):
-        crops = [
-            crop for item in items[first : min(first + BATCH, LIMIT)] if (crop := _crop(item, size_px)) is not None
-        ]
+    items = photos.held_out[:LIMIT]
+    for first in range(0, len(items), BATCH):
+        read = (photos.read(item) for item in items[first : first + BATCH])
+        crops = [centre_square(image, size_px) for image in read if image is not None]
         if not crops:
             continue
         images = torch.stack(crops).to(device)
@@ -71,13 +71,6 @@ def held_out_scores(
                 row.append(_mean_cosine(predictions[name][kind], norm(raw), kind))
                 sums[name, kind] = sums.get((name, kind), torch.zeros(4)) + torch.tensor(row)
     return [HeldOut(name, kind, *(total / count).tolist(), photos=count) for (name, kind), total in sums.items()]
-
-
-def _crop(item: Item, size_px: int) -> torch.Tensor | None:
-    try:
-        return centre_crop(item, size_px)
-    except (OSError, ValueError, SyntaxError):
-        return None
 
 
 def _mean_cosine(a: torch.Tensor, b: torch.Tensor, kind: str) -> float:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from dune_cli.errors import JobFailed, UserError
+from dune_cli.errors import DuneError, JobFailed, UserError
+from dune_cli.io.photos import decode_photo
 from dune_cli.training.augment import Augmentation, augment
-from dune_cli.training.sampler import Slot, is_held_out
+from dune_cli.training.sampler import Slot, held_out
 from dune_cli.training.sources import Source, open_source
 
 MAX_BROKEN = 0.10  # share of a run's photos
-ATTEMPTS = 50
 
 
 @dataclass(frozen=True)
@@ -30,44 +31,78 @@ class Item:
     def name(self) -> str:
         return self.source.name(self.index)
 
+    @property
+    def label(self) -> str:
+        return self.source.label(self.index)
+
 
 @dataclass
 class Photos:
-    """All photos of a run. `owners[g]`: the teacher whose data group g is, None for data that belongs to none."""
+    """All photos of a run. `owners[g]`: the teacher whose data group g is, None for data that belongs to none.
+
+    broken: label -> why, of photos that could not be read; `on_broken` is told of each new one.
+    """
 
     owners: list[str | None]
     train: list[list[Item]]
     held_out: list[Item]
     broken: dict[str, str] = field(default_factory=dict)
+    on_broken: Callable[[str, str], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         return tuple(len(group) for group in self.train)
 
+    @property
+    def count(self) -> int:
+        """All photos, held-out ones too."""
+        return sum(self.sizes) + len(self.held_out)
+
+    @property
+    def hash(self) -> str:
+        """A hash of the names of all photos, in order, and of what they are for."""
+        digest = hashlib.sha256()
+        for owner, group in (*zip(self.owners, self.train), ("held out", self.held_out)):
+            digest.update(f"{owner}\1".encode())
+            for item in group:
+                digest.update(item.name.encode(errors="surrogateescape") + b"\0")
+        return digest.hexdigest()
+
     def load(self, slot: Slot) -> torch.Tensor:
         """The slot's photo, (3, H, W) uint8 RGB; for a broken one the next that can be read, the same every time.
 
-        Broken photos are counted and listed; more than a tenth of all is a JobFailed.
+        Broken photos are counted and listed; JobFailed when they are more than a tenth of all.
         """
         group = self.train[slot.group]
-        for attempt in range(min(ATTEMPTS, len(group))):
-            item = group[(slot.index + attempt) % len(group)]
-            if item.name in self.broken:
-                continue
-            try:
-                return decode(item.source.read(item.index))
-            except (OSError, ValueError, SyntaxError) as error:
-                self._note_broken(item.name, error)
-        raise JobFailed(f"{ATTEMPTS} photos in a row cannot be read, the last: {group[slot.index].name}")
+        for attempt in range(len(group)):
+            image = self.read(group[(slot.index + attempt) % len(group)])
+            if image is not None:
+                return image
+        raise JobFailed(f"none of the {len(group)} photos can be read, such as {group[0].label}")
 
-    def _note_broken(self, name: str, error: Exception) -> None:
+    def read(self, item: Item) -> torch.Tensor | None:
+        """A photo, (3, H, W) uint8 RGB; None, and noted, if it is broken."""
+        if item.label in self.broken:
+            return None
+        try:
+            return decode(item)
+        except (OSError, DuneError) as error:
+            self._note_broken(item.label, " ".join(str(error).split())[:300])
+            return None
+
+    def _note_broken(self, label: str, why: str) -> None:
         with self._lock:
-            self.broken[name] = " ".join(str(error).split())[:200]
-            if len(self.broken) > max(2, MAX_BROKEN * sum(self.sizes)):
-                listed = ", ".join(list(self.broken)[:5])
+            if label in self.broken:
+                return
+            self.broken[label] = why
+            if self.on_broken is not None:
+                self.on_broken(label, why)
+            if len(self.broken) > max(1, MAX_BROKEN * self.count):
+                listed = "; ".join(list(self.broken.values())[:3])
                 raise JobFailed(
-                    f"{len(self.broken)} of {sum(self.sizes)} photos cannot be read, more than a tenth ({listed}, ...)"
+                    f"{len(self.broken)} of {self.count} photos cannot be read, more than a tenth: {listed}; "
+                    "repair or remove them and run the same command again"
                 )
 
 
@@ -79,28 +114,42 @@ def open_photos(data: Sequence[str], teachers: Sequence[str], held_out_fraction:
     """
     groups: dict[str | None, list[Source]] = {}
     for text in data:
-        tag, separator, rest = text.partition("=")
-        owner = tag if separator and tag in teachers else None
-        if separator and owner is None and "/" not in tag and not tag.startswith((".", "~")):
-            raise UserError(f"--data {text!r}: {tag!r} is no teacher of this run; teachers: {', '.join(teachers)}")
-        groups.setdefault(owner, []).append(open_source(rest if owner else text))
+        owner, place = _tagged(text, teachers)
+        groups.setdefault(owner, []).append(open_source(place))
     if None in groups and len(groups) > 1:
-        raise UserError("--data: tag every source with its teacher (dinov2=photos/) or none of them")
+        raise UserError(f"--data: tag every source with its teacher ({teachers[0]}=photos/) or none of them")
+    train: list[list[Item]] = []
+    kept: list[Item] = []
     order = [owner for owner in (*teachers, None) if owner in groups]
-    items = [[Item(source, i) for source in groups[owner] for i in range(len(source))] for owner in order]
-    train = [[item for item in group if not is_held_out(item.name, held_out_fraction)] for group in items]
-    held_out = [item for group in items for item in group if is_held_out(item.name, held_out_fraction)]
-    if not all(train):
-        raise UserError("--data: too few photos: none is left to train on after holding some out")
-    return Photos(order, train, held_out)
+    for owner in order:
+        items = [Item(source, index) for source in groups[owner] for index in range(len(source))]
+        flags = held_out([item.name for item in items], held_out_fraction)
+        train.append([item for item, flag in zip(items, flags) if not flag])
+        kept += [item for item, flag in zip(items, flags) if flag]
+        if not train[-1]:
+            what = f" of {owner}" if owner else ""
+            raise UserError(
+                f"--data{what}: {len(items)} photos are too few, none is left to train on after holding out "
+                f"{held_out_fraction:g} of them; give more, or --held-out 0"
+            )
+    return Photos(order, train, kept)
 
 
-def decode(data: bytes) -> torch.Tensor:
-    """An encoded image as (3, H, W) uint8 RGB, EXIF orientation applied."""
-    from PIL import Image, ImageOps
+def _tagged(text: str, teachers: Sequence[str]) -> tuple[str | None, str]:
+    """(teacher or None, source) of `TEACHER=SOURCE` or `SOURCE`."""
+    tag, separator, rest = text.partition("=")
+    if not separator or Path(text).exists():
+        return None, text
+    if tag in teachers:
+        return tag, rest
+    if "/" in tag or tag.startswith((".", "~")):
+        return None, text
+    raise UserError(f"--data {text!r}: {tag!r} is no teacher of this run; its teachers: {', '.join(teachers)}")
 
-    with Image.open(io.BytesIO(data)) as image:
-        rgb = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+def decode(item: Item) -> torch.Tensor:
+    """A photo as (3, H, W) uint8 RGB, EXIF orientation applied. OSError or UserError for a broken one."""
+    rgb = decode_photo(item.source.read(item.index), item.label)
     return torch.from_numpy(rgb).permute(2, 0, 1)
 
 
@@ -116,11 +165,10 @@ def fixed_crop(photos: Photos, slot: Slot, crop: int, size_px: int, settings: Au
     return augment(photos.load(slot), size_px, settings, rng)
 
 
-def centre_crop(item: Item, size_px: int) -> torch.Tensor:
-    """The whole short side of a photo, centred, at size × size, in [0, 1]: what held-out scores are taken on."""
+def centre_square(image: torch.Tensor, size_px: int) -> torch.Tensor:
+    """The whole short side of a photo (3, H, W) uint8, centred, as (3, size, size) in [0, 1]: for held-out scores."""
     from torchvision.transforms.v2 import functional as TF
 
-    image = decode(item.source.read(item.index))
     side = min(image.shape[-2:])
     square = TF.resize(TF.center_crop(image, [side, side]), [size_px, size_px], antialias=True)
     return TF.to_dtype(square, torch.float32, scale=True)

@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+PATIENCE = timedelta(hours=12)  # a rank may fill its part of a teacher cache long after the others
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,14 @@ class Ranks:
         if self.count > 1:
             dist.barrier()
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds on any rank; every rank gets the same answer."""
+        if self.count == 1:
+            return flag
+        value = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return bool(value)
+
 
 @contextmanager
 def ranks(device: torch.device) -> Iterator[Ranks]:
@@ -38,7 +49,7 @@ def ranks(device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:

@@ -1,4 +1,4 @@
-"""Which image a place in a batch holds: a function of seed and position alone, so a resumed run goes on exactly."""
+"""Which image a place in a batch holds: a function of seed and step alone, so a resumed run goes on exactly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+
+from dune_cli.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,11 @@ class Slot:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Balanced over groups: every batch holds the same number of images of each (spec 2, "Data-sharing").
+    """Balanced over groups: every step holds the same number of images of each (spec 2, "Data-sharing").
 
-    sizes: items a group. batch: images of one rank's batch. The largest group sets the epoch; smaller ones are cycled
-    and reshuffled.
+    sizes: items a group. batch: images of a step over all ranks, of which this rank takes every `ranks`-th, so that
+    each rank's part is balanced too. The largest group sets the epoch; smaller ones are cycled and reshuffled. What
+    does not divide goes to the first groups: 128 images of three groups are 43, 43 and 42.
     """
 
     sizes: tuple[int, ...]
@@ -33,32 +36,53 @@ class Sampler:
     rank: int = 0
     ranks: int = 1
 
+    def __post_init__(self) -> None:
+        if self.batch < len(self.sizes):
+            raise UserError(
+                f"--batch-size {self.batch} is too small: the data form {len(self.sizes)} groups, one for each tagged "
+                "teacher, and a step holds images of all"
+            )
+        if self.batch % self.ranks:
+            raise UserError(f"--batch-size {self.batch} must be a multiple of the {self.ranks} processes")
+
     @property
-    def per_group(self) -> int:
-        return -(-self.batch // len(self.sizes))
+    def counts(self) -> tuple[int, ...]:
+        """Images of each group in a step."""
+        each, left = divmod(self.batch, len(self.sizes))
+        return tuple(each + (group < left) for group in range(len(self.sizes)))
 
     @property
     def steps_per_epoch(self) -> int:
-        return max(1, max(self.sizes) // (self.per_group * self.ranks))
+        """Steps until every group has been seen once."""
+        return max(-(-size // count) for size, count in zip(self.sizes, self.counts))
 
-    def slots(self, step: int) -> list[Slot]:
-        """The batch of `step` on this rank: group by group, cut to the batch size."""
+    def all_slots(self, step: int) -> list[Slot]:
+        """The step's images over all ranks, group by group; the same for any number of ranks."""
         slots = []
-        for group, size in enumerate(self.sizes):
-            first = (step * self.ranks + self.rank) * self.per_group
-            for position in range(first, first + self.per_group):
+        for group, (size, count) in enumerate(zip(self.sizes, self.counts)):
+            for position in range(step * count, (step + 1) * count):
                 epoch, place = divmod(position, size)
                 slots.append(Slot(group, int(permutation(self.seed, group, epoch, size)[place]), position, epoch))
-        return slots[: self.batch]
+        return slots
+
+    def slots(self, step: int) -> list[Slot]:
+        """This rank's images of a step."""
+        return self.all_slots(step)[self.rank :: self.ranks]
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def permutation(seed: int, group: int, epoch: int, size: int) -> np.ndarray:
     """The order of a group's items in an epoch."""
     return np.random.default_rng([seed, group, epoch]).permutation(size)
 
 
-def is_held_out(name: str, fraction: float) -> bool:
-    """Whether an image is kept from training: a fixed share by the hash of its name, whatever else is in the folder."""
-    digest = hashlib.sha256(name.encode()).digest()
-    return int.from_bytes(digest[:4], "big") < fraction * 2**32
+def held_out(names: list[str], fraction: float) -> list[bool]:
+    """Which images are kept from training: a fixed share by the hash of their names, whatever else is in the folder.
+
+    With `fraction` above 0 and none chosen, the one of the smallest hash among two or more is.
+    """
+    hashes = [int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:4], "big") for name in names]
+    kept = [value < fraction * 2**32 for value in hashes]
+    if fraction > 0 and not any(kept) and len(names) > 1:
+        kept[hashes.index(min(hashes))] = True
+    return kept

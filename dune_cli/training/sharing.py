@@ -2,9 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from dune_cli.errors import UserError
+
 STRATEGIES = ("none", "lowest_loss", "own_data", "own+generic_data")
+GENERIC = "dinov2"  # the teacher whose images are of everything (spec 2, "Data sets by teacher")
+
+
+def kept(
+    losses: torch.Tensor,
+    strategy: str,
+    owner: torch.Tensor | None = None,
+    generic_teacher: int = 0,
+    drop_probability: float = 0.5,
+    draws: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(B, T) ones where an image trains a teacher, zeros elsewhere; no gradient.
+
+    losses (B, T): a loss per image and teacher. owner (B): index of the teacher whose data an image came from (needed
+    by `own_data` and `own+generic_data`). generic_teacher: the one whose images train all teachers. `lowest_loss`
+    keeps the teacher with the highest loss and drops each other one with `drop_probability`, independently per image,
+    by the uniform numbers `draws` (B, T).
+    """
+    losses = losses.detach()
+    everywhere = torch.arange(len(losses), device=losses.device)
+    if strategy == "none":
+        return torch.ones_like(losses)
+    if strategy == "lowest_loss":
+        if draws is None:
+            draws = torch.rand(losses.shape, device=losses.device)
+        keep = (draws.to(losses.device) >= drop_probability).to(losses.dtype)
+        keep[everywhere, losses.argmax(1)] = 1
+        return keep
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown sharing strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}")
+    if owner is None or bool((owner < 0).any()):
+        raise ValueError(f"the strategy {strategy!r} needs the teacher that each image came from")
+    keep = torch.zeros_like(losses)
+    keep[everywhere, owner] = 1
+    if strategy == "own+generic_data":
+        keep[owner == generic_teacher] = 1
+    return keep
 
 
 def coefficients(
@@ -15,26 +56,29 @@ def coefficients(
     drop_probability: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """(B, T) weights without gradient that sum to 1 over this process's batch.
+    """(B, T) weights without gradient that sum to 1 over the batch; arguments as for `kept`."""
+    draws = torch.rand(losses.shape, generator=generator) if generator is not None else None
+    keep = kept(losses, strategy, owner, generic_teacher, drop_probability, draws)
+    return keep / keep.sum()
 
-    losses (B, T): a loss per image and teacher. owner (B): index of the teacher whose data an image came from (needed
-    by `own_data` and `own+generic_data`). generic_teacher: the one whose images train all teachers. `lowest_loss`
-    keeps the teacher with the highest loss and drops each other one with `drop_probability`, independently per image.
-    """
-    images, teachers = losses.shape
-    if strategy == "none":
-        keep = torch.ones_like(losses)
-    elif strategy == "lowest_loss":
-        draws = torch.rand(images, teachers, generator=generator).to(losses.device)
-        keep = (draws >= drop_probability).to(losses.dtype)
-        keep[torch.arange(images), losses.detach().argmax(1)] = 1
-    elif strategy in ("own_data", "own+generic_data"):
-        if owner is None:
-            raise ValueError(f"the strategy {strategy!r} needs the teacher that each image came from")
-        keep = torch.zeros_like(losses)
-        keep[torch.arange(images), owner] = 1
-        if strategy == "own+generic_data":
-            keep[owner == generic_teacher] = 1
-    else:
-        raise ValueError(f"unknown sharing strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}")
-    return (keep / keep.sum()).detach()
+
+def check_owners(strategy: str, teachers: Sequence[str], owners: Sequence[str | None]) -> None:
+    """UserError where a strategy needs tags that `--data` lacks, or would leave a teacher without any image."""
+    if not strategy.startswith("own"):
+        return
+    example = f"--data {teachers[0]}=photos/"
+    if None in owners:
+        raise UserError(f"--sharing {strategy} needs every --data source tagged with its teacher, such as {example}")
+    lacking = [name for name in teachers if name not in owners]
+    generic = teachers[generic_index(teachers)]
+    if strategy == "own_data" and lacking:
+        raise UserError(
+            f"--sharing own_data: no --data is tagged for {', '.join(lacking)}; tag some, such as {example}"
+        )
+    if strategy == "own+generic_data" and lacking and generic not in owners:
+        raise UserError(f"--sharing {strategy}: tag generic images for all teachers, --data {generic}=photos/")
+
+
+def generic_index(teachers: Sequence[str]) -> int:
+    """The teacher whose images count as generic: dinov2 where it is one, else the first."""
+    return list(teachers).index(GENERIC) if GENERIC in teachers else 0

@@ -7,9 +7,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from dune_cli.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+from dune_cli.errors import PackageMissing, UserError
+from dune_cli.io.inputs import IMAGE_SUFFIXES
 
 
 class Source(ABC):
@@ -21,6 +20,10 @@ class Source(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """A stable name of an image: its path or shard member, relative to the source."""
+
+    @abstractmethod
+    def label(self, index: int) -> str:
+        """Where an image lies, for people."""
 
     @abstractmethod
     def read(self, index: int) -> bytes:
@@ -40,6 +43,9 @@ class Files(Source):
         path = self.paths[index]
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()
 
+    def label(self, index: int) -> str:
+        return str(self.paths[index])
+
     def read(self, index: int) -> bytes:
         return self.paths[index].read_bytes()
 
@@ -58,8 +64,9 @@ class TarShards(Source):
                         if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES)
                     ]
             except (tarfile.TarError, OSError, ValueError) as error:
+                reason = " ".join(str(error).split())
                 raise UserError(
-                    f"cannot read the tar shard {shard}: {error} (shards must not be compressed)"
+                    f"cannot read the tar shard {shard}: {reason} (shards must not be compressed)"
                 ) from error
 
     def __len__(self) -> int:
@@ -68,6 +75,10 @@ class TarShards(Source):
     def name(self, index: int) -> str:
         shard, member, _, _ = self.members[index]
         return f"{Path(shard).name}/{member}"
+
+    def label(self, index: int) -> str:
+        shard, member, _, _ = self.members[index]
+        return f"{shard}:{member}"
 
     def read(self, index: int) -> bytes:
         shard, _, offset, size = self.members[index]
@@ -79,31 +90,39 @@ class TarShards(Source):
 def _open(url: str) -> Any:
     if "://" not in url:
         return Path(url).open("rb")
-    import fsspec
-
     try:
+        import fsspec
+
         return fsspec.open(url, "rb").open()
     except ImportError as error:
-        raise UserError(f"reading {url} needs another package: {error}") from error
+        raise PackageMissing(f"reading {url} needs another package ({error}); install it with pip") from error
 
 
 def open_source(text: str) -> Source:
     """A folder (searched recursively), a text list of paths, or tar shards (a path, URL or glob ending in .tar).
 
-    Raises UserError when nothing is there.
+    Relative paths in a list start at the list's folder; lines that begin with # are left out. Raises UserError when
+    nothing is there.
     """
+    path = Path(text).expanduser()
     if text.endswith(".tar"):
-        shards = [text] if "://" in text else sorted(str(path) for path in Path(text).parent.glob(Path(text).name))
+        shards = [text] if "://" in text else sorted(str(found) for found in path.parent.glob(path.name))
         source: Source = TarShards(shards)
-    elif Path(text).is_dir():
-        root = Path(text)
-        source = Files(root, sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()))
-    elif Path(text).is_file() and text.endswith(".txt"):
-        root = Path(text).parent
-        lines = Path(text).read_text(encoding="utf-8").splitlines()
-        source = Files(root, [root / line.strip() for line in lines if line.strip() and not line.startswith("#")])
+    elif path.is_dir():
+        found = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+        source = Files(path, sorted(p for p in found if p.is_file()))
+    elif path.is_file() and text.endswith(".txt"):
+        source = Files(path.parent, [path.parent / line for line in _lines(path)])
     else:
-        raise UserError(f"cannot train on {text!r}: give a folder of images, a .txt list of paths, or .tar shards")
+        raise UserError(f"cannot train on {text!r}: no such folder, .txt list of paths, or .tar shards; check the path")
     if len(source) == 0:
-        raise UserError(f"{text} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{text} holds no images; allowed endings: {' '.join(IMAGE_SUFFIXES)}")
     return source
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the list {path}: {error}") from error
+    return [line for line in lines if line and not line.startswith("#")]

@@ -46,7 +46,8 @@ class RunState:
             return
         try:
             if ranks.is_first:
-                shutil.rmtree(temporary, ignore_errors=True)
+                for leftover in folder.glob(".step-*.tmp"):  # of a killed run
+                    shutil.rmtree(leftover, ignore_errors=True)
                 temporary.mkdir(parents=True)
             ranks.wait()
             with _quietly():

@@ -1,4 +1,4 @@
-"""One step of the distiller: teachers' tokens, losses and their weights, gradients clipped per parameter (spec 2)."""
+"""One step of the distiller: losses and their weights, gradients clipped per parameter (spec 2)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import nullcontext
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dune_cli.teachers.base import Teacher
-from dune_cli.training.batches import Batch
 from dune_cli.training.config import DistillConfig
 from dune_cli.training.losses import TokenLoss, teacher_losses, token_loss
 from dune_cli.training.phi_s import PhiSFit, PhiSNorm
 from dune_cli.training.ranks import Ranks
-from dune_cli.training.sharing import coefficients
-from dune_cli.training.teacher_norm import RunningTokenNorm
+from dune_cli.training.sharing import generic_index, kept
+from dune_cli.training.teacher_norm import RunningTokenNorm, sum_over_ranks
+from dune_cli.training.teaching import Answers, autocast
 
 
 def teacher_norms(widths: Mapping[str, Mapping[str, int]], how: str) -> nn.ModuleDict:
@@ -27,7 +27,7 @@ def teacher_norms(widths: Mapping[str, Mapping[str, int]], how: str) -> nn.Modul
     )
 
 
-def fit_phi_s(norms: nn.ModuleDict, batches: Iterable[dict[str, dict[str, torch.Tensor]]]) -> None:
+def fit_phi_s(norms: nn.ModuleDict, batches: Iterable[Answers]) -> None:
     """Fits every PHI-S norm to teachers' tokens of a few batches."""
     fits = {(name, kind): PhiSFit(len(norm.mean)) for name, kinds in norms.items() for kind, norm in kinds.items()}
     for tokens in batches:
@@ -37,78 +37,84 @@ def fit_phi_s(norms: nn.ModuleDict, batches: Iterable[dict[str, dict[str, torch.
         fit.into(norms[name][kind])
 
 
-def teach(
-    teachers: Mapping[str, Teacher], images: torch.Tensor, grid: tuple[int, int], amp: torch.dtype
-) -> dict[str, dict[str, torch.Tensor]]:
-    """Every teacher's tokens of images (B, 3, H, W) on `grid`, float32."""
-    with autocast(images.device, amp):
-        return {name: teacher(images, grid) for name, teacher in teachers.items()}
-
-
 def forward_backward(
     model: nn.Module,
-    batch: Batch,
-    targets: dict[str, dict[str, torch.Tensor]],
-    owners: torch.Tensor,
+    images: torch.Tensor,
+    targets: Answers,
+    owner: torch.Tensor,
     config: DistillConfig,
     step: int,
     here: Ranks,
     amp: torch.dtype,
-) -> dict[str, torch.Tensor]:
-    """Forward and backward of one batch, in `accumulate` parts; returns detached numbers for the log."""
-    generator = torch.Generator().manual_seed(_seed_of(config.seed, step, here.rank))
-    parts = config.accumulate
-    size = len(batch.images) // parts
-    totals: dict[str, torch.Tensor] = {}
-    for part in range(parts):
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Forward and backward of this rank's images (B, 3, S, S) in `accumulate` parts.
+
+    owner (B): index of the teacher whose data an image is, or -1. Returns this rank's share of the numbers for the log
+    (they add up over ranks) and the factor that the gradients still need: the weights sum to 1 over the images of all
+    parts and ranks (the published training: over each process's own), so their sum is known only now.
+    """
+    size = len(images) // config.accumulate
+    pairs = config.batch_size * len(targets)
+    draws = torch.rand(
+        config.batch_size, len(targets), generator=torch.Generator().manual_seed(seed_of(config.seed, step))
+    )[here.rank :: here.count].to(images.device)
+    count = torch.zeros((), device=images.device)
+    shares: list[dict[str, torch.Tensor]] = []
+    for part in range(config.accumulate):
         rows = slice(part * size, (part + 1) * size)
-        waits = isinstance(model, DistributedDataParallel) and part < parts - 1
+        waits = isinstance(model, DistributedDataParallel) and part < config.accumulate - 1
         with model.no_sync() if waits else nullcontext():
             with autocast(here.device, amp):
-                predictions = model(batch.images[rows].to(here.device))
+                predictions = model(images[rows])
             losses = {
                 name: {kind: token_loss(predictions[name][kind], value[rows]) for kind, value in kinds.items()}
                 for name, kinds in targets.items()
             }
             per_image = teacher_losses(losses)
-            weights = coefficients(
+            keep = kept(
                 per_image,
                 config.sharing,
-                owners[batch.owner[rows]].to(here.device),
-                drop_probability=config.drop_probability,
-                generator=generator,
+                owner[rows],
+                generic_index(tuple(targets)),
+                config.drop_probability,
+                draws[rows],
             )
-            loss = (weights * per_image).sum()
-            (loss / parts).backward()
-        for name, value in _numbers(loss, losses, weights).items():
-            totals[name] = totals.get(name, 0) + value / parts
-    return totals
+            loss = (keep * per_image).sum()
+            (loss * (here.count / pairs)).backward()  # ranks' gradients are averaged
+        count += keep.sum()
+        shares.append(_share(loss, losses, keep))
+    total = sum_over_ranks(count)
+    numbers = {name: torch.stack([share[name] for share in shares]).sum(0) for name in shares[0]}
+    for name in numbers:
+        numbers[name] /= total if name == "loss" or name.endswith("/coefficient") else config.batch_size
+    return numbers, pairs / total
 
 
-def _numbers(
-    loss: torch.Tensor, losses: dict[str, dict[str, TokenLoss]], weights: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def _share(loss: torch.Tensor, losses: dict[str, dict[str, TokenLoss]], keep: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Sums over images."""
     numbers = {"loss": loss.detach()}
     for column, (name, kinds) in enumerate(losses.items()):
         for kind, value in kinds.items():
-            numbers[f"{name}/{kind}/cosine"] = value.cosine.detach().mean()
-            numbers[f"{name}/{kind}/smooth_l1"] = value.smooth_l1.detach().mean()
-        numbers[f"{name}/coefficient"] = weights[:, column].sum()
-        numbers[f"{name}/dropped"] = (weights[:, column] == 0).float().mean()
+            numbers[f"{name}/{kind}/cosine"] = value.cosine.detach().sum()
+            numbers[f"{name}/{kind}/smooth_l1"] = value.smooth_l1.detach().sum()
+        numbers[f"{name}/coefficient"] = keep[:, column].sum()
+        numbers[f"{name}/dropped"] = (keep[:, column] == 0).float().sum()
     return numbers
 
 
 @torch.no_grad()
-def clip_per_parameter(model: nn.Module) -> None:
-    """Scales each gradient by min(1, 1/(its norm + 1e-6)) (spec 2, "Recipe")."""
+def scale_and_clip(model: nn.Module, factor: torch.Tensor) -> None:
+    """Multiplies each gradient by `factor`, then by min(1, 1/(its norm + 1e-6)) (spec 2, "Recipe")."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    for gradient, norm in zip(gradients, torch._foreach_norm(gradients)):
-        gradient.mul_((1 / (norm + 1e-6)).clamp(max=1))
+    if gradients and isinstance(gradients[0], DTensor):
+        norms = [torch.linalg.vector_norm(gradient).full_tensor() for gradient in gradients]
+        gradients = [gradient.to_local() for gradient in gradients]
+    else:
+        norms = torch._foreach_norm(gradients)
+    for gradient, norm in zip(gradients, norms):
+        gradient.mul_(factor * (1 / (norm * factor + 1e-6)).clamp(max=1))
 
 
-def _seed_of(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 1_009 + rank
-
-
-def autocast(device: torch.device, amp: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, amp, enabled=amp != torch.float32)
+def seed_of(seed: int, step: int, rank: int = 0) -> int:
+    """The seed of a step's random numbers."""
+    return ((seed * 1_000_003 + step) * 1_009 + rank) % 2**63

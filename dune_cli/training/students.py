@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,74 +13,48 @@ from torch.nn.init import trunc_normal_
 from dune_cli.errors import UserError
 from dune_cli.models.blocks import LayerScale
 from dune_cli.models.mini import MiniConfig, MiniEncoder
-from dune_cli.models.tokens import Tokens
 from dune_cli.models.vit import VisionTransformer, VitConfig
-from dune_cli.teachers.base import resample_map
 from dune_cli.training.projectors import PROJECTORS
+from dune_cli.training.timm_student import TimmStudent
 
 NAMES = ("dune-vits14", "dune-vitb14", "dune-mini", "vit:WIDTHxDEPTH", "timm:MODEL")
 _VITS = {"dune-vits14": (384, 12), "dune-vitb14": (768, 12)}
 REGISTERS = 4
 
 
-class TimmStudent(nn.Module):
-    """A timm model whose last feature map stands on a stride-16 grid; its mean is the CLS.
+def new_student(name: str, size_px: int, seed: int) -> nn.Module:
+    """A student encoder with fresh weights, for square images of `size_px`.
 
-    The whole model is kept, its classifier untouched, so that the trained state dict is timm's own.
+    Raises UserError for an unknown name and for a size that is no multiple of its patch.
     """
-
-    patch = 16
-    depths = 1
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        import timm
-
-        try:
-            self.model = timm.create_model(name, pretrained=False)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"timm has no model {name!r} ({' '.join(str(error).split())[:120]})") from error
-        self.name, self.width = name, int(self.model.num_features)
-        self.prefix = int(getattr(self.model, "num_prefix_tokens", 0))
-        self.heads = max(1, self.width // 64)
-
-    def intermediate(self, images: torch.Tensor, layers: Sequence[int], norm: bool = False) -> list[Tokens]:
-        """One level: the last features, on the grid (H/16, W/16)."""
-        mean, std = (torch.tensor(self.model.default_cfg[key], device=images.device) for key in ("mean", "std"))
-        features = self.model.forward_features((images - mean[:, None, None]) / std[:, None, None])
-        grid = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
-        if features.ndim == 3:
-            tokens = features[:, self.prefix :]
-            side = self.model.patch_embed.grid_size
-            if tokens.shape[1] != side[0] * side[1]:
-                raise UserError(f"{self.name} gives {tokens.shape[1]} tokens; its own grid is {side}; use its own size")
-            features = tokens.transpose(1, 2).unflatten(2, side)
-        elif features.shape[1] != self.width:
-            features = features.permute(0, 3, 1, 2)  # timm's channels-last families
-        features = resample_map(features, grid)
-        patches = features.flatten(2).transpose(1, 2)
-        return [Tokens(patches.mean(1), patches[:, :0], patches, grid)]
-
-
-def build_encoder(name: str, size_px: int, generator: torch.Generator) -> nn.Module:
-    """A student encoder with fresh weights. Raises UserError for an unknown name."""
     if name.startswith("timm:"):
-        return TimmStudent(name.removeprefix("timm:"))
-    if name == "dune-mini":
-        encoder: nn.Module = MiniEncoder(MiniConfig())
+        encoder: nn.Module = TimmStudent(name.removeprefix("timm:"), seed)
+    elif name == "dune-mini":
+        encoder = MiniEncoder(MiniConfig())
     elif found := re.fullmatch(r"vit:(\d+)x(\d+)", name):
         encoder = _vit(int(found[1]), int(found[2]), size_px)
     elif name in _VITS:
         encoder = _vit(*_VITS[name], size_px)
     else:
-        raise UserError(f"unknown student {name!r}; known: {', '.join(NAMES)}")
-    initialise(encoder, generator)
+        raise UserError(f"unknown --student {name!r}; known: {', '.join(NAMES)}")
+    patch = encoder.patch
+    if size_px < patch or size_px % patch:
+        near = [multiple for multiple in (size_px // patch * patch, (size_px // patch + 1) * patch) if multiple]
+        raise UserError(
+            f"--size {size_px} is no multiple of the patch of {name}, {patch} px; near: {' or '.join(map(str, near))}"
+        )
+    if isinstance(encoder, TimmStudent):
+        encoder.check(size_px)
+    else:
+        initialise(encoder, torch.Generator().manual_seed(seed % 2**63))
     return encoder
 
 
 def _vit(width: int, depth: int, size_px: int) -> VisionTransformer:
-    if width % 64:
-        raise UserError(f"a ViT student's width must be a multiple of 64 (one head each), not {width}")
+    if width % 64 or not width or not depth:
+        raise UserError(
+            f"--student vit:{width}x{depth}: the width must be a multiple of 64 (one head each), depth >= 1"
+        )
     return VisionTransformer(
         VitConfig(width, depth, width // 64, 4 * width, 14, REGISTERS, max(1, size_px // 14), "offset")
     )
@@ -107,25 +81,24 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
 
 
 class Student(nn.Module):
-    """Encoder and a projector a teacher: what the loop trains and a rank wraps."""
+    """Encoder and a projector a teacher: what the loop trains and a rank wraps.
 
-    def __init__(
-        self, encoder: nn.Module, widths: Mapping[str, Mapping[str, int]], projector: str, generator: torch.Generator
-    ) -> None:
+    widths: channels by teacher and token type. Projectors are drawn from `seed`.
+    """
+
+    def __init__(self, encoder: nn.Module, widths: Mapping[str, Mapping[str, int]], projector: str, seed: int) -> None:
         super().__init__()
         self.encoder = encoder
         blocks = len(encoder.blocks) if hasattr(encoder, "blocks") else 1
         self.levels = ladder_levels(blocks) if projector == "lp" else (-1,)
         heads = encoder.heads if isinstance(encoder, TimmStudent) else encoder.config.heads
-        if encoder.width % heads:
-            heads = 1
         self.projectors = nn.ModuleDict(
             {
                 name: PROJECTORS[projector](encoder.width, heads, len(self.levels), kinds)
                 for name, kinds in widths.items()
             }
         )
-        initialise(self.projectors, generator)
+        initialise(self.projectors, torch.Generator().manual_seed((seed + 1) % 2**63))
         self.kinds = {name: tuple(kinds) for name, kinds in widths.items()}
 
     def forward(self, images: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
@@ -141,6 +114,24 @@ class Student(nn.Module):
 def ladder_levels(blocks: int) -> tuple[int, ...]:
     """Four evenly spaced depths, the last block among them."""
     return tuple(sorted({max(0, round(blocks * part / 4) - 1) for part in (1, 2, 3, 4)}))
+
+
+def freeze_unused(student: Student, size_px: int) -> None:
+    """Takes the parameters that no prediction depends on out of training (the final norm, a timm classifier).
+
+    Found by one backward pass; batch norms keep their statistics.
+    """
+    student.train()
+    for part in student.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+    device = next(student.parameters()).device
+    predictions = student(torch.zeros(1, 3, size_px, size_px, device=device))
+    torch.stack([value.sum() for kinds in predictions.values() for value in kinds.values()]).sum().backward()
+    for parameter in student.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+    student.zero_grad(set_to_none=True)
+    student.train()
 
 
 def weight_groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:

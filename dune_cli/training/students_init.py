@@ -6,34 +6,57 @@ import torch
 from torch import nn
 
 from dune_cli.checkpoints import files, store
+from dune_cli.checkpoints.layouts.base import state_dict_of
 from dune_cli.checkpoints.load import load_encoder
 from dune_cli.errors import CheckpointError
 from dune_cli.models.encoder import DistilledEncoder
 from dune_cli.models.positions import resample
-from dune_cli.training.students import TimmStudent
+from dune_cli.models.vit import VisionTransformer
+from dune_cli.training.projectors import TransformerProjector
+from dune_cli.training.students import Student
+from dune_cli.training.timm_student import TimmStudent
 
 
-def load_into(encoder: nn.Module, name_or_path: str) -> None:
-    """Fills the student's encoder; positions of another size are resampled. CheckpointError where shapes differ."""
+def load_into(student: Student, name_or_path: str) -> tuple[str, ...]:
+    """Fills the student's encoder, and the projectors that the file has for its teachers; names those teachers.
+
+    Positions of another size are resampled. CheckpointError where the encoders differ.
+    """
+    encoder = student.encoder
     if isinstance(encoder, TimmStudent):
-        state = dict(files.read_weights(store.locate(name_or_path).path).tree)
-        target: nn.Module = encoder.model
-    else:
-        loaded = load_encoder(name_or_path, device="cpu")
-        state = (loaded.vit if isinstance(loaded, DistilledEncoder) else loaded).state_dict()
-        target = encoder
+        state = state_dict_of(files.read_weights(store.locate(name_or_path).path).tree)
+        _fill(encoder.model, state, name_or_path)
+        return ()
+    loaded = load_encoder(name_or_path, device="cpu")
+    source = loaded.vit if isinstance(loaded, DistilledEncoder) else loaded
+    state = dict(source.state_dict())
+    if isinstance(source, VisionTransformer) and isinstance(encoder, VisionTransformer):
+        side = encoder.config.positions_side
+        state["pos_embed"] = resample(source.pos_embed, (side, side), "antialias")
+    _fill(encoder, state, name_or_path)
+    return _fill_projectors(student, loaded)
+
+
+def _fill(target: nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
     wanted = target.state_dict()
-    positions = state.get("pos_embed")
-    if positions is not None and "pos_embed" in wanted and positions.shape[-1] == wanted["pos_embed"].shape[-1]:
-        side = round((wanted["pos_embed"].shape[1] - 1) ** 0.5)
-        if not isinstance(encoder, TimmStudent):
-            state["pos_embed"] = resample(positions, (side, side), "antialias")
     problems = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
     problems += [key for key in state if key not in wanted]
     if problems:
         raise CheckpointError(
-            f"--init {name_or_path} does not fit the student: {len(problems)} keys differ, such as "
-            f"{', '.join(problems[:5])}"
+            f"--init {name} does not fit the student: {len(problems)} keys are missing, left over or of another shape, "
+            f"such as {', '.join(problems[:3])}"
         )
-    with torch.no_grad():
-        target.load_state_dict({key: state[key] for key in wanted})
+    target.load_state_dict(state)
+
+
+def _fill_projectors(student: Student, loaded: nn.Module) -> tuple[str, ...]:
+    taken = []
+    have = dict(loaded.projectors.items()) if isinstance(loaded, DistilledEncoder) else {}
+    for name, projector in student.projectors.items():
+        if name not in have or not isinstance(projector, TransformerProjector):
+            continue
+        state, wanted = have[name].state_dict(), projector.projector.state_dict()
+        if {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in wanted.items()}:
+            projector.projector.load_state_dict(state)
+            taken.append(name)
+    return tuple(taken)
