@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from dune_cli import console
 from dune_cli.io import palette
 from dune_cli.io.photos import Photo
 from dune_cli.io.png import save_png
+from dune_cli.io.preprocess import Prepared
 from dune_cli.io.resample import fit
 from dune_cli.models.segmentation import Segmenter
 from dune_cli.provenance import Run
 
 SCHEMA = "dune.classmap/1"
 LARGEST_PX = 1280
+LONGEST_PER_SHORT = 4
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,12 @@ def predict(
     """The photo's class map, by the head's published protocol with its first `scales` scales (None: all).
 
     Photos longer than `size_px` (None: 1280) are reduced to it first, which bounds the memory, and their class map is
-    enlarged by repeating pixels.
+    enlarged by repeating pixels. Photos longer than four times their height (or the reverse) are not enlarged beyond a
+    long side of four times the scale's short one: the published rule knows no bound.
     """
     run = run or Run()
     prepared = fit(photo.rgb, size_px or LARGEST_PX)
-    sizes = model.sizes(prepared.height, prepared.width, scales)
+    sizes = _bounded(model, photo, prepared, scales)
     with run.stage("network"), torch.inference_mode():
         probabilities = model.probabilities(torch.from_numpy(prepared.image)[None], sizes)
         classes = probabilities[0].argmax(0).cpu().numpy()
@@ -55,6 +59,19 @@ def predict(
         classes = classes[rows[:, None], columns]
     colors = np.array(model.palette, np.uint8) if model.palette else palette.generated(model.classes)
     return ClassMap(photo, classes, colors, model.class_names, tuple(sizes), model.protocol.flip)
+
+
+def _bounded(model: Segmenter, photo: Photo, prepared: Prepared, scales: int | None) -> list[tuple[int, int]]:
+    sizes = model.sizes(prepared.height, prepared.width, scales)
+    longest = [LONGEST_PER_SHORT * short for short in model.protocol.short_sides_px]
+    if all(max(size) <= most for size, most in zip(sizes, longest)):
+        return sizes
+    console.note(
+        f"{photo.path.name} is very elongated: its scales are bounded, which the published protocol does not do"
+    )
+    return [
+        tuple(max(1, round(side * min(1, most / max(size)))) for side in size) for size, most in zip(sizes, longest)
+    ]
 
 
 def write(result: ClassMap, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,15 @@ def test_windows_cover_the_axis(length: int, crop: int, stride: int, expected: l
 def test_windows_must_be_positive(model: Segmenter) -> None:
     with pytest.raises(ValueError, match="positive pixels"):
         model.slide(torch.zeros(1, 3, 50, 50), 0, 10)
+
+
+def test_a_strip_is_not_enlarged_without_bound(
+    model: Segmenter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert task.predict(model, photo(400, 16)).scales == ((82, 2048),)  # by VOC2012's own bound
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(model, "protocol", replace(model.protocol, longest_px=None))
+    result = task.predict(model, photo(400, 16))
+    assert result.scales == ((82, 2048),)
+    assert result.classes.shape == (16, 400)
+    assert "very elongated" in capsys.readouterr().err
