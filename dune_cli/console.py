@@ -1,4 +1,8 @@
-"""What a command says while it works: notes and progress on stderr. Results go to stdout, through click.echo."""
+"""What a command says while it works, on stderr. Results go to stdout, through click.echo.
+
+Progress bars are for terminals only. Notes always show (unless --quiet), for they tell what a script's log needs too:
+which matcher ran, that nobody was found, what was left out.
+"""
 
 from __future__ import annotations
 

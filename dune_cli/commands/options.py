@@ -65,10 +65,12 @@ def cameras(function: F) -> F:
                 "--intrinsics",
                 metavar="FILE|FX,FY,CX,CY",
                 help="In original pixels: numbers for all images, several separated by ';', or a JSON file "
-                '{"image name": 3x3}. Without it: EXIF focal length, else --fov-deg.',
+                '{"image name": 3x3}. Without it: --fov-deg, else the EXIF focal length, else a guess.',
             ),
             click.option(
-                "--fov-deg", type=click.FloatRange(1, 170), help="Field of view across the long side, in degrees."
+                "--fov-deg",
+                type=click.FloatRange(1, 170),
+                help="Field of view across the long side, in degrees; goes before EXIF.  [guess without any: 55]",
             ),
         ],
     )
