@@ -164,7 +164,7 @@ def _pose_in_front(E: np.ndarray, rays1: np.ndarray, rays2: np.ndarray, use: np.
 
 
 def _in_front(pose: np.ndarray, rays1: np.ndarray, rays2: np.ndarray) -> np.ndarray:
-    """Whether the rays' nearest points lie in front of both cameras (M,) bool (least squares of z2 x2 = z1 R x1 + t)."""
+    """Whether the nearest points of rays (M, 3) lie in front of both cameras (M,) bool: z2 x2 = z1 R x1 + t."""
     turned, t = rays1 @ pose[:3, :3].T, pose[:3, 3]
     aa, bb, ab = (turned**2).sum(1), (rays2**2).sum(1), (turned * rays2).sum(1)
     at, bt = turned @ t, rays2 @ t
