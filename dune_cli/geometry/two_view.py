@@ -1,4 +1,4 @@
-"""Two calibrated views: triangulation, bundle adjustment, and the tests that tell a real pair from a degenerate one.
+"""Two calibrated views: triangulation, bundle adjustment, and the rotation that explains a motion best.
 
 World is camera 1. `K1`, `K2` (3, 3); pixels (M, 2); points (M, 3) in camera 1's frame. float64 throughout.
 """
@@ -6,7 +6,6 @@ World is camera 1. `K1`, `K2` (3, 3); pixels (M, 2); points (M, 3) in camera 1's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import lgamma, log
 
 import numpy as np
 
@@ -183,25 +182,6 @@ def rotation_only_any_focal(
         if np.median(residuals) < np.median(best[1]):
             best = (float(factor), residuals)
     return best
-
-
-def log10_false_alarms(inliers: int, matches: int, threshold_px: float, width: int, height: int) -> float:
-    """log10 of the number of five-point models that would find so many inliers among random matches by chance.
-
-    The a-contrario test of L. Moisan and B. Stival, "A probabilistic criterion to detect rigid point matches between
-    two images", IJCV 2004: a random point lies within `threshold_px` of an epipolar line with a probability of at most
-    2 * threshold * diagonal / area. Below 0 chance does not explain the pair; the lower the surer.
-    """
-    if inliers <= 5 or matches <= 5:
-        return float("inf")
-    chance = min(1.0, 2 * threshold_px * float(np.hypot(width, height)) / (width * height))
-    models = 10 * (matches - 5)  # a five-point sample gives up to ten
-    log_number = log(models) + _log_choose(matches, inliers) + _log_choose(inliers, 5)
-    return (log_number + (inliers - 5) * log(chance)) / log(10)
-
-
-def _log_choose(n: int, k: int) -> float:
-    return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
 
 
 def _rays(pixels: np.ndarray, K: np.ndarray) -> np.ndarray:

@@ -109,14 +109,3 @@ def test_a_real_motion_is_no_rotation_at_any_focal() -> None:
     _, pixels1, pixels2, _ = scene(8)
     assert np.median(two_view.rotation_only(pixels1, pixels2, K1, K2)[1]) > 5
     assert np.median(two_view.rotation_only_any_focal(pixels1, pixels2, K1, K2)[1]) > 5
-
-
-def test_chance_is_told_from_structure() -> None:
-    def alarms(inliers: int, matches: int) -> float:
-        return two_view.log10_false_alarms(inliers, matches, 1.0, 640, 480)
-
-    assert alarms(12, 300) > 0  # what random matches give
-    assert alarms(60, 300) < -20
-    assert alarms(12, 14) < -5
-    assert alarms(5, 400) == alarms(0, 0) == float("inf")
-    assert all(alarms(k + 1, 300) < alarms(k, 300) for k in range(20, 299))

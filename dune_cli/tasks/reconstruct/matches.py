@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dune_cli.errors import JobFailed
-from dune_cli.geometry import stereo, two_view
+from dune_cli.geometry import pair_checks, stereo, two_view
 from dune_cli.geometry.cameras import backproject, pixel_grid, project, resize_transform
 from dune_cli.geometry.epipolar import estimate_relative_pose
 from dune_cli.geometry.poses import inverse
@@ -20,7 +20,6 @@ from dune_cli.tasks.reconstruct.scene import Pair, PointMap, Scene, SparsePoints
 MAX_DENSE_SIDE_PX = 1600  # the dense map's long side, unless asked for otherwise
 MIN_INLIERS = 15
 MAX_LOG10_FALSE_ALARMS = -4.0
-MIN_MOVING, MIN_MOVING_SHARE = 8, 0.1  # inliers that no rotation explains; fewer leave the direction to chance
 FEW_INLIERS = 40
 MIN_AGREEMENT = 0.5  # of the sparse points with a dense depth within 10 % of theirs
 MOVE = "take the second photo from another place: a step to the side of about a tenth of the distance"
@@ -114,21 +113,24 @@ def _sparse(
     names = f"{first.path.name} and {second.path.name}"
     found = None
     if count >= MIN_INLIERS:
-        _refuse_same_view(matches, names)
+        if pair_checks.is_same_view(matches.points1, matches.points2, thresholds):
+            raise JobFailed(f"{names} are the same photo twice, or were taken from one place; {MOVE}")
         found = estimate_relative_pose(matches.points1, matches.points2, K1, K2, thresholds, seed)
     inliers = 0 if found is None else int(found.inliers.sum())
-    # chance grows with the threshold: the photo whose pixels are matched most coarsely decides
-    alarms = max(
-        two_view.log10_false_alarms(inliers, count, threshold, photo.width, photo.height)
-        for threshold, photo in zip(thresholds, (first, second))
-    )
+    sizes = [(photo.width, photo.height) for photo in (first, second)]
+    alarms = pair_checks.log10_chance_epipolar(inliers, count, thresholds, sizes)
     if found is None or inliers < MIN_INLIERS or alarms > MAX_LOG10_FALSE_ALARMS:
         raise JobFailed(
             f"{names} do not show enough of the same place: {count} matches, of which {inliers or 'too few'} agree on "
             "a motion, no more than chance; take photos that overlap by half or more, or try another --matcher"
         )
     pixels1, pixels2 = matches.points1[found.inliers], matches.points2[found.inliers]
-    _refuse_rotation(pixels1, pixels2, K1, K2, thresholds[1], focal_unknown, names)
+    moving = pair_checks.unexplained_by_rotation(pixels1, pixels2, K1, K2, thresholds[1], focal_unknown)
+    if pair_checks.is_rotation(moving, inliers):
+        raise JobFailed(
+            f"{names} differ by a rotation alone (no parallax): turning the camera on the spot explains "
+            f"{inliers - moving} of {inliers} matches, so depth cannot be seen; {MOVE}"
+        )
     refined = two_view.refine(pixels1, pixels2, K1, K2, found.cam2_from_cam1, 1.5 * max(thresholds))
     pose, valid = refined.cam2_from_cam1, refined.valid
     angles = two_view.parallax_angles(refined.points_cam1[valid], pose)
@@ -147,33 +149,6 @@ def _sparse(
         error_px=refined.reprojection_error_px,
         parallax_deg=float(np.degrees(np.median(angles[placed]))),
         pair=Pair((0, 1), count, int(valid.sum())),
-    )
-
-
-def _refuse_same_view(matches: Matches, names: str) -> None:
-    shift = np.linalg.norm(matches.points1 - matches.points2, axis=1)
-    if np.percentile(shift, 80) < max(matches.pixel_size1, matches.pixel_size2):
-        raise JobFailed(f"{names} are the same photo twice, or were taken from one place; {MOVE}")
-
-
-def _refuse_rotation(
-    pixels1: np.ndarray,
-    pixels2: np.ndarray,
-    K1: np.ndarray,
-    K2: np.ndarray,
-    threshold_px: float,
-    focal_unknown: bool,
-    names: str,
-) -> None:
-    residuals = two_view.rotation_only(pixels1, pixels2, K1, K2)[1]
-    if focal_unknown:
-        residuals = two_view.rotation_only_any_focal(pixels1, pixels2, K1, K2)[1]
-    moving = np.count_nonzero(residuals > 3 * threshold_px)
-    if moving >= max(MIN_MOVING, MIN_MOVING_SHARE * len(residuals)):
-        return
-    raise JobFailed(
-        f"{names} differ by a rotation alone (no parallax): turning the camera on the spot explains "
-        f"{len(residuals) - moving} of {len(residuals)} matches, so depth cannot be seen; {MOVE}"
     )
 
 
