@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import cv2
 import numpy as np
 
 from dune_cli.geometry import cameras, poses
@@ -13,16 +14,13 @@ TEXELS_A_METRE = 80
 
 @lru_cache(maxsize=64)
 def texture(seed: int, face: int, size: int = 1024) -> np.ndarray:
-    """(size, size, 3) colours in [0, 255]: random blobs at several scales; wider than the widest face, so that nothing
-    repeats."""
+    """(size, size, 3) colours in [0, 255]: blobs of every scale down to two texels; wider than the widest face."""
     rng = np.random.default_rng([seed, face])
-    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))
-    shaped = (
-        np.fft.fft2(rng.standard_normal((size, size, 3), dtype=np.float32), axes=(0, 1))
-        / (frequency + 2 / size)[..., None]
-    )
-    noise = np.fft.ifft2(shaped * np.exp(-((frequency / 0.2) ** 2))[..., None], axes=(0, 1)).real
-    return np.clip(128 + 55 * noise / noise.std(), 0, 255)
+    image = np.zeros((size, size, 3), np.float32)
+    for cells in (8, 16, 32, 64, 128, 256, 512):
+        coarse = rng.standard_normal((cells, cells, 3), dtype=np.float32)
+        image += cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.clip(128 + 45 * image / image.std(), 0, 255)
 
 
 def rectangles() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

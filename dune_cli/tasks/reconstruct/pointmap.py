@@ -41,7 +41,7 @@ class PointMapConfig:
 
 
 @dataclass(frozen=True)
-class _Map:
+class ViewMap:
     """One view's points in some camera's frame (h, w, 3), confidence (h, w), and its pixels in the photo (h, w, 2)."""
 
     points: np.ndarray
@@ -68,7 +68,7 @@ def reconstruct(
     inputs = [prepare(photo.rgb, size_px, model.patch, model.crop_square_to_4_3) for photo in photos]
     default = [source == "default" for _, source in intrinsics]
     with run.stage("network"):
-        maps, own_map2 = _predict(model, inputs, swapped=default[1])
+        maps, own_map2 = predict(model, inputs, swapped=default[1])
     with run.stage("pose"):
         cameras = []
         for photo, (K, source), own, unknown in zip(photos, intrinsics, (maps[0], own_map2), default):
@@ -108,17 +108,17 @@ def reconstruct(
     return scene.scaled(config.baseline / scene.baseline(), "metric", None)
 
 
-def _predict(model: TwoViewModel, inputs: Sequence[Prepared], swapped: bool) -> tuple[list[_Map], _Map]:
+def predict(model: TwoViewModel, inputs: Sequence[Prepared], swapped: bool) -> tuple[list[ViewMap], ViewMap]:
     """Both views' maps in camera 1's frame, and view 2's in its own frame (the swapped pair's; else the same one)."""
     import torch
 
     where = next(model.parameters()).device
     pixels = [transform_pixels(np.linalg.inv(p.network_from_image), pixel_grid(p.height, p.width)) for p in inputs]
 
-    def as_map(points: torch.Tensor | None, confidence: torch.Tensor | None, view: int) -> _Map:
+    def as_map(points: torch.Tensor | None, confidence: torch.Tensor | None, view: int) -> ViewMap:
         assert points is not None and confidence is not None
         numbers = [t[0].float().cpu().numpy().astype(np.float64) for t in (points, confidence)]
-        return _Map(numbers[0], numbers[1], pixels[view])
+        return ViewMap(numbers[0], numbers[1], pixels[view])
 
     with torch.inference_mode():
         features = [model.encode(torch.from_numpy(p.image)[None].to(where)) for p in inputs]
@@ -130,7 +130,7 @@ def _predict(model: TwoViewModel, inputs: Sequence[Prepared], swapped: bool) -> 
         return maps, as_map(back.points1, back.confidence1, 1)
 
 
-def _estimated_K(photo: Photo, own: _Map, min_confidence: float) -> np.ndarray:
+def _estimated_K(photo: Photo, own: ViewMap, min_confidence: float) -> np.ndarray:
     """Intrinsics from the view's points in its own camera's frame, principal point at the photo's centre."""
     centre = np.array([(photo.width - 1) / 2, (photo.height - 1) / 2])
     confident = own.confident(min_confidence)
@@ -144,7 +144,7 @@ def _estimated_K(photo: Photo, own: _Map, min_confidence: float) -> np.ndarray:
 
 
 def _second_pose(
-    photo: Photo, second: _Map, K: np.ndarray, prepared: Prepared, config: PointMapConfig
+    photo: Photo, second: ViewMap, K: np.ndarray, prepared: Prepared, config: PointMapConfig
 ) -> tuple[AbsolutePose, int]:
     """Camera 2's pose by PnP of its pixels on its confident points in camera 1's frame, and how many were used."""
     confident = np.flatnonzero(second.confident(config.min_confidence))

@@ -1,0 +1,148 @@
+"""A scene as files: what is written is what was reconstructed, in every format."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+import trimesh
+
+from dune_cli.errors import JobFailed
+from dune_cli.geometry import cameras, poses
+from dune_cli.io.jsons import dumps
+from dune_cli.io.ply import read_ply
+from dune_cli.provenance import Source
+from dune_cli.tasks.reconstruct import export
+from dune_cli.tasks.reconstruct.scene import Pair, PointMap, Scene, SparsePoints, View
+
+K = np.array([[50.0, 0, 19.5], [0, 52.0, 14.5], [0, 0, 1]])
+
+
+@pytest.fixture
+def scene() -> Scene:
+    """A dense view of two planes with a step between them, and a second camera with matched points."""
+    rng = np.random.default_rng(0)
+    depth = np.where(np.arange(40) < 20, 2.0, 3.0) * np.ones((30, 1))
+    points = cameras.backproject(cameras.pixel_grid(30, 40), depth, K)
+    valid = np.ones((30, 40), dtype=bool)
+    valid[:, :3] = False
+    colors = rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)
+    dense = PointMap(points, rng.random((30, 40)), valid, colors, np.eye(3))
+    world_from_2 = poses.from_rotation_translation(
+        poses.rotation_from_rotvec(np.array([0, 0.1, 0])), np.array([1.0, 0, 0])
+    )
+    pixels1 = np.array([[1.0, 4.0], [2.0, 25.0], [30.0, 10.0]])
+    sparse_points = cameras.backproject(pixels1, np.array([2.0, 2.0, 3.0]), K)
+    pixels2 = cameras.project(poses.transform_points(poses.inverse(world_from_2), sparse_points), K)
+    sparse = SparsePoints(sparse_points, np.full((3, 3), 9, np.uint8), np.ones(3), (pixels1, pixels2))
+    return Scene(
+        method="matches",
+        views=(
+            View("a.png", 40, 30, K, "given", np.eye(4), dense=dense),
+            View("b.png", 40, 30, K, "exif", world_from_2),
+        ),
+        pairs=(Pair((0, 1), 10, 8),),
+        sparse=sparse,
+        scale="arbitrary",
+        scale_note="why",
+        reprojection_error_px=0.5,
+        parallax_deg=3.0,
+        sources=(Source("sift"),),
+    )
+
+
+def sparse_only(scene: Scene) -> Scene:
+    return replace(scene, views=tuple(replace(view, dense=None) for view in scene.views))
+
+
+def test_the_json_is_the_schema(scene: Scene, tmp_path: Path) -> None:
+    points, mesh = export.write_scene(scene, tmp_path / "scene.ply")
+    tree = json.loads(dumps(export.scene_json(scene, points, mesh, {"dune": "x"})))
+    assert list(tree) == [
+        "schema", "scale", "scale_note", "method", "world", "cameras", "pairs", "points", "mesh", "quality",
+        "provenance",
+    ]  # fmt: skip
+    assert tree["schema"] == "dune.scene/1" and tree["world"] == "camera 0" and tree["mesh"] is None
+    assert list(tree["cameras"][0]) == [
+        "image", "width", "height", "K", "focal_source", "world_from_cam", "cam_from_world", "registered"
+    ]  # fmt: skip
+    second = tree["cameras"][1]
+    np.testing.assert_allclose(np.array(second["world_from_cam"]) @ second["cam_from_world"], np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(second["world_from_cam"], scene.views[1].world_from_cam)
+    assert tree["pairs"] == [{"images": [0, 1], "matches": 10, "inliers": 8, "confidence": 0.8}]
+    assert tree["quality"] == {"reprojection_error_px": 0.5, "registered": 2, "total": 2}
+    metric = export.scene_json(replace(scene, scale="metric", scale_note=None), points, mesh, {})
+    assert "scale_note" not in metric
+
+
+def test_ply_holds_dense_points_and_the_matched_ones_beside_them(scene: Scene, tmp_path: Path) -> None:
+    points, mesh = export.write_scene(scene, tmp_path / "scene.ply")
+    table = read_ply(tmp_path / "scene.ply")
+    assert mesh is None and points["file"] == "scene.ply"
+    assert list(table) == points["fields"] == ["x", "y", "z", "red", "green", "blue", "confidence"]
+    # 37 columns are dense; two of three matched points lie in the three columns without
+    assert len(table["x"]) == points["count"] == 30 * 37 + 2
+    np.testing.assert_allclose(table["z"][-2:], 2.0, rtol=1e-6)
+    dense = scene.views[0].dense
+    np.testing.assert_array_equal(table["red"][: 30 * 37], dense.colors[dense.valid][:, 0])
+
+
+def test_glb_holds_the_surface_cut_at_the_step_and_both_cameras(scene: Scene, tmp_path: Path) -> None:
+    points, mesh = export.write_scene(scene, tmp_path / "scene.glb")
+    assert points["count"] == 0 and mesh is not None
+    assert mesh["faces"] == 2 * 29 * (16 + 19) and mesh["vertices"] == 30 * 37
+    loaded = trimesh.load(tmp_path / "scene.glb")
+    surface = next(g for g in loaded.geometry.values() if isinstance(g, trimesh.Trimesh))
+    assert len(surface.faces) == mesh["faces"]
+    assert surface.vertices[:, 2].max() <= -2  # glTF looks along -z
+    text = (tmp_path / "scene.glb").read_bytes()
+    header = json.loads(text[20 : 20 + int.from_bytes(text[12:16], "little")])
+    assert [camera["name"] for camera in header["cameras"]] == ["a.png", "b.png"]
+
+
+def test_obj_holds_the_surface(scene: Scene, tmp_path: Path) -> None:
+    _, mesh = export.write_scene(scene, tmp_path / "scene.obj")
+    lines = (tmp_path / "scene.obj").read_text().splitlines()
+    assert sum(line.startswith("f ") for line in lines) == mesh["faces"]
+    assert sum(line.startswith("v ") for line in lines) == mesh["vertices"]
+
+
+def test_without_a_surface_glb_has_points_and_obj_says_what_to_do(scene: Scene, tmp_path: Path) -> None:
+    points, mesh = export.write_scene(sparse_only(scene), tmp_path / "scene.glb")
+    assert points["count"] == 3 and mesh is None
+    with pytest.raises(JobFailed, match=r"no surface for scene\.obj, only 3 points"):
+        export.write_scene(sparse_only(scene), tmp_path / "scene.obj")
+    assert not (tmp_path / "scene.obj").exists()
+
+
+def test_npz_holds_the_maps(scene: Scene, tmp_path: Path) -> None:
+    points, _ = export.write_scene(scene, tmp_path / "scene.npz")
+    arrays = np.load(tmp_path / "scene.npz")
+    assert sorted(arrays.files) == sorted(points["fields"])
+    assert arrays["view0_points"].shape == (30, 40, 3)
+    np.testing.assert_allclose(arrays["view0_depth"][:, 3:], scene.views[0].depth[:, 3:])
+    assert np.isnan(arrays["view0_depth"][:, :3]).all()
+    np.testing.assert_array_equal(arrays["view1_world_from_cam"], scene.views[1].world_from_cam)
+    assert "view1_points" not in arrays
+    np.testing.assert_array_equal(arrays["sparse_pixels1"], scene.sparse.pixels[1])
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_colmap_reads_back_the_same_cameras_and_tracks(scene: Scene, tmp_path: Path, binary: bool) -> None:
+    export.write_colmap_model(scene, tmp_path / "model", binary)
+    assert (tmp_path / "model" / ("cameras.bin" if binary else "cameras.txt")).exists()
+    model = pycolmap.Reconstruction(str(tmp_path / "model"))
+    for view in scene.views:
+        image = model.find_image_with_name(view.image)
+        np.testing.assert_allclose(image.cam_from_world().matrix(), poses.inverse(view.world_from_cam)[:3], atol=1e-9)
+        # COLMAP's pixel (0.5, 0.5) is our (0, 0)
+        expected = [K[0, 0], K[1, 1], K[0, 2] + 0.5, K[1, 2] + 0.5]
+        np.testing.assert_allclose(model.camera(image.camera_id).params, expected)
+    assert model.num_points3D() == 3 + 30 * 37
+    two = [point for point in model.points3D.values() if point.track.length() == 2]
+    assert len(two) == 3
+    assert model.compute_mean_reprojection_error() < 1e-3
