@@ -27,8 +27,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, rotation: Rotation | None = None) -> torch.Tensor:
         """x (B, N, D) -> (B, N, D); `rotation` turns q and k by their positions."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.unbind(2)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         return self.proj(_attend(q, k, v))

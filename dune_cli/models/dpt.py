@@ -23,6 +23,16 @@ class DptConfig:
     patch: int
 
 
+class PointConv2d(nn.Conv2d):
+    """A 1x1 convolution, run as a matrix product over pixels (channels_last maps need no copy for it)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
 class ResidualUnit(nn.Module):
     """relu, 3x3, relu, 3x3, plus the input as it was before the first relu."""
 
@@ -32,7 +42,7 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv2(F.relu(self.conv1(F.relu(x)))) + x
+        return self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True)).add_(x)
 
 
 class Fusion(nn.Module):
@@ -42,14 +52,14 @@ class Fusion(nn.Module):
         super().__init__()
         self.unit1 = None if alone else ResidualUnit(channels, unit_bias)
         self.unit2 = ResidualUnit(channels, unit_bias)
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.out = PointConv2d(channels, channels)
 
     def forward(self, path: torch.Tensor | None, level: torch.Tensor) -> torch.Tensor:
         """path (B, C, H, W), None for the coarsest, and level (B, C, H, W) -> (B, C, 2H, 2W).
 
         The 1x1 convolution stands before the bilinear upsampling, whose weights sum to 1: the two commute.
         """
-        x = level if self.unit1 is None else path + self.unit1(level)
+        x = level if self.unit1 is None else self.unit1(level).add_(path)
         return _resize(self.out(self.unit2(x)), (2 * x.shape[-2], 2 * x.shape[-1]))
 
 
@@ -62,10 +72,10 @@ class DptHead(nn.Module):
         i, c = config.inputs, config.levels
         self.levels = nn.ModuleList(
             [
-                nn.Sequential(nn.Conv2d(i[0], c[0], 1), nn.ConvTranspose2d(c[0], c[0], 4, 4)),
-                nn.Sequential(nn.Conv2d(i[1], c[1], 1), nn.ConvTranspose2d(c[1], c[1], 2, 2)),
-                nn.Sequential(nn.Conv2d(i[2], c[2], 1)),
-                nn.Sequential(nn.Conv2d(i[3], c[3], 1), nn.Conv2d(c[3], c[3], 3, 2, 1)),
+                nn.Sequential(PointConv2d(i[0], c[0]), nn.ConvTranspose2d(c[0], c[0], 4, 4)),
+                nn.Sequential(PointConv2d(i[1], c[1]), nn.ConvTranspose2d(c[1], c[1], 2, 2)),
+                nn.Sequential(PointConv2d(i[2], c[2])),
+                nn.Sequential(PointConv2d(i[3], c[3]), nn.Conv2d(c[3], c[3], 3, 2, 1)),
             ]
         )
         self.reduce = nn.ModuleList(nn.Conv2d(n, config.features, 3, padding=1, bias=False) for n in c)
@@ -74,8 +84,8 @@ class DptHead(nn.Module):
             nn.Conv2d(config.features, config.head_hidden, 3, padding=1),
             nn.Identity(),  # the upsampling's place in the published numbering
             nn.Conv2d(config.head_hidden, config.head_features, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(config.head_features, config.outputs, 1),
+            nn.ReLU(inplace=True),
+            PointConv2d(config.head_features, config.outputs),
         )
 
     def forward(self, items: Sequence[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:

@@ -1,0 +1,244 @@
+"""Speed as ratios, measured in one run: networks against this machine's matrix products, matching against other ways.
+
+The networks have their real sizes and random weights: what they compute does not depend on the values, how fast they
+do it hardly. Everything is measured in turns, several rounds, and the best of each counts, so that a busy machine
+disturbs all alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from dune_cli import runtime
+from dune_cli.models.croco import CrocoConfig, CrocoEncoder
+from dune_cli.models.decoder import DecoderConfig, TwoViewDecoder
+from dune_cli.models.dpt import DptConfig, DptHead, to_channels_last
+from dune_cli.models.local_features import LocalFeatures
+from dune_cli.models.precision import set_trunk_dtype
+from dune_cli.models.two_view import ConfidenceMode, DunePatches, HeadConfig, TwoViewModel
+from dune_cli.models.vit import VisionTransformer, VitConfig
+
+SQUARE = 2048
+ARCHITECTURES = {"dune-vits": (384, 12, 6, 14), "dune-vitb": (768, 12, 12, 14), "mast3r-vitl": (1024, 24, 16, 16)}
+FLOAT32_SHARE_GOAL, AUTO_GOAL, MATCHING_GOAL = 0.75, 2.0, 10.0
+
+
+@dataclass(frozen=True)
+class NetworkSpeed:
+    """One network in one number type: seconds a pass, its operations, and the share of the float32 peak.
+
+    `share` above 1 is possible in bfloat16. `parts`: seconds inside each part, of one further pass.
+    """
+
+    network: str
+    dtype: str
+    seconds: float
+    gflop: float
+    gflop_per_second: float
+    share: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """All of one run. `peak` in GFLOP/s by number type and shape; `auto_gain`: float32 seconds / auto seconds."""
+
+    device: str
+    threads: int
+    clock: str
+    architecture: str
+    input_hw: tuple[int, int]
+    auto_dtype: str
+    peak: dict[str, dict[str, float]]
+    networks: tuple[NetworkSpeed, ...]
+    auto_gain: dict[str, float]
+
+
+def random_two_view(architecture: str) -> TwoViewModel:
+    """A two-view model of real size ("dune-vits", "dune-vitb", "mast3r-vitl") with random weights, for timing."""
+    width, depth, heads, patch = ARCHITECTURES[architecture]
+    torch.manual_seed(0)
+    if patch == 16:
+        encoder: CrocoEncoder | DunePatches = CrocoEncoder(CrocoConfig(width, depth, heads, 4 * width, patch, 100.0))
+    else:
+        encoder = DunePatches(VisionTransformer(VitConfig(width, depth, heads, 4 * width, patch, 4, 32, "offset")))
+    decoder = DecoderConfig(width, 768, 12, 12, 3072, 100.0)
+    head = HeadConfig(
+        points=DptConfig((width, 768, 768, 768), (96, 192, 384, 768), 256, 128, 128, 4, patch),
+        local_inputs=width + 768,
+        local_hidden=4 * (width + 768),
+        descriptor_channels=24,
+        own_descriptor_confidence=True,
+        confidence=ConfidenceMode(1),
+        descriptor_confidence=ConfidenceMode(0),
+    )
+    model = TwoViewModel(encoder, TwoViewDecoder(decoder), head).eval().requires_grad_(False)
+    to_channels_last(model)
+    return model
+
+
+def input_size(long_side_px: int, patch: int) -> tuple[int, int]:
+    """(H, W) of a 4:3 landscape image in whole patches."""
+    return max(1, round(long_side_px * 3 / 4 / patch)) * patch, max(1, long_side_px // patch) * patch
+
+
+class Stopwatch:
+    """Seconds of a call: of the wall, or (`cpu_time`) of the processor, for one thread on a busy machine."""
+
+    def __init__(self, device: torch.device, cpu_time: bool) -> None:
+        self.device, self._now = device, time.process_time if cpu_time else time.perf_counter
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self._now()
+
+    def __call__(self, call: Callable[[], Any]) -> float:
+        start = self.now()
+        call()
+        return self.now() - start
+
+
+@torch.inference_mode()
+def measure_networks(
+    architecture: str = "dune-vitb",
+    size_px: int | None = None,
+    device: str = "auto",
+    rounds: int = 3,
+    cpu_time: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+) -> Speed:
+    """Encoder and two-view forward of one pair, float32 and `auto`, against matrix products of the same round.
+
+    The peak of a number type is the best rate over a large square product and the networks' own shapes.
+    """
+    where = runtime.pick_device(device)
+    auto = runtime.pick_dtype("auto", where)
+    watch = Stopwatch(where, cpu_time)
+    report(f"building {architecture} with random weights")
+    models = {"float32": random_two_view(architecture).to(where)}
+    patch = models["float32"].patch
+    height, width = input_size(size_px or models["float32"].size, patch)
+    if auto != torch.float32:
+        models["auto"] = set_trunk_dtype(copy.deepcopy(models["float32"]), auto)
+    images = torch.rand(2, 1, 3, height, width, device=where)
+    products = _products(where, {torch.float32, auto}, models["float32"], height * width // patch**2)
+    calls: dict[tuple[str, str], Callable[[], Any]] = {}
+    for dtype, model in models.items():
+        calls["encoder", dtype] = lambda model=model: model.encode(images[0])
+        calls["two-view", dtype] = lambda model=model: model(images[0], images[1])
+    gflop = {name: count_flop(calls[name, "float32"]) / 1e9 for name in ("encoder", "two-view")}
+    best: dict[Any, float] = {}
+    for turn in range(rounds + 1):  # the first warms up
+        report(f"round {turn} of {rounds}")
+        for key, call in [*((key, product) for key, (product, _) in products.items()), *calls.items()]:
+            seconds = watch(call)
+            if turn:
+                best[key] = min(seconds, best.get(key, seconds))
+    peak: dict[str, dict[str, float]] = {}
+    for (dtype, shape), (_, flop) in products.items():
+        peak.setdefault(dtype, {})[shape] = flop / best[dtype, shape] / 1e9
+    top = max(peak["float32"].values())
+    networks = tuple(
+        NetworkSpeed(
+            name,
+            dtype,
+            best[name, dtype],
+            gflop[name],
+            rate := gflop[name] / best[name, dtype],
+            rate / top,
+            seconds_by_part(models[dtype], call, watch),
+        )
+        for (name, dtype), call in calls.items()
+    )
+    gain = {name: best[name, "float32"] / best[name, "auto"] for name in gflop if "auto" in models}
+    threads, clock = torch.get_num_threads(), "processor" if cpu_time else "wall"
+    return Speed(
+        str(where),
+        threads,
+        clock,
+        architecture,
+        (height, width),
+        str(auto).removeprefix("torch."),
+        peak,
+        networks,
+        gain,
+    )
+
+
+def _products(
+    device: torch.device, dtypes: set[torch.dtype], model: TwoViewModel, tokens: int
+) -> dict[tuple[str, str], tuple[Callable[[], Any], float]]:
+    """Linear layers to time: (dtype, shape in words) -> (call, FLOP)."""
+    width, hidden = model.decoder.config.width, model.decoder.config.hidden
+    found: dict[tuple[str, str], tuple[Callable[[], Any], float]] = {}
+    for dtype in sorted(dtypes, key=str):
+        for m, k, n in ((SQUARE, SQUARE, SQUARE), (tokens, width, hidden), (tokens, hidden, width)):
+            x, w = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
+            repeats = max(1, round(SQUARE**3 / (m * k * n)))  # as long as the square one
+            call = lambda x=x, w=w, repeats=repeats: [F.linear(x, w) for _ in range(repeats)]  # noqa: E731
+            found[str(dtype).removeprefix("torch."), f"{m}x{k}x{n}"] = call, 2.0 * m * k * n * repeats
+    return found
+
+
+def count_flop(call: Callable[[], Any]) -> float:
+    """Multiplications and additions of the matrix products, convolutions and attentions that a call runs."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    mapping = {attention: lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def seconds_by_part(model: TwoViewModel, call: Callable[[], Any], watch: Stopwatch) -> dict[str, float]:
+    """Seconds inside the encoder, the decoder, the point heads and the descriptor heads during one call."""
+    kinds: tuple[tuple[str, type[nn.Module] | tuple[type[nn.Module], ...]], ...] = (
+        ("encoder", (CrocoEncoder, DunePatches)),
+        ("decoder", TwoViewDecoder),
+        ("point heads", DptHead),
+        ("descriptor heads", LocalFeatures),
+    )
+    spent: dict[str, float] = {}
+    handles = []
+    for part in model.modules():
+        for name, kind in kinds:
+            if isinstance(part, kind):
+                began: list[float] = []
+                handles.append(part.register_forward_pre_hook(lambda *_, began=began: began.append(watch.now())))
+
+                def after(*_: Any, name: str = name, began: list[float] = began) -> None:
+                    spent[name] = spent.get(name, 0.0) + watch.now() - began.pop()
+
+                handles.append(part.register_forward_hook(after))
+    try:
+        call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return spent
+
+
+def threads(count: int | None) -> AbstractContextManager[None]:
+    """`count` threads for torch inside the context; None leaves them as they are."""
+    return nullcontext() if count is None else _Threads(count)
+
+
+class _Threads(AbstractContextManager[None]):
+    def __init__(self, count: int) -> None:
+        self.count, self.before = count, torch.get_num_threads()
+
+    def __enter__(self) -> None:
+        torch.set_num_threads(self.count)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self.before)
