@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dune_cli.errors import CheckpointError, DuneError, PackageMissing
+from dune_cli import optional
+from dune_cli.errors import CheckpointError, DuneError
 from dune_cli.matchers.base import Availability, FeatureMatcher, Features
 from dune_cli.provenance import Source
 
@@ -34,12 +35,10 @@ def availability(weights: Iterable[str]) -> Availability:
     return Availability(True)
 
 
-def require(module: str) -> Any:
-    """A module of kornia. PackageMissing says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise PackageMissing(f"this matcher needs the package kornia ({error}); install it: {CURE}") from error
+def require_features() -> ModuleType:
+    """`kornia.feature`. PackageMissing says how to install it."""
+    optional.require("kornia", "this matcher", extra="matchers")
+    return optional.require("kornia.feature", "this matcher", extra="matchers")
 
 
 def open_weights(name: str) -> tuple[Mapping[str, torch.Tensor], Source]:
@@ -73,7 +72,7 @@ def fill(
 
 def light_glue(features: str, state: Mapping[str, torch.Tensor], what: str) -> nn.Module:
     """LightGlue (Lindenberger et al. 2023) for `features` ("aliked" or "xfeat") from a published state dict."""
-    LightGlue = require("kornia.feature").LightGlue
+    LightGlue = require_features().LightGlue
     options = {key: value for key, value in LightGlue.features[features].items() if key != "weights"}
     module = LightGlue(features=None, weights=None, **options)
     renamed = {}

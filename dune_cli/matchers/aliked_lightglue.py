@@ -28,7 +28,7 @@ class AlikedLightGlue(_kornia.LightGlueMatcher):
     ) -> None:
         self.device = pick_device(device)
         self.working_size_px = working_size_px
-        aliked = _kornia.require("kornia.feature").ALIKED(
+        aliked = _kornia.require_features().ALIKED(
             model_name="aliked-n16", max_num_keypoints=max_keypoints, detection_threshold=detection_threshold
         )
         state, self.source = _kornia.open_weights("aliked-n16")

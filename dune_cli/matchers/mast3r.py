@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.matchers.base import Availability, Matcher, Matches
+
+if TYPE_CHECKING:
+    from dune_cli.io.preprocess import Prepared
+    from dune_cli.models.two_view import TwoViewOutput
 
 NAME = "mast3r"
 MEASURED_AUC10 = None  # depends on the model, so "auto" leaves it out
@@ -36,7 +42,6 @@ class Mast3r(Matcher):
     def match(self, rgb1: np.ndarray, rgb2: np.ndarray) -> Matches:
         import torch
 
-        from dune_cli.geometry.matching import reciprocal_matches
         from dune_cli.io.preprocess import prepare
 
         prepared = [
@@ -44,20 +49,32 @@ class Mast3r(Matcher):
         ]
         device = next(self.model.parameters()).device
         output = self.model(*(torch.from_numpy(p.image)[None].to(device) for p in prepared), points=False)
-        desc1, desc2 = output.descriptors1[0], output.descriptors2[0]
-        xy1, xy2 = reciprocal_matches(desc1, desc2, self.subsample)
-        confidence1 = output.descriptor_confidence1[0][xy1[:, 1], xy1[:, 0]]
-        confidence2 = output.descriptor_confidence2[0][xy2[:, 1], xy2[:, 0]]
-        confidence = (confidence1.double() * confidence2.double()).sqrt()
-        transforms = [p.network_from_image for p in prepared]
-        return Matches(
-            _to_image(transforms[0], xy1.cpu().numpy()),
-            _to_image(transforms[1], xy2.cpu().numpy()),
-            (confidence / (1 + confidence)).cpu().numpy().astype(np.float32),
-            desc1.shape[0] * desc1.shape[1],
-            desc2.shape[0] * desc2.shape[1],
-            *(float(np.linalg.det(t[:2, :2]) ** -0.5) for t in transforms),
-        )
+        return matches_of(output, *prepared, self.subsample)[0]
+
+
+def matches_of(
+    output: TwoViewOutput, prepared1: Prepared, prepared2: Prepared, subsample: int
+) -> tuple[Matches, np.ndarray]:
+    """The reciprocal matches of a pair's descriptors in the photos' pixels, and their pixels (x, y) on network grid 1,
+    (M, 2) int64. Scores: c / (1 + c) with c the geometric mean of both descriptor confidences."""
+    from dune_cli.geometry.matching import reciprocal_matches
+
+    desc1, desc2 = output.descriptors1[0], output.descriptors2[0]
+    xy1, xy2 = reciprocal_matches(desc1, desc2, subsample)
+    confidence1 = output.descriptor_confidence1[0][xy1[:, 1], xy1[:, 0]]
+    confidence2 = output.descriptor_confidence2[0][xy2[:, 1], xy2[:, 0]]
+    confidence = (confidence1.double() * confidence2.double()).sqrt()
+    transforms = prepared1.network_from_image, prepared2.network_from_image
+    pixels1, pixels2 = xy1.cpu().numpy(), xy2.cpu().numpy()
+    matches = Matches(
+        _to_image(transforms[0], pixels1),
+        _to_image(transforms[1], pixels2),
+        (confidence / (1 + confidence)).cpu().numpy().astype(np.float32),
+        desc1.shape[0] * desc1.shape[1],
+        desc2.shape[0] * desc2.shape[1],
+        *(float(np.linalg.det(t[:2, :2]) ** -0.5) for t in transforms),
+    )
+    return matches, pixels1
 
 
 def _to_image(network_from_image: np.ndarray, xy: np.ndarray) -> np.ndarray:

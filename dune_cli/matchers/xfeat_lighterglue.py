@@ -31,7 +31,7 @@ class XFeatLighterGlue(_kornia.LightGlueMatcher):
         self.working_size_px = working_size_px
         self.max_keypoints = max_keypoints
         self.detection_threshold = detection_threshold
-        network = _kornia.require("kornia.feature").XFeat().net
+        network = _kornia.require_features().XFeat().net
         state, self.source = _kornia.open_weights("xfeat")
         self.network = _kornia.fill(network, state, "xfeat").to(self.device)
         state, _ = _kornia.open_weights("xfeat-lighterglue")
