@@ -1,0 +1,221 @@
+"""Videos in: the frames of every container and codec that OpenCV's FFmpeg reads, upright, 8-bit RGB, with their times.
+
+A video that was cut off or damaged gives the frames before that place, and a note says when it ended.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from dune_cli import console, optional
+from dune_cli.errors import UserError
+from dune_cli.io.photos import SMALLEST_SIDE_PX
+
+FALLBACK_HZ = 30.0  # where a file states no rate and no times
+HIGHEST_HZ = 1000.0  # what a file may state
+MISSING_S, MISSING_FRAMES = 0.2, 2  # a video may be this much shorter than announced: containers round
+SOON = 1e-6
+
+
+@dataclass(frozen=True)
+class Frame:
+    """`rgb` (H, W, 3) uint8, upright; `index` counts all frames of the video from 0; `time_s` is since the first."""
+
+    index: int
+    time_s: float
+    rgb: np.ndarray
+
+
+def frames(path: str | Path, fps: float | None = None) -> Iterator[Frame]:
+    """The frames of a video in their order, its orientation applied; one at a time is kept in memory.
+
+    `fps`: only the frames nearest to the times 0, 1/fps, 2/fps, ... seconds, each once; None: all.
+    UserError at once for a file that cannot be opened, has no frame that can be decoded, or one under 16 px a side.
+    """
+    return iter(Video(path, fps))
+
+
+class Video:
+    """An open video, to be iterated once. `width`, `height` in pixels, upright; `rate_hz` its own frame rate;
+    `announced_s` the length that the file states, or None.
+
+    Raises as `frames` does. After the iteration `decoded` says how many frames there were, `end_s` when they ended,
+    and `complete` whether that is the announced length.
+    """
+
+    def __init__(self, path: str | Path, fps: float | None = None) -> None:
+        if fps is not None and not (fps > 0 and math.isfinite(fps)):
+            raise UserError(f"{fps:g} frames a second are impossible; give a positive number such as 5")
+        self.path, self.fps = Path(path), fps
+        self._cv2 = optional.require("cv2", f"the video {self.path}")
+        self._capture = _open(self._cv2, self.path)
+        self.rate_hz = _rate(self._capture.get(self._cv2.CAP_PROP_FPS))
+        count = self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)
+        self.announced_s = count / self.rate_hz if math.isfinite(count) and count > 0 else None
+        self.decoded, self.end_s, self.complete = 0, 0.0, True
+        self._first = self._read()
+        if self._first is None:
+            self.close()
+            raise UserError(f"{self.path} holds no frame that can be decoded; copy it again, or convert it")
+        self.height, self.width = self._first[1].shape[:2]
+        if min(self.height, self.width) < SMALLEST_SIDE_PX:
+            self.close()
+            raise UserError(
+                f"{self.path} has {self.width} x {self.height} px; at least {SMALLEST_SIDE_PX} px a side are needed"
+            )
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._capture.release()
+
+    @property
+    def expected(self) -> int | None:
+        """About how many frames the iteration will give, as the file announces; None where it does not."""
+        if self.announced_s is None:
+            return None
+        rate = self.rate_hz if self.fps is None else min(self.fps, self.rate_hz)
+        return max(1, math.ceil(self.announced_s * rate - SOON))
+
+    def __iter__(self) -> Iterator[Frame]:
+        try:
+            yield from self._all() if self.fps is None else _nearest(self._all(), self.fps)
+        finally:
+            self.close()
+
+    def _all(self) -> Iterator[Frame]:
+        """Every frame, then what is to be said about the end."""
+        item, start_s, time_s = self._first, None, 0.0
+        self._first = None
+        while item is not None:
+            stamp_s, rgb = item
+            if start_s is None:
+                start_s = stamp_s if math.isfinite(stamp_s) else 0.0
+            elif stamp_s - start_s > time_s + SOON:
+                time_s = stamp_s - start_s
+            else:  # no time is stated, or one that goes backwards
+                time_s += 1 / self.rate_hz
+            if rgb.shape[:2] != (self.height, self.width):
+                raise UserError(
+                    f"{self.path} changes its size from {self.width} x {self.height} to {rgb.shape[1]} x "
+                    f"{rgb.shape[0]} px at {time_s:.2f} s; cut it there into two videos"
+                )
+            frame = Frame(self.decoded, time_s, rgb)
+            self.decoded, self.end_s = self.decoded + 1, time_s + 1 / self.rate_hz
+            yield frame
+            item = self._read()
+        self._say_whether_cut()
+
+    def _read(self) -> tuple[float, np.ndarray] | None:
+        """(stated time in seconds, picture), None at the end."""
+        with _silent(self._cv2):
+            try:
+                good, bgr = self._capture.read()
+            except self._cv2.error:
+                return None
+        if not good or bgr is None or bgr.ndim != 3:
+            return None
+        stamp_s = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
+        return stamp_s, np.ascontiguousarray(bgr[..., ::-1])
+
+    def _say_whether_cut(self) -> None:
+        missing_s = 0.0 if self.announced_s is None else self.announced_s - self.end_s
+        self.complete = missing_s <= max(MISSING_S, MISSING_FRAMES / self.rate_hz)
+        if not self.complete:
+            console.note(
+                f"{self.path.name} is cut off or damaged: it ends at {self.end_s:.2f} s of {self.announced_s:.2f} s; "
+                f"the {self.decoded} frames before are used"
+            )
+
+
+def _nearest(every: Iterator[Frame], fps: float) -> Iterator[Frame]:
+    """The frames nearest to the times k / fps, up to the last frame's."""
+    k, held = 0, None  # the next time is k / fps; `held` is the frame before, where it was not given yet
+    previous_s = -math.inf
+    for frame in every:
+        middle_s = (previous_s + frame.time_s) / 2
+        if held is not None and k / fps <= middle_s + SOON:
+            yield held
+        if math.isfinite(middle_s):
+            k = max(k, math.floor(middle_s * fps + SOON) + 1)
+        held = frame
+        if k / fps <= frame.time_s + SOON:
+            yield frame
+            held, k = None, math.floor(frame.time_s * fps + SOON) + 1
+        previous_s = frame.time_s
+
+
+def _open(cv2: ModuleType, path: Path) -> Any:
+    """An open capture that turns its frames upright."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if not head:
+        raise UserError(f"{path} is empty (0 bytes); copy or download it again")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read at FFmpeg's first use: its remarks are not ours
+    with _silent(cv2):
+        capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
+        if capture.isOpened():
+            capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+            return capture
+    capture.release()
+    if _lacks_index(path):
+        raise UserError(
+            f"{path} has no whole index (moov), so no frame can be found: the recording or the copy of it was cut off; "
+            "copy it again"
+        )
+    raise UserError(
+        f"{path} cannot be read as a video: it is damaged, none, or of a codec that OpenCV's FFmpeg does not know; "
+        "copy it again, or convert it, for example with ffmpeg -i VIDEO -c:v libx264 new.mp4"
+    )
+
+
+def _lacks_index(path: Path) -> bool:
+    """Whether an MP4 or MOV file ends before its `moov` box does (ISO/IEC 14496-12, 4.2)."""
+    size = path.stat().st_size
+    kinds, at = [], 0
+    with path.open("rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1 and len(head) == 16:
+                length = int.from_bytes(head[8:], "big")
+            if length < 8:  # 0: up to the end
+                length = size - at
+            at += length
+            if at <= size:
+                kinds.append(head[4:8])
+    return kinds[:1] == [b"ftyp"] and b"moov" not in kinds
+
+
+def _rate(stated: float) -> float:
+    return stated if math.isfinite(stated) and 0 < stated <= HIGHEST_HZ else FALLBACK_HZ
+
+
+@contextmanager
+def _silent(cv2: ModuleType) -> Iterator[None]:
+    """OpenCV's own remarks on a damaged file go nowhere; ours is the one that shows."""
+    logging = cv2.utils.logging
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)

@@ -1,0 +1,136 @@
+"""Identities: the assignment against all permutations; crossing people, gaps, order, gates."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dune_cli.geometry.assignment import assign
+from dune_cli.geometry.tracking import Tracker, TrackerConfig
+
+
+def cheapest(cost: np.ndarray) -> float:
+    if cost.shape[0] > cost.shape[1]:
+        cost = cost.T
+    rows = np.arange(cost.shape[0])
+    return min(cost[rows, list(columns)].sum() for columns in permutations(range(cost.shape[1]), len(rows)))
+
+
+@settings(deadline=None, max_examples=150)
+@given(rows=st.integers(1, 5), columns=st.integers(1, 5), seed=st.integers(0, 10**6), whole=st.booleans())
+def test_assignment_is_the_cheapest_of_all(rows: int, columns: int, seed: int, whole: bool) -> None:
+    rng = np.random.default_rng(seed)
+    cost = rng.integers(-3, 4, (rows, columns)).astype(float) if whole else rng.normal(size=(rows, columns))
+    first, second = assign(cost)
+    assert len(first) == len(second) == min(rows, columns)
+    assert len(set(first)) == len(set(second)) == len(first)
+    assert (np.diff(first) > 0).all()
+    assert cost[first, second].sum() == pytest.approx(cheapest(cost))
+
+
+def test_assignment_of_many_finds_a_hidden_permutation() -> None:
+    rng = np.random.default_rng(1)
+    hidden = rng.permutation(120)
+    u, v = rng.normal(size=120), rng.normal(size=120)
+    cost = u[:, None] + v + rng.uniform(0.01, 1, (120, 120))  # potentials change no optimum
+    cost[np.arange(120), hidden] = u + v[hidden]
+    rows, columns = assign(cost)
+    assert np.array_equal(rows, np.arange(120))
+    assert np.array_equal(columns, hidden)
+
+
+def test_assignment_of_nothing_and_of_nonsense() -> None:
+    for shape in ((0, 3), (3, 0), (0, 0)):
+        assert [len(part) for part in assign(np.zeros(shape))] == [0, 0]
+    for cost in (np.zeros(3), np.array([[np.nan]]), np.array([[np.inf]])):
+        with pytest.raises(ValueError, match="finite"):
+            assign(cost)
+
+
+def walk(start: tuple, speed: tuple, times: np.ndarray) -> np.ndarray:
+    return np.array(start, float) + np.array(speed, float) * times[:, None]
+
+
+def follow(times: np.ndarray, people: list[np.ndarray], config: TrackerConfig | None = None) -> list[list[int]]:
+    tracker = Tracker(config)
+    return [tracker.update(time, np.array([track[k] for track in people])) for k, time in enumerate(times)]
+
+
+@pytest.mark.parametrize("rate", [30, 10, 5])
+@pytest.mark.parametrize("apart", [0.15, 0.6])
+def test_people_who_cross_keep_their_identities(rate: int, apart: float) -> None:
+    times = np.arange(4 * rate) / rate
+    people = [walk((-3, 0, 5), (1.5, 0, 0), times), walk((3, 0, 5 + apart), (-1.5, 0, 0), times)]
+    rng = np.random.default_rng(0)
+    people = [track + rng.normal(0, 0.02, track.shape) for track in people]
+    assert follow(times, people) == [[0, 1]] * len(times)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6))
+def test_the_order_of_detections_does_not_matter(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    one, other = Tracker(), Tracker()
+    for k in range(12):
+        positions = rng.uniform(-2, 2, (rng.integers(0, 6), 3))
+        order = rng.permutation(len(positions))
+        ids, mixed = one.update(k / 7, positions), other.update(k / 7, positions[order])
+        assert mixed == [ids[place] for place in order]
+        assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(("unseen_s", "same"), [(0.3, True), (0.9, True), (1.0, True), (1.1, False), (30, False)])
+def test_a_gap_of_up_to_a_second(unseen_s: float, same: bool) -> None:
+    tracker, times = Tracker(), np.arange(20) / 10
+    for time in times:
+        assert tracker.update(time, walk((0, 0, 4), (1, 0, 0), times)[[int(time * 10 + 0.5)]]) == [0]
+    back = times[-1] + unseen_s
+    for time in np.arange(times[-1] + 0.1, back - 1e-9, 0.1)[:9]:
+        assert tracker.update(time, np.zeros((0, 3))) == []
+    assert tracker.update(back, np.array([[back, 0, 4]])) == ([0] if same else [1])
+
+
+def test_somebody_seen_is_not_taken_by_somebody_lost() -> None:
+    tracker = Tracker()
+    assert tracker.update(0.0, np.array([[0, 0, 4], [1.0, 0, 4.1]])) == [0, 1]
+    for k in range(1, 9):
+        assert tracker.update(k / 10, np.array([[1.0, 0, 4.1]])) == [1]
+    assert tracker.update(0.9, np.array([[1.05, 0, 4.1]])) == [1]
+    assert tracker.update(1.0, np.array([[1.05, 0, 4.1], [0.1, 0, 4]])) == [1, 0]
+
+
+def test_nobody_jumps_farther_than_the_gate() -> None:
+    config = TrackerConfig(speed_m_s=4, slack_m=0.2)
+    for distance, identity in ((0.59, 0), (0.61, 1)):
+        tracker = Tracker(config)
+        tracker.update(0, np.array([[0, 0, 5.0]]))
+        assert tracker.update(0.1, np.array([[distance, 0, 5.0]])) == [identity]
+
+
+def test_a_newcomer_does_not_shift_everybody() -> None:
+    """Three in a row, half a metre apart; one leaves at one end while another comes at the other."""
+    tracker = Tracker()
+    row = np.array([[0.5 * k, 0, 4.0] for k in range(4)])
+    assert sorted(tracker.update(0, row[:3])) == [0, 1, 2]
+    before = tracker.update(0.1, row[:3])
+    after = tracker.update(0.2, row[1:])
+    assert after[:2] == before[1:]
+    assert after[2] == 3
+
+
+def test_identities_begin_with_the_nearest_and_are_never_given_twice() -> None:
+    tracker = Tracker()
+    assert tracker.update(0, np.array([[0, 0, 9.0], [0, 0, 3.0]])) == [1, 0]
+    assert tracker.update(5, np.array([[0, 0, 9.0], [0, 0, 3.0]])) == [3, 2]
+
+
+def test_what_cannot_be_tracked() -> None:
+    tracker = Tracker()
+    assert tracker.update(1, []) == []
+    for time, positions in ((1, []), (0.5, []), (2, [[0, 1]]), (2, [[0, 0, np.nan]]), (2, np.zeros((1, 1, 3)))):
+        with pytest.raises(ValueError, match=r"times must grow|must be finite \(P, 3\)"):
+            tracker.update(time, np.array(positions, float))
