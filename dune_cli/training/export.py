@@ -58,9 +58,22 @@ def write_student(path: Path, student: Student, norms: nn.ModuleDict, licence: s
     try:
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={**header, "dune.licence": licence})
+            _sort_metadata(temporary)
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise JobFailed(f"cannot write {path} ({reason}); make room and run the same command again") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Equal weights make equal files: safetensors writes its metadata in an order that changes from run to run."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def licence_of(sources: dict[str, str]) -> str:

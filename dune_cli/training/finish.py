@@ -16,6 +16,7 @@ from dune_cli.training.export import licence_of, write_student
 from dune_cli.training.folder import RunFolder
 from dune_cli.training.held_out import HeldOut, held_out_scores
 from dune_cli.training.photos import centre_square
+from dune_cli.training.report_parts import pca_picture
 
 PICTURES = 4
 
@@ -53,7 +54,7 @@ def finish(trained: Trained, output: Path) -> Finished:
     names = ", ".join(teachers)
     caption = f"Held-out photos; first three principal components of the student's patches, then of {names}"
     rows = _pictures(trained, grid, device)
-    pictures = [(caption, report.pca_picture(rows))] if rows else []
+    pictures = [(caption, pca_picture(rows))] if rows else []
     return Finished(*files, *report.write(output, content, pictures), scores, content)
 
 
