@@ -100,9 +100,8 @@ def test_two_view_models_run_end_to_end(dune: Dune, root: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_a_model_in_two_files_beside_a_matcher(dune: Dune, root: Path, tmp_path: Path) -> None:
     decoder, encoder = two_files(Fixture("dunemast3r_vitsmall"), tmp_path)
-    done = dune(
-        "eval", "pairs", root, "--matcher", "sift,mast3r", "--model", decoder, "--encoder", encoder, "--limit", "1", "--json"
-    )  # fmt: skip
+    model = ["--model", decoder, "--encoder", encoder]
+    done = dune("eval", "pairs", root, "--matcher", "sift,mast3r", *model, "--limit", "1", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert [column["matcher"] for column in result["columns"]] == ["sift", "mast3r"]
