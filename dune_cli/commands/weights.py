@@ -15,7 +15,7 @@ from dune_cli.errors import JobFailed, UserError
 if TYPE_CHECKING:
     from dune_cli.checkpoints.registry import Entry
 
-KINDS = ("encoder", "two-view", "human", "head", "matcher")
+KINDS = ("encoder", "two-view", "human", "head", "matcher", "teacher")
 
 
 @click.group()

@@ -150,7 +150,7 @@ def _tagged(text: str, teachers: Sequence[str]) -> tuple[str | None, str]:
 def decode(item: Item) -> torch.Tensor:
     """A photo as (3, H, W) uint8 RGB, EXIF orientation applied. OSError or UserError for a broken one."""
     rgb = decode_photo(item.source.read(item.index), item.label)
-    return torch.from_numpy(rgb).permute(2, 0, 1)
+    return torch.from_numpy(np.require(rgb, requirements="W")).permute(2, 0, 1)
 
 
 def training_crop(photos: Photos, slot: Slot, size_px: int, settings: Augmentation, seed: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ class RunState:
             if ranks.is_first:
                 temporary.rename(target)
         except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+            reason = _why_not_written(folder, error)
             shutil.rmtree(temporary, ignore_errors=True)
-            reason = _reason(error)
             raise JobFailed(
                 f"cannot write the checkpoint {target} ({reason}); the last good one is "
                 f"{latest(folder) or 'none'}: free some space and run the same command again"
@@ -73,7 +74,7 @@ class RunState:
         try:
             with _quietly():
                 dcp.load(tree, checkpoint_id=path, no_dist=ranks.count == 1)
-        except Exception as error:  # dcp wraps whatever a damaged file raises
+        except (Exception, dcp.api.CheckpointException) as error:  # whatever a damaged file raises
             raise UserError(
                 f"the checkpoint {path} cannot be read ({_reason(error)}); delete it to go on from the one before"
             ) from error
@@ -96,10 +97,19 @@ def latest(folder: Path) -> Path | None:
 
 def _reason(error: BaseException) -> str:
     """The innermost message, in one short line."""
-    text = " ".join(str(error).split())
-    if "No space left" in text:
-        return "no space left on the disk"
-    return text[-200:] or type(error).__name__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[-1].split())[:200] if lines else type(error).__name__
+
+
+def _why_not_written(folder: Path, error: BaseException) -> str:
+    """What the system says to another megabyte; torch hides it behind errors of its zip writer."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 20))
+            probe.flush()
+    except OSError as refusal:
+        return (refusal.strerror or str(refusal)).lower()
+    return _reason(error)
 
 
 class _quietly(warnings.catch_warnings):

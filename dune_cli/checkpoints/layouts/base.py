@@ -11,7 +11,7 @@ import torch
 from dune_cli.checkpoints.keymap import KeyMap, unwrapped
 from dune_cli.errors import CheckpointError
 
-Kind = Literal["encoder", "two-view", "matcher", "head", "unknown"]
+Kind = Literal["encoder", "two-view", "human", "matcher", "head", "teacher", "unknown"]
 CONTAINERS = ("model", "state_dict")
 SIZES = {384: "S", 768: "B", 1024: "L", 1536: "g"}
 
