@@ -16,6 +16,8 @@ from dune_cli.errors import DuneError
 COMMANDS = {
     "encode": ("dune_cli.commands.encode", "Photos to features (NPZ) or a PCA picture."),
     "reconstruct": ("dune_cli.commands.reconstruct", "Two photos to a 3-D scene (PLY, OBJ, GLB, NPZ, COLMAP)."),
+    "reloc": ("dune_cli.commands.reloc", "Where a photo was taken, relative to a reference photo."),
+    "mapfree": ("dune_cli.commands.mapfree", "Poses of a Map-free data set as a submission ZIP."),
     "depth": ("dune_cli.commands.depth", "Photos to depth in metres (16-bit PNG, NPZ, EXR, PLY)."),
     "human": ("dune_cli.commands.human", "People in photos as meshes and body parameters (OBJ, GLB, PLY)."),
     "classify": ("dune_cli.commands.classify", "Photos to ImageNet classes, best first."),

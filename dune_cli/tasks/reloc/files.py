@@ -1,0 +1,92 @@
+"""A relocalization as `dune.pose/1` JSON and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dune_cli.geometry.poses import rotvec_from_rotation
+from dune_cli.tasks.reloc.sight import Shot
+from dune_cli.tasks.reloc.solve import Relocalization
+
+SCHEMA = "dune.pose/1"
+
+
+def best_of(results: Sequence[Relocalization]) -> Relocalization:
+    """The one with a pose and the highest confidence; without any pose, the one that came nearest to one."""
+    return max(results, key=lambda r: (r.success, r.confidence, r.inliers))
+
+
+def document(results: Sequence[Relocalization], provenance: dict[str, Any]) -> dict[str, Any]:
+    """The object of `dune.pose/1`: the best pose; with several references also all of them, as `candidates`."""
+    best = best_of(results)
+    tree = {"schema": SCHEMA, **_facts(best)}
+    if len(results) > 1:
+        tree["candidates"] = [_facts(result) for result in results]
+    return tree | {"provenance": provenance}
+
+
+def _facts(result: Relocalization) -> dict[str, Any]:
+    ref_from_query = result.ref_from_query
+    facts: dict[str, Any] = {"success": result.success, "scale": result.scale}
+    if result.success and result.scale == "arbitrary":
+        facts["scale_note"] = result.scale_from
+    return (
+        facts
+        | {
+            "query": _shot(result.query),
+            "reference": _shot(result.reference),
+            "ref_from_query": None if ref_from_query is None else ref_from_query + 0.0,  # no -0.0
+            "query_from_ref": None if result.query_from_ref is None else result.query_from_ref + 0.0,
+            "rotation_deg": result.rotation_deg,
+            "translation": None if ref_from_query is None else ref_from_query[:3, 3] + 0.0,
+            "distance": result.distance,
+            "matches": result.matches,
+            "inliers": result.inliers,
+            "confidence": round(result.confidence, 6),
+            "solver": result.solver,
+            "message": result.message,
+        }
+    )
+
+
+def _shot(shot: Shot) -> dict[str, Any]:
+    return {
+        "image": str(shot.photo.path),
+        "width": shot.photo.width,
+        "height": shot.photo.height,
+        "K": shot.K,
+        "focal_source": shot.focal_source,
+    }
+
+
+def in_words(result: Relocalization) -> str:
+    """A few lines for people."""
+    title = f"{result.query.name} relative to {result.reference.name}"
+    if not result.success:
+        return f"{title}: no pose\n  {result.message}"
+    pose = result.ref_from_query
+    rotvec = rotvec_from_rotation(pose[:3, :3])
+    angle = np.linalg.norm(rotvec)
+    axis = "" if angle < 1e-6 else f" about ({_numbers(rotvec / angle)})"
+    metric = result.scale == "metric"
+    unit = "m" if metric else "(unknown lengths)"
+    lines = [
+        title,
+        f"  rotation     {result.rotation_deg:.2f} degrees{axis}",
+        f"  translation  ({_numbers(pose[:3, 3])}) {unit}: where the query's camera stands, seen from the reference's "
+        "(x right, y down, z forward)",
+        f"  distance     {result.distance:.3f} m" if metric else "  distance     unknown",
+        f"  inliers      {result.inliers} of {result.matches} matches ({result.solver})",
+        f"  confidence   {result.confidence:.2f} (0 to 1)",
+        f"  scale        metric, from {result.scale_from}"
+        if metric
+        else f"  scale        arbitrary: {result.scale_from}",
+    ]
+    return "\n".join(lines)
+
+
+def _numbers(values: np.ndarray) -> str:
+    return ", ".join(f"{value + 0.0:.3f}" for value in values)

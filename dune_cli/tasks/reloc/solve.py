@@ -1,0 +1,226 @@
+"""From matches to a pose, or to the reason why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dune_cli.errors import JobFailed
+from dune_cli.geometry import epipolar, pair_checks, pnp, poses, two_view
+from dune_cli.tasks.reloc.sight import Common, Shot
+
+PNP_THRESHOLD_PX = 3.0  # in pixels of the matched image, whose points are known to about that
+MIN_SCALE_POINTS = 6
+# log10 of the expected number of poses by chance: half of the poses found at this value are right
+HALF_SURE = -15.0
+MIN_CONFIDENCE = 0.4
+ARBITRARY = (
+    "two photos do not tell lengths: the translation is a direction of length 1; give --baseline METRES, --ref-depth "
+    "of the reference, or a two-view --model"
+)
+
+
+@dataclass(frozen=True)
+class Relocalization:
+    """A query's pose relative to a reference, or why there is none (`message`; `query_from_ref` None then).
+
+    `query_from_ref` (4, 4), its translation in metres where `scale` is "metric", of length 1 where it is "arbitrary".
+    `scale_from` says in words where the length is from. `confidence` in [0, 1) grows with how little chance explains
+    the agreement of `inliers` out of `matches`.
+    """
+
+    query: Shot
+    reference: Shot
+    query_from_ref: np.ndarray | None
+    scale: str
+    scale_from: str
+    matches: int
+    inliers: int
+    confidence: float
+    solver: str
+    message: str = ""
+
+    @property
+    def success(self) -> bool:
+        return self.query_from_ref is not None
+
+    @property
+    def ref_from_query(self) -> np.ndarray | None:
+        """(4, 4): its translation is the query camera's centre in the reference camera's frame."""
+        return None if self.query_from_ref is None else poses.inverse(self.query_from_ref)
+
+    @property
+    def distance(self) -> float | None:
+        """Between the two cameras."""
+        return None if self.query_from_ref is None else float(np.linalg.norm(self.query_from_ref[:3, 3]))
+
+    @property
+    def rotation_deg(self) -> float | None:
+        """The angle of the rotation between the cameras, in degrees."""
+        return None if self.query_from_ref is None else float(np.degrees(poses.rotation_angle(self.query_from_ref)))
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """`solver` pnp | essential; `baseline` between the cameras in metres, where it is known; `min_confidence` of a
+    pose that is given out; `seed` of the random sampling."""
+
+    solver: str
+    baseline: float | None = None
+    min_confidence: float = MIN_CONFIDENCE
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Found:
+    pose: np.ndarray
+    inliers: int
+    confidence: float
+    scale: str
+    scale_from: str
+
+
+class _NoPose(JobFailed):
+    """Why there is no pose, and what was found until then."""
+
+    def __init__(self, message: str, inliers: int = 0, confidence: float = 0.0) -> None:
+        super().__init__(message)
+        self.inliers, self.confidence = inliers, confidence
+
+
+def confidence_of(log10_chance: float) -> float:
+    """[0, 1): 0 where chance explains the agreement, 1/2 at HALF_SURE, towards 1 as chance explains it ever less."""
+    sure = max(0.0, -log10_chance)
+    return sure / (sure - HALF_SURE)
+
+
+def relocalize(common: Common, config: SolverConfig) -> Relocalization:
+    """The query's pose by PnP on the reference's metric points, or by the essential matrix (then its length from these
+    points, or `baseline`, or none)."""
+    metric = common.points is not None or config.baseline is not None
+    found, no_pose = None, _NoPose("")
+    try:
+        _refuse_one_photo_twice(common)
+        found = (_by_pnp if config.solver == "pnp" else _by_essential)(common, config)
+    except _NoPose as error:
+        no_pose = error
+    return Relocalization(
+        query=common.query,
+        reference=common.reference,
+        query_from_ref=None if found is None else found.pose,
+        scale=("metric" if metric else "arbitrary") if found is None else found.scale,
+        scale_from="" if found is None else found.scale_from,
+        matches=len(common.matches.points1),
+        inliers=(found or no_pose).inliers,
+        confidence=(found or no_pose).confidence,
+        solver=config.solver,
+        message=str(no_pose),
+    )
+
+
+def failed(reference: Shot, query: Shot, config: SolverConfig, reason: str, metric: bool) -> Relocalization:
+    """A pair that did not even come to matches."""
+    scale = "metric" if metric else "arbitrary"
+    return Relocalization(query, reference, None, scale, "", 0, 0, 0.0, config.solver, reason)
+
+
+def _by_pnp(common: Common, config: SolverConfig) -> _Found:
+    if common.points is None:
+        raise ValueError("PnP needs metric points of the reference")
+    matches, query = common.matches, common.query
+    known = np.isfinite(common.points).all(-1)
+    count = int(known.sum())
+    threshold_px = PNP_THRESHOLD_PX * matches.pixel_size2
+    pose = pnp.estimate_absolute_pose(common.points[known], matches.points2[known], query.K, threshold_px, config.seed)
+    inliers = 0 if pose is None else int(pose.inliers.sum())
+    chance = pair_checks.log10_chance_pnp(inliers, count, threshold_px, query.size)
+    confidence = confidence_of(chance)
+    if pose is None or confidence < config.min_confidence:
+        depth = "" if count == len(known) else f", {count} of them at a known depth"
+        raise _elsewhere(common, inliers, confidence, depth)
+    where = "the depth map of the reference" if common.reference.depth is not None else "the model's metric points"
+    return _Found(pose.cam_from_world, inliers, confidence, "metric", where)
+
+
+def _by_essential(common: Common, config: SolverConfig) -> _Found:
+    matches, first, second = common.matches, common.reference, common.query
+    thresholds = matches.pixel_size1, matches.pixel_size2
+    pair = epipolar.estimate_relative_pose(matches.points1, matches.points2, first.K, second.K, thresholds, config.seed)
+    inliers = 0 if pair is None else int(pair.inliers.sum())
+    chance = pair_checks.log10_chance_epipolar(inliers, len(matches.points1), thresholds, (first.size, second.size))
+    confidence = confidence_of(chance)
+    if pair is None or confidence < config.min_confidence:
+        raise _elsewhere(common, inliers, confidence, "")
+    pixels1, pixels2 = matches.points1[pair.inliers], matches.points2[pair.inliers]
+    guessed = "default" in (first.focal_source, second.focal_source)
+    moving = pair_checks.unexplained_by_rotation(pixels1, pixels2, first.K, second.K, thresholds[1], guessed)
+    if pair_checks.is_rotation(moving, inliers):
+        raise _only_turned(common, pixels1, pixels2, confidence)
+    refined = two_view.refine(pixels1, pixels2, first.K, second.K, pair.cam2_from_cam1, 1.5 * max(thresholds))
+    pose, agreed = refined.cam2_from_cam1, int(refined.valid.sum())
+    if common.points is not None:
+        length = _length(common, pair.inliers, refined)
+        if length is None:
+            raise _NoPose(
+                f"{second.name}: fewer than {MIN_SCALE_POINTS} of the {agreed} agreeing matches have a depth in "
+                f"{first.name}, so the distance is unknown; give a denser depth map, or --baseline METRES",
+                agreed,
+                confidence,
+            )
+        where = "the depth map of the reference" if first.depth is not None else "the model's metric points"
+        return _Found(_with_length(pose, length), agreed, confidence, "metric", where)
+    if config.baseline is not None:
+        return _Found(_with_length(pose, config.baseline), agreed, confidence, "metric", "--baseline")
+    return _Found(pose, agreed, confidence, "arbitrary", ARBITRARY)
+
+
+def _length(common: Common, used: np.ndarray, refined: two_view.TwoViewGeometry) -> float | None:
+    """The baseline in metres: median ratio of metric to triangulated depth (z in the reference), weighted by parallax,
+    which is what triangulated depth is accurate to."""
+    assert common.points is not None
+    metric_z = common.points[used][:, 2]
+    use = refined.valid & np.isfinite(metric_z) & (metric_z > 0)
+    if np.count_nonzero(use) < MIN_SCALE_POINTS:
+        return None
+    ratio = metric_z[use] / refined.points_cam1[use, 2]
+    weight = two_view.parallax_angles(refined.points_cam1[use], refined.cam2_from_cam1)
+    order = np.argsort(ratio)
+    share = np.cumsum(weight[order])
+    return float(ratio[order][np.searchsorted(share, share[-1] / 2)])
+
+
+def _with_length(pose: np.ndarray, length: float) -> np.ndarray:
+    return poses.from_rotation_translation(pose[:3, :3], length * pose[:3, 3])
+
+
+def _refuse_one_photo_twice(common: Common) -> None:
+    one, two = common.reference.photo, common.query.photo
+    if one.rgb.shape == two.rgb.shape and np.array_equal(one.rgb, two.rgb):
+        raise _NoPose(f"{two.path.name} and {one.path.name} are the same photo; give another one")
+
+
+def _only_turned(common: Common, pixels1: np.ndarray, pixels2: np.ndarray, confidence: float) -> _NoPose:
+    first, second = common.reference, common.query
+    names = f"{second.name} and {first.name}"
+    matches = common.matches
+    if pair_checks.is_same_view(matches.points1, matches.points2, (matches.pixel_size1, matches.pixel_size2)):
+        text = f"{names} were taken from one place in one direction"
+    else:
+        rotation, _ = two_view.rotation_only(pixels1, pixels2, first.K, second.K)
+        text = (
+            f"{names} differ by a rotation alone, of {np.degrees(poses.rotation_angle(rotation)):.1f} degrees, which "
+            "shows no direction of motion"
+        )
+    cure = "--solver pnp" if common.points is not None else "--ref-depth of the reference or a two-view --model"
+    return _NoPose(f"{text}; with {cure} such a pose is found too", len(pixels1), confidence)
+
+
+def _elsewhere(common: Common, inliers: int, confidence: float, depth: str) -> _NoPose:
+    return _NoPose(
+        f"{common.query.name} and {common.reference.name} do not show enough of the same place: "
+        f"{len(common.matches.points1)} matches{depth}, of which {inliers or 'too few'} agree on a pose (confidence "
+        f"{confidence:.2f}); take photos that overlap more, or try another --matcher",
+        inliers,
+        confidence,
+    )
