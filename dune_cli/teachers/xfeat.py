@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from dune_cli import optional
 from dune_cli.checkpoints import files, store
-from dune_cli.errors import CheckpointError, PackageMissing
+from dune_cli.errors import CheckpointError
 from dune_cli.provenance import Source
 from dune_cli.teachers.base import PATCH, Teacher, as_tokens, fold_map
 
@@ -37,21 +38,17 @@ class XFeatTeacher(Teacher):
         padded = F.pad(images, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
         features = F.normalize(self.net(padded)[0], dim=1)[..., : grid[0] * CELLS, : grid[1] * CELLS]
         folded = fold_map(features, grid)
-        assert folded is not None
+        if folded is None:
+            raise AssertionError(f"XFeat's map {tuple(features.shape[-2:])} does not subdivide the grid {grid}")
         return {PATCH: as_tokens(folded)}
 
 
 def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """XFeat from the registry name `xfeat`, or from the file `argument`."""
-    try:
-        from kornia.feature import XFeat
-    except ImportError as error:
-        raise PackageMissing(
-            f"the teacher xfeat needs the package kornia ({error}); install it: pip install 'dune-cli[teachers]'"
-        ) from error
+    feature = optional.require("kornia.feature", "the teacher xfeat", extra="teachers")
     located = store.locate(argument or "xfeat")
     file = files.read_weights(located.path)
-    net = XFeat(top_k=1).net
+    net = feature.XFeat(top_k=1).net
     try:
         net.load_state_dict(file.tree)
     except (RuntimeError, TypeError) as error:

@@ -174,9 +174,9 @@ def test_a_damaged_checkpoint_is_named(distill, teacher: str, photos: Path, tmp_
 @pytest.mark.parametrize("student", ["timm:resnet18", "dune-mini"])
 def test_an_interrupted_run_of_other_students(student: str, teacher: str, photos: Path, tmp_path: Path) -> None:
     """Batch norms and group norms: stopped after two of four steps, it ends with the weights of the whole run."""
+    from dune_cli.training import state
     from dune_cli.training.config import DistillConfig
     from dune_cli.training.distill import distill as train
-    from dune_cli.training import state
 
     config = DistillConfig(
         teachers=(teacher,), data=(str(photos),), student=student, size_px=32, batch_size=4, steps=4,

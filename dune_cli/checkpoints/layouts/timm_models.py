@@ -26,24 +26,56 @@ PREFIX = "timm:"
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
+def is_vit(spec: str) -> bool:
+    """Whether `timm:NAME[=FILE]` is a ViT that `load` takes. UserError for a name that timm does not know."""
+    name = spec.removeprefix(PREFIX).partition("=")[0]
+    try:
+        with torch.device("meta"):
+            _create(name)
+    except UserError:
+        _known(name)
+        return False
+    return True
+
+
+def load_convolutional(spec: str) -> tuple[nn.Module, Mapping[str, Any], Source]:
+    """`timm:NAME[=FILE]` of any other family -> the network without its classifier, its settings, its source.
+
+    Raises as `load`.
+    """
+    import timm
+
+    name, _, given = spec.removeprefix(PREFIX).partition("=")
+    _known(name)
+    network = timm.create_model(name, pretrained=False, num_classes=0)
+    source = _fill(network, name, given)
+    return network.eval(), network.pretrained_cfg, source
+
+
 def load(spec: str) -> tuple[TimmEncoder, Source]:
     """`timm:NAME[=FILE]` -> the encoder with its weights.
 
     Raises UserError, WeightsMissing, CheckpointError, PackageMissing.
     """
-    from dune_cli.checkpoints import files
-    from dune_cli.checkpoints.opened import naming
-
     name, _, given = spec.removeprefix(PREFIX).partition("=")
     network = _create(name)
     settings = network.pretrained_cfg
-    path = Path(given) if given else _cached(name, settings)
+    source = _fill(network, name, given)
+    encoder = TimmEncoder(network, _patch(network, name), settings["input_size"][-1], settings["mean"], settings["std"])
+    return encoder, source
+
+
+def _fill(network: nn.Module, name: str, given: str) -> Source:
+    """The weights of the file `given`, or of the Hugging Face cache, into the network."""
+    from dune_cli.checkpoints import files
+    from dune_cli.checkpoints.opened import naming
+
+    path = Path(given) if given else _cached(name, network.pretrained_cfg)
     file = files.read_weights(path)
     with naming(path):
         load_strict(network, _used(network, state_dict_of(file.tree)), KeyMap(rules=()), f"timm's {name}")
-    encoder = TimmEncoder(network, _patch(network, name), settings["input_size"][-1], settings["mean"], settings["std"])
-    licence = file.metadata.get("dune.licence") or (None if given else settings.get("license")) or "unknown"
-    return encoder, Source(f"{PREFIX}{name}", file.sha256, licence)
+    own = None if given else network.pretrained_cfg.get("license")
+    return Source(f"{PREFIX}{name}", file.sha256, file.metadata.get("dune.licence") or own or "unknown")
 
 
 def _create(name: str) -> nn.Module:
@@ -51,17 +83,24 @@ def _create(name: str) -> nn.Module:
         import timm
     except ImportError as error:
         raise PackageMissing(f"timm does not import ({error}); run: pip install 'timm>=1.0.20'") from error
-    plain = name.partition(".")[0]
-    known = timm.list_models()
-    if plain not in known:
-        near = difflib.get_close_matches(plain, known, 3)
-        raise UserError(f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
+    _known(name)
     try:
         network = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
     except (TypeError, RuntimeError, ValueError) as error:
         raise UserError(f"timm's {name!r} does not take every image size; name a plain ViT") from error
     _patch(network, name)
     return network
+
+
+def _known(name: str) -> None:
+    """UserError for a name that timm does not know."""
+    import timm
+
+    plain = name.partition(".")[0]
+    known = timm.list_models()
+    if plain not in known:
+        near = difflib.get_close_matches(plain, known, 3)
+        raise UserError(f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
 
 
 def _patch(network: nn.Module, name: str) -> int:
