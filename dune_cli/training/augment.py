@@ -37,7 +37,7 @@ def augment(image: torch.Tensor, size_px: int, settings: Augmentation, rng: np.r
     if rng.random() < 0.5:
         crop = TF.horizontal_flip(crop)
     crop = TF.to_dtype(crop, torch.float32, scale=True)
-    return _photometric(crop, settings, rng) if settings.photometric else crop
+    return _photometric(crop, settings, rng).clamp(0, 1) if settings.photometric else crop
 
 
 def _crop_box(height: int, width: int, settings: Augmentation, rng: np.random.Generator) -> tuple[int, int, int, int]:
