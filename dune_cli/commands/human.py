@@ -1,8 +1,9 @@
-"""`dune human`: people in a photo as meshes (OBJ, GLB, PLY) and parameters (JSON)."""
+"""`dune human`: people in photos and videos as meshes (OBJ, GLB, PLY) and parameters (JSON)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import options, videos
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
+    from dune_cli.io.photos import Photo
+    from dune_cli.io.video import Frame
     from dune_cli.tasks.human import HumanModel, PhotoPeople
 
     Shot = tuple[Any, Any, Any]  # a photo, its camera K or None, and where that came from
@@ -52,9 +55,10 @@ FORMATS = ("obj", "glb", "ply")
 @click.option("--overlay", metavar="PNG|FOLDER", help="The photo with the bodies laid over it.")
 @click.option("--top-view", metavar="PNG|FOLDER", help="The people from above, on a grid in metres.")
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="Of the meshes in a folder -o.  [default: obj]")
+@options.fps
 @options.cameras
 @options.compute
-@options.output(False, "Meshes: .obj (one group a person), .glb (with the camera), .ply; for several photos a folder.")
+@options.output(False, "Meshes: .obj (a group a person), .glb (with the camera), .ply; a folder for photos and videos.")
 @options.as_json
 @options.common
 def command(
@@ -66,6 +70,7 @@ def command(
     overlay: str | None,
     top_view: str | None,
     kind: str | None,
+    fps: float | None,
     intrinsics: str | None,
     fov_deg: float | None,
     device: str,
@@ -74,28 +79,35 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """People in photos as bodies in metres, in front of the camera (x right, y down, z forward).
+    """People in photos and videos as bodies in metres, in front of the camera (x right, y down, z forward).
 
-    PHOTOS are files, folders and globs. Writes meshes and, beside them, a JSON with each person's pose, shape, place
-    and joints; all pixels are those of the photo. Without --intrinsics, --fov-deg or EXIF, the Anny model predicts the
-    camera and the SMPL-X ones assume 60 degrees across the long side. A photo without people gives an empty list and
-    exit code 0.
+    PHOTOS are files, folders, globs and videos. Writes meshes and, beside them, a JSON with each person's pose, shape,
+    place and joints; all pixels are those of the photo. Without --intrinsics, --fov-deg or EXIF, the Anny model
+    predicts the camera and the SMPL-X ones assume 60 degrees across the long side. A photo without people gives an
+    empty list and exit code 0.
+
+    Of a video the folder -o holds one mesh file a frame, called by its place in the video (000000.obj, ...),
+    frames.jsonl with the people of a frame a line (times in seconds), and video.json with what is common to all: one
+    camera, the body, who was seen when. People keep their id, and its colour, by the places of their heads in metres;
+    they may move up to 6 m/s and be unseen for up to a second. The camera should stand still or move slowly.
 
     \b
     Example: dune human photo.jpg -o people.obj --overlay overlay.png
              dune human photo.jpg --model multihmr-896-l --body-models ~/models -o people.glb
              dune human photos/ --format glb -o people/ --overlay overlays/
+             dune human clip.mp4 --fps 10 -o people/ --overlay overlays/
              dune human photo.jpg --json > people.json
     """
-    from dune_cli.io.inputs import expand
+    from dune_cli.io.inputs import expand, is_video
 
-    paths = expand(photos)
+    paths = expand(photos, videos=True)
+    videos.check_fps(fps, paths)
     targets = _targets(paths, output, kind, overlay, top_view, as_json, overwrite)
 
     from dune_cli.checkpoints.present import choose
     from dune_cli.io.intrinsics import one_by_one
     from dune_cli.io.jsons import dumps, write_json
-    from dune_cli.io.photos import read_photo
+    from dune_cli.io.video_files import frame_file
     from dune_cli.provenance import Run
     from dune_cli.tasks import human
 
@@ -105,7 +117,7 @@ def command(
     def shots() -> Iterator[Shot]:
         for path, given in zip(paths, one_by_one(intrinsics, len(paths))):
             with run.stage("read"):
-                photo = read_photo(path)
+                photo = videos.read_first(path)
             yield photo, *human.cameras([photo], given, fov_deg)[0]
 
     ahead = shots()
@@ -116,17 +128,45 @@ def command(
     for used in sources:
         console.note(f"{used.name}, licence: {used.licence}")
 
+    def provenance(photo: Photo) -> dict[str, Any]:
+        return run.provenance(sources, [(photo.path, photo.sha256)], dtype=dtype, units="metre", axes="OpenCV")
+
+    def video(first: Photo, K: Any, source: Any, folders: dict[str, Path]) -> dict[str, Any]:
+        seen, camera = human.Sightings(), {}
+
+        def write(frame: Frame, found: PhotoPeople) -> tuple[dict[str, Any], list[Path]]:
+            kept = human.select(found, which)
+            files = {name: frame_file(folder, frame.index, endings[name]) for name, folder in folders.items()}
+            _write(people_model, kept, files)
+            seen.add(frame, kept)
+            document = human.photo_facts(kept, files["mesh"])
+            camera.update(document["camera"])
+            return document, list(files.values())
+
+        def facts() -> dict[str, Any]:
+            return {"camera": camera, "body_model": human.body_facts(people_model), "people": seen.facts()}
+
+        if fps is not None and fps < 1:
+            console.note("these frames are over a second apart, so nobody keeps an id from one to the next")
+        predict = partial(human.predict_frames, people_model, K=K, source=source, min_score=min_score, run=run)
+        about = partial(provenance, first)
+        summary = videos.work("human", first, fps, folders["mesh"], run, predict, write, facts, about, not as_json)
+        console.note(f"{first.path.name}: {len(summary['people'])} different people")
+        return summary
+
+    endings = {"mesh": kind or FORMATS[0], "overlay": "png", "top view": "png"}
     documents = []
-    rest = zip(chain([first], ahead), targets)
-    for (photo, K, source), wanted in console.progress(rest, "human", len(paths), "photo"):
+    for (photo, K, source), wanted in videos.progress(zip(chain([first], ahead), targets), "human", paths):
+        if is_video(photo.path):
+            documents.append(video(photo, K, source, wanted))
+            continue
         with run.stage("predict"):
             found = human.predict(people_model, photo, K, source, min_score)
         kept = human.select(found, which)
         _say(found, kept, min_score)
         with run.stage("write"):
             _write(people_model, kept, wanted)
-        provenance = run.provenance(sources, [(photo.path, photo.sha256)], dtype=dtype, units="metre", axes="OpenCV")
-        documents.append(human.document(people_model, kept, wanted.get("mesh"), provenance))
+        documents.append(human.document(people_model, kept, wanted.get("mesh"), provenance(photo)))
         if "mesh" in wanted:
             write_json(wanted["mesh"].with_suffix(".json"), documents[-1])
         if not as_json:
@@ -145,17 +185,21 @@ def _targets(
     as_json: bool,
     overwrite: bool,
 ) -> list[dict[str, Path]]:
-    """What to write for each photo and where, checked before the work: "mesh", "overlay", "top view"."""
-    from dune_cli.io.targets import targets
+    """What to write for each photo and where, checked before the work: "mesh", "overlay", "top view". A video's places
+    are folders."""
+    from dune_cli.io.inputs import is_video
+    from dune_cli.io.targets import places
 
     wanted: dict[str, list[Path]] = {}
     if output is not None:
-        wanted["mesh"] = targets(paths, output, kind, FORMATS, overwrite, (".json",))
+        wanted["mesh"] = places(paths, output, kind, FORMATS, overwrite, (".json",))
+    elif any(map(is_video, paths)):
+        raise UserError("the people of a video go into a folder of files; name it with -o")
     elif kind is not None:
         raise UserError("--format is that of the files in a folder -o; name the folder with -o")
     for name, place in (("overlay", overlay), ("top view", top_view)):
         if place is not None:
-            wanted[name] = targets(paths, place, None, ("png",), overwrite)
+            wanted[name] = places(paths, place, None, ("png",), overwrite)
     if not wanted and not as_json:
         raise UserError("nothing to write: give -o (.obj, .glb, .ply or a folder), --overlay, --top-view or --json")
     if {"overlay", "top view"} <= wanted.keys() and wanted["overlay"][0].resolve() == wanted["top view"][0].resolve():
@@ -180,6 +224,6 @@ def _write(model: HumanModel, found: PhotoPeople, files: dict[str, Path]) -> Non
     from dune_cli.tasks import human
 
     writers = {"mesh": human.write_meshes, "overlay": human.write_overlay, "top view": human.write_top_view}
-    meshes = human.meshes(model, found.people)
+    meshes = human.meshes(model, found.people, found.ids)
     for name, path in files.items():
         writers[name](path, meshes, found)

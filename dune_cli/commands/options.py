@@ -103,6 +103,16 @@ def seed(function: F) -> F:
     return click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random choices.")(function)
 
 
+def fps(function: F) -> F:
+    """`fps`: frames a second of videos, or None for all."""
+    return click.option(
+        "--fps",
+        type=click.FloatRange(0, min_open=True),
+        metavar="N",
+        help="Of a video, only the frames nearest to N times a second.  [default: all frames]",
+    )(function)
+
+
 def size(function: F) -> F:
     """`size`: long side in pixels, or None for the model's own."""
     return click.option(

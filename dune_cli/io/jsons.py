@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,6 +19,16 @@ def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as `dumps` gives it."""
     with atomic_path(path) as temporary:
         temporary.write_text(dumps(value) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def json_lines(path: str | Path) -> Iterator[Callable[[Any], None]]:
+    """A function that adds a value to a JSON Lines file as one line of plain ASCII, as `dumps` converts it.
+
+    The file takes its name at the end; after a failure there is none.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="ascii", newline="\n") as file:
+        yield lambda value: print(json.dumps(_plain(value), allow_nan=False), file=file)
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,4 +1,4 @@
-"""Which file each photo's result goes to: one file for one photo, or a folder with one file a photo."""
+"""Where results go: one file for one photo, a folder with one file a photo, a folder for a video."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dune_cli.errors import UserError
-from dune_cli.io.atomic import check_output
+from dune_cli.io.atomic import check_output, check_output_folder
+from dune_cli.io.inputs import is_video
 
 
 def targets(
@@ -42,6 +43,31 @@ def targets(
         for ending in beside:
             check_output(sibling(path, ending), (Path(ending).suffix or ending,), overwrite)
     return found
+
+
+def places(
+    paths: Sequence[Path],
+    output: str | Path,
+    kind: str | None,
+    formats: Sequence[str],
+    overwrite: bool,
+    beside: Sequence[str] = (),
+) -> list[Path]:
+    """As `targets`, but a video of `paths` gets a folder: `output` itself where it is the only input, else one in
+    `output` that is called as the video. UserError where such a folder holds something already, without `overwrite`."""
+    videos = [path for path in paths if is_video(path)]
+    if not videos:
+        return targets(paths, output, kind, formats, overwrite, beside)
+    target = Path(output).expanduser()
+    if target.suffix and not target.is_dir():
+        raise UserError(f"the frames of {videos[0].name} do not fit into one file {target}; name a folder with -o")
+    folders = [target] if len(paths) == 1 else [target / name for name in unique_stems(videos)]
+    for folder in folders:
+        check_output_folder(folder, overwrite)
+    photos = [path for path in paths if not is_video(path)]
+    files = iter(targets(photos, target, kind, formats, overwrite, beside)) if photos else iter(())
+    rest = iter(folders)
+    return [next(rest if is_video(path) else files) for path in paths]
 
 
 def sibling(path: Path, ending: str) -> Path:

@@ -18,7 +18,8 @@ import numpy as np
 
 from dune_cli import console, optional
 from dune_cli.errors import UserError
-from dune_cli.io.photos import SMALLEST_SIDE_PX
+from dune_cli.io.photos import SMALLEST_SIDE_PX, Photo
+from dune_cli.provenance import sha256_of
 
 FALLBACK_HZ = 30.0  # where a file states no rate and no times
 HIGHEST_HZ = 1000.0  # what a file may state
@@ -42,6 +43,12 @@ def frames(path: str | Path, fps: float | None = None) -> Iterator[Frame]:
     UserError at once for a file that cannot be opened, has no frame that can be decoded, or one under 16 px a side.
     """
     return iter(Video(path, fps))
+
+
+def first_frame(path: str | Path) -> Photo:
+    """A video's first frame, with the hash of the whole file. UserError as for `frames`."""
+    with Video(path) as video:
+        return Photo(video.path, next(iter(video)).rgb, sha256_of(video.path))
 
 
 class Video:
@@ -110,10 +117,12 @@ class Video:
             else:  # no time is stated, or one that goes backwards
                 time_s += 1 / self.rate_hz
             if rgb.shape[:2] != (self.height, self.width):
-                raise UserError(
-                    f"{self.path} changes its size from {self.width} x {self.height} to {rgb.shape[1]} x "
-                    f"{rgb.shape[0]} px at {time_s:.2f} s; cut it there into two videos"
+                self.complete = False
+                console.note(
+                    f"{self.path.name} changes its size from {self.width} x {self.height} to {rgb.shape[1]} x "
+                    f"{rgb.shape[0]} px at {time_s:.2f} s; the {self.decoded} frames before are used"
                 )
+                return
             frame = Frame(self.decoded, time_s, rgb)
             self.decoded, self.end_s = self.decoded + 1, time_s + 1 / self.rate_hz
             yield frame

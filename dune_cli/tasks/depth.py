@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dune_cli.io.ply import write_ply
 from dune_cli.io.png import save_png
 from dune_cli.io.preprocess import Prepared, prepare
 from dune_cli.io.resample import fit, to_photo
+from dune_cli.io.video import Frame
 from dune_cli.models.depth import HeadDepth, PairedDepth
 from dune_cli.provenance import Run
 
@@ -66,7 +68,41 @@ def predict(
     long side of the pictures it was trained on, 640 or 1216); a two-view model sees the photo as `prepare` gives it
     (None: its standard size), and what that crops away has no depth. `flip`: mean with the mirrored photo's.
     """
-    run = run or Run()
+    result = _predict(model, photo, camera, size_px, flip, run or Run())
+    if isinstance(model, PairedDepth) and result.focal_source == "default":
+        console.note(f"no focal length fits the points of {photo.path.name}: the default field of view is kept")
+    return result
+
+
+def predict_frames(
+    model: HeadDepth | PairedDepth,
+    frames: Iterable[tuple[Frame, Photo]],
+    camera: tuple[np.ndarray, str],
+    size_px: int | None = None,
+    flip: bool = False,
+    run: Run | None = None,
+) -> Iterator[tuple[Frame, Depth]]:
+    """As `predict`, of the frames of a video with their pictures; all are of one camera: the first focal length that a
+    frame's points imply is kept."""
+    run, waiting, name = run or Run(), 0, None
+    for frame, photo in frames:
+        result = _predict(model, photo, camera, size_px, flip, run)
+        if isinstance(model, PairedDepth):
+            camera, name = (result.K, result.focal_source), photo.path.name
+            waiting += result.focal_source == "default"
+        yield frame, result
+    if waiting:
+        console.note(f"no focal length fits the points of {waiting} of the frames of {name}: theirs is the default")
+
+
+def _predict(
+    model: HeadDepth | PairedDepth,
+    photo: Photo,
+    camera: tuple[np.ndarray, str],
+    size_px: int | None,
+    flip: bool,
+    run: Run,
+) -> Depth:
     with run.stage("prepare"):
         if isinstance(model, PairedDepth):
             network = model.model
@@ -105,7 +141,6 @@ def _camera(
     centre = np.array([(photo.width - 1) / 2, (photo.height - 1) / 2])
     focal_px = focal_from_point_map(points, pixels, centre, confidence >= MIN_CONFIDENCE)
     if focal_px is None:
-        console.note(f"no focal length fits the points of {photo.path.name}: the default field of view is kept")
         return camera
     return K_from_focal(focal_px, photo.width, photo.height), "estimated"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dune_cli.errors import UserError
-from dune_cli.io.inputs import expand
+from dune_cli.io.inputs import expand, is_video
 
 
 @pytest.fixture
@@ -54,6 +54,18 @@ def test_what_names_no_image(entry: str, word: str, folder: Path) -> None:
     (folder / "videos" / "a.mov").write_bytes(b"x")
     with pytest.raises(UserError, match=word):
         expand([str(folder / entry)])
+
+
+def test_videos_for_verbs_that_read_them(folder: Path) -> None:
+    assert expand([folder / "clip.mp4"], videos=True) == [folder / "clip.mp4"]
+    names = ["clip.mp4", "img1.png", "img2.JPG", "img10.jpg"]
+    for entry in (folder, folder / "*"):
+        assert [path.name for path in expand([entry], videos=True)] == names
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no images.*\.mp4"):
+        expand([folder / "empty"], videos=True)
+    assert is_video(Path("a.MOV"))
+    assert not is_video(Path("mp4"))
 
 
 def test_nothing_at_all() -> None:

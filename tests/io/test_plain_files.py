@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dune_cli.errors import UserError
-from dune_cli.io.jsons import dumps, read_json, write_json
+from dune_cli.io.jsons import dumps, json_lines, read_json, write_json
 from dune_cli.io.npz import write_npz
 from dune_cli.io.png import save_png
 
@@ -48,6 +48,19 @@ def test_json_of_everything_that_results_hold(tmp_path: Path) -> None:
 )
 def test_json_round_trip(value: object) -> None:
     assert json.loads(dumps(value)) == value
+
+
+def test_json_lines_are_there_when_all_are(tmp_path: Path) -> None:
+    values = [{"a": np.float32(0.1), "b": "é\n"}, [np.nan, np.arange(3)], "x"]
+    with json_lines(tmp_path / "some.jsonl") as write:
+        for value in values:
+            write(value)
+        assert not (tmp_path / "some.jsonl").exists()
+    text = (tmp_path / "some.jsonl").read_text(encoding="ascii")
+    assert [json.loads(line) for line in text.splitlines()] == [{"a": 0.1, "b": "é\n"}, [None, [0, 1, 2]], "x"]
+    with pytest.raises(TypeError), json_lines(tmp_path / "failed.jsonl") as write:
+        write({1: 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["some.jsonl"]
 
 
 def test_json_of_a_file_name_that_is_no_utf8(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dune_cli.errors import UserError
-from dune_cli.io.targets import sibling, targets
+from dune_cli.io.targets import places, sibling, targets
 
 FORMATS = ("png", "npz")
 
@@ -42,3 +42,19 @@ def test_what_is_refused(tmp_path: Path, count: int, output: str, kind: str | No
         targets(photos, tmp_path / output, kind, FORMATS, False, (".json", "_color.png"))
     if "exists" in message:
         assert targets(photos, tmp_path / output, kind, FORMATS, True, (".json", "_color.png"))
+
+
+def test_a_video_gets_a_folder(tmp_path: Path) -> None:
+    clip, out = Path("a/clip.mp4"), tmp_path / "out"
+    assert places([clip], out, None, FORMATS, False) == [out]
+    both = places([Path("x.jpg"), clip, Path("b/clip.mov")], out, "npz", FORMATS, False, (".json",))
+    assert both == [out / "x.npz", out / "clip", out / "clip_2"]
+    assert places([Path("x.jpg")], tmp_path / "x.png", None, FORMATS, False) == [tmp_path / "x.png"]
+    (out / "clip").mkdir(parents=True)
+    (out / "clip" / "000000.png").touch()
+    with pytest.raises(UserError, match="clip exists already"):
+        places([Path("x.jpg"), clip], out, None, FORMATS, False)
+    assert places([Path("x.jpg"), clip], out, None, FORMATS, True)
+    for name in ("d.png", "d.v2"):
+        with pytest.raises(UserError, match=r"the frames of clip\.mp4 do not fit into one file"):
+            places([clip], tmp_path / name, None, FORMATS, False)

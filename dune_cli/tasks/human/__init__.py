@@ -1,19 +1,32 @@
-"""The task of `dune human`: people in photos, as bodies in metres."""
+"""The task of `dune human`: people in photos and videos, as bodies in metres."""
 
-from dune_cli.tasks.human.files import document, meshes, write_meshes, write_overlay, write_top_view
+from dune_cli.tasks.human.files import (
+    body_facts,
+    document,
+    meshes,
+    photo_facts,
+    write_meshes,
+    write_overlay,
+    write_top_view,
+)
 from dune_cli.tasks.human.model import HumanModel, Person, load_human
 from dune_cli.tasks.human.photo import PhotoPeople, cameras, parse_selection, predict, select
+from dune_cli.tasks.human.video import Sightings, predict_frames
 
 __all__ = [
     "HumanModel",
     "Person",
     "PhotoPeople",
+    "Sightings",
+    "body_facts",
     "cameras",
     "document",
     "load_human",
     "meshes",
     "parse_selection",
+    "photo_facts",
     "predict",
+    "predict_frames",
     "select",
     "write_meshes",
     "write_overlay",

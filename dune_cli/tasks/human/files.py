@@ -26,8 +26,9 @@ def name_of(number: int) -> str:
     return f"person_{number:03d}"
 
 
-def meshes(model: HumanModel, people: Sequence[Person]) -> list[Mesh]:
-    """One mesh a person, named and coloured, in the camera's frame (OpenCV axes), vertices numbered as the body's."""
+def meshes(model: HumanModel, people: Sequence[Person], ids: Sequence[int] | None = None) -> list[Mesh]:
+    """One mesh a person, named and coloured by `ids` (None: 0, 1, ...), in the camera's frame (OpenCV axes), vertices
+    numbered as the body's."""
     faces = model.body.faces.cpu().numpy()
     return [
         Mesh(
@@ -36,7 +37,7 @@ def meshes(model: HumanModel, people: Sequence[Person]) -> list[Mesh]:
             np.full((len(person.vertices), 3), distinct_color(number), np.uint8),
             name_of(number),
         )
-        for number, person in enumerate(people)
+        for number, person in zip(range(len(people)) if ids is None else ids, people)
     ]
 
 
@@ -66,24 +67,35 @@ def document(
     model: HumanModel, found: PhotoPeople, mesh_file: Path | None, provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """The object of `dune.human/1`; `mesh_file` is what was written beside it, if anything."""
-    photo, K, body = found.photo, found.K, model.body
+    facts = photo_facts(found, mesh_file)
+    people = facts.pop("people")
+    return {**facts, "body_model": body_facts(model), "people": people, "provenance": provenance}
+
+
+def body_facts(model: HumanModel) -> dict[str, Any]:
+    """What `dune.human/1` says of the body that the people's parameters are of."""
+    body = model.body
+    return {
+        "name": body.name,
+        "vertices": model.vertex_count,
+        "joints": list(body.joint_names),
+        "parents": list(body.parents),
+        "rotvec_joints": list(model.rotation_names),
+    }
+
+
+def photo_facts(found: PhotoPeople, mesh_file: Path | None) -> dict[str, Any]:
+    """What `dune.human/1` says of one photo: its size, camera and people."""
+    photo, K = found.photo, found.K
     return {
         "schema": SCHEMA,
         "scale": "metric",
         "image": {"file": str(photo.path), "width": photo.width, "height": photo.height},
         "camera": {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2], "source": found.camera_source},
-        "body_model": {
-            "name": body.name,
-            "vertices": model.vertex_count,
-            "joints": list(body.joint_names),
-            "parents": list(body.parents),
-            "rotvec_joints": list(model.rotation_names),
-        },
         "people": [
             _person(number, person, None if mesh_file is None else f"{mesh_file.name}#{name_of(number)}")
-            for number, person in enumerate(found.people)
+            for number, person in zip(found.ids, found.people)
         ],
-        "provenance": provenance,
     }
 
 

@@ -24,12 +24,18 @@ CameraSource = Literal["given", "exif", "predicted", "default"]
 @dataclass(frozen=True)
 class PhotoPeople:
     """The `people` of a photo, all pixels in those of the photo (centres at integers), and the camera `K` (3, 3)
-    float64 likewise, in front of which they stand."""
+    float64 likewise, in front of which they stand. `numbers`: who each of them is, in a video; None: 0, 1, ..."""
 
     photo: Photo
     people: tuple[Person, ...]
     K: np.ndarray
     camera_source: CameraSource
+    numbers: tuple[int, ...] | None = None
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The number of each person, which names the mesh and picks its colour."""
+        return tuple(range(len(self.people))) if self.numbers is None else self.numbers
 
 
 def cameras(
@@ -78,8 +84,9 @@ def select(found: PhotoPeople, which: str) -> PhotoPeople:
     count = parse_selection(which)
     corner = torch.tensor([found.photo.width - 0.5, found.photo.height - 0.5])
     areas = [_area(person.bbox_xyxy, corner) for person in found.people]
-    kept = sorted(range(len(areas)), key=lambda k: -areas[k])[:count]
-    return replace(found, people=tuple(found.people[k] for k in sorted(kept)))
+    kept = sorted(sorted(range(len(areas)), key=lambda k: -areas[k])[:count])
+    numbers = None if found.numbers is None else tuple(found.numbers[k] for k in kept)
+    return replace(found, people=tuple(found.people[k] for k in kept), numbers=numbers)
 
 
 def parse_selection(which: str) -> int | None:
