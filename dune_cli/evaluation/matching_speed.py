@@ -35,11 +35,11 @@ class MatchingSpeed:
 
 
 def made_up_descriptors(grid: tuple[int, int], channels: int, seed: int) -> Pairs:
-    """Two maps (H, W, C) of unit descriptors: the second holds the first's, moved by a tenth of the width, with noise."""
+    """Two maps (H, W, C) of unit descriptors: the second is the first, moved by a tenth of its width, and noise."""
     generator = torch.Generator().manual_seed(seed)
     first = torch.randn(*grid, channels, generator=generator)
     noise = torch.randn(*grid, channels, generator=generator)
-    second = first.roll(grid[1] // 10, 1) + 0.3 * noise
+    second = first.roll(grid[1] // 10, 1) + 0.8 * noise
     return F.normalize(first, dim=-1), F.normalize(second, dim=-1)
 
 

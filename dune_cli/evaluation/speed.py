@@ -30,7 +30,7 @@ from dune_cli.models.vit import VisionTransformer, VitConfig
 
 SQUARE = 2048
 ARCHITECTURES = {"dune-vits": (384, 12, 6, 14), "dune-vitb": (768, 12, 12, 14), "mast3r-vitl": (1024, 24, 16, 16)}
-FLOAT32_SHARE_GOAL, AUTO_GOAL, MATCHING_GOAL = 0.75, 2.0, 10.0
+FLOAT32_SHARE_GOAL, FAST_GOAL, MATCHING_GOAL = 0.75, 2.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -51,27 +51,25 @@ class NetworkSpeed:
 
 @dataclass(frozen=True)
 class Speed:
-    """All of one run. `peak` in GFLOP/s by number type and shape; `auto_gain`: float32 seconds / auto seconds."""
+    """All of one run. `peak` in GFLOP/s by number type and shape.
+
+    `fast_dtype`: what this processor is fast at ("float32" if nothing else); `fast_gain`: float32 seconds over its.
+    """
 
     device: str
     threads: int
     clock: str
     architecture: str
     input_hw: tuple[int, int]
-    auto_dtype: str
+    fast_dtype: str
     peak: dict[str, dict[str, float]]
     networks: tuple[NetworkSpeed, ...]
-    auto_gain: dict[str, float]
+    fast_gain: dict[str, float]
 
 
 def random_two_view(architecture: str) -> TwoViewModel:
     """A two-view model of real size ("dune-vits", "dune-vitb", "mast3r-vitl") with random weights, for timing."""
     width, depth, heads, patch = ARCHITECTURES[architecture]
-    torch.manual_seed(0)
-    if patch == 16:
-        encoder: CrocoEncoder | DunePatches = CrocoEncoder(CrocoConfig(width, depth, heads, 4 * width, patch, 100.0))
-    else:
-        encoder = DunePatches(VisionTransformer(VitConfig(width, depth, heads, 4 * width, patch, 4, 32, "offset")))
     decoder = DecoderConfig(width, 768, 12, 12, 3072, 100.0)
     head = HeadConfig(
         points=DptConfig((width, 768, 768, 768), (96, 192, 384, 768), 256, 128, 128, 4, patch),
@@ -82,7 +80,16 @@ def random_two_view(architecture: str) -> TwoViewModel:
         confidence=ConfidenceMode(1),
         descriptor_confidence=ConfidenceMode(0),
     )
-    model = TwoViewModel(encoder, TwoViewDecoder(decoder), head).eval().requires_grad_(False)
+    with torch.device("meta"):
+        if patch == 16:
+            encoder: CrocoEncoder | DunePatches = CrocoEncoder(CrocoConfig(width, depth, heads, 4 * width, 16, 100.0))
+        else:
+            encoder = DunePatches(VisionTransformer(VitConfig(width, depth, heads, 4 * width, 14, 4, 32, "offset")))
+        model = TwoViewModel(encoder, TwoViewDecoder(decoder), head)
+    model.to_empty(device="cpu").eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.uniform_(-0.03, 0.03, generator=generator)
     to_channels_last(model)
     return model
 
@@ -118,21 +125,22 @@ def measure_networks(
     cpu_time: bool = False,
     report: Callable[[str], None] = lambda text: None,
 ) -> Speed:
-    """Encoder and two-view forward of one pair, float32 and `auto`, against matrix products of the same round.
+    """Encoder and two-view forward of one pair, in float32 and in the fast type, against matrix products.
 
     The peak of a number type is the best rate over a large square product and the networks' own shapes.
     """
     where = runtime.pick_device(device)
-    auto = runtime.pick_dtype("auto", where)
+    fast = runtime.pick_dtype("auto", where)
+    fast_name = str(fast).removeprefix("torch.")
     watch = Stopwatch(where, cpu_time)
     report(f"building {architecture} with random weights")
     models = {"float32": random_two_view(architecture).to(where)}
     patch = models["float32"].patch
     height, width = input_size(size_px or models["float32"].size, patch)
-    if auto != torch.float32:
-        models["auto"] = set_trunk_dtype(copy.deepcopy(models["float32"]), auto)
+    if fast != torch.float32:
+        models[fast_name] = set_trunk_dtype(copy.deepcopy(models["float32"]), fast)
     images = torch.rand(2, 1, 3, height, width, device=where)
-    products = _products(where, {torch.float32, auto}, models["float32"], height * width // patch**2)
+    products = _products(where, {torch.float32, fast}, models["float32"], height * width // patch**2)
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
     for dtype, model in models.items():
         calls["encoder", dtype] = lambda model=model: model.encode(images[0])
@@ -161,7 +169,7 @@ def measure_networks(
         )
         for (name, dtype), call in calls.items()
     )
-    gain = {name: best[name, "float32"] / best[name, "auto"] for name in gflop if "auto" in models}
+    gain = {name: best[name, "float32"] / best[name, fast_name] for name in gflop if fast != torch.float32}
     threads, clock = torch.get_num_threads(), "processor" if cpu_time else "wall"
     return Speed(
         str(where),
@@ -169,7 +177,7 @@ def measure_networks(
         clock,
         architecture,
         (height, width),
-        str(auto).removeprefix("torch."),
+        fast_name,
         peak,
         networks,
         gain,

@@ -17,8 +17,9 @@ class Rotation:
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Rotates x (B, N, heads, d): `x·cos + rot(x)·sin`, rot = (-x2, x1) inside each half of the channels."""
-    swapped = x.unflatten(-1, (2, 2, x.shape[-1] // 4)).flip(-2).flatten(-3)
-    return torch.addcmul(x * rotation.cos, swapped, rotation.sin).to(x.dtype)
+    y = x.to(rotation.cos.dtype)
+    swapped = y.unflatten(-1, (2, 2, x.shape[-1] // 4)).flip(-2).flatten(-3)
+    return (y * rotation.cos).add_(swapped.mul_(rotation.sin)).to(x.dtype)
 
 
 class Rope2d:

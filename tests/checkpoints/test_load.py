@@ -191,6 +191,15 @@ def test_number_type_and_device_words(tmp_path: Path) -> None:
         load_encoder(path, device="gpu")
 
 
+def test_geometry_stays_in_float32_unless_asked(tmp_path: Path) -> None:
+    fixture = Fixture("mast3r_mini")
+    torch.save(mast3r_tree(fixture.config["model"], fixture.state()), tmp_path / "own.pth")
+    for word, dtype in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
+        model = load_two_view(tmp_path / "own.pth", device="cpu", dtype=word)
+        assert model.decoder.blocks1[0].attn.qkv.weight.dtype == dtype
+        assert model.head1.local.fc1.weight.dtype == torch.float32
+
+
 def test_half_precision_files_become_float32(tmp_path: Path) -> None:
     state = make_state_dict(dinov2_manifest(128, 1, 3), 1)
     torch.save({key: value.half() for key, value in state.items()}, tmp_path / "own.pth")

@@ -1,0 +1,53 @@
+"""`dune bench` as a real process, on a small input."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dune_cli.commands import bench
+from dune_cli.evaluation.matching_speed import MatchingSpeed
+from dune_cli.evaluation.speed import NetworkSpeed, Speed
+
+
+@pytest.mark.slow
+def test_json(dune: Any) -> None:
+    arguments = ("bench", "--model", "dune-vits", "--size", 56, "--rounds", 1, "--threads", 1)
+    done = dune(*arguments, "--json", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["schema"] == "dune.bench/1"
+    assert document["matching"]["identical"] is True
+    goals = document["goals"]
+    assert [goal["goal"] for goal in goals][:1] + [goal["goal"] for goal in goals][-1:] == [0.75, 10.0]
+    assert all(goal["reached"] == (goal["measured"] >= goal["goal"]) for goal in goals)
+    assert document["provenance"]["command"][:2] == ["dune", "bench"]
+
+
+def test_the_table() -> None:
+    rows = tuple(
+        NetworkSpeed("two-view", dtype, seconds, 100.0, 100 / seconds, 100 / seconds / 125, {"decoder": 0.25})
+        for dtype, seconds in (("float32", 1.0), ("bfloat16", 0.8))
+    )
+    peak = {"float32": {"8x8x8": 125.0}, "bfloat16": {"8x8x8": 1000.0}}
+    networks = Speed("cpu", 1, "wall", "dune-vits", (42, 56), "bfloat16", peak, rows, {"two-view": 1.25})
+    matching = MatchingSpeed((96, 128), 24, 5000, 0.1, 1.0, 2.0, 10.0, 20.0, False)
+    text = "\n".join(bench.table(networks, matching))
+    for words in (
+        "one pair of 56x42 px, cpu, 1 threads, wall time",
+        "100      100             80%   decoder 0.25",
+        "5000 matches, DIFFERENT in all three ways",
+        "KD-trees 2.000 s (20.0x)",
+        "float32 two-view, share of the matrix-product peak: 0.80, goal 0.75: reached",
+        "two-view, bfloat16 against float32: 1.25, goal 2: NOT reached",
+        "matching against KD-trees: 20.00, goal 10: reached",
+    ):
+        assert words in text
+
+
+def test_unknown_architecture(dune: Any) -> None:
+    done = dune("bench", "--model", "resnet")
+    assert done.returncode == 2
+    assert "dune-vitb" in done.stderr
