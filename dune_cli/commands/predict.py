@@ -1,0 +1,228 @@
+"""`dune predict`: several tasks on a photo, one encoder pass for those that share an encoder."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dune_cli import console
+from dune_cli.commands import options
+from dune_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from dune_cli.commands.predict_tasks import Task, Wishes
+    from dune_cli.io.photos import Photo
+    from dune_cli.provenance import Run
+
+TASKS = ("depth", "human", "features")
+FILES = {"depth": "depth.png", "human": "people.obj", "features": "features.npz"}
+REPORT = "predict.json"
+
+
+@click.command(short_help="Several tasks on a photo at once, with as few encoder passes as possible.")
+@click.argument("photos", nargs=-1, required=True, metavar="PHOTO...")
+@click.option("--tasks", "names", required=True, metavar="TASK,...", help=f"Of: {', '.join(TASKS)}.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="TASK=NAME|FILE",
+    help="A task's model, as for its own verb: depth=, human=, features= (an encoder). Repeat for several.  [default: "
+    "the best one on this machine; for features --encoder]",
+)
+@click.option("--encoder", metavar="NAME|FILE", help="The encoder of the depth head or model, and of features.")
+@click.option("--body-models", metavar="DIR", help="As for dune human: folder with smplx/SMPLX_NEUTRAL.npz.")
+@click.option(
+    "--min-score",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help="As for dune human: least confidence of a person's head, in [0, 1].",
+)
+@options.size
+@options.cameras
+@options.compute
+@options.output(True, "A folder: a folder for each photo, with depth.png, people.obj, features.npz, each with a JSON.")
+@options.as_json
+@options.common
+def command(
+    photos: tuple[str, ...],
+    names: str,
+    models: tuple[str, ...],
+    encoder: str | None,
+    body_models: str | None,
+    min_score: float,
+    size: int | None,
+    intrinsics: str | None,
+    fov_deg: float | None,
+    device: str,
+    dtype: str,
+    output: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Depth, people and features of photos, with one encoder pass for tasks that see one picture with one encoder.
+
+    The files are those of dune depth, dune human and dune encode, byte for byte but for the JSONs' provenance;
+    predict.json in each photo's folder names those commands and says how many encoder passes were run. Encoders count
+    as one if their weights are equal. Without --size, depth and features of one encoder are predicted at a common size,
+    at which they see the same picture: depth's own, or up to a quarter less. dune human always sees the photo in a
+    square of its own size, so it takes part in a shared pass only for a photo that is that square.
+
+    \b
+    Example: dune predict photo.jpg --tasks depth,human -o out/
+             dune predict photo.jpg --tasks depth,features --model depth=dinov2-vits14-nyu-dpt \\
+                 --encoder dinov2-vits14 -o out/
+    """
+    from dune_cli.io.inputs import expand
+    from dune_cli.io.intrinsics import one_by_one
+    from dune_cli.io.jsons import dumps, write_json
+    from dune_cli.io.photos import read_photo
+    from dune_cli.provenance import Run
+
+    wanted = _names(names)
+    chosen = _models(models, wanted)
+    if "features" in wanted and encoder is None and "features" not in chosen:
+        raise UserError("features need an encoder: give --encoder, or --model features=NAME|FILE")
+    paths = expand(photos)
+    folders = _folders(paths, output, wanted, overwrite)
+    given = one_by_one(intrinsics, len(paths))
+
+    from dune_cli.commands.predict_tasks import Wishes
+    from dune_cli.models.shared_pass import share
+
+    run = Run()
+    wishes = Wishes(chosen, encoder, body_models, min_score, size, fov_deg, device, dtype)
+    with run.stage("load"):
+        tasks = _load(wanted, wishes)
+        trunks = share([slot for slot in (task.slot() for task in tasks.values()) if slot is not None])
+    for source in {source.name: source for task in tasks.values() for source in task.sources}.values():
+        console.note(f"{source.name}, licence: {source.licence}")
+    reports = []
+    for path, camera, folder in console.progress(list(zip(paths, given, folders)), "predict", unit="photo"):
+        with run.stage("read"):
+            photo = read_photo(path)
+        report = _predict(photo, camera, folder, tasks, trunks, wishes, run)
+        write_json(folder / REPORT, report)
+        reports.append(report)
+        passes = report["encoder_passes"]
+        console.note(f"{path.name}: {len(tasks)} tasks, {passes} encoder {'pass' if passes == 1 else 'passes'}")
+        if not as_json:
+            click.echo("\n".join(str(folder / name) for name in [*(FILES[name] for name in tasks), REPORT]))
+    if as_json:
+        click.echo(dumps(reports[0] if len(reports) == 1 else reports))
+
+
+def _predict(
+    photo: Photo,
+    camera: str | None,
+    folder: Path,
+    tasks: dict[str, Task],
+    trunks: dict[str, Any],
+    wishes: Wishes,
+    run: Run,
+) -> dict[str, Any]:
+    """Runs all tasks on a photo and writes their files and JSONs; what predict.json says."""
+    from dune_cli.commands.predict_tasks import shared_size
+    from dune_cli.io.jsons import write_json
+
+    size = wishes.size or shared_size(tasks, trunks, photo)
+    distinct = {id(trunk): trunk for trunk in trunks.values()}
+    before = {key: trunk.passes for key, trunk in distinct.items()}
+    inputs = [(photo.path, photo.sha256)]
+    entries = {}
+    for name, task in tasks.items():
+        path = folder / task.file
+        tree = task.predict(photo, camera, size, path, run)
+        tree["provenance"] = run.provenance(task.sources, inputs, dtype=wishes.dtype)
+        write_json(path.with_suffix(".json"), tree)
+        same_as = _single(task, photo, camera, size, path, wishes)
+        entries[name] = {"file": task.file, "json": path.with_suffix(".json").name, "same_as": same_as}
+    encoders = [
+        {
+            "tasks": [name for name in tasks if trunks.get(name) is trunk],
+            "passes": trunk.passes - before[key],
+        }
+        for key, trunk in distinct.items()
+    ]
+    # what is no ViT is not shared: its task alone runs it, once
+    encoders += [{"tasks": [name], "passes": 1} for name in tasks if name not in trunks]
+    sources = {source.name: source for task in tasks.values() for source in task.sources}
+    return {
+        "schema": "dune.predict/1",
+        "image": {"path": str(photo.path), "width": photo.width, "height": photo.height},
+        "tasks": entries,
+        "encoder_passes": sum(entry["passes"] for entry in encoders),
+        "encoders": encoders,
+        "provenance": run.provenance(list(sources.values()), inputs, dtype=wishes.dtype),
+    }
+
+
+def _single(task: Task, photo: Photo, camera: str | None, size: int | None, path: Path, wishes: Wishes) -> str:
+    """The command of the task's own verb that writes the same file."""
+    words = ["dune", task.verb, str(photo.path), "-o", str(path)]
+    model = wishes.models.get(task.name) or (wishes.encoder if task.name == "features" else task.sources[0].name)
+    options_of: dict[str, Any] = {"--model": model}
+    if task.name == "depth":
+        options_of["--encoder"] = wishes.encoder
+    if task.name != "human":
+        options_of["--size"] = size
+    else:
+        options_of |= {"--body-models": wishes.body_models, "--min-score": wishes.min_score}
+    if task.name != "features":
+        options_of |= {"--intrinsics": camera, "--fov-deg": wishes.fov_deg}
+    options_of |= {"--device": wishes.device, "--dtype": wishes.dtype}
+    return shlex.join(words + [str(word) for pair in options_of.items() if pair[1] is not None for word in pair])
+
+
+def _names(text: str) -> list[str]:
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    unknown = [name for name in names if name not in TASKS]
+    if unknown or not names:
+        raise UserError(f"--tasks {text!r}: {', '.join(unknown) or 'nothing'} is no task; allowed: {', '.join(TASKS)}")
+    return names
+
+
+def _models(words: tuple[str, ...], wanted: list[str]) -> dict[str, str]:
+    """TASK=MODEL words by task."""
+    models: dict[str, str] = {}
+    for word in words:
+        task, equals, model = word.partition("=")
+        if not equals or not model or task not in TASKS:
+            raise UserError(f"--model {word!r} is not TASK=NAME|FILE; allowed tasks: {', '.join(TASKS)}")
+        if task not in wanted:
+            raise UserError(f"--model {word!r} is for a task that --tasks does not name ({', '.join(wanted)})")
+        if task in models:
+            raise UserError(f"--model {task}= was given twice; give it once")
+        models[task] = model
+    return models
+
+
+def _folders(paths: list[Path], output: str, wanted: list[str], overwrite: bool) -> list[Path]:
+    """A folder for each photo, whose files can be written."""
+    from dune_cli.io.atomic import check_output
+    from dune_cli.io.targets import unique_stems
+
+    folders = [Path(output).expanduser() / name for name in unique_stems(paths)]
+    for folder in folders:
+        for name in [FILES[task] for task in wanted] + [REPORT]:
+            path = folder / name
+            check_output(path, (path.suffix,), overwrite)
+            check_output(path.with_suffix(".json"), (".json",), overwrite)
+    return folders
+
+
+def _load(wanted: list[str], wishes: Wishes) -> dict[str, Task]:
+    """The tasks with their models, all loaded before the first photo."""
+    from dune_cli.commands.predict_tasks import DepthTask, FeaturesTask, HumanTask
+
+    tasks: dict[str, Task] = {}
+    for name in wanted:
+        if name == "features":
+            tasks[name] = FeaturesTask(wishes, wishes.models.get(name) or wishes.encoder or "")
+        else:
+            tasks[name] = (DepthTask if name == "depth" else HumanTask)(wishes)
+    return tasks
