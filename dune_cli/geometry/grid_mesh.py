@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dune_cli import optional
+
 MAX_DEPTH_JUMP = 0.04  # of the nearest corner's depth
 
 
@@ -45,7 +47,7 @@ def depth_edges(depth: np.ndarray, valid: np.ndarray, max_jump: float = 2 * MAX_
 
     A network smears depth edges over such pixels: their points hang in the air between two surfaces.
     """
-    import cv2
+    cv2 = optional.require("cv2", "finding depth edges")
 
     kernel = np.ones((3, 3), np.uint8)
     near = cv2.erode(np.where(valid, depth, np.inf), kernel, borderType=cv2.BORDER_REPLICATE)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dune_cli import optional
 from dune_cli.geometry.cameras import backproject, project
 from dune_cli.geometry.poses import from_rotation_translation, transform_points
 
@@ -26,7 +27,7 @@ def estimate_absolute_pose(
     "MAGSAC++, a fast, reliable and accurate robust estimator", CVPR 2020), then Levenberg-Marquardt on the inliers
     twice. The same seed gives the same pose. None with fewer than 6 points or inliers.
     """
-    import cv2
+    cv2 = optional.require("cv2", "camera pose estimation")
 
     points_world, pixels = np.asarray(points_world, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
     if len(points_world) < 6:

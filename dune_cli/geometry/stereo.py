@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dune_cli import optional
 from dune_cli.geometry.cameras import backproject, pixel_grid, scale_intrinsics, transform_pixels
 from dune_cli.geometry.poses import inverse
 
@@ -142,7 +143,7 @@ def dense_depth(rgb1: np.ndarray, rgb2: np.ndarray, K1: np.ndarray, K2: np.ndarr
     Semi-global matching along eight directions with sub-pixel disparities, in both directions; kept is what both agree
     on to a pixel, what lies inside both photos, and what is no small island.
     """
-    import cv2
+    cv2 = optional.require("cv2", "stereo matching")
 
     (left, inside1), (right, inside2) = _warp(rgb1, 0, K1, rect), _warp(rgb2, 1, K2, rect)
     even1, even2 = _evened(left), _evened(right)
@@ -186,7 +187,7 @@ def _obliquity_deg(rays: np.ndarray) -> np.ndarray:
 
 def _warp(rgb: np.ndarray, view: int, K: np.ndarray, rect: Rectification) -> tuple[np.ndarray, np.ndarray]:
     """The rectified photo (h, w, 3) and where it is defined (h, w) uint8; a reduction averages before it samples."""
-    import cv2
+    cv2 = optional.require("cv2", "stereo matching")
 
     scale = rect.focal_px / np.sqrt(abs(np.linalg.det(K[:2, :2])))
     if scale < 0.8:
@@ -201,7 +202,7 @@ def _warp(rgb: np.ndarray, view: int, K: np.ndarray, rect: Rectification) -> tup
 
 def _evened(rgb: np.ndarray) -> np.ndarray:
     """The image with its local contrast evened out (CLAHE on lightness), so that dim and pale surfaces match too."""
-    import cv2
+    cv2 = optional.require("cv2", "stereo matching")
 
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
     clahe = cv2.createCLAHE(CONTRAST_LIMIT, (CONTRAST_TILES, CONTRAST_TILES))
@@ -211,7 +212,7 @@ def _evened(rgb: np.ndarray) -> np.ndarray:
 
 def _match(left: np.ndarray, right: np.ndarray, rect: Rectification) -> np.ndarray:
     """(h, w) float32 disparities of `left`, NaN where there is none."""
-    import cv2
+    cv2 = optional.require("cv2", "stereo matching")
 
     # OpenCV leaves out columns whose search range is not wholly inside the other image: padding brings them back
     before, after = max(rect.lowest_px + rect.count_px, 0), max(-rect.lowest_px, 0)
@@ -239,7 +240,7 @@ def _subpixel(left: np.ndarray, right: np.ndarray, disparity: np.ndarray, x: np.
     """Disparities after one Gauss-Newton step, at most half a pixel, on the photos' difference in a small window (B. D.
     Lucas and T. Kanade, 1981). It undoes semi-global matching's pull towards whole pixels: measured, a third of the
     error on synthetic scenes and 15 % less on the Motorcycle pair; further steps follow the noise."""
-    import cv2
+    cv2 = optional.require("cv2", "stereo matching")
 
     def window_mean(image: np.ndarray) -> np.ndarray:
         return cv2.boxFilter(np.where(known, image, 0), -1, (SUBPIXEL_WINDOW, SUBPIXEL_WINDOW))
@@ -258,7 +259,7 @@ def _subpixel(left: np.ndarray, right: np.ndarray, disparity: np.ndarray, x: np.
 
 def _without_speckles(disparity: np.ndarray, rect: Rectification) -> np.ndarray:
     """Islands smaller than a share of the image, where neighbours differ by at most a pixel, become NaN."""
-    import cv2
+    cv2 = optional.require("cv2", "stereo matching")
 
     none = 16 * (rect.lowest_px - 2)
     fixed = np.where(np.isfinite(disparity), np.rint(disparity * 16), none).astype(np.int16)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dune_cli import optional
 from dune_cli.geometry.cameras import backproject, project
 from dune_cli.geometry.poses import inverse, nearest_rotation, transform_points, vector_angle
 
@@ -107,7 +108,7 @@ def _bundle_adjust(
     loss_scale_px: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pose with unit baseline and points (M, 3) after one solve; one thread, so that two runs agree to the bit."""
-    import pycolmap
+    pycolmap = optional.require("pycolmap", "bundle adjustment")
 
     scene = pycolmap.Reconstruction()
     poses = (np.eye(4), cam2_from_cam1)

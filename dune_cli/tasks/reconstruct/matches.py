@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dune_cli import optional
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import pair_checks, stereo, two_view
 from dune_cli.geometry.cameras import backproject, pixel_grid, project, resize_transform
@@ -120,9 +121,10 @@ def _sparse(
     sizes = [(photo.width, photo.height) for photo in (first, second)]
     alarms = pair_checks.log10_chance_epipolar(inliers, count, thresholds, sizes)
     if found is None or inliers < MIN_INLIERS or alarms > MAX_LOG10_FALSE_ALARMS:
+        guess = ", or give --intrinsics or --fov-deg (the focal length is a guess)" if focal_unknown else ""
         raise JobFailed(
             f"{names} do not show enough of the same place: {count} matches, of which {inliers or 'too few'} agree on "
-            "a motion, no more than chance; take photos that overlap by half or more, or try another --matcher"
+            f"a motion, no more than chance; take photos that overlap by half or more, try another --matcher{guess}"
         )
     pixels1, pixels2 = matches.points1[found.inliers], matches.points2[found.inliers]
     moving = pair_checks.unexplained_by_rotation(pixels1, pixels2, K1, K2, thresholds[1], focal_unknown)
@@ -185,7 +187,7 @@ def _agreement(depth: np.ndarray, points_cam1: np.ndarray, K: np.ndarray) -> flo
 
 def _reduced(rgb: np.ndarray, long_side_px: int) -> tuple[np.ndarray, np.ndarray]:
     """The photo with its long side at most `long_side_px`, and its pixels from the original's (3, 3)."""
-    import cv2
+    cv2 = optional.require("cv2", "resizing photos")
 
     height, width = rgb.shape[:2]
     scale = long_side_px / max(height, width)
