@@ -27,12 +27,14 @@ def load_depth(
     One of DINOv2's depth heads, on `encoder` (a name or file; without it the one that the head's name tells, beside
     the head and then among the weights), or a two-view model, which sees the image twice.
     `depth_range`: (minimum, maximum) in metres of a head instead of the published one (0.001 to 10 for NYU, to 80 for
-    KITTI). DINOv2's own hub function builds the linear NYU heads with 80: pass (0.001, 80) to get its numbers.
+    KITTI). `dtype` "auto" is float32 for a two-view model. DINOv2's own hub function builds the linear NYU heads with 80: pass (0.001, 80) to get its numbers.
     Raises WeightsMissing, CheckpointError, UserError.
     """
-    where, kind = target(device, dtype)
     opened = open_weights(name_or_path)
     expect(opened, "depth", "two-view")
+    if opened.adapter.KIND == "two-view" and dtype == "auto":
+        dtype = "float32"  # geometry: as `load_two_view`
+    where, kind = target(device, dtype)
     if opened.adapter.KIND == "two-view":
         if depth_range is not None:
             raise UserError("a depth range belongs to a depth head; a two-view model has none: leave it out")
