@@ -118,6 +118,8 @@ def command(
     if folder is not None and paths[0].name == paths[1].name:
         raise UserError(f"--colmap needs photos of different names, got {paths[0].name} twice; rename one")
 
+    if method == "matches" or folder is not None:
+        load_pycolmap()
     run = Run(seed=seed)
     with run.stage("read"):
         images = [read_photo(path) for path in paths]
@@ -148,6 +150,20 @@ def command(
     write_json(beside, result)
     written = [target, beside] + ([folder] if folder is not None else [])
     click.echo(dumps(result) if as_json else "\n".join(map(str, written)))
+
+
+def load_pycolmap() -> None:
+    """Imports pycolmap before the work, so that a missing one is named at once. The logging library inside it takes
+    over SIGTERM, prints a stack and ends the process; the handler that was there is put back, so that it unwinds."""
+    import signal
+    import threading
+
+    from dune_cli import optional
+
+    optional.require("pycolmap", "dune reconstruct")
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _method(method: str, model: str | None, encoder: str | None, matcher: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,6 +157,29 @@ def test_outputs_and_photos_are_checked_before_the_work(dune: Dune, photos: list
     refused(dune(*arguments(photos, tmp_path / "scene.ply")), 2, "scene.json exists already", "--overwrite")
     assert (tmp_path / "scene.json").read_text() == "mine"
     refused(dune(*arguments(photos, tmp_path / "scene.json" / "scene.ply")), 2, "scene.json")
+
+
+def test_a_terminated_run_unwinds_although_pycolmap_is_loaded() -> None:
+    code = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+from dune_cli.commands.reconstruct import load_pycolmap
+load_pycolmap()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+finally:
+    print("unwound")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "unwound\n", "")
+
+
+def test_a_missing_pycolmap_is_named_before_the_work(photos: list[Path], tmp_path: Path) -> None:
+    code = "import sys; sys.modules['pycolmap'] = None; from dune_cli.cli import main; main()"
+    command = [sys.executable, "-c", code, *arguments(photos, tmp_path / "scene.ply")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    refused(done, 4, "needs the package pycolmap", "pip install pycolmap")
 
 
 def test_a_two_view_model_gives_a_metric_scene(
