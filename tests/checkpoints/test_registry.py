@@ -40,6 +40,8 @@ def test_addresses_are_https_and_end_with_the_file_name() -> None:
         if entry.package is not None:
             assert entry.package.member.endswith(f"/{entry.file}")
             assert entry.sha256 is not None and entry.size_is_exact, entry.name
+        if entry.script is not None:
+            assert (registry.folder().parent / entry.script.script).is_file(), entry.name
 
 
 def test_names_files_and_hashes_are_unambiguous() -> None:
@@ -81,7 +83,8 @@ def test_found_by_name_by_file_and_by_converted_file() -> None:
         ({"licence": "none"}, "is not well-formed .*none"),
         ({"needs": ["nothing"]}, "needs nothing, which is not in it"),
         ({"name": "xfeat"}, "xfeat appears twice"),
-        ({"source": {}}, "either urls or a package"),
+        ({"source": {}}, "either urls or a package or a script"),
+        ({"source": {"script": "a.py", "index": "npm"}}, "is not well-formed .*download_bytes"),
         ({"source": {"package": "a", "version": "1"}}, "is not well-formed .*member"),
     ],
 )
