@@ -27,7 +27,8 @@ def load_depth(
     One of DINOv2's depth heads, on `encoder` (a name or file; without it the one that the head's name tells, beside
     the head and then among the weights), or a two-view model, which sees the image twice.
     `depth_range`: (minimum, maximum) in metres of a head instead of the published one (0.001 to 10 for NYU, to 80 for
-    KITTI). `dtype` "auto" is float32 for a two-view model. DINOv2's own hub function builds the linear NYU heads with 80: pass (0.001, 80) to get its numbers.
+    KITTI). DINOv2's own hub function builds the linear NYU heads with 80: pass (0.001, 80) to get its numbers.
+    `dtype` "auto" is float32 for a two-view model.
     Raises WeightsMissing, CheckpointError, UserError.
     """
     opened = open_weights(name_or_path)
