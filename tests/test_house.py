@@ -32,7 +32,8 @@ ROOMS: dict[str, set[str]] = {
     "tasks": {"matchers", "bodies", "checkpoints", *LOW},
     "data": {"bodies", "geometry", "io"},
     "training": {"tasks", "teachers", "matchers", "bodies", "data", "checkpoints", *LOW},
-    "evaluation": {"tasks", "teachers", "matchers", "bodies", "data", "checkpoints", *LOW},
+    # untrained controls are the trainer's fresh students
+    "evaluation": {"training", "tasks", "teachers", "matchers", "bodies", "data", "checkpoints", *LOW},
 }
 DOCTOR = {"doctor": {"checkpoints", "probe"}, "probe": {"matchers"}}
 UNDER_COMMANDS = {"commands", "doctor", *ROOMS}

@@ -9,6 +9,7 @@ import click
 # benchmark -> (module that defines `command`, short help)
 BENCHMARKS = {
     "pairs": ("dune_cli.commands.eval_pairs", "Relative pose of photo pairs with ground truth (AUC@5/10/20)."),
+    "features": ("dune_cli.commands.eval_features", "k-NN, linear probe, cosine to teachers, patch matching."),
     "mapfree": ("dune_cli.commands.eval_mapfree", "Official scores of a Map-free relocalization submission."),
 }
 
