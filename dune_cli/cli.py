@@ -23,7 +23,7 @@ COMMANDS = {
     "classify": ("dune_cli.commands.classify", "Photos to ImageNet classes, best first."),
     "segment": ("dune_cli.commands.segment", "Photos to a class for every pixel (ADE20K, VOC)."),
     "distill": ("dune_cli.commands.distill", "One encoder out of several teachers, on unlabelled photos."),
-    "predict": ("dune_cli.commands.predict", "Several tasks on a photo at once, with as few encoder passes as possible."),
+    "predict": ("dune_cli.commands.predict", "Several tasks on a photo at once, sharing encoder passes."),
     "eval": ("dune_cli.commands.eval", "Score models and matchers on data with ground truth."),
     "weights": ("dune_cli.commands.weights", "List, fetch, check and convert model weights."),
     "doctor": ("dune_cli.commands.doctor", "What works on this machine, and what is missing."),

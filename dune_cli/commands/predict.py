@@ -22,7 +22,7 @@ FILES = {"depth": "depth.png", "human": "people.obj", "features": "features.npz"
 REPORT = "predict.json"
 
 
-@click.command(short_help="Several tasks on a photo at once, with as few encoder passes as possible.")
+@click.command(short_help="Several tasks on a photo at once, sharing encoder passes.")
 @click.argument("photos", nargs=-1, required=True, metavar="PHOTO...")
 @click.option("--tasks", "names", required=True, metavar="TASK,...", help=f"Of: {', '.join(TASKS)}.")
 @click.option(

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     "--min-confidence",
     type=click.FloatRange(0, 1),
     metavar="C",
-    help="Give out no pose below it.  [default: 0.4]",
+    help="Give out no pose below it.  [default: 0.375]",
 )
 @options.cameras
 @options.size

@@ -27,9 +27,10 @@ def sample_depth(depth: np.ndarray, pixels: np.ndarray, max_step: float = MAX_ST
         values.append(depth[y, x])
     weight, z = np.stack(weights), np.stack(values)
     known = np.isfinite(z) & (z > 0)
+    z = np.where(known, z, np.nan)
     nearest = weight.argmax(0), np.arange(len(pixels))
     at_edge = (known & (np.abs(z - z[nearest]) > max_step * z[nearest])).any(0)
     weight = np.where(known, weight, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        inverse = (weight * np.where(known, 1 / z, 0)).sum(0) / weight.sum(0)
+        inverse = np.where(known, weight / z, 0).sum(0) / weight.sum(0)
         return np.where(inside & known[nearest] & ~at_edge, 1 / inverse, np.nan)
