@@ -38,7 +38,7 @@ def finish(trained: Trained, output: Path) -> Finished:
 
     JobFailed when they cannot be written.
     """
-    config, teachers, photos = trained.config, trained.teachers, trained.photos
+    config, teachers = trained.config, trained.teachers
     device = next(trained.student.parameters()).device
     student, norms = trained.student.eval(), trained.norms.eval()
     grid = (config.size_px // student.encoder.patch,) * 2
@@ -47,6 +47,13 @@ def finish(trained: Trained, output: Path) -> Finished:
     for path, dtype in zip(files, (torch.float32, torch.float16)):
         write_student(path, student, norms, licence, dtype)
 
+    with torch.compiler.set_stance("force_eager"):  # a compiled student need not be compiled again for other sizes
+        return _report(trained, files, output, grid, device)
+
+
+def _report(trained: Trained, files: list[Path], output: Path, grid: tuple[int, int], device: torch.device) -> Finished:
+    config, teachers, photos = trained.config, trained.teachers, trained.photos
+    student, norms = trained.student, trained.norms
     untrained = fresh_student(config, {name: teacher.widths for name, teacher in teachers.items()}).to(device).eval()
     scores = held_out_scores(student, untrained, teachers, norms, photos, config.size_px, grid, device)
     parameters = sum(parameter.numel() for parameter in student.encoder.parameters())
