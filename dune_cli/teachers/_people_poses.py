@@ -67,7 +67,7 @@ def decode(heads: tuple[torch.Tensor, ...]) -> Found:
     centre, joints' shift. Pairs in the channels are (y, x).
 
     A person is a peak of the centre map; a joint is the hottest cell within the person's box, its heat damped with the
-    distance from the place that the centre expects it at.
+    distance from the place that the centre expects it at. Its score is the least damped heat that it has for anyone.
     """
     centre, box_size, box_shift, heat, expected, shift = heads
     joints, height, width = heat.shape[1:]
@@ -89,7 +89,9 @@ def decode(heads: tuple[torch.Tensor, ...]) -> Found:
     in_columns = (columns >= low[..., 1:]) & (columns < high[..., 1:])
     inside = (in_rows[..., None] & in_columns[..., None, :])[:, :, None]
     damped = heat.sigmoid()[:, None] * (-squared / (NEAR * min(height, width))).exp() * inside
-    joint_scores, cells = damped.flatten(3).max(-1)  # (B, P, 17)
+    damped = damped.flatten(3)
+    cells = damped.argmax(-1)  # (B, P, 17)
+    joint_scores = damped.amax(1, keepdim=True).expand_as(damped).gather(3, cells[..., None])[..., 0]
     shifts = shift.unflatten(1, (joints, 2)).flatten(3)  # (B, 17, 2, h·w)
     picked = shifts[:, None].expand(-1, AT_MOST, -1, -1, -1).gather(4, cells[..., None, None].expand(-1, -1, -1, 2, 1))
     found = torch.stack([cells // width, cells % width], -1) + picked[..., 0]

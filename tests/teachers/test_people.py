@@ -54,6 +54,18 @@ def test_a_person_is_decoded() -> None:
     assert (found.scores[0, 1:] < 0.01).all()
 
 
+def test_a_joint_counts_for_whom_it_suits_best() -> None:
+    """Two people whose boxes hold the same hot cell, one expects the joint there, the other 4 cells away."""
+    centre, box_size, _, heat, expected, _ = heads = maps()
+    centre[0, 0, 30, 20], centre[0, 0, 30, 40] = 3, 2
+    box_size[0] = 60
+    heat[0, 9, 30, 30] = 2
+    expected[0, 18:20, 30, 20], expected[0, 18:20, 30, 40] = torch.tensor([0.0, 6]), torch.tensor([0.0, -10])
+    found = poses.decode(tuple(heads))
+    assert found.joint_scores[0, :2, 9].tolist() == pytest.approx([1 / (1 + math.exp(-2))] * 2)
+    assert found.joints[0, :2, 9].tolist() == [[30 / CELLS, 30 / CELLS]] * 2
+
+
 def test_letterbox_keeps_the_shape_in_the_middle() -> None:
     squared, scale, corner = poses.letterbox(torch.ones(1, 3, 20, 40), 64)
     assert (scale, corner) == (1.6, (0, 16))
