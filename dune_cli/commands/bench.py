@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dune_cli import console
 from dune_cli.commands import options
+from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
     from dune_cli.evaluation.matching_speed import MatchingSpeed
-    from dune_cli.evaluation.speed import Speed
+    from dune_cli.evaluation.speed import NetworkSpeed, Speed
+    from dune_cli.evaluation.task_speed import TaskSpeed
 
-ARCHITECTURES = ("dune-vits", "dune-vitb", "mast3r-vitl")
+MODELS = {  # of each part, the default first
+    "pair": ("dune-vitb", "dune-vits", "mast3r-vitl"),
+    "depth": ("dinov2-vits14-nyu-dpt", "dinov2-vitb14-nyu-dpt", "dinov2-vitl14-nyu-dpt", "mast3r-vitl"),
+    "human": ("multihmr-672-l-anny", "multihmr-672-s", "multihmr-672-b", "multihmr-672-l", "multihmr-896-l"),
+}
 
 
 @click.command()
+@click.argument("part", type=click.Choice(tuple(MODELS)), default="pair", metavar="[pair|depth|human]")
 @click.option(
     "--model",
-    "architecture",
-    type=click.Choice(ARCHITECTURES),
-    default="dune-vitb",
-    show_default=True,
-    help="Architecture, with random weights: speed does not depend on them.",
+    metavar="NAME",
+    help="Architecture, with random weights: speed does not depend on them.  "
+    + "; ".join(f"{part}: {', '.join(names)}" for part, names in MODELS.items())
+    + "  [default: the first]",
 )
 @options.size
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns; the best of each counts.")
@@ -35,7 +42,8 @@ ARCHITECTURES = ("dune-vits", "dune-vitb", "mast3r-vitl")
 @options.as_json
 @options.common
 def command(
-    architecture: str,
+    part: str,
+    model: str | None,
     size: int | None,
     rounds: int,
     threads: int | None,
@@ -45,22 +53,40 @@ def command(
 ) -> None:
     """Speed of this machine, as ratios measured in one run.
 
-    Encoder and two-view forward of one pair (4:3, --size px long side, default 518 or 512) in float32 and, where the
-    processor is fast at it, with bfloat16 trunks, as a share of the float32 matrix-product rate measured in the same
-    rounds (GFLOP/s: 10^9 operations a second); reciprocal matching against the full score matrix and KD-trees. Takes
-    some minutes on a CPU.
+    In float32 and, where the processor is fast at it, with bfloat16 trunks, as a share of the float32 matrix-product
+    rate measured in the same rounds (GFLOP/s: 10^9 operations a second). Takes some minutes on a CPU.
+
+    pair (the default): encoder and two-view forward of one pair (4:3, --size px long side, default 518 or 512);
+    reciprocal matching against the full score matrix and KD-trees. depth: encoder and whole network on one 4:3 image
+    (default 640 or 512 px). human: on one square of the model's own size, with four people; Anny's with the bodies too.
 
     \b
     Example: dune bench
              dune bench --model mast3r-vitl --size 512 --json
+             dune bench human --model multihmr-672-s --rounds 1
     """
     from dataclasses import asdict
 
-    from dune_cli.evaluation import matching_speed, speed
+    architecture = MODELS[part][0] if model is None else model
+    if architecture not in MODELS[part]:
+        raise UserError(f"{architecture!r} is no model of 'dune bench {part}'; allowed: {', '.join(MODELS[part])}")
+    if part == "human" and size is not None:
+        raise UserError("a human model takes squares of its own size; leave --size out")
+
+    from dune_cli.evaluation import matching_speed, speed, task_speed
     from dune_cli.io.jsons import dumps
     from dune_cli.provenance import Run
 
     run = Run(seed=0)
+    if part != "pair":
+        with speed.threads(threads), run.stage("networks"):
+            found = task_speed.measure_task(architecture, size, device, rounds, cpu_time, console.note)
+        if as_json:
+            document = {"schema": "dune.bench/1", "part": part, **asdict(found)}
+            click.echo(dumps(document | {"provenance": run.provenance([], [])}))
+        else:
+            click.echo("\n".join(task_table(found)))
+        return
     with speed.threads(threads):
         with run.stage("networks"):
             networks = speed.measure_networks(architecture, size, device, rounds, cpu_time, console.note)
@@ -85,20 +111,34 @@ def _network_lines(speed: Speed) -> list[str]:
     lines = [
         f"{speed.architecture}, random weights, one pair of {width}x{height} px, {speed.device}, "
         f"{speed.threads} threads, {speed.clock} time",
-        "",
-        "matrix products" + " " * 17 + "GFLOP/s",
     ]
+    return lines + _rate_lines(speed.peak, speed.networks)
+
+
+def task_table(found: TaskSpeed) -> list[str]:
+    """The lines that `dune bench depth` and `dune bench human` print."""
+    height, width = found.input_hw
+    people = "" if found.people is None else f" with {found.people} people"
+    head = (
+        f"{found.model}, random weights, one image of {width}x{height} px{people}, {found.device}, "
+        f"{found.threads} threads, {found.clock} time"
+    )
+    gains = [f"{part}, {found.fast_dtype} against float32: {gain:.2f}x" for part, gain in found.fast_gain.items()]
+    return [head, *_rate_lines(found.peak, found.networks), "", *gains]
+
+
+def _rate_lines(peak: dict[str, dict[str, float]], networks: Sequence[NetworkSpeed]) -> list[str]:
+    lines = ["", "matrix products" + " " * 17 + "GFLOP/s"]
+    lines += [f"  {dtype:10}{shape:18}{rate:9.0f}" for dtype, rates in peak.items() for shape, rate in rates.items()]
+    wide = max(10, *(len(row.network) + 1 for row in networks))
     lines += [
-        f"  {dtype:10}{shape:18}{rate:9.0f}" for dtype, rates in speed.peak.items() for shape, rate in rates.items()
-    ]
-    lines += [
         "",
-        f"{'network':10}{'dtype':9}{'seconds':>9}{'GFLOP':>8}{'GFLOP/s':>9}{'of float32 peak':>17}  parts (s)",
+        f"{'network':{wide}}{'dtype':9}{'seconds':>9}{'GFLOP':>8}{'GFLOP/s':>9}{'of float32 peak':>17}  parts (s)",
     ]
-    for row in speed.networks:
+    for row in networks:
         parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in row.parts.items())
         lines.append(
-            f"{row.network:10}{row.dtype:9}{row.seconds:9.3f}{row.gflop:8.0f}{row.gflop_per_second:9.0f}"
+            f"{row.network:{wide}}{row.dtype:9}{row.seconds:9.3f}{row.gflop:8.0f}{row.gflop_per_second:9.0f}"
             f"{row.share:16.0%}   {parts}"
         )
     return lines

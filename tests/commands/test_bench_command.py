@@ -10,6 +10,7 @@ import pytest
 from dune_cli.commands import bench
 from dune_cli.evaluation.matching_speed import MatchingSpeed
 from dune_cli.evaluation.speed import NetworkSpeed, Speed
+from dune_cli.evaluation.task_speed import TaskSpeed
 
 
 @pytest.mark.slow
@@ -51,3 +52,48 @@ def test_unknown_architecture(dune: Any) -> None:
     done = dune("bench", "--model", "resnet")
     assert done.returncode == 2
     assert "dune-vitb" in done.stderr
+
+
+@pytest.mark.slow
+def test_depth_part(dune: Any) -> None:
+    arguments = ("bench", "depth", "--size", 56, "--rounds", 1, "--threads", 1, "--quiet")
+    done = dune(*arguments, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert (document["schema"], document["part"], document["model"]) == (
+        "dune.bench/1",
+        "depth",
+        bench.MODELS["depth"][0],
+    )
+    assert {row["network"] for row in document["networks"]} == {"encoder", "network"}
+
+
+def test_the_table_of_a_task() -> None:
+    rows = tuple(
+        NetworkSpeed(name, dtype, seconds, 100.0, 100 / seconds, 100 / seconds / 125, {})
+        for name, dtype, seconds in (("encoder", "float32", 1.0), ("network and bodies", "float32", 2.0))
+    )
+    found = TaskSpeed(
+        "m", "cpu", 2, "wall", (9, 9), 4, "bfloat16", {"float32": {"8x8x8": 125.0}}, rows, {"encoder": 3.0}
+    )
+    text = "\n".join(bench.task_table(found))
+    for words in (
+        "m, random weights, one image of 9x9 px with 4 people, cpu, 2 threads, wall time",
+        "network and bodies float32      2.000     100       50             40%",
+        "encoder, bfloat16 against float32: 3.00x",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("depth", "--model", "dune-vitb"), "allowed: dinov2-vits14-nyu-dpt"),
+        (("human", "--size", "224"), "squares of its own size"),
+        (("people",), "'people' is not one of"),
+    ],
+)
+def test_what_bench_refuses(arguments: tuple[str, ...], word: str, dune: Any) -> None:
+    done = dune("bench", *arguments)
+    assert done.returncode == 2
+    assert word in done.stderr

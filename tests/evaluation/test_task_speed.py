@@ -1,0 +1,72 @@
+"""The speed of dune depth and dune human: real sizes, operations that add up, a number of people that is kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dune_cli import runtime
+from dune_cli.commands import bench
+from dune_cli.evaluation import speed, task_speed
+
+
+def vit_flop(width: int, depth: int, tokens: int) -> float:
+    return depth * (24 * tokens * width**2 + 4 * tokens**2 * width) + 2 * (tokens - 1) * width * 588
+
+
+def test_a_run_of_a_depth_model() -> None:
+    with speed.threads(1):
+        found = task_speed.measure_task("dinov2-vits14-nyu-dpt", 112, "cpu", rounds=1)
+    dtypes = {"float32"} | ({"bfloat16"} if runtime.cpu_has_fast_bfloat16() else set())
+    assert (found.model, found.input_hw, found.threads, found.people) == ("dinov2-vits14-nyu-dpt", (84, 112), 1, None)
+    assert {(row.network, row.dtype) for row in found.networks} == {
+        (n, d) for n in ("encoder", "network") for d in dtypes
+    }
+    assert set(found.peak) == dtypes
+    assert set(found.fast_gain) == (set() if len(dtypes) == 1 else {"encoder", "network"})
+    top = max(found.peak["float32"].values())
+    rows = {(row.network, row.dtype): row for row in found.networks}
+    for row in rows.values():
+        assert row.share == pytest.approx(row.gflop / row.seconds / top)
+    assert rows["encoder", "float32"].gflop * 1e9 == pytest.approx(vit_flop(384, 12, 6 * 8 + 1))
+    assert rows["network", "float32"].gflop > 1.5 * rows["encoder", "float32"].gflop
+
+
+@pytest.mark.parametrize("name", ["multihmr-672-s", "multihmr-672-l-anny"])
+def test_people_are_found_with_random_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_speed, "VITS", {"s": (96, 2, 3), "l": (96, 2, 3)})
+    network = task_speed.random_human(name.replace("672", "140"))
+    calls, people = task_speed._human_calls(network, torch.rand(1, 3, 140, 140))
+    assert 1 <= people <= 8
+    with torch.inference_mode():
+        (found,) = calls["network"]()
+        assert len(found) == people
+        assert found.rotations.isfinite().all()
+        assert ("network and bodies" in calls) == name.endswith("anny")
+        if "network and bodies" in calls:
+            (bodies,) = calls["network and bodies"]()
+            assert len(bodies) == people
+            assert bodies[0].vertices.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("dinov2-vits14-nyu-dpt", 22e6), ("multihmr-672-s", 22e6), ("multihmr-672-b", 86e6), ("mast3r-vitl", 304e6)],
+)
+def test_sizes_are_the_published_ones(name: str, parameters: float) -> None:
+    make = task_speed.random_human if name in task_speed.HUMAN_MODELS else task_speed.random_depth
+    with torch.device("cpu"):
+        model = make(name)
+    encoder = model.model.encoder if name == "mast3r-vitl" else getattr(model, "encoder", None) or model.backbone
+    assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(parameters, rel=0.02)
+
+
+def test_the_command_knows_all_models() -> None:
+    assert set(bench.MODELS["depth"]) == set(task_speed.DEPTH_MODELS)
+    assert set(bench.MODELS["human"]) == set(task_speed.HUMAN_MODELS)
+    assert set(bench.MODELS["pair"]) == set(speed.ARCHITECTURES)
+
+
+def test_a_human_model_has_its_own_size() -> None:
+    with pytest.raises(ValueError, match="its own size only"):
+        task_speed.measure_task("multihmr-672-s", 224)
