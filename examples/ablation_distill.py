@@ -4,8 +4,8 @@
         --data xfeat=sequences/ --data efficientnet-lite2=photos/ -o ablation/
 
 The score is what a constant prediction cannot have: the mean cosine to a teacher's tokens after its mean is taken
-away, on photos held out from training, averaged over token types. The table shows the mean over seeds and the sample standard
-deviation; differences of that size mean nothing. Runs that are finished are not run again, an interrupted one goes on.
+away, on photos held out from training, averaged over token types. The table shows the mean over seeds and the sample
+standard deviation; differences of that size mean nothing. Finished runs are not run again, an interrupted one goes on.
 Teacher outputs are computed once for each seed (`-o`/cache). Sharing strategies "own…" need tagged data, as above.
 """
 

@@ -71,6 +71,7 @@ SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
 @click.option("--fsdp", is_flag=True, help="With torchrun: shard the student (FSDP2) instead of copying it (DDP).")
 @click.option("--checkpoint-minutes", default=10.0, show_default=True, type=click.FloatRange(0), help="Between two.")
 @click.option("--log-every", default=10, show_default=True, type=click.IntRange(1), metavar="STEPS")
+@click.option("--logger", type=click.Choice(["tensorboard"]), help="Write the log there, too (needs its package).")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that load photos.")
 @click.option("--resume", is_flag=True, help="Demand a run in -o to go on with (without it, one is begun if absent).")
 @click.option("--preflight", is_flag=True, help="Time four steps, print hours, memory and disk, and stop.")
@@ -121,8 +122,6 @@ def command(
     trained = distill(config, folder)
     if not trained.is_first:
         return
-    for name, teacher in trained.teachers.items():
-        console.note(f"teacher {name}, licence of its weights: {teacher.source.licence}")
     if trained.cache_bytes is not None:
         console.note(
             f"teacher cache: {trained.cache_bytes / 1e6:.1f} MB, ready after {trained.cache_seconds:.1f} s; "

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dune_cli.errors import UserError
+from dune_cli.training.loggers import LOGGERS
 from dune_cli.training.projectors import KINDS
 from dune_cli.training.sharing import STRATEGIES
 
 NORMS = ("mean-std", "phi-s")
 # what may change between the runs of one training: the result is the same, with fsdp numerically close
-FREE = ("checkpoint_minutes", "workers", "device", "log_every", "fsdp")
+FREE = ("checkpoint_minutes", "workers", "device", "log_every", "logger", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,14 @@ class DistillConfig:
     log_every: int = 10
     workers: int = 2
     device: str = "auto"
+    logger: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("--sharing", self.sharing, STRATEGIES)
         _one_of("--projector", self.projector, KINDS)
         _one_of("--norm", self.norm, NORMS)
+        if self.logger is not None:
+            _one_of("--logger", self.logger, LOGGERS)
         for option, value in (
             ("--size", self.size_px),
             ("--steps", self.steps),

@@ -20,6 +20,7 @@ from dune_cli.training.batches import Loader
 from dune_cli.training.cache import CacheKey, TeacherCache
 from dune_cli.training.config import DistillConfig
 from dune_cli.training.folder import RunFolder
+from dune_cli.training.loggers import TensorBoard
 from dune_cli.training.photos import Photos, open_photos
 from dune_cli.training.ranks import Ranks, ranks
 from dune_cli.training.sampler import Sampler
@@ -72,9 +73,13 @@ def _distill(config: DistillConfig, folder: RunFolder, here: Ranks) -> Trained:
         )
     folder.check(config)
     amp = training_dtype(config.dtype, here.device)
+    board = TensorBoard(folder.path) if config.logger == "tensorboard" and here.is_first else None
     encoder = new_student(config.student, config.size_px, config.seed)  # refuses a wrong size before teachers load
     grid = (config.size_px // encoder.patch,) * 2
     teachers = load_teachers(config, here.device, amp)
+    if here.is_first:
+        for name, teacher in teachers.items():
+            console.note(f"teacher {name}, licence of its weights: {teacher.source.licence}")
     photos = open_photos(config.data, list(teachers), config.held_out_fraction)
     check_owners(config.sharing, list(teachers), photos.owners)
     owner_of_group = torch.tensor([list(teachers).index(owner) if owner else -1 for owner in photos.owners])
@@ -147,6 +152,8 @@ def _distill(config: DistillConfig, folder: RunFolder, here: Ranks) -> Trained:
             entry["seconds"] = round(before + now - started, 3)
             if here.is_first:
                 folder.append_log(entry)
+            if board is not None:
+                board.add(entry)
         if saves:
             run.save(folder.checkpoints, done, here)
             last_saved = time.monotonic()

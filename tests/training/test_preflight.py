@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,14 @@ def test_compiled_students(distill, teacher: str, photos: Path, tmp_path: Path, 
     assert result.exit_code == 0, result.output
     for a, b in zip(log(tmp_path / "plain"), log(tmp_path / "compiled")):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+
+
+def test_tensorboard(distill, teacher: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (*TINY, "--steps", 1, "--logger", "tensorboard")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    result = distill(teacher, photos, tmp_path / "run", *words)
+    assert result.exit_code == 4 and "pip install tensorboard" in result.stderr
+    monkeypatch.undo()
+    pytest.importorskip("tensorboard")
+    assert distill(teacher, photos, tmp_path / "run", *words).exit_code == 0
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
