@@ -1,4 +1,4 @@
-"""XFeat keypoints (Potje et al. 2024) matched by LighterGlue: a small network, about a second a pair on two cores."""
+"""XFeat keypoints (Potje et al. 2024) matched by LighterGlue: a small network, quick on CPUs."""
 
 from __future__ import annotations
 
