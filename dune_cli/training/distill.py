@@ -130,9 +130,9 @@ def _distill(config: DistillConfig, folder: RunFolder, here: Ranks) -> Trained:
         momentum = norm_momentum(step, config.steps)
         images = batch.images.to(here.device)
         raw = batch.tokens or teach(teachers, images, grid, amp, at_once)
-        targets = {
-            name: {kind: norms[name][kind](value.to(here.device), momentum) for kind, value in kinds.items()}
-            for name, kinds in raw.items()
+        targets = {  # in the teachers' order, whatever the cache's: owners are indices into it
+            name: {kind: norms[name][kind](raw[name][kind].to(here.device), momentum) for kind in kinds}
+            for name, kinds in widths.items()
         }
         owner = owner_of_group[batch.group].to(here.device)
         numbers, factor = forward_backward(model, images, targets, owner, config, step, here, amp)

@@ -80,6 +80,21 @@ def test_sharing_strategies_on_tagged_data(
             assert all(value < 1 for value in dropped) and max(dropped) > 0
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_images_own_teacher_is_its_tags(
+    cached: bool, distill: Distill, teachers: str, photos: Path, tmp_path: Path, log: Callable
+) -> None:
+    """Teachers in another order than the alphabet's; of three images two are the first one's."""
+    dinov2, _, multihmr = teachers.split(",")
+    data = [f"dinov2={photos}", f"multihmr={photos}"]
+    extra = ("--cache", tmp_path / "cache", "--crops", 1) if cached else ()
+    arguments = ("--sharing", "own_data", "--batch-size", 3, "--steps", 2, *extra)
+    assert distill(f"{multihmr},{dinov2}", data, tmp_path / "run", *arguments).exit_code == 0
+    for entry in log(tmp_path / "run"):
+        assert entry["multihmr/coefficient"] == pytest.approx(2 / 3)
+        assert entry["dinov2/coefficient"] == pytest.approx(1 / 3)
+
+
 def test_the_same_command_twice_changes_nothing(distill: Distill, teachers: str, photos: Path, tmp_path: Path) -> None:
     outputs = [tmp_path / "a", tmp_path / "b"]
     for output in outputs:
