@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import pathlib
 import pickle
 import re
@@ -65,10 +67,37 @@ def read_weights(path: str | Path) -> WeightFile:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a flat state dict and its header strings, bit for bit; tensors that share memory are stored apart."""
+    """Writes a flat state dict and its header strings, bit for bit; tensors that share memory are stored apart.
+
+    Equal contents make equal files, which others may read as they may any new file. OSError if it cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, path, dict(metadata))
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path, dict(metadata))
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    _sort_metadata(path)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # safetensors makes it the owner's alone
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the header strings in an order that changes from run to run."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _read_safetensors(path: Path) -> WeightFile:

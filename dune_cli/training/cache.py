@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from dune_cli.checkpoints import files
 from dune_cli.console import progress
 from dune_cli.errors import JobFailed
 from dune_cli.io.atomic import atomic_path
@@ -106,12 +106,12 @@ class TeacherCache:
     def _write(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
         try:
             with atomic_path(self.path(shard)) as temporary:
-                save_file(tensors, temporary, metadata={"broken": json.dumps(self.photos.broken)})
-        except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
+                files.write_safetensors(temporary, tensors, {"broken": json.dumps(self.photos.broken)})
+        except OSError as error:
+            why = error.strerror or error
             raise JobFailed(
-                f"cannot write the teacher cache {self.path(shard)} ({reason}); make room, or use fewer --crops, and "
-                "run the same command again"
+                f"cannot write the teacher cache {self.path(shard)} ({why}); make room, or use fewer --crops, and run the "
+                "same command again"
             ) from error
 
     def _crop(self, row: int, settings: Augmentation) -> torch.Tensor:

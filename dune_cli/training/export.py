@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
-from dune_cli.checkpoints import layouts
+from dune_cli.checkpoints import files, layouts
 from dune_cli.errors import JobFailed
 from dune_cli.io.atomic import atomic_path
 from dune_cli.models.mini import MiniEncoder
@@ -50,30 +48,17 @@ def write_student(path: Path, student: Student, norms: nn.ModuleDict, licence: s
     be written.
     """
     if isinstance(student.encoder, TimmStudent):
-        tensors = {key: value.detach().cpu().contiguous() for key, value in student.encoder.model.state_dict().items()}
+        tensors = student.encoder.model.state_dict()
         header = {"timm": student.encoder.name}
     else:
         tensors, header = layouts.to_safetensors(published_tree(student, norms))
     tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
     try:
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={**header, "dune.licence": licence})
-            _sort_metadata(temporary)
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise JobFailed(f"cannot write {path} ({reason}); make room and run the same command again") from error
-
-
-def _sort_metadata(path: Path) -> None:
-    """Equal weights make equal files: safetensors writes its metadata in an order that changes from run to run."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:
-            file.seek(8)
-            file.write(text.ljust(length))
+            files.write_safetensors(temporary, tensors, {**header, "dune.licence": licence})
+    except OSError as error:
+        why = error.strerror or error
+        raise JobFailed(f"cannot write {path} ({why}); make room and run the same command again") from error
 
 
 def licence_of(sources: dict[str, str]) -> str:

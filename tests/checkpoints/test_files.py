@@ -323,3 +323,19 @@ def test_safetensors_round_trip_is_bit_for_bit(tmp_path: Path) -> None:
     assert file.tree.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(file.tree[name], tensor) and file.tree[name].dtype == tensor.dtype
+
+
+def test_equal_contents_make_equal_files_that_others_may_read(tmp_path: Path) -> None:
+    header = {f"key{index}": str(index) for index in range(20)}
+    paths = [tmp_path / f"{index}.safetensors" for index in range(3)]
+    before = os.umask(0o022)
+    try:
+        for path in paths:
+            write_safetensors(path, {"a": torch.arange(3.0), "b": torch.ones(2, 2)}, header)
+    finally:
+        os.umask(before)
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert stat.S_IMODE(paths[0].stat().st_mode) == 0o644
+    assert read_weights(paths[0]).metadata == header
+    with pytest.raises(OSError, match="No such file"):
+        write_safetensors(tmp_path / "none" / "a.safetensors", {"a": torch.ones(1)}, {})
