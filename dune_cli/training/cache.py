@@ -110,8 +110,8 @@ class TeacherCache:
         except OSError as error:
             why = error.strerror or error
             raise JobFailed(
-                f"cannot write the teacher cache {self.path(shard)} ({why}); make room, or use fewer --crops, and run the "
-                "same command again"
+                f"cannot write the teacher cache {self.path(shard)} ({why}); make room, or use fewer --crops, and run "
+                "the same command again"
             ) from error
 
     def _crop(self, row: int, settings: Augmentation) -> torch.Tensor:
