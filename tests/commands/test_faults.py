@@ -40,6 +40,7 @@ class Verb:
 VERBS = [
     Verb("reconstruct", 2, ".ply", ("--matcher", "sift")),
     Verb("encode", 1, ".npz", ("--model", "MODEL", "--size", "98")),
+    Verb("reloc", 2, ".json", ("--matcher", "sift")),
 ]
 
 

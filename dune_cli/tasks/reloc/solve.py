@@ -148,7 +148,7 @@ def _by_pnp(common: Common, config: SolverConfig) -> _Found:
 def _by_essential(common: Common, config: SolverConfig) -> _Found:
     matches, first, second = common.matches, common.reference, common.query
     thresholds = matches.pixel_size1, matches.pixel_size2
-    pair = epipolar.estimate_relative_pose(matches.points1, matches.points2, first.K, second.K, thresholds, config.seed)
+    pair = _best_relative_pose(common, config.seed)
     inliers = 0 if pair is None else int(pair.inliers.sum())
     chance = pair_checks.log10_chance_epipolar(inliers, len(matches.points1), thresholds, (first.size, second.size))
     confidence = confidence_of(chance)
@@ -175,6 +175,22 @@ def _by_essential(common: Common, config: SolverConfig) -> _Found:
     if config.baseline is not None:
         return _Found(_with_length(pose, config.baseline), agreed, confidence, "metric", "--baseline")
     return _Found(pose, agreed, confidence, "arbitrary", ARBITRARY)
+
+
+def _best_relative_pose(common: Common, seed: int) -> epipolar.RelativePose | None:
+    """The one with the most inliers of four runs: two samplings, each from either photo to the other, so that swapped
+    photos give the same poses to choose from."""
+    matches, K1, K2 = common.matches, common.reference.K, common.query.K
+    thresholds = matches.pixel_size1, matches.pixel_size2
+    found = []
+    for sampling in (2 * seed, 2 * seed + 1):
+        there = epipolar.estimate_relative_pose(matches.points1, matches.points2, K1, K2, thresholds, sampling)
+        back = epipolar.estimate_relative_pose(matches.points2, matches.points1, K2, K1, thresholds[::-1], sampling)
+        if there is not None:
+            found.append(there)
+        if back is not None:
+            found.append(epipolar.RelativePose(poses.inverse(back.cam2_from_cam1), back.inliers))
+    return max(found, key=lambda pair: int(pair.inliers.sum()), default=None)
 
 
 def _length(common: Common, used: np.ndarray, refined: two_view.TwoViewGeometry) -> float | None:
