@@ -178,8 +178,8 @@ def _by_essential(common: Common, config: SolverConfig) -> _Found:
 
 
 def _best_relative_pose(common: Common, seed: int) -> epipolar.RelativePose | None:
-    """The one with the most inliers of four runs: two samplings, each from either photo to the other, so that swapped
-    photos give the same poses to choose from."""
+    """The one that fits best of four runs: two samplings, each from either photo to the other, so that swapped photos
+    give the same poses to choose from."""
     matches, K1, K2 = common.matches, common.reference.K, common.query.K
     thresholds = matches.pixel_size1, matches.pixel_size2
     found = []
@@ -190,7 +190,15 @@ def _best_relative_pose(common: Common, seed: int) -> epipolar.RelativePose | No
             found.append(there)
         if back is not None:
             found.append(epipolar.RelativePose(poses.inverse(back.cam2_from_cam1), back.inliers))
-    return max(found, key=lambda pair: int(pair.inliers.sum()), default=None)
+
+    def fit(pair: epipolar.RelativePose) -> float:
+        """The truncated quadratic gain of M-estimator sampling (P. Torr and A. Zisserman, "MLESAC", 2000)."""
+        units = [np.diag([1 / threshold, 1 / threshold, 1.0]) for threshold in thresholds]
+        points1, points2 = (p[pair.inliers] / t for p, t in zip((matches.points1, matches.points2), thresholds))
+        errors = epipolar.sampson_error_px(points1, points2, units[0] @ K1, units[1] @ K2, pair.cam2_from_cam1)
+        return float((1 - errors**2).sum())
+
+    return max(found, key=fit, default=None)
 
 
 def _length(common: Common, used: np.ndarray, refined: two_view.TwoViewGeometry) -> float | None:
