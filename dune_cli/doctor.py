@@ -42,6 +42,7 @@ class Package:
 # Verbs that work without any weights -> what they import.
 WEIGHT_FREE_VERBS = {
     "reconstruct": "dune_cli.commands.reconstruct",
+    "reloc": "dune_cli.commands.reloc",
     "eval": "dune_cli.commands.eval",
     "bench": "dune_cli.commands.bench",
     "weights": "dune_cli.commands.weights",
@@ -52,10 +53,11 @@ PACKAGES = (
     Package("numpy", "numpy", "arrays", ALL),
     Package("torch", "torch", "networks and matching", ALL),
     Package("safetensors", "safetensors", "weight files", ("weights",)),
-    Package("cv2", "opencv-python", "features, poses, stereo", ("reconstruct", "eval")),
-    Package("PIL", "pillow", "reading photos", ("reconstruct", "eval")),
+    Package("cv2", "opencv-python", "features, poses, stereo", ("reconstruct", "reloc", "eval")),
+    Package("PIL", "pillow", "reading photos", ("reconstruct", "reloc", "eval")),
     Package("pycolmap", "pycolmap", "bundle adjustment, COLMAP models", ("reconstruct",)),
-    Package("trimesh", "trimesh", "OBJ and GLB files", ("reconstruct",)),
+    Package("scipy", "scipy", "identities over time, KD-trees to compare with", ("bench",)),
+    Package("trimesh", "trimesh", "meshes (tests read ours with it)"),
     Package("tqdm", "tqdm", "progress bars", ("reconstruct", "eval", "bench", "weights")),
     Package("timm", "timm", "encoders by timm name"),
     Package("open3d", "open3d", "meshing of point clouds"),

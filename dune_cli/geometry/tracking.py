@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dune_cli.geometry.assignment import assign
-
 TIME_SLACK_S = 1e-6
 
 
@@ -48,8 +46,8 @@ class Tracker:
         matter.
 
         Tracks, each continued at constant velocity, and positions are paired so that the sum of distance/gate - 1 over
-        the pairs is least (Kuhn's assignment; no pair is farther apart than its gate). Who is left gets a new identity,
-        the nearest to the origin first. ValueError for other shapes, positions that are not finite, and times that do
+        the pairs is least (Hungarian method; no pair is farther apart than its gate). Who is left gets a new identity, the
+        nearest to the origin first. ValueError for other shapes, positions that are not finite, and times that do
         not grow.
         """
         positions = np.asarray(positions, np.float64)
@@ -78,12 +76,14 @@ class Tracker:
         """Index of a position -> the track that it continues."""
         if not tracks or not len(positions):
             return {}
+        from scipy.optimize import linear_sum_assignment
+
         expected = np.array([track.at(time_s) for track in tracks])
         unseen_s = np.array([time_s - track.time_s for track in tracks])
         gates = self.config.slack_m + self.config.speed_m_s * unseen_s
         distances = np.linalg.norm(expected[:, None] - positions, axis=-1)
         gain = np.minimum(distances / gates[:, None] - 1, 0)  # what is beyond a gate pairs as well as nothing
-        rows, columns = assign(gain)
+        rows, columns = linear_sum_assignment(gain)
         return {int(column): tracks[row] for row, column in zip(rows, columns) if gain[row, column] < 0}
 
     def _started(self, time_s: float, position: np.ndarray) -> _Track:

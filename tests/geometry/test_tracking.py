@@ -1,54 +1,13 @@
-"""Identities: the assignment against all permutations; crossing people, gaps, order, gates."""
+"""Identities: crossing people, gaps, order, gates."""
 
 from __future__ import annotations
-
-from itertools import permutations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dune_cli.geometry.assignment import assign
 from dune_cli.geometry.tracking import Tracker, TrackerConfig
-
-
-def cheapest(cost: np.ndarray) -> float:
-    if cost.shape[0] > cost.shape[1]:
-        cost = cost.T
-    rows = np.arange(cost.shape[0])
-    return min(cost[rows, list(columns)].sum() for columns in permutations(range(cost.shape[1]), len(rows)))
-
-
-@settings(deadline=None, max_examples=150)
-@given(rows=st.integers(1, 5), columns=st.integers(1, 5), seed=st.integers(0, 10**6), whole=st.booleans())
-def test_assignment_is_the_cheapest_of_all(rows: int, columns: int, seed: int, whole: bool) -> None:
-    rng = np.random.default_rng(seed)
-    cost = rng.integers(-3, 4, (rows, columns)).astype(float) if whole else rng.normal(size=(rows, columns))
-    first, second = assign(cost)
-    assert len(first) == len(second) == min(rows, columns)
-    assert len(set(first)) == len(set(second)) == len(first)
-    assert (np.diff(first) > 0).all()
-    assert cost[first, second].sum() == pytest.approx(cheapest(cost))
-
-
-def test_assignment_of_many_finds_a_hidden_permutation() -> None:
-    rng = np.random.default_rng(1)
-    hidden = rng.permutation(120)
-    u, v = rng.normal(size=120), rng.normal(size=120)
-    cost = u[:, None] + v + rng.uniform(0.01, 1, (120, 120))  # potentials change no optimum
-    cost[np.arange(120), hidden] = u + v[hidden]
-    rows, columns = assign(cost)
-    assert np.array_equal(rows, np.arange(120))
-    assert np.array_equal(columns, hidden)
-
-
-def test_assignment_of_nothing_and_of_nonsense() -> None:
-    for shape in ((0, 3), (3, 0), (0, 0)):
-        assert [len(part) for part in assign(np.zeros(shape))] == [0, 0]
-    for cost in (np.zeros(3), np.array([[np.nan]]), np.array([[np.inf]])):
-        with pytest.raises(ValueError, match="finite"):
-            assign(cost)
 
 
 def walk(start: tuple, speed: tuple, times: np.ndarray) -> np.ndarray:

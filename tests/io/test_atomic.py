@@ -117,7 +117,8 @@ def test_check_output_folder_refuses(tmp_path: Path) -> None:
 
 
 WRITES_SLOWLY = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits "ignore"
 from dune_cli.io.atomic import atomic_path
 with atomic_path(sys.argv[1]) as temporary, temporary.open("w") as file:
     file.write("half"); file.flush()
