@@ -46,9 +46,9 @@ class Tracker:
         matter.
 
         Tracks, each continued at constant velocity, and positions are paired so that the sum of distance/gate - 1 over
-        the pairs is least (Hungarian method; no pair is farther apart than its gate). Who is left gets a new identity, the
-        nearest to the origin first. ValueError for other shapes, positions that are not finite, and times that do
-        not grow.
+        the pairs is least (Hungarian method; no pair is farther apart than its gate). Who is left gets a new
+        identity, the nearest to the origin first. ValueError for other shapes, positions that are not finite, and
+        times that do not grow.
         """
         positions = np.asarray(positions, np.float64)
         if positions.shape == (0,):
