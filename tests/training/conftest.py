@@ -47,6 +47,16 @@ def distill() -> Callable[..., Result]:
     return run
 
 
+@pytest.fixture
+def distill_process(dune: Callable[..., Any]) -> Callable[..., Any]:
+    """The same as a real process."""
+
+    def run(teachers: str, data: Path | list[str], output: Path, *arguments: object) -> Any:
+        return dune(*words(teachers, data, output, *arguments))
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def log() -> Callable[[Path], list[dict[str, Any]]]:
     """The entries of a run's log."""
