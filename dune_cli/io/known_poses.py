@@ -1,0 +1,198 @@
+"""Camera poses that a user already has: JSON of four kinds, a COLMAP model, TUM and KITTI trajectories.
+
+World and axes stay the file's; cameras are in OpenCV axes (x right, y down, z forward), lengths as in the file.
+Formats: nerfstudio, "Data conventions" (its cameras are OpenGL's); TUM RGB-D benchmark, "File formats" (timestamp tx ty
+tz qx qy qz qw); KITTI odometry, "Ground truth poses" (the first three rows of the matrix, row-major).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dune_cli import console
+from dune_cli.errors import UserError
+from dune_cli.io.colmap_read import open_model, world_from_cam
+from dune_cli.io.jsons import read_json
+
+FORMS = (
+    "a JSON file ({\"image\": 4x4 world_from_cam}, dune's scene.json, cameras.json, or nerfstudio's transforms.json), "
+    "a COLMAP model's folder, or a trajectory in TUM (8 numbers a line) or KITTI form (12 numbers a line)"
+)
+OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+TUM_SECONDS = 0.02  # the association tolerance of the TUM benchmark's own tools
+Poses = dict[str, np.ndarray]
+
+
+def read_poses(path: str | Path, names: Sequence[str] | None = None) -> Poses:
+    """`world_from_cam` (4, 4) float64 of each image that the file knows.
+
+    With `names` (image names or paths): of those among them that have a pose, under these names. A name is found by
+    the longest common tail of the paths, else by its stem; in a TUM file by its stem as a timestamp (within 0.02 s), in
+    a KITTI file by its stem as the line's number from 0, and in both, if that does not find all, by order where there
+    are as many lines as names. Without `names`: under the file's own names, trajectories under timestamps or line
+    numbers. UserError (with the path) for files of no such kind, matrices that are no rigid poses, and where no name
+    finds a pose; notes say how trajectories were joined and how many poses are of no image.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}; allowed poses: {FORMS}")
+    if path.is_dir():
+        return _pick(path, _from_colmap(path), names)
+    if path.suffix.lower() == ".json":
+        return _pick(path, _from_json(path), names)
+    return _from_trajectory(path, names)
+
+
+def _from_colmap(folder: Path) -> Poses:
+    model = open_model(folder)
+    return {image.name: world_from_cam(image) for image in model.images.values() if image.has_pose}
+
+
+def _from_json(path: Path) -> Poses:
+    tree = read_json(path)
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no poses; allowed: {FORMS}")
+    if isinstance(tree.get("cameras"), list):
+        cameras = [c for c in tree["cameras"] if not isinstance(c, dict) or c.get("registered", True)]
+        return _listed(path, cameras, "image", "world_from_cam", lambda pose: pose)
+    if isinstance(tree.get("frames"), list):
+        frames = tree["frames"]
+        if any(isinstance(frame, dict) and "T_cam_to_world" in frame for frame in frames):
+            return _listed(path, frames, "file", "T_cam_to_world", lambda pose: pose)
+        return _listed(path, frames, "file_path", "transform_matrix", lambda pose: pose @ OPENCV_FROM_OPENGL)
+    return {name: _rigid(value, f"{path}: {name!r}") for name, value in tree.items()}
+
+
+def _listed(
+    path: Path, entries: list[Any], name_key: str, pose_key: str, convert: Callable[[np.ndarray], np.ndarray]
+) -> Poses:
+    found: Poses = {}
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get(name_key), str) or pose_key not in entry:
+            raise UserError(f"{path}, entry {index}, lacks {name_key} or {pose_key}; allowed: {FORMS}")
+        if entry[name_key] in found:
+            raise UserError(f"{path} names {entry[name_key]} twice; keep one of its poses")
+        found[entry[name_key]] = convert(_rigid(entry[pose_key], f"{path}: {entry[name_key]!r}"))
+    return found
+
+
+def _from_trajectory(path: Path, names: Sequence[str] | None) -> Poses:
+    rows = _numbers(path)
+    if rows.shape[1] == 8:
+        from scipy.spatial.transform import Rotation
+
+        if not (np.linalg.norm(rows[:, 4:], axis=1) > 1e-6).all():
+            raise UserError(f"{path} holds a zero quaternion; each line is timestamp tx ty tz qx qy qz qw")
+        poses = np.tile(np.eye(4), (len(rows), 1, 1))
+        poses[:, :3, :3], poses[:, :3, 3] = Rotation.from_quat(rows[:, 4:]).as_matrix(), rows[:, 1:4]
+        keys, kind = rows[:, 0], "timestamps"
+    else:
+        matrices = np.concatenate([rows.reshape(-1, 3, 4), np.tile([[[0, 0, 0, 1.0]]], (len(rows), 1, 1))], axis=1)
+        poses = np.stack([_rigid(m, f"{path}, line {i}") for i, m in enumerate(matrices)])
+        keys, kind = np.arange(len(rows), dtype=np.float64), "line numbers"
+    if names is None:
+        return {f"{key:.6f}" if kind == "timestamps" else str(int(key)): pose for key, pose in zip(keys, poses)}
+    found = {}
+    for name in names:
+        stem = _as_number(Path(name).stem)
+        if stem is not None and (gaps := np.abs(keys - stem)).min() <= (TUM_SECONDS if kind == "timestamps" else 0):
+            found[name] = poses[int(gaps.argmin())]
+    if len(found) < len(names) and len(names) == len(poses):
+        console.note(f"{path}: its {len(poses)} poses are taken in the order of the images")
+        return dict(zip(names, poses))
+    if not found:
+        raise UserError(
+            f"{path} holds {len(poses)} poses for {len(names)} images whose names are no {kind} in it; give as many "
+            f"poses as images, name the images by {kind}, or give the poses as JSON"
+        )
+    console.note(f"{path}: {len(found)} of {len(names)} images have a pose, found by {kind} in their names")
+    return found
+
+
+def _numbers(path: Path) -> np.ndarray:
+    """(lines, 8 or 12) float64 of a trajectory; empty lines and # comments left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} holds no poses; allowed: {FORMS}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].replace(",", " ").split()
+        if not words:
+            continue
+        values = [_as_number(word) for word in words]
+        if None in values or len(values) not in (8, 12) or len(values) != len(rows[0] if rows else values):
+            raise UserError(f"{path}, line {number}, has not the 8 or 12 numbers of a pose; allowed: {FORMS}")
+        rows.append(values)
+    if not rows:
+        raise UserError(f"{path} is empty; allowed: {FORMS}")
+    return np.array(rows, np.float64)
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _rigid(value: Any, where: str) -> np.ndarray:
+    """A (4, 4) or (3, 4) matrix as the nearest rigid pose; UserError where it is none (to 1e-2)."""
+    from scipy.spatial.transform import Rotation
+
+    try:
+        matrix = np.array(value, np.float64)
+    except (ValueError, TypeError):
+        matrix = np.zeros(0)
+    if matrix.shape == (3, 4):
+        matrix = np.vstack([matrix, [0, 0, 0, 1]])
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise UserError(f"{where} is no 4x4 matrix of finite numbers; allowed: {FORMS}")
+    rotation = matrix[:3, :3]
+    off = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    if off > 1e-2 or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6):
+        raise UserError(f"{where} is no rigid pose (a rotation and a translation, last row 0 0 0 1)")
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = Rotation.from_matrix(rotation).as_matrix(), matrix[:3, 3]
+    return pose
+
+
+def _pick(path: Path, poses: Poses, names: Sequence[str] | None) -> Poses:
+    if not poses:
+        raise UserError(f"{path} holds no poses; allowed: {FORMS}")
+    if names is None:
+        return poses
+    keys = {name: _key_of(name, poses) for name in names}
+    found = {name: poses[key] for name, key in keys.items() if key is not None}
+    if not found:
+        have = ", ".join(list(poses)[:3]) + (", ..." if len(poses) > 3 else "")
+        raise UserError(f"{path} has a pose for none of the {len(names)} images; it names {have}")
+    twice = len(found) - len({key for key in keys.values() if key is not None})
+    if twice:
+        raise UserError(f"{path}: {twice} images share another image's pose; name them by more of their paths")
+    unused = len(poses) - len(found)
+    if unused:
+        console.note(f"{path}: {unused} of its {len(poses)} poses are of images that are not among these")
+    return found
+
+
+def _key_of(name: str, poses: Poses) -> str | None:
+    """The key with the longest tail of path parts in common with `name`; else the only one with its stem."""
+    parts = Path(name).parts[::-1]
+
+    def common(key: str) -> int:
+        pairs = zip(parts, Path(key).parts[::-1])
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(parts), len(Path(key).parts)))
+
+    best = max(poses, key=common)
+    if common(best):
+        return best
+    stems = [key for key in poses if Path(key).stem == Path(name).stem or key == Path(name).stem]
+    return stems[0] if len(stems) == 1 else None
