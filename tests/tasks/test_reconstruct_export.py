@@ -38,7 +38,7 @@ def scene() -> Scene:
     pixels1 = np.array([[1.0, 4.0], [2.0, 25.0], [30.0, 10.0]])
     sparse_points = cameras.backproject(pixels1, np.array([2.0, 2.0, 3.0]), K)
     pixels2 = cameras.project(poses.transform_points(poses.inverse(world_from_2), sparse_points), K)
-    sparse = SparsePoints(sparse_points, np.full((3, 3), 9, np.uint8), np.ones(3), (pixels1, pixels2))
+    sparse = SparsePoints.seen_by_all(sparse_points, np.full((3, 3), 9, np.uint8), np.ones(3), (pixels1, pixels2))
     return Scene(
         method="matches",
         views=(
@@ -128,7 +128,7 @@ def test_npz_holds_the_maps(scene: Scene, tmp_path: Path) -> None:
     assert np.isnan(arrays["view0_depth"][:, :3]).all()
     np.testing.assert_array_equal(arrays["view1_world_from_cam"], scene.views[1].world_from_cam)
     assert "view1_points" not in arrays
-    np.testing.assert_array_equal(arrays["sparse_pixels1"], scene.sparse.pixels[1])
+    np.testing.assert_array_equal(arrays["sparse_pixels1"], scene.sparse.observations[1][1])
 
 
 @pytest.mark.parametrize("binary", [True, False])

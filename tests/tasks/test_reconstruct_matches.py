@@ -116,7 +116,7 @@ def test_a_rendered_pair_gives_its_pose_depth_and_colours(sift: Matcher, pair) -
     assert confidence.min() >= 0 and confidence.max() <= 1
     assert scene.sparse is not None and len(scene.sparse.points_world) > 200
     seen = cameras.project(poses.transform_points(cam2_from_cam1(scene), scene.sparse.points_world), K)
-    assert np.median(np.linalg.norm(seen - scene.sparse.pixels[1], axis=1)) < 0.3
+    assert np.median(np.linalg.norm(seen - scene.sparse.observations[1][1], axis=1)) < 0.3
 
 
 def test_without_a_baseline_the_cameras_are_one_apart_and_the_note_says_so(sift: Matcher, pair) -> None:

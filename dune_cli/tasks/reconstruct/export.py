@@ -9,12 +9,13 @@ import numpy as np
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
+from dune_cli.geometry.distortion import distort_pixels
 from dune_cli.geometry.poses import inverse
-from dune_cli.io.colmap import write_colmap
+from dune_cli.io.colmap import Observation, write_colmap
 from dune_cli.io.mesh import write_glb, write_obj
 from dune_cli.io.npz import write_npz
 from dune_cli.io.ply import write_ply
-from dune_cli.tasks.reconstruct.scene import Scene
+from dune_cli.tasks.reconstruct.scene import Scene, View
 
 SUFFIXES = (".ply", ".obj", ".glb", ".npz")
 SCHEMA = "dune.scene/1"
@@ -31,8 +32,11 @@ def write_scene(scene: Scene, path: Path) -> tuple[dict[str, Any], dict[str, Any
     points, colors, confidence = scene.cloud()
     none: dict[str, Any] = {"file": None, "count": 0, "fields": []}
     if suffix == ".ply":
-        write_ply(path, points, colors, confidence)
+        normals = None if scene.fused is None else scene.fused.normals
+        write_ply(path, points, colors, confidence, normals)
         fields = ["x", "y", "z", "red", "green", "blue", "confidence"]
+        if normals is not None:
+            fields[3:3] = ["nx", "ny", "nz"]
         return {"file": path.name, "count": len(points), "fields": fields}, None
     if suffix == ".npz":
         arrays = _arrays(scene)
@@ -62,20 +66,8 @@ def write_scene(scene: Scene, path: Path) -> tuple[dict[str, Any], dict[str, Any
 def scene_json(
     scene: Scene, points: dict[str, Any], mesh: dict[str, Any] | None, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """The `dune.scene/1` object."""
-    cameras = [
-        {
-            "image": view.image,
-            "width": view.width,
-            "height": view.height,
-            "K": view.K,
-            "focal_source": view.focal_source,
-            "world_from_cam": view.world_from_cam,
-            "cam_from_world": inverse(view.world_from_cam) + 0.0,  # no -0.0
-            "registered": view.registered,
-        }
-        for view in scene.views
-    ]
+    """The `dune.scene/1` object. A camera that could not be placed has null poses and a `reason`; `radial`,
+    `components` and `unregistered` are there only where there is something to say."""
     pairs = [
         {"images": list(p.images), "matches": p.matches, "inliers": p.inliers, "confidence": round(p.confidence, 6)}
         for p in scene.pairs
@@ -83,20 +75,41 @@ def scene_json(
     tree: dict[str, Any] = {"schema": SCHEMA, "scale": scene.scale}
     if scene.scale_note is not None:
         tree["scale_note"] = scene.scale_note
-    return tree | {
+    tree |= {
         "method": scene.method,
-        "world": "camera 0",
-        "cameras": cameras,
+        "world": scene.world or f"camera {next(iter(scene.registered), 0)}",
+        "cameras": [_camera_json(view) for view in scene.views],
         "pairs": pairs,
         "points": points,
         "mesh": mesh,
         "quality": {
             "reprojection_error_px": scene.reprojection_error_px,
-            "registered": sum(view.registered for view in scene.views),
+            "registered": len(scene.registered),
             "total": len(scene.views),
         },
-        "provenance": provenance,
     }
+    if scene.components:
+        tree["components"] = [[scene.views[index].image for index in group] for group in scene.components]
+    lost = [view for view in scene.views if not view.registered]
+    if lost:
+        tree["unregistered"] = [{"image": view.image, "reason": view.reason} for view in lost]
+    return tree | {"provenance": provenance}
+
+
+def _camera_json(view: View) -> dict[str, Any]:
+    tree: dict[str, Any] = {
+        "image": view.image,
+        "width": view.width,
+        "height": view.height,
+        "K": view.K,
+        "focal_source": view.focal_source,
+        "world_from_cam": view.world_from_cam if view.registered else None,
+        "cam_from_world": inverse(view.world_from_cam) + 0.0 if view.registered else None,  # no -0.0
+        "registered": view.registered,
+    }
+    if view.radial:
+        tree["radial"] = view.radial
+    return tree if view.registered else tree | {"reason": view.reason}
 
 
 def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
@@ -106,25 +119,30 @@ def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
     if scene.sparse is not None:
         points.append(scene.sparse.points_world)
         colors.append(scene.sparse.colors)
-        for places in zip(*scene.sparse.pixels):
-            tracks.append([(view, float(x), float(y)) for view, (x, y) in enumerate(places)])
+        seen: list[list[Observation]] = [[] for _ in scene.sparse.points_world]
+        for place, index in enumerate(scene.registered):
+            for point, (x, y) in zip(*(column.tolist() for column in scene.sparse.observations[index])):
+                seen[point].append((place, x, y))
+        tracks += seen
     total = sum(int(view.dense.valid.sum()) for view in scene.views if view.dense is not None)
     step = max(1, -(-total // MAX_COLMAP_DENSE_POINTS))
-    for index, view in enumerate(scene.views):
+    for index, view in enumerate(scene.views[i] for i in scene.registered):
         if view.dense is None:
             continue
         pick = np.flatnonzero(view.dense.valid)[step // 2 :: step]
         points.append(view.dense.points_world.reshape(-1, 3)[pick])
         colors.append(view.dense.colors.reshape(-1, 3)[pick])
         grid = pixel_grid(*view.dense.valid.shape).reshape(-1, 2)[pick]
-        tracks += [[(index, float(x), float(y))] for x, y in transform_pixels(view.dense.image_from_map, grid)]
+        straight = transform_pixels(view.dense.image_from_map, grid)
+        tracks += [[(index, x, y)] for x, y in distort_pixels(straight, view.K, view.radial).tolist()]
     write_colmap(folder, scene.frusta(), np.concatenate(points), np.concatenate(colors), tracks, binary)
 
 
 def _arrays(scene: Scene) -> dict[str, np.ndarray]:
     """For each view N: viewN_K, viewN_world_from_cam, and with dense points viewN_points (h, w, 3) in the world,
     viewN_depth, viewN_confidence, viewN_valid (h, w), viewN_colors (h, w, 3), viewN_image_from_map (3, 3); the matched
-    points as sparse_points (M, 3), sparse_colors, sparse_confidence, sparse_pixelsN (M, 2)."""
+    points as sparse_points (M, 3), sparse_colors, sparse_confidence, and for each view N the indices sparse_indexN (K,)
+    of those that it sees at sparse_pixelsN (K, 2)."""
     arrays: dict[str, np.ndarray] = {}
     for index, view in enumerate(scene.views):
         arrays[f"view{index}_K"] = view.K
@@ -140,6 +158,6 @@ def _arrays(scene: Scene) -> dict[str, np.ndarray]:
         arrays["sparse_points"] = scene.sparse.points_world.astype(np.float32)
         arrays["sparse_colors"] = scene.sparse.colors
         arrays["sparse_confidence"] = scene.sparse.confidence
-        for index, pixels in enumerate(scene.sparse.pixels):
-            arrays[f"sparse_pixels{index}"] = pixels
+        for index, (points, pixels) in enumerate(scene.sparse.observations):
+            arrays[f"sparse_index{index}"], arrays[f"sparse_pixels{index}"] = points, pixels
     return arrays

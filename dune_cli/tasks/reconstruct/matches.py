@@ -85,7 +85,7 @@ def reconstruct(
         View(second.path.name, second.width, second.height, K2, source2, inverse(sparse.pose)),
     )
     keep = sparse.confidence >= config.min_confidence
-    points = SparsePoints(
+    points = SparsePoints.seen_by_all(
         sparse.points_cam1[keep],
         _colours_at(first.rgb, sparse.pixels1[keep]),
         sparse.confidence[keep].astype(np.float32),

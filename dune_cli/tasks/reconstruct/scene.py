@@ -1,12 +1,14 @@
-"""What a reconstruction is: cameras, dense point maps, sparse points, and how good they are."""
+"""What a reconstruction is: cameras, dense point maps, sparse points with their tracks, and how good they are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dune_cli.geometry.cameras import transform_pixels
+from dune_cli.geometry.distortion import undistort_pixels
 from dune_cli.geometry.grid_mesh import grid_triangles, used_vertices
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.mesh import Frustum, Mesh
@@ -18,7 +20,8 @@ class PointMap:
     """A view's dense points on its own pixel grid (h, w), which may be coarser than the photo.
 
     `points_world` (h, w, 3), `confidence` (h, w), `valid` (h, w) bool (the others are NaN or below the confidence that
-    was asked for), `colors` (h, w, 3) uint8, `image_from_map` (3, 3) the photo's pixels from the map's.
+    was asked for), `colors` (h, w, 3) uint8, `image_from_map` (3, 3) the photo's pixels from the map's (of the
+    undistorted photo, where the view has a `radial` term).
     """
 
     points_world: np.ndarray
@@ -29,9 +32,24 @@ class PointMap:
 
 
 @dataclass(frozen=True)
+class FusedCloud:
+    """The views' dense points made one cloud: `points_world` (M, 3), `colors` (M, 3) uint8, unit `normals` (M, 3),
+    `confidence` (M,)."""
+
+    points_world: np.ndarray
+    colors: np.ndarray
+    normals: np.ndarray
+    confidence: np.ndarray
+
+
+@dataclass(frozen=True)
 class View:
     """A photo's camera: `K` (3, 3) in pixels of the photo, `focal_source` given | exif | estimated | default,
-    `world_from_cam` (4, 4), and its dense points where there are any."""
+    `world_from_cam` (4, 4), and its dense points where there are any.
+
+    A photo that could not be placed has `registered` False, the `reason`, and a `world_from_cam` of NaN. `radial` is
+    COLMAP's k of SIMPLE_RADIAL: a point at (x, y) on the plane z = 1 is seen where K puts (x, y) (1 + k (x² + y²)).
+    """
 
     image: str
     width: int
@@ -41,6 +59,8 @@ class View:
     world_from_cam: np.ndarray
     registered: bool = True
     dense: PointMap | None = None
+    radial: float = 0.0
+    reason: str | None = None
 
     @property
     def depth(self) -> np.ndarray | None:
@@ -51,15 +71,27 @@ class View:
         return np.where(self.dense.valid, z, np.nan)
 
 
+Observations = tuple[np.ndarray, np.ndarray]
+
+
 @dataclass(frozen=True)
 class SparsePoints:
-    """Triangulated matches: `points_world` (M, 3), `colors` (M, 3) uint8, `confidence` (M,) in [0, 1], and `pixels`,
-    for each view the (M, 2) places where it sees them."""
+    """Triangulated matches: `points_world` (M, 3), `colors` (M, 3) uint8, `confidence` (M,) in [0, 1], and for each
+    view of the scene its `observations`: the indices (K,) of the points that it sees, and where, (K, 2) in pixels of
+    the photo."""
 
     points_world: np.ndarray
     colors: np.ndarray
     confidence: np.ndarray
-    pixels: tuple[np.ndarray, ...]
+    observations: tuple[Observations, ...]
+
+    @classmethod
+    def seen_by_all(
+        cls, points_world: np.ndarray, colors: np.ndarray, confidence: np.ndarray, pixels: Sequence[np.ndarray]
+    ) -> SparsePoints:
+        """Points that every view sees, at the `pixels` (M, 2) of each."""
+        everyone = np.arange(len(points_world))
+        return cls(points_world, colors, confidence, tuple((everyone, places) for places in pixels))
 
 
 @dataclass(frozen=True)
@@ -77,9 +109,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Scene:
-    """The result of `dune reconstruct`. The world is camera 0. `scale` is "metric" (metres) or "arbitrary", and then
-    `scale_note` says why. `parallax_deg`: median angle at which the points see both cameras. `notes`: what the user
-    should know about how it went. `sources`: the matcher or model, with its licence."""
+    """The result of `dune reconstruct`: `views` in the order of the photos, those that could not be placed among them.
+
+    The world is the camera of the first registered view, unless `world` names another frame. `scale` is "metric"
+    (metres) or "arbitrary", and then `scale_note` says why. `parallax_deg`: median angle at which the points see two
+    cameras. `components`: where the photos fall into several groups that do not hang together, the view indices of
+    each, the one that was reconstructed first. `fused` and `surface`: the dense points as one cloud and one mesh.
+    `notes`: what the user should know about how it went. `sources`: the matcher or model, with its licence.
+    """
 
     method: str
     views: tuple[View, ...]
@@ -91,6 +128,15 @@ class Scene:
     parallax_deg: float
     sources: tuple[Source, ...]
     notes: tuple[str, ...] = ()
+    components: tuple[tuple[int, ...], ...] = ()
+    fused: FusedCloud | None = None
+    surface: Mesh | None = None
+    world: str | None = None
+
+    @property
+    def registered(self) -> list[int]:
+        """The indices of the views that have a pose."""
+        return [index for index, view in enumerate(self.views) if view.registered]
 
     @property
     def is_dense(self) -> bool:
@@ -103,21 +149,28 @@ class Scene:
         return float(np.concatenate([v.ravel() for v in valid]).mean()) if valid else 0.0
 
     def cloud(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Points (M, 3), colours (M, 3) uint8, confidence (M,): the dense ones, and the matched ones where the first
-        view has no dense point."""
+        """Points (M, 3), colours (M, 3) uint8, confidence (M,): the fused ones; without those the dense ones of all
+        views, and the matched ones that no view has a dense point for."""
+        if self.fused is not None:
+            return self.fused.points_world, self.fused.colors, self.fused.confidence
         parts = [
             (m.points_world[m.valid], m.colors[m.valid], m.confidence[m.valid])
             for m in (view.dense for view in self.views)
             if m is not None
         ]
         if self.sparse is not None:
-            new = ~_covered(self.views[0].dense, self.sparse.pixels[0])
+            new = np.ones(len(self.sparse.points_world), dtype=bool)
+            for view, (index, pixels) in zip(self.views, self.sparse.observations):
+                new[index[_covered(view, pixels)]] = False
             parts.append((self.sparse.points_world[new], self.sparse.colors[new], self.sparse.confidence[new]))
         points, colors, confidence = (np.concatenate(column) for column in zip(*parts))
         return points, colors, confidence
 
     def meshes(self) -> list[Mesh]:
-        """A mesh for each dense map, cut at depth edges; without the ones that have no triangle."""
+        """The fused surface; without it a mesh for each dense map, cut at depth edges, but for those that have no
+        triangle."""
+        if self.surface is not None:
+            return [self.surface]
         meshes = []
         for view in self.views:
             depth = view.depth
@@ -146,17 +199,29 @@ class Scene:
             dense = view.dense and replace(view.dense, points_world=view.dense.points_world * factor)
             views.append(replace(view, world_from_cam=pose, dense=dense))
         sparse = self.sparse and replace(self.sparse, points_world=self.sparse.points_world * factor)
-        return replace(self, views=tuple(views), sparse=sparse, scale=scale, scale_note=scale_note)
+        fused = self.fused and replace(self.fused, points_world=self.fused.points_world * factor)
+        surface = self.surface and replace(self.surface, vertices=self.surface.vertices * factor)
+        return replace(
+            self,
+            views=tuple(views),
+            sparse=sparse,
+            fused=fused,
+            surface=surface,
+            scale=scale,
+            scale_note=scale_note,
+        )
 
     def baseline(self) -> float:
         """The distance of the first two cameras."""
         return float(np.linalg.norm(self.views[1].world_from_cam[:3, 3] - self.views[0].world_from_cam[:3, 3]))
 
 
-def _covered(dense: PointMap | None, pixels: np.ndarray) -> np.ndarray:
-    """(M,) bool: the photo's `pixels` (M, 2) that have a dense point."""
+def _covered(view: View, pixels: np.ndarray) -> np.ndarray:
+    """(K,) bool: the photo's `pixels` (K, 2) that have a dense point."""
+    dense = view.dense
     if dense is None:
         return np.zeros(len(pixels), dtype=bool)
     height, width = dense.valid.shape
-    x, y = np.rint(transform_pixels(np.linalg.inv(dense.image_from_map), pixels)).astype(int).T
+    straight = undistort_pixels(pixels, view.K, view.radial)
+    x, y = np.rint(transform_pixels(np.linalg.inv(dense.image_from_map), straight)).astype(int).T
     return dense.valid[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
