@@ -91,21 +91,31 @@ class FeatureMatcher(Matcher):
 
     def match_features(self, features1: Features, features2: Features) -> Matches:
         """Matches of two photos' keypoints."""
-        count1, count2 = len(features1.points), len(features2.points)
-        if min(count1, count2) == 0:
-            index1 = index2 = np.zeros(0, dtype=np.int64)
-            scores = np.zeros(0, dtype=np.float32)
-        else:
-            index1, index2, scores = self._compare(features1, features2)
+        index1, index2, scores = self.match_indices(features1, features2)
         return Matches(
             features1.photo.to_original(features1.points[index1]),
             features2.photo.to_original(features2.points[index2]),
-            scores.astype(np.float32),
-            count1,
-            count2,
+            scores,
+            len(features1.points),
+            len(features2.points),
             features1.photo.pixel_size,
             features2.photo.pixel_size,
         )
+
+    def match_indices(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which keypoints match: indices (M,) into `features1.points` and `features2.points`, scores (M,) float32."""
+        if min(len(features1.points), len(features2.points)) == 0:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        index1, index2, scores = self._compare(features1, features2)
+        return index1, index2, scores.astype(np.float32)
+
+    def pack(self, descriptors: Any) -> np.ndarray:
+        """The descriptors of `Features` as an array to keep, (N, C) float16."""
+        return np.asarray(descriptors).astype(np.float16)
+
+    def unpack(self, packed: np.ndarray) -> Any:
+        """The descriptors as this matcher has them, from what `pack` gave."""
+        return packed.astype(np.float32)
 
     @abstractmethod
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, Any]:
