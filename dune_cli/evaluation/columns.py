@@ -93,11 +93,11 @@ def _random(spec: str, size_px: int, seed: int, device: str) -> Column:
     if Path(name).is_file():
         encoder = load_encoder(name, device)
         for part in encoder.modules():
-            if isinstance(part, nn.LayerNorm | nn.GroupNorm):
+            if isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
                 part.reset_parameters()
         initialise(encoder, torch.Generator().manual_seed(seed))
         return _of_encoder(spec, encoder.eval(), source)
-    encoder = new_student(name, _near(size_px, name), seed).eval().to(where)
+    encoder = new_student(name, _near(size_px, name), seed, open_weights=False).eval().to(where)
     if not isinstance(encoder, TimmStudent):
         return _of_encoder(spec, encoder, source)
 

@@ -74,7 +74,8 @@ def _distill(config: DistillConfig, folder: RunFolder, here: Ranks) -> Trained:
     folder.check(config)
     amp = training_dtype(config.dtype, here.device)
     board = TensorBoard(folder.path) if config.logger == "tensorboard" and here.is_first else None
-    encoder = new_student(config.student, config.size_px, config.seed)  # refuses a wrong size before teachers load
+    # refuses a wrong size before teachers load
+    encoder = new_student(config.student, config.size_px, config.seed, open_weights=config.init is None)
     grid = (config.size_px // encoder.patch,) * 2
     teachers = load_teachers(config, here.device, amp)
     if here.is_first:
@@ -135,7 +136,8 @@ def _distill(config: DistillConfig, folder: RunFolder, here: Ranks) -> Trained:
             for name, kinds in widths.items()
         }
         owner = owner_of_group[batch.group].to(here.device)
-        numbers, factor = forward_backward(model, images, targets, owner, config, step, here, amp)
+        with parallel.attention_kernel(config.compile, here):
+            numbers, factor = forward_backward(model, images, targets, owner, config, step, here, amp)
         scale_and_clip(model, factor)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -175,7 +177,7 @@ def _distill(config: DistillConfig, folder: RunFolder, here: Ranks) -> Trained:
 
 def fresh_student(config: DistillConfig, widths: dict[str, dict[str, int]]) -> Student:
     """The student before its first step; `--init` apart."""
-    encoder = new_student(config.student, config.size_px, config.seed)
+    encoder = new_student(config.student, config.size_px, config.seed, open_weights=config.init is None)
     return Student(encoder, widths, config.projector, config.seed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from dune_cli.checkpoints import files, layouts
 from dune_cli.errors import JobFailed
 from dune_cli.io.atomic import atomic_path
 from dune_cli.models.mini import MiniEncoder
+from dune_cli.provenance import Source
 from dune_cli.training.projectors import TransformerProjector
 from dune_cli.training.students import Student
 from dune_cli.training.teacher_norm import RunningTokenNorm
@@ -61,6 +63,7 @@ def write_student(path: Path, student: Student, norms: nn.ModuleDict, licence: s
         raise JobFailed(f"cannot write {path} ({why}); make room and run the same command again") from error
 
 
-def licence_of(sources: dict[str, str]) -> str:
-    """The header's licence text: whose outputs the student learned from."""
-    return "distilled by dune from: " + json.dumps(sources, sort_keys=True)
+def licence_of(teachers: Mapping[str, Source], stem: Mapping[str, Source]) -> str:
+    """The header's licence text: whose outputs the student learned from, and whose weights its stem started from."""
+    text = "distilled by dune from: " + json.dumps({n: s.licence for n, s in teachers.items()}, sort_keys=True)
+    return text + ("; stem: " + json.dumps({s.name: s.licence for s in stem.values()}, sort_keys=True) if stem else "")

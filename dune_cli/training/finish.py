@@ -42,7 +42,8 @@ def finish(trained: Trained, output: Path) -> Finished:
     device = next(trained.student.parameters()).device
     student, norms = trained.student.eval(), trained.norms.eval()
     grid = (config.size_px // student.encoder.patch,) * 2
-    licence = licence_of({name: teacher.source.licence for name, teacher in teachers.items()})
+    sources = {name: teacher.source for name, teacher in teachers.items()}
+    licence = licence_of(sources, getattr(student.encoder, "open_stem", {}))
     files = [output / "student.safetensors", output / "student_fp16.safetensors"]
     for path, dtype in zip(files, (torch.float32, torch.float16)):
         write_student(path, student, norms, licence, dtype)

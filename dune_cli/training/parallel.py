@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from dune_cli.errors import UserError
@@ -29,6 +31,16 @@ def wrap(student: Student, compiled: bool, sharded: bool, here: Ranks) -> nn.Mod
         ids = [here.device.index] if here.device.type == "cuda" else None
         return DistributedDataParallel(student, device_ids=ids)
     return student
+
+
+def attention_kernel(compiled: bool, here: Ranks) -> AbstractContextManager[None]:
+    """Which attention the loop runs: torch's choice, but plain products for a compiled student on CPUs.
+
+    There the compiler fuses softmax and casts into few passes: 14.1 images/s against 12.2 for `dune-mini` on a thread
+    (224 px), where torch's kernel takes a fifth of a step for its backward pass.
+    """
+    plain = compiled and here.device.type == "cpu"
+    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
 
 def whole(model: nn.Module, fresh: Callable[[], Student], here: Ranks) -> Student:

@@ -32,7 +32,14 @@ def document(trained: Trained, scores: Sequence[HeldOut], parameters: int, folde
     return {
         "schema": SCHEMA,
         "config": as_json(config),
-        "student": {"name": config.student, "parameters": parameters},
+        "student": {
+            "name": config.student,
+            "parameters": parameters,
+            "open_stem": {
+                part: {"name": source.name, "licence": source.licence, "sha256": source.sha256}
+                for part, source in getattr(trained.student.encoder, "open_stem", {}).items()
+            },
+        },
         "teachers": {
             name: {
                 "licence": teacher.source.licence,

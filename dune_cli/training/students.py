@@ -10,27 +10,31 @@ import torch
 from torch import nn
 from torch.nn.init import trunc_normal_
 
+from dune_cli.checkpoints.open_stems import fill_stem
 from dune_cli.errors import UserError
 from dune_cli.models.blocks import LayerScale
-from dune_cli.models.mini import MiniConfig, MiniEncoder
+from dune_cli.models.mini import PARTS, MiniConfig, MiniEncoder
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.training.projectors import PROJECTORS
 from dune_cli.training.timm_student import TimmStudent
 
-NAMES = ("dune-vits14", "dune-vitb14", "dune-mini", "vit:WIDTHxDEPTH", "timm:MODEL")
+NAMES = ("dune-vits14", "dune-vitb14", "dune-mini", "dune-mini:STEM", "vit:WIDTHxDEPTH", "timm:MODEL")
 _VITS = {"dune-vits14": (384, 12), "dune-vitb14": (768, 12)}
 REGISTERS = 4
+DEFAULT_STEM = "conv"
+LARGEST_KERNEL = 7  # of a stem's convolutions; larger ones embed patches
 
 
-def new_student(name: str, size_px: int, seed: int) -> nn.Module:
+def new_student(name: str, size_px: int, seed: int, open_weights: bool = True) -> nn.Module:
     """A student encoder with fresh weights, for square images of `size_px`.
 
-    Raises UserError for an unknown name and for a size that is no multiple of its patch.
+    The stem of a `dune-mini` gets its open weights, unless `open_weights` is False. Raises UserError for an unknown
+    name and for a size that is no multiple of its patch, WeightsMissing for a stem whose file is not here.
     """
     if name.startswith("timm:"):
         encoder: nn.Module = TimmStudent(name.removeprefix("timm:"), seed)
-    elif name == "dune-mini":
-        encoder = MiniEncoder(MiniConfig())
+    elif name == "dune-mini" or name.startswith("dune-mini:"):
+        encoder = MiniEncoder(MiniConfig(parts=_stem_parts(name)))
     elif found := re.fullmatch(r"vit:(\d+)x(\d+)", name):
         encoder = _vit(int(found[1]), int(found[2]), size_px)
     elif name in _VITS:
@@ -47,7 +51,17 @@ def new_student(name: str, size_px: int, seed: int) -> nn.Module:
         encoder.check(size_px)
     else:
         initialise(encoder, torch.Generator().manual_seed(seed % 2**63))
+    if isinstance(encoder, MiniEncoder):
+        encoder.open_stem = fill_stem(dict(encoder.stem.items())) if open_weights else {}
     return encoder
+
+
+def _stem_parts(name: str) -> tuple[str, ...]:
+    """The stem of `dune-mini:PART+PART`, in the order of `PARTS`; that of plain `dune-mini` is `DEFAULT_STEM`."""
+    wanted = (name.partition(":")[2] or DEFAULT_STEM).split("+")
+    if unknown := [part for part in wanted if part not in PARTS]:
+        raise UserError(f"--student {name}: unknown stem {', '.join(unknown)}; known, joined by +: {', '.join(PARTS)}")
+    return tuple(part for part in PARTS if part in wanted)
 
 
 def _vit(width: int, depth: int, size_px: int) -> VisionTransformer:
@@ -61,13 +75,16 @@ def _vit(width: int, depth: int, size_px: int) -> VisionTransformer:
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """DUNE's: linears truncated normal 0.02 with zero biases, positions 0.02, CLS and registers 1e-6 (spec 2)."""
+    """DUNE's: linears truncated normal 0.02 with zero biases, positions 0.02, CLS and registers 1e-6 (spec 2).
+
+    Convolutions of stems, which DUNE has not, get He et al.'s deviation.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear):
             trunc_normal_(part.weight, std=0.02, generator=generator)
             nn.init.zeros_(part.bias)
         elif isinstance(part, nn.Conv2d):
-            std = (2.0 / part.weight[0].numel()) ** 0.5 if part.kernel_size == (3, 3) else 0.02
+            std = (2.0 / part.weight[0].numel()) ** 0.5 if max(part.kernel_size) <= LARGEST_KERNEL else 0.02
             trunc_normal_(part.weight, std=std, generator=generator)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

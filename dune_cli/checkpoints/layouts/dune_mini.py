@@ -11,7 +11,7 @@ from dune_cli.checkpoints.keymap import KeyMap
 from dune_cli.checkpoints.layouts import base, dune
 from dune_cli.checkpoints.strict import load_strict
 from dune_cli.models.encoder import DistilledEncoder
-from dune_cli.models.mini import PATCH, MiniConfig, MiniEncoder
+from dune_cli.models.mini import PARTS, PATCH, MiniConfig, MiniEncoder
 
 NAME = "dune-mini"
 KIND = "encoder"
@@ -20,19 +20,26 @@ KEYS = KeyMap(rules=(("encoder.", "vit."),))
 
 
 def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-    return {"encoder.cls_token", "encoder.stem.down2.0.weight"} <= base.state_dict_of(tree).keys()
+    keys = base.state_dict_of(tree).keys()
+    return "encoder.cls_token" in keys and any(key.startswith("encoder.to_tokens.projs.") for key in keys)
 
 
 def _config(shapes: base.Shapes) -> MiniConfig:
-    width, eighth, _, _ = shapes.of("vit.to_tokens.weight", 4)
+    parts = tuple(name for name in PARTS if name in shapes.parts("vit.stem."))
+    conv = {}
+    if "conv" in parts:
+        downs = [shapes.of(f"vit.stem.conv.down{stride}.0.weight", 4)[0] for stride in (2, 4, 8)]
+        blocks = [shapes.depth(f"vit.stem.conv.blocks{stride}.") for stride in (4, 8)]
+        conv = {"conv": tuple(downs), "conv_blocks": tuple(blocks)}
+    _, registers, width = shapes.of("vit.register_tokens", 3)
     return MiniConfig(
         width=width,
         depth=shapes.depth("vit.blocks."),
         heads=base.heads_of(width, None, WHAT),
         hidden=shapes.of("vit.blocks.0.mlp.fc1.weight", 2)[0],
-        registers=shapes.of("vit.register_tokens", 3)[1],
-        stem=(shapes.of("vit.stem.down2.0.weight", 4)[0], shapes.of("vit.stem.down4.0.weight", 4)[0], eighth),
-        stem_blocks=(shapes.depth("vit.stem.blocks4."), shapes.depth("vit.stem.blocks8.")),
+        registers=registers,
+        parts=parts,
+        **conv,
     )
 
 
@@ -49,7 +56,8 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> base.Descr
     return base.Description(
         layout=NAME,
         kind=KIND,
-        architecture=f"dune-mini of width {config.width}, {config.depth} blocks, {config.registers} registers",
+        architecture=f"dune-mini of width {config.width}, {config.depth} blocks, {config.registers} registers, stem of "
+        f"{' and '.join(config.parts)}",
         teachers=model.teachers,
         patch=PATCH,
         width=config.width,

@@ -1,0 +1,81 @@
+"""The open weights that a stem of `dune-mini` can start from, out of the registry's files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import nn
+
+from dune_cli.checkpoints import files, store
+from dune_cli.errors import CheckpointError
+from dune_cli.provenance import Source
+
+Tensors = Mapping[str, torch.Tensor]
+_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_EXPANDED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+LITE2_BLOCKS = (1, 3, 3, 4, 4, 5, 1)  # of the stages
+
+
+def fill_stem(parts: Mapping[str, nn.Module]) -> dict[str, Source]:
+    """Puts the open weights into the parts `xfeat` and `lite` of a stem; returns them by part.
+
+    WeightsMissing where a file is to be pulled first, CheckpointError where one does not fit.
+    """
+    return {name: _fill(name, part) for name, part in parts.items() if name in _OPEN}
+
+
+def lite2_state(tree: Tensors) -> dict[str, torch.Tensor]:
+    """A published EfficientNet-Lite2 file in timm's names; layers that features do not need are left out."""
+    blocks = [(stage, block) for stage, count in enumerate(LITE2_BLOCKS) for block in range(count)]
+    return {renamed: value for key, value in tree.items() if (renamed := _timm_name(key, tree, blocks))}
+
+
+def load_wanted(module: nn.Module, state: Tensors, what: str) -> None:
+    """Those tensors of `state` that `module` has; CheckpointError if one is missing or of another shape."""
+    wanted = module.state_dict()
+    missing = [key for key in wanted if key not in state]
+    misshaped = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    if missing or misshaped:
+        raise CheckpointError(f"{what}: missing {missing[:5]}, of another shape {misshaped[:5]}")
+    module.load_state_dict({key: state[key] for key in wanted})
+
+
+_OPEN: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
+    # part -> the registry's name, its file in the part's names, the prefix of the network inside the part
+    "xfeat": ("xfeat", lambda tree: tree, ""),
+    "lite": ("efficientnet-lite2", lite2_state, "network."),
+}
+
+
+def _fill(name: str, part: nn.Module) -> Source:
+    entry, rename, prefix = _OPEN[name]
+    located = store.locate(entry)
+    file = files.read_weights(located.path)
+    state = {prefix + key: value for key, value in rename(file.tree).items()}
+    load_wanted(part, state, f"{located.path} does not fit the stem's part {name}")
+    return Source(entry, file.sha256, located.entry.licence if located.entry else "unknown")
+
+
+def _timm_name(key: str, state: Tensors, blocks: Iterable[tuple[int, int]]) -> str | None:
+    """A published key in timm's words; None for a layer that the features do not need."""
+    blocks = tuple(blocks)
+    found = re.match(r"_blocks\.(\d+)\.(\w+?)\.(\w+)$", key)
+    if not found:
+        module, _, leaf = key.rpartition(".")
+        return f"{_TOP[module]}.{leaf}" if module in _TOP else None
+    index = int(found[1])
+    names = _EXPANDED if f"_blocks.{index}._expand_conv.weight" in state else _FIRST
+    if index >= len(blocks) or found[2] not in names:
+        return None
+    stage, block = blocks[index]
+    return f"blocks.{stage}.{block}.{names[found[2]]}.{found[3]}"
