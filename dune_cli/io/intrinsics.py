@@ -13,14 +13,14 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.io.inputs import IMAGE_SUFFIXES
-from dune_cli.io.photos import Photo
+from dune_cli.io.photos import Photo, PhotoFacts
 
 DEFAULT_FOV_DEG = 55.0
 FORMS = 'fx,fy,cx,cy in pixels (one for all images, or one an image separated by ";"), or a JSON file {"image": 3x3}'
 
 
 def resolve_intrinsics(
-    photos: Sequence[Photo], intrinsics: str | None, fov_deg: float | None
+    photos: Sequence[Photo | PhotoFacts], intrinsics: str | None, fov_deg: float | None
 ) -> list[tuple[np.ndarray, str]]:
     """(K, source) of each photo: K (3, 3) float64 in the photo's pixels, centres at integers; source as in the schemas.
 
@@ -56,7 +56,7 @@ def _wrong_count(cameras: int, photos: int) -> UserError:
     return UserError(f"--intrinsics holds {cameras} cameras for {photos} images; give one for all, or one an image")
 
 
-def _without_intrinsics(photo: Photo, fov_deg: float | None) -> tuple[np.ndarray, str]:
+def _without_intrinsics(photo: Photo | PhotoFacts, fov_deg: float | None) -> tuple[np.ndarray, str]:
     if fov_deg is None and photo.exif_focal_px is not None:
         return _centred(photo.exif_focal_px, photo), "exif"
     source = "default" if fov_deg is None else "given"
@@ -67,7 +67,7 @@ def _without_intrinsics(photo: Photo, fov_deg: float | None) -> tuple[np.ndarray
     return _centred(focal_px, photo), source
 
 
-def _centred(focal_px: float, photo: Photo) -> np.ndarray:
+def _centred(focal_px: float, photo: Photo | PhotoFacts) -> np.ndarray:
     return _pinhole(focal_px, focal_px, (photo.width - 1) / 2, (photo.height - 1) / 2)
 
 
@@ -75,7 +75,7 @@ def _pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
 
 
-def _from_text_or_file(intrinsics: str, photos: Sequence[Photo]) -> list[np.ndarray]:
+def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoFacts]) -> list[np.ndarray]:
     path = Path(intrinsics).expanduser()
     try:
         is_file = path.is_file()
@@ -95,7 +95,7 @@ def _from_text_or_file(intrinsics: str, photos: Sequence[Photo]) -> list[np.ndar
     return [_pinhole(*camera) for camera in (cameras * len(photos) if len(cameras) == 1 else cameras)]
 
 
-def _from_file(path: Path, photos: Sequence[Photo]) -> list[np.ndarray]:
+def _from_file(path: Path, photos: Sequence[Photo | PhotoFacts]) -> list[np.ndarray]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
@@ -110,7 +110,7 @@ def _from_file(path: Path, photos: Sequence[Photo]) -> list[np.ndarray]:
     return [_matrix(table[key], f"{path}: {key!r}") for key in keys if key is not None]
 
 
-def _key_of(photo: Photo, table: dict[str, Any]) -> str | None:
+def _key_of(photo: Photo | PhotoFacts, table: dict[str, Any]) -> str | None:
     """The key that is the longest tail of the photo's path (`left/img.jpg` before `img.jpg`), else its name's stem."""
     parts = photo.path.absolute().parts
     tails = [key for key in table if key and parts[-len(Path(key).parts) :] == Path(key).parts]
@@ -135,7 +135,7 @@ def _matrix(value: Any, where: str) -> np.ndarray:
     return matrix
 
 
-def _check(matrix: np.ndarray, photo: Photo) -> None:
+def _check(matrix: np.ndarray, photo: Photo | PhotoFacts) -> None:
     """UserError unless `matrix` is a pinhole camera in pixels, no skew; a note where its centre is off the photo."""
     name, long_side = photo.path.name, max(photo.width, photo.height)
     fx, fy, cx, cy = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]

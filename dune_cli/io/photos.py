@@ -51,6 +51,22 @@ class Photo:
     def height(self) -> int:
         return self.rgb.shape[0]
 
+    @property
+    def facts(self) -> PhotoFacts:
+        """What is known of it without its picture."""
+        return PhotoFacts(self.path, self.width, self.height, self.sha256, self.exif_focal_px)
+
+
+@dataclass(frozen=True)
+class PhotoFacts:
+    """A `Photo` without the picture, to keep where there are many."""
+
+    path: Path
+    width: int
+    height: int
+    sha256: str
+    exif_focal_px: float | None = None
+
 
 def read_photo(path: str | Path) -> Photo:
     """Reads any common picture as 8-bit RGB with its EXIF orientation applied.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -108,13 +108,13 @@ class LightGlueMatcher(FeatureMatcher):
         pairs = found["matches"][0].cpu().numpy()
         return pairs[:, 0], pairs[:, 1], found["scores"][0].float().cpu().numpy().clip(0, 1)
 
-    def pack(self, descriptors: Any) -> np.ndarray:
-        return descriptors.cpu().numpy().astype(np.float16)
+    def _as_array(self, descriptors: torch.Tensor) -> np.ndarray:
+        return descriptors.cpu().numpy()
 
-    def unpack(self, packed: np.ndarray) -> Any:
+    def _from_array(self, descriptors: np.ndarray) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(packed.astype(np.float32)).to(self.device)
+        return torch.from_numpy(descriptors).to(self.device)
 
     def _tensor(self, rgb: np.ndarray) -> torch.Tensor:
         """(1, 3, h, w) float32 in [0, 1] on the device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,13 +76,33 @@ class Matcher(ABC):
         """Matches of two photos (H, W, 3) uint8 at their original resolution."""
 
 
-class FeatureMatcher(Matcher):
-    """A matcher that first looks at each photo alone, so that many pairs can share the work."""
-
-    side_multiple: int = 1
+class SplitMatcher(Matcher):
+    """A matcher that first looks at each photo alone, so that many pairs share that work, which can be kept, too."""
 
     def match(self, rgb1: np.ndarray, rgb2: np.ndarray) -> Matches:
         return self.match_features(self.extract(rgb1), self.extract(rgb2))
+
+    @abstractmethod
+    def extract(self, rgb: np.ndarray) -> Any:
+        """What a pair needs to know of a photo (H, W, 3) uint8 of any size."""
+
+    @abstractmethod
+    def match_features(self, features1: Any, features2: Any) -> Matches:
+        """Matches of two photos out of what `extract` gave."""
+
+    @abstractmethod
+    def pack(self, features: Any) -> dict[str, np.ndarray]:
+        """`features` as arrays to keep, floats of networks in half precision."""
+
+    @abstractmethod
+    def unpack(self, packed: Mapping[str, np.ndarray]) -> Any:
+        """Features from what `pack` gave."""
+
+
+class FeatureMatcher(SplitMatcher):
+    """A matcher of keypoints, which are the same ones in all pairs of a photo."""
+
+    side_multiple: int = 1
 
     def extract(self, rgb: np.ndarray) -> Features:
         """Keypoints of a photo (H, W, 3) uint8 of any size."""
@@ -109,13 +130,28 @@ class FeatureMatcher(Matcher):
         index1, index2, scores = self._compare(features1, features2)
         return index1, index2, scores.astype(np.float32)
 
-    def pack(self, descriptors: Any) -> np.ndarray:
-        """The descriptors of `Features` as an array to keep, (N, C) float16."""
-        return np.asarray(descriptors).astype(np.float16)
+    def pack(self, features: Features) -> dict[str, np.ndarray]:
+        return {
+            "points": np.asarray(features.points, np.float32),
+            "descriptors": self._as_array(features.descriptors).astype(np.float16),
+            "size": np.array(features.photo.rgb.shape[:2], np.int64),
+            "original_per_pixel": np.array(features.photo.original_per_pixel, np.float64),
+        }
 
-    def unpack(self, packed: np.ndarray) -> Any:
-        """The descriptors as this matcher has them, from what `pack` gave."""
-        return packed.astype(np.float32)
+    def unpack(self, packed: Mapping[str, np.ndarray]) -> Features:
+        """The features without the photo, of which only the size is left."""
+        height, width = packed["size"].tolist()
+        blank = np.broadcast_to(np.zeros((), np.uint8), (height, width, 3))
+        x, y = packed["original_per_pixel"].tolist()
+        descriptors = self._from_array(packed["descriptors"].astype(np.float32))
+        return Features(Resized(blank, (x, y)), packed["points"].astype(np.float64), descriptors)
+
+    def _as_array(self, descriptors: Any) -> np.ndarray:
+        return np.asarray(descriptors)
+
+    def _from_array(self, descriptors: np.ndarray) -> Any:
+        """Descriptors as this matcher has them, from (N, C) float32."""
+        return descriptors
 
     @abstractmethod
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, Any]:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dune_cli.errors import UserError
-from dune_cli.matchers.base import Availability, Matcher, Matches
+from dune_cli.matchers.base import Availability, Matcher, Matches, SplitMatcher
 
 if TYPE_CHECKING:
+    import torch
+
     from dune_cli.io.preprocess import Prepared
-    from dune_cli.models.two_view import TwoViewOutput
+    from dune_cli.models.two_view import TwoViewOutput, ViewFeatures
 
 NAME = "mast3r"
 MEASURED_AUC10 = None  # depends on the model, so "auto" leaves it out
 TAKES_MODEL = True
 
 
-class Mast3r(Matcher):
+@dataclass(frozen=True)
+class Encoded:
+    """A photo after the encoder: `features` of a batch of one, `network_from_image` (3, 3)."""
+
+    features: ViewFeatures
+    network_from_image: np.ndarray
+
+
+class Mast3r(SplitMatcher):
     """Any two-view model with descriptors. Every photo goes through the published preparation at the model's size."""
 
     name = NAME
@@ -47,13 +59,49 @@ class Mast3r(Matcher):
         prepared = [
             prepare(rgb, self.working_size_px, self.model.patch, self.model.crop_square_to_4_3) for rgb in (rgb1, rgb2)
         ]
-        device = next(self.model.parameters()).device
-        output = self.model(*(torch.from_numpy(p.image)[None].to(device) for p in prepared), points=False)
+        output = self.model(*(torch.from_numpy(p.image)[None].to(self._device) for p in prepared), points=False)
         return matches_of(output, *prepared, self.subsample)[0]
+
+    def extract(self, rgb: np.ndarray) -> Encoded:
+        import torch
+
+        from dune_cli.io.preprocess import prepare
+
+        prepared = prepare(rgb, self.working_size_px, self.model.patch, self.model.crop_square_to_4_3)
+        with torch.inference_mode():
+            found = self.model.encode(torch.from_numpy(prepared.image)[None].to(self._device))
+        return Encoded(found, prepared.network_from_image)
+
+    def match_features(self, features1: Encoded, features2: Encoded) -> Matches:
+        import torch
+
+        with torch.inference_mode():
+            output = self.model.decode(features1.features, features2.features, points=False)
+        return matches_of(output, features1, features2, self.subsample)[0]
+
+    def pack(self, features: Encoded) -> dict[str, np.ndarray]:
+        return {
+            "tokens": features.features.tokens[0].float().cpu().numpy().astype(np.float16),
+            "grid": np.array(features.features.grid, np.int64),
+            "network_from_image": features.network_from_image,
+        }
+
+    def unpack(self, packed: Mapping[str, np.ndarray]) -> Encoded:
+        import torch
+
+        from dune_cli.models.two_view import ViewFeatures
+
+        rows, columns = packed["grid"].tolist()
+        tokens = torch.from_numpy(packed["tokens"].astype(np.float32))[None].to(self._device)
+        return Encoded(ViewFeatures(tokens, (rows, columns)), packed["network_from_image"])
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
 
 def matches_of(
-    output: TwoViewOutput, prepared1: Prepared, prepared2: Prepared, subsample: int
+    output: TwoViewOutput, prepared1: Prepared | Encoded, prepared2: Prepared | Encoded, subsample: int
 ) -> tuple[Matches, np.ndarray]:
     """The reciprocal matches of a pair's descriptors in the photos' pixels, and their pixels (x, y) on network grid 1,
     (M, 2) int64. Scores: c / (1 + c) with c the geometric mean of both descriptor confidences."""
