@@ -1,0 +1,220 @@
+"""Relocalization in a map, one photo left out at a time, and photos of other places, which ought to be refused.
+
+Layout: under a root, each `cameras.json` is a place: {"name", "scale" ("metric …" | "arbitrary"), "frames": [{"file"
+(relative to the json), "K" (3x3), "T_cam_to_world" (4x4), "width", "height", "dist_k1" (COLMAP's first radial term;
+0 where absent)}]}; OpenCV axes, pixel centres at integers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dune_cli.errors import UserError
+from dune_cli.geometry import epipolar
+from dune_cli.io.jsons import read_json
+from dune_cli.io.photos import read_photo
+from dune_cli.matchers.base import Matcher
+from dune_cli.tasks.reloc.choose import Candidates
+from dune_cli.tasks.reloc.in_map import LocateConfig, Query, locate
+from dune_cli.tasks.reloc.lens import Lens
+from dune_cli.tasks.reloc.map_files import MapImage, PhotoMap
+from dune_cli.tasks.reloc.map_points import MapPoints, PointsConfig
+from dune_cli.tasks.reloc.work import WorkFolder
+
+NEAR_M, NEAR_DEG, NEAR_SHARE = 0.25, 2.0, 0.05  # of the size of the place, where the scale is arbitrary
+MIN_FRAMES = 4  # a map of three is left
+KEYS = ("file", "K", "T_cam_to_world")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Photos of one place with known poses. `extent`: the largest distance between two of the cameras."""
+
+    name: str
+    map: PhotoMap
+    extent: float
+
+    @property
+    def metric(self) -> bool:
+        return self.map.scale == "metric"
+
+    @property
+    def near(self) -> float:
+        """How far off a camera may be found, in the place's unit."""
+        return NEAR_M if self.metric else NEAR_SHARE * self.extent
+
+
+@dataclass(frozen=True)
+class Score:
+    """One query, left out of its `place` or (`other`: from which place) none of it. Errors in degrees and the place's
+    unit, infinite where no pose was given out; `control_*` those of the map photo that has most matches with it."""
+
+    place: str
+    query: str
+    other: str | None
+    success: bool
+    rotation_deg: float
+    position: float
+    near: bool
+    control_rotation_deg: float
+    control_position: float
+    control_near: bool
+    matches: int
+    inliers: int
+    confidence: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A place, or all of them: medians over all queries (`position_share`: of the place's extent), shares, and the
+    share of queries from other places that is refused. `seconds`: the median a query."""
+
+    queries: int
+    located: int
+    rotation_deg: float
+    position: float
+    position_share: float
+    near: float
+    control_rotation_deg: float
+    control_position_share: float
+    control_near: float
+    wrong_queries: int
+    refused: float
+    seconds: float
+
+
+def read_places(root: str | Path, names: Sequence[str] = ()) -> list[Place]:
+    """The places under `root` (only `names`, if any), sorted by file. UserError for none, and for a broken one."""
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder; give the folder above the cameras.json files")
+    files = sorted(root.rglob("cameras.json"))
+    if not files:
+        raise UserError(f"no cameras.json in {root} or the folders below it")
+    places = [_read_place(file) for file in files]
+    known = [place.name for place in places]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"unknown set {', '.join(unknown)}; this folder has: {', '.join(known)}")
+    return [place for place in places if not names or place.name in names]
+
+
+def score_place(
+    matcher: Matcher, place: Place, others: Sequence[Place], config: LocateConfig, points: PointsConfig | None = None
+) -> Iterator[Score]:
+    """Each photo of the place in the map of the other ones, then each photo of `others` in the map of all of them.
+
+    Cameras are the true ones; every map photo is matched with every query.
+    """
+    everything = MapPoints(place.map, matcher, points or PointsConfig(seed=config.seed), WorkFolder(None))
+    for index, image in enumerate(place.map.images):
+        yield _score(image, everything.without(index), place, None, config)
+    for other in others:
+        for image in other.map.images:
+            yield _score(image, everything, place, other.name, config)
+
+
+def summarise(scores: Sequence[Score], places: Sequence[Place]) -> Summary:
+    """Over the scores of one matcher at `places`."""
+    extents = {place.name: place.extent for place in places}
+    own = [score for score in scores if score.other is None]
+    wrong = [score for score in scores if score.other is not None]
+
+    def median(values: list[float]) -> float:
+        return float(np.median(values)) if values else float("nan")
+
+    def share(values: list[bool]) -> float:
+        return float(np.mean(values)) if values else float("nan")
+
+    return Summary(
+        queries=len(own),
+        located=sum(score.success for score in own),
+        rotation_deg=median([score.rotation_deg for score in own]),
+        position=median([score.position for score in own]),
+        position_share=median([score.position / extents[score.place] for score in own]),
+        near=share([score.near for score in own]),
+        control_rotation_deg=median([score.control_rotation_deg for score in own]),
+        control_position_share=median([score.control_position / extents[score.place] for score in own]),
+        control_near=share([score.control_near for score in own]),
+        wrong_queries=len(wrong),
+        refused=share([not score.success for score in wrong]),
+        seconds=median([score.seconds for score in scores]),
+    )
+
+
+def _score(image: MapImage, map_points: MapPoints, place: Place, other: str | None, config: LocateConfig) -> Score:
+    query = Query(read_photo(image.file), image.lens, "given")
+    candidates: Candidates = [(index, None) for index in range(len(map_points.map.images))]
+    for index, _ in candidates:
+        map_points.points(index)  # of the map, not of the query: not in its seconds
+    start = time.perf_counter()
+    found = locate(query, map_points, candidates, config)
+    seconds = time.perf_counter() - start
+    control = map_points.map.images[int(np.argmax([seen.matches for seen in found.retrieved]))].world_from_cam
+    errors = [float("inf"), float("inf")] if other else _errors(found.world_from_query, image.world_from_cam)
+    by_control = [float("inf"), float("inf")] if other else _errors(control, image.world_from_cam)
+    return Score(
+        place.name,
+        image.name,
+        other,
+        found.success,
+        *errors,
+        errors[0] <= NEAR_DEG and errors[1] <= place.near,
+        *by_control,
+        by_control[0] <= NEAR_DEG and by_control[1] <= place.near,
+        found.matches,
+        found.inliers,
+        found.confidence,
+        seconds,
+    )
+
+
+def _errors(found: np.ndarray | None, truth: np.ndarray) -> list[float]:
+    """Rotation in degrees and the distance of the centres; both infinite without a pose."""
+    if found is None:
+        return [float("inf"), float("inf")]
+    rotation = float(np.degrees(epipolar.rotation_error(found[:3, :3], truth[:3, :3])))
+    return [rotation, float(np.linalg.norm(found[:3, 3] - truth[:3, 3]))]
+
+
+def _read_place(file: Path) -> Place:
+    content = read_json(file)
+    if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
+        raise UserError(f'{file} is no set of posed photos: it needs an object with a list "frames"')
+    if len(content["frames"]) < MIN_FRAMES:
+        raise UserError(f"{file} has {len(content['frames'])} photos; leaving one out takes at least {MIN_FRAMES}")
+    images = tuple(_read_frame(file, index, frame) for index, frame in enumerate(content["frames"]))
+    scale = "metric" if str(content.get("scale", "")).startswith("metric") else "arbitrary"
+    centres = np.stack([image.world_from_cam[:3, 3] for image in images])
+    extent = float(np.linalg.norm(centres[:, None] - centres, axis=-1).max())
+    if extent == 0:
+        raise UserError(f"the cameras of {file} all stand in one place; leaving one out says nothing")
+    name = str(content.get("name") or file.parent.name)
+    return Place(name, PhotoMap(file.parent, images, scale, None, (file,)), extent)
+
+
+def _read_frame(file: Path, index: int, frame: Any) -> MapImage:
+    where = f"{file}, frame {index}"
+    if not isinstance(frame, dict) or not set(KEYS) <= set(frame):
+        lacks = sorted(set(KEYS) - set(frame if isinstance(frame, dict) else ()))
+        raise UserError(f"{where} lacks {', '.join(lacks)}")
+    photo = file.parent / str(frame["file"])
+    if not photo.is_file():
+        raise UserError(f"{where}: the photo {photo} is not there")
+    try:
+        K, pose = (np.array(frame[key], dtype=np.float64) for key in KEYS[1:])
+        width, height = int(frame["width"]), int(frame["height"])
+        k1 = float(frame.get("dist_k1") or 0.0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: K, T_cam_to_world, width, height and dist_k1 must be numbers ({error})") from error
+    if K.shape != (3, 3) or pose.shape != (4, 4) or not (np.isfinite(K).all() and np.isfinite(pose).all()):
+        raise UserError(f"{where}: K must be a 3x3 and T_cam_to_world a 4x4 matrix of finite numbers")
+    lens = Lens.radial(K, k1, width, height) if k1 else Lens.pinhole(K, width, height)
+    return MapImage(photo.name, photo, lens, pose)

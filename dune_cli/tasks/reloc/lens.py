@@ -1,0 +1,67 @@
+"""A camera of any of COLMAP's models, brought to the pinhole camera of the same focal length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dune_cli import optional
+from dune_cli.geometry.cameras import transform_pixels
+
+if TYPE_CHECKING:
+    import pycolmap
+
+HALF_PIXEL = 0.5  # COLMAP puts (0.5, 0.5) at the centre of the top-left pixel
+
+
+@dataclass(frozen=True)
+class Lens:
+    """`model` and `params` in COLMAP's words and pixels, of photos of `width` x `height` px."""
+
+    model: str
+    params: tuple[float, ...]
+    width: int
+    height: int
+
+    @classmethod
+    def pinhole(cls, K: np.ndarray, width: int, height: int) -> Lens:
+        """From K (3, 3) in pixels with centres at integers."""
+        params = (K[0, 0], K[1, 1], K[0, 2] + HALF_PIXEL, K[1, 2] + HALF_PIXEL)
+        return cls("PINHOLE", tuple(map(float, params)), width, height)
+
+    @classmethod
+    def radial(cls, K: np.ndarray, k1: float, width: int, height: int) -> Lens:
+        """Like `pinhole`, with COLMAP's first radial term; both focal lengths may differ."""
+        params = (K[0, 0], K[1, 1], K[0, 2] + HALF_PIXEL, K[1, 2] + HALF_PIXEL, k1, 0.0, 0.0, 0.0)
+        return cls("OPENCV", tuple(map(float, params)), width, height)
+
+    @cached_property
+    def camera(self) -> pycolmap.Camera:
+        pycolmap = optional.require("pycolmap", "camera models")
+        return pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=list(self.params))
+
+    @cached_property
+    def K(self) -> np.ndarray:
+        """(3, 3) of the pinhole camera that `straight` leads to, in pixels with centres at integers."""
+        matrix = self.camera.calibration_matrix()
+        matrix[:2, 2] -= HALF_PIXEL
+        return matrix
+
+    def straight(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels (M, 2) of the photo as the pinhole camera would see them; NaN where the model has no ray."""
+        if len(pixels) == 0 or self.model in ("PINHOLE", "SIMPLE_PINHOLE"):
+            return np.asarray(pixels, dtype=np.float64)
+        rays = self.camera.cam_from_img(np.asarray(pixels, dtype=np.float64) + HALF_PIXEL)
+        return transform_pixels(self.K, np.asarray(rays, dtype=np.float64))
+
+    def resized(self, width: int, height: int) -> Lens:
+        """The same lens for a photo that was resized."""
+        if (width, height) == (self.width, self.height):
+            return self
+        pycolmap = optional.require("pycolmap", "camera models")
+        camera = pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=list(self.params))
+        camera.rescale(width, height)
+        return Lens(self.model, tuple(map(float, camera.params)), width, height)

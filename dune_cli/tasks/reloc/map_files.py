@@ -1,0 +1,199 @@
+"""A map to find photos in: the posed photos of a COLMAP model, or of a scene that `dune reconstruct` wrote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dune_cli import console
+from dune_cli.errors import UserError
+from dune_cli.geometry import poses
+from dune_cli.io.colmap_read import model_folder, open_model, world_from_cam
+from dune_cli.io.jsons import read_json
+from dune_cli.provenance import sha256_of
+from dune_cli.tasks.reloc.lens import Lens
+
+SCENE_SCHEMA = "dune.scene/1"
+IMAGE_FOLDERS = ("", "images", "../images", "../../images")  # below the map, or beside its sparse/0
+FEW_POINTS = 15  # that two photos share, below which they are no neighbours
+UNKNOWN_SCALE = "the map does not say whether its lengths are metres; if they are, say --scale metric"
+
+
+@dataclass(frozen=True)
+class MapImage:
+    """A photo of the map: `file` on the disk, its camera, `world_from_cam` (4, 4), and `neighbours`: the indices of
+    the images with which it shares points, the most first (empty where the map has no points)."""
+
+    name: str
+    file: Path
+    lens: Lens
+    world_from_cam: np.ndarray
+    neighbours: tuple[int, ...] = ()
+
+    @property
+    def cam_from_world(self) -> np.ndarray:
+        return poses.inverse(self.world_from_cam)
+
+    @cached_property
+    def sha256(self) -> str:
+        return sha256_of(self.file)
+
+
+@dataclass(frozen=True)
+class PhotoMap:
+    """Posed photos. `scale` is "metric" (the world's unit is a metre) or "arbitrary", and then `scale_note` says why.
+    `files` hold the model, for its provenance."""
+
+    folder: Path
+    images: tuple[MapImage, ...]
+    scale: str
+    scale_note: str | None
+    files: tuple[Path, ...] = ()
+
+    @cached_property
+    def extent(self) -> float:
+        """The largest distance between two cameras, measured along the axes of the world."""
+        centres = np.stack([image.world_from_cam[:3, 3] for image in self.images])
+        return float(np.linalg.norm(centres.max(0) - centres.min(0)))
+
+
+def open_map(folder: str | Path, images: str | Path | None = None, scale: str | None = None) -> PhotoMap:
+    """The map in `folder`: a COLMAP model (in it, in its sparse/0 or sparse), else a scene's JSON.
+
+    Photos lie in `images`, else in the folder, its images/, or where the scene's JSON saw them. `scale` (metric |
+    arbitrary) overrides what the scene's JSON says. UserError for no or a broken model, for one without images, and
+    where no two of its photos are on the disk; a note names the photos that are left out.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        kind = "a file" if folder.exists() else "no folder"
+        raise UserError(f"the map {folder} is {kind}; name the folder of a COLMAP model or of a scene.json")
+    if images is not None and not Path(images).expanduser().is_dir():
+        raise UserError(f"--images {images} is no folder; name the one with the map's photos")
+    scenes = _scenes(folder)
+    model = model_folder(folder)
+    if model is None and not scenes:
+        raise UserError(
+            f"{folder} holds no map: neither a COLMAP model (cameras, images and points3D as .bin or .txt, in it or "
+            "in its sparse/0) nor the scene.json of dune reconstruct; name the folder of one"
+        )
+    if model is None and len(scenes) > 1:
+        names = ", ".join(path.name for path in list(scenes)[:3])
+        raise UserError(f"{folder} holds several scenes ({names}); give each its own folder")
+    if model is not None:
+        entries, files = _from_colmap(folder), sorted(model.glob("*.bin")) or sorted(model.glob("*.txt"))
+    else:
+        path, tree = next(iter(scenes.items()))
+        entries, files = _from_scene(path, tree), [path]
+    if not entries:
+        raise UserError(f"the map {folder} has no registered images; name another model, or reconstruct it again")
+    kept = _with_photos(entries, folder, images, list(scenes.values()))
+    return PhotoMap(folder, tuple(kept), *_scale(scale, list(scenes.values())), tuple(files))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    lens: Lens
+    world_from_cam: np.ndarray
+    neighbours: tuple[int, ...] = ()
+
+
+def _from_colmap(folder: Path) -> list[_Entry]:
+    model = open_model(folder)
+    kept = sorted((i for i, image in model.images.items() if image.has_pose), key=lambda i: model.images[i].name)
+    place = {image_id: index for index, image_id in enumerate(kept)}
+    shared: list[Counter[int]] = [Counter() for _ in kept]
+    for point in model.points3D.values():
+        seen = {place[e.image_id] for e in point.track.elements if e.image_id in place}
+        for index in seen:
+            shared[index].update(seen - {index})
+    entries = []
+    for image_id, counts in zip(kept, shared):
+        image = model.images[image_id]
+        camera = image.camera
+        lens = Lens(camera.model_name, tuple(map(float, camera.params)), camera.width, camera.height)
+        neighbours = tuple(index for index, count in counts.most_common() if count >= FEW_POINTS)
+        entries.append(_Entry(image.name, lens, world_from_cam(image), neighbours))
+    return entries
+
+
+def _scenes(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The `dune.scene/1` files right in the folder."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        if b'"dune.scene/1"' in path.open("rb").read(4096):
+            tree = read_json(path)
+            if isinstance(tree, dict) and tree.get("schema") == SCENE_SCHEMA:
+                found[path] = tree
+    return found
+
+
+def _from_scene(path: Path, tree: dict[str, Any]) -> list[_Entry]:
+    entries = []
+    try:
+        for camera in tree["cameras"]:
+            if camera["registered"]:
+                K, pose = (np.array(camera[key], dtype=np.float64) for key in ("K", "world_from_cam"))
+                if K.shape != (3, 3) or pose.shape != (4, 4) or not (np.isfinite(K).all() and np.isfinite(pose).all()):
+                    raise ValueError("K must be 3x3 and world_from_cam 4x4, of finite numbers")
+                radial = float(camera.get("radial", 0.0))
+                width, height = int(camera["width"]), int(camera["height"])
+                lens = Lens.radial(K, radial, width, height) if radial else Lens.pinhole(K, width, height)
+                entries.append(_Entry(str(camera["image"]), lens, pose))
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"the scene {path} is broken ({reason}); reconstruct it again") from error
+    return entries
+
+
+def _with_photos(
+    entries: Sequence[_Entry], folder: Path, images: str | Path | None, scenes: Iterable[dict[str, Any]]
+) -> list[MapImage]:
+    """Those whose photo is on the disk, their neighbours renumbered."""
+    places = [Path(images).expanduser()] if images is not None else [folder / place for place in IMAGE_FOLDERS]
+    seen_at = {} if images is not None else {p.name: p for tree in scenes for p in _inputs(tree)}
+    files = []
+    for entry in entries:
+        spots = [place / entry.name for place in places]
+        if entry.name in seen_at:
+            spots.append(seen_at[entry.name])
+        files.append(next((spot for spot in spots if spot.is_file()), None))
+    missing = [entry.name for entry, file in zip(entries, files) if file is None]
+    names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    if len(entries) - len(missing) < 2:
+        where = f"--images {images}" if images is not None else f"{folder} or its images folder"
+        raise UserError(
+            f"{len(missing)} of the map's {len(entries)} photos ({names}) are not in {where}, and a map needs two; "
+            "name their folder with --images"
+        )
+    if missing:
+        console.note(f"{len(missing)} of the map's {len(entries)} photos are left out, they are not there: {names}")
+    place = {old: new for new, old in enumerate(i for i, file in enumerate(files) if file is not None)}
+    return [
+        MapImage(e.name, file, e.lens, e.world_from_cam, tuple(place[n] for n in e.neighbours if n in place))
+        for e, file in zip(entries, files)
+        if file is not None
+    ]
+
+
+def _inputs(tree: dict[str, Any]) -> list[Path]:
+    """The photos that a scene was made of."""
+    inputs = (tree.get("provenance") or {}).get("inputs") or []
+    return [Path(entry["path"]) for entry in inputs if isinstance(entry, dict) and isinstance(entry.get("path"), str)]
+
+
+def _scale(asked: str | None, scenes: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
+    if asked is not None:
+        return asked, None if asked == "metric" else "--scale arbitrary"
+    told = {tree.get("scale") for tree in scenes}
+    if told == {"metric"}:
+        return "metric", None
+    notes = [tree["scale_note"] for tree in scenes if isinstance(tree.get("scale_note"), str)]
+    return "arbitrary", notes[0] if notes else UNKNOWN_SCALE
