@@ -12,6 +12,7 @@ from dune_cli.commands import options
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
+    from dune_cli.evaluation.distill_speed import DistillSpeed
     from dune_cli.evaluation.matching_speed import MatchingSpeed
     from dune_cli.evaluation.speed import NetworkSpeed, Speed
     from dune_cli.evaluation.task_speed import TaskSpeed
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 MODELS = {  # of each part, the default first
     "pair": ("dune-vitb", "dune-vits", "mast3r-vitl"),
     "depth": ("dinov2-vits14-nyu-dpt", "dinov2-vitb14-nyu-dpt", "dinov2-vitl14-nyu-dpt", "mast3r-vitl"),
+    "distill": ("dune-mini", "dune-vits14", "dune-vitb14"),
     "human": ("multihmr-672-l-anny", "multihmr-672-s", "multihmr-672-b", "multihmr-672-l", "multihmr-896-l"),
 }
 
 
 @click.command()
-@click.argument("part", type=click.Choice(tuple(MODELS)), default="pair", metavar="[pair|depth|human]")
+@click.argument("part", type=click.Choice(tuple(MODELS)), default="pair", metavar="[pair|depth|human|distill]")
 @click.option(
     "--model",
     metavar="NAME",
@@ -58,7 +60,8 @@ def command(
 
     pair (the default): encoder and two-view forward of one pair (4:3, --size px long side, default 518 or 512);
     reciprocal matching against the full score matrix and KD-trees. depth: encoder and whole network on one 4:3 image
-    (default 640 or 512 px). human: on one square of the model's own size, with four people; Anny's with the bodies too.
+    (default 640 or 512 px). distill: the training loop's step, with and without the teacher cache, and the loading of
+    photos (--size px squares). human: on one square of the model's own size, with four people; Anny's with bodies too.
 
     \b
     Example: dune bench
@@ -73,19 +76,24 @@ def command(
     if part == "human" and size is not None:
         raise UserError("a human model takes squares of its own size; leave --size out")
 
-    from dune_cli.evaluation import matching_speed, speed, task_speed
+    from dune_cli.evaluation import distill_speed, matching_speed, speed, task_speed
     from dune_cli.io.jsons import dumps
     from dune_cli.provenance import Run
 
     run = Run(seed=0)
     if part != "pair":
         with speed.threads(threads), run.stage("networks"):
-            found = task_speed.measure_task(architecture, size, device, rounds, cpu_time, console.note)
+            if part == "distill":
+                found: DistillSpeed | TaskSpeed = distill_speed.measure_distill(
+                    architecture, size, device=device, rounds=rounds, cpu_time=cpu_time, report=console.note
+                )
+            else:
+                found = task_speed.measure_task(architecture, size, device, rounds, cpu_time, console.note)
         if as_json:
             document = {"schema": "dune.bench/1", "part": part, **asdict(found)}
             click.echo(dumps(document | {"provenance": run.provenance([], [])}))
         else:
-            click.echo("\n".join(task_table(found)))
+            click.echo("\n".join(distill_table(found) if part == "distill" else task_table(found)))
         return
     with speed.threads(threads):
         with run.stage("networks"):
@@ -125,6 +133,31 @@ def task_table(found: TaskSpeed) -> list[str]:
     )
     gains = [f"{part}, {found.fast_dtype} against float32: {gain:.2f}x" for part, gain in found.fast_gain.items()]
     return [head, *_rate_lines(found.peak, found.networks), "", *gains]
+
+
+def distill_table(found: DistillSpeed) -> list[str]:
+    """The lines that `dune bench distill` prints."""
+    lines = [
+        f"{found.student} from {', '.join(found.teachers)}, steps of {found.batch_size} images of {found.size_px} px, "
+        f"{found.gflop:.0f} GFLOP each, {found.device}, {found.threads} threads, {found.clock} time",
+        "",
+        *(f"matrix products, {dtype}: {rate:.0f} GFLOP/s" for dtype, rate in found.peak.items()),
+        "",
+        f"{'step, answers given':24}{'seconds':>9}{'images/s':>10}{'GFLOP/s':>9}{'of its peak':>13}",
+    ]
+    lines += [
+        f"{row.way:24}{row.seconds:9.3f}{row.images_per_second:10.1f}{row.gflop_per_second:9.0f}{row.share:13.0%}"
+        for row in found.steps
+    ]
+    return [
+        *lines,
+        "",
+        f"teachers alone: {found.teacher_images_per_second:.1f} images/s",
+        f"loading alone, {found.workers} workers: photos {found.loading['photos']:.0f} images/s, "
+        f"cached rows {found.loading['cache']:.0f} images/s",
+        f"whole loop: {found.loop['on the fly']:.1f} images/s, with the teacher cache {found.loop['cached']:.1f} "
+        f"({found.loop['cached'] / found.loop['on the fly']:.2f}x)",
+    ]
 
 
 def _rate_lines(peak: dict[str, dict[str, float]], networks: Sequence[NetworkSpeed]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -189,13 +189,24 @@ def _products(
 ) -> dict[tuple[str, str], tuple[Callable[[], Any], float]]:
     """Linear layers to time: (dtype, shape in words) -> (call, FLOP)."""
     width, hidden = model.decoder.config.width, model.decoder.config.hidden
-    found: dict[tuple[str, str], tuple[Callable[[], Any], float]] = {}
-    for dtype in sorted(dtypes, key=str):
-        for m, k, n in ((SQUARE, SQUARE, SQUARE), (tokens, width, hidden), (tokens, hidden, width)):
-            x, w = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
-            repeats = max(1, round(SQUARE**3 / (m * k * n)))  # as long as the square one
-            call = lambda x=x, w=w, repeats=repeats: [F.linear(x, w) for _ in range(repeats)]  # noqa: E731
-            found[str(dtype).removeprefix("torch."), f"{m}x{k}x{n}"] = call, 2.0 * m * k * n * repeats
+    shapes = (SQUARE, SQUARE, SQUARE), (tokens, width, hidden), (tokens, hidden, width)
+    return {
+        (str(dtype).removeprefix("torch."), shape): timed
+        for dtype in sorted(dtypes, key=str)
+        for shape, timed in linear_products(device, dtype, shapes).items()
+    }
+
+
+def linear_products(
+    device: torch.device, dtype: torch.dtype, shapes: Iterable[tuple[int, int, int]]
+) -> dict[str, tuple[Callable[[], Any], float]]:
+    """Linear layers of (m, k, n) to time, each as long as a square one: shape in words -> (call, FLOP)."""
+    found: dict[str, tuple[Callable[[], Any], float]] = {}
+    for m, k, n in shapes:
+        x, w = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
+        repeats = max(1, round(SQUARE**3 / (m * k * n)))
+        call = lambda x=x, w=w, repeats=repeats: [F.linear(x, w) for _ in range(repeats)]  # noqa: E731
+        found[f"{m}x{k}x{n}"] = call, 2.0 * m * k * n * repeats
     return found
 
 

@@ -7,7 +7,7 @@ out; the bodies of `dune human` are a row of their own, because they are no matr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,15 @@ from torch.nn import functional as F
 
 from dune_cli import runtime
 from dune_cli.bodies.load import load_anny
-from dune_cli.evaluation.speed import SQUARE, NetworkSpeed, Stopwatch, count_flop, input_size, random_two_view
+from dune_cli.evaluation.speed import (
+    SQUARE,
+    NetworkSpeed,
+    Stopwatch,
+    count_flop,
+    input_size,
+    linear_products,
+    random_two_view,
+)
 from dune_cli.models.depth import HeadDepth, PairedDepth
 from dune_cli.models.dinov2_dpt import Dinov2DptConfig, Dinov2DptHead
 from dune_cli.models.human.multihmr_anny import AnnyHeadConfig, MultiHmrAnny
@@ -119,7 +127,12 @@ def measure_task(
     by_type = {dtype: (_human_calls if human else _depth_calls)(network, image) for dtype, network in models.items()}
     calls = {(part, dtype): call for dtype, (parts, _) in by_type.items() for part, call in parts.items()}
     gflop = {part: count_flop(call) / 1e9 for part, call in by_type["float32"][0].items()}
-    products = _products(where, sorted({torch.float32, fast}, key=str), _trunk_shapes(model, height * width))
+    shapes = _trunk_shapes(model, height * width)
+    products = {
+        (str(dtype).removeprefix("torch."), shape): timed
+        for dtype in sorted({torch.float32, fast}, key=str)
+        for shape, timed in linear_products(where, dtype, shapes).items()
+    }
     best: dict[Any, float] = {}
     for turn in range(rounds + 1):  # the first warms up
         report(f"round {turn} of {rounds}")
@@ -203,17 +216,3 @@ def _trunk_shapes(model: nn.Module, pixels: int) -> tuple[tuple[int, int, int], 
         patch, width = vit.config.patch, vit.config.width
     tokens = max(1, pixels // patch**2)
     return (SQUARE, SQUARE, SQUARE), (tokens, width, 4 * width), (tokens, 4 * width, width)
-
-
-def _products(
-    device: torch.device, dtypes: list[torch.dtype], shapes: tuple[tuple[int, int, int], ...]
-) -> Mapping[tuple[str, str], tuple[Callable[[], Any], float]]:
-    """Linear layers to time: (dtype, shape in words) -> (call, FLOP)."""
-    found: dict[tuple[str, str], tuple[Callable[[], Any], float]] = {}
-    for dtype in dtypes:
-        for m, k, n in shapes:
-            x, w = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
-            repeats = max(1, round(SQUARE**3 / (m * k * n)))  # as long as the square one
-            call = lambda x=x, w=w, repeats=repeats: [F.linear(x, w) for _ in range(repeats)]  # noqa: E731
-            found[str(dtype).removeprefix("torch."), f"{m}x{k}x{n}"] = call, 2.0 * m * k * n * repeats
-    return found

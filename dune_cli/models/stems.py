@@ -7,6 +7,7 @@ weights stay as they are.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -24,9 +25,9 @@ class Stem(nn.Module):
     channels: dict[int, int]
     tokens_from: tuple[int, ...]
 
+    @abstractmethod
     def forward(self, images: torch.Tensor) -> Maps:
         """images (B, 3, H, W) RGB in [0, 1], sides multiples of 16 -> maps (B, C, H/s, W/s) by stride s."""
-        raise NotImplementedError(type(self).__name__)
 
 
 class FrozenStem(Stem):
