@@ -1,0 +1,81 @@
+"""The recipe of the `dune-mini` that comes with dune: three open teachers, one folder of unlabelled photos, a laptop.
+
+    python examples/distill_dune_mini.py ../shared/corpus --leave-out ../shared/data/pairs/wide/pairs.json \\
+        --cache cache/ -o mini/
+
+The same command goes on where it was stopped. Hardware: two CPU cores (AVX512-BF16) and 4 GB; what came out, with its
+controls and hours, is in weights/models/dune-mini.md. The teachers' weights: `dune weights pull xfeat
+efficientnet-lite2` and `python examples/bake_people_teacher.py`.
+
+The folder is laid out as index.jsonl says (a line a file: "file", and "kind" photo, sequence or rgbd); any other folder
+of photos serves `dune distill` as it is. Sequences that a benchmark is made of are left out by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from dune_cli.training.config import DistillConfig
+from dune_cli.training.distill import distill
+from dune_cli.training.finish import finish
+
+RECIPE = {
+    "teachers": ("xfeat", "efficientnet-lite2", "people"),
+    "student": "dune-mini:xfeat+lite",
+    "size_px": 224,
+    "batch_size": 32,
+    "learning_rate": 8e-3,  # for a batch of 256: 1e-3 here
+    "sharing": "lowest_loss",
+    "projector": "tp",
+    "crops": 2,
+    "compile": True,
+}
+
+
+def photo_list(corpus: Path, leave_out: list[Path]) -> list[str]:
+    """Absolute paths of all colour pictures, sorted, without the sequences that `leave_out` names.
+
+    leave_out: pairs.json files, whose image paths contain the names of their sequences' folders.
+    """
+    banned: set[str] = set()
+    for path in leave_out:
+        content = json.loads(path.read_text())
+        for pair in content["pairs"] if isinstance(content, dict) else content:
+            banned |= {part for key in ("image_a", "image_b") for part in Path(pair[key]).parts}
+    found = []
+    for line in (corpus / "index.jsonl").read_text().splitlines():
+        file = Path(json.loads(line)["file"])
+        if file.suffix == ".jpg" and not (file.parts[0] == "sequences" and file.parts[1] in banned):
+            found.append(str((corpus / file).resolve()))
+    return sorted(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path, help="folder with index.jsonl")
+    parser.add_argument("--leave-out", action="append", default=[], type=Path, help="pairs.json of a benchmark")
+    parser.add_argument("--cache", help="folder for the teachers' answers")
+    parser.add_argument("--steps", default=1600, type=int, help="%(default)s")
+    parser.add_argument("--init", help="student to go on from, for a further stage")
+    parser.add_argument("--student", default=RECIPE["student"], help="%(default)s")
+    parser.add_argument("-o", "--output", required=True, type=Path, help="folder of the run")
+    options = parser.parse_args()
+
+    photos = options.output.parent / f"{options.output.name}-photos.txt"
+    photos.parent.mkdir(parents=True, exist_ok=True)
+    photos.write_text("\n".join(photo_list(options.corpus, options.leave_out)) + "\n")
+    settings = RECIPE | {"student": options.student, "steps": options.steps, "init": options.init}
+    config = DistillConfig(data=(str(photos),), cache=options.cache, **settings)
+    finished = finish(distill(config, options.output), options.output)
+    for score in finished.scores:
+        print(
+            f"{score.teacher} {score.kind}: cosine {score.student:.3f}, untrained {score.untrained:.3f}, mean feature "
+            f"{score.mean_feature:.3f}; mean removed {score.standardised:.3f} ({score.photos} photos)"
+        )
+    print(finished.student_half)
+
+
+if __name__ == "__main__":
+    main()
