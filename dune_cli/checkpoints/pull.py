@@ -27,7 +27,7 @@ def pull(entries: Sequence[Entry], overwrite: bool = False) -> list[Located]:
     a wrong hash, PackageMissing when pip is needed and absent, WeightsMissing for those that a script makes. Files that
     exist stay until their successor is complete.
     """
-    wanted = [entry for entry in entries if overwrite or store.find_present(entry) is None]
+    wanted = [entry for entry in entries if (overwrite and entry.bundled is None) or store.find_present(entry) is None]
     refuse_scripts(wanted)
     refuse_offline(wanted)
     folder = store.weights_folder()
@@ -55,6 +55,8 @@ def refuse_offline(wanted: Sequence[Entry]) -> None:
 def refuse_scripts(wanted: Sequence[Entry]) -> None:
     """Raises WeightsMissing if one of `wanted` is not fetched but made by a script; UserError if it is here already."""
     for entry in wanted:
+        if entry.bundled is not None:
+            raise store.missing(entry)
         if entry.script is not None and store.find_present(entry) is not None:
             raise UserError(f"{entry.name} is made, not fetched; run 'python {entry.script.script} --overwrite'")
         if entry.script is not None:

@@ -41,6 +41,7 @@ class Entry:
 
     `size_bytes` is a measured size where `size_is_exact`, else an estimate. `sha256` is None until a maintainer pins
     it. `licence` is the short text to show; `needs` names the other entries without which it does nothing.
+    `bundled`: where it lies beside the registry, if it comes with dune.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Entry:
     commercial_use: bool
     needs: tuple[str, ...]
     script: ScriptSource | None = None
+    bundled: str | None = None
 
     @property
     def size(self) -> str:
@@ -141,6 +143,7 @@ def _entry(raw: dict[str, Any], licences: dict[str, Any]) -> Entry:
         licence = licences[fields.pop("licence")]
         source = dict(fields.pop("source"))
         urls = tuple(source.pop("urls", ()))
+        bundled = source.pop("bundled", None)
         script = ScriptSource(**source) if "script" in source else None
         package = PackageSource(**source) if source and script is None else None
         fields["needs"] = tuple(fields["needs"])
@@ -149,6 +152,7 @@ def _entry(raw: dict[str, Any], licences: dict[str, Any]) -> Entry:
             urls=urls,
             package=package,
             script=script,
+            bundled=bundled,
             licence=licence["short"],
             licence_url=licence["url"],
             commercial_use=licence["commercial"],
@@ -157,6 +161,6 @@ def _entry(raw: dict[str, Any], licences: dict[str, Any]) -> Entry:
         raise DuneError(f"registry: {name} is not well-formed ({error})") from error
     if entry.kind not in get_args(Kind):
         raise DuneError(f"registry: {name} has kind {entry.kind!r}; allowed: {', '.join(get_args(Kind))}")
-    if sum(map(bool, (entry.urls, entry.package, entry.script))) != 1:
-        raise DuneError(f"registry: {name} must have either urls or a package or a script")
+    if sum(map(bool, (entry.urls, entry.package, entry.script, entry.bundled))) != 1:
+        raise DuneError(f"registry: {name} must have either urls or a package or a script, or be bundled")
     return entry

@@ -75,6 +75,8 @@ def find_present(entry: Entry) -> Located | None:
 def missing(entry: Entry) -> WeightsMissing:
     """The error for published weights that are not here: what to run, what it costs, under which licence."""
     here = f"the weights {entry.name} ({entry.file}) are not on this machine"
+    if entry.bundled is not None:
+        return WeightsMissing(f"{here}, though they come with dune; install dune-cli again")
     if (made := entry.script) is not None:
         return WeightsMissing(
             f"{here}; run 'python {made.script}' in a checkout of dune's sources (downloads "
@@ -122,6 +124,11 @@ def check(located: Located, sha256: str) -> None:
 
 
 def _candidates(entry: Entry) -> Iterator[Located]:
+    if entry.bundled is not None:
+        path = registry.folder() / entry.bundled
+        if path.is_file() and _plausible(path, entry):
+            yield Located(path, entry, "comes with dune")
+        return
     home = weights_folder()
     places = [(home / entry.file, "weights folder"), (home / entry.converted_file, "weights folder, converted")]
     places += [(folder / entry.file, "torch hub folder") for folder in torch_hub_folders()]

@@ -128,7 +128,7 @@ def pull(names: tuple[str, ...], accept_licence: bool, only: bool, overwrite: bo
 
     entries = [_entry(name) for name in names]
     entries = list(dict.fromkeys(entries)) if only else registry.with_needs(entries)
-    wanted = [entry for entry in entries if overwrite or store.find_present(entry) is None]
+    wanted = [e for e in entries if (overwrite and e.bundled is None) or store.find_present(e) is None]
     puller.refuse_scripts(wanted)
     puller.refuse_offline(wanted)
     if wanted:

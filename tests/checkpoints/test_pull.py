@@ -257,3 +257,16 @@ def test_a_file_that_a_script_makes_is_not_fetched() -> None:
     assert [located.path.name for located in pull.pull([entry])] == [entry.file]
     with pytest.raises(UserError, match=r"made, not fetched; run .* --overwrite"):
         pull.pull([entry], overwrite=True)
+
+
+def test_what_comes_with_dune_is_not_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mini.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(registry, "folder", lambda: tmp_path)
+    found = registry.find("dune-vitb14-448")
+    assert found is not None
+    facts = {"file": "mini.safetensors", "size_bytes": 7, "size_is_exact": True, "urls": (), "package": None}
+    own = replace(found, name="mini", bundled="mini.safetensors", **facts)
+    assert [located.path for located in pull.pull([own], overwrite=True)] == [tmp_path / "mini.safetensors"]
+    (tmp_path / "mini.safetensors").unlink()
+    with pytest.raises(WeightsMissing, match="install dune-cli again"):
+        pull.pull([own])

@@ -217,3 +217,15 @@ def test_a_lock_waits_for_its_holder_and_outlives_its_death(tmp_path: Path) -> N
     with lock.only_one(tmp_path, "a", on_wait=kill):
         assert len(waited) == 1
     holder.wait()
+
+
+def test_weights_that_come_with_dune_lie_beside_the_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put(tmp_path / "models" / "mini.safetensors")
+    monkeypatch.setattr(registry, "folder", lambda: tmp_path)
+    facts = {"file": "mini.safetensors", "size_bytes": 7, "size_is_exact": True, "urls": (), "package": None}
+    own = replace(entry("dune-vitb14-448"), name="mini", bundled="models/mini.safetensors", **facts)
+    found = store.find_present(own)
+    assert found == store.Located(tmp_path / "models" / "mini.safetensors", own, "comes with dune")
+    put(tmp_path / "models" / "mini.safetensors", b"cut")
+    assert store.find_present(own) is None
+    assert "install dune-cli again" in str(store.missing(own))
