@@ -15,7 +15,7 @@ from dune_cli.geometry.epipolar import estimate_relative_pose
 from dune_cli.geometry.poses import inverse
 from dune_cli.io.photos import Photo
 from dune_cli.matchers.base import Matcher, Matches
-from dune_cli.provenance import Run
+from dune_cli.provenance import Run, Source
 from dune_cli.tasks.reconstruct.scene import Pair, PointMap, Scene, SparsePoints, View
 
 MAX_DENSE_SIDE_PX = 1600  # the dense map's long side, unless asked for otherwise
@@ -63,11 +63,24 @@ def reconstruct(
     Raises JobFailed for a pair that gives no scene: the same photo twice, too few matches or inliers, no parallax.
     """
     first, second = photos
-    (K1, source1), (K2, source2) = intrinsics
     if first.rgb.shape == second.rgb.shape and np.array_equal(first.rgb, second.rgb):
         raise JobFailed(f"{first.path.name} and {second.path.name} are the same photo twice; {MOVE}")
     with run.stage("match"):
         matches = matcher.match(first.rgb, second.rgb)
+    return reconstruct_matched(photos, intrinsics, matches, matcher.source, config, run)
+
+
+def reconstruct_matched(
+    photos: Sequence[Photo],
+    intrinsics: Sequence[tuple[np.ndarray, str]],
+    matches: Matches,
+    source: Source,
+    config: MatchesConfig,
+    run: Run,
+) -> Scene:
+    """`reconstruct` of photos whose matches, by `source`, are there."""
+    first, second = photos
+    (K1, source1), (K2, source2) = intrinsics
     with run.stage("pose"):
         sparse = _sparse(matches, first, second, K1, K2, "default" in (source1, source2), config.seed)
     with run.stage("dense"):
@@ -100,7 +113,7 @@ def reconstruct(
         scale_note="two photos do not tell lengths: the distance between the cameras is 1; give --baseline METRES",
         reprojection_error_px=sparse.error_px,
         parallax_deg=sparse.parallax_deg,
-        sources=(matcher.source,),
+        sources=(source,),
         notes=tuple(notes),
     )
     return scene if config.baseline is None else scene.scaled(config.baseline, "metric", None)

@@ -1,0 +1,151 @@
+"""All photos of a reconstruction, each decoded and looked at once: its facts, its features, its global descriptor."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dune_cli import console
+from dune_cli.io.photos import Photo, PhotoFacts, read_photo
+from dune_cli.matchers.base import FeatureMatcher, SplitMatcher
+from dune_cli.provenance import sha256_of
+from dune_cli.tasks.reconstruct.work_folder import WorkFolder, key_of
+
+FEATURES, FACTS, DESCRIPTORS = "features", "photos", "descriptors"
+MEMORY_BYTES = 1_000_000_000  # of features that are held at once
+
+
+@dataclass(frozen=True)
+class Describer:
+    """What makes a photo's global descriptor: `describe(rgb)` gives (D,) float32 of unit length, and depends on
+    `key`."""
+
+    name: str
+    key: tuple[str, ...]
+    describe: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A photo that was looked at: `key` of its features in the work folder, its global descriptor (D,) if asked for."""
+
+    facts: PhotoFacts
+    key: str
+    descriptor: np.ndarray | None
+
+
+def look_at(
+    paths: Sequence[Path],
+    matcher: SplitMatcher,
+    work: WorkFolder,
+    describer: Describer | None = None,
+    limit: int | None = None,
+) -> list[Looked]:
+    """Every photo's facts, features (in the work folder) and descriptor; at most `limit` photos that are new to it.
+
+    A photo is decoded only where something of it is missing. Raises what `read_photo` does; what is done is kept.
+    """
+    found = []
+    new = 0
+    for path in console.progress(paths, "looking at photos", len(paths), "photo"):
+        before = sum(work.counts[kind] for kind in (FEATURES, DESCRIPTORS))
+        found.append(_look(path, matcher, work, describer))
+        new += sum(work.counts[kind] for kind in (FEATURES, DESCRIPTORS)) > before
+        if limit is not None and new >= limit:
+            break
+    return found
+
+
+def _look(path: Path, matcher: SplitMatcher, work: WorkFolder, describer: Describer | None) -> Looked:
+    photo: Photo | None = None
+    facts = _known_facts(path, work)
+    if facts is None:
+        photo = read_photo(path)
+        facts = photo.facts
+        exif = np.nan if facts.exif_focal_px is None else facts.exif_focal_px
+        work.write(FACTS, key_of(facts.sha256), {"facts": np.array([facts.width, facts.height, exif])})
+    key = features_key(facts.sha256, matcher)
+    if not work.has(FEATURES, key):
+        photo = photo or read_photo(path)
+        features = matcher.extract(photo.rgb)
+        packed = matcher.pack(features)
+        if isinstance(matcher, FeatureMatcher):
+            packed["colors"] = colours_at(photo.rgb, features.photo.to_original(features.points))
+        work.write(FEATURES, key, packed)
+    descriptor = None
+    if describer is not None:
+        own = key_of(facts.sha256, *describer.key)
+        kept = work.read(DESCRIPTORS, own)
+        if kept is None:
+            photo = photo or read_photo(path)
+            kept = {"descriptor": describer.describe(photo.rgb)}
+            work.write(DESCRIPTORS, own, kept)
+        descriptor = kept["descriptor"]
+    return Looked(facts, key, descriptor)
+
+
+def _known_facts(path: Path, work: WorkFolder) -> PhotoFacts | None:
+    if not path.is_file():
+        return None
+    sha256 = sha256_of(path)
+    kept = work.read(FACTS, key_of(sha256))
+    if kept is None:
+        return None
+    width, height, exif = kept["facts"].tolist()
+    return PhotoFacts(path, int(width), int(height), sha256, None if np.isnan(exif) else exif)
+
+
+def features_key(sha256: str, matcher: SplitMatcher) -> str:
+    """Of the photo's content, the matcher, its weights and its working size."""
+    source = matcher.source
+    return key_of(sha256, matcher.name, source.name, source.sha256, matcher.working_size_px)
+
+
+def colours_at(rgb: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """(K, 3) uint8 of the pixels nearest to `pixels` (K, 2)."""
+    x, y = np.rint(pixels).astype(int).reshape(-1, 2).T
+    return rgb[np.clip(y, 0, rgb.shape[0] - 1), np.clip(x, 0, rgb.shape[1] - 1)]
+
+
+class FeatureShelf:
+    """Photos' features out of the work folder; those used last are held in memory, up to about a gigabyte."""
+
+    def __init__(self, matcher: SplitMatcher, work: WorkFolder, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._matcher, self._work, self._memory = matcher, work, memory_bytes
+        self._held: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._bytes = 0
+
+    def colours(self, looked: Looked) -> np.ndarray:
+        """(K, 3) uint8 of the keypoints of a matcher that has lasting ones."""
+        return self._packed(looked)["colors"]
+
+    def descriptors(self, looked: Looked) -> np.ndarray:
+        """(K, C) float32 of a matcher of keypoints."""
+        return self._packed(looked)["descriptors"].astype(np.float32)
+
+    def take(self, looked: Looked) -> Any:
+        """The features, as the matcher has them. A damaged entry is made again from the photo."""
+        if looked.key in self._held:
+            self._held.move_to_end(looked.key)
+            return self._held[looked.key][0]
+        packed = self._packed(looked)
+        features = self._matcher.unpack(packed)
+        size = 2 * sum(array.nbytes for array in packed.values())  # float32 in memory
+        self._held[looked.key] = (features, size)
+        self._bytes += size
+        while self._bytes > self._memory and len(self._held) > 2:
+            self._bytes -= self._held.popitem(last=False)[1][1]
+        return features
+
+    def _packed(self, looked: Looked) -> dict[str, np.ndarray]:
+        packed = self._work.read(FEATURES, looked.key)
+        if packed is None:
+            _look(looked.facts.path, self._matcher, self._work, None)
+            packed = self._work.read(FEATURES, looked.key)
+            assert packed is not None, "it was written just now"
+        return packed

@@ -1,0 +1,206 @@
+"""N photos to a scene by matches: chosen pairs, verified matches, structure from motion. Dense points come later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dune_cli import console
+from dune_cli.errors import JobFailed, UserError
+from dune_cli.io.photos import PhotoFacts
+from dune_cli.matchers.base import FeatureMatcher, Matcher, SplitMatcher
+from dune_cli.matchers.retrieval import describe_keypoints
+from dune_cli.provenance import Run
+from dune_cli.tasks.reconstruct import matches as two_views
+from dune_cli.tasks.reconstruct import pairing
+from dune_cli.tasks.reconstruct.assemble import assemble
+from dune_cli.tasks.reconstruct.correspondences import Correspondences, match_pairs
+from dune_cli.tasks.reconstruct.fallback import two_of_many
+from dune_cli.tasks.reconstruct.gallery import Describer, FeatureShelf, Looked, look_at
+from dune_cli.tasks.reconstruct.mapping import MappingConfig, map_photos
+from dune_cli.tasks.reconstruct.scene import Scene
+from dune_cli.tasks.reconstruct.verification import Lens, verify
+from dune_cli.tasks.reconstruct.work_folder import WorkFolder
+
+Intrinsics = Sequence[tuple[np.ndarray, str]]
+SAME_SIZE_SHARE = 0.8  # of photos without a known focal length: then one camera took all of a size
+
+
+@dataclass(frozen=True)
+class ManyConfig:
+    """`pairs` auto | retrieval | sequential | all, or a file; `neighbours` of a photo; `mapper` incremental | global.
+    `fixed_poses`: known poses stay as they are, else their positions are priors. `baseline` between the first two
+    photos in metres, where it is known. `min_confidence` of points in [0, 1]. `ordered`: whether the photos follow one
+    another, as a video's frames do. `seed` of every random choice."""
+
+    pairs: str = "auto"
+    neighbours: int = pairing.NEIGHBOURS
+    mapper: str = "incremental"
+    fixed_poses: bool = True
+    baseline: float | None = None
+    min_confidence: float = 0.0
+    ordered: bool = False
+    seed: int = 0
+
+
+def reconstruct(
+    paths: Sequence[Path],
+    intrinsics_of: Callable[[Sequence[PhotoFacts]], Intrinsics],
+    matcher: Matcher,
+    config: ManyConfig,
+    work: WorkFolder,
+    run: Run,
+    describer: Describer | None = None,
+    known_poses: Mapping[Path, np.ndarray] | None = None,
+) -> Scene:
+    """The scene of three or more photos, without dense points.
+
+    `intrinsics_of` gives (K, source) of each; `describer` makes the global descriptors where pairs are retrieved
+    (without one, keypoints do); `known_poses`: photo -> `world_from_cam` (4, 4). Raises JobFailed where no two photos
+    give a scene, UserError for matchers that cannot share their work and pairs that do not fit.
+    """
+    if not isinstance(matcher, SplitMatcher):
+        raise UserError(f"the matcher {matcher.name} compares two photos only; give another --matcher")
+    wants = wants_descriptors(len(paths), config)
+    with run.stage("look"):
+        looks = look_at(paths, matcher, work, describer if wants else None)
+    same = _same_photos([look.facts for look in looks])
+    own = [index for index in range(len(looks)) if index not in same]
+    if len(own) == 1:
+        raise JobFailed(f"all {len(looks)} photos are the same picture; take photos from different places")
+    facts = [look.facts for look in looks]
+    intrinsics = intrinsics_of(facts)
+    lenses, lens_of = share_lenses(facts, intrinsics)
+    with run.stage("pair"):
+        plan = plan_pairs([looks[index] for index in own], matcher, config, work)
+        pairs = [(own[i], own[j]) for i, j in plan.pairs]
+    console.note(f"{len(looks)} photos, {len(pairs)} pairs ({plan.way})")
+    with run.stage("match"):
+        found = match_pairs(looks, pairs, matcher, work)
+    scale = _scale(found)
+    with run.stage("verify"):
+        verified = verify(found, lenses, lens_of, config.seed, scale)
+    known = {i: known_poses[path] for i, path in enumerate(paths) if known_poses and path in known_poses}
+    with run.stage("map"):
+        settings = MappingConfig(config.mapper, config.seed, config.fixed_poses)
+        enough = len(verified.geometry) > 0 or len(known) > 1
+        models = map_photos(found, verified, lenses, lens_of, settings, scale, work.folder, known) if enough else []
+    if known or (models and len(models[0].world_from_cam) > 2):
+        if not models:
+            raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")
+        scene = assemble(
+            facts, intrinsics, lens_of, lenses, found, verified, models, same, matcher.source, scale, bool(known)
+        )
+        scene = _scaled(scene, config, bool(known))
+    else:
+        pair = two_views.MatchesConfig(baseline=config.baseline, seed=config.seed)
+        scene = two_of_many(facts, intrinsics, verified, models, same, matcher, looks, pair, work, run)
+    if config.min_confidence > 0:
+        scene = _confident(scene, config.min_confidence)
+    if "default" in {source for _, source in intrinsics}:
+        note = "no focal length was known; it was estimated with the cameras"
+        scene = replace(scene, notes=(*scene.notes, note))
+    return scene
+
+
+def wants_descriptors(count: int, config: ManyConfig) -> bool:
+    """Whether photos are to be compared by global descriptors."""
+    return config.pairs == "retrieval" or (config.pairs == "auto" and count > pairing.ALL_UP_TO)
+
+
+def plan_pairs(looks: Sequence[Looked], matcher: Matcher, config: ManyConfig, work: WorkFolder) -> pairing.PairPlan:
+    """The pairs of photos that are to be matched."""
+    count, way = len(looks), config.pairs
+    if way == "all" or (way == "auto" and count <= pairing.ALL_UP_TO):
+        return pairing.PairPlan(pairing.every_pair(count), "all")
+    if way == "sequential":
+        return pairing.PairPlan(pairing.sequential_pairs(count, config.neighbours), "sequential")
+    if way not in pairing.WAYS:
+        return pairing.PairPlan(pairing.read_pairs(way, [look.facts.path for look in looks]), f"from {way}")
+    pairs = pairing.retrieval_pairs(_descriptors(looks, matcher, work, config.seed), config.neighbours)
+    if way == "auto" and config.ordered:
+        both = {*pairs, *pairing.sequential_pairs(count, config.neighbours)}
+        return pairing.PairPlan(sorted(both), "retrieval and sequential")
+    return pairing.PairPlan(pairs, "retrieval")
+
+
+def _descriptors(looks: Sequence[Looked], matcher: Matcher, work: WorkFolder, seed: int) -> np.ndarray:
+    rows = [look.descriptor for look in looks if look.descriptor is not None]
+    if len(rows) == len(looks):
+        return np.stack(rows)
+    if not isinstance(matcher, FeatureMatcher):
+        raise UserError(
+            f"{len(looks)} photos need an encoder to choose pairs, and the matcher {matcher.name} has no keypoints to "
+            "do it with; name one with --retrieval-model, or give --pairs sequential, all or a file"
+        )
+    shelf = FeatureShelf(matcher, work)
+    return describe_keypoints(len(looks), lambda i: shelf.descriptors(looks[i]), seed)
+
+
+def share_lenses(facts: Sequence[PhotoFacts], intrinsics: Intrinsics) -> tuple[list[Lens], list[int]]:
+    """The cameras, and which of them took each photo: one for photos of the same size and the same given or EXIF
+    intrinsics. Of unknown focal length, photos of a size share a camera where most photos have one size (a video, one
+    camera's folder), and else each has its own (pictures of many people)."""
+    sizes = [(photo.width, photo.height) for photo in facts]
+    most = max(sizes.count(size) for size in set(sizes)) / len(sizes)
+    lenses: list[Lens] = []
+    place: dict[tuple[object, ...], int] = {}
+    lens_of = []
+    for index, (photo, (K, source)) in enumerate(zip(facts, intrinsics)):
+        key: tuple[object, ...] = (photo.width, photo.height, source, tuple(K.ravel().tolist()))
+        if source == "default" and most < SAME_SIZE_SHARE:
+            key = (index,)
+        if key not in place:
+            place[key] = len(lenses)
+            lenses.append(Lens(photo.width, photo.height, K, source == "given", source == "exif"))
+        lens_of.append(place[key])
+    return lenses, lens_of
+
+
+def _same_photos(facts: Sequence[PhotoFacts]) -> dict[int, int]:
+    """Photos whose file is that of an earlier one -> that one."""
+    first: dict[str, int] = {}
+    return {i: first[photo.sha256] for i, photo in enumerate(facts) if first.setdefault(photo.sha256, i) != i}
+
+
+def _scale(found: Correspondences) -> float:
+    """Pixels of a photo per matched pixel, at least 1: what errors are measured in."""
+    used = sorted({index for pair in found.matches for index in pair})
+    return max(1.0, float(np.median([found.pixel_sizes[index] for index in used]))) if used else 1.0
+
+
+def _scaled(scene: Scene, config: ManyConfig, poses_given: bool) -> Scene:
+    if poses_given:
+        if config.baseline is not None:
+            raise UserError("--poses and --baseline both say how long things are; give one of them")
+        return scene
+    if config.baseline is None:
+        centres = np.stack([scene.views[index].world_from_cam[:3, 3] for index in scene.registered])
+        steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+        steps = steps[steps > 0]
+        return scene.scaled(1 / float(np.median(steps)), "arbitrary", scene.scale_note) if len(steps) else scene
+    for view in scene.views[:2]:
+        if not view.registered:
+            raise JobFailed(
+                f"--baseline is between the first two photos, and {view.image} could not be placed ({view.reason}); "
+                "name two others first, or leave --baseline out"
+            )
+    return scene.scaled(config.baseline / scene.baseline(), "metric", None)
+
+
+def _confident(scene: Scene, minimum: float) -> Scene:
+    assert scene.sparse is not None
+    keep = scene.sparse.confidence >= minimum
+    place = np.cumsum(keep) - 1
+    observations = tuple((place[i[keep[i]]], pixels[keep[i]]) for i, pixels in scene.sparse.observations)
+    sparse = replace(
+        scene.sparse,
+        points_world=scene.sparse.points_world[keep],
+        colors=scene.sparse.colors[keep],
+        confidence=scene.sparse.confidence[keep],
+        observations=observations,
+    )
+    return replace(scene, sparse=sparse)

@@ -1,0 +1,225 @@
+"""Structure from motion by pycolmap: verified matches through its database, incremental or global mapping.
+
+Pixels here have their centres at integers; COLMAP's half pixel is added on the way in and taken off on the way out.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dune_cli.geometry.poses import inverse
+from dune_cli.io.colmap import HALF_PIXEL
+from dune_cli.tasks.reconstruct.correspondences import Correspondences
+from dune_cli.tasks.reconstruct.verification import Lens, Verified, camera_of, open_pycolmap
+
+ONE_THREAD_UP_TO = 200  # photos: above, several threads make results differ in their last digits
+
+
+@dataclass(frozen=True)
+class MappingConfig:
+    """`mapper` incremental | global; `seed` of every random choice; `fixed_poses`: whether the known poses are kept as
+    they are, or their positions are priors."""
+
+    mapper: str = "incremental"
+    seed: int = 0
+    fixed_poses: bool = True
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A reconstruction of some of the photos. `cameras`: lens index -> (K, radial term); `world_from_cam` by photo;
+    `points_world` (M, 3), `errors_px` (M,), and of each photo the point indices and the keypoint indices (K,)."""
+
+    cameras: dict[int, tuple[np.ndarray, float]]
+    world_from_cam: dict[int, np.ndarray]
+    points_world: np.ndarray
+    errors_px: np.ndarray
+    observations: dict[int, tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Photos, then points: what makes one reconstruction larger than another."""
+        return len(self.world_from_cam), len(self.points_world)
+
+
+def map_photos(
+    found: Correspondences,
+    verified: Verified,
+    lenses: Sequence[Lens],
+    lens_of: Sequence[int],
+    config: MappingConfig,
+    scale: float,
+    scratch: Path,
+    known_poses: Mapping[int, np.ndarray] | None = None,
+) -> list[Mapped]:
+    """The reconstructions, largest first: one for each group of photos that hangs together. `known_poses`: photo ->
+    `world_from_cam`. `scratch` is an existing folder for files that are removed again."""
+    pycolmap = open_pycolmap()
+    known_poses = known_poses or {}
+    threads = 1 if len(lens_of) <= ONE_THREAD_UP_TO else -1
+    with tempfile.TemporaryDirectory(prefix=".mapping-", dir=scratch) as folder:
+        path = Path(folder) / "database.db"
+        with pycolmap.Database.open(path) as database:
+            _fill(pycolmap, database, found, verified, lenses, lens_of, {} if config.fixed_poses else known_poses)
+        if known_poses and config.fixed_poses:
+            models = _on_known_poses(pycolmap, path, found, lenses, lens_of, config, scale, threads, known_poses)
+        elif config.mapper == "global":
+            models = _global(pycolmap, path, lenses, config, threads)
+        else:
+            options = _incremental_options(pycolmap, lenses, config, scale, threads)
+            options.use_prior_position = bool(known_poses)
+            models = _run(pycolmap.incremental_mapping, path, options=options)
+    mapped = [_read(model) for model in models]
+    return sorted((m for m in mapped if len(m.world_from_cam) >= 2), key=lambda m: m.size, reverse=True)
+
+
+def _fill(
+    pycolmap: Any,
+    database: Any,
+    found: Correspondences,
+    verified: Verified,
+    lenses: Sequence[Lens],
+    lens_of: Sequence[int],
+    positions: Mapping[int, np.ndarray],
+) -> None:
+    """Camera l becomes number l + 1, photo i image i + 1 of that name."""
+    with pycolmap.DatabaseTransaction(database):
+        for number, lens in enumerate(lenses, 1):
+            camera = camera_of(pycolmap, lens)
+            camera.camera_id = number
+            database.write_camera(camera, use_camera_id=True)
+            rig = pycolmap.Rig(rig_id=number)
+            rig.add_ref_sensor(camera.sensor_id)
+            database.write_rig(rig, use_rig_id=True)
+        for index, lens in enumerate(lens_of):
+            image = pycolmap.Image(name=_name(index), camera_id=lens + 1, image_id=index + 1)
+            database.write_image(image, use_image_id=True)
+            frame = pycolmap.Frame(frame_id=index + 1, rig_id=lens + 1)
+            frame.add_data_id(image.data_id)
+            database.write_frame(frame, use_frame_id=True)
+            database.write_keypoints(index + 1, (found.keypoints[index] + HALF_PIXEL).astype(np.float32))
+            if index in positions:
+                prior = pycolmap.PosePrior()
+                prior.corr_data_id = image.data_id
+                prior.position = positions[index][:3, 3]
+                prior.position_covariance = np.eye(3) * _prior_variance(positions)
+                prior.coordinate_system = pycolmap.PosePriorCoordinateSystem.CARTESIAN
+                database.write_pose_prior(prior)
+        for (i, j), geometry in verified.geometry.items():
+            database.write_matches(i + 1, j + 1, found.matches[i, j])
+            database.write_two_view_geometry(i + 1, j + 1, geometry)
+
+
+def _prior_variance(positions: Mapping[int, np.ndarray]) -> float:
+    """A hundredth of the spread of the positions, squared: how far a prior may be off."""
+    centres = np.stack([pose[:3, 3] for pose in positions.values()])
+    return max(float(0.01 * np.linalg.norm(centres.std(axis=0))) ** 2, 1e-12)
+
+
+def _incremental_options(
+    pycolmap: Any, lenses: Sequence[Lens], config: MappingConfig, scale: float, threads: int
+) -> Any:
+    options = pycolmap.IncrementalPipelineOptions()
+    options.min_model_size = 3
+    options.extract_colors = False
+    options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = config.seed
+    options.num_threads = options.mapper.num_threads = threads
+    options.constant_cameras = {number for number, lens in enumerate(lenses, 1) if lens.fixed}
+    options.mapper.init_max_error *= scale
+    options.mapper.abs_pose_max_error *= scale
+    options.mapper.filter_max_reproj_error *= scale
+    options.triangulation.merge_max_reproj_error *= scale
+    options.triangulation.complete_max_reproj_error *= scale
+    return options
+
+
+def _global(pycolmap: Any, path: Path, lenses: Sequence[Lens], config: MappingConfig, threads: int) -> list[Any]:
+    options = pycolmap.GlobalPipelineOptions()
+    options.random_seed = options.mapper.random_seed = config.seed
+    options.num_threads = options.mapper.num_threads = threads
+    if all(lens.fixed for lens in lenses):
+        options.mapper.bundle_adjustment.refine_focal_length = False
+        options.mapper.bundle_adjustment.refine_extra_params = False
+    return _run(pycolmap.global_mapping, path, options=options)
+
+
+def _run(mapping: Any, path: Path, **arguments: Any) -> list[Any]:
+    """What pycolmap's function finds; its own files go beside the database."""
+    output = path.parent / "models"
+    output.mkdir()
+    return list(mapping(path, path.parent, output, **arguments).values())
+
+
+def _on_known_poses(
+    pycolmap: Any,
+    path: Path,
+    found: Correspondences,
+    lenses: Sequence[Lens],
+    lens_of: Sequence[int],
+    config: MappingConfig,
+    scale: float,
+    threads: int,
+    known_poses: Mapping[int, np.ndarray],
+) -> list[Any]:
+    """Points triangulated from cameras that stay where they are, then the other photos placed against them."""
+    model = pycolmap.Reconstruction()
+    for number, lens in enumerate(lenses, 1):
+        camera = camera_of(pycolmap, lens)
+        camera.camera_id = number
+        model.add_camera_with_trivial_rig(camera)
+    for index in sorted(known_poses):
+        image = pycolmap.Image(
+            name=_name(index),
+            keypoints=found.keypoints[index] + HALF_PIXEL,
+            camera_id=lens_of[index] + 1,
+            image_id=index + 1,
+        )
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(inverse(known_poses[index])[:3]))
+    options = _incremental_options(pycolmap, lenses, config, scale, threads)
+    unsure = any(not lens.fixed for lens in lenses)
+    folders = [path.parent / name for name in ("triangulated", "extended")]
+    for folder in folders:
+        folder.mkdir()
+    model = pycolmap.triangulate_points(model, path, path.parent, folders[0], options=options, refine_intrinsics=unsure)
+    if len(known_poses) == len(lens_of):
+        return [model]
+    model.write(folders[0])
+    options.fix_existing_frames = options.mapper.fix_existing_frames = True
+    options.multiple_models = False
+    return list(pycolmap.incremental_mapping(path, path.parent, folders[1], options, input_path=folders[0]).values())
+
+
+def _read(model: Any) -> Mapped:
+    cameras, poses, observations = {}, {}, {}
+    ids = np.array(sorted(model.point3D_ids()), dtype=np.int64)
+    place = {number: row for row, number in enumerate(ids.tolist())}
+    for number in sorted(model.reg_image_ids()):
+        image = model.image(number)
+        index = int(image.name)
+        poses[index] = inverse(np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]]))
+        seen = [(place[p.point3D_id], k) for k, p in enumerate(image.points2D) if p.has_point3D()]
+        rows = np.array(seen, dtype=np.int64).reshape(-1, 2)
+        observations[index] = (rows[:, 0], rows[:, 1])
+        camera = model.camera(image.camera_id)
+        K = camera.calibration_matrix()
+        K[:2, 2] -= HALF_PIXEL
+        radial = float(camera.params[3]) if camera.model_name == "SIMPLE_RADIAL" else 0.0
+        cameras[image.camera_id - 1] = (K, radial)
+    points = [model.point3D(int(number)) for number in ids]
+    return Mapped(
+        cameras,
+        poses,
+        np.array([point.xyz for point in points]).reshape(-1, 3),
+        np.array([max(point.error, 0.0) for point in points]),
+        observations,
+    )
+
+
+def _name(index: int) -> str:
+    return f"{index:08d}"
