@@ -1,22 +1,25 @@
-"""`dune reloc`: where one photo was taken, relative to another."""
+"""`dune reloc`: where a photo was taken, relative to another one or in a map."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from dune_cli import console
 from dune_cli.commands import options
-from dune_cli.errors import JobFailed, UserError
+from dune_cli.commands.reloc_map import MapWords, map_options
+from dune_cli.commands.reloc_pair import PairWords
+from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
-    from dune_cli.tasks.reloc.sight import Shot, Sight
+    from dune_cli.tasks.reloc.sight import Sight
 
 
-@click.command(short_help="Where a photo was taken, relative to a reference photo.")
+@click.command(short_help="Where a photo was taken, relative to a reference photo or in a map.")
 @click.argument("query")
-@click.argument("references", nargs=-1, required=True, metavar="REFERENCE...")
+@click.argument("references", nargs=-1, metavar="REFERENCE...")
+@map_options
 @click.option("--model", metavar="NAME|FILE", help="Two-view model (MASt3R, DUNE + MASt3R): poses in metres.")
 @click.option("--encoder", metavar="NAME|FILE", help="The DUNE encoder of a DUNE + MASt3R model.")
 @click.option(
@@ -62,12 +65,18 @@ if TYPE_CHECKING:
 @options.size
 @options.seed
 @options.compute
-@options.output(False, "Also write the JSON to this .json file.")
+@options.output(False, "Also write the JSON to this .json file; with --map also .jsonl, a line a query.")
 @options.as_json
 @options.common
 def command(
     query: str,
     references: tuple[str, ...],
+    map_folder: str | None,
+    images: str | None,
+    scale: str | None,
+    top_k: int | None,
+    retrieval: str | None,
+    work: str | None,
     model: str | None,
     encoder: str | None,
     matcher: str,
@@ -86,105 +95,54 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Rotation and translation of the QUERY photo's camera relative to that of each REFERENCE photo.
+    """Rotation and translation of the QUERY photo's camera relative to that of each REFERENCE photo, or in a map.
 
     The translation is the query camera's centre in the reference camera's frame (x right, y down, z forward): in metres
-    with a two-view --model, --ref-depth or --baseline, else a direction of length 1. With several references the best
-    pose comes first in the JSON. Photos of different places, one photo twice, and a camera that only turned (unless
-    lengths are known: then the distance is about 0) give no pose: exit code 1 and the reason.
+    with a two-view --model, --ref-depth or --baseline, else a direction of length 1. Several references give one pose
+    together, in the frame of the best one, and each its own as a candidate in the JSON. Photos of different places, one
+    photo twice, and a camera that only turned (unless lengths are known: then the distance is about 0) give no pose:
+    exit code 1 and the reason.
+
+    With --map every photo that is named is a query, and its pose is in the world of that map, with its covariance;
+    exit code 1 where none of them was found. What is computed for the map is kept in its folder dune-work.
 
     \b
     Example: dune reloc query.jpg reference.jpg --fov-deg 65
              dune reloc query.jpg reference.jpg --ref-depth reference_depth.png -o pose.json
              dune reloc query.jpg one.jpg two.jpg --model dunemast3r-vitb --json
+             dune reloc --map colmap/ --images photos/ queries/ -o poses.jsonl
     """
-    from dune_cli.io import atomic
-    from dune_cli.io.inputs import expand
-    from dune_cli.io.jsons import dumps, write_json
-    from dune_cli.provenance import Run
+    if map_folder is not None:
+        from dune_cli.commands import reloc_map
 
-    paths = expand([query]), expand(references)
-    if len(paths[0]) != 1:
-        raise UserError(f"one query photo is needed, {query} names {len(paths[0])}; name a single file")
-    metric_points = model is not None or bool(ref_depths)
-    _check_lengths(len(paths[1]), model, matcher, encoder, ref_depths, depth_scale, baseline, solver, size)
-    target = atomic.check_output(output, (".json",), overwrite) if output is not None else None
-
-    from dune_cli.tasks.reloc import files, solve
-
-    run = Run(seed=seed)
-    with run.stage("read"):
-        shots = _shots([*paths[0], *paths[1]], intrinsics, fov_deg, ref_depths, depth_scale)
-    with run.stage("load"):
-        sight = load_sight(model, encoder, matcher, size, device, dtype)
-    config = solve.SolverConfig(
-        solver or ("pnp" if metric_points else "essential"),
-        baseline,
-        solve.MIN_CONFIDENCE if min_confidence is None else min_confidence,
-        seed,
-    )
-    results = []
-    with run.stage("look"):
-        seen_query = sight.look(shots[0])
-    for shot in console.progress(shots[1:], "reloc", unit="reference"):
-        with run.stage("look"):
-            seen = sight.look(shot)
-        with run.stage("match"):
-            try:
-                common = sight.compare(seen, seen_query)
-            except JobFailed as error:
-                results.append(solve.failed(shot, shots[0], config, str(error), metric_points))
-                continue
-        with run.stage("pose"):
-            results.append(solve.relocalize(common, config))
-    best = files.best_of(results)
-    if "default" in (best.query.focal_source, best.reference.focal_source):
-        console.note(
-            "the focal length is a guess (55 degrees across the long side), and so is the pose; give --intrinsics or "
-            "--fov-deg"
+        given = {
+            "--solver": solver,
+            "--ref-depth": ref_depths or None,
+            "--depth-scale": depth_scale,
+            "--baseline": baseline,
+            "--size": size,
+        }
+        reloc_map.refuse(given)
+        words = MapWords(
+            *((query, *references), map_folder, images, scale, top_k, retrieval, work, model, encoder, matcher),
+            *(min_confidence, intrinsics, fov_deg, seed, device, dtype, output, overwrite, as_json),
         )
-    provenance = run.provenance(
-        [sight.source],
-        [(shot.photo.path, shot.photo.sha256) for shot in shots] + _hashed(ref_depths),
-        units="metre" if best.scale == "metric" else "baseline",
-        axes="OpenCV: x right, y down, z forward",
+        reloc_map.locate_in_map(words)
+        return
+    from dune_cli.commands import reloc_pair
+
+    own = {"--images": images, "--scale": scale, "--top-k": top_k, "--retrieval": retrieval, "--work": work}
+    for name, value in own.items():
+        if value is not None:
+            raise UserError(f"{name} belongs to --map; name the map, or leave {name} out")
+    if not references:
+        raise click.UsageError("Missing argument 'REFERENCE...' (or --map DIR)")
+    reloc_pair.locate_by_references(
+        PairWords(
+            *(query, references, model, encoder, matcher, solver, ref_depths, depth_scale, baseline, min_confidence),
+            *(intrinsics, fov_deg, size, seed, device, dtype, output, overwrite, as_json),
+        )
     )
-    tree = files.document(results, provenance)
-    if target is not None:
-        write_json(target, tree)
-    if as_json:
-        click.echo(dumps(tree))
-    else:
-        _print(results, best, target)
-    if not best.success:
-        raise JobFailed(best.message if len(results) == 1 else f"none of {len(results)} references: {best.message}")
-
-
-def _check_lengths(
-    references: int,
-    model: str | None,
-    matcher: str,
-    encoder: str | None,
-    ref_depths: tuple[str, ...],
-    depth_scale: float | None,
-    baseline: float | None,
-    solver: str | None,
-    size: int | None,
-) -> None:
-    """Options that contradict each other: UserError."""
-    check_model(model, matcher, encoder, size)
-    ways = {"--model": model, "--ref-depth": ref_depths or None, "--baseline": baseline}
-    given = [name for name, value in ways.items() if value is not None]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} each say how long the translation is; give one of them")
-    if ref_depths and len(ref_depths) != references:
-        raise UserError(f"{len(ref_depths)} depth maps for {references} references; give --ref-depth once for each")
-    if depth_scale is not None and not ref_depths:
-        raise UserError("--depth-scale belongs to --ref-depth; give both or none")
-    if baseline is not None and references > 1:
-        raise UserError(f"--baseline is the distance to one reference, {references} were named; name one")
-    if solver == "pnp" and model is None and not ref_depths:
-        raise UserError("--solver pnp needs points in metres: give --ref-depth of the reference, or a two-view --model")
 
 
 def check_model(model: str | None, matcher: str, encoder: str | None, size: int | None) -> None:
@@ -214,43 +172,3 @@ def load_sight(
         matcher, text = load.choose_auto()
         console.note(text)
     return MatcherSight(load.load_matcher(matcher, device, dtype))
-
-
-def _shots(
-    paths: list[Any], intrinsics: str | None, fov_deg: float | None, ref_depths: tuple[str, ...], scale: float | None
-) -> list[Shot]:
-    """The query and the references with their cameras and depth maps."""
-    from dune_cli.io.depth_input import read_depth
-    from dune_cli.io.intrinsics import resolve_intrinsics
-    from dune_cli.io.photos import read_photo
-    from dune_cli.tasks.reloc.sight import Shot
-
-    photos = [read_photo(path) for path in paths]
-    cameras = resolve_intrinsics(photos, intrinsics, fov_deg)
-    depths = [None, *(read_depth(path, scale) for path in ref_depths)] + [None] * (len(photos) - 1 - len(ref_depths))
-    for photo, depth, name in zip(photos[1:], depths[1:], ref_depths):
-        if depth is not None and depth.shape != (photo.height, photo.width):
-            raise UserError(
-                f"the depth map {name} has {depth.shape[1]} x {depth.shape[0]} px, but {photo.path.name} has "
-                f"{photo.width} x {photo.height}; resize one of them so that pixels correspond"
-            )
-    return [Shot(photo, K, source, depth) for photo, (K, source), depth in zip(photos, cameras, depths)]
-
-
-def _hashed(names: tuple[str, ...]) -> list[tuple[Any, str]]:
-    from pathlib import Path
-
-    from dune_cli.provenance import sha256_of
-
-    return [(path, sha256_of(path)) for path in (Path(name).expanduser() for name in names)]
-
-
-def _print(results: list[Any], best: Any, target: Any) -> None:
-    from dune_cli.tasks.reloc import files
-
-    if best.success or len(results) > 1:
-        click.echo("\n".join(files.in_words(result) for result in results))
-    if best.success and len(results) > 1:
-        click.echo(f"best: {best.reference.name}, confidence {best.confidence:.2f}")
-    if target is not None:
-        click.echo(target)

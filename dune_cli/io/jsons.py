@@ -28,7 +28,12 @@ def json_lines(path: str | Path) -> Iterator[Callable[[Any], None]]:
     The file takes its name at the end; after a failure there is none.
     """
     with atomic_path(path) as temporary, temporary.open("w", encoding="ascii", newline="\n") as file:
-        yield lambda value: print(json.dumps(_plain(value), allow_nan=False), file=file)
+        yield lambda value: print(json_line(value), file=file)
+
+
+def json_line(value: Any) -> str:
+    """`value` as one line of plain ASCII, converted as by `dumps`."""
+    return json.dumps(_plain(value), allow_nan=False)
 
 
 def read_json(path: str | Path) -> Any:

@@ -14,7 +14,7 @@ from dune_cli.tasks.reloc.map_files import MapImage, PhotoMap
 from dune_cli.tasks.reloc.work import WorkFolder
 
 if TYPE_CHECKING:
-    from dune_cli.models.encoder import Encoder
+    from torch import nn
 
 Candidates = list[tuple[int, float | None]]
 
@@ -23,13 +23,15 @@ class Chooser:
     """The `count` photos of the map that are most alike to a query, by the cosine of pooled encoder tokens; where the
     map has no more than that many, all of them, and the encoder is never asked for."""
 
-    def __init__(self, photo_map: PhotoMap, count: int, load_encoder: Callable[[], Encoder], work: WorkFolder) -> None:
+    def __init__(
+        self, photo_map: PhotoMap, count: int, load_encoder: Callable[[], nn.Module], work: WorkFolder
+    ) -> None:
         self.map, self.count, self.work = photo_map, count, work
         self._load, self._encoder = load_encoder, None
         self._descriptors: np.ndarray | None = None
 
     @property
-    def encoder(self) -> Encoder | None:
+    def encoder(self) -> nn.Module | None:
         """The encoder, once it was needed."""
         return self._encoder
 
@@ -43,15 +45,7 @@ class Chooser:
         likeness = retrieval.rank(retrieval.describe_photos(self._ready(), [rgb]), descriptors, self.count)
         return [(int(index), float(cosine)) for index, cosine in zip(*(part[0] for part in likeness))]
 
-    def for_image(self, index: int) -> list[int]:
-        """The other map images, by likeness to one of them."""
-        from dune_cli.matchers import retrieval
-
-        descriptors = self._of_map()
-        order = retrieval.rank(descriptors[index][None], descriptors)[0][0]
-        return [int(other) for other in order if other != index]
-
-    def _ready(self) -> Encoder:
+    def _ready(self) -> nn.Module:
         if self._encoder is None:
             self._encoder = self._load()
         return self._encoder

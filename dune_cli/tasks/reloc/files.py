@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dune_cli.geometry.poses import rotvec_from_rotation
+from dune_cli.tasks.reloc.many_refs import JointPose
 from dune_cli.tasks.reloc.sight import Shot
 from dune_cli.tasks.reloc.solve import Relocalization
 
@@ -19,10 +20,22 @@ def best_of(results: Sequence[Relocalization]) -> Relocalization:
     return max(results, key=lambda r: (r.success, r.confidence, r.inliers))
 
 
-def document(results: Sequence[Relocalization], provenance: dict[str, Any]) -> dict[str, Any]:
-    """The object of `dune.pose/1`: the best pose; with several references also all of them, as `candidates`."""
-    best = best_of(results)
-    tree = {"schema": SCHEMA, **_facts(best)}
+def document(
+    results: Sequence[Relocalization], provenance: dict[str, Any], joint: JointPose | None = None
+) -> dict[str, Any]:
+    """The object of `dune.pose/1`: the pose by all references together, where there is one, else the best one; with
+    several references also that by each of them, as `candidates`."""
+    tree = {"schema": SCHEMA, **_facts(best_of(results) if joint is None else joint.pose)}
+    if joint is not None:
+        tree["joint"] = {
+            "references": [
+                {"image": str(used.shot.photo.path), "ref_from_this": used.ref_from_this + 0.0, "inliers": used.inliers}
+                for used in joint.references
+            ],
+            "rotation_std_deg": joint.located.rotation_std_deg,
+            "position_std": joint.located.position_std,
+            "covariance": joint.located.covariance,
+        }
     if len(results) > 1:
         tree["candidates"] = [_facts(result) for result in results]
     return tree | {"provenance": provenance}
@@ -86,6 +99,20 @@ def in_words(result: Relocalization) -> str:
         else f"  scale        arbitrary: {result.scale_from}",
     ]
     return "\n".join(lines)
+
+
+def joint_in_words(joint: JointPose) -> str:
+    """Two lines for people."""
+    pose = joint.pose
+    unit = " m" if pose.scale == "metric" else f" ({pose.scale_from})"
+    spread = joint.located.position_std
+    names = ", ".join(used.shot.name for used in joint.references)
+    return (
+        f"{pose.query.name} by {len(joint.references)} references together ({names}), seen from {pose.reference.name}\n"
+        f"  at ({_numbers(pose.ref_from_query[:3, 3])}) +- {np.linalg.norm(spread):.3f}{unit}, rotation "
+        f"{pose.rotation_deg:.2f} +- {joint.located.rotation_std_deg:.2f} degrees, {pose.inliers} of {pose.matches} "
+        f"matches agree, confidence {pose.confidence:.2f}"
+    )
 
 
 def _numbers(values: np.ndarray) -> str:

@@ -14,11 +14,13 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.geometry import star_tracks
+from dune_cli.geometry.poses import vector_angle
 from dune_cli.io.photos import Photo, read_photo
-from dune_cli.matchers.base import FeatureMatcher, Matcher, Matches
+from dune_cli.matchers.base import FeatureMatcher, Matcher, Matches, SplitMatcher
 from dune_cli.tasks.reloc.map_files import MapImage, PhotoMap
 from dune_cli.tasks.reloc.work import WorkFolder
 
+FAR_TURNED = np.radians(45)  # weighs as much as the whole extent of the map
 FORMAT = 1  # of the files in the work folder; another number makes them anew
 T = TypeVar("T")
 
@@ -57,22 +59,10 @@ class ImagePoints:
 
 
 class MapPoints:
-    """A map as one matcher sees it.
+    """A map as one matcher sees it."""
 
-    `rank`: the other images of the map by likeness to image `i`, for maps whose images share no points that would say
-    which to match it with.
-    """
-
-    def __init__(
-        self,
-        photo_map: PhotoMap,
-        matcher: Matcher,
-        config: PointsConfig,
-        work: WorkFolder,
-        rank: Callable[[int], list[int]] | None = None,
-    ) -> None:
+    def __init__(self, photo_map: PhotoMap, matcher: Matcher, config: PointsConfig, work: WorkFolder) -> None:
         self.map, self.matcher, self.config, self.work = photo_map, matcher, config, work
-        self._rank = rank
         # both keyed by files, so that maps of the same photos can share them
         self._features: _Recent[Any] = _Recent(64)
         self._matches: _Recent[Matches] = _Recent(256)
@@ -89,48 +79,51 @@ class MapPoints:
         smaller._features, smaller._matches = self._features, self._matches
         return smaller
 
+    def remember(self, index: int, features: Any) -> None:
+        """What `seen` would find of map image `index`, from who knows it already."""
+        self._features.get(self.map.images[index].file, lambda: features)
+
     def match(self, index: int, photo: Photo, features: Any) -> Matches:
-        """Matches of map image `index` (first) with a photo and its features."""
-        if isinstance(self.matcher, FeatureMatcher):
+        """Matches of map image `index` (first) with a photo and what `look` saw in it."""
+        if isinstance(self.matcher, SplitMatcher):
             return self.matcher.match_features(self.seen(index), features)
         return self.matcher.match(self.seen(index), photo.rgb)
+
+    def look(self, photo: Photo) -> Any:
+        """What a photo's matches are made of; None with a matcher that only looks at pairs."""
+        return self.matcher.extract(photo.rgb) if isinstance(self.matcher, SplitMatcher) else None
 
     def seen(self, index: int) -> Any:
         """The features of map image `index`; for a matcher without any, its pixels. UserError for a photo that cannot
         be read or is not of the model's camera."""
         image = self.map.images[index]
-        return self._features.get(image.file, lambda: self._look(image))
+        return self._features.get(image.file, lambda: self._seen(image))
 
     def points(self, index: int) -> ImagePoints:
         """The points of map image `index`."""
         return self._points.get(index, lambda: self._kept_points(index))
 
-    def _look(self, image: MapImage) -> Any:
-        photo = read_photo(image.file)
-        check_size(image, photo)
-        return self.matcher.extract(photo.rgb) if isinstance(self.matcher, FeatureMatcher) else photo.rgb
+    def _seen(self, image: MapImage) -> Any:
+        if not isinstance(self.matcher, SplitMatcher):
+            return _read(image).rgb
+        key = _hashed([FORMAT, *self._of_matcher(), image.sha256])
+        # also the first time as they are kept, so that a second run sees the same
+        packed = self.work.arrays(f"features-{key}.npz", lambda: self.matcher.pack(self.look(_read(image))))
+        return self.matcher.unpack(packed)
 
-    def _neighbours(self, index: int) -> list[int]:
-        chosen = list(self.map.images[index].neighbours[: self.config.neighbours])
-        others = [i for i in range(len(self.map.images)) if i != index]
-        if not chosen and len(others) > self.config.neighbours and self._rank is not None:
-            chosen = self._rank(index)
-        return (chosen or others)[: self.config.neighbours]
+    def _of_matcher(self) -> list[Any]:
+        return [self.matcher.name, self.matcher.working_size_px, self.matcher.source.name, self.matcher.source.sha256]
 
     def _kept_points(self, index: int) -> ImagePoints:
-        star = [index, *self._neighbours(index)]
+        star = [index, *neighbours_of(self.map, index, self.config.neighbours)]
         arrays = self.work.arrays(f"points-{self._key(star)}.npz", lambda: self._triangulated(star))
         return ImagePoints(**arrays)
 
     def _key(self, star: list[int]) -> str:
         """Changes with whatever the points follow from."""
         images = [self.map.images[i] for i in star]
-        matcher = self.matcher
-        facts = [
-            *(FORMAT, asdict(self.config), matcher.name, matcher.working_size_px, matcher.source.sha256),
-            *((i.sha256, i.lens.model, i.lens.params, np.round(i.world_from_cam, 12).tolist()) for i in images),
-        ]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+        poses = [(i.sha256, i.lens.model, i.lens.params, np.round(i.world_from_cam, 12).tolist()) for i in images]
+        return _hashed([FORMAT, *self._of_matcher(), asdict(self.config), poses])
 
     def _triangulated(self, star: list[int]) -> dict[str, np.ndarray]:
         """The fields of `ImagePoints` for the first of `star`, from its matches with the others."""
@@ -171,20 +164,49 @@ class MapPoints:
 
     def _pair(self, first: int, second: int) -> Matches:
         if not isinstance(self.matcher, FeatureMatcher):
-            return self.matcher.match(self.seen(first), self.seen(second))
+            # the places that a dense matcher compares are those of the first photo, as when a query is second
+            return self._matched(first, second)
         one, two = sorted((first, second))
         key = self.map.images[one].file, self.map.images[two].file
-        pair = self._matches.get(key, lambda: self.matcher.match_features(self.seen(one), self.seen(two)))
+        pair = self._matches.get(key, lambda: self._matched(one, two))
         return pair if first == one else _swapped(pair)
 
+    def _matched(self, first: int, second: int) -> Matches:
+        match = self.matcher.match_features if isinstance(self.matcher, SplitMatcher) else self.matcher.match
+        return match(self.seen(first), self.seen(second))
 
-def check_size(image: MapImage, photo: Photo) -> None:
-    """UserError where the photo on the disk is not as large as the model says."""
+
+def neighbours_of(photo_map: PhotoMap, index: int, count: int) -> list[int]:
+    """Images to match image `index` with: those that share points with it, without points those that look from nearby
+    in a like direction. Half of them the best ones, half spread over the further ones, for their wider angles."""
+    images = photo_map.images
+    ranked = list(images[index].neighbours)
+    if not ranked:
+        own = images[index].world_from_cam
+        others = [i for i in range(len(images)) if i != index]
+        apart = np.array([np.linalg.norm(images[i].world_from_cam[:3, 3] - own[:3, 3]) for i in others])
+        turned = np.array([vector_angle(images[i].world_from_cam[:3, 2], own[:3, 2]) for i in others])
+        cost = apart / max(photo_map.extent, 1e-12) + turned / FAR_TURNED
+        ranked = [others[i] for i in np.argsort(cost, kind="stable")][: 4 * count]
+    if len(ranked) <= count:
+        return ranked
+    best = count - count // 2
+    further = np.linspace(best, len(ranked) - 1, count - best)
+    return ranked[:best] + [ranked[i] for i in np.unique(np.rint(further).astype(int))]
+
+
+def _read(image: MapImage) -> Photo:
+    photo = read_photo(image.file)
     if (photo.width, photo.height) != (image.lens.width, image.lens.height):
         raise UserError(
             f"the map's photo {image.file} has {photo.width} x {photo.height} px, but the model says "
             f"{image.lens.width} x {image.lens.height}; name the folder of the photos it was made of with --images"
         )
+    return photo
+
+
+def _hashed(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 def _swapped(pair: Matches) -> Matches:

@@ -1,0 +1,115 @@
+"""Guesses of what a photo shows of a known scene, and the pose that most of them agree with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dune_cli.geometry import pair_checks, pnp, poses
+from dune_cli.geometry.cameras import project
+from dune_cli.geometry.pose_covariance import RefinedPose, refine_absolute_pose
+from dune_cli.tasks.reloc.solve import MIN_CONFIDENCE, PNP_THRESHOLD_PX
+
+FOCAL_FACTORS = np.geomspace(0.5, 2.5, 9)  # on a guessed focal length
+
+
+@dataclass(frozen=True)
+class LocateConfig:
+    """`min_confidence` of a pose that is given out; `threshold` of an inlier in pixels of the matched photo; `seed` of
+    the random sampling."""
+
+    min_confidence: float = MIN_CONFIDENCE
+    threshold: float = PNP_THRESHOLD_PX
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Guesses of what the query shows, H of them: `keypoint` (H,) which of its `count` matched keypoints, at `pixels`
+    (H, 2) of its pinhole camera, would be `points_world` (H, 3), which `observations` (H,) map images see, by its match
+    with map image `image` (H,). `unit_px`: pixels that count as one."""
+
+    keypoint: np.ndarray
+    pixels: np.ndarray
+    points_world: np.ndarray
+    observations: np.ndarray
+    image: np.ndarray
+    unit_px: float
+
+    @classmethod
+    def of(
+        cls,
+        pixels: np.ndarray,
+        points_world: np.ndarray,
+        image: np.ndarray,
+        unit_px: float,
+        observations: np.ndarray | None = None,
+    ) -> Seen:
+        """Guesses less than half a unit apart are of one keypoint. Without `observations` (H,) all are seen alike."""
+        keypoint = np.unique(np.rint(2 * pixels / unit_px).astype(np.int64), axis=0, return_inverse=True)[1].ravel()
+        observations = np.ones(len(pixels), dtype=np.int64) if observations is None else observations
+        return cls(keypoint, pixels, points_world, observations, image, unit_px)
+
+    @property
+    def count(self) -> int:
+        return int(self.keypoint.max(initial=-1)) + 1
+
+
+@dataclass(frozen=True)
+class Found:
+    """A pose and the guesses that are `agreeing` (H,) with it, of `keypoints` different ones of the query; their median
+    `distance` and root mean square error."""
+
+    pose: RefinedPose
+    agreeing: np.ndarray
+    keypoints: int
+    distance: float
+    error_px: float
+
+
+def solve(seen: Seen, K: np.ndarray, focal_unknown: bool, config: LocateConfig) -> Found | None:
+    """The pose that most guesses agree with, refined on one guess a keypoint: the one that most map images see."""
+    threshold_px = config.threshold * seen.unit_px
+    starts = []
+    for factor in FOCAL_FACTORS if focal_unknown else (1.0,):
+        K_start = np.column_stack([K[:, :2] * factor, K[:, 2]]) if focal_unknown else K
+        pose = pnp.estimate_absolute_pose(seen.points_world, seen.pixels, K_start, threshold_px, config.seed)
+        if pose is not None:
+            starts.append((int(pose.inliers.sum()), -pose.reprojection_error_px, K_start, pose))
+    if not starts:
+        return None
+    _, _, K, start = max(starts, key=lambda entry: entry[:2])
+    cam_from_world, agreeing, refined = start.cam_from_world, start.inliers, None
+    for _ in range(3):
+        kept = _one_each(seen, agreeing)
+        refined = refine_absolute_pose(
+            seen.points_world[kept], seen.pixels[kept], K, cam_from_world, threshold_px, focal_unknown
+        )
+        if refined is None:
+            return None
+        K, cam_from_world = refined.K, refined.cam_from_world
+        points_cam = poses.transform_points(cam_from_world, seen.points_world)
+        errors = np.linalg.norm(project(points_cam, K) - seen.pixels, axis=1)
+        before, agreeing = agreeing, (points_cam[:, 2] > 0) & (errors < threshold_px)
+        if np.array_equal(before, agreeing):
+            break
+    distance = float(np.median(np.linalg.norm(points_cam[agreeing], axis=1))) if agreeing.any() else 1.0
+    keypoints = len(np.unique(seen.keypoint[agreeing]))
+    near = refined.errors_px[refined.errors_px < threshold_px]
+    return Found(refined, agreeing, keypoints, distance, float(np.sqrt(np.mean(near**2))))
+
+
+def _one_each(seen: Seen, agreeing: np.ndarray) -> np.ndarray:
+    """Indices of one agreeing guess a keypoint; copies of one measurement would make the pose look surer than it is."""
+    index = np.flatnonzero(agreeing)
+    order = index[np.argsort(-seen.observations[index], kind="stable")]
+    return order[np.unique(seen.keypoint[order], return_index=True)[1]]
+
+
+def log10_chance(seen: Seen, inliers: int, size: tuple[int, int], focal_unknown: bool, config: LocateConfig) -> float:
+    """As `log10_chance_pnp`, a keypoint with several guesses having as many chances, and every focal length tried."""
+    guesses = len(seen.pixels) / max(seen.count, 1)
+    threshold_px = config.threshold * seen.unit_px * np.sqrt(guesses)
+    tries = np.log10(len(FOCAL_FACTORS)) if focal_unknown else 0.0
+    return float(pair_checks.log10_chance_pnp(inliers, seen.count, threshold_px, size) + tries)
