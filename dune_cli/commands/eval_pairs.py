@@ -103,7 +103,7 @@ def command(
     pairs = benchmark.select(benchmark.read_pairs(root), sets, limit)
     run = Run(seed=seed)
     with run.stage("load"):
-        columns = _load(matchers, model, encoder, device, dtype)
+        columns = load_columns(matchers, model, encoder, device, dtype)
     scores: Scores = {name: [] for name in columns}
     with run.stage("evaluate"):
         for pair in console.progress(pairs, "pairs", total=len(pairs), unit="pair"):
@@ -141,7 +141,9 @@ def command(
     click.echo(jsons.dumps(result) if as_json else _table(rows, [*columns, CHANCE]))
 
 
-def _load(names: list[str], model: str | None, encoder: str | None, device: str, dtype: str) -> dict[str, Matcher]:
+def load_columns(
+    names: list[str], model: str | None, encoder: str | None, device: str, dtype: str
+) -> dict[str, Matcher]:
     """The columns in the order asked for, all loaded before the first pair is matched."""
     from dune_cli.matchers import load
 
