@@ -1,0 +1,85 @@
+"""Look at a mesh without a viewer: `python examples/render_mesh.py scene.ply scene.png --azimuth-deg 20`.
+
+Draws the triangles of a PLY that `dune reconstruct` wrote with their colours, nearest last, seen from beside the first
+camera (OpenCV axes: x right, y down, z forward) and turned around the mesh's median vertex. `--shaded` leaves the
+colours out and lights the surface from the camera, which shows its bumps.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+
+def render(
+    vertices: np.ndarray,
+    faces: np.ndarray,
+    colors: np.ndarray | None,
+    width: int,
+    height: int,
+    world_from_cam: np.ndarray,
+    focal_px: float,
+) -> np.ndarray:
+    """An (height, width, 3) uint8 picture of a mesh on white; without `colors` shaded by a light at the camera."""
+    cam = (vertices - world_from_cam[:3, 3]) @ world_from_cam[:3, :3]
+    faces = faces[(cam[faces, 2] > 1e-6).all(1)]
+    faces = faces[np.argsort(-cam[faces, 2].mean(1))]  # far to near: the nearest is painted last
+    corners = cam[faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    middle = corners.mean(1)
+    lengths = np.linalg.norm(normals, axis=1) * np.linalg.norm(middle, axis=1)
+    facing = np.abs((normals * middle).sum(1)) / np.maximum(lengths, 1e-30)
+    paint = np.repeat(60 + 180 * facing[:, None], 3, 1) if colors is None else colors[faces].mean(1)
+    px = corners[..., :2] / corners[..., 2:] * focal_px + [(width - 1) / 2, (height - 1) / 2]
+    inside = (px.max(1) > -1).all(1) & (px.min(1) < [width, height]).all(1)
+    fixed = np.rint(px[inside] * 16).clip(-(2**20), 2**20).astype(np.int32)  # sixteenths of a pixel
+    image = np.full((height, width, 3), 255, np.uint8)
+    for triangle, color in zip(fixed, paint[inside].tolist()):
+        cv2.fillConvexPoly(image, triangle, color, cv2.LINE_8, 4)
+    return image
+
+
+def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Vertices, faces and colours of a PLY mesh, by trimesh."""
+    import trimesh
+
+    mesh = trimesh.load(path, process=False)
+    colors = mesh.visual.vertex_colors[:, :3] if mesh.visual.kind == "vertex" else None
+    return np.asarray(mesh.vertices), np.asarray(mesh.faces), colors
+
+
+def beside(vertices: np.ndarray, azimuth_deg: float, elevation_deg: float) -> np.ndarray:
+    """(4, 4) the pose of a camera at the world's origin, turned about the median vertex."""
+    centre = np.median(vertices, axis=0)
+    a, e = np.radians([azimuth_deg, elevation_deg])
+    turn_y = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
+    turn_x = np.array([[1, 0, 0], [0, np.cos(e), -np.sin(e)], [0, np.sin(e), np.cos(e)]])
+    pose = np.eye(4)
+    pose[:3, :3] = turn_y.T @ turn_x.T
+    pose[:3, 3] = centre - pose[:3, :3] @ [0, 0, np.linalg.norm(centre)]
+    return pose
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("ply", type=Path)
+    parser.add_argument("png", type=Path)
+    parser.add_argument("--azimuth-deg", type=float, default=15.0)
+    parser.add_argument("--elevation-deg", type=float, default=-5.0)
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 600), metavar=("W", "H"), help="pixels")
+    parser.add_argument("--shaded", action="store_true", help="without colours")
+    arguments = parser.parse_args()
+    vertices, faces, colors = read_mesh(arguments.ply)
+    pose = beside(vertices, arguments.azimuth_deg, arguments.elevation_deg)
+    shown = None if arguments.shaded else colors
+    picture = render(vertices, faces, shown, *arguments.size, pose, arguments.size[0])
+    Image.fromarray(picture).save(arguments.png)
+    print(arguments.png)
+
+
+if __name__ == "__main__":
+    main()
