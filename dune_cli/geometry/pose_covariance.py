@@ -71,7 +71,7 @@ def refine_absolute_pose(
     start = np.column_stack([rotation, (cam_from_world[:3, 3] + rotation @ centre) / spread])
     camera = pycolmap.Camera(model="PINHOLE", width=1, height=1, params=[K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
     options = pycolmap.AbsolutePoseRefinementOptions()
-    options.loss_function_scale, options.print_summary = threshold_px / 2, False
+    options.loss_function_scale, options.gradient_tolerance, options.print_summary = threshold_px / 2, 1e-8, False
     options.refine_focal_length, options.refine_extra_params = focal_unknown, False
     everyone = np.ones(len(scaled), dtype=bool)
     found = pycolmap.refine_absolute_pose(pycolmap.Rigid3d(start), pixels, scaled, everyone, camera, options)
