@@ -15,7 +15,7 @@ from dune_cli.errors import DuneError
 # verb -> (module that defines `command`, short help). Adding a verb is adding its file and this line.
 COMMANDS = {
     "encode": ("dune_cli.commands.encode", "Photos to features (NPZ) or a PCA picture."),
-    "reconstruct": ("dune_cli.commands.reconstruct", "Two photos to a 3-D scene (PLY, OBJ, GLB, NPZ, COLMAP)."),
+    "reconstruct": ("dune_cli.commands.reconstruct", "Photos or a video to a 3-D scene (PLY, OBJ, GLB, NPZ, COLMAP)."),
     "reloc": ("dune_cli.commands.reloc", "Where a photo was taken, relative to a reference photo."),
     "mapfree": ("dune_cli.commands.mapfree", "Poses of a Map-free data set as a submission ZIP."),
     "depth": ("dune_cli.commands.depth", "Photos and videos to depth in metres (16-bit PNG, NPZ, EXR, PLY)."),
@@ -95,7 +95,7 @@ def main() -> None:
     models exactly. 'dune doctor' says what this machine can do; 'dune weights list' what can be fetched.
 
     \b
-    Example: dune reconstruct left.jpg right.jpg -o scene.ply
+    Example: dune reconstruct photos/ -o scene.ply
     """
 
 

@@ -105,12 +105,12 @@ def seed(function: F) -> F:
 
 def fps(function: F) -> F:
     """`fps`: frames a second of videos, or None for all."""
-    return click.option(
-        "--fps",
-        type=click.FloatRange(0, min_open=True),
-        metavar="N",
-        help="Of a video, only the frames nearest to N times a second.  [default: all frames]",
-    )(function)
+    return fps_as("Of a video, only the frames nearest to N times a second.  [default: all frames]")(function)
+
+
+def fps_as(text: str) -> Callable[[F], F]:
+    """`fps` where it means something of its own, as `text` says."""
+    return click.option("--fps", type=click.FloatRange(0, min_open=True), metavar="N", help=text)
 
 
 def size(function: F) -> F:

@@ -1,4 +1,4 @@
-"""`dune reconstruct`: two photos to a 3-D scene."""
+"""`dune reconstruct`: photos or a video to a 3-D scene."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import options
+from dune_cli.commands.reconstruct_options import Many, many_options
 from dune_cli.errors import JobFailed, UserError
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from dune_cli.tasks.reconstruct.scene import Scene
 
 
-@click.command(short_help="Two photos to a 3-D scene (PLY, OBJ, GLB, NPZ, COLMAP).")
-@click.argument("photos", nargs=-1, required=True, metavar="PHOTO PHOTO")
+@click.command(short_help="Photos or a video to a 3-D scene (PLY, OBJ, GLB, NPZ, COLMAP).")
+@click.argument("photos", nargs=-1, required=True, metavar="PHOTO|FOLDER|VIDEO...")
 @options.output(
     True,
     "The scene: .ply (points), .glb (surface, cameras), .obj (surface) or .npz (maps); a .json of that name beside it.",
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="For matches: auto (the best one present), sift, xfeat-lighterglue, aliked-lightglue, mast3r (with --model).",
+    help="For matches: auto (the best one present), dune, sift, xfeat-lighterglue, aliked-lightglue, mast3r (with "
+    "--model).",
 )
 @options.cameras
 @click.option(
-    "--baseline", type=click.FloatRange(0, min_open=True), metavar="METRES", help="True distance between the cameras."
+    "--baseline",
+    type=click.FloatRange(0, min_open=True),
+    metavar="METRES",
+    help="True distance between the first two cameras.",
 )
 @click.option(
     "--min-confidence",
@@ -51,9 +56,10 @@ if TYPE_CHECKING:
     "--size",
     type=click.IntRange(64),
     metavar="PX",
-    help="Long side in pixels: of the network input (pointmap) or the dense map (matches).  [default: the model's "
-    "own; the photo's, at most 1600]",
+    help="Long side in pixels: of the network input (pointmap) or, of two photos, the dense map (matches).  [default: "
+    "the model's own; the photo's, at most 1600]",
 )
+@many_options
 @click.option("--colmap", metavar="DIR", help="Also write a COLMAP model into this folder.")
 @click.option(
     "--colmap-format",
@@ -62,6 +68,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Format of the COLMAP model.",
 )
+@click.option("--transforms", metavar="FILE", help="Also write the cameras as nerfstudio's transforms.json.")
+@click.option("--depths", metavar="DIR", help="Also write every view's depth as a 16-bit PNG into this folder.")
 @options.seed
 @options.compute
 @options.as_json
@@ -79,77 +87,79 @@ def command(
     baseline: float | None,
     min_confidence: float | None,
     size: int | None,
+    many: Many,
     colmap: str | None,
     colmap_format: str,
+    transforms: str | None,
+    depths: str | None,
     seed: int,
     device: str,
     dtype: str,
     as_json: bool,
 ) -> None:
-    """Two photos of one place to cameras and a coloured 3-D scene.
+    """Photos of one place, or a video, to cameras and a coloured 3-D scene.
 
     The world is the first camera: x right, y down, z forward. Lengths are metres with a two-view model or --baseline,
-    else the distance between the cameras is 1. Exits with 1 and the reason for photos that give no scene.
+    else the distance between two cameras that follow one another is 1. Exits with 1 and the reason for photos that
+    give no scene. Three photos or more: what was computed is kept in --work, where a second run goes on.
 
     \b
     Examples:
       dune reconstruct left.jpg right.jpg -o scene.ply
-      dune reconstruct left.jpg right.jpg -o scene.glb --fov-deg 65 --baseline 0.2 --colmap model/
+      dune reconstruct photos/ -o scene.ply --quality high --colmap model/ --transforms transforms.json
+      dune reconstruct walk.mp4 --fps 3 -o scene.glb --mesh tsdf
+      dune reconstruct left.jpg right.jpg -o scene.glb --fov-deg 65 --baseline 0.2
       dune reconstruct left.jpg right.jpg -o scene.ply --model mast3r.pth
     """
-    from dune_cli.io import atomic
-    from dune_cli.io.inputs import expand
+    from dune_cli.commands import reconstruct_many
+    from dune_cli.commands.reconstruct_outputs import check_targets
+    from dune_cli.commands.videos import check_fps
+    from dune_cli.io.inputs import expand, is_video
     from dune_cli.io.intrinsics import resolve_intrinsics
-    from dune_cli.io.jsons import dumps, write_json
     from dune_cli.io.photos import read_photo
     from dune_cli.provenance import Run
-    from dune_cli.tasks.reconstruct import export
 
     method = _method(method, model, encoder, matcher)
-    paths = expand(photos)
-    if len(paths) != 2:
+    paths = expand(photos, videos=True)
+    check_fps(many.fps, paths)
+    videos = any(map(is_video, paths))
+    if len(paths) == 1 and not videos:
+        raise UserError(f"two photos are needed, got 1 ({paths[0].name}); name two or more of one place, or a video")
+    targets = check_targets(output, overwrite, colmap, colmap_format == "binary", transforms, depths)
+    named_twice = _twice([path.name for path in paths]) if not videos else None
+    if named_twice and (colmap is not None or transforms is not None):
         raise UserError(
-            f"two photos are needed, got {len(paths)}; name two images of one place (more than two views come in a "
-            "later release)"
+            f"--colmap and --transforms need photos of different names, got {named_twice} twice; rename one"
         )
-    target = atomic.check_output(output, export.SUFFIXES, overwrite)
-    beside = atomic.check_output(target.with_suffix(".json"), (".json",), overwrite)
-    folder = atomic.check_output_folder(colmap, overwrite) if colmap is not None else None
-    if folder is not None and paths[0].name == paths[1].name:
-        raise UserError(f"--colmap needs photos of different names, got {paths[0].name} twice; rename one")
 
-    if method == "matches" or folder is not None:
+    if method == "matches" or colmap is not None:
         load_pycolmap()
     run = Run(seed=seed)
-    with run.stage("read"):
-        images = [read_photo(path) for path in paths]
-        cameras = resolve_intrinsics(images, intrinsics, fov_deg)
     shared = {"baseline": baseline, "seed": seed}
     if min_confidence is not None:
         shared["min_confidence"] = min_confidence
-    if method == "pointmap":
-        scene = _by_pointmap(images, cameras, run, model, encoder, device, dtype, {"size_px": size, **shared})
+    if videos or len(paths) > 2 or many.poses is not None:
+        compute = reconstruct_many.Compute(method, model, encoder, matcher, device, dtype, size)
+        cameras = (intrinsics, fov_deg)
+        done = reconstruct_many.run_many(paths, targets, many, compute, cameras, shared, run, as_json)
+        if done is None:  # --preflight
+            return
+        scene, files = done
     else:
-        loaded = _matcher(matcher, model, encoder, device, dtype, run)
-        scene = _by_matches(images, cameras, run, loaded, {"dense_side_px": size, **shared})
+        many.say_unused()
+        with run.stage("read"):
+            images = [read_photo(path) for path in paths]
+            Ks = resolve_intrinsics(images, intrinsics, fov_deg)
+        if method == "pointmap":
+            scene = _by_pointmap(images, Ks, run, model, encoder, device, dtype, {"size_px": size, **shared})
+        else:
+            loaded = pick_matcher(matcher, model, encoder, device, dtype, run)
+            scene = _by_matches(images, Ks, run, loaded, {"dense_side_px": size, **shared})
+        files = [(photo.path, photo.sha256) for photo in images]
     if not len(scene.cloud()[0]):
         raise JobFailed("no point reaches --min-confidence; lower it")
     _report(scene)
-
-    with run.stage("write"):
-        points, mesh = export.write_scene(scene, target)
-        if folder is not None:
-            export.write_colmap_model(scene, folder, colmap_format == "binary")
-    provenance = run.provenance(
-        list(scene.sources),
-        [(photo.path, photo.sha256) for photo in images],
-        units="metre" if scene.scale == "metric" else "baseline",
-        axes="OpenCV: x right, y down, z forward" + ("; GLB: y up, z backward" if target.suffix == ".glb" else ""),
-    )
-    result = export.scene_json(scene, points, mesh, provenance)
-    write_json(beside, result)
-    written = [target, beside] + ([folder] if folder is not None else [])
-    click.echo(dumps(result) if as_json else "\n".join(map(str, written)))
+    targets.write(scene, files, run, as_json)
 
 
 def load_pycolmap() -> None:
@@ -180,7 +190,9 @@ def _method(method: str, model: str | None, encoder: str | None, matcher: str) -
     return method
 
 
-def _matcher(matcher: str, model: str | None, encoder: str | None, device: str, dtype: str, run: Run) -> Any:
+def pick_matcher(matcher: str, model: str | None, encoder: str | None, device: str, dtype: str, run: Run) -> Any:
+    """The matcher of that name; "auto" is mast3r where a model is given, else the best one present, and a note says
+    which."""
     from dune_cli.matchers import load
 
     if matcher == "auto" and model is not None:
@@ -218,12 +230,25 @@ def _by_pointmap(
     return pointmap.reconstruct(images, cameras, network, pointmap.PointMapConfig(**settings), run)
 
 
+def _twice(names: list[str]) -> str | None:
+    return next((name for index, name in enumerate(names) if name in names[:index]), None)
+
+
 def _report(scene: Scene) -> None:
     for text in scene.notes:
         console.note(text)
     kind = f"dense, {scene.coverage:.0%} of the map" if scene.is_dense else "matched points only"
-    console.note(
-        f"{scene.pairs[0].matches} matches, {scene.pairs[0].inliers} inliers, reprojection error "
-        f"{scene.reprojection_error_px:.2f} px, parallax {scene.parallax_deg:.2f} deg, {len(scene.cloud()[0])} points "
-        f"({kind}), scale {scene.scale}"
+    rest = (
+        f"reprojection error {scene.reprojection_error_px:.2f} px, parallax {scene.parallax_deg:.2f} deg, "
+        f"{len(scene.cloud()[0])} points ({kind}), scale {scene.scale}"
     )
+    if len(scene.views) == 2:
+        console.note(f"{scene.pairs[0].matches} matches, {scene.pairs[0].inliers} inliers, {rest}")
+        return
+    for view in scene.views:
+        if not view.registered:
+            console.note(f"{view.image} could not be placed: {view.reason}")
+    for group in scene.components[1:]:
+        names = ", ".join(scene.views[index].image for index in group)
+        console.note(f"another group of photos, which was left out: {names}")
+    console.note(f"{len(scene.registered)} of {len(scene.views)} photos placed, {rest}")

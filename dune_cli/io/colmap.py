@@ -20,7 +20,7 @@ from dune_cli.io.atomic import atomic_directory
 from dune_cli.io.mesh import Frustum, check_colors, check_points
 
 HALF_PIXEL = 0.5  # COLMAP puts (0.5, 0.5) at the centre of the top-left pixel, everything else here (0, 0)
-PINHOLE = 1  # COLMAP's number of the camera model
+PINHOLE, SIMPLE_RADIAL = (1, "PINHOLE"), (2, "SIMPLE_RADIAL")  # COLMAP's numbers and names of camera models
 UNKNOWN_ERROR = -1.0
 # Newer versions add rigs and frames; a stale one beside our files would be read with them
 MODEL_FILES = [
@@ -37,8 +37,10 @@ def write_colmap(
     colors: np.ndarray | None = None,
     tracks: Sequence[Sequence[Observation]] | None = None,
     binary: bool = True,
+    radials: Sequence[float] | None = None,
 ) -> None:
-    """Writes a model of PINHOLE cameras, one an image, that pycolmap and COLMAP read back.
+    """Writes a model of PINHOLE cameras, one an image, that pycolmap and COLMAP read back; SIMPLE_RADIAL ones where
+    `radials` has a term for the camera that is not 0.
 
     A camera's `name` is its image's file name; its K is in pixels with centres at integers. `points` (M, 3) in the
     world with `colors` (M, 3) uint8 (grey without), and `tracks`: for each point the (camera index, x_px, y_px) that
@@ -53,7 +55,8 @@ def write_colmap(
     check_colors(colors, len(points), "points")
     if len(tracks) != len(points):
         raise ValueError(f"{len(tracks)} tracks for {len(points)} points")
-    images = [_Image.of(camera, i) for i, camera in enumerate(cameras, 1)]
+    terms = [0.0] * len(cameras) if radials is None else radials
+    images = [_Image.of(camera, i, float(k)) for i, (camera, k) in enumerate(zip(cameras, terms), 1)]
     elements = [[images[index].see(point, x, y) for index, x, y in track] for point, track in enumerate(tracks, 1)]
     files = (_binary_files if binary else _text_files)(images, points.astype(np.float64), colors, elements)
     with atomic_directory(folder, replaces=MODEL_FILES) as temporary:
@@ -64,22 +67,26 @@ def write_colmap(
 
 @dataclass(frozen=True)
 class _Image:
-    """A camera as COLMAP has it: `params` fx fy cx cy, `pose` qw qx qy qz tx ty tz of the camera from the world."""
+    """A camera as COLMAP has it: its `model` and `params` (fx fy cx cy, or f cx cy k), `pose` qw qx qy qz tx ty tz of
+    the camera from the world."""
 
     id: int
     name: str
     size: tuple[int, int]
+    model: tuple[int, str]
     params: list[float]
     pose: list[float]
     seen: list[tuple[float, float, int]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, camera: Frustum, id: int) -> _Image:
+    def of(cls, camera: Frustum, id: int, radial: float = 0.0) -> _Image:
         K = np.asarray(camera.K, np.float64)
-        params = [K[0, 0], K[1, 1], K[0, 2] + HALF_PIXEL, K[1, 2] + HALF_PIXEL]
+        model, params = PINHOLE, [K[0, 0], K[1, 1], K[0, 2] + HALF_PIXEL, K[1, 2] + HALF_PIXEL]
+        if radial:
+            model, params = SIMPLE_RADIAL, [np.sqrt(K[0, 0] * K[1, 1]), *params[2:], radial]
         cam_from_world = np.linalg.inv(np.asarray(camera.world_from_cam, np.float64))
         pose = [*_quaternion(cam_from_world[:3, :3]), *cam_from_world[:3, 3]]
-        return cls(id, camera.name, (camera.width, camera.height), [*map(float, params)], [*map(float, pose)])
+        return cls(id, camera.name, (camera.width, camera.height), model, [*map(float, params)], [*map(float, pose)])
 
     def see(self, point: int, x_px: float, y_px: float) -> tuple[int, int]:
         """Adds an observation of `point`; returns how the point's track names it."""
@@ -94,7 +101,7 @@ def _binary_files(
     images: Sequence[_Image], points: np.ndarray, colors: np.ndarray, elements: Elements
 ) -> dict[str, Iterable[bytes]]:
     count = [struct.pack("<Q", len(images))]
-    cameras = [struct.pack("<IiQQ4d", image.id, PINHOLE, *image.size, *image.params) for image in images]
+    cameras = [struct.pack("<IiQQ4d", image.id, image.model[0], *image.size, *image.params) for image in images]
     views = []
     for image in images:
         views += [struct.pack("<I7dI", image.id, *image.pose, image.id), os.fsencode(image.name), b"\0"]
@@ -109,10 +116,10 @@ def _binary_files(
 def _text_files(
     images: Sequence[_Image], points: np.ndarray, colors: np.ndarray, elements: Elements
 ) -> dict[str, Iterable[bytes]]:
-    cameras = [("# CAMERA_ID MODEL WIDTH HEIGHT fx fy cx cy",)]
+    cameras = [("# CAMERA_ID MODEL WIDTH HEIGHT, then fx fy cx cy (PINHOLE) or f cx cy k (SIMPLE_RADIAL)",)]
     views = [("# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then a line of X Y POINT3D_ID",)]
     for image in images:
-        cameras.append((image.id, "PINHOLE", *image.size, *image.params))
+        cameras.append((image.id, image.model[1], *image.size, *image.params))
         views.append((image.id, *image.pose, image.id, image.name))
         views.append(tuple(value for seen in image.seen for value in seen))
     cloud = [("# POINT3D_ID X Y Z R G B ERROR, then IMAGE_ID POINT2D_IDX of each image that sees it",)]

@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = (  # what photos.py reads
 )
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
 # fmt: on
-VERBS = "dune depth and dune human"
+VERBS = "dune depth, dune human and dune reconstruct"
 
 
 def expand(inputs: Sequence[str | Path], videos: bool = False) -> list[Path]:

@@ -1,7 +1,7 @@
 """Cameras as `transforms.json`, the input of nerfstudio and many Gaussian splatting tools.
 
 The file (nerfstudio, "Data conventions"), field by field:
-- `camera_model`: "OPENCV", a pinhole with distortion `k1 k2 k3 p1 p2` (all 0 here: K explains the photos alone);
+- `camera_model`: "OPENCV", a pinhole with distortion `k1 k2 k3 p1 p2` (0 but for `k1`, COLMAP's SIMPLE_RADIAL term);
 - `frames`: one object a photo, each with its own camera, for they may differ:
   - `file_path`: the photo, relative to the JSON's folder, with forward slashes;
   - `w`, `h`: the photo's size in pixels;
@@ -47,8 +47,10 @@ def write_transforms(
     views: Sequence[Camera],
     image_paths: Sequence[str | Path],
     points_file: str | Path | None = None,
+    radials: Sequence[float] | None = None,
 ) -> None:
-    """Writes the registered `views` with the photo of each at `image_paths`; `points_file`: a PLY of the same world."""
+    """Writes the registered `views` with the photo of each at `image_paths`; `points_file`: a PLY of the same world;
+    `radials`: each photo's radial term, 0 without."""
     path = Path(path)
     if len(views) != len(image_paths):
         raise ValueError(f"{len(views)} views for {len(image_paths)} photos")
@@ -56,11 +58,12 @@ def write_transforms(
     if points_file is not None:
         tree["ply_file_path"] = _relative(points_file, path)
     tree["applied_transform"] = np.eye(3, 4)
-    tree["frames"] = [_frame(view, _relative(image, path)) for view, image in zip(views, image_paths)]
+    terms = [0.0] * len(views) if radials is None else radials
+    tree["frames"] = [_frame(view, _relative(image, path), k) for view, image, k in zip(views, image_paths, terms)]
     write_json(path, tree)
 
 
-def _frame(view: Camera, file_path: str) -> dict[str, Any]:
+def _frame(view: Camera, file_path: str, radial: float) -> dict[str, Any]:
     K = np.asarray(view.K, np.float64)
     return {
         "file_path": file_path,
@@ -70,7 +73,8 @@ def _frame(view: Camera, file_path: str) -> dict[str, Any]:
         "fl_y": K[1, 1],
         "cx": K[0, 2] + HALF_PIXEL,
         "cy": K[1, 2] + HALF_PIXEL,
-        **dict.fromkeys(("k1", "k2", "k3", "p1", "p2"), 0.0),
+        "k1": float(radial),
+        **dict.fromkeys(("k2", "k3", "p1", "p2"), 0.0),
         "transform_matrix": np.asarray(view.world_from_cam, np.float64) @ OPENCV_FROM_OPENGL + 0.0,
     }
 

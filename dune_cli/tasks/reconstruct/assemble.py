@@ -45,7 +45,7 @@ def assemble(
         K, told = intrinsics[index]
         radial, pose, reason = 0.0, NOWHERE, None
         if index in best.world_from_cam:
-            pose = new_from_old @ best.world_from_cam[index]
+            pose = new_from_old @ best.world_from_cam[index] if index != order[0] or world_given else np.eye(4)
             if not lenses[lens_of[index]].fixed:
                 (K, radial), told = best.cameras[lens_of[index]], "estimated"
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ from dune_cli.errors import JobFailed
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.distortion import distort_pixels
 from dune_cli.geometry.poses import inverse
+from dune_cli.io.atomic import atomic_directory
 from dune_cli.io.colmap import Observation, write_colmap
+from dune_cli.io.depth_files import to_png16
+from dune_cli.io.jsons import write_json
 from dune_cli.io.mesh import write_glb, write_obj
 from dune_cli.io.npz import write_npz
 from dune_cli.io.ply import write_ply
+from dune_cli.io.png import save_png
+from dune_cli.io.targets import unique_stems
+from dune_cli.io.transforms_json import write_transforms
 from dune_cli.tasks.reconstruct.scene import Scene, View
 
 SUFFIXES = (".ply", ".obj", ".glb", ".npz")
@@ -135,7 +142,44 @@ def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
         grid = pixel_grid(*view.dense.valid.shape).reshape(-1, 2)[pick]
         straight = transform_pixels(view.dense.image_from_map, grid)
         tracks += [[(index, x, y)] for x, y in distort_pixels(straight, view.K, view.radial).tolist()]
-    write_colmap(folder, scene.frusta(), np.concatenate(points), np.concatenate(colors), tracks, binary)
+    radials = [scene.views[index].radial for index in scene.registered]
+    write_colmap(folder, scene.frusta(), np.concatenate(points), np.concatenate(colors), tracks, binary, radials)
+
+
+def write_transforms_json(scene: Scene, path: Path, photos: Sequence[Path], points_file: Path | None) -> None:
+    """The placed cameras as nerfstudio has them. `photos`: the file of each view; `points_file`: a PLY of the scene."""
+    views = [scene.views[index] for index in scene.registered]
+    files = [photos[index] for index in scene.registered]
+    write_transforms(path, views, files, points_file, [view.radial for view in views])
+
+
+def write_depths(scene: Scene, folder: Path) -> int:
+    """Every dense view's depth as NAME.png (16 bits, 0 = none), and depths.json: for each its file, `png_scale` (depth
+    = value / png_scale, in the scene's units), and the map's own size and K. Returns how many there are."""
+    dense = [(view, view.dense, view.depth) for view in scene.views if view.dense is not None]
+    if not dense:
+        return 0
+    names = unique_stems([Path(view.image) for view, _, _ in dense])
+    frames = []
+    with atomic_directory(folder) as temporary:
+        for name, (view, one, depth) in zip(names, dense):
+            assert one is not None and depth is not None
+            pixels, png_scale = to_png16(depth)
+            save_png(temporary / f"{name}.png", pixels)
+            frames.append(
+                {
+                    "image": view.image,
+                    "file": f"{name}.png",
+                    "png_scale": png_scale,
+                    "width": depth.shape[1],
+                    "height": depth.shape[0],
+                    "K": np.linalg.inv(one.image_from_map) @ view.K,
+                    "radial": view.radial,
+                }
+            )
+        tree = {"schema": "dune.depths/1", "scale": scene.scale, "invalid": 0, "undistorted": True, "depths": frames}
+        write_json(temporary / "depths.json", tree)
+    return len(frames)
 
 
 def _arrays(scene: Scene) -> dict[str, np.ndarray]:

@@ -6,15 +6,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dune_cli import console
 from dune_cli.io.photos import Photo, PhotoFacts, read_photo
 from dune_cli.matchers.base import FeatureMatcher, SplitMatcher
+from dune_cli.matchers.retrieval import describe_photo, encoder_key
 from dune_cli.provenance import sha256_of
 from dune_cli.tasks.reconstruct.work_folder import WorkFolder, key_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FEATURES, FACTS, DESCRIPTORS = "features", "photos", "descriptors"
 MEMORY_BYTES = 1_000_000_000  # of features that are held at once
@@ -28,6 +32,11 @@ class Describer:
     name: str
     key: tuple[str, ...]
     describe: Callable[[np.ndarray], np.ndarray]
+
+
+def encoder_describer(encoder: nn.Module) -> Describer:
+    """Pooled patch tokens of an encoder, as `load_encoder` gives it."""
+    return Describer(encoder.source.name, tuple(encoder_key(encoder)), lambda rgb: describe_photo(encoder, rgb))
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,12 @@ def wants_descriptors(count: int, config: ManyConfig) -> bool:
     return config.pairs == "retrieval" or (config.pairs == "auto" and count > pairing.ALL_UP_TO)
 
 
+def check_pairs(config: ManyConfig, paths: Sequence[Path]) -> None:
+    """UserError, before any work, for a pairs file that cannot be used."""
+    if config.pairs not in pairing.WAYS:
+        pairing.read_pairs(config.pairs, paths)
+
+
 def plan_pairs(looks: Sequence[Looked], matcher: Matcher, config: ManyConfig, work: WorkFolder) -> pairing.PairPlan:
     """The pairs of photos that are to be matched."""
     count, way = len(looks), config.pairs

@@ -1,0 +1,177 @@
+"""`dune reconstruct` of three photos or more: the work folder, the encoder, the preflight, and what to run on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dune_cli import console
+from dune_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from dune_cli.commands.reconstruct_options import Many
+    from dune_cli.commands.reconstruct_outputs import Targets
+    from dune_cli.provenance import Run
+    from dune_cli.tasks.reconstruct.gallery import Describer
+    from dune_cli.tasks.reconstruct.scene import Scene
+    from dune_cli.tasks.reconstruct.work_folder import WorkFolder
+
+    Done = tuple[Scene, list[tuple[Path, str]]]
+
+SURFACE_SUFFIXES = (".obj", ".glb")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Which method, with what, on what."""
+
+    method: str
+    model: str | None
+    encoder: str | None
+    matcher: str
+    device: str
+    dtype: str
+    size_px: int | None
+
+
+def run_many(
+    paths: Sequence[Path],
+    targets: Targets,
+    many: Many,
+    compute: Compute,
+    cameras: tuple[str | None, float | None],
+    shared: dict[str, Any],
+    run: Run,
+    as_json: bool,
+) -> Done | None:
+    """The scene, and each photo with its hash; None after --preflight, which prints what the work would take."""
+    from dune_cli.io.inputs import is_video
+    from dune_cli.tasks.reconstruct.video_frames import photos_of
+    from dune_cli.tasks.reconstruct.work_folder import WorkFolder
+
+    if many.mesh is not None and targets.scene.suffix.lower() not in SURFACE_SUFFIXES:
+        raise UserError(f"--mesh makes a surface, which {targets.scene.name} does not hold; write -o scene.glb or .obj")
+    work = WorkFolder(many.work or targets.scene.with_suffix(".work"))
+    ordered = all(map(is_video, paths))
+    with run.stage("read"):
+        images = photos_of(paths, many.fps, work)
+    if len(images) < 2:
+        raise UserError(f"two photos are needed, got {len(images)} of {paths[0].name}; raise --fps")
+    if compute.method == "pointmap":
+        return _by_pointmaps(images, many, compute, cameras, shared, work, run)
+    return _by_matches(images, many, compute, cameras, shared, work, run, ordered, targets, as_json)
+
+
+def _by_matches(
+    images: list[Path],
+    many: Many,
+    compute: Compute,
+    cameras: tuple[str | None, float | None],
+    shared: dict[str, Any],
+    work: WorkFolder,
+    run: Run,
+    ordered: bool,
+    targets: Targets,
+    as_json: bool,
+) -> Done | None:
+    from dune_cli.commands.reconstruct import pick_matcher
+    from dune_cli.io.intrinsics import resolve_intrinsics
+    from dune_cli.io.jsons import dumps
+    from dune_cli.tasks.reconstruct import many as task
+    from dune_cli.tasks.reconstruct.preflight import preflight
+
+    poses = _known_poses(many, images, shared)
+    config = task.ManyConfig(
+        pairs=many.pairs,
+        neighbours=many.neighbours,
+        mapper=many.mapper,
+        fixed_poses=many.pose_use == "fixed",
+        ordered=ordered,
+        **shared,
+    )
+    task.check_pairs(config, images)
+    matcher = pick_matcher(compute.matcher, compute.model, compute.encoder, compute.device, compute.dtype, run)
+    describer = _describer(many.retrieval_model, compute) if task.wants_descriptors(len(images), config) else None
+    if many.preflight:
+        click.echo(dumps(asdict(preflight(images, matcher, config, work, describer))))
+        return None
+
+    scene = task.reconstruct(
+        images,
+        lambda facts: resolve_intrinsics(facts, *cameras),
+        matcher,
+        config,
+        work,
+        run,
+        describer,
+        poses,
+    )
+    if many.dense and not scene.is_dense:
+        from dune_cli.tasks.reconstruct.dense.config import DenseConfig
+        from dune_cli.tasks.reconstruct.densify import densify
+
+        mesh = many.mesh or ("tsdf" if targets.scene.suffix.lower() in SURFACE_SUFFIXES else None)
+        scene = densify(scene, images, DenseConfig(many.quality, device=compute.device), mesh, run)
+    console.note(_work_note(work))
+    return scene, _hashed(images)
+
+
+def _known_poses(many: Many, images: list[Path], shared: dict[str, Any]) -> dict[Path, Any] | None:
+    if many.poses is None:
+        return None
+    if shared["baseline"] is not None:
+        raise UserError("--poses and --baseline both say how long things are; give one of them")
+    from dune_cli.io.known_poses import read_poses
+
+    found = read_poses(many.poses, [str(image) for image in images])
+    missing = [image.name for image in images if str(image) not in found]
+    if len(found) < 2:
+        raise UserError(f"{many.poses} has a pose for only one of the {len(images)} photos; two or more are needed")
+    if missing:
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        console.note(f"{many.poses} has no pose for {len(missing)} of {len(images)} photos, which are placed: {names}")
+    return {Path(name): pose for name, pose in found.items()}
+
+
+def _describer(name: str | None, compute: Compute) -> Describer | None:
+    """The encoder that compares photos; None where the user named none and the default one is not here."""
+    from dune_cli.checkpoints import registry, store
+    from dune_cli.checkpoints.load import load_encoder
+    from dune_cli.matchers.retrieval import DEFAULT_MODEL
+    from dune_cli.tasks.reconstruct.gallery import encoder_describer
+
+    if name is None:
+        entry = registry.find(DEFAULT_MODEL)
+        if entry is None or store.find_present(entry) is None:
+            console.note(
+                f"the encoder {DEFAULT_MODEL} is not here: photos that look alike are found by their keypoints"
+            )
+            return None
+    return encoder_describer(load_encoder(name or DEFAULT_MODEL, compute.device, compute.dtype))
+
+
+def _work_note(work: WorkFolder) -> str:
+    done = [f"{work.counts[kind]} {what}" for kind, what in (("features", "photos"), ("matches", "pairs"))]
+    return f"{' and '.join(done)} were new; {work.folder} keeps them for the next run"
+
+
+def _hashed(images: list[Path]) -> list[tuple[Path, str]]:
+    from dune_cli.provenance import sha256_of
+
+    return [(path, sha256_of(path)) for path in images]
+
+
+def _by_pointmaps(
+    images: list[Path],
+    many: Many,
+    compute: Compute,
+    cameras: tuple[str | None, float | None],
+    shared: dict[str, Any],
+    work: WorkFolder,
+    run: Run,
+) -> Done:
+    raise UserError("--method pointmap of more than two photos is being built; use --method matches")

@@ -1,0 +1,87 @@
+"""Where `dune reconstruct` writes to: checked before the work, written at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dune_cli import console
+from dune_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from dune_cli.provenance import Run
+    from dune_cli.tasks.reconstruct.scene import Scene
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The scene, the JSON beside it, and the folders and files that were asked for."""
+
+    scene: Path
+    json: Path
+    colmap: Path | None
+    binary: bool
+    transforms: Path | None
+    depths: Path | None
+
+    def write(self, scene: Scene, files: list[tuple[Path, str]], run: Run, as_json: bool) -> None:
+        """Everything, and what was written (or the JSON) to standard output. `files`: each photo and its hash."""
+        from dune_cli.io.jsons import dumps, write_json
+        from dune_cli.tasks.reconstruct import export
+
+        written = [self.scene, self.json]
+        with run.stage("write"):
+            points, mesh = export.write_scene(scene, self.scene)
+            if self.colmap is not None:
+                export.write_colmap_model(scene, self.colmap, self.binary)
+                written.append(self.colmap)
+            if self.transforms is not None:
+                cloud = self.scene if points["file"] and self.scene.suffix.lower() == ".ply" else None
+                export.write_transforms_json(scene, self.transforms, [path for path, _ in files], cloud)
+                written.append(self.transforms)
+            if self.depths is not None:
+                count = export.write_depths(scene, self.depths)
+                written += [self.depths] if count else []
+                if not count:
+                    console.note(f"no view has dense points, so there are no depths in {self.depths}")
+        provenance = run.provenance(
+            list(scene.sources),
+            files,
+            units=_units(scene),
+            axes="OpenCV: x right, y down, z forward"
+            + ("; GLB: y up, z backward" if self.scene.suffix.lower() == ".glb" else ""),
+        )
+        result = export.scene_json(scene, points, mesh, provenance)
+        write_json(self.json, result)
+        click.echo(dumps(result) if as_json else "\n".join(map(str, written)))
+
+
+def check_targets(
+    output: str, overwrite: bool, colmap: str | None, binary: bool, transforms: str | None, depths: str | None
+) -> Targets:
+    """UserError for what cannot be written, before any work."""
+    from dune_cli.io import atomic
+    from dune_cli.tasks.reconstruct import export
+
+    target = atomic.check_output(output, export.SUFFIXES, overwrite)
+    beside = atomic.check_output(target.with_suffix(".json"), (".json",), overwrite)
+    other = atomic.check_output(transforms, (".json",), overwrite) if transforms is not None else None
+    if other is not None and other.absolute() == beside.absolute():
+        raise UserError(f"--transforms {other} is where the scene's own JSON goes; name another file")
+    return Targets(
+        target,
+        beside,
+        atomic.check_output_folder(colmap, overwrite) if colmap is not None else None,
+        binary,
+        other,
+        atomic.check_output_folder(depths, overwrite) if depths is not None else None,
+    )
+
+
+def _units(scene: Scene) -> str:
+    if scene.scale == "metric":
+        return "metre"
+    return "baseline" if scene.world is None else "those of --poses"
