@@ -106,9 +106,11 @@ class MapPoints:
     def _seen(self, image: MapImage) -> Any:
         if not isinstance(self.matcher, SplitMatcher):
             return _read(image).rgb
-        key = _hashed([FORMAT, *self._of_matcher(), image.sha256])
         # also the first time as they are kept, so that a second run sees the same
-        packed = self.work.arrays(f"features-{key}.npz", lambda: self.matcher.pack(self.look(_read(image))))
+        packed = self.work.arrays(
+            lambda: f"features-{_hashed([FORMAT, *self._of_matcher(), image.sha256])}.npz",
+            lambda: self.matcher.pack(self.look(_read(image))),
+        )
         return self.matcher.unpack(packed)
 
     def _of_matcher(self) -> list[Any]:
@@ -116,7 +118,7 @@ class MapPoints:
 
     def _kept_points(self, index: int) -> ImagePoints:
         star = [index, *neighbours_of(self.map, index, self.config.neighbours)]
-        arrays = self.work.arrays(f"points-{self._key(star)}.npz", lambda: self._triangulated(star))
+        arrays = self.work.arrays(lambda: f"points-{self._key(star)}.npz", lambda: self._triangulated(star))
         return ImagePoints(**arrays)
 
     def _key(self, star: list[int]) -> str:

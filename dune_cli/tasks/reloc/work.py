@@ -22,8 +22,13 @@ class WorkFolder:
 
     folder: Path | None
 
-    def arrays(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-        """The arrays of file `name`; those of `make`, then kept, where it is missing or damaged."""
+    def arrays(
+        self, name_of: Callable[[], str], make: Callable[[], Mapping[str, np.ndarray]]
+    ) -> Mapping[str, np.ndarray]:
+        """The arrays of file `name_of()`; those of `make`, then kept, where it is missing or damaged."""
+        if self.folder is None:
+            return make()
+        name = name_of()
         found = self.load(name)
         if found is None:
             found = dict(make())
