@@ -62,7 +62,7 @@ def run_many(
     if len(images) < 2:
         raise UserError(f"two photos are needed, got {len(images)} of {paths[0].name}; raise --fps")
     if compute.method == "pointmap":
-        return _by_pointmaps(images, many, compute, cameras, shared, work, run)
+        return _by_pointmaps(images, many, compute, cameras, shared, work, run, ordered, targets)
     return _by_matches(images, many, compute, cameras, shared, work, run, ordered, targets, as_json)
 
 
@@ -82,6 +82,7 @@ def _by_matches(
     from dune_cli.io.intrinsics import resolve_intrinsics
     from dune_cli.io.jsons import dumps
     from dune_cli.tasks.reconstruct import many as task
+    from dune_cli.tasks.reconstruct.pairing import check_pairs
     from dune_cli.tasks.reconstruct.preflight import preflight
 
     poses = _known_poses(many, images, shared)
@@ -93,7 +94,7 @@ def _by_matches(
         ordered=ordered,
         **shared,
     )
-    task.check_pairs(config, images)
+    check_pairs(many.pairs, images)
     matcher = pick_matcher(compute.matcher, compute.model, compute.encoder, compute.device, compute.dtype, run)
     describer = _describer(many.retrieval_model, compute) if task.wants_descriptors(len(images), config) else None
     if many.preflight:
@@ -114,8 +115,8 @@ def _by_matches(
         from dune_cli.tasks.reconstruct.dense.config import DenseConfig
         from dune_cli.tasks.reconstruct.densify import densify
 
-        mesh = many.mesh or ("tsdf" if targets.scene.suffix.lower() in SURFACE_SUFFIXES else None)
-        scene = densify(scene, images, DenseConfig(many.quality, device=compute.device), mesh, run)
+        settings = DenseConfig(many.quality, device=compute.device)
+        scene = densify(scene, images, settings, _surface_kind(many, targets), run, config.min_confidence)
     console.note(_work_note(work))
     return scene, _hashed(images)
 
@@ -173,5 +174,38 @@ def _by_pointmaps(
     shared: dict[str, Any],
     work: WorkFolder,
     run: Run,
+    ordered: bool,
+    targets: Targets,
 ) -> Done:
-    raise UserError("--method pointmap of more than two photos is being built; use --method matches")
+    from dune_cli.checkpoints import load
+    from dune_cli.io.intrinsics import resolve_intrinsics
+    from dune_cli.tasks.reconstruct import many_pointmaps as task
+    from dune_cli.tasks.reconstruct.densify import fused
+    from dune_cli.tasks.reconstruct.pairing import check_pairs
+
+    if many.preflight:
+        raise UserError("--preflight measures --method matches; leave --preflight or --model out")
+    assert compute.model is not None
+    poses = _known_poses(many, images, shared)
+    config = task.ManyPointMapsConfig(
+        size_px=compute.size_px,
+        pairs=many.pairs,
+        neighbours=many.neighbours,
+        ordered=ordered,
+        fixed_poses=many.pose_use == "fixed",
+        **shared,
+    )
+    check_pairs(many.pairs, images)
+    with run.stage("load"):
+        network = load.load_two_view(compute.model, compute.encoder, compute.device, compute.dtype)
+    console.note(f"model {network.source.name}, licence {network.source.licence}")
+    scene = task.reconstruct(
+        images, lambda facts: resolve_intrinsics(facts, *cameras), network, config, work, run, poses
+    )
+    if many.dense:
+        scene = fused(scene, _surface_kind(many, targets), run)
+    return scene, _hashed(images)
+
+
+def _surface_kind(many: Many, targets: Targets) -> str | None:
+    return many.mesh or ("tsdf" if targets.scene.suffix.lower() in SURFACE_SUFFIXES else None)

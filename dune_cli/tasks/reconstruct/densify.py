@@ -21,11 +21,13 @@ from dune_cli.tasks.reconstruct.dense.views import dense_views
 from dune_cli.tasks.reconstruct.scene import Scene, View
 
 
-def densify(scene: Scene, paths: Sequence[Path], config: DenseConfig, mesh: str | None, run: Run) -> Scene:
+def densify(
+    scene: Scene, paths: Sequence[Path], config: DenseConfig, mesh: str | None, run: Run, min_confidence: float = 0.0
+) -> Scene:
     """The scene with dense maps, the cloud fused out of them and, where `mesh` is tsdf or poisson, a surface.
 
-    `paths`: the photos of the views, read again one by one. Where no view has dense points the scene stays as it is,
-    and a note says so.
+    `paths`: the photos of the views, read again one by one; `min_confidence` of dense points, in [0, 1]. Where no view
+    has dense points the scene stays as it is, and a note says so.
     """
     assert scene.sparse is not None
     views = scene.views
@@ -37,16 +39,21 @@ def densify(scene: Scene, paths: Sequence[Path], config: DenseConfig, mesh: str 
         config,
         run,
     )
-    cameras = [Frustum(view.K, view.world_from_cam, view.width, view.height, view.image) for view in views]
-    points = sum(int(one.valid.sum()) for one in maps if one is not None)
-    if points == 0:
+    maps = [one and replace(one, valid=one.valid & (one.confidence >= min_confidence)) for one in maps]
+    if not any(one is not None and one.valid.any() for one in maps):
         return replace(scene, notes=(*scene.notes, "no dense points: no view's depth is confirmed by another"))
+    return fused(replace(scene, views=tuple(replace(view, dense=one) for view, one in zip(views, maps))), mesh, run)
+
+
+def fused(scene: Scene, mesh: str | None, run: Run) -> Scene:
+    """The scene with the cloud fused out of its dense maps and, where `mesh` is tsdf or poisson, a surface."""
+    maps = [view.dense for view in scene.views]
+    cameras = [Frustum(view.K, view.world_from_cam, view.width, view.height, view.image) for view in scene.views]
     with run.stage("fuse"):
         cloud = fuse(maps, cameras)
     with run.stage("mesh"):
         shape = None if mesh is None else surface(maps, cameras, cloud, mesh)
-    whole = tuple(replace(view, dense=one) for view, one in zip(views, maps))
-    return replace(scene, views=whole, fused=cloud, surface=shape)
+    return replace(scene, fused=cloud, surface=shape)
 
 
 def _straight_photos(views: Sequence[View], paths: Sequence[Path]) -> Iterator[np.ndarray]:

@@ -75,7 +75,14 @@ def reconstruct(
     intrinsics = intrinsics_of(facts)
     lenses, lens_of = share_lenses(facts, intrinsics)
     with run.stage("pair"):
-        plan = plan_pairs([looks[index] for index in own], matcher, config, work)
+        unlike = [looks[index] for index in own]
+        plan = pairing.plan(
+            config.pairs,
+            [look.facts.path for look in unlike],
+            config.neighbours,
+            config.ordered,
+            lambda: _descriptors(unlike, matcher, work, config.seed),
+        )
         pairs = [(own[i], own[j]) for i, j in plan.pairs]
     console.note(f"{len(looks)} photos, {len(pairs)} pairs ({plan.way})")
     with run.stage("match"):
@@ -109,28 +116,6 @@ def reconstruct(
 def wants_descriptors(count: int, config: ManyConfig) -> bool:
     """Whether photos are to be compared by global descriptors."""
     return config.pairs == "retrieval" or (config.pairs == "auto" and count > pairing.ALL_UP_TO)
-
-
-def check_pairs(config: ManyConfig, paths: Sequence[Path]) -> None:
-    """UserError, before any work, for a pairs file that cannot be used."""
-    if config.pairs not in pairing.WAYS:
-        pairing.read_pairs(config.pairs, paths)
-
-
-def plan_pairs(looks: Sequence[Looked], matcher: Matcher, config: ManyConfig, work: WorkFolder) -> pairing.PairPlan:
-    """The pairs of photos that are to be matched."""
-    count, way = len(looks), config.pairs
-    if way == "all" or (way == "auto" and count <= pairing.ALL_UP_TO):
-        return pairing.PairPlan(pairing.every_pair(count), "all")
-    if way == "sequential":
-        return pairing.PairPlan(pairing.sequential_pairs(count, config.neighbours), "sequential")
-    if way not in pairing.WAYS:
-        return pairing.PairPlan(pairing.read_pairs(way, [look.facts.path for look in looks]), f"from {way}")
-    pairs = pairing.retrieval_pairs(_descriptors(looks, matcher, work, config.seed), config.neighbours)
-    if way == "auto" and config.ordered:
-        both = {*pairs, *pairing.sequential_pairs(count, config.neighbours)}
-        return pairing.PairPlan(sorted(both), "retrieval and sequential")
-    return pairing.PairPlan(pairs, "retrieval")
 
 
 def _descriptors(looks: Sequence[Looked], matcher: Matcher, work: WorkFolder, seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,24 @@ class PairPlan:
 
     pairs: Pairs
     way: str
+
+
+def plan(
+    way: str, images: Sequence[Path], neighbours: int, ordered: bool, descriptors: Callable[[], np.ndarray]
+) -> PairPlan:
+    """The pairs that `way` (one of WAYS, or a file) means for these photos. `descriptors` gives the global ones, unit
+    rows (N, D), and is asked only where they are needed; `ordered`: the photos follow one another."""
+    count = len(images)
+    if way == "all" or (way == "auto" and count <= ALL_UP_TO):
+        return PairPlan(every_pair(count), "all")
+    if way == "sequential":
+        return PairPlan(sequential_pairs(count, neighbours), "sequential")
+    if way not in WAYS:
+        return PairPlan(read_pairs(way, images), f"from {way}")
+    pairs = retrieval_pairs(descriptors(), neighbours)
+    if way == "auto" and ordered:
+        return PairPlan(sorted({*pairs, *sequential_pairs(count, neighbours)}), "retrieval and sequential")
+    return PairPlan(pairs, "retrieval")
 
 
 def every_pair(count: int) -> Pairs:
@@ -77,6 +95,12 @@ def _bridges(rows: np.ndarray, pairs: np.ndarray) -> Pairs:
             pair = (min(one, int(other[one])), max(one, int(other[one])))
             if pair not in added:
                 added.append(pair)
+
+
+def check_pairs(way: str, images: Sequence[Path]) -> None:
+    """UserError, before any work, for a pairs file that cannot be used."""
+    if way not in WAYS:
+        read_pairs(way, images)
 
 
 def read_pairs(path: str | Path, images: Sequence[Path]) -> Pairs:
