@@ -55,7 +55,7 @@ def log10_chance_epipolar(
     return _log10_false_alarms(inliers, matches, chance, sample=5, solutions=10)
 
 
-def log10_chance_pnp(inliers: int, matches: int, threshold_px: float, size: tuple[int, int]) -> float:
+def log10_chance_pnp(inliers: int, matches: int, threshold_px: float, size: tuple[float, float]) -> float:
     """The same for three-point poses of a camera (`size`: width, height): a random pixel lies within the threshold of
     another one with a probability of pi * threshold^2 / area."""
     chance = pi * threshold_px**2 / (size[0] * size[1])

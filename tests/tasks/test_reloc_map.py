@@ -119,24 +119,34 @@ def test_the_covariance_is_that_of_repeated_noise() -> None:
     assert (ratio > 0.6).all() and (ratio < 1.6).all()
 
 
-def test_chance_grows_with_guesses_and_focal_lengths() -> None:
-    size, config = (320, 240), LocateConfig()
-    one = log10_chance(guesses(100), 50, size, False, config)
-    assert one < log10_chance(guesses(100), 50, size, True, config)
-    assert one < log10_chance(guesses(100, copies=3), 50, size, False, config)
-    nothing = Seen.of(np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0, dtype=int), 1.0)
-    assert nothing.count == 0 and log10_chance(nothing, 0, size, False, config) == np.inf
+def test_chance_grows_with_guesses_focal_lengths_and_small_spots() -> None:
+    size = (320, 240)
+
+    def chance(seen: Seen, focal_unknown: bool = False) -> float:
+        return log10_chance(seen, solve(seen, K, False, LocateConfig()), size, focal_unknown, 3.0)
+
+    one = chance(guesses(100))
+    assert one < -100
+    assert one < chance(guesses(100), True) and one < chance(guesses(100, copies=3))
+    exact = guesses(100)
+    spot = replace(exact, pixels=0.2 * exact.pixels + 100)
+    lens = np.array([[0.2 * K[0, 0], 0, 0.2 * K[0, 2] + 100], [0, 0.2 * K[1, 1], 0.2 * K[1, 2] + 100], [0, 0, 1]])
+    found = solve(spot, lens, False, LocateConfig(threshold=0.6))
+    # the same number of agreeing keypoints of as many all over the photo would be surer
+    assert log10_chance(spot, found, size, False, 0.6) > log10_chance(exact, found, size, False, 0.6) + 20
+    assert log10_chance(guesses(10), None, size, False, 3.0) == np.inf
+    assert chance(guesses(20)) == np.inf  # ten agree, too few
 
 
 def test_a_loose_pose_is_refused(points: MapPoints, folder: Path) -> None:
     """Points in a tiny spot agree on many poses at once."""
     rng = np.random.default_rng(0)
     centre = np.array([160.0, 120.0])
-    pixels = centre + rng.uniform(-2, 2, (300, 2))
-    world = poses.transform_points(QUERY, cameras.backproject(pixels, rng.uniform(5, 5.01, 300), K))
-    seen = Seen.of(pixels + rng.normal(0, 0.8, pixels.shape), world, np.zeros(300, dtype=int), 0.1)
+    pixels = centre + rng.uniform(-6, 6, (40, 2))
+    world = poses.transform_points(QUERY, cameras.backproject(pixels, rng.uniform(5, 5.002, 40), K))
+    seen = Seen.of(pixels + rng.normal(0, 0.6, pixels.shape), world, np.zeros(40, dtype=int), 0.1)
     query = Query(read_photo(folder / "query.png"), LENS, "given")
-    found = located_by(seen, query, points.map, [(0, None)], LocateConfig(threshold=30.0))
+    found = located_by(seen, query, points.map, [(0, None)], LocateConfig(threshold=20.0))
     assert not found.success and "leave its place open by" in found.message and found.covariance is None
 
 

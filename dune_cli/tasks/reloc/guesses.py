@@ -11,6 +11,7 @@ from dune_cli.geometry.cameras import project
 from dune_cli.geometry.pose_covariance import RefinedPose, refine_absolute_pose
 from dune_cli.tasks.reloc.solve import MIN_CONFIDENCE, PNP_THRESHOLD_PX
 
+MIN_INLIERS = 12
 FOCAL_FACTORS = np.geomspace(0.5, 2.5, 9)  # on a guessed focal length
 
 
@@ -107,9 +108,20 @@ def _one_each(seen: Seen, agreeing: np.ndarray) -> np.ndarray:
     return order[np.unique(seen.keypoint[order], return_index=True)[1]]
 
 
-def log10_chance(seen: Seen, inliers: int, size: tuple[int, int], focal_unknown: bool, config: LocateConfig) -> float:
-    """As `log10_chance_pnp`, a keypoint with several guesses having as many chances, and every focal length tried."""
-    guesses = len(seen.pixels) / max(seen.count, 1)
-    threshold_px = config.threshold * seen.unit_px * np.sqrt(guesses)
+def log10_chance(
+    seen: Seen, found: Found | None, size: tuple[int, int], focal_unknown: bool, threshold: float
+) -> float:
+    """As `log10_chance_pnp`, a keypoint with several guesses having as many chances, and every focal length tried.
+
+    Random pixels are taken to lie where the agreeing ones do, not all over the photo: a camera far off sees the whole
+    scene in one spot, and agrees with whatever matches lie there.
+    """
+    if found is None or found.keypoints < MIN_INLIERS:
+        return float("inf")
+    spread = np.linalg.det(np.cov(seen.pixels[found.agreeing].T))
+    area = min(float(size[0] * size[1]), 12 * float(np.sqrt(max(spread, 0.0))))  # of the rectangle with that spread
+    threshold_px = threshold * seen.unit_px * np.sqrt(len(seen.pixels) / seen.count)
+    if area < 1:
+        return float("inf")
     tries = np.log10(len(FOCAL_FACTORS)) if focal_unknown else 0.0
-    return float(pair_checks.log10_chance_pnp(inliers, seen.count, threshold_px, size) + tries)
+    return float(pair_checks.log10_chance_pnp(found.keypoints, seen.count, threshold_px, (area, 1.0)) + tries)

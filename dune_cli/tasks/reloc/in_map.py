@@ -97,7 +97,7 @@ def located_by(seen: Seen, query: Query, photo_map: PhotoMap, candidates: Candid
     size = (query.photo.width, query.photo.height)
     found = solve(seen, query.lens.K, focal_unknown, config) if seen.count else None
     inliers = 0 if found is None else found.keypoints
-    confidence = confidence_of(log10_chance(seen, inliers, size, focal_unknown, config))
+    confidence = confidence_of(log10_chance(seen, found, size, focal_unknown, config.threshold))
     agreeing = np.zeros(len(seen.pixels), dtype=bool) if found is None else found.agreeing
     message = _no_pose(seen, found, confidence, query, photo_map, config)
     result = Located(
