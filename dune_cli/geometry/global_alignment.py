@@ -8,7 +8,7 @@ kernel, the start (`view_graph`) and the known cameras are our own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class Alignment:
     known poses where at least two are apart; else the median scale of the pairs that agree is 1, so that they stay
     metres where the pairs' are. `pair_inliers` (E,): the share of a pair's weight within the tolerance, the smaller of
     its two views'; `pair_scale` (E,): by what its lengths were multiplied. `error`: median relative residual of the
-    inliers.
+    inliers. `groups`: the views of every group that pairs hold together at the start, largest first.
     """
 
     registered: np.ndarray
@@ -98,6 +98,7 @@ class Alignment:
     pair_inliers: np.ndarray
     pair_scale: np.ndarray
     error: float
+    groups: tuple[tuple[int, ...], ...]
 
 
 def align(data: PairPoints, known: Known | None = None, config: AlignConfig | None = None) -> Alignment | None:
@@ -159,7 +160,8 @@ def align(data: PairPoints, known: Known | None = None, config: AlignConfig | No
     for side in (0, 1):
         np.logical_or.at(seen, data.pairs[keep, side], data.confidence[keep, side] > 0)
     supported = placed & _supported(data.pairs, inliers >= config.min_inlier_share, placed)
-    return Alignment(supported, poses, solved.K, depth, seen, inliers, scales, solved.error)
+    groups = tuple(tuple(g.tolist()) for g in view_graph.components(views, data.pairs[index]) if len(g) > 1)
+    return Alignment(supported, poses, solved.K, depth, seen, inliers, scales, solved.error, groups)
 
 
 def _check(data: PairPoints, known: Known, views: int) -> None:
@@ -277,13 +279,9 @@ def anchor_points(alignment: Alignment, anchors: np.ndarray) -> np.ndarray:
 def move_alignment(alignment: Alignment, new_from_world: np.ndarray) -> Alignment:
     """The same in another world, by a similarity (4, 4)."""
     scale = float(scale_of(new_from_world))
-    return Alignment(
-        alignment.registered,
-        move_poses(new_from_world, alignment.world_from_cam),
-        alignment.K,
-        scale * alignment.depth,
-        alignment.seen,
-        alignment.pair_inliers,
-        scale * alignment.pair_scale,
-        alignment.error,
+    return replace(
+        alignment,
+        world_from_cam=move_poses(new_from_world, alignment.world_from_cam),
+        depth=scale * alignment.depth,
+        pair_scale=scale * alignment.pair_scale,
     )
