@@ -127,3 +127,22 @@ def vertex(left: torch.Tensor, middle: torch.Tensor, right: torch.Tensor) -> tor
     curvature = left - 2 * middle + right
     shift = (left - right) / (2 * torch.where(curvature > 1e-9, curvature, torch.ones_like(curvature)))
     return torch.where(curvature > 1e-9, shift, torch.zeros_like(shift)).clamp(-0.5, 0.5)
+
+
+def smoothed(inverse_depth: torch.Tensor, radius: int, tolerance: float) -> torch.Tensor:
+    """(H, W) means over the window of those opposite pairs of pixels whose mean differs from the centre by at most
+    `tolerance`: planes stay as they are, and nothing is mixed across an edge or a crease."""
+    height, width = inverse_depth.shape
+    padded = F.pad(inverse_depth[None, None], (radius,) * 4, value=torch.inf)[0, 0]
+    total, count = inverse_depth.clone(), torch.ones_like(inverse_depth)
+    for dy in range(radius + 1):
+        for dx in range(-radius if dy else 1, radius + 1):
+            here, opposite = (
+                padded[radius + y : radius + y + height, radius + x : radius + x + width]
+                for y, x in ((dy, dx), (-dy, -dx))
+            )
+            mean = (here + opposite) / 2
+            near = (mean - inverse_depth).abs() <= tolerance
+            total += torch.where(near, 2 * mean, torch.zeros_like(mean))
+            count += 2 * near
+    return total / count

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 
 from dune_cli import optional
 from dune_cli.geometry.cameras import resize_transform, transform_pixels
-from dune_cli.geometry.plane_sweep import Neighbour, Sweep, displacement_px, neighbour, vertex
+from dune_cli.geometry.plane_sweep import Neighbour, Sweep, displacement_px, neighbour, smoothed, vertex
 from dune_cli.geometry.semi_global import smooth_lists, smooth_planes
 
 COARSE = 0.5  # of the working size
 RADIUS = 3
 MAX_COST = 1.0  # anti-correlated windows are no worse than uncorrelated ones
 SMALL, LARGE, SLOPE, EDGE_LEVELS = 0.05, 3.0, 0.08, 20.0
+POLISHES, SMOOTH_RADIUS, LAST_RADIUS, SMOOTHER_COSTS = 2, 3, 1, 0.05
 REACH_PX = 4  # how far a pixel may take over another's surface in a round
 
 
@@ -54,7 +55,7 @@ def sweep_depth(
     """Depth of `view` between the inverse depths `span` (far, near).
 
     The spacing of the planes is what moves the sparse points (`pixels` (K, 2) at `inverse_depths` (K,)) by
-    about a pixel, at half the size, in the neighbour where they move most. Memory: planes + 300 numbers a pixel at most.
+    about a pixel, at half the size, in the neighbour where they move most. Memory: planes + 300 numbers a pixel.
     """
     best = (len(others) + 1) // 2
     sweep, step = _prepare(view, others, COARSE, best, pixels, inverse_depths, device, dtype)
@@ -145,7 +146,12 @@ def _round(sweep: Sweep, inverse_depth: torch.Tensor, step: float, far: float, n
 
 
 def _polish(sweep: Sweep, inverse_depth: torch.Tensor, step: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Between the last step's hypotheses by a parabola."""
-    costs = [sweep.cost(inverse_depth + i * step) for i in (-1, 0, 1)]
-    inverse_depth = inverse_depth + vertex(*costs) * step
+    """Smoothed where the photos do not object, then between the last step's hypotheses by a parabola."""
+    for _ in range(POLISHES):
+        smooth = smoothed(inverse_depth, SMOOTH_RADIUS, 2 * step)
+        accepted = sweep.cost(smooth) <= sweep.cost(inverse_depth) + SMOOTHER_COSTS
+        inverse_depth = torch.where(accepted, smooth, inverse_depth)
+        costs = [sweep.cost(inverse_depth + i * step) for i in (-1, 0, 1)]
+        inverse_depth = inverse_depth + vertex(*costs) * step
+    inverse_depth = smoothed(inverse_depth, LAST_RADIUS, step)
     return inverse_depth, sweep.cost(inverse_depth)
