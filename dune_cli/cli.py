@@ -23,6 +23,7 @@ COMMANDS = {
     "classify": ("dune_cli.commands.classify", "Photos to ImageNet classes, best first."),
     "segment": ("dune_cli.commands.segment", "Photos to a class for every pixel (ADE20K, VOC)."),
     "distill": ("dune_cli.commands.distill", "One encoder out of several teachers, on unlabelled photos."),
+    "train": ("dune_cli.commands.train", "A matching head on a frozen encoder."),
     "predict": ("dune_cli.commands.predict", "Several tasks on a photo at once, sharing encoder passes."),
     "eval": ("dune_cli.commands.eval", "Score models and matchers on data with ground truth."),
     "weights": ("dune_cli.commands.weights", "List, fetch, check and convert model weights."),

@@ -23,6 +23,7 @@ TAKES = {
     "classifier": "load_classifier (dune classify --model)",
     "segmenter": "load_segmenter (dune segment --model)",
     "human": "load_human (dune human --model)",
+    "matcher": "load_match_head (--matcher dune --model)",
 }
 
 

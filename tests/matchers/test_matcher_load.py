@@ -10,7 +10,7 @@ from dune_cli.matchers.base import Availability
 
 
 def test_every_file_is_a_matcher() -> None:
-    assert load.names() == ["aliked-lightglue", "mast3r", "sift", "xfeat-lighterglue"]
+    assert load.names() == ["aliked-lightglue", "dune", "mast3r", "sift", "xfeat-lighterglue"]
     for name in load.names():
         plugin = load._plugin(name)
         assert name == plugin.NAME
@@ -48,7 +48,7 @@ def test_unknown_names_are_refused_with_the_list() -> None:
 
 
 def test_a_model_is_refused_where_it_has_no_use() -> None:
-    with pytest.raises(UserError, match="takes no --model or --encoder; these do: mast3r"):
+    with pytest.raises(UserError, match="takes no --model or --encoder; these do: dune, mast3r"):
         load.load_matcher("sift", model="some.pth")
     with pytest.raises(UserError, match="needs a two-view model"):
         load.load_matcher("mast3r")

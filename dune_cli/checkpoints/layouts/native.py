@@ -19,6 +19,7 @@ from dune_cli.checkpoints.layouts import (
     dinov2_segmenter,
     dune,
     dune_mast3r,
+    dune_matcher,
     dune_mini,
     mast3r,
     multihmr,
@@ -30,7 +31,8 @@ NAME = "native"
 LAYOUT, FACTS = "dune.layout", "dune.facts"
 HEADS = (dinov2_depth, dinov2_segmenter, dinov2_classifier)
 HUMAN = (multihmr, multihmr_anny)
-PUBLISHED = {adapter.NAME: adapter for adapter in (dune, dune_mini, dinov2, mast3r, dune_mast3r, *HEADS, *HUMAN)}
+_ALL = (dune, dune_mini, dinov2, mast3r, dune_mast3r, dune_matcher, *HEADS, *HUMAN)
+PUBLISHED = {adapter.NAME: adapter for adapter in _ALL}
 
 
 def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:

@@ -1,0 +1,71 @@
+"""The head of the matcher `dune`: read from its file, or begun from open weights (XFeat, LighterGlue; Apache-2.0)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from dune_cli.checkpoints import files, store
+from dune_cli.checkpoints.open_stems import load_wanted
+from dune_cli.checkpoints.opened import expect, finish, naming, open_weights, target
+from dune_cli.models.match_head import MatchHead, MatchHeadConfig
+from dune_cli.provenance import Source
+
+OPEN = ("xfeat", "xfeat-lighterglue")
+
+
+def load_match_head(name_or_path: str | Path, device: str = "auto") -> MatchHead:
+    """A trained head. Raises WeightsMissing, CheckpointError, UserError."""
+    where, kind = target(device, "float32")
+    opened = open_weights(name_or_path)
+    expect(opened, "matcher")
+    with naming(opened.path):
+        head = opened.adapter.build(opened.tree)
+    return finish(head, opened.source, where, kind)
+
+
+def begin_match_head(config: MatchHeadConfig, seed: int) -> tuple[MatchHead, dict[str, Source]]:
+    """XFeat's detector and LighterGlue in a new head, whose other layers are drawn by `seed`; where they came from.
+
+    WeightsMissing where a file is to be pulled first, CheckpointError where one does not fit.
+    """
+    head = new_match_head(config, seed)
+    detector, detector_source = _open("xfeat")
+    load_wanted(head.detector, detector, "the file of xfeat does not fit the matching head")
+    glue, glue_source = _open("xfeat-lighterglue")
+    load_wanted(head.glue, _published_glue(glue), "the file of xfeat-lighterglue does not fit the matching head")
+    return head, {source.name: source for source in (detector_source, glue_source)}
+
+
+def new_match_head(config: MatchHeadConfig, seed: int) -> MatchHead:
+    """A head with random weights, drawn by `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MatchHead(config)
+
+
+def continue_match_head(config: MatchHeadConfig, seed: int, start: MatchHead) -> MatchHead:
+    """A new head that goes on from `start`, also where its context has other parts: what is new enters as zero."""
+    head = new_match_head(config, seed)
+    old = start.state_dict()
+    wanted = {key: old.get(key, value) for key, value in head.state_dict().items()}
+    load_wanted(head, wanted, "the head to start from has other sizes")
+    return head
+
+
+def _open(name: str) -> tuple[Mapping[str, torch.Tensor], Source]:
+    located = store.locate(name)
+    file = files.read_weights(located.path)
+    return file.tree, Source(name, file.sha256, located.entry.licence if located.entry else "unknown")
+
+
+def _published_glue(tree: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """LighterGlue's file, whose layers some copies call `self_attn.0`, in the names `transformers.0.self_attn`."""
+    state = {}
+    for key, value in tree.items():
+        key = key.removeprefix("matcher.")
+        state[re.sub(r"^(self_attn|cross_attn)\.(\d+)\.", r"transformers.\2.\1.", key)] = value
+    return state

@@ -1,0 +1,175 @@
+"""The head of the matcher `dune`: XFeat's keypoints and descriptors, what the encoder saw around them, LightGlue.
+
+At the start it is XFeat + LighterGlue (all that is added enters by weights of zero); training goes on from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dune_cli.models.keypoints import centre_of_mass, descriptors_at, detect, heatmap_of, values_at
+from dune_cli.models.light_glue import Assignment, LightGlue, LightGlueConfig, normalised
+from dune_cli.models.stem_xfeat import BasicLayer
+from dune_cli.models.stems import Maps
+from dune_cli.provenance import Source
+
+CHANNELS = {"xfeat4": 24, "lite4": 24, "lite8": 48, "tokens": 256}  # what the context can be made of
+TAPS = 3  # samples of a fine window's side
+REACH_PX = 2.0  # the furthest that a keypoint may be moved
+
+
+@dataclass(frozen=True)
+class MatchHeadConfig:
+    """Sizes and settings, which the head's file carries.
+
+    context: names of CHANNELS. long_side_px: of the image that keypoints are found in. context_px: of the one that the
+    encoder's tokens and finer maps are made from. Keypoints below `detection_threshold` and matches below
+    `match_threshold` are left out; at most `max_keypoints` are kept.
+    """
+
+    context: tuple[str, ...] = ("xfeat4", "lite4", "lite8", "tokens")
+    glue: LightGlueConfig = field(default_factory=LightGlueConfig)
+    fine: int = 32
+    long_side_px: int = 960
+    context_px: int = 448
+    max_keypoints: int = 2048
+    detection_threshold: float = 0.05
+    match_threshold: float = 0.1
+
+    @property
+    def raw_channels(self) -> int:
+        """Values that a keypoint has before any trained layer: descriptor, context, fine window."""
+        return sum(self.split)
+
+    @property
+    def split(self) -> list[int]:
+        """Their parts: descriptor, each of the context's, fine window."""
+        return [self.glue.inputs, *(CHANNELS[name] for name in self.context), TAPS * TAPS * CHANNELS["xfeat4"]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Keypoints of one image. xy (N, 2) pixels, centres at integers; values (N, C); size (width, height) in pixels."""
+
+    xy: torch.Tensor
+    values: torch.Tensor
+    size: tuple[int, int]
+
+
+class Detector(nn.Module):
+    """XFeat's keypoint and reliability heads; published names and weights, never trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(1)
+        self.heatmap_head = nn.Sequential(BasicLayer(64, 64, 1), BasicLayer(64, 64, 1), nn.Conv2d(64, 1, 1))
+        self.keypoint_head = nn.Sequential(*(BasicLayer(64, 64, 1) for _ in range(3)), nn.Conv2d(64, 65, 1))
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Detector:
+        return super().train(False)
+
+    def forward(self, images: torch.Tensor, eighth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """images (B, 3, H, W) in [0, 1], descriptors (B, 64, H/8, W/8) -> heatmap (B, 1, H, W), reliability."""
+        cells = F.pixel_unshuffle(self.norm(images.mean(1, keepdim=True)), 8)
+        return heatmap_of(self.keypoint_head(cells)), self.heatmap_head(eighth).sigmoid()
+
+
+class Context(nn.Module):
+    """One kind of what the encoder saw, to the matcher's width; nothing until it is trained."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
+        self.proj = nn.Linear(channels, width, bias=False)
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.proj(self.norm(values))
+
+
+class Refinement(nn.Module):
+    """How far to move both points of a match, from the fine windows at both. The same network for either direction."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
+        self.down = nn.Linear(channels, width)
+        self.mlp = nn.Sequential(nn.Linear(2 * width, 128), nn.GELU(), nn.Linear(128, 64), nn.GELU(), nn.Linear(64, 2))
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+
+    def embed(self, windows: torch.Tensor) -> torch.Tensor:
+        """Fine windows (N, channels) -> (N, width)."""
+        return self.down(self.norm(windows))
+
+    def forward(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Embedded windows (K, width) of a match's point and of its partner -> pixels (K, 2) to move the point by."""
+        return REACH_PX * self.mlp(torch.cat([own, other], -1)).tanh()
+
+
+class MatchHead(nn.Module):
+    """Maps of two images to matches: `look` once an image, `embed` once an image, `match` once a pair."""
+
+    source = Source("none")
+
+    def __init__(self, config: MatchHeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.detector = Detector()
+        self.glue = LightGlue(config.glue)
+        self.context = nn.ModuleDict({name: Context(CHANNELS[name], config.glue.width) for name in config.context})
+        self.refinement = Refinement(config.split[-1], config.fine)
+
+    @torch.no_grad()
+    def look(self, images: torch.Tensor, xfeat: Maps, around: dict[str, torch.Tensor]) -> Seen:
+        """Keypoints of one image (1, 3, H, W) in [0, 1] with what is known of each, before any trained layer.
+
+        xfeat: the stem's part `xfeat` of this image. around: the context's maps (1, C, h, w) by name, of the same
+        photo at any size; "xfeat4" is taken from `xfeat`. Sides are multiples of 32.
+        """
+        size = images.shape[-1], images.shape[-2]
+        heatmap, reliability = self.detector(images, xfeat[8])
+        whole = detect(heatmap, reliability, self.config.detection_threshold, self.config.max_keypoints)
+        xy = centre_of_mass(heatmap, whole)
+        maps = {**around, "xfeat4": xfeat[4]}
+        steps = torch.arange(TAPS, device=xy.device) - (TAPS - 1) / 2
+        grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * 2
+        parts = [descriptors_at(xfeat[8], whole, size)]
+        parts += [values_at(maps[name], xy, size) for name in self.config.context]
+        parts.append(values_at(xfeat[4], xy[:, None, None] + grid, size).flatten(1))
+        return Seen(xy, torch.cat(parts, 1), size)
+
+    def embed(self, seen: Seen) -> Seen:
+        """A keypoint's values as the matcher and the refinement take them: (N, width + fine)."""
+        descriptor, *around, window = seen.values.float().split(self.config.split, 1)
+        x = self.glue.input_proj(descriptor)
+        for layer, values in zip(self.context.values(), around):
+            x = x + layer(values)
+        return Seen(seen.xy, torch.cat([x, self.refinement.embed(window)], 1), seen.size)
+
+    def assign(self, embedded0: Seen, embedded1: Seen) -> list[Assignment]:
+        """Every layer's assignment, for training."""
+        return self.glue(*self._inputs(embedded0, embedded1))
+
+    def match(self, embedded0: Seen, embedded1: Seen) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Matches: index0, index1 (K,), probability (K,)."""
+        return self.glue.match(*self._inputs(embedded0, embedded1), self.config.match_threshold)
+
+    def offsets(
+        self, embedded0: Seen, embedded1: Seen, index0: torch.Tensor, index1: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels (K, 2) to move the points of image 0 and of image 1 by."""
+        fine0, fine1 = (
+            seen.values[index, self.config.glue.width :] for seen, index in ((embedded0, index0), (embedded1, index1))
+        )
+        return self.refinement(fine0, fine1), self.refinement(fine1, fine0)
+
+    def _inputs(self, embedded0: Seen, embedded1: Seen) -> tuple[torch.Tensor, ...]:
+        width = self.config.glue.width
+        positions = (normalised(seen.xy.float(), seen.size) for seen in (embedded0, embedded1))
+        return embedded0.values[:, :width], embedded1.values[:, :width], *positions

@@ -1,0 +1,121 @@
+"""The matcher `dune`: at its start it is XFeat + LighterGlue; its files; what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import match_files
+import numpy as np
+import pytest
+import torch
+import warped
+
+from dune_cli.checkpoints import layouts
+from dune_cli.checkpoints.load_matcher import continue_match_head, load_match_head
+from dune_cli.errors import CheckpointError
+from dune_cli.matchers import load
+from dune_cli.matchers.base import Features, Resized
+from dune_cli.matchers.dune import Dune, Eye
+from dune_cli.models.match_head import MatchHead, MatchHeadConfig
+from dune_cli.models.mini import MiniConfig, MiniEncoder
+from dune_cli.training.matcher.export import write_head
+
+
+@pytest.fixture(scope="module")
+def eye() -> Eye:
+    return Eye(match_files.small_encoder())
+
+
+@pytest.fixture(scope="module")
+def head(eye: Eye) -> MatchHead:
+    return match_files.begun_head()
+
+
+def test_at_its_start_it_is_xfeat_and_lighterglue(eye: Eye) -> None:
+    pytest.importorskip("kornia")
+    theirs = load.load_matcher("xfeat-lighterglue")
+    theirs.working_size_px, theirs.max_keypoints = 512, 512
+    ours = Dune(eye, match_files.begun_head(MatchHeadConfig(long_side_px=512, max_keypoints=512)))
+    rgb = warped.astronaut()
+    pair = rgb, cv2.warpPerspective(rgb, warped.TILTED, (480, 448))
+    found, wanted = [[m.extract(p) for p in pair] for m in (ours, theirs)]
+    for mine, its in zip(found, wanted):
+        np.testing.assert_allclose(mine.points, its.points, atol=1e-4)
+    seen = [eye.look(f.photo.rgb, ours.head) for f in found]
+    for mine, its in zip(seen, wanted):
+        torch.testing.assert_close(mine.values[:, :64], its.descriptors, atol=1e-4, rtol=0)
+    index = ours.match_indices(*found)
+    expected = theirs.match_indices(*wanted)
+    assert len(index[0]) > 100
+    np.testing.assert_array_equal(index[:2], expected[:2])
+    np.testing.assert_allclose(index[2], expected[2], atol=5e-4)  # float32 sums in another order
+
+
+def test_known_homography(eye: Eye) -> None:
+    matcher = Dune(eye, match_files.begun_head(MatchHeadConfig(long_side_px=640, max_keypoints=1024)))
+    warped.check(warped.errors_px(matcher, warped.SHIFT), 200, 0.8, 0.2)
+
+
+def test_packed_descriptors_match_alike(eye: Eye, head: MatchHead) -> None:
+    matcher = Dune(eye, head)
+    rgb = warped.astronaut()
+    features = [matcher.extract(photo) for photo in (rgb, rgb[10:, 20:])]
+    again = [Features(f.photo, f.points, matcher.unpack(matcher.pack(f.descriptors))) for f in features]
+    assert matcher.pack(features[0].descriptors).dtype == np.float16
+    once, twice = matcher.match_features(*features), matcher.match_features(*again)
+    assert len(once.points1) > 30
+    assert abs(len(once.points1) - len(twice.points1)) <= 3
+
+
+def test_no_texture_gives_no_matches(eye: Eye, head: MatchHead) -> None:
+    grey = Resized(np.full((64, 96, 3), 128, np.uint8), (1.0, 1.0)).rgb
+    found = Dune(eye, head).match(grey, grey)
+    assert found.points1.shape == found.points2.shape
+
+
+def test_the_file_holds_the_head(head: MatchHead, tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    write_head(path, head, {}, torch.float32)
+    again = load_match_head(path, "cpu")
+    assert again.config == head.config
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), head.state_dict().values()))
+    assert again.source.sha256
+    tensors, header = layouts.to_safetensors(layouts.dune_matcher.tree_of(head))
+    described = layouts.describe(tensors, header)
+    assert described.kind == "matcher"
+    assert "tokens" in " ".join(described.notes)
+
+
+def test_a_head_can_go_on_with_more_context() -> None:
+    old = MatchHead(MatchHeadConfig(context=("xfeat4",)))
+    new = continue_match_head(MatchHeadConfig(context=("xfeat4", "tokens")), 0, old)
+    assert torch.equal(new.glue.input_proj.weight, old.glue.input_proj.weight)
+    assert new.context["tokens"].proj.weight.abs().max() == 0
+
+
+def test_settings_that_do_not_fit_are_refused(head: MatchHead, tmp_path: Path) -> None:
+    tree = layouts.dune_matcher.tree_of(head)
+    for wrong, says in (
+        ({"max_keypoints": "many"}, "max_keypoints is 'many'"),
+        ({"context": ["colour"]}, "no context out of xfeat4"),
+        ({"surprise": 1}, "its settings are"),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            layouts.dune_matcher.build({**tree, "settings": tree["settings"] | wrong})
+
+
+def test_encoders_and_files_of_another_kind_are_refused(eye: Eye, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"stem is xfeat\+lite"):
+        Eye(MiniEncoder(MiniConfig(depth=1)))
+    path = match_files.write_encoder(tmp_path / "mini.safetensors", eye.mini)
+    with pytest.raises(CheckpointError, match="not a matcher model"):
+        load_match_head(path, "cpu")
+
+
+def test_by_name_it_takes_the_two_files(eye: Eye, head: MatchHead, tmp_path: Path) -> None:
+    encoder = match_files.write_encoder(tmp_path / "mini.safetensors", eye.mini)
+    write_head(tmp_path / "head.safetensors", head, {}, torch.float32)
+    matcher = load.load_matcher("dune", "cpu", model=str(tmp_path / "head.safetensors"), encoder=str(encoder))
+    assert matcher.name == "dune"
+    assert matcher.working_size_px == head.config.long_side_px
