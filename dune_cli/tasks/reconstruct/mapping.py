@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dune_cli.geometry.poses import inverse
+from dune_cli.geometry.poses import from_rotation_translation, inverse
 from dune_cli.io.colmap import HALF_PIXEL
 from dune_cli.tasks.reconstruct.correspondences import Correspondences
 from dune_cli.tasks.reconstruct.verification import Lens, Verified, camera_of, open_pycolmap
@@ -76,6 +76,8 @@ def map_photos(
             options.use_prior_position = bool(known_poses)
             models = _run(pycolmap.incremental_mapping, path, options=options)
     mapped = [_read(model) for model in models]
+    if known_poses and config.fixed_poses:
+        mapped = [_back_on(one, known_poses) for one in mapped]
     return sorted((m for m in mapped if len(m.world_from_cam) >= 2), key=lambda m: m.size, reverse=True)
 
 
@@ -193,6 +195,23 @@ def _on_known_poses(
     options.fix_existing_frames = options.mapper.fix_existing_frames = True
     options.multiple_models = False
     return list(pycolmap.incremental_mapping(path, path.parent, folders[1], options, input_path=folders[0]).values())
+
+
+def _back_on(mapped: Mapped, known_poses: Mapping[int, np.ndarray]) -> Mapped:
+    """The same in the world of the known poses: pycolmap moves and scales what it extends to a size of its own."""
+    shared = [index for index in mapped.world_from_cam if index in known_poses]
+    theirs, ours = (np.stack([poses[i][:3, 3] for i in shared]) for poses in (mapped.world_from_cam, known_poses))
+    spread = [float(np.linalg.norm(centres - centres.mean(axis=0))) for centres in (theirs, ours)]
+    scale = spread[1] / spread[0] if min(spread) > 0 else 1.0
+    turn = known_poses[shared[0]][:3, :3] @ mapped.world_from_cam[shared[0]][:3, :3].T
+    shift = ours.mean(axis=0) - scale * turn @ theirs.mean(axis=0)
+    poses = {}
+    for index, pose in mapped.world_from_cam.items():
+        poses[index] = known_poses.get(
+            index, from_rotation_translation(turn @ pose[:3, :3], scale * turn @ pose[:3, 3] + shift)
+        )
+    points = scale * mapped.points_world @ turn.T + shift
+    return replace(mapped, world_from_cam=poses, points_world=points)
 
 
 def _read(model: Any) -> Mapped:

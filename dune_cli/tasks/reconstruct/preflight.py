@@ -73,7 +73,7 @@ def preflight(
         photos_done=done,
         seconds_a_photo=round(photo_seconds, 3),
         seconds_a_pair=round(pair_seconds, 3),
-        minutes=round(seconds / 60, 1),
+        minutes=round(seconds / 60, 2),
         memory_bytes=int(
             BASE_BYTES
             + min(MEMORY_BYTES, 2 * feature_bytes * count)

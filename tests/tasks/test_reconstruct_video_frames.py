@@ -1,0 +1,56 @@
+"""The sharpest frames of a video as photos in the work folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from video_files import panned, write_video
+
+from dune_cli.errors import UserError
+from dune_cli.io.photos import read_photo
+from dune_cli.io.video import Frame
+from dune_cli.tasks.reconstruct import video_frames
+from dune_cli.tasks.reconstruct.work_folder import WorkFolder
+
+
+def test_of_each_stretch_the_sharpest_frame() -> None:
+    pictures = panned("coffee.png", 12)
+    sharp = {1, 4, 9, 11}
+    blurred = [p if i in sharp else cv2.GaussianBlur(p, (0, 0), 3) for i, p in enumerate(pictures)]
+    frames = [Frame(i, i / 10, p) for i, p in enumerate(blurred)]
+    assert [frame.index for frame in video_frames.sharpest(iter(frames), 3)] == [1, 4, 9, 11]
+    assert [frame.index for frame in video_frames.sharpest(iter(frames), 1)] == [
+        max(range(10), key=lambda i: video_frames.sharpness(blurred[i])),
+        11,
+    ]
+    assert [frame.index for frame in video_frames.sharpest(iter(frames[:1]), 1)] == [0]
+    assert list(video_frames.sharpest(iter([]), 1)) == []
+
+
+def test_frames_are_made_once_and_stand_where_the_video_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = panned("coffee.png", 20)
+    clip = write_video(tmp_path / "walk.avi", pictures)
+    still = tmp_path / "still.png"
+    work = WorkFolder(tmp_path / "work")
+    found = video_frames.photos_of([still, clip], 5, work)
+    assert found[0] == still and len(found) == 11
+    assert all(path.name.startswith("walk_") and path.is_relative_to(work.folder) for path in found[1:])
+    index = int(found[4].stem.removeprefix("walk_"))
+    assert np.abs(read_photo(found[4]).rgb.astype(int) - pictures[index]).mean() < 8
+    monkeypatch.setattr(video_frames, "sharpest", None)
+    assert video_frames.photos_of([still, clip], 5, work) == found
+    monkeypatch.undo()
+    assert len(video_frames.photos_of([clip], None, work)) == 4  # two a second
+    twin = write_video(tmp_path / "other" / "walk.avi" if (tmp_path / "other").mkdir() is None else clip, pictures[:8])
+    both = video_frames.photos_of([clip, twin], 5, work)
+    assert len({path.name for path in both}) == len(both)
+
+
+def test_a_video_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"this is no video" * 100)
+    with pytest.raises(UserError, match=r"bad\.mp4 cannot be read as a video"):
+        video_frames.photos_of([tmp_path / "bad.mp4"], None, WorkFolder(tmp_path / "work"))
+    assert not (tmp_path / "work" / "frames").exists()
