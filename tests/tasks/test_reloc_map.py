@@ -143,7 +143,7 @@ def test_a_loose_pose_is_refused(points: MapPoints, folder: Path) -> None:
     rng = np.random.default_rng(0)
     centre = np.array([160.0, 120.0])
     pixels = centre + rng.uniform(-6, 6, (40, 2))
-    world = poses.transform_points(QUERY, cameras.backproject(pixels, rng.uniform(5, 5.002, 40), K))
+    world = poses.transform_points(QUERY, cameras.backproject(pixels, rng.uniform(5, 5.05, 40), K))
     seen = Seen.of(pixels + rng.normal(0, 0.6, pixels.shape), world, np.zeros(40, dtype=int), 0.1)
     query = Query(read_photo(folder / "query.png"), LENS, "given")
     found = located_by(seen, query, points.map, [(0, None)], LocateConfig(threshold=20.0))

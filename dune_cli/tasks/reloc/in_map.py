@@ -17,7 +17,7 @@ from dune_cli.tasks.reloc.map_files import PhotoMap
 from dune_cli.tasks.reloc.map_points import MapPoints
 from dune_cli.tasks.reloc.solve import confidence_of
 
-MAX_POSITION_STD = 0.25  # of the median distance to the points: beyond it a place is hardly one
+MAX_POSITION_STD = 0.1  # of the median distance to the points: beyond it a place is hardly one
 
 
 @dataclass(frozen=True)
