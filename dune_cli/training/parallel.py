@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -18,6 +20,9 @@ from dune_cli.training.students import Student
 def wrap(student: Student, compiled: bool, sharded: bool, here: Ranks) -> nn.Module:
     """The student as the loop calls it: itself, or its DDP or FSDP2 form when there are several ranks."""
     if compiled:
+        # the compiler sees through a cache of constants, and looks for a GPU's toolkit: neither concerns the user
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         student.compile()
     if sharded and here.count == 1:
         raise UserError("--fsdp shards the student over several processes; start it with torchrun, or leave it out")
