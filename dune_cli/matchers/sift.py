@@ -43,11 +43,12 @@ class Sift(FeatureMatcher):
 
     def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         to2, ratio1 = _two_nearest(features1.descriptors, features2.descriptors)
-        to1, ratio2 = _two_nearest(features2.descriptors, features1.descriptors)
-        index1 = np.arange(len(to2))
-        ratio = np.maximum(ratio1, ratio2[to2])
-        keep = (to1[to2] == index1) & (ratio < self.ratio)
-        return index1[keep], to2[keep], 1 - ratio[keep]
+        index1 = np.flatnonzero(ratio1 < self.ratio)  # only these are asked for the way back
+        index2, place = np.unique(to2[index1], return_inverse=True)
+        to1, ratio2 = _two_nearest(features2.descriptors[index2], features1.descriptors)
+        ratio = np.maximum(ratio1[index1], ratio2[place])
+        keep = (to1[place] == index1) & (ratio < self.ratio)
+        return index1[keep], to2[index1[keep]], 1 - ratio[keep]
 
 
 def _two_nearest(queries: np.ndarray, database: np.ndarray, rows: int = 512) -> tuple[np.ndarray, np.ndarray]:
