@@ -144,7 +144,7 @@ def command(
         done = reconstruct_many.run_many(paths, targets, many, compute, cameras, shared, run, as_json)
         if done is None:  # --preflight
             return
-        scene, files = done
+        scene, files, facts = done
     else:
         many.say_unused()
         with run.stage("read"):
@@ -155,11 +155,11 @@ def command(
         else:
             loaded = pick_matcher(matcher, model, encoder, device, dtype, run)
             scene = _by_matches(images, Ks, run, loaded, {"dense_side_px": size, **shared})
-        files = [(photo.path, photo.sha256) for photo in images]
+        files, facts = [(photo.path, photo.sha256) for photo in images], {}
     if not len(scene.cloud()[0]):
         raise JobFailed("no point reaches --min-confidence; lower it")
     _report(scene)
-    targets.write(scene, files, run, as_json)
+    targets.write(scene, files, run, as_json, facts)
 
 
 def load_pycolmap() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dune_cli.tasks.reconstruct.scene import Scene
     from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
-    Done = tuple[Scene, list[tuple[Path, str]]]
+    Done = tuple[Scene, list[tuple[Path, str]], dict[str, Any]]
 
 SURFACE_SUFFIXES = (".obj", ".glb")
 
@@ -48,7 +48,8 @@ def run_many(
     run: Run,
     as_json: bool,
 ) -> Done | None:
-    """The scene, and each photo with its hash; None after --preflight, which prints what the work would take."""
+    """The scene, each photo with its hash, and what was new to the work folder; None after --preflight, which prints
+    what the work would take."""
     from dune_cli.io.inputs import is_video
     from dune_cli.tasks.reconstruct.video_frames import photos_of
     from dune_cli.tasks.reconstruct.work_folder import WorkFolder
@@ -117,8 +118,10 @@ def _by_matches(
 
         settings = DenseConfig(many.quality, device=compute.device)
         scene = densify(scene, images, settings, _surface_kind(many, targets), run, config.min_confidence)
-    console.note(_work_note(work))
-    return scene, _hashed(images)
+    console.note(
+        f"{work.counts['features']} photos and {work.counts['matches']} pairs were new; {work.folder} keeps them"
+    )
+    return scene, _hashed(images), _work_facts(work)
 
 
 def _known_poses(many: Many, images: list[Path], shared: dict[str, Any]) -> dict[Path, Any] | None:
@@ -152,12 +155,13 @@ def _describer(name: str | None, compute: Compute) -> Describer | None:
                 f"the encoder {DEFAULT_MODEL} is not here: photos that look alike are found by their keypoints"
             )
             return None
-    return encoder_describer(load_encoder(name or DEFAULT_MODEL, compute.device, compute.dtype))
+    return encoder_describer(load_encoder(name or DEFAULT_MODEL, compute.device))
 
 
-def _work_note(work: WorkFolder) -> str:
-    done = [f"{work.counts[kind]} {what}" for kind, what in (("features", "photos"), ("matches", "pairs"))]
-    return f"{' and '.join(done)} were new; {work.folder} keeps them for the next run"
+def _work_facts(work: WorkFolder) -> dict[str, Any]:
+    """How many things of each kind this run computed; the others came out of the folder."""
+    computed = {kind: count for kind, count in sorted(work.counts.items()) if not kind.endswith(", found")}
+    return {"work": {"folder": work.folder, "computed": computed}}
 
 
 def _hashed(images: list[Path]) -> list[tuple[Path, str]]:
@@ -204,7 +208,7 @@ def _by_pointmaps(
     )
     if many.dense:
         scene = fused(scene, _surface_kind(many, targets), run)
-    return scene, _hashed(images)
+    return scene, _hashed(images), _work_facts(work)
 
 
 def _surface_kind(many: Many, targets: Targets) -> str | None:

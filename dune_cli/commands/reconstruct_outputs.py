@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,8 +27,11 @@ class Targets:
     transforms: Path | None
     depths: Path | None
 
-    def write(self, scene: Scene, files: list[tuple[Path, str]], run: Run, as_json: bool) -> None:
-        """Everything, and what was written (or the JSON) to standard output. `files`: each photo and its hash."""
+    def write(
+        self, scene: Scene, files: list[tuple[Path, str]], run: Run, as_json: bool, facts: dict[str, Any]
+    ) -> None:
+        """Everything, and what was written (or the JSON) to standard output. `files`: each photo and its hash; `facts`
+        go into the provenance, too."""
         from dune_cli.io.jsons import dumps, write_json
         from dune_cli.tasks.reconstruct import export
 
@@ -47,13 +50,10 @@ class Targets:
                 written += [self.depths] if count else []
                 if not count:
                     console.note(f"no view has dense points, so there are no depths in {self.depths}")
-        provenance = run.provenance(
-            list(scene.sources),
-            files,
-            units=_units(scene),
-            axes="OpenCV: x right, y down, z forward"
-            + ("; GLB: y up, z backward" if self.scene.suffix.lower() == ".glb" else ""),
-        )
+        axes = "OpenCV: x right, y down, z forward"
+        if self.scene.suffix.lower() == ".glb":
+            axes += "; GLB: y up, z backward"
+        provenance = run.provenance(list(scene.sources), files, units=_units(scene), axes=axes, **facts)
         result = export.scene_json(scene, points, mesh, provenance)
         write_json(self.json, result)
         click.echo(dumps(result) if as_json else "\n".join(map(str, written)))

@@ -59,6 +59,7 @@ def test_a_folder_gives_a_scene_and_all_that_was_asked_for(folder: Path, work: P
     scene = json.loads((tmp_path / "scene.json").read_text())
     assert scene["quality"]["registered"] == scene["quality"]["total"] == 5 and len(scene["pairs"]) == 10
     assert scene["world"] == "camera 0" and "unregistered" not in scene
+    assert scene["provenance"]["work"] == {"folder": str(work), "computed": {}}
     assert scene["points"]["fields"][:6] == ["x", "y", "z", "nx", "ny", "nz"]
     cloud = read_ply(tmp_path / "scene.ply")
     assert len(cloud["x"]) == scene["points"]["count"] > 5000

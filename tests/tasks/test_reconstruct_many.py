@@ -356,3 +356,22 @@ def split_only(inner: Counting) -> object:
         unpack: Callable = staticmethod(inner.unpack)
 
     return Split()
+
+
+def test_a_list_of_pairs_may_name_a_copy(photos: list[Path], done: tuple[Scene, Path], tmp_path: Path) -> None:
+    shutil.copytree(done[1], tmp_path / "work")
+    copy = Path(shutil.copy(photos[2], tmp_path / "copy.png"))
+    (tmp_path / "pairs.txt").write_text(
+        "p0.png p1.png\np1.png copy.png\np0.png p2.png\ncopy.png p2.png\np2.png p3.png\n"
+    )
+    scene, work = reconstruct([*photos[:4], copy], tmp_path / "work", pairs=str(tmp_path / "pairs.txt"))
+    assert {pair.images for pair in scene.pairs} == {(0, 1), (0, 2), (1, 2), (2, 3)}
+    assert work.counts["matches"] == 0 and scene.views[4].reason == "it is the same picture as p2.png"
+
+
+def test_two_photos_of_known_poses(photos: list[Path], done: tuple[Scene, Path], tmp_path: Path) -> None:
+    shutil.copytree(done[1], tmp_path / "work")
+    given = {path: arc(index) for index, path in enumerate(photos[:2])}
+    scene, _ = reconstruct(photos[:2], tmp_path / "work", poses=given)
+    assert scene.registered == [0, 1] and len(scene.sparse.points_world) > 100
+    np.testing.assert_allclose(scene.views[1].world_from_cam, arc(1), atol=1e-9)

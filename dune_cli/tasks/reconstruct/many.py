@@ -75,18 +75,10 @@ def reconstruct(
     intrinsics = intrinsics_of(facts)
     lenses, lens_of = share_lenses(facts, intrinsics)
     with run.stage("pair"):
-        unlike = [looks[index] for index in own]
-        plan = pairing.plan(
-            config.pairs,
-            [look.facts.path for look in unlike],
-            config.neighbours,
-            config.ordered,
-            lambda: _descriptors(unlike, matcher, work, config.seed),
-        )
-        pairs = [(own[i], own[j]) for i, j in plan.pairs]
-    console.note(f"{len(looks)} photos, {len(pairs)} pairs ({plan.way})")
+        plan = _plan(looks, own, same, matcher, config, work)
+    console.note(f"{len(looks)} photos, {len(plan.pairs)} pairs ({plan.way})")
     with run.stage("match"):
-        found = match_pairs(looks, pairs, matcher, work)
+        found = match_pairs(looks, plan.pairs, matcher, work)
     scale = _scale(found)
     with run.stage("verify"):
         verified = verify(found, lenses, lens_of, config.seed, scale)
@@ -116,6 +108,30 @@ def reconstruct(
 def wants_descriptors(count: int, config: ManyConfig) -> bool:
     """Whether photos are to be compared by global descriptors."""
     return config.pairs == "retrieval" or (config.pairs == "auto" and count > pairing.ALL_UP_TO)
+
+
+def _plan(
+    looks: Sequence[Looked],
+    own: Sequence[int],
+    same: Mapping[int, int],
+    matcher: Matcher,
+    config: ManyConfig,
+    work: WorkFolder,
+) -> pairing.PairPlan:
+    """Pairs of the photos that are no copies (`own`); a pair of a user's list that names a copy means the first."""
+    paths = [look.facts.path for look in looks]
+    if config.pairs not in pairing.WAYS:
+        named = [(same.get(i, i), same.get(j, j)) for i, j in pairing.read_pairs(config.pairs, paths)]
+        pairs = sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]})
+        return pairing.PairPlan(pairs, f"from {config.pairs}")
+    plan = pairing.plan(
+        config.pairs,
+        [paths[index] for index in own],
+        config.neighbours,
+        config.ordered,
+        lambda: _descriptors([looks[index] for index in own], matcher, work, config.seed),
+    )
+    return pairing.PairPlan([(own[i], own[j]) for i, j in plan.pairs], plan.way)
 
 
 def _descriptors(looks: Sequence[Looked], matcher: Matcher, work: WorkFolder, seed: int) -> np.ndarray:

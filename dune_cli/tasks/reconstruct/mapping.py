@@ -184,6 +184,7 @@ def _on_known_poses(
         )
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(inverse(known_poses[index])[:3]))
     options = _incremental_options(pycolmap, lenses, config, scale, threads)
+    options.triangulation.ignore_two_view_tracks = len(lens_of) > 2
     unsure = any(not lens.fixed for lens in lenses)
     folders = [path.parent / name for name in ("triangulated", "extended")]
     for folder in folders:
