@@ -109,8 +109,8 @@ def joint_in_words(joint: JointPose) -> str:
     names = ", ".join(used.shot.name for used in joint.references)
     return (
         f"{pose.query.name} by {len(joint.references)} references together ({names}), seen from {pose.reference.name}\n"
-        f"  at ({_numbers(pose.ref_from_query[:3, 3])}) +- {np.linalg.norm(spread):.3f}{unit}, rotation "
-        f"{pose.rotation_deg:.2f} +- {joint.located.rotation_std_deg:.2f} degrees, {pose.inliers} of {pose.matches} "
+        f"  at ({_numbers(pose.ref_from_query[:3, 3])}) +- {np.linalg.norm(spread):.2g}{unit}, rotation "
+        f"{pose.rotation_deg:.2f} +- {joint.located.rotation_std_deg:.2g} degrees, {pose.inliers} of {pose.matches} "
         f"matches agree, confidence {pose.confidence:.2f}"
     )
 

@@ -66,6 +66,6 @@ def in_words(located: Located) -> str:
     place = ", ".join(f"{value + 0.0:.3f}" for value in located.world_from_query[:3, 3])
     spread = float(np.linalg.norm(located.position_std))
     return (
-        f"{located.name}: at ({place}){unit} +- {spread:.3f}, rotation +- {located.rotation_std_deg:.2f} degrees, "
+        f"{located.name}: at ({place}){unit} +- {spread:.2g}, rotation +- {located.rotation_std_deg:.2g} degrees, "
         f"{located.inliers} of {located.matches} matches agree, confidence {located.confidence:.2f}"
     )
