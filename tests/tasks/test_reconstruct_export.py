@@ -10,14 +10,16 @@ import numpy as np
 import pycolmap
 import pytest
 import trimesh
+from PIL import Image
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import cameras, poses
 from dune_cli.io.jsons import dumps
+from dune_cli.io.mesh import Mesh
 from dune_cli.io.ply import read_ply
 from dune_cli.provenance import Source
 from dune_cli.tasks.reconstruct import export
-from dune_cli.tasks.reconstruct.scene import Pair, PointMap, Scene, SparsePoints, View
+from dune_cli.tasks.reconstruct.scene import FusedCloud, Pair, PointMap, Scene, SparsePoints, View
 
 K = np.array([[50.0, 0, 19.5], [0, 52.0, 14.5], [0, 0, 1]])
 
@@ -146,3 +148,91 @@ def test_colmap_reads_back_the_same_cameras_and_tracks(scene: Scene, tmp_path: P
     two = [point for point in model.points3D.values() if point.track.length() == 2]
     assert len(two) == 3
     assert model.compute_mean_reprojection_error() < 1e-3
+
+
+def many(scene: Scene) -> Scene:
+    """The scene with a photo between its two that could not be placed, a fused cloud and surface, a radial term."""
+    first, second = scene.views
+    lost = View("lost.png", 40, 30, K, "default", np.full((4, 4), np.nan), registered=False, reason="no match")
+    points, colors, confidence = sparse_only(scene).cloud()
+    normals = np.tile([0.0, 0, -1], (len(points), 1))
+    mesh = Mesh(points, np.array([[0, 1, 2]]), colors, "surface")
+    one, two = scene.sparse.observations
+    nothing = (np.zeros(0, np.int64), np.zeros((0, 2)))
+    return replace(
+        scene,
+        views=(first, lost, replace(second, radial=-0.05, dense=first.dense)),
+        pairs=(Pair((0, 2), 10, 8), Pair((0, 1), 3, 0)),
+        sparse=replace(scene.sparse, observations=(one, nothing, two)),
+        components=((0, 2), (1,)),
+        fused=FusedCloud(points, colors, normals, confidence),
+        surface=mesh,
+    )
+
+
+def test_a_photo_without_a_pose_is_named_and_left_out(scene: Scene, tmp_path: Path) -> None:
+    whole = many(scene)
+    points, mesh = export.write_scene(whole, tmp_path / "scene.ply")
+    assert points["count"] == 3 and points["fields"][3:6] == ["nx", "ny", "nz"]
+    np.testing.assert_allclose(read_ply(tmp_path / "scene.ply")["nz"], -1)
+    tree = json.loads(dumps(export.scene_json(whole, points, mesh, {})))
+    assert [camera["registered"] for camera in tree["cameras"]] == [True, False, True]
+    lost = tree["cameras"][1]
+    assert lost["world_from_cam"] is None and lost["cam_from_world"] is None and lost["reason"] == "no match"
+    assert tree["unregistered"] == [{"image": "lost.png", "reason": "no match"}]
+    assert tree["components"] == [["a.png", "b.png"], ["lost.png"]]
+    assert tree["cameras"][2]["radial"] == -0.05 and "radial" not in tree["cameras"][0]
+    assert tree["quality"]["registered"] == 2 and tree["quality"]["total"] == 3
+    arrays = np.load(_npz(whole, tmp_path))
+    assert arrays["fused_normals"].shape == (3, 3) and arrays["sparse_index2"].tolist() == [0, 1, 2]
+
+
+def _npz(scene: Scene, folder: Path) -> Path:
+    export.write_scene(scene, folder / "scene.npz")
+    return folder / "scene.npz"
+
+
+def test_the_fused_surface_is_the_mesh(scene: Scene, tmp_path: Path) -> None:
+    for ending in ("glb", "obj"):
+        _, mesh = export.write_scene(many(scene), tmp_path / f"scene.{ending}")
+        assert mesh is not None and (mesh["faces"], mesh["groups"]) == (1, ["surface"])
+    doubled = many(scene).scaled(2, "metric", None)
+    np.testing.assert_allclose(doubled.surface.vertices, 2 * many(scene).surface.vertices)
+    np.testing.assert_allclose(doubled.fused.points_world, 2 * many(scene).fused.points_world)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_colmap_has_the_radial_term_and_only_the_placed_photos(scene: Scene, tmp_path: Path, binary: bool) -> None:
+    export.write_colmap_model(many(scene), tmp_path / "model", binary)
+    model = pycolmap.Reconstruction(str(tmp_path / "model"))
+    assert sorted(image.name for image in model.images.values()) == ["a.png", "b.png"]
+    camera = model.camera(model.find_image_with_name("b.png").camera_id)
+    assert camera.model_name == "SIMPLE_RADIAL"
+    np.testing.assert_allclose(camera.params, [np.sqrt(50 * 52), 20, 15, -0.05])
+    two = [point for point in model.points3D.values() if point.track.length() == 2]
+    assert len(two) == 3
+
+
+def test_transforms_and_depths_of_the_placed_photos(scene: Scene, tmp_path: Path) -> None:
+    photos = [tmp_path / name for name in ("a.png", "lost.png", "b.png")]
+    export.write_transforms_json(many(scene), tmp_path / "t.json", photos, None)
+    frames = json.loads((tmp_path / "t.json").read_text())["frames"]
+    assert [frame["file_path"] for frame in frames] == ["a.png", "b.png"]
+    assert [frame["k1"] for frame in frames] == [0.0, -0.05]
+    assert export.write_depths(many(scene), tmp_path / "depths") == 2
+    entries = json.loads((tmp_path / "depths" / "depths.json").read_text())["depths"]
+    for entry, view in zip(entries, (scene.views[0], many(scene).views[2])):
+        values = np.asarray(Image.open(tmp_path / "depths" / entry["file"])) / entry["png_scale"]
+        valid = np.isfinite(view.depth) & (view.depth > 0)
+        np.testing.assert_allclose(values[valid], view.depth[valid], atol=1e-3)
+        assert not values[~valid].any()
+    np.testing.assert_allclose(entries[0]["K"], K)
+    assert export.write_depths(sparse_only(scene), tmp_path / "none") == 0 and not (tmp_path / "none").exists()
+
+
+def test_points_of_many_views_are_dense_where_any_view_is(scene: Scene) -> None:
+    """A matched point goes where one of the views that see it has a dense point there."""
+    both = many(scene)
+    unfused = replace(both, fused=None, surface=None)
+    dense = sum(int(view.dense.valid.sum()) for view in (unfused.views[0], unfused.views[2]))
+    assert dense <= len(unfused.cloud()[0]) < len(scene.cloud()[0]) + dense

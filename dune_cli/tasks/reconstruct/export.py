@@ -183,14 +183,17 @@ def write_depths(scene: Scene, folder: Path) -> int:
 
 
 def _arrays(scene: Scene) -> dict[str, np.ndarray]:
-    """For each view N: viewN_K, viewN_world_from_cam, and with dense points viewN_points (h, w, 3) in the world,
-    viewN_depth, viewN_confidence, viewN_valid (h, w), viewN_colors (h, w, 3), viewN_image_from_map (3, 3); the matched
-    points as sparse_points (M, 3), sparse_colors, sparse_confidence, and for each view N the indices sparse_indexN (K,)
-    of those that it sees at sparse_pixelsN (K, 2)."""
+    """For each view N: viewN_K, viewN_world_from_cam, viewN_radial where there is such a term, and with dense points
+    viewN_points (h, w, 3) in the world, viewN_depth, viewN_confidence, viewN_valid (h, w), viewN_colors (h, w, 3),
+    viewN_image_from_map (3, 3). The fused cloud: fused_points (F, 3), fused_normals, fused_colors, fused_confidence.
+    The matched points: sparse_points (M, 3), sparse_colors, sparse_confidence, and for each view N the indices
+    sparse_indexN (K,) of those that it sees at sparse_pixelsN (K, 2)."""
     arrays: dict[str, np.ndarray] = {}
     for index, view in enumerate(scene.views):
         arrays[f"view{index}_K"] = view.K
         arrays[f"view{index}_world_from_cam"] = view.world_from_cam
+        if view.radial:
+            arrays[f"view{index}_radial"] = np.array(view.radial)
         if view.dense is not None and view.depth is not None:
             arrays[f"view{index}_points"] = view.dense.points_world.astype(np.float32)
             arrays[f"view{index}_depth"] = view.depth.astype(np.float32)
@@ -198,6 +201,9 @@ def _arrays(scene: Scene) -> dict[str, np.ndarray]:
             arrays[f"view{index}_valid"] = view.dense.valid
             arrays[f"view{index}_colors"] = view.dense.colors
             arrays[f"view{index}_image_from_map"] = view.dense.image_from_map
+    if scene.fused is not None:
+        for name in ("points_world", "normals", "colors", "confidence"):
+            arrays[f"fused_{name.removesuffix('_world')}"] = getattr(scene.fused, name)
     if scene.sparse is not None:
         arrays["sparse_points"] = scene.sparse.points_world.astype(np.float32)
         arrays["sparse_colors"] = scene.sparse.colors

@@ -5,6 +5,9 @@ Pixels here have their centres at integers; COLMAP's half pixel is added on the 
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,18 +66,24 @@ def map_photos(
     pycolmap = open_pycolmap()
     known_poses = known_poses or {}
     threads = 1 if len(lens_of) <= ONE_THREAD_UP_TO else -1
-    with tempfile.TemporaryDirectory(prefix=".mapping-", dir=scratch) as folder:
-        path = Path(folder) / "database.db"
-        with pycolmap.Database.open(path) as database:
-            _fill(pycolmap, database, found, verified, lenses, lens_of, {} if config.fixed_poses else known_poses)
-        if known_poses and config.fixed_poses:
+    if known_poses and config.fixed_poses:
+        with tempfile.TemporaryDirectory(prefix=".mapping-", dir=scratch) as folder:
+            _check_room(Path(folder), found)
+            path = Path(folder) / "database.db"
+            with pycolmap.Database.open(path) as database:
+                _fill(pycolmap, database, found, verified, lenses, lens_of, {})
             models = _on_known_poses(pycolmap, path, found, lenses, lens_of, config, scale, threads, known_poses)
-        elif config.mapper == "global":
-            models = _global(pycolmap, path, lenses, config, threads)
-        else:
-            options = _incremental_options(pycolmap, lenses, config, scale, threads)
-            options.use_prior_position = bool(known_poses)
-            models = _run(pycolmap.incremental_mapping, path, options=options)
+    else:
+        with pycolmap.Database.open(":memory:") as database:
+            _fill(pycolmap, database, found, verified, lenses, lens_of, known_poses)
+            if config.mapper == "global":
+                options, pipeline = _global_options(pycolmap, lenses, config, threads), pycolmap.GlobalPipeline
+            else:
+                options = _incremental_options(pycolmap, lenses, config, scale, threads)
+                options.use_prior_position, pipeline = bool(known_poses), pycolmap.IncrementalPipeline
+            manager = pycolmap.ReconstructionManager()
+            pipeline(options, database, manager).run()
+            models = [manager.get(index) for index in range(manager.size())]
     mapped = [_read(model) for model in models]
     if known_poses and config.fixed_poses:
         mapped = [_back_on(one, known_poses) for one in mapped]
@@ -141,21 +150,21 @@ def _incremental_options(
     return options
 
 
-def _global(pycolmap: Any, path: Path, lenses: Sequence[Lens], config: MappingConfig, threads: int) -> list[Any]:
+def _global_options(pycolmap: Any, lenses: Sequence[Lens], config: MappingConfig, threads: int) -> Any:
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = options.mapper.random_seed = config.seed
     options.num_threads = options.mapper.num_threads = threads
     if all(lens.fixed for lens in lenses):
         options.mapper.bundle_adjustment.refine_focal_length = False
         options.mapper.bundle_adjustment.refine_extra_params = False
-    return _run(pycolmap.global_mapping, path, options=options)
+    return options
 
 
-def _run(mapping: Any, path: Path, **arguments: Any) -> list[Any]:
-    """What pycolmap's function finds; its own files go beside the database."""
-    output = path.parent / "models"
-    output.mkdir()
-    return list(mapping(path, path.parent, output, **arguments).values())
+def _check_room(folder: Path, found: Correspondences) -> None:
+    """OSError of a full disk, which pycolmap would not tell from other failures."""
+    needed = 100 * sum(map(len, found.keypoints)) + 24 * sum(map(len, found.matches.values()))
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def _on_known_poses(
