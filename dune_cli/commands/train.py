@@ -51,7 +51,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 @click.option("--max-keypoints", default=2048, show_default=True, type=click.IntRange(1), help="Of each image, in use.")
 @click.option("--size", "size_px", default=960, show_default=True, metavar="PX", help="Long side that it works at.")
 @click.option("--warped", "warped_share", default=0.4, show_default=True, help="Share of pairs that are warped photos.")
-@click.option("--lr", "learning_rate", default=2e-4, show_default=True, help="Peak learning rate.")
+@click.option("--lr", "learning_rate", default=1e-4, show_default=True, help="Peak learning rate.")
 @click.option(
     "--prune-below", default=0.05, show_default=True, type=click.FloatRange(0, 1), help="Matchability; 0: off."
 )

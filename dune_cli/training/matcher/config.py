@@ -31,7 +31,7 @@ class MatcherConfig:
     pairs: int = 2
     keypoints: int = 1024
     warped_share: float = 0.4
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     weight_decay: float = 1e-3
     held_out_fraction: float = 0.15
     validate: tuple[str, ...] = ()

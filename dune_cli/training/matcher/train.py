@@ -107,6 +107,9 @@ def _train(config: MatcherConfig, folder: RunFolder, here: Ranks) -> TrainedMatc
             (loss / config.pairs).backward()
             for name, value in parts.items():
                 numbers.setdefault(name, []).append(value)
+        for parameter in trained:  # the refinement's have none before the first warped pair; checkpoints want all
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         norm = nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
