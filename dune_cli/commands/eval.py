@@ -10,6 +10,8 @@ import click
 BENCHMARKS = {
     "pairs": ("dune_cli.commands.eval_pairs", "Relative pose of photo pairs with ground truth (AUC@5/10/20)."),
     "features": ("dune_cli.commands.eval_features", "k-NN, linear probe, cosine to teachers, patch matching."),
+    "multiview": ("dune_cli.commands.eval_multiview", "Cameras of reconstructed photo sets, pycolmap + SIFT beside."),
+    "depthmaps": ("dune_cli.commands.eval_depthmaps", "Dense depth of photo sets against measured depth."),
     "reloc": ("dune_cli.commands.eval_reloc", "Photos found again in a map they were left out of, others refused."),
     "mapfree": ("dune_cli.commands.eval_mapfree", "Official scores of a Map-free relocalization submission."),
 }

@@ -1,0 +1,130 @@
+"""`dune eval depthmaps`: the dense part of reconstruct against measured depth, a row a set and method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from dune_cli import console
+from dune_cli.commands import options
+from dune_cli.errors import UserError
+
+QUALITIES = ("low", "medium", "high")
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in (value or "").split(",") if part.strip()))
+
+
+@click.command("depthmaps")
+@click.argument("root")
+@click.option(
+    "--matcher",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Finds the sparse points; auto: the best one present; mast3r needs --model.",
+)
+@click.option("--model", metavar="FILE|NAME", help="Two-view model for the matcher mast3r.")
+@click.option("--encoder", metavar="FILE|NAME", help="Its encoder, if the model's file has none.")
+@click.option("--set", "sets", metavar="NAME,…", callback=_names, help="Only these sets.")
+@click.option(
+    "--quality",
+    "qualities",
+    default="medium",
+    show_default=True,
+    metavar="NAME,…",
+    callback=_names,
+    help="low, medium, high: each a row.",
+)
+@options.output(required=False, text="Also write the JSON, with every photo's score, to this .json file.")
+@options.as_json
+@options.seed
+@options.compute
+@options.common
+def command(
+    root: str,
+    matcher: str,
+    model: str | None,
+    encoder: str | None,
+    sets: list[str],
+    qualities: list[str],
+    output: str | None,
+    overwrite: bool,
+    as_json: bool,
+    seed: int,
+    device: str,
+    dtype: str,
+) -> None:
+    """Depth of the photo sets under ROOT whose cameras.json files name measured depth, at the true cameras.
+
+    Completeness is the share of the measured pixels that got a depth; AbsRel, the share with a ratio below 1.25 and
+    the share within 5 % count those; the last column is right ones as a share of all measured pixels. Means over the
+    photos. Controls: the true median depth everywhere, and the depth of the nearest sparse point.
+
+    \b
+    Example: dune eval depthmaps data/multiview --set hololens --quality low,medium
+    """
+    from dune_cli.commands.eval_multiview import markdown
+    from dune_cli.commands.eval_pairs import load_columns
+    from dune_cli.commands.reconstruct import load_pycolmap
+    from dune_cli.evaluation import depthmaps as benchmark
+    from dune_cli.evaluation.map_reloc import read_places
+    from dune_cli.io import atomic, jsons
+    from dune_cli.provenance import Run, sha256_of
+
+    strange = [name for name in qualities if name not in QUALITIES]
+    if strange or not qualities:
+        raise UserError(f"unknown quality {', '.join(strange) or '(none)'}; allowed: {', '.join(QUALITIES)}")
+    target = atomic.check_output(output, [".json"], overwrite) if output else None
+    places = read_places(root, sets)
+    load_pycolmap()
+    run = Run(seed=seed)
+    with run.stage("load"):
+        ((name, loaded),) = load_columns([matcher] if matcher != "auto" else [], model, encoder, device, dtype).items()
+    rows: list[tuple[str, str, float, list[benchmark.ViewScore]]] = []
+    with run.stage("evaluate"):
+        for place in console.progress(places, "sets", len(places), "set"):
+            found = [(place.name, *row) for row in benchmark.score_place(place, loaded, qualities, device, seed)]
+            if not found:
+                console.note(f"{place.name} has no measured depth")
+            rows += found
+    if not rows:
+        raise UserError(f"no set under {root} has measured depth; its frames must name a depth PNG")
+    result = {
+        "schema": "dune.eval-depthmaps/1",
+        "root": root,
+        "matcher": name,
+        "rows": [
+            {"set": place, "method": method, "seconds": round(seconds, 3)}
+            | _rounded(benchmark.mean_errors([score.errors for score in scores]))
+            for place, method, seconds, scores in rows
+        ],
+        "photos": [
+            {"set": score.set_name, "image": score.image, "method": score.method} | _rounded(score.errors)
+            for _, _, _, scores in rows
+            for score in scores
+        ],
+        "provenance": run.provenance(
+            [loaded.source],
+            [(file, sha256_of(file)) for place in places for file in place.map.files],
+            units="shares; seconds",
+        ),
+    }
+    if target is not None:
+        jsons.write_json(target, result)
+    head = ["set", "method", "photos", "completeness", "AbsRel", "< 1.25", "within 5 %", "of all pixels", "seconds"]
+    body = []
+    for place, method, seconds, scores in rows:
+        mean = benchmark.mean_errors([score.errors for score in scores])
+        shares = [f"{v:.1%}" for v in (mean.delta, mean.close, mean.close_of_all)]
+        cells = [f"{mean.completeness:.1%}", f"{mean.abs_rel:.4f}", *shares, f"{seconds:.1f}"]
+        body.append([place, method, str(len(scores)), *cells])
+    click.echo(jsons.dumps(result) if as_json else markdown(head, body))
+
+
+def _rounded(errors: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {key: round(value, 5) if isinstance(value, float) else value for key, value in asdict(errors).items()}

@@ -1,0 +1,57 @@
+"""The control of `dune eval multiview`: pycolmap's own SIFT, matching and incremental mapping, as they come."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dune_cli import console
+from dune_cli.io.colmap_read import world_from_cam
+from dune_cli.tasks.reconstruct.verification import Lens, camera_of, open_pycolmap
+
+NAME = "pycolmap-sift"
+
+
+def map_by_sift(paths: Sequence[Path], lenses: Sequence[Lens], lens_of: Sequence[int], seed: int) -> np.ndarray:
+    """(N, 4, 4) `world_from_cam` of the photos in the largest model, NaN of the others.
+
+    Default options: all pairs are matched; cameras as in `dune reconstruct` (shared lenses, fixed where known).
+    """
+    pycolmap = open_pycolmap()
+    found = np.full((len(paths), 4, 4), np.nan)
+    with tempfile.TemporaryDirectory(prefix="dune-sift-") as scratch:
+        folder, database = Path(scratch) / "photos", Path(scratch) / "database.db"
+        folder.mkdir()
+        names = [f"{index:08d}{path.suffix}" for index, path in enumerate(paths)]
+        for name, path in zip(names, paths):
+            (folder / name).symlink_to(path.absolute())
+        pycolmap.set_random_seed(seed)
+        pycolmap.extract_features(database, folder, names, pycolmap.CameraMode.PER_IMAGE, device=pycolmap.Device.cpu)
+        fixed = set()
+        with pycolmap.Database.open(database) as opened:
+            for name, lens in zip(names, lens_of):
+                image = opened.read_image_with_name(name)
+                camera = camera_of(pycolmap, lenses[lens])
+                camera.camera_id = image.camera_id
+                opened.update_camera(camera)
+                if lenses[lens].fixed:
+                    fixed.add(image.camera_id)
+        pycolmap.match_exhaustive(database, device=pycolmap.Device.cpu)
+        options = pycolmap.IncrementalPipelineOptions()
+        options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = seed
+        options.constant_cameras = fixed
+        options.min_model_size = 3
+        output = Path(scratch) / "models"
+        output.mkdir()
+        models = pycolmap.incremental_mapping(database, folder, output, options).values()
+        if not models:
+            console.note(f"{NAME}: no model")
+            return found
+        best = max(models, key=lambda model: (model.num_reg_images(), model.num_points3D()))
+        for number in best.reg_image_ids():
+            image = best.image(number)
+            found[names.index(image.name)] = world_from_cam(image)
+    return found

@@ -1,0 +1,115 @@
+"""Scores of reconstructed photo sets, and a made-up set through the real path beside pycolmap's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic_scenes
+from PIL import Image
+
+from dune_cli.errors import JobFailed
+from dune_cli.evaluation import multiview as benchmark
+from dune_cli.evaluation.map_reloc import Place, read_places
+from dune_cli.geometry import cameras, poses
+from dune_cli.geometry.similarities import move_poses
+from dune_cli.matchers.load import load_matcher
+from dune_cli.tasks.reconstruct.many import ManyConfig
+
+SIZE, VIEWS = (320, 240), 5
+K = cameras.K_from_focal(280.0, *SIZE)
+POSES = np.stack(
+    [synthetic_scenes.pose((0.02 * v, -0.05 * v, 0.0), (0.4 * v, 0.1 * (v % 2), 0.15 * v)) for v in range(VIEWS)]
+)
+
+
+def write_set(folder: Path, scale: str = "metric (metres)", depth: bool = False) -> Path:
+    (folder / "made").mkdir(parents=True)
+    frames = []
+    for view, pose in enumerate(POSES):
+        rgb, z = synthetic_scenes.render(K, pose, *SIZE)
+        Image.fromarray(rgb).save(folder / "made" / f"{view}.png")
+        frame = {
+            "file": f"{view}.png", "width": SIZE[0], "height": SIZE[1],
+            "K": K.tolist(), "T_cam_to_world": pose.tolist(),
+        }  # fmt: skip
+        if depth:
+            millimetres = np.nan_to_num(1000 * z).astype(np.uint16)
+            Image.fromarray(millimetres).save(folder / "made" / f"{view}_depth.png")
+            frame |= {"depth": f"{view}_depth.png", "depth_scale": 1000}
+        frames.append(frame)
+    (folder / "made" / "cameras.json").write_text(json.dumps({"name": "made", "scale": scale, "frames": frames}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return read_places(write_set(tmp_path_factory.mktemp("sets")))[0]
+
+
+def test_true_cameras_in_another_world_are_perfect(place: Place) -> None:
+    move = synthetic_scenes.pose((0.4, 1.0, -2.0), (3.0, 4.0, 5.0))
+    move[:3, :3] *= 6
+    found = benchmark.score(place, "m", move_poses(move, POSES), 1.5)
+    assert (found.registered, found.completeness, found.auc5, found.auc30) == (5, 1, pytest.approx(1), pytest.approx(1))
+    for value in (found.rotation_deg, found.centre, found.pair_rotation_deg, found.scale_error):
+        assert value == pytest.approx(0, abs=1e-4)
+    assert found.pair_direction_deg == pytest.approx(0, abs=1e-3)
+
+
+def test_missing_photos_cost_pairs_and_completeness(place: Place) -> None:
+    poses_found = POSES.copy()
+    poses_found[4] = np.nan
+    found = benchmark.score(place, "m", poses_found, 0.0)
+    assert (found.registered, found.completeness) == (4, 0.8)
+    assert found.auc10 == pytest.approx(0.6), "6 of 10 pairs have both photos"
+    assert found.rotation_deg == pytest.approx(0, abs=1e-4)
+
+
+def test_the_scale_is_that_of_the_first_two(place: Place) -> None:
+    """The first step is found a tenth too long, all else right: lengths are then off by about a tenth."""
+    found = POSES.copy()
+    found[0, :3, 3] -= 0.1 * (POSES[1, :3, 3] - POSES[0, :3, 3])
+    scored = benchmark.score(place, "m", found, 0.0)
+    assert scored.scale_error == pytest.approx(1 - 1 / 1.1, abs=0.02)
+    assert scored.scale_error_neighbours < 0.02
+
+
+def test_no_cameras_at_all(place: Place) -> None:
+    def fails(place: Place, known: bool) -> np.ndarray:
+        raise JobFailed("nothing hangs together")
+
+    found = benchmark.run_method(place, "m", fails, True)
+    assert (found.registered, found.completeness, found.auc30) == (0, 0, 0)
+    assert np.isnan(found.rotation_deg)
+    assert found.reason == "nothing hangs together"
+    assert benchmark.as_dict(found)["reason"]
+
+
+def test_arbitrary_sets_have_no_scale(tmp_path: Path) -> None:
+    place = read_places(write_set(tmp_path, scale="arbitrary"))[0]
+    assert np.isnan(benchmark.score(place, "m", POSES, 0.0).scale_error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("known", [True, False])
+def test_both_paths_reconstruct_a_made_up_set(place: Place, known: bool) -> None:
+    methods = {"sift": benchmark.by_matcher(load_matcher("sift"), ManyConfig()), "control": benchmark.by_sift(0)}
+    for name, method in methods.items():
+        found = benchmark.run_method(place, name, method, known)
+        assert found.registered == VIEWS, name
+        assert found.rotation_deg < (0.5 if known else 3), name
+        assert found.centre_share < (0.02 if known else 0.1), name
+        assert found.seconds > 0
+    truth = [image.lens.K for image in place.map.images]
+    facts = [benchmark.read_photo(image.file).facts for image in place.map.images]
+    assert [source for _, source in benchmark.intrinsics_of(place, True)(facts)] == ["given"] * VIEWS
+    np.testing.assert_allclose(benchmark.intrinsics_of(place, True)(facts)[2][0], truth[2])
+    assert {source for _, source in benchmark.intrinsics_of(place, False)(facts)} == {"default"}
+
+
+def test_poses_of_the_made_up_set_are_rigid(place: Place) -> None:
+    true = np.stack([image.world_from_cam for image in place.map.images])
+    np.testing.assert_allclose(poses.inverse(true) @ true, np.tile(np.eye(4), (VIEWS, 1, 1)), atol=1e-12)
