@@ -20,8 +20,8 @@ class Quality:
 
 QUALITIES = {
     "low": Quality(480, 96, 4, 1),
-    "medium": Quality(800, 160, 4, 2),
-    "high": Quality(1280, 256, 6, 3),
+    "medium": Quality(800, 160, 6, 2),
+    "high": Quality(1280, 256, 8, 2),
 }
 
 
@@ -32,8 +32,8 @@ class DenseConfig:
     has no more). `device` as in `--device`."""
 
     quality: str = "medium"
-    max_error_px: float = 1.0
-    max_depth_error: float = 0.01
+    max_error_px: float = 1.5
+    max_depth_error: float = 0.02
     min_views: int = 2
     device: str = "cpu"
 

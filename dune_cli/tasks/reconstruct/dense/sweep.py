@@ -18,7 +18,7 @@ COARSE = 0.5  # of the working size
 RADIUS = 3
 MAX_COST = 1.0  # anti-correlated windows are no worse than uncorrelated ones
 SMALL, LARGE, SLOPE, EDGE_LEVELS = 0.05, 3.0, 0.08, 20.0
-POLISHES, SMOOTH_RADIUS, LAST_RADIUS, SMOOTHER_COSTS = 2, 3, 1, 0.05
+POLISHES, SMOOTH_RADIUS, LAST_RADIUS, SMOOTHER_COSTS = 2, 5, 1, 0.05
 REACH_PX = 4  # how far a pixel may take over another's surface in a round
 
 
