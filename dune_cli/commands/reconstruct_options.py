@@ -34,7 +34,7 @@ class Many:
         """A note about options that two photos have no use for."""
         ignored = [f.name for f in fields(self) if f.name != "fps" and getattr(self, f.name) != f.default]
         if ignored:
-            words = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+            words = ", ".join("--no-dense" if name == "dense" else f"--{name.replace('_', '-')}" for name in ignored)
             console.note(f"two photos have no use for {words}")
 
 
