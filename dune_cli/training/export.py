@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dune_cli.checkpoints import files, layouts
+from dune_cli.checkpoints import files, inventory, layouts, store
 from dune_cli.errors import JobFailed
 from dune_cli.io.atomic import atomic_path
 from dune_cli.models.mini import MiniEncoder
@@ -63,7 +63,16 @@ def write_student(path: Path, student: Student, norms: nn.ModuleDict, licence: s
         raise JobFailed(f"cannot write {path} ({why}); make room and run the same command again") from error
 
 
-def licence_of(teachers: Mapping[str, Source], stem: Mapping[str, Source]) -> str:
-    """The header's licence text: whose outputs the student learned from, and whose weights its stem started from."""
+def licence_of(teachers: Mapping[str, Source], stem: Mapping[str, Source], init: str | None = None) -> str:
+    """The header's licence text: whose outputs the student learned from, and whose weights it started from.
+
+    init: the name or file of `--init`.
+    """
     text = "distilled by dune from: " + json.dumps({n: s.licence for n, s in teachers.items()}, sort_keys=True)
-    return text + ("; stem: " + json.dumps({s.name: s.licence for s in stem.values()}, sort_keys=True) if stem else "")
+    if stem:
+        text += "; stem: " + json.dumps({s.name: s.licence for s in stem.values()}, sort_keys=True)
+    if init is not None:
+        located = store.locate(init)
+        licence = inventory.licence_of(located, files.read_weights(located.path).metadata)
+        text += f"; started from {located.entry.name if located.entry else located.path.name}: {licence}"
+    return text

@@ -43,7 +43,7 @@ def finish(trained: Trained, output: Path) -> Finished:
     student, norms = trained.student.eval(), trained.norms.eval()
     grid = (config.size_px // student.encoder.patch,) * 2
     sources = {name: teacher.source for name, teacher in teachers.items()}
-    licence = licence_of(sources, getattr(student.encoder, "open_stem", {}))
+    licence = licence_of(sources, getattr(student.encoder, "open_stem", {}), config.init)
     files = [output / "student.safetensors", output / "student_fp16.safetensors"]
     for path, dtype in zip(files, (torch.float32, torch.float16)):
         write_student(path, student, norms, licence, dtype)

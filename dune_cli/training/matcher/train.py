@@ -37,6 +37,7 @@ from dune_cli.training.schedule import learning_rate
 TEACHER_PX, TEACHER_KEYPOINTS = 640, 1024
 WARMUP = 0.05
 CLIP = 1.0
+CONTEXT_TIMES, REFINEMENT_TIMES = 5.0, 15.0
 CONFIG = "config.json"
 
 
@@ -88,7 +89,7 @@ def _train(config: MatcherConfig, folder: RunFolder, here: Ranks) -> TrainedMatc
 
     examples = Examples(config, eye, head, [pair for pair in pairs if not pair.held_out], photos)
     trained = [p for p in head.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(weight_groups(head), lr=0.0, betas=(0.9, 0.99), weight_decay=config.weight_decay)
     run = state.RunState(head, optimizer, nn.ModuleDict())
     newest = state.latest(folder.checkpoints)
     first = run.restore(newest, here) if newest else 0
@@ -100,7 +101,8 @@ def _train(config: MatcherConfig, folder: RunFolder, here: Ranks) -> TrainedMatc
     head.train()
     for step in console.progress(range(first, config.steps), "matcher", unit="step"):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.steps, config.learning_rate, warmup_fraction=WARMUP)
+            peak = config.learning_rate * group["times"]
+            group["lr"] = learning_rate(step, config.steps, peak, warmup_fraction=WARMUP)
         numbers: dict[str, list[float]] = {}
         for place in range(config.pairs):
             loss, parts = losses(head, examples.draw(step, place), config.bfloat16)
@@ -154,6 +156,13 @@ def losses(head: MatchHead, example: Example, bfloat16: bool) -> tuple[torch.Ten
     fine = refinement_loss(xy0, xy1, offsets[0].float(), offsets[1].float(), H)
     still = refinement_loss(xy0, xy1, torch.zeros_like(xy0), torch.zeros_like(xy1), H)
     return assigned + fine, parts | {"warped/fine": float(fine.detach()), "warped/unrefined": float(still)}
+
+
+def weight_groups(head: MatchHead) -> list[dict[str, Any]]:
+    """The trained weights: LightGlue's, and those that begin as nothing, whose learning rate is `times` as high."""
+    parts = ((head.glue, 1.0), (head.context, CONTEXT_TIMES), (head.refinement, REFINEMENT_TIMES))
+    groups = [{"params": list(part.parameters()), "times": times} for part, times in parts]
+    return [group for group in groups if group["params"]]
 
 
 def start(config: MatcherConfig) -> tuple[MatchHead, dict[str, Source]]:
