@@ -8,7 +8,7 @@ import numpy as np
 
 from dune_cli.geometry.epipolar import pose_error
 from dune_cli.geometry.poses import inverse, rotation_angle
-from dune_cli.geometry.similarities import move_poses, robust_similarity, scale_of
+from dune_cli.geometry.similarities import move_poses, robust_similarity, scale_of, similarity_from_poses
 
 FAILED_DEG = 180.0
 TOLERANCE = 0.1  # of the extent: where a camera's pull in the fit begins to fade
@@ -43,19 +43,15 @@ def fit_cameras(true: np.ndarray, found: np.ndarray) -> np.ndarray:
     is repeated until it is so: the scale comes from the centres alone. Two cameras apart are the least (ValueError).
     """
     length = extent(true)
-    i, j = np.triu_indices(len(true), 1)
-    steps = [np.linalg.norm(p[i, :3, 3] - p[j, :3, 3], axis=1) for p in (true, found)]
-    apart = (steps[0] > 0) & (steps[1] > 0)
-    if not apart.any():
+    if not (length > 0 and extent(found) > 0):
         raise ValueError("two cameras that stand apart are needed")
-    scale = float(np.median(steps[0][apart] / steps[1][apart]))
+    fit = similarity_from_poses(true, found)
     weights, sizes = np.ones(4 * len(true)), np.full(4 * len(true), length)
+    corners = _corners(true, length)
     for _ in range(ROUNDS):
-        fit = robust_similarity(
-            _corners(true, length), _corners(found, length / scale), weights, sizes, TOLERANCE
-        ).a_from_b
-        previous, scale = scale, float(scale_of(fit))
-        if abs(scale / previous - 1) < 1e-9:
+        scale = float(scale_of(fit))
+        fit = robust_similarity(corners, _corners(found, length / scale), weights, sizes, TOLERANCE, start=fit).a_from_b
+        if abs(float(scale_of(fit)) / scale - 1) < 1e-9:
             break
     return fit
 

@@ -16,8 +16,8 @@ from dune_cli.geometry import view_graph
 from dune_cli.geometry.alignment_refine import Problem, refine
 from dune_cli.geometry.cameras import K_from_focal, backproject
 from dune_cli.geometry.focal import focal_from_point_map
-from dune_cli.geometry.poses import inverse, nearest_rotation, rotation_angle, transform_points
-from dune_cli.geometry.similarities import move_poses, rigid_part, robust_similarity, scale_of
+from dune_cli.geometry.poses import inverse, transform_points
+from dune_cli.geometry.similarities import move_poses, rigid_part, robust_similarity, scale_of, similarity_from_poses
 
 DOUBTED = 0.1  # the weight of pairs that the start does not explain; a long chain's loop may still close by them
 
@@ -233,22 +233,7 @@ def _to_known_world(root_from_own: np.ndarray, placed: np.ndarray, known: Known)
     have = np.flatnonzero(placed & known.has_pose)
     if not len(have):
         return root_from_own
-    found, wanted = rigid_part(root_from_own[have]), known.world_from_cam[have]
-    turns = wanted[:, :3, :3] @ np.swapaxes(found[:, :3, :3], -1, -2)
-    weights = np.ones(len(have))
-    for _ in range(10):
-        turn = nearest_rotation((weights[:, None, None] * turns).sum(0))
-        weights = 1 / (1 + (rotation_angle(turn.T @ turns) / 0.1) ** 2) ** 2
-    a, b = wanted[:, :3, 3], found[:, :3, 3] @ turn.T
-    scale = 1.0
-    if _spread(wanted) > 0 and len(have) > 1:
-        i, j = np.triu_indices(len(have), 1)
-        old = np.linalg.norm(b[i] - b[j], axis=1)
-        scale = _positive_median(np.linalg.norm(a[i] - a[j], axis=1) / np.maximum(old, 1e-12))
-    world = np.eye(4)
-    world[:3, :3] = scale * turn
-    world[:3, 3] = np.median(a - scale * b, axis=0)
-    return world @ root_from_own
+    return similarity_from_poses(known.world_from_cam[have], rigid_part(root_from_own[have])) @ root_from_own
 
 
 def _spread(world_from_cam: np.ndarray) -> float:

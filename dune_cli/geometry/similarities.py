@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dune_cli.geometry.poses import nearest_rotation, rotation_angle
+
 
 @dataclass(frozen=True)
 class RobustSimilarity:
@@ -65,6 +67,25 @@ def similarity_from_points(
     return result
 
 
+def similarity_from_poses(a_from_cam: np.ndarray, b_from_cam: np.ndarray) -> np.ndarray:
+    """(4, 4) `a_from_b` between poses (N, 4, 4) of the same cameras, robust, rough: the rotation is a reweighted mean
+    of theirs, the scale the median ratio of distances between centres (1 where none are apart), the rest medians."""
+    turns = a_from_cam[:, :3, :3] @ np.swapaxes(b_from_cam[:, :3, :3], 1, 2)
+    weights = np.ones(len(turns))
+    for _ in range(10):
+        turn = nearest_rotation((weights[:, None, None] * turns).sum(0))
+        weights = 1 / (1 + (rotation_angle(turn.T @ turns) / 0.1) ** 2) ** 2
+    a, b = a_from_cam[:, :3, 3], b_from_cam[:, :3, 3] @ turn.T
+    i, j = np.triu_indices(len(turns), 1)
+    steps = [np.linalg.norm(centres[i] - centres[j], axis=1) for centres in (a, b)]
+    apart = (steps[0] > 0) & (steps[1] > 0)
+    scale = float(np.median(steps[0][apart] / steps[1][apart])) if apart.any() else 1.0
+    result = np.eye(4)
+    result[:3, :3] = scale * turn
+    result[:3, 3] = np.median(a - scale * b, axis=0)
+    return result
+
+
 def robust_similarity(
     points_a: np.ndarray,
     points_b: np.ndarray,
@@ -73,19 +94,24 @@ def robust_similarity(
     tolerance: float,
     with_scale: bool = True,
     iterations: int = 30,
+    start: np.ndarray | None = None,
 ) -> RobustSimilarity:
     """As `similarity_from_points` where many points are wrong: Geman-McClure by reweighting, coarse to fine.
 
     `sizes_a` (..., M): the length in frame a against which a point's distance counts (its depth, the scene's size);
     `tolerance`: the share of it within which points agree. The kernel shrinks from what the first fit leaves to the
     tolerance, as H. Yang et al., "Graduated Non-Convexity for Robust Spatial Perception", RA-L 2020, section III.
+    `start` (..., 4, 4): a similarity to begin at, instead of the first fit.
     """
     sizes_a = np.maximum(np.asarray(sizes_a, dtype=np.float64), 1e-12)
     base = np.asarray(weights, dtype=np.float64) / sizes_a**2
     kernel: np.ndarray | None = None
     factor = base
-    for _ in range(iterations):
-        fit = similarity_from_points(points_a, points_b, factor, with_scale)
+    for number in range(iterations):
+        if number > 0 or start is None:
+            fit = similarity_from_points(points_a, points_b, factor, with_scale)
+        else:
+            fit = start
         residuals = relative_residuals(fit, points_a, points_b, sizes_a)
         if kernel is None:
             kernel = np.maximum(3 * _weighted_median(residuals, weights), tolerance)

@@ -74,7 +74,7 @@ def test_the_scale_is_that_of_the_first_two(place: Place) -> None:
     found[0, :3, 3] -= 0.1 * (POSES[1, :3, 3] - POSES[0, :3, 3])
     scored = benchmark.score(place, "m", found, 0.0)
     assert scored.scale_error == pytest.approx(1 - 1 / 1.1, abs=0.02)
-    assert scored.scale_error_neighbours < 0.02
+    assert scored.scale_error_neighbours < 0.03
 
 
 def test_no_cameras_at_all(place: Place) -> None:

@@ -12,6 +12,7 @@ from dune_cli.geometry.similarities import (
     robust_similarity,
     scale_of,
     similarity_from_points,
+    similarity_from_poses,
 )
 
 RNG = np.random.default_rng(0)
@@ -57,6 +58,18 @@ def test_cameras_move_with_the_world() -> None:
     expected = poses.transform_points(new_from_old, poses.transform_points(old_from_cam, point_cam))
     np.testing.assert_allclose(poses.transform_points(moved, 4 * point_cam), expected)
     np.testing.assert_allclose(rigid_part(moved), moved)
+
+
+def test_poses_tell_the_similarity_although_some_are_wrong() -> None:
+    rng = np.random.default_rng(4)
+    old_from_cam = np.stack([random_similarity(rng, 1.0) for _ in range(9)])
+    truth = random_similarity(rng, 3.0)
+    moved = move_poses(truth, old_from_cam)
+    moved[2, :3, 3] += 100
+    moved[5, :3, :3] = moved[4, :3, :3]
+    np.testing.assert_allclose(similarity_from_poses(moved, old_from_cam), truth, atol=0.1)
+    one = similarity_from_poses(moved[:1], old_from_cam[:1])
+    assert scale_of(one) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("wrong", [0.2, 0.5])
