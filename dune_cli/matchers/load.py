@@ -30,7 +30,7 @@ def availability(name: str) -> Availability:
 
 
 def takes_model(name: str) -> bool:
-    """Whether the matcher runs on a two-view model. UserError for an unknown name."""
+    """Whether the matcher takes `model` and `encoder` files. UserError for an unknown name."""
     return _plugin(name).TAKES_MODEL
 
 
@@ -57,8 +57,9 @@ def load_matcher(
 ) -> Matcher:
     """The matcher `name`, or the best one present for "auto".
 
-    `model`, `encoder`: weight files or registry names for matchers that run on a two-view model. Raises UserError for
-    an unknown name or a model that the matcher has no use for, PackageMissing and WeightsMissing for what is not here.
+    `model`, `encoder`: weight files or registry names, for mast3r (a two-view model) and dune (its head). Raises
+    UserError for an unknown name or a model that the matcher has no use for, PackageMissing and WeightsMissing for
+    what is not here.
     """
     if name == "auto":
         name, _ = choose_auto()
