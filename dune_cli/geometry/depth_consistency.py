@@ -55,6 +55,13 @@ def agreeing(view: DepthView, agreement: Agreement, max_error_px: float, max_dep
         return near & (agreement.error_px <= max_error_px)
 
 
+def seen_through(view: DepthView, agreement: Agreement, share: float) -> np.ndarray:
+    """(H, W) bool: where the other view sees a surface more than `share` of the depth behind the point, which then
+    hangs in its line of sight."""
+    with np.errstate(invalid="ignore"):
+        return agreement.depth > (1 + share) * view.depth
+
+
 def normals_of_depth(depth: np.ndarray, K: np.ndarray, radius: int = 2, max_step: float = 0.03) -> np.ndarray:
     """(H, W, 3) unit normals towards the camera, in its frame, NaN where fewer than 5 pixels say.
 

@@ -7,7 +7,7 @@ import pytest
 import synthetic_scenes
 
 from dune_cli.geometry import cameras, poses
-from dune_cli.geometry.depth_consistency import DepthView, agreeing, compare, normals_of_depth
+from dune_cli.geometry.depth_consistency import DepthView, agreeing, compare, normals_of_depth, seen_through
 
 WIDTH, HEIGHT = 120, 90
 K = cameras.K_from_fov(60, WIDTH, HEIGHT)
@@ -32,6 +32,15 @@ def test_wrong_depth_does_not_agree(factor: float) -> None:
     one, two = _view(np.eye(4)), _view(synthetic_scenes.pose((0, 0.05, 0.02), (0.3, 0.05, 0.1)))
     wrong = DepthView(one.depth * factor, K, one.world_from_cam)
     assert agreeing(wrong, compare(wrong, two), 1.0, 0.01).mean() < 0.02
+
+
+def test_a_point_before_the_surface_is_seen_through_and_one_behind_is_not() -> None:
+    one, two = _view(np.eye(4)), _view(synthetic_scenes.pose((0, 0, 0), (0.1, 0, 0)))
+    share = {}
+    for factor in (0.8, 1.0, 1.2):
+        moved = DepthView(one.depth * factor, K, one.world_from_cam)
+        share[factor] = seen_through(moved, compare(moved, two), 0.05).mean()
+    assert share[0.8] > 0.8 and share[1.0] < 0.02 and share[1.2] < 0.1
 
 
 def test_nothing_is_seen_behind_a_camera_or_where_depth_is_unknown() -> None:

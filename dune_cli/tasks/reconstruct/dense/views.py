@@ -9,7 +9,7 @@ import numpy as np
 
 from dune_cli import console, optional
 from dune_cli.geometry.cameras import backproject, pixel_grid, project, resize_transform
-from dune_cli.geometry.depth_consistency import DepthView, agreeing, compare
+from dune_cli.geometry.depth_consistency import DepthView, agreeing, compare, seen_through
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.provenance import Run
 from dune_cli.runtime import pick_device
@@ -23,6 +23,7 @@ from dune_cli.tasks.reconstruct.dense.neighbours import (
 from dune_cli.tasks.reconstruct.dense.sweep import SweepView, sweep_depth
 from dune_cli.tasks.reconstruct.scene import PointMap, SparsePoints
 
+SEEN_THROUGH = 0.05  # of the depth
 SPECKLE_SHARE = 2e-4  # of the map; smaller islands of depth are dropped
 SPECKLE_STEP = 0.02  # of the inverse depth, between pixels of one island
 
@@ -56,10 +57,10 @@ def dense_views(
 
     `rgbs` (H, W, 3) uint8 photos without distortion, gone through once; `Ks` (3, 3) in their pixels; `sparse` with
     observations for each of them (only the indices are used). A map's long side is at most `config.effort.side_px`. A
-    pixel is valid where `min_views` neighbours' depth confirms it; its depth is then the mean of theirs and its own,
-    and its confidence rises with their number and with the correlation of the windows. ValueError for lists of
-    different lengths. Memory: about 90 bytes a pixel of a map for every view, and for the view at work planes + 300
-    numbers of 4 bytes.
+    pixel is valid where at least `min_views` more neighbours' depth confirms it than sees through it; its depth is then
+    the mean of theirs and its own, and its confidence rises with their number and the correlation of the windows.
+    ValueError for lists of different lengths. Memory: about 90 bytes a pixel of a map for every view, and for the view
+    at work planes + 300 numbers of 4 bytes.
     """
     if not len(Ks) == len(world_from_cams) == len(sparse.observations):
         raise ValueError(f"{len(Ks)} Ks, {len(world_from_cams)} poses, {len(sparse.observations)} observations")
@@ -130,18 +131,20 @@ def _sweep(
 def _confirmed(depth: _Depth, others: Sequence[_Depth | None], photo: _Reduced, config: DenseConfig) -> PointMap:
     view = replace(depth.view, depth=depth.view.depth.astype(np.float64))
     total, count = 1 / view.depth, np.zeros(view.depth.shape, dtype=int)
+    against = np.zeros_like(count)
     known = [other for other in others if other is not None]
     for other in known:
         agreement = compare(view, other.view)
         good = agreeing(view, agreement, config.max_error_px, config.max_depth_error)
         total += np.where(good, 1 / np.where(good, agreement.depth, 1), 0)
         count += good
+        against += seen_through(view, agreement, SEEN_THROUGH)
     needed = min(config.min_views, max(len(known), 1))
-    inverse_depth = np.where(count >= needed, total / (1 + count), np.nan)
+    inverse_depth = np.where(count - against >= needed, total / (1 + count), np.nan)
     inverse_depth = without_speckles(inverse_depth)
     valid = np.isfinite(inverse_depth)
     points_cam = backproject(pixel_grid(*valid.shape), 1 / inverse_depth, view.K)
-    confidence = np.where(valid, _confidence(count, depth.correlation), 0)
+    confidence = np.where(valid, _confidence(count - against, depth.correlation), 0)
     return PointMap(
         transform_points(view.world_from_cam, points_cam).astype(np.float32),
         confidence.astype(np.float32),
@@ -152,7 +155,9 @@ def _confirmed(depth: _Depth, others: Sequence[_Depth | None], photo: _Reduced, 
 
 
 def _confidence(count: np.ndarray, correlation: np.ndarray) -> np.ndarray:
-    return (1 - 0.5**count) * (0.5 + 0.5 * np.clip(correlation, 0, 1))
+    """About the share of such pixels whose depth is right within 5 %, as measured on indoor photos with sensor depth,
+    by the number of neighbours for less those against, and lower where windows hardly correlate."""
+    return (1 - 0.4 * 0.5 ** np.maximum(count, 0)) * (0.85 + 0.15 * (correlation / 0.4).clip(0, 1))
 
 
 def without_speckles(inverse_depth: np.ndarray) -> np.ndarray:
