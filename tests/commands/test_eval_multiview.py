@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "evaluation"))
-from test_multiview import write_set
+from posed_sets import write_set
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
 

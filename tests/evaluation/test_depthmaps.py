@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_multiview import POSES, SIZE, VIEWS, K, write_set
+from posed_sets import POSES, SIZE, VIEWS, K, write_set
 
 from dune_cli.errors import UserError
 from dune_cli.evaluation import depthmaps as benchmark
