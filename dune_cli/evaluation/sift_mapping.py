@@ -13,12 +13,14 @@ from dune_cli.io.colmap_read import world_from_cam
 from dune_cli.tasks.reconstruct.verification import Lens, camera_of, open_pycolmap
 
 NAME = "pycolmap-sift"
+RELAXED_DEG, RELAXED_INLIERS = 2.0, 50
 
 
 def map_by_sift(paths: Sequence[Path], lenses: Sequence[Lens], lens_of: Sequence[int], seed: int) -> np.ndarray:
     """(N, 4, 4) `world_from_cam` of the photos in the largest model, NaN of the others.
 
-    Default options: all pairs are matched; cameras as in `dune reconstruct` (shared lenses, fixed where known).
+    All pairs are matched; cameras as in `dune reconstruct` (shared lenses, fixed where known). Default options; where
+    these find no pair to start from, once more with any direction of motion, 2 degrees and 50 matches allowed for it.
     """
     pycolmap = open_pycolmap()
     found = np.full((len(paths), 4, 4), np.nan)
@@ -47,6 +49,11 @@ def map_by_sift(paths: Sequence[Path], lenses: Sequence[Lens], lens_of: Sequence
         output = Path(scratch) / "models"
         output.mkdir()
         models = pycolmap.incremental_mapping(database, folder, output, options).values()
+        if not models:  # cameras that only go forward
+            options.mapper.init_max_forward_motion = 1.0
+            options.mapper.init_min_tri_angle = RELAXED_DEG
+            options.mapper.init_min_num_inliers = RELAXED_INLIERS
+            models = pycolmap.incremental_mapping(database, folder, output, options).values()
         if not models:
             console.note(f"{NAME}: no model")
             return found
