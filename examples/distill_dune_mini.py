@@ -72,7 +72,8 @@ def main() -> None:
     for score in finished.scores:
         print(
             f"{score.teacher} {score.kind}: cosine {score.student:.3f}, untrained {score.untrained:.3f}, mean feature "
-            f"{score.mean_feature:.3f}; mean removed {score.standardised:.3f} ({score.photos} photos)"
+            f"{score.mean_feature:.3f}; mean removed {score.standardised:.3f}, untrained "
+            f"{score.untrained_standardised:.3f} ({score.photos} photos, {score.tokens:.0%} of the tokens)"
         )
     print(finished.student_half)
 

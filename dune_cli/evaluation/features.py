@@ -19,6 +19,7 @@ from dune_cli.evaluation.columns import Column
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.photos import read_photo
 from dune_cli.teachers.base import CLS, PATCH, Teacher
+from dune_cli.training.held_out import ZERO
 from dune_cli.training.photos import centre_square
 
 TEMPERATURE = 0.07
@@ -56,7 +57,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class TeacherCosine:
-    """Mean cosine to a teacher's tokens: of the prediction, of the teacher's mean; `standardised`: with it removed."""
+    """Mean cosine to a teacher's tokens: of the prediction, of the teacher's mean; `standardised`: with it removed.
+
+    Over the tokens that are not zero; NaN where there is none.
+    """
 
     teacher: str
     kind: str
@@ -207,15 +211,11 @@ def teacher_cosines(
                 norm = norms[kind]
                 restored = every[kind] * norm.std.clamp(min=norm.MIN_STD) + norm.mean
                 pairs = ((restored, raw), (norm.mean.expand_as(raw), raw), (every[kind], norm(raw)))
-                row = [_summed_cosine(a, b) for a, b in pairs]
-                sums[name, kind] = sums.get((name, kind), torch.zeros(3)) + torch.stack(row).cpu()
-    return [TeacherCosine(name, kind, *(total / len(paths)).tolist()) for (name, kind), total in sums.items()]
-
-
-def _summed_cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Over images; the mean over patches."""
-    cosine = F.cosine_similarity(a.float(), b.float(), dim=-1)
-    return cosine.sum() if cosine.ndim == 1 else cosine.mean(1).sum()
+                there = raw.norm(dim=-1) > ZERO
+                row = [F.cosine_similarity(a.float(), b.float(), dim=-1)[there].double().sum() for a, b in pairs]
+                row.append(there.sum().double())
+                sums[name, kind] = sums.get((name, kind), 0) + torch.stack(row).cpu()
+    return [TeacherCosine(name, kind, *(total[:3] / total[3]).tolist()) for (name, kind), total in sums.items()]
 
 
 def _projector_name(encoder: torch.nn.Module, teacher: str) -> str:

@@ -9,19 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dune_cli.teachers.base import CLS, Teacher
+from dune_cli.teachers.base import Teacher
 from dune_cli.training.photos import Photos, centre_square
 
 LIMIT = 256  # photos
 BATCH = 8
+ZERO = 1e-6  # norms below it are of nothing
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Mean cosine to a teacher's raw tokens of one type, over photos (and patches).
+    """Mean cosine to a teacher's raw tokens of one type, over all tokens that are not zero.
 
     student, untrained (the same network with fresh weights), mean_feature (the constant that the teacher's running
-    mean is). standardised: the student's cosine after the mean is taken away, where a constant scores 0.
+    mean is). standardised, untrained_standardised: the two networks' cosine after the mean is taken away, where a
+    constant scores 0. tokens: share of the teacher's tokens that are not zero, whose cosine is defined (where nobody is
+    seen, a map of people is zero). All are NaN where there is none.
     """
 
     teacher: str
@@ -30,6 +33,8 @@ class HeldOut:
     untrained: float
     mean_feature: float
     standardised: float
+    untrained_standardised: float
+    tokens: float
     photos: int
 
 
@@ -62,18 +67,20 @@ def held_out_scores(
         for name, teacher in teachers.items():
             for kind, raw in teacher(images, grid).items():
                 norm = norms[name][kind]
-                values = (
-                    norm.restore(predictions[name][kind]),
-                    norm.restore(before[name][kind]),
-                    norm.mean.expand_as(raw),
+                student_says, untrained_says = predictions[name][kind].float(), before[name][kind].float()
+                standardised = norm(raw)
+                pairs = (
+                    (norm.restore(student_says), raw),
+                    (norm.restore(untrained_says), raw),
+                    (norm.mean.expand_as(raw), raw),
+                    (student_says, standardised),
+                    (untrained_says, standardised),
                 )
-                row = [_mean_cosine(value, raw, kind) for value in values]
-                row.append(_mean_cosine(predictions[name][kind], norm(raw), kind))
-                sums[name, kind] = sums.get((name, kind), torch.zeros(4)) + torch.tensor(row)
-    return [HeldOut(name, kind, *(total / count).tolist(), photos=count) for (name, kind), total in sums.items()]
-
-
-def _mean_cosine(a: torch.Tensor, b: torch.Tensor, kind: str) -> float:
-    """Summed over images, averaged over patches."""
-    cosine = F.cosine_similarity(a.float(), b.float(), dim=-1)
-    return float(cosine.sum() if kind == CLS else cosine.mean(1).sum())
+                there = raw.norm(dim=-1) > ZERO
+                row = [F.cosine_similarity(a, b, dim=-1)[there].double().sum() for a, b in pairs]
+                row += [there.sum(), torch.tensor(there.numel())]
+                sums[name, kind] = sums.get((name, kind), 0) + torch.stack([value.double().cpu() for value in row])
+    return [
+        HeldOut(name, kind, *(total[:5] / total[5]).tolist(), tokens=float(total[5] / total[6]), photos=count)
+        for (name, kind), total in sums.items()
+    ]

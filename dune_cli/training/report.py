@@ -93,13 +93,25 @@ def _page(content: dict[str, Any], pictures: Sequence[tuple[str, np.ndarray]]) -
     parts = [
         f"<h1>{html.escape(config['student'])} distilled from {html.escape(', '.join(names))}</h1>",
         table(
-            ["teacher", "tokens", "student", "untrained student", "mean feature", "student, mean removed", "photos"],
+            [
+                "teacher",
+                "tokens",
+                "student",
+                "untrained student",
+                "mean feature",
+                "student, mean removed",
+                "untrained, mean removed",
+                "tokens that are not zero",
+                "photos",
+            ],
             [
                 [
                     s["teacher"],
                     s["kind"],
                     *(f"{s[k]:.3f}" for k in ("student", "untrained", "mean_feature")),
                     f"{s['standardised']:.3f}",
+                    f"{s['untrained_standardised']:.3f}",
+                    f"{s['tokens']:.0%}",
                     s["photos"],
                 ]
                 for s in content["held_out"]
