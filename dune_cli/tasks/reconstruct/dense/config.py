@@ -10,16 +10,18 @@ from dune_cli.errors import UserError
 @dataclass(frozen=True)
 class Quality:
     """`side_px` long side of the depth maps, `planes` at most in the coarse sweep (at half that size), `neighbours` a
-    view is compared with, `rounds` of refinement at full size."""
+    view is compared with, `rounds` of refinement at full size, `directions` besides
+    the camera's own that planes face in the coarse sweep."""
 
     side_px: int
     planes: int
     neighbours: int
     rounds: int
+    directions: int = 3
 
 
 QUALITIES = {
-    "low": Quality(480, 96, 4, 1),
+    "low": Quality(480, 96, 6, 1),
     "medium": Quality(800, 160, 6, 2),
     "high": Quality(1280, 256, 8, 2),
 }

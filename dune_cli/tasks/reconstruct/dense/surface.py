@@ -21,7 +21,7 @@ MAX_BLOCKS = 60_000  # of 8^3 voxels: about 400 MB
 VOXELS_A_PIXEL = 1.5  # a voxel's side in pixels of the median map
 TRUNCATION_VOXELS = 4.0
 MIN_PIECE = 0.002  # of the triangles: smaller pieces hang in the air
-POISSON_DEPTH = 9
+POISSON_DEPTH = 9  # at most: cells of a 512th of the scene
 MAX_GAP = 4.0  # a Poisson vertex may lie this many point spacings from the cloud
 
 
@@ -90,11 +90,14 @@ def _poisson(open3d: Any, cloud: FusedCloud) -> Any:
     points = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(cloud.points_world))
     points.normals = open3d.utility.Vector3dVector(cloud.normals.astype(np.float64))
     points.colors = open3d.utility.Vector3dVector(cloud.colors / 255.0)
-    mesh, _ = open3d.geometry.TriangleMesh.create_from_point_cloud_poisson(points, depth=POISSON_DEPTH, n_threads=1)
     tree = cKDTree(cloud.points_world)
-    spacing = tree.query(cloud.points_world[:: max(1, len(cloud.points_world) // 5000)], k=8)[0][:, -1]
-    local = tree.query(np.asarray(mesh.vertices), k=8)[0]
-    mesh.remove_vertices_by_mask(local[:, 0] > MAX_GAP * np.median(spacing))
+    some = cloud.points_world[:: max(1, len(cloud.points_world) // 5000)]
+    spacing = float(np.median(tree.query(some, k=min(8, len(some)))[0][:, -1]))
+    finest = np.log2(max(float(np.ptp(cloud.points_world, axis=0).max()) / spacing, 2))
+    depth = min(POISSON_DEPTH, int(np.ceil(finest)) + 1)
+    mesh, _ = open3d.geometry.TriangleMesh.create_from_point_cloud_poisson(points, depth=depth, n_threads=1)
+    gap, _ = tree.query(np.asarray(mesh.vertices))
+    mesh.remove_vertices_by_mask(gap > MAX_GAP * spacing)
     return mesh
 
 

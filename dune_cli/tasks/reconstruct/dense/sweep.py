@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from dune_cli import optional
-from dune_cli.geometry.cameras import resize_transform, transform_pixels
+from dune_cli.geometry.cameras import backproject, pixel_grid, resize_transform, transform_pixels
 from dune_cli.geometry.plane_sweep import Neighbour, Sweep, displacement_px, neighbour, smoothed, vertex
 from dune_cli.geometry.semi_global import smooth_lists, smooth_planes
 
@@ -19,6 +19,7 @@ RADIUS = 3
 MAX_COST = 1.0  # anti-correlated windows are no worse than uncorrelated ones
 SMALL, LARGE, SLOPE, EDGE_LEVELS = 0.05, 3.0, 0.08, 20.0
 POLISHES, SMOOTH_RADIUS, LAST_RADIUS, SMOOTHER_COSTS = 2, 5, 1, 0.05
+MIN_PLANE_POINTS, PLANE_MARGIN = 8, 0.1
 REACH_PX = 4  # how far a pixel may take over another's surface in a round
 
 
@@ -47,6 +48,7 @@ def sweep_depth(
     span: tuple[float, float],
     pixels: np.ndarray,
     inverse_depths: np.ndarray,
+    normals_cam: np.ndarray,
     planes: int,
     rounds: int,
     device: torch.device,
@@ -63,6 +65,9 @@ def sweep_depth(
     count = int(np.clip(np.ceil((near - far) / step) + 1, 8, planes))
     levels = torch.linspace(far, near, count, dtype=dtype, device=device)
     cost = torch.stack([sweep.cost(float(level)).clamp(max=MAX_COST) for level in levels])
+    points_cam = backproject(pixels, 1 / inverse_depths, view.K)
+    for normal in normals_cam:
+        _take_slanted(cost, sweep, levels, normal, points_cam, view.K, view.rgb.shape[:2])
     total = smooth_planes(cost, SMALL, _large(sweep.grey))
     inverse_depth = levels[0] + _lowest(total) * (levels[1] - levels[0])
     step = float(levels[1] - levels[0])
@@ -71,11 +76,52 @@ def sweep_depth(
     sweep, _ = _prepare(view, others, 1.0, best, pixels, inverse_depths, device, dtype)
     height, width = sweep.grey.shape
     inverse_depth = F.interpolate(inverse_depth[None, None], (height, width), mode="nearest-exact")[0, 0]
+    inverse_depth = smoothed(inverse_depth, 2, step)
     for _ in range(rounds):
         step /= 2
         inverse_depth = _round(sweep, inverse_depth, step, float(levels[0]), float(levels[-1]))
     inverse_depth, cost = _polish(sweep, inverse_depth, step / 2)
     return SweepDepth(inverse_depth.double().cpu().numpy(), cost.clamp(0, 1).double().cpu().numpy())
+
+
+def _take_slanted(
+    cost: torch.Tensor,
+    sweep: Sweep,
+    levels: torch.Tensor,
+    normal: np.ndarray,
+    points_cam: np.ndarray,
+    K: np.ndarray,
+    size: tuple[int, int],
+) -> None:
+    """Lowers `cost` (D, H, W) of the planes parallel to the image to those of planes that face `normal` (3,), which
+    windows on a floor or a wall seen at a slant need: at every pixel and level, the slanted plane through that depth.
+
+    Such planes are n . X = d, of inverse depth (n . r) / d along a ray r of depth 1: even steps of 1 / d.
+    """
+    height, width = sweep.grey.shape
+    scale = resize_transform(width / size[1], height / size[0])
+    rays = backproject(pixel_grid(height, width), 1.0, scale @ K)
+    for n in (normal, -normal):
+        facing = points_cam @ n
+        on_planes = facing > 0.02 * points_cam[:, 2]
+        if on_planes.sum() < MIN_PLANE_POINTS:
+            continue
+        far, near = np.percentile(1 / facing[on_planes], [2, 98]) * [1 - PLANE_MARGIN, 1 + PLANE_MARGIN]
+        spacing = float(levels[1] - levels[0]) / np.quantile(facing[on_planes] / points_cam[on_planes, 2], 0.75)
+        count = int(np.clip(np.ceil((near - far) / spacing) + 1, 2, len(levels)))
+        steps = np.linspace(far, near, count)
+        slope = torch.from_numpy(rays @ n).to(cost)
+        slanted = torch.stack([sweep.cost(slope * float(step)).clamp(max=MAX_COST) for step in steps])
+        usable = slope > 0.02
+        slope = torch.where(usable, slope, torch.ones_like(slope))
+        for level, own in zip(levels, cost):
+            place = (level / slope - far) / (steps[1] - steps[0])
+            inside = usable & (place >= 0) & (place <= count - 1)
+            place = place.clamp(0, count - 1)
+            low = place.floor().long().clamp(max=count - 2)
+            below, above = (slanted.gather(0, index[None])[0] for index in (low, low + 1))
+            between = below + (place - low) * (above - below)
+            own.copy_(torch.where(inside, torch.minimum(own, between), own))
 
 
 def _prepare(

@@ -11,6 +11,7 @@ from dune_cli import console, optional
 from dune_cli.geometry.cameras import backproject, pixel_grid, project, resize_transform
 from dune_cli.geometry.depth_consistency import DepthView, agreeing, compare, seen_through
 from dune_cli.geometry.poses import inverse, transform_points
+from dune_cli.geometry.sweep_directions import dominant_normals
 from dune_cli.provenance import Run
 from dune_cli.runtime import pick_device
 from dune_cli.tasks.reconstruct.dense.config import DenseConfig
@@ -73,8 +74,10 @@ def dense_views(
     neighbours = view_neighbours(sparse.points_world, points, Ks, world_from_cams, config.effort.neighbours)
     with run.stage("dense depth"):
         indices = console.progress(range(len(photos)), "depth", unit="view")
+        normals = dominant_normals(sparse.points_world, config.effort.directions)
         depths = [
-            _sweep(i, photos, world_from_cams, sparse.points_world, points, neighbours[i], config) for i in indices
+            _sweep(i, photos, world_from_cams, sparse.points_world, points, neighbours[i], normals, config)
+            for i in indices
         ]
     with run.stage("dense consistency"):
         return [
@@ -102,6 +105,7 @@ def _sweep(
     points_world: np.ndarray,
     points: Sequence[ViewPoints],
     neighbours: Sequence[int],
+    normals_world: np.ndarray,
     config: DenseConfig,
 ) -> _Depth | None:
     span = inverse_depth_range(points[index])
@@ -119,6 +123,7 @@ def _sweep(
         span,
         project(points_cam, photos[index].K),
         1 / points_cam[:, 2],
+        normals_world @ poses[index][:3, :3],
         config.effort.planes,
         config.effort.rounds,
         pick_device(config.device),
