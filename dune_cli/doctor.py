@@ -63,7 +63,7 @@ PACKAGES = (
     Package("open3d", "open3d", "meshing of point clouds"),
     Package("libusb_package", "libusb-package", "a library that open3d needs"),
     Package("smplx", "smplx", "SMPL-X bodies (non-commercial)"),
-    Package("kornia", "kornia", "network matchers", extra="matchers"),
+    Package("kornia", "kornia", "the matcher aliked-lightglue; the teachers xfeat and aliked", extra="matchers"),
     Package("pi_heif", "pi-heif", "HEIC photos", extra="heic"),
 )
 

@@ -1,4 +1,4 @@
-"""What the network matchers share: kornia's classes (Apache-2.0) filled with weight files that `checkpoints` opens."""
+"""kornia's classes (Apache-2.0) filled with weight files that `checkpoints` opens: what `aliked-lightglue` runs on."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The head of the matcher `dune`: XFeat's keypoints and descriptors, what the encoder saw around them, LightGlue.
 
 At the start it is XFeat + LighterGlue (all that is added enters by weights of zero); training goes on from there.
+Without context and refinement, with XFeat's backbone in it, it is the matcher `xfeat-lighterglue`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from dune_cli.models.keypoints import centre_of_mass, descriptors_at, detect, heatmap_of, values_at
 from dune_cli.models.light_glue import Assignment, LightGlue, LightGlueConfig, normalised
-from dune_cli.models.stem_xfeat import BasicLayer
+from dune_cli.models.stem_xfeat import BasicLayer, XFeatStem
 from dune_cli.models.stems import Maps
 from dune_cli.provenance import Source
 
@@ -26,9 +27,9 @@ REACH_PX = 2.0  # the furthest that a keypoint may be moved
 class MatchHeadConfig:
     """Sizes and settings, which the head's file carries.
 
-    context: names of CHANNELS. long_side_px: of the image that keypoints are found in. context_px: of the one that the
-    encoder's tokens and finer maps are made from. Keypoints below `detection_threshold` and matches below
-    `match_threshold` are left out; at most `max_keypoints` are kept.
+    context: names of CHANNELS. fine: width of the refinement (0: there is none). long_side_px: of the image that
+    keypoints are found in. context_px: of the one that the encoder's tokens and finer maps are made from. Keypoints
+    below `detection_threshold` and matches below `match_threshold` are left out; at most `max_keypoints` are kept.
     """
 
     context: tuple[str, ...] = ("xfeat4", "lite4", "lite8", "tokens")
@@ -48,7 +49,8 @@ class MatchHeadConfig:
     @property
     def split(self) -> list[int]:
         """Their parts: descriptor, each of the context's, fine window."""
-        return [self.glue.inputs, *(CHANNELS[name] for name in self.context), TAPS * TAPS * CHANNELS["xfeat4"]]
+        window = TAPS * TAPS * CHANNELS["xfeat4"] if self.fine else 0
+        return [self.glue.inputs, *(CHANNELS[name] for name in self.context), window]
 
 
 @dataclass(frozen=True)
@@ -113,17 +115,21 @@ class Refinement(nn.Module):
 
 
 class MatchHead(nn.Module):
-    """Maps of two images to matches: `look` once an image, `embed` once an image, `match` once a pair."""
+    """Maps of two images to matches: `look` once an image, `embed` once an image, `match` once a pair.
+
+    backbone: whether it has XFeat's own (`xfeat`), so that it needs no encoder.
+    """
 
     source = Source("none")
 
-    def __init__(self, config: MatchHeadConfig) -> None:
+    def __init__(self, config: MatchHeadConfig, backbone: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.xfeat = XFeatStem() if backbone else None
         self.detector = Detector()
         self.glue = LightGlue(config.glue)
         self.context = nn.ModuleDict({name: Context(CHANNELS[name], config.glue.width) for name in config.context})
-        self.refinement = Refinement(config.split[-1], config.fine)
+        self.refinement = Refinement(config.split[-1], config.fine) if config.fine else None
 
     @torch.no_grad()
     def look(self, images: torch.Tensor, xfeat: Maps, around: dict[str, torch.Tensor]) -> Seen:
@@ -137,11 +143,12 @@ class MatchHead(nn.Module):
         whole = detect(heatmap, reliability, self.config.detection_threshold, self.config.max_keypoints)
         xy = centre_of_mass(heatmap, whole)
         maps = {**around, "xfeat4": xfeat[4]}
-        steps = torch.arange(TAPS, device=xy.device) - (TAPS - 1) / 2
-        grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * 2
         parts = [descriptors_at(xfeat[8], whole, size)]
         parts += [values_at(maps[name], xy, size) for name in self.config.context]
-        parts.append(values_at(xfeat[4], xy[:, None, None] + grid, size).flatten(1))
+        if self.refinement is not None:
+            steps = torch.arange(TAPS, device=xy.device) - (TAPS - 1) / 2
+            grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * 2
+            parts.append(values_at(xfeat[4], xy[:, None, None] + grid, size).flatten(1))
         return Seen(xy, torch.cat(parts, 1), size)
 
     def embed(self, seen: Seen) -> Seen:
@@ -150,7 +157,9 @@ class MatchHead(nn.Module):
         x = self.glue.input_proj(descriptor)
         for layer, values in zip(self.context.values(), around):
             x = x + layer(values)
-        return Seen(seen.xy, torch.cat([x, self.refinement.embed(window)], 1), seen.size)
+        if self.refinement is not None:
+            x = torch.cat([x, self.refinement.embed(window)], 1)
+        return Seen(seen.xy, x, seen.size)
 
     def assign(self, embedded0: Seen, embedded1: Seen) -> list[Assignment]:
         """Every layer's assignment, for training."""
@@ -163,7 +172,9 @@ class MatchHead(nn.Module):
     def offsets(
         self, embedded0: Seen, embedded1: Seen, index0: torch.Tensor, index1: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels (K, 2) to move the points of image 0 and of image 1 by."""
+        """Pixels (K, 2) to move the points of image 0 and of image 1 by. ValueError without a refinement."""
+        if self.refinement is None:
+            raise ValueError("this head has no refinement: its config's `fine` is 0")
         fine0, fine1 = (
             seen.values[index, self.config.glue.width :] for seen, index in ((embedded0, index0), (embedded1, index1))
         )

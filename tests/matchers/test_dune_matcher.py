@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 import warped
+from kornia_xfeat import KorniaXFeatLighterGlue
 
 from dune_cli.checkpoints import layouts
 from dune_cli.checkpoints.load_matcher import continue_match_head, load_match_head
 from dune_cli.errors import CheckpointError
 from dune_cli.matchers import load
-from dune_cli.matchers.base import Features, Resized
+from dune_cli.matchers.base import Resized
 from dune_cli.matchers.dune import Dune, Eye
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
 from dune_cli.models.mini import MiniConfig, MiniEncoder
@@ -33,9 +34,7 @@ def head(eye: Eye) -> MatchHead:
 
 
 def test_at_its_start_it_is_xfeat_and_lighterglue(eye: Eye) -> None:
-    pytest.importorskip("kornia")
-    theirs = load.load_matcher("xfeat-lighterglue")
-    theirs.working_size_px, theirs.max_keypoints = 512, 512
+    theirs = KorniaXFeatLighterGlue(512, 512)
     ours = Dune(eye, match_files.begun_head(MatchHeadConfig(long_side_px=512, max_keypoints=512)))
     rgb = warped.astronaut()
     pair = rgb, cv2.warpPerspective(rgb, warped.TILTED, (480, 448))
@@ -61,8 +60,8 @@ def test_packed_descriptors_match_alike(eye: Eye, head: MatchHead) -> None:
     matcher = Dune(eye, head)
     rgb = warped.astronaut()
     features = [matcher.extract(photo) for photo in (rgb, rgb[10:, 20:])]
-    again = [Features(f.photo, f.points, matcher.unpack(matcher.pack(f.descriptors))) for f in features]
-    assert matcher.pack(features[0].descriptors).dtype == np.float16
+    again = [matcher.unpack(matcher.pack(f)) for f in features]
+    assert matcher.pack(features[0])["descriptors"].dtype == np.float16
     once, twice = matcher.match_features(*features), matcher.match_features(*again)
     assert len(once.points1) > 30
     assert abs(len(once.points1) - len(twice.points1)) <= 3

@@ -77,3 +77,13 @@ def test_points_of_no_worth_are_pruned_to_nothing(images: tuple[Seen, Seen]) -> 
     for layer in head.glue.log_assignment:
         layer.matchability.bias.fill_(-1e3)
     assert all(len(part) == 0 for part in head.match(*(head.embed(seen) for seen in images)))
+
+
+def test_without_refinement_nothing_is_sampled_for_it_or_moved() -> None:
+    head = MatchHead(MatchHeadConfig(context=(), glue=LightGlueConfig(layers=2), fine=0), backbone=True).eval()
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(5))
+    seen = head.embed(head.look(image, head.xfeat(image), {}))
+    assert seen.values.shape[1] == head.config.glue.width
+    assert head.config.raw_channels == head.config.glue.inputs
+    with pytest.raises(ValueError, match="no refinement"):
+        head.offsets(seen, seen, torch.arange(0), torch.arange(0))

@@ -1,4 +1,4 @@
-"""The head of the matcher `dune`: {'matcher': state dict, 'settings': what the shapes do not tell}."""
+"""The head of `dune` and of `xfeat-lighterglue`: {'matcher': state dict, 'settings': what the shapes do not tell}."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from dune_cli.models.match_head import CHANNELS, MatchHead, MatchHeadConfig
 
 NAME = "dune-matcher"
 KIND = "matcher"
-WHAT = "a matching head on dune-mini"
+WHAT = "a matching head"
+BACKBONE = "xfeat."
 KEYS = KeyMap(rules=())
 
 
@@ -42,6 +43,10 @@ def _config(tree: Mapping[str, Any]) -> MatchHeadConfig:
     return MatchHeadConfig(
         context=tuple(context), glue=_checked(LightGlueConfig, glue), **_numbers(MatchHeadConfig, settings)
     )
+
+
+def _has_backbone(tensors: Mapping[str, torch.Tensor]) -> bool:
+    return any(key.startswith(BACKBONE) for key in tensors)
 
 
 def _checked(kind: type, settings: Mapping[str, Any]) -> Any:
@@ -69,6 +74,7 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> base.Descr
         width=config.glue.width,
         parameters=base.count(tensors),
         notes=(
+            "XFeat's backbone is in it" if _has_backbone(tensors) else "runs on a dune-mini of the stem xfeat+lite",
             f"context: {', '.join(config.context) or 'none'}",
             f"{config.max_keypoints} keypoints at a long side of {config.long_side_px} px",
         ),
@@ -77,7 +83,7 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> base.Descr
 
 def build(tree: Mapping[str, Any]) -> MatchHead:
     """The head with its weights. CheckpointError if they do not fit."""
-    head = MatchHead(_config(tree))
+    head = MatchHead(_config(tree), _has_backbone(tree["matcher"]))
     load_strict(head, dict(tree["matcher"]), KEYS, WHAT)
     return head.requires_grad_(False)
 

@@ -13,7 +13,7 @@ import torch
 from dune_cli.errors import JobFailed
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers.base import resize
-from dune_cli.matchers.dune import SIDE_MULTIPLE, Eye
+from dune_cli.matchers.dune import Dune, Eye
 from dune_cli.models.match_head import MatchHead, Seen
 from dune_cli.training.matcher.config import MatcherConfig
 from dune_cli.training.matcher.homographies import apply, warped_pair
@@ -97,7 +97,7 @@ class Examples:
     def _look(self, path: Path) -> tuple[Seen, tuple[float, float]]:
         """A photo's keypoints at the matcher's size, and original pixels per pixel of it."""
         if path not in self._seen:
-            photo = resize(read_photo(path).rgb, self.config.size_px, SIDE_MULTIPLE)
+            photo = resize(read_photo(path).rgb, self.config.size_px, Dune.side_multiple)
             seen = self.eye.look(photo.rgb, self.head)
             self._seen[path] = Seen(seen.xy, seen.values.half(), seen.size), photo.original_per_pixel
             if len(self._seen) > REMEMBERED:

