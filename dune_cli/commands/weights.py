@@ -27,7 +27,7 @@ def command() -> None:
     downloads.
 
     \b
-    Example: dune weights pull xfeat-lighterglue --accept-licence
+    Example: dune weights pull aliked-lightglue --accept-licence
     """
 
 
@@ -121,7 +121,7 @@ def pull(names: tuple[str, ...], accept_licence: bool, only: bool, overwrite: bo
 
     \b
     Example: dune weights pull dunemast3r-vitb
-             dune weights pull xfeat-lighterglue aliked-lightglue --accept-licence
+             dune weights pull aliked-lightglue --accept-licence
     """
     from dune_cli.checkpoints import pull as puller
     from dune_cli.checkpoints import registry, store

@@ -81,7 +81,7 @@ def test_found_by_name_by_file_and_by_converted_file() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sha512": "0"}, "dune-vitb14-448-paper is not well-formed .*sha512"),
+        ({"sha512": "0"}, r"dune-\S+ is not well-formed .*sha512"),
         ({"kind": "toy"}, "has kind 'toy'; allowed: encoder"),
         ({"licence": "none"}, "is not well-formed .*none"),
         ({"needs": ["nothing"]}, "needs nothing, which is not in it"),

@@ -47,9 +47,9 @@ def test_everything_on_this_machine(dune: Dune) -> None:
         assert package(facts, name)["ok"] and package(facts, name)["version"], name
     assert facts["devices"]["auto"]["device"] in ("cpu", "mps") or facts["devices"]["auto"]["device"].startswith("cuda")
     assert facts["devices"]["cpu"]["cores"] >= 1 and facts["devices"]["torch_threads"] >= 1
-    assert any(
-        matcher == {"name": "sift", "ready": True, "why": "", "cure": ""} for matcher in facts["matchers"]["list"]
-    )
+    for name in ("sift", "xfeat-lighterglue"):
+        assert {"name": name, "ready": True, "why": "", "cure": ""} in facts["matchers"]["list"]
+    assert {"xfeat-lighterglue-bundled"} <= {entry["name"] for entry in facts["weights"]["present"]}
     assert facts["weights"]["folder"] == str(store.weights_folder()) and facts["weights"]["writable"]
 
 
