@@ -45,6 +45,7 @@ WEIGHT_FREE_VERBS = {
     "reloc": "dune_cli.commands.reloc",
     "eval": "dune_cli.commands.eval",
     "bench": "dune_cli.commands.bench",
+    "encode": "dune_cli.commands.encode",
     "weights": "dune_cli.commands.weights",
 }
 ALL = tuple(WEIGHT_FREE_VERBS)

@@ -16,7 +16,8 @@ FORMATS = ("npz", "png")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--model",
-    required=True,
+    default="dune-mini",
+    show_default=True,
     metavar="NAME|FILE",
     help="Encoder: a name of 'dune weights list', a weight file, timm:NAME, or timm:NAME=FILE.",
 )
@@ -47,7 +48,8 @@ def command(
     transform. Default size: the encoder's native one (336, 448 or 518 px, long side).
 
     \b
-    Example: dune encode photo.jpg --model dune-vitb14-448 -o features.npz
+    Example: dune encode photo.jpg -o pca.png
+             dune encode photo.jpg --model dune-vitb14-448 -o features.npz
              dune encode photos/ --model dinov2-vits14 --format png -o pca/
              dune encode photo.jpg --model dune-vitb14-448 --teacher dino2reg_vitlarge_14 -o dino.npz
     """

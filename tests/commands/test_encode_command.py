@@ -92,7 +92,6 @@ def test_a_teacher_by_name(dune: Any, model: Path, folder: Path, tmp_path: Path)
         (["{photo}", "--model", "{decoder}", "-o", "{out}/f.npz"], 2, "it holds a MASt3R model"),
         (["{photo}", "--model", "timm:resnet18", "-o", "{out}/f.npz"], 2, "resnet18"),
         (["{photo}", "--model", "timm:vit_tiny_patch16_224", "-o", "{out}/f.npz"], 3, "Hugging Face cache"),
-        (["{photo}", "-o", "{out}/f.npz"], 2, "--model"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -150,8 +150,7 @@ def test_folders_and_globs_without_images(
 
 
 def test_reconstruct_wants_two_photos(dune: Dune, photos: list[Path], output: Path) -> None:
-    for named in (photos[:1], [*photos, photos[0]], [photos[0].parent, photos[0]]):
-        _refused(dune("reconstruct", *named, "-o", output / "a.ply"), 2, f"got {3 if len(named) > 1 else 1}")
+    _refused(dune("reconstruct", photos[0], "-o", output / "a.ply"), 2, "got 1", "name two or more")
     assert _everything_below(output) == []
 
 
@@ -283,7 +282,9 @@ def test_a_killed_run_leaves_the_old_result_or_a_whole_one(
         assert len(read_ply(target)["x"]) == count
     assert {name for name in _everything_below(output) if not name.startswith(".dune-")} <= {"scene.ply", "scene.json"}
     if kind == signal.SIGINT and process.returncode != 0:
-        assert (process.returncode, said) == (130, "dune: interrupted\n")
+        # the interpreter, once it winds up, no longer catches a signal
+        wound_up = target.read_bytes() != b"old" and (process.returncode, said) == (-signal.SIGINT, "")
+        assert wound_up or (process.returncode, said) == (130, "dune: interrupted\n")
         assert not [name for name in _everything_below(output) if name.startswith(".dune-")]
 
 

@@ -75,9 +75,9 @@ def test_list_tells_what_is_here_and_what_is_half_here(dune_file: Path) -> None:
     assert not rows["dune-vitb14-448"]["present"] and rows["dune-vitb14-448"]["partial_bytes"] == 2000
     assert {row["kind"] for row in rows.values()} == {"encoder"}
     assert "2 kB of it" in invoke("list").stdout
-    assert [line.split()[0] for line in invoke("list", "--present", "--kind", "encoder").stdout.splitlines()[1:]] == [
-        NAME
-    ]
+    lines = invoke("list", "--present", "--kind", "encoder").stdout.splitlines()[1:]
+    assert [line.split()[0] for line in lines if "comes with dune" not in line] == [NAME]
+    assert [line.split()[0] for line in lines if "comes with dune" in line] == ["dune-mini"]
 
 
 def test_info_of_a_dune_file(dune_file: Path) -> None:
