@@ -375,3 +375,27 @@ def test_two_photos_of_known_poses(photos: list[Path], done: tuple[Scene, Path],
     scene, _ = reconstruct(photos[:2], tmp_path / "work", poses=given)
     assert scene.registered == [0, 1] and len(scene.sparse.points_world) > 100
     np.testing.assert_allclose(scene.views[1].world_from_cam, arc(1), atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "placed", "worst"), [("hololens", 8, (1.0, 5.0)), ("lund", 7, (1.0, 5.0))])
+def test_real_photos_of_known_cameras(
+    shared_data: Path, tmp_path: Path, name: str, placed: int, worst: tuple[float, float]
+) -> None:
+    """hololens: the widest pair sees a plane and begins with the wrong one of two poses; lund: the camera drives
+    ahead, where COLMAP's own start finds no first pair."""
+    import json
+
+    tree = json.loads((shared_data / "multiview" / name / "cameras.json").read_text())
+    paths = [shared_data / "multiview" / name / frame["file"] for frame in tree["frames"]]
+    given = [(np.array(frame["K"]), "given") for frame in tree["frames"]]
+    scene, _ = reconstruct(paths, tmp_path / "work", Sift(working_size_px=800), lambda facts: given)
+    assert len(scene.registered) >= placed and scene.reprojection_error_px < 1
+    truth = [np.array(frame["T_cam_to_world"]) for frame in tree["frames"]]
+    errors = []
+    for a, b in zip(scene.registered, scene.registered[1:]):
+        found = poses.inverse(scene.views[a].world_from_cam) @ scene.views[b].world_from_cam
+        true = poses.inverse(truth[a]) @ truth[b]
+        turn = poses.rotation_angle(found[:3, :3].T @ true[:3, :3])
+        errors.append((turn, poses.vector_angle(found[:3, 3], true[:3, 3])))
+    assert (np.degrees(np.median(errors, axis=0)) < worst).all()

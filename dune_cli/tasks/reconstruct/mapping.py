@@ -21,6 +21,10 @@ from dune_cli.io.colmap import HALF_PIXEL
 from dune_cli.tasks.reconstruct.correspondences import Correspondences
 from dune_cli.tasks.reconstruct.verification import Lens, Verified, camera_of, open_pycolmap
 
+STARTS = ((16.0, 0.95), (4.0, 0.95), (8.0, 1.0))  # of the first pair: least angle in degrees, most forward motion
+ALL_STARTS_UP_TO = 30  # photos: above, the first start that places nearly all of them well is taken
+GOOD_SHARE = 0.95
+TWO_VIEW_TRACKS_UP_TO = 50  # photos: few photos need the points that only two of them see
 ONE_THREAD_UP_TO = 200  # photos: above, several threads make results differ in their last digits
 
 
@@ -46,9 +50,14 @@ class Mapped:
     observations: dict[int, tuple[np.ndarray, np.ndarray]]
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Photos, then points: what makes one reconstruction larger than another."""
-        return len(self.world_from_cam), len(self.points_world)
+    def error_px(self) -> float:
+        """Root mean square over the points."""
+        return float(np.sqrt(np.mean(self.errors_px**2))) if len(self.errors_px) else float("inf")
+
+    def sureness(self, scale: float) -> float:
+        """How many observations there are, each counting less the further its point is off."""
+        weights = 1 / (1 + (self.errors_px / scale) ** 2)
+        return float(sum(weights[index].sum() for index, _ in self.observations.values()))
 
 
 def map_photos(
@@ -77,17 +86,51 @@ def map_photos(
         with pycolmap.Database.open(":memory:") as database:
             _fill(pycolmap, database, found, verified, lenses, lens_of, known_poses)
             if config.mapper == "global":
-                options, pipeline = _global_options(pycolmap, lenses, config, threads), pycolmap.GlobalPipeline
-            else:
-                options = _incremental_options(pycolmap, lenses, config, scale, threads)
-                options.use_prior_position, pipeline = bool(known_poses), pycolmap.IncrementalPipeline
-            manager = pycolmap.ReconstructionManager()
-            pipeline(options, database, manager).run()
-            models = [manager.get(index) for index in range(manager.size())]
-    mapped = [_read(model) for model in models]
-    if known_poses and config.fixed_poses:
-        mapped = [_back_on(one, known_poses) for one in mapped]
-    return sorted((m for m in mapped if len(m.world_from_cam) >= 2), key=lambda m: m.size, reverse=True)
+                options = _global_options(pycolmap, lenses, config, threads)
+                return _largest_first(_run(pycolmap, pycolmap.GlobalPipeline, options, database), scale)
+            return _best_start(pycolmap, database, lenses, lens_of, config, scale, threads, bool(known_poses))
+    return _largest_first([_back_on(_read(model), known_poses) for model in models], scale)
+
+
+def _best_start(
+    pycolmap: Any,
+    database: Any,
+    lenses: Sequence[Lens],
+    lens_of: Sequence[int],
+    config: MappingConfig,
+    scale: float,
+    threads: int,
+    priors: bool,
+) -> list[Mapped]:
+    """Incremental mapping from several first pairs, the result with the most sure observations.
+
+    A pair far apart that sees a plane has two poses, and the wrong one can draw all others after it; a camera that
+    moves along its line of sight has no pair that COLMAP would begin with by itself.
+    """
+    best: list[Mapped] = []
+    for angle_deg, forward in STARTS:
+        options = _incremental_options(pycolmap, lenses, config, scale, threads)
+        options.mapper.init_min_tri_angle, options.mapper.init_max_forward_motion = angle_deg, forward
+        options.triangulation.ignore_two_view_tracks = len(lens_of) > TWO_VIEW_TRACKS_UP_TO
+        options.use_prior_position = priors
+        found = _largest_first(_run(pycolmap, pycolmap.IncrementalPipeline, options, database), scale)
+        if found and (not best or found[0].sureness(scale) > best[0].sureness(scale)):
+            best = found
+        complete = best and len(best[0].world_from_cam) >= GOOD_SHARE * len(lens_of)
+        if len(lens_of) > ALL_STARTS_UP_TO and complete and best[0].error_px < scale:
+            break
+    return best
+
+
+def _run(pycolmap: Any, pipeline: Any, options: Any, database: Any) -> list[Mapped]:
+    manager = pycolmap.ReconstructionManager()
+    pipeline(options, database, manager).run()
+    return [_read(manager.get(index)) for index in range(manager.size())]
+
+
+def _largest_first(models: Sequence[Mapped], scale: float) -> list[Mapped]:
+    usable = [model for model in models if len(model.world_from_cam) >= 2]
+    return sorted(usable, key=lambda model: (len(model.world_from_cam), model.sureness(scale)), reverse=True)
 
 
 def _fill(
@@ -193,7 +236,7 @@ def _on_known_poses(
         )
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(inverse(known_poses[index])[:3]))
     options = _incremental_options(pycolmap, lenses, config, scale, threads)
-    options.triangulation.ignore_two_view_tracks = len(lens_of) > 2
+    options.triangulation.ignore_two_view_tracks = len(lens_of) > TWO_VIEW_TRACKS_UP_TO
     unsure = any(not lens.fixed for lens in lenses)
     folders = [path.parent / name for name in ("triangulated", "extended")]
     for folder in folders:
