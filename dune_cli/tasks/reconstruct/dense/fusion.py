@@ -49,7 +49,7 @@ def map_views(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum])
         depth = np.where(point_map.valid, depth, np.nan)
         K = np.linalg.inv(point_map.image_from_map) @ camera.K
         normals = normals_of_depth(depth, K) @ camera.world_from_cam[:3, :3].T
-        views.append(MapView(point_map, depth, normals.astype(np.float32), K, camera.world_from_cam))
+        views.append(MapView(point_map, depth.astype(np.float32), normals.astype(np.float32), K, camera.world_from_cam))
     if not views:
         raise JobFailed("no view has a dense point that others confirm: there is nothing to fuse")
     return views
@@ -61,6 +61,7 @@ def fuse(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum]) -> F
 
     `cameras` have K in the photos' pixels, as `Scene.frusta` gives them. Points without a normal (too lonely) are left
     out. The order of the views does not matter but for the order of the points. Raises JobFailed without any point.
+    Memory: about 40 bytes a pixel of all maps, and 60 a fused point.
     """
     views = map_views(point_maps, cameras)
     views.sort(key=lambda view: (view.footprint, -int(view.map.valid.sum()), *view.world_from_cam[:3, 3]))

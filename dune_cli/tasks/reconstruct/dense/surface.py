@@ -76,7 +76,8 @@ def _tsdf(open3d: Any, views: Sequence[MapView]) -> Any:
 def _voxel_size(views: Sequence[MapView]) -> float:
     """A voxel about as large as the maps' pixels on the surface, or larger where the blocks would be too many."""
     voxel = VOXELS_A_PIXEL * float(np.median([view.footprint for view in views]))
-    points = np.concatenate([view.map.points_world[view.map.valid] for view in views])
+    # a block is a dozen pixels wide: some of its points tell that it is there
+    points = np.concatenate([view.map.points_world[view.map.valid][::9] for view in views])
     points = points - points.min(0)
     while True:
         # a truncation band reaches into the blocks around a surface's own
