@@ -378,10 +378,8 @@ def test_two_photos_of_known_poses(photos: list[Path], done: tuple[Scene, Path],
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "placed", "worst"), [("hololens", 8, (1.0, 5.0)), ("lund", 7, (1.0, 5.0))])
-def test_real_photos_of_known_cameras(
-    shared_data: Path, tmp_path: Path, name: str, placed: int, worst: tuple[float, float]
-) -> None:
+@pytest.mark.parametrize(("name", "size_px", "placed"), [("hololens", 800, 8), ("lund", 1024, 7)])
+def test_real_photos_of_known_cameras(shared_data: Path, tmp_path: Path, name: str, size_px: int, placed: int) -> None:
     """hololens: the widest pair sees a plane and begins with the wrong one of two poses; lund: the camera drives
     ahead, where COLMAP's own start finds no first pair."""
     import json
@@ -389,7 +387,7 @@ def test_real_photos_of_known_cameras(
     tree = json.loads((shared_data / "multiview" / name / "cameras.json").read_text())
     paths = [shared_data / "multiview" / name / frame["file"] for frame in tree["frames"]]
     given = [(np.array(frame["K"]), "given") for frame in tree["frames"]]
-    scene, _ = reconstruct(paths, tmp_path / "work", Sift(working_size_px=800), lambda facts: given)
+    scene, _ = reconstruct(paths, tmp_path / "work", Sift(working_size_px=size_px), lambda facts: given)
     assert len(scene.registered) >= placed and scene.reprojection_error_px < 1
     truth = [np.array(frame["T_cam_to_world"]) for frame in tree["frames"]]
     errors = []
@@ -398,4 +396,4 @@ def test_real_photos_of_known_cameras(
         true = poses.inverse(truth[a]) @ truth[b]
         turn = poses.rotation_angle(found[:3, :3].T @ true[:3, :3])
         errors.append((turn, poses.vector_angle(found[:3, 3], true[:3, 3])))
-    assert (np.degrees(np.median(errors, axis=0)) < worst).all()
+    assert (np.degrees(np.median(errors, axis=0)) < (1, 5)).all()
