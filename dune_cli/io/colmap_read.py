@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     import pycolmap
 
 PLACES = ("", "sparse/0", "sparse")  # where COLMAP's own tools leave a model below the folder that a user names
-POINT_BYTES, ELEMENT_BYTES = struct.calcsize("<Q3d3BdQ"), 8
+COUNT_BYTES, ELEMENT_BYTES = 8, 8
+POINT_BYTES, IMAGE_BYTES, POINT2D_BYTES = (struct.calcsize(record) for record in ("<Q3d3BdQ", "<I7dI", "<2dq"))
 
 
 def open_model(folder: str | Path) -> pycolmap.Reconstruction:
@@ -24,7 +26,7 @@ def open_model(folder: str | Path) -> pycolmap.Reconstruction:
     model = model_folder(folder)
     if model is None:
         raise UserError(f"{folder} holds no COLMAP model; name that of cameras, images and points3D (.bin, .txt)")
-    _check_points(model / "points3D.bin")
+    _check(model)
     try:
         return pycolmap.Reconstruction(str(model))
     except (ValueError, IndexError, RuntimeError, OSError) as error:
@@ -43,25 +45,45 @@ def world_from_cam(image: pycolmap.Image) -> np.ndarray:
     return np.vstack([image.cam_from_world().inverse().matrix(), [0.0, 0.0, 0.0, 1.0]])
 
 
-def _check_points(path: Path) -> None:
-    """pycolmap believes a cut or foreign points3D.bin and reads for ever; so its records are counted first."""
-    if not path.is_file():
-        return
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    whole = len(data) >= 8
-    if whole:
-        (count,) = struct.unpack_from("<Q", data)
-        at = 8
-        whole = count * POINT_BYTES <= len(data) - at
-        for _ in range(count if whole else 0):
-            if at + POINT_BYTES > len(data):
-                whole = False
-                break
-            (length,) = struct.unpack_from("<Q", data, at + POINT_BYTES - 8)
-            at += POINT_BYTES + ELEMENT_BYTES * length
-        whole = whole and at == len(data)
-    if not whole:
-        raise UserError(f"the COLMAP model's {path} is cut off or damaged; copy it again or write it anew")
+def _check(model: Path) -> None:
+    """pycolmap believes cut or foreign binary files and reads for ever; so their records are counted first."""
+    for name, after in RECORDS.items():
+        path = model / name
+        if not path.is_file():
+            continue
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        if not _is_whole(data, after):
+            raise UserError(f"the COLMAP model's {path} is broken (cut off or damaged); copy it again or write it anew")
+
+
+def _is_whole(data: bytes, after: Callable[[bytes, int], int]) -> bool:
+    """Whether the records that the first eight bytes count end where the file does."""
+    if len(data) < COUNT_BYTES:
+        return False
+    (count,) = struct.unpack_from("<Q", data)
+    at = COUNT_BYTES
+    for _ in range(min(count, len(data))):
+        try:
+            at = after(data, at)
+        except (struct.error, ValueError):
+            return False
+        if at > len(data):
+            return False
+    return count <= len(data) and at == len(data)
+
+
+def _after_image(data: bytes, at: int) -> int:
+    end_of_name = data.index(b"\0", at + IMAGE_BYTES)
+    (points,) = struct.unpack_from("<Q", data, end_of_name + 1)
+    return end_of_name + 1 + COUNT_BYTES + POINT2D_BYTES * points
+
+
+def _after_point(data: bytes, at: int) -> int:
+    (length,) = struct.unpack_from("<Q", data, at + POINT_BYTES - COUNT_BYTES)
+    return at + POINT_BYTES + ELEMENT_BYTES * length
+
+
+RECORDS: dict[str, Callable[[bytes, int], int]] = {"images.bin": _after_image, "points3D.bin": _after_point}

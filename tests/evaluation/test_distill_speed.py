@@ -17,6 +17,7 @@ from dune_cli.teachers._vit import VitTeacher
 @pytest.mark.slow
 def test_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # tests side by side must not share it
+
     def small(student: str, name: str, device: torch.device, dtype: torch.dtype) -> VitTeacher:
         vit = VisionTransformer(VitConfig(64, 1, 1, 64, 14, 0, 2, "offset"))
         return VitTeacher(name, vit, ("patch",), Source("random weights")).eval().requires_grad_(False)

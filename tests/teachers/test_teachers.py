@@ -13,11 +13,10 @@ from PIL import Image
 from published_files import deviation, dinov2_manifest, dune_manifest, dune_tree, make_image, make_state_dict
 from teacher_files import write_teachers
 
-from dune_cli.checkpoints import registry, store
+from dune_cli.checkpoints import open_stems, registry, store
 from dune_cli.checkpoints.load import load_encoder, load_two_view
 from dune_cli.errors import UserError
 from dune_cli.models.positions import resample
-from dune_cli.teachers import efficientnet_lite2
 from dune_cli.teachers.base import fold_map, resample_map, resize_to_grid
 from dune_cli.teachers.load import load_teacher, names
 
@@ -153,7 +152,7 @@ def published_lite2(seed: int = 0) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
     network = timm.create_model("tf_efficientnet_lite2", pretrained=False)
     flat = [(s, b) for s, stage in enumerate(network.blocks) for b in range(len(stage))]
-    top = {new: old for old, new in efficientnet_lite2._TOP.items()}
+    top = {new: old for old, new in open_stems._TOP.items()}
     state = {}
     for key, value in network.state_dict().items():
         parts = key.split(".")
@@ -162,9 +161,7 @@ def published_lite2(seed: int = 0) -> dict[str, torch.Tensor]:
             continue
         stage, block = int(parts[1]), int(parts[2])
         expanded = hasattr(network.blocks[stage][block], "conv_pwl")
-        words = {
-            new: old for old, new in (efficientnet_lite2._EXPANDED if expanded else efficientnet_lite2._FIRST).items()
-        }
+        words = {new: old for old, new in (open_stems._EXPANDED if expanded else open_stems._FIRST).items()}
         state[f"_blocks.{flat.index((stage, block))}.{words[parts[3]]}.{parts[4]}"] = value
     return state
 
