@@ -378,7 +378,7 @@ def test_two_photos_of_known_poses(photos: list[Path], done: tuple[Scene, Path],
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "size_px", "placed"), [("hololens", 800, 8), ("lund", 1024, 7)])
+@pytest.mark.parametrize(("name", "size_px", "placed"), [("hololens", 800, 8), ("lund", 1024, 8)])
 def test_real_photos_of_known_cameras(shared_data: Path, tmp_path: Path, name: str, size_px: int, placed: int) -> None:
     """hololens: the widest pair sees a plane and begins with the wrong one of two poses; lund: the camera drives
     ahead, where COLMAP's own start finds no first pair."""

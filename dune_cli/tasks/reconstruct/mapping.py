@@ -19,7 +19,7 @@ import numpy as np
 from dune_cli.geometry.poses import from_rotation_translation, inverse
 from dune_cli.io.colmap import HALF_PIXEL
 from dune_cli.tasks.reconstruct.correspondences import Correspondences
-from dune_cli.tasks.reconstruct.verification import Lens, Verified, camera_of, open_pycolmap
+from dune_cli.tasks.reconstruct.verification import MIN_INLIERS, Lens, Verified, camera_of, open_pycolmap
 
 STARTS = ((16.0, 0.95), (4.0, 0.95), (8.0, 1.0))  # of the first pair: least angle in degrees, most forward motion
 ALL_STARTS_UP_TO = 30  # photos: above, the first start that places nearly all of them well is taken
@@ -187,6 +187,7 @@ def _incremental_options(
     options.constant_cameras = {number for number, lens in enumerate(lenses, 1) if lens.fixed}
     options.mapper.init_max_error *= scale
     options.mapper.abs_pose_max_error *= scale
+    options.mapper.abs_pose_min_num_inliers = MIN_INLIERS
     options.mapper.filter_max_reproj_error *= scale
     options.triangulation.merge_max_reproj_error *= scale
     options.triangulation.complete_max_reproj_error *= scale
