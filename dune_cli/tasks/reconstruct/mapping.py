@@ -22,8 +22,7 @@ from dune_cli.tasks.reconstruct.correspondences import Correspondences
 from dune_cli.tasks.reconstruct.verification import MIN_INLIERS, Lens, Verified, camera_of, open_pycolmap
 
 STARTS = ((16.0, 0.95), (4.0, 0.95), (8.0, 1.0))  # of the first pair: least angle in degrees, most forward motion
-ALL_STARTS_UP_TO = 30  # photos: above, the first start that places nearly all of them well is taken
-GOOD_SHARE = 0.95
+GOOD_SHARE, GOOD_ERROR = 0.95, 0.6  # of the photos, of a matched pixel: then no other start is tried
 TWO_VIEW_TRACKS_UP_TO = 50  # photos: few photos need the points that only two of them see
 ONE_THREAD_UP_TO = 200  # photos: above, several threads make results differ in their last digits
 
@@ -102,7 +101,7 @@ def _best_start(
     threads: int,
     priors: bool,
 ) -> list[Mapped]:
-    """Incremental mapping from several first pairs, the result with the most sure observations.
+    """Incremental mapping from several first pairs until one is good, else the result with the most sure observations.
 
     A pair far apart that sees a plane has two poses, and the wrong one can draw all others after it; a camera that
     moves along its line of sight has no pair that COLMAP would begin with by itself.
@@ -117,7 +116,7 @@ def _best_start(
         if found and (not best or found[0].sureness(scale) > best[0].sureness(scale)):
             best = found
         complete = best and len(best[0].world_from_cam) >= GOOD_SHARE * len(lens_of)
-        if len(lens_of) > ALL_STARTS_UP_TO and complete and best[0].error_px < scale:
+        if complete and best[0].error_px < GOOD_ERROR * scale:
             break
     return best
 
