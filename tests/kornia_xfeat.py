@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dune_cli.checkpoints.foreign import open_foreign
 from dune_cli.errors import DuneError
 from dune_cli.matchers import _kornia
 
@@ -23,12 +24,12 @@ class KorniaXFeatLighterGlue(_kornia.LightGlueMatcher):
         self.device = torch.device("cpu")
         self.working_size_px, self.max_keypoints = working_size_px, max_keypoints
         try:
-            state, self.source = _kornia.open_weights("xfeat")
-            glue, _ = _kornia.open_weights("xfeat-lighterglue")
+            file, glue = open_foreign("xfeat"), open_foreign("xfeat-lighterglue")
         except DuneError as error:
             pytest.skip(str(error))
-        self.network = _kornia.fill(feature.XFeat().net, state, "xfeat")
-        self.glue = _kornia.light_glue("xfeat", glue, "xfeat-lighterglue")
+        self.source = file.source
+        self.network = _kornia.fill(feature.XFeat().net, file.tree, "xfeat")
+        self.glue = _kornia.light_glue("xfeat", glue.tree, "xfeat-lighterglue")
 
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, object]:
         import torch

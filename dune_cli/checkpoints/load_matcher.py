@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from dune_cli.checkpoints import files, store
+from dune_cli.checkpoints.foreign import glue_names, open_foreign
 from dune_cli.checkpoints.open_stems import load_wanted
 from dune_cli.checkpoints.opened import expect, finish, naming, open_weights, target
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
@@ -33,11 +31,10 @@ def begin_match_head(config: MatchHeadConfig, seed: int) -> tuple[MatchHead, dic
     WeightsMissing where a file is to be pulled first, CheckpointError where one does not fit.
     """
     head = new_match_head(config, seed)
-    detector, detector_source = _open("xfeat")
-    load_wanted(head.detector, detector, "the file of xfeat does not fit the matching head")
-    glue, glue_source = _open("xfeat-lighterglue")
-    load_wanted(head.glue, _published_glue(glue), "the file of xfeat-lighterglue does not fit the matching head")
-    return head, {source.name: source for source in (detector_source, glue_source)}
+    detector, glue = (open_foreign(name) for name in OPEN)
+    load_wanted(head.detector, detector.tree, "the file of xfeat does not fit the matching head")
+    load_wanted(head.glue, glue_names(glue.tree), "the file of xfeat-lighterglue does not fit the matching head")
+    return head, {file.source.name: file.source for file in (detector, glue)}
 
 
 def new_match_head(config: MatchHeadConfig, seed: int) -> MatchHead:
@@ -54,18 +51,3 @@ def continue_match_head(config: MatchHeadConfig, seed: int, start: MatchHead) ->
     wanted = {key: old.get(key, value) for key, value in head.state_dict().items()}
     load_wanted(head, wanted, "the head to start from has other sizes")
     return head
-
-
-def _open(name: str) -> tuple[Mapping[str, torch.Tensor], Source]:
-    located = store.locate(name)
-    file = files.read_weights(located.path)
-    return file.tree, Source(name, file.sha256, located.entry.licence if located.entry else "unknown")
-
-
-def _published_glue(tree: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """LighterGlue's file, whose layers some copies call `self_attn.0`, in the names `transformers.0.self_attn`."""
-    state = {}
-    for key, value in tree.items():
-        key = key.removeprefix("matcher.")
-        state[re.sub(r"^(self_attn|cross_attn)\.(\d+)\.", r"transformers.\2.\1.", key)] = value
-    return state

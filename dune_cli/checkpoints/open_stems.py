@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
-from dune_cli.checkpoints import files, store
+from dune_cli.checkpoints.foreign import open_foreign
 from dune_cli.errors import CheckpointError
 from dune_cli.provenance import Source
 
@@ -59,11 +59,10 @@ _OPEN: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
 
 def _fill(name: str, part: nn.Module) -> Source:
     entry, rename, prefix = _OPEN[name]
-    located = store.locate(entry)
-    file = files.read_weights(located.path)
+    file = open_foreign(entry)
     state = {prefix + key: value for key, value in rename(file.tree).items()}
-    load_wanted(part, state, f"{located.path} does not fit the stem's part {name}")
-    return Source(entry, file.sha256, located.entry.licence if located.entry else "unknown")
+    load_wanted(part, state, f"{file.path} does not fit the stem's part {name}")
+    return file.source
 
 
 def _timm_name(key: str, state: Tensors, blocks: Iterable[tuple[int, int]]) -> str | None:

@@ -12,7 +12,6 @@ import numpy as np
 from dune_cli import optional
 from dune_cli.errors import CheckpointError, DuneError
 from dune_cli.matchers.base import Availability, FeatureMatcher, Features
-from dune_cli.provenance import Source
 
 if TYPE_CHECKING:
     import torch
@@ -41,16 +40,6 @@ def require_features() -> ModuleType:
     return optional.require("kornia.feature", "this matcher", extra="matchers")
 
 
-def open_weights(name: str) -> tuple[Mapping[str, torch.Tensor], Source]:
-    """The state dict of a registry name, and where it is from."""
-    from dune_cli.checkpoints import files, store
-
-    located = store.locate(name)
-    file = files.read_weights(located.path)
-    licence = located.entry.licence if located.entry else "unknown"
-    return file.tree, Source(name, file.sha256, licence)
-
-
 def fill(
     module: nn.Module,
     state: Mapping[str, torch.Tensor],
@@ -72,17 +61,12 @@ def fill(
 
 def light_glue(features: str, state: Mapping[str, torch.Tensor], what: str) -> nn.Module:
     """LightGlue (Lindenberger et al. 2023) for `features` ("aliked" or "xfeat") from a published state dict."""
+    from dune_cli.checkpoints.foreign import glue_names
+
     LightGlue = require_features().LightGlue
     options = {key: value for key, value in LightGlue.features[features].items() if key != "weights"}
     module = LightGlue(features=None, weights=None, **options)
-    renamed = {}
-    for key, value in state.items():
-        key = key.removeprefix("matcher.")
-        for attention in ("self_attn", "cross_attn"):
-            if key.startswith(f"{attention}."):
-                _, layer, rest = key.split(".", 2)
-                key = f"transformers.{layer}.{attention}.{rest}"
-        renamed[key] = value
+    renamed = glue_names(state)
     return fill(module, renamed, what, own_buffers=["confidence_thresholds"], dropped=["extractor."])
 
 

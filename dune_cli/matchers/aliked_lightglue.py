@@ -26,15 +26,18 @@ class AlikedLightGlue(_kornia.LightGlueMatcher):
         max_keypoints: int = 2048,
         detection_threshold: float = 0.01,
     ) -> None:
+        from dune_cli.checkpoints.foreign import open_foreign
+
         self.device = pick_device(device)
         self.working_size_px = working_size_px
         aliked = _kornia.require_features().ALIKED(
             model_name="aliked-n16", max_num_keypoints=max_keypoints, detection_threshold=detection_threshold
         )
-        state, self.source = _kornia.open_weights("aliked-n16")
-        self.aliked = _kornia.fill(aliked, state, "aliked-n16", own_buffers=["dkd.hw_grid"]).to(self.device)
-        state, _ = _kornia.open_weights("aliked-lightglue")
-        self.glue = _kornia.light_glue("aliked", state, "aliked-lightglue").to(self.device)
+        file = open_foreign("aliked-n16")
+        self.source = file.source
+        self.aliked = _kornia.fill(aliked, file.tree, "aliked-n16", own_buffers=["dkd.hw_grid"]).to(self.device)
+        glue = open_foreign("aliked-lightglue")
+        self.glue = _kornia.light_glue("aliked", glue.tree, "aliked-lightglue").to(self.device)
 
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, object]:
         import torch

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from dune_cli import optional
-from dune_cli.checkpoints import files, store
+from dune_cli.checkpoints.foreign import open_foreign
 from dune_cli.errors import CheckpointError
 from dune_cli.provenance import Source
 from dune_cli.teachers.base import PATCH, Teacher, as_tokens
@@ -40,17 +40,15 @@ class AlikedTeacher(Teacher):
 def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """ALIKED-n16 from the registry name `aliked-n16`, or from the file `argument`."""
     feature = optional.require("kornia.feature", "the teacher aliked", extra="teachers")
-    located = store.locate(argument or "aliked-n16")
-    file = files.read_weights(located.path)
+    file = open_foreign(argument or "aliked-n16", "aliked-n16")
     net = feature.ALIKED(model_name="aliked-n16")
     try:
         missing, unexpected = net.load_state_dict(file.tree, strict=False)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{located.path} does not fit ALIKED: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(f"{file.path} does not fit ALIKED: {' '.join(str(error).split())[:300]}") from error
     wrong = [*(key for key in missing if key not in OWN_BUFFERS), *unexpected]
     if wrong:
         raise CheckpointError(
-            f"{located.path} does not fit ALIKED-n16: {len(wrong)} keys differ, such as {', '.join(wrong[:3])}"
+            f"{file.path} does not fit ALIKED-n16: {len(wrong)} keys differ, such as {', '.join(wrong[:3])}"
         )
-    licence = located.entry.licence if located.entry else "unknown"
-    return AlikedTeacher(net.to(device).eval(), Source("aliked-n16", file.sha256, licence))
+    return AlikedTeacher(net.to(device).eval(), file.source)

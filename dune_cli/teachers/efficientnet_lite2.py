@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dune_cli.checkpoints import files, store
+from dune_cli.checkpoints.foreign import open_foreign
 from dune_cli.checkpoints.open_stems import lite2_state, load_wanted
 from dune_cli.provenance import Source
 from dune_cli.teachers.base import CLS, PATCH, Teacher, as_tokens, resample_map, resize_to_grid
@@ -40,9 +40,7 @@ def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """EfficientNet-Lite2 from the registry name `efficientnet-lite2`, or from the file `argument`."""
     import timm
 
-    located = store.locate(argument or "efficientnet-lite2")
-    file = files.read_weights(located.path)
+    file = open_foreign(argument or "efficientnet-lite2", "efficientnet-lite2")
     net = timm.create_model("tf_efficientnet_lite2", features_only=True, pretrained=False)
-    load_wanted(net, lite2_state(file.tree), f"{located.path} does not fit EfficientNet-Lite2")
-    licence = located.entry.licence if located.entry else "unknown"
-    return EfficientNetLite2(net.to(device).eval(), Source("efficientnet-lite2", file.sha256, licence))
+    load_wanted(net, lite2_state(file.tree), f"{file.path} does not fit EfficientNet-Lite2")
+    return EfficientNetLite2(net.to(device).eval(), file.source)

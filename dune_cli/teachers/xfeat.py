@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dune_cli import optional
-from dune_cli.checkpoints import files, store
+from dune_cli.checkpoints.foreign import open_foreign
 from dune_cli.errors import CheckpointError
 from dune_cli.provenance import Source
 from dune_cli.teachers.base import PATCH, Teacher, as_tokens, fold_map
@@ -46,12 +46,10 @@ class XFeatTeacher(Teacher):
 def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """XFeat from the registry name `xfeat`, or from the file `argument`."""
     feature = optional.require("kornia.feature", "the teacher xfeat", extra="teachers")
-    located = store.locate(argument or "xfeat")
-    file = files.read_weights(located.path)
+    file = open_foreign(argument or "xfeat", "xfeat")
     net = feature.XFeat(top_k=1).net
     try:
         net.load_state_dict(file.tree)
     except (RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{located.path} does not fit XFeat: {' '.join(str(error).split())[:300]}") from error
-    licence = located.entry.licence if located.entry else "unknown"
-    return XFeatTeacher(net.to(device).eval(), Source("xfeat", file.sha256, licence))
+        raise CheckpointError(f"{file.path} does not fit XFeat: {' '.join(str(error).split())[:300]}") from error
+    return XFeatTeacher(net.to(device).eval(), file.source)
