@@ -1,1 +1,1 @@
-"""One file a benchmark, and the metrics they share."""
+"""One file a benchmark, and speed."""

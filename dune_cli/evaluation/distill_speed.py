@@ -17,7 +17,7 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dune_cli import runtime
-from dune_cli.evaluation.speed import SQUARE, Stopwatch, count_flop, linear_products
+from dune_cli.evaluation.speed import SQUARE, Stopwatch, best_seconds, count_flop, linear_products
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
 from dune_cli.teachers._vit import VitTeacher
@@ -135,14 +135,8 @@ def measure_distill(
         products = {
             dtype: linear_products(where, dtype, ((SQUARE,) * 3, *_shapes(trainee, batch, grid))) for dtype in names_of
         }
-        best: dict[object, float] = {}
-        for turn in range(rounds + 1):  # the first warms up
-            report(f"round {turn} of {rounds}")
-            timed = {(dtype, shape): call for dtype, found in products.items() for shape, (call, _) in found.items()}
-            for name, call in {**timed, **calls}.items():
-                seconds = watch(call)
-                if turn:
-                    best[name] = min(seconds, best.get(name, seconds))
+        timed = {(dtype, shape): call for dtype, found in products.items() for shape, (call, _) in found.items()}
+        best = best_seconds({**timed, **calls}, rounds, watch, report)
 
     peak = {
         names_of[dtype]: max(flop / best[dtype, shape] / 1e9 for shape, (_, flop) in found.items())

@@ -19,7 +19,7 @@ from dune_cli.evaluation.columns import Column
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.photos import read_photo
 from dune_cli.teachers.base import CLS, PATCH, Teacher
-from dune_cli.training.held_out import ZERO
+from dune_cli.training.held_out import cosine_sums
 from dune_cli.training.photos import centre_square
 
 TEMPERATURE = 0.07
@@ -211,10 +211,7 @@ def teacher_cosines(
                 norm = norms[kind]
                 restored = every[kind] * norm.std.clamp(min=norm.MIN_STD) + norm.mean
                 pairs = ((restored, raw), (norm.mean.expand_as(raw), raw), (every[kind], norm(raw)))
-                there = raw.norm(dim=-1) > ZERO
-                row = [F.cosine_similarity(a.float(), b.float(), dim=-1)[there].double().sum() for a, b in pairs]
-                row.append(there.sum().double())
-                sums[name, kind] = sums.get((name, kind), 0) + torch.stack(row).cpu()
+                sums[name, kind] = sums.get((name, kind), 0) + cosine_sums(pairs, raw)
     return [TeacherCosine(name, kind, *(total[:3] / total[3]).tolist()) for (name, kind), total in sums.items()]
 
 

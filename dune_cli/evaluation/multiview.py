@@ -13,9 +13,9 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import JobFailed
 from dune_cli.evaluation.map_reloc import Place
-from dune_cli.evaluation.metrics import pose_auc
 from dune_cli.evaluation.sift_mapping import map_by_sift
 from dune_cli.evaluation.trajectory import camera_errors, extent, pair_errors_deg
+from dune_cli.geometry.pose_auc import pose_auc
 from dune_cli.io.intrinsics import resolve_intrinsics
 from dune_cli.io.photos import PhotoFacts, read_photo
 from dune_cli.matchers.base import Matcher

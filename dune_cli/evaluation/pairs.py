@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from dune_cli.errors import UserError
-from dune_cli.evaluation.metrics import pose_auc
 from dune_cli.geometry import epipolar
+from dune_cli.geometry.pose_auc import pose_auc
 from dune_cli.io.jsons import read_json
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers.base import Matcher, resize

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +116,20 @@ class Stopwatch:
         return self.now() - start
 
 
+def best_seconds(
+    calls: Mapping[Any, Callable[[], Any]], rounds: int, watch: Stopwatch, report: Callable[[str], None]
+) -> dict[Any, float]:
+    """Every call in turn, `rounds` times after one round that warms up: the best time of each."""
+    best: dict[Any, float] = {}
+    for turn in range(rounds + 1):
+        report(f"round {turn} of {rounds}")
+        for key, call in calls.items():
+            seconds = watch(call)
+            if turn:
+                best[key] = min(seconds, best.get(key, seconds))
+    return best
+
+
 @torch.inference_mode()
 def measure_networks(
     architecture: str = "dune-vitb",
@@ -146,13 +160,8 @@ def measure_networks(
         calls["encoder", dtype] = lambda model=model: model.encode(images[0])
         calls["two-view", dtype] = lambda model=model: model(images[0], images[1])
     gflop = {name: count_flop(calls[name, "float32"]) / 1e9 for name in ("encoder", "two-view")}
-    best: dict[Any, float] = {}
-    for turn in range(rounds + 1):  # the first warms up
-        report(f"round {turn} of {rounds}")
-        for key, call in [*((key, product) for key, (product, _) in products.items()), *calls.items()]:
-            seconds = watch(call)
-            if turn:
-                best[key] = min(seconds, best.get(key, seconds))
+    timed = {key: product for key, (product, _) in products.items()}
+    best = best_seconds({**timed, **calls}, rounds, watch, report)
     peak: dict[str, dict[str, float]] = {}
     for (dtype, shape), (_, flop) in products.items():
         peak.setdefault(dtype, {})[shape] = flop / best[dtype, shape] / 1e9

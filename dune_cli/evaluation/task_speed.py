@@ -21,6 +21,7 @@ from dune_cli.evaluation.speed import (
     SQUARE,
     NetworkSpeed,
     Stopwatch,
+    best_seconds,
     count_flop,
     input_size,
     linear_products,
@@ -133,13 +134,8 @@ def measure_task(
         for dtype in sorted({torch.float32, fast}, key=str)
         for shape, timed in linear_products(where, dtype, shapes).items()
     }
-    best: dict[Any, float] = {}
-    for turn in range(rounds + 1):  # the first warms up
-        report(f"round {turn} of {rounds}")
-        for key, call in [*((key, product) for key, (product, _) in products.items()), *calls.items()]:
-            seconds = watch(call)
-            if turn:
-                best[key] = min(seconds, best.get(key, seconds))
+    timed = {key: product for key, (product, _) in products.items()}
+    best = best_seconds({**timed, **calls}, rounds, watch, report)
     peak: dict[str, dict[str, float]] = {}
     for (dtype, shape), (_, flop) in products.items():
         peak.setdefault(dtype, {})[shape] = flop / best[dtype, shape] / 1e9

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,11 +76,18 @@ def held_out_scores(
                     (student_says, standardised),
                     (untrained_says, standardised),
                 )
-                there = raw.norm(dim=-1) > ZERO
-                row = [F.cosine_similarity(a, b, dim=-1)[there].double().sum() for a, b in pairs]
-                row += [there.sum(), torch.tensor(there.numel())]
-                sums[name, kind] = sums.get((name, kind), 0) + torch.stack([value.double().cpu() for value in row])
+                size = torch.tensor([raw[..., 0].numel()])
+                row = torch.cat([cosine_sums(pairs, raw), size])
+                sums[name, kind] = sums.get((name, kind), 0) + row
     return [
         HeldOut(name, kind, *(total[:5] / total[5]).tolist(), tokens=float(total[5] / total[6]), photos=count)
         for (name, kind), total in sums.items()
     ]
+
+
+def cosine_sums(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], raw: torch.Tensor) -> torch.Tensor:
+    """(pairs + 1) float64 on the CPU: each pair's cosines summed over the tokens where `raw` (..., D) is not zero, and
+    how many these are. `pairs`: tokens (..., D) each."""
+    there = raw.norm(dim=-1) > ZERO
+    sums = [F.cosine_similarity(a.float(), b.float(), dim=-1)[there].double().sum() for a, b in pairs]
+    return torch.stack([*sums, there.sum().double()]).cpu()
