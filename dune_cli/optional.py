@@ -6,6 +6,8 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import signal
+import threading
 from types import ModuleType
 
 from dune_cli.errors import PackageMissing
@@ -35,6 +37,19 @@ def require(module: str, why: str, extra: str | None = None) -> ModuleType:
             f"{why} needs the package {package}, which is installed but does not start ({_first_line(error)}); "
             f"run: pip install --force-reinstall {package}"
         ) from error
+
+
+def import_pycolmap(why: str) -> ModuleType:
+    """Imports pycolmap. The logging library inside it takes over SIGTERM, prints a stack and ends the process; the
+    handler that was there is put back, so that a command unwinds.
+
+    Raises PackageMissing.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    pycolmap = require("pycolmap", why)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+    return pycolmap
 
 
 def import_open3d(why: str) -> ModuleType:

@@ -111,6 +111,7 @@ def command(
       dune reconstruct left.jpg right.jpg -o scene.glb --fov-deg 65 --baseline 0.2
       dune reconstruct left.jpg right.jpg -o scene.ply --model mast3r.pth
     """
+    from dune_cli import optional
     from dune_cli.commands import reconstruct_many
     from dune_cli.commands.reconstruct_outputs import check_targets
     from dune_cli.commands.videos import check_fps
@@ -133,7 +134,7 @@ def command(
         )
 
     if method == "matches" or colmap is not None:
-        load_pycolmap()
+        optional.import_pycolmap("dune reconstruct")
     run = Run(seed=seed)
     shared = {"baseline": baseline, "seed": seed}
     if min_confidence is not None:
@@ -141,7 +142,7 @@ def command(
     if videos or len(paths) > 2 or many.poses is not None:
         compute = reconstruct_many.Compute(method, model, encoder, matcher, device, dtype, size)
         cameras = (intrinsics, fov_deg)
-        done = reconstruct_many.run_many(paths, targets, many, compute, cameras, shared, run, as_json)
+        done = reconstruct_many.run_many(paths, targets, many, compute, cameras, shared, run)
         if done is None:  # --preflight
             return
         scene, files, facts = done
@@ -160,20 +161,6 @@ def command(
         raise JobFailed("no point reaches --min-confidence; lower it")
     _report(scene)
     targets.write(scene, files, run, as_json, facts)
-
-
-def load_pycolmap() -> None:
-    """Imports pycolmap before the work, so that a missing one is named at once. The logging library inside it takes
-    over SIGTERM, prints a stack and ends the process; the handler that was there is put back, so that it unwinds."""
-    import signal
-    import threading
-
-    from dune_cli import optional
-
-    optional.require("pycolmap", "dune reconstruct")
-    handler = signal.getsignal(signal.SIGTERM)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
 
 
 def _method(method: str, model: str | None, encoder: str | None, matcher: str) -> str:

@@ -38,6 +38,33 @@ class Compute:
     size_px: int | None
 
 
+@dataclass(frozen=True)
+class Job:
+    """What both methods get. ordered: the photos follow one another. cameras: --intrinsics, --fov-deg. shared: the
+    settings that both configurations have."""
+
+    images: list[Path]
+    many: Many
+    compute: Compute
+    cameras: tuple[str | None, float | None]
+    shared: dict[str, Any]
+    work: WorkFolder
+    run: Run
+    ordered: bool
+    surface: str | None
+
+    def settings(self) -> dict[str, Any]:
+        """Of either configuration."""
+        pairs = {"pairs": self.many.pairs, "neighbours": self.many.neighbours, "ordered": self.ordered}
+        return pairs | {"fixed_poses": self.many.pose_use == "fixed"} | self.shared
+
+    def intrinsics(self, facts: Any) -> Any:
+        """K and where it is from, of each photo."""
+        from dune_cli.io.intrinsics import resolve_intrinsics
+
+        return resolve_intrinsics(facts, *self.cameras)
+
+
 def run_many(
     paths: Sequence[Path],
     targets: Targets,
@@ -46,7 +73,6 @@ def run_many(
     cameras: tuple[str | None, float | None],
     shared: dict[str, Any],
     run: Run,
-    as_json: bool,
 ) -> Done | None:
     """The scene, each photo with its hash, and what was new to the work folder; None after --preflight, which prints
     what the work would take."""
@@ -54,7 +80,8 @@ def run_many(
     from dune_cli.tasks.reconstruct.video_frames import photos_of
     from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
-    if many.mesh is not None and targets.scene.suffix.lower() not in SURFACE_SUFFIXES:
+    is_surface = targets.scene.suffix.lower() in SURFACE_SUFFIXES
+    if many.mesh is not None and not is_surface:
         raise UserError(f"--mesh makes a surface, which {targets.scene.name} does not hold; write -o scene.glb or .obj")
     work = WorkFolder(many.work or targets.scene.with_suffix(".work"))
     ordered = all(map(is_video, paths))
@@ -62,39 +89,21 @@ def run_many(
         images = photos_of(paths, many.fps, work)
     if len(images) < 2:
         raise UserError(f"two photos are needed, got {len(images)} of {paths[0].name}; raise --fps")
-    if compute.method == "pointmap":
-        return _by_pointmaps(images, many, compute, cameras, shared, work, run, ordered, targets)
-    return _by_matches(images, many, compute, cameras, shared, work, run, ordered, targets, as_json)
+    surface = many.mesh or ("tsdf" if is_surface else None)
+    job = Job(images, many, compute, cameras, shared, work, run, ordered, surface)
+    return _by_pointmaps(job) if compute.method == "pointmap" else _by_matches(job)
 
 
-def _by_matches(
-    images: list[Path],
-    many: Many,
-    compute: Compute,
-    cameras: tuple[str | None, float | None],
-    shared: dict[str, Any],
-    work: WorkFolder,
-    run: Run,
-    ordered: bool,
-    targets: Targets,
-    as_json: bool,
-) -> Done | None:
+def _by_matches(job: Job) -> Done | None:
     from dune_cli.commands.reconstruct import pick_matcher
-    from dune_cli.io.intrinsics import resolve_intrinsics
     from dune_cli.io.jsons import dumps
     from dune_cli.tasks.reconstruct import many as task
     from dune_cli.tasks.reconstruct.pairing import check_pairs
     from dune_cli.tasks.reconstruct.preflight import preflight
 
-    poses = _known_poses(many, images, shared)
-    config = task.ManyConfig(
-        pairs=many.pairs,
-        neighbours=many.neighbours,
-        mapper=many.mapper,
-        fixed_poses=many.pose_use == "fixed",
-        ordered=ordered,
-        **shared,
-    )
+    images, many, compute, work, run = job.images, job.many, job.compute, job.work, job.run
+    poses = _known_poses(many, images, job.shared)
+    config = task.ManyConfig(mapper=many.mapper, **job.settings())
     check_pairs(many.pairs, images)
     matcher = pick_matcher(compute.matcher, compute.model, compute.encoder, compute.device, compute.dtype, run)
     describer = _describer(many.retrieval_model, compute) if task.wants_descriptors(len(images), config) else None
@@ -102,22 +111,13 @@ def _by_matches(
         click.echo(dumps(asdict(preflight(images, matcher, config, work, describer))))
         return None
 
-    scene = task.reconstruct(
-        images,
-        lambda facts: resolve_intrinsics(facts, *cameras),
-        matcher,
-        config,
-        work,
-        run,
-        describer,
-        poses,
-    )
+    scene = task.reconstruct(images, job.intrinsics, matcher, config, work, run, describer, poses)
     if many.dense and not scene.is_dense:
         from dune_cli.tasks.reconstruct.dense.config import DenseConfig
         from dune_cli.tasks.reconstruct.densify import densify
 
         settings = DenseConfig(many.quality, device=compute.device)
-        scene = densify(scene, images, settings, _surface_kind(many, targets), run, config.min_confidence)
+        scene = densify(scene, images, settings, job.surface, run, config.min_confidence)
     console.note(
         f"{work.counts['features']} photos and {work.counts['matches']} pairs were new; {work.folder} keeps them"
     )
@@ -170,46 +170,23 @@ def _hashed(images: list[Path]) -> list[tuple[Path, str]]:
     return [(path, sha256_of(path)) for path in images]
 
 
-def _by_pointmaps(
-    images: list[Path],
-    many: Many,
-    compute: Compute,
-    cameras: tuple[str | None, float | None],
-    shared: dict[str, Any],
-    work: WorkFolder,
-    run: Run,
-    ordered: bool,
-    targets: Targets,
-) -> Done:
+def _by_pointmaps(job: Job) -> Done:
     from dune_cli.checkpoints import load
-    from dune_cli.io.intrinsics import resolve_intrinsics
     from dune_cli.tasks.reconstruct import many_pointmaps as task
     from dune_cli.tasks.reconstruct.densify import fused
     from dune_cli.tasks.reconstruct.pairing import check_pairs
 
+    images, many, compute = job.images, job.many, job.compute
     if many.preflight:
         raise UserError("--preflight measures --method matches; leave --preflight or --model out")
     assert compute.model is not None
-    poses = _known_poses(many, images, shared)
-    config = task.ManyPointMapsConfig(
-        size_px=compute.size_px,
-        pairs=many.pairs,
-        neighbours=many.neighbours,
-        ordered=ordered,
-        fixed_poses=many.pose_use == "fixed",
-        **shared,
-    )
+    poses = _known_poses(many, images, job.shared)
+    config = task.ManyPointMapsConfig(size_px=compute.size_px, **job.settings())
     check_pairs(many.pairs, images)
-    with run.stage("load"):
+    with job.run.stage("load"):
         network = load.load_two_view(compute.model, compute.encoder, compute.device, compute.dtype)
     console.note(f"model {network.source.name}, licence {network.source.licence}")
-    scene = task.reconstruct(
-        images, lambda facts: resolve_intrinsics(facts, *cameras), network, config, work, run, poses
-    )
+    scene = task.reconstruct(images, job.intrinsics, network, config, job.work, job.run, poses)
     if many.dense:
-        scene = fused(scene, _surface_kind(many, targets), run)
-    return scene, _hashed(images), _work_facts(work)
-
-
-def _surface_kind(many: Many, targets: Targets) -> str | None:
-    return many.mesh or ("tsdf" if targets.scene.suffix.lower() in SURFACE_SUFFIXES else None)
+        scene = fused(scene, job.surface, job.run)
+    return scene, _hashed(images), _work_facts(job.work)

@@ -56,7 +56,7 @@ def refine_absolute_pose(
     "Multiple View Geometry", section 5.2), the focal length's share included, sigma from the residuals. None where the
     points do not determine the pose: fewer than 6 (7), or all on one line.
     """
-    pycolmap = optional.require("pycolmap", "camera pose estimation")
+    pycolmap = optional.import_pycolmap("camera pose estimation")
 
     points_world, pixels = np.asarray(points_world, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
     parameters = 7 if focal_unknown else 6

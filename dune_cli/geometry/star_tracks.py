@@ -48,7 +48,7 @@ def triangulate_star(
     their units, under an angle of at least `min_angle_deg` (LO-RANSAC of pycolmap; J. Schönberger and J.-M. Frahm,
     "Structure-from-Motion Revisited", CVPR 2016, section 4.3). Points that the view itself does not agree with are
     none of its own."""
-    pycolmap = optional.require("pycolmap", "triangulation")
+    pycolmap = optional.import_pycolmap("triangulation")
 
     views = [Ray(np.arange(len(pixels)), np.asarray(pixels, dtype=np.float64), K, cam_from_world, unit_px), *others]
     cameras, poses = [], []

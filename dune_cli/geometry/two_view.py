@@ -108,7 +108,7 @@ def _bundle_adjust(
     loss_scale_px: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pose with unit baseline and points (M, 3) after one solve; one thread, so that two runs agree to the bit."""
-    pycolmap = optional.require("pycolmap", "bundle adjustment")
+    pycolmap = optional.import_pycolmap("bundle adjustment")
 
     scene = pycolmap.Reconstruction()
     poses = (np.eye(4), cam2_from_cam1)

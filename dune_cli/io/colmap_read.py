@@ -22,7 +22,7 @@ POINT_BYTES, IMAGE_BYTES, POINT2D_BYTES = (struct.calcsize(record) for record in
 
 def open_model(folder: str | Path) -> pycolmap.Reconstruction:
     """The model (binary or text) in `folder`, or in its `sparse/0` or `sparse`. UserError for none, or a broken one."""
-    pycolmap = optional.require("pycolmap", "a COLMAP model")
+    pycolmap = optional.import_pycolmap("a COLMAP model")
     model = model_folder(folder)
     if model is None:
         raise UserError(f"{folder} holds no COLMAP model; name that of cameras, images and points3D (.bin, .txt)")

@@ -162,8 +162,8 @@ def test_a_terminated_run_unwinds_although_pycolmap_is_loaded() -> None:
     code = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-from dune_cli.commands.reconstruct import load_pycolmap
-load_pycolmap()
+from dune_cli import optional
+optional.import_pycolmap("this test")
 try:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(10)

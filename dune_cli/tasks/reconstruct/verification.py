@@ -91,7 +91,7 @@ def _epipolar(points1: np.ndarray, points2: np.ndarray, threshold_px: float, see
 
 def open_pycolmap() -> Any:
     """The package, without its remarks."""
-    pycolmap = optional.require("pycolmap", "structure from motion")
+    pycolmap = optional.import_pycolmap("structure from motion")
     pycolmap.logging.minloglevel = max(pycolmap.logging.minloglevel, 3)  # its remarks are not ours
     return pycolmap
 

@@ -40,7 +40,7 @@ class Lens:
 
     @cached_property
     def camera(self) -> pycolmap.Camera:
-        pycolmap = optional.require("pycolmap", "camera models")
+        pycolmap = optional.import_pycolmap("camera models")
         return pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=list(self.params))
 
     @cached_property
@@ -61,7 +61,7 @@ class Lens:
         """The same lens for a photo that was resized."""
         if (width, height) == (self.width, self.height):
             return self
-        pycolmap = optional.require("pycolmap", "camera models")
+        pycolmap = optional.import_pycolmap("camera models")
         camera = pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=list(self.params))
         camera.rescale(width, height)
         return Lens(self.model, tuple(map(float, camera.params)), width, height)

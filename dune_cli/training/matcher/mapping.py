@@ -31,7 +31,7 @@ def map_scene(found: SceneMatches, seed: int) -> Mapped | None:
 
     Frames of one size share a camera of unknown focal length, without distortion.
     """
-    pycolmap = optional.require("pycolmap", "structure from motion of training scenes")
+    pycolmap = optional.import_pycolmap("structure from motion of training scenes")
     if len(found.names) < LEAST_FRAMES:
         return None
     with tempfile.TemporaryDirectory(prefix="dune-") as name:
