@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import eval_shared, options
 from dune_cli.errors import UserError
 
 QUALITIES = ("low", "medium", "high")
-
-
-def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in (value or "").split(",") if part.strip()))
 
 
 @click.command("depthmaps")
@@ -27,15 +21,15 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     help="Finds the sparse points; auto: the best one present; mast3r needs --model.",
 )
 @click.option("--model", metavar="FILE|NAME", help="Two-view model for the matcher mast3r.")
-@click.option("--encoder", metavar="FILE|NAME", help="Its encoder, if the model's file has none.")
-@click.option("--set", "sets", metavar="NAME,…", callback=_names, help="Only these sets.")
+@eval_shared.encoder
+@eval_shared.sets()
 @click.option(
     "--quality",
     "qualities",
     default="medium",
     show_default=True,
     metavar="NAME,…",
-    callback=_names,
+    callback=options.names,
     help="low, medium, high: each a row.",
 )
 @options.output(required=False, text="Also write the JSON, with every photo's score, to this .json file.")
@@ -66,12 +60,12 @@ def command(
     \b
     Example: dune eval depthmaps data/multiview --set hololens --quality low,medium
     """
-    from dune_cli.commands.eval_multiview import markdown
-    from dune_cli.commands.eval_pairs import load_columns
-    from dune_cli.commands.reconstruct import load_pycolmap
+    from dataclasses import asdict
+
+    from dune_cli import optional
     from dune_cli.evaluation import depthmaps as benchmark
     from dune_cli.evaluation.map_reloc import read_places
-    from dune_cli.io import atomic, jsons
+    from dune_cli.io import atomic
     from dune_cli.provenance import Run, sha256_of
 
     strange = [name for name in qualities if name not in QUALITIES]
@@ -79,10 +73,11 @@ def command(
         raise UserError(f"unknown quality {', '.join(strange) or '(none)'}; allowed: {', '.join(QUALITIES)}")
     target = atomic.check_output(output, [".json"], overwrite) if output else None
     places = read_places(root, sets)
-    load_pycolmap()
+    optional.import_pycolmap("dune eval depthmaps")
     run = Run(seed=seed)
     with run.stage("load"):
-        ((name, loaded),) = load_columns([matcher] if matcher != "auto" else [], model, encoder, device, dtype).items()
+        asked = [matcher] if matcher != "auto" else []
+        ((name, loaded),) = eval_shared.load_columns(asked, model, encoder, device, dtype).items()
     rows: list[tuple[str, str, float, list[benchmark.ViewScore]]] = []
     with run.stage("evaluate"):
         for place in console.progress(places, "sets", len(places), "set"):
@@ -98,11 +93,12 @@ def command(
         "matcher": name,
         "rows": [
             {"set": place, "method": method, "seconds": round(seconds, 3)}
-            | _rounded(benchmark.mean_errors([score.errors for score in scores]))
+            | eval_shared.rounded(asdict(benchmark.mean_errors([score.errors for score in scores])))
             for place, method, seconds, scores in rows
         ],
         "photos": [
-            {"set": score.set_name, "image": score.image, "method": score.method} | _rounded(score.errors)
+            {"set": score.set_name, "image": score.image, "method": score.method}
+            | eval_shared.rounded(asdict(score.errors))
             for _, _, _, scores in rows
             for score in scores
         ],
@@ -112,8 +108,6 @@ def command(
             units="shares; seconds",
         ),
     }
-    if target is not None:
-        jsons.write_json(target, result)
     head = ["set", "method", "photos", "completeness", "AbsRel", "< 1.25", "within 5 %", "of all pixels", "seconds"]
     body = []
     for place, method, seconds, scores in rows:
@@ -121,10 +115,4 @@ def command(
         shares = [f"{v:.1%}" for v in (mean.delta, mean.close, mean.close_of_all)]
         cells = [f"{mean.completeness:.1%}", f"{mean.abs_rel:.4f}", *shares, f"{seconds:.1f}"]
         body.append([place, method, str(len(scores)), *cells])
-    click.echo(jsons.dumps(result) if as_json else markdown(head, body))
-
-
-def _rounded(errors: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {key: round(value, 5) if isinstance(value, float) else value for key, value in asdict(errors).items()}
+    eval_shared.finish(result, target, as_json, eval_shared.markdown(head, body))

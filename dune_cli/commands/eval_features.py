@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import eval_shared, options
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,12 +15,8 @@ if TYPE_CHECKING:
     from dune_cli.teachers.base import Teacher
 
 
-def _list(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in (value or "").split(",") if part.strip()))
-
-
 def _distances(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
-    parts = _list(ctx, param, value)
+    parts = options.names(ctx, param, value)
     if not parts or not all(part.isdigit() and int(part) for part in parts):
         raise click.BadParameter(f"{value!r}: whole pixels above 0, such as 4,8,16")
     return [int(part) for part in parts]
@@ -31,13 +27,15 @@ def _distances(ctx: click.Context, param: click.Parameter, value: str) -> list[i
     "--model",
     "models",
     required=True,
-    callback=_list,
+    callback=options.names,
     metavar="COLUMN,…",
     help="Encoders (NAME, FILE, timm:MODEL[=FILE]); teacher:NAME[=FILE]; controls: random:STUDENT|FILE, pixels.",
 )
 @click.option("--labelled", metavar="DIR", help="Photos with a sub-folder for each class: k-NN and linear probe.")
 @click.option("--photos", metavar="DIR", help="Photos for the cosine to --teachers, searched recursively.")
-@click.option("--teachers", callback=_list, metavar="LIST", help="As for dune distill; for encoders with projectors.")
+@click.option(
+    "--teachers", callback=options.names, metavar="LIST", help="As for dune distill; for encoders with projectors."
+)
 @click.option("--pairs", "pairs_root", metavar="DIR", help="Photo pairs with pairs.json files: patch matching.")
 @click.option("--size", "size_px", default=224, show_default=True, type=click.IntRange(14), metavar="PX", help="Side.")
 @click.option(
@@ -210,5 +208,4 @@ def _pairs(columns: list[Column], root: str, size_px: int, within_px: list[int])
 def _table(columns: list[str], rows: dict[str, list[Any]]) -> str:
     cells = [["", *columns]]
     cells += [[name, *("-" if value is None else f"{value:.3f}" for value in values)] for name, values in rows.items()]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
+    return "\n".join(eval_shared.text_table(cells))

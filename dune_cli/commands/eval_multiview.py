@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import eval_shared, options
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,23 +18,19 @@ if TYPE_CHECKING:
 CONTROL, POINTMAP = "pycolmap-sift", "pointmap"
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in (value or "").split(",") if part.strip()))
-
-
 @click.command("multiview")
 @click.argument("root")
 @click.option(
     "--matcher",
     "matchers",
     metavar="NAME,…",
-    callback=_names,
+    callback=options.names,
     help="Matchers, each a row; auto: the best one present; pointmap: a two-view --model's point maps.  [default: "
     "auto; pointmap with --model]",
 )
 @click.option("--model", metavar="FILE|NAME", help="Two-view model for pointmap and the matcher mast3r.")
-@click.option("--encoder", metavar="FILE|NAME", help="Its encoder, if the model's file has none.")
-@click.option("--set", "sets", metavar="NAME,…", callback=_names, help="Only these sets.")
+@eval_shared.encoder
+@eval_shared.sets()
 @click.option(
     "--intrinsics",
     type=click.Choice(["known", "unknown"]),
@@ -80,7 +76,7 @@ def command(
     """
     from dune_cli.evaluation import multiview as benchmark
     from dune_cli.evaluation.map_reloc import read_places
-    from dune_cli.io import atomic, jsons
+    from dune_cli.io import atomic
     from dune_cli.provenance import Run, sha256_of
 
     target = atomic.check_output(output, [".json"], overwrite) if output else None
@@ -108,9 +104,7 @@ def command(
             units="degrees; metres or the set's own unit; seconds",
         ),
     }
-    if target is not None:
-        jsons.write_json(target, result)
-    click.echo(jsons.dumps(result) if as_json else table(scores))
+    eval_shared.finish(result, target, as_json, table(scores))
 
 
 def _methods(
@@ -125,8 +119,7 @@ def _methods(
     control: bool,
 ) -> tuple[dict[str, Method], list[Source]]:
     """The rows by name, in the order asked for, and what runs in them."""
-    from dune_cli.commands.eval_pairs import load_columns
-    from dune_cli.commands.reconstruct import load_pycolmap
+    from dune_cli import optional
     from dune_cli.evaluation import multiview as benchmark
     from dune_cli.tasks.reconstruct.many import ManyConfig
     from dune_cli.tasks.reconstruct.many_pointmaps import ManyPointMapsConfig
@@ -134,13 +127,14 @@ def _methods(
 
     if pairs not in WAYS:
         raise UserError(f"--pairs {pairs!r} is unknown here; allowed: {', '.join(WAYS)}")
-    load_pycolmap()
+    optional.import_pycolmap("dune eval multiview")
     names = names or ([POINTMAP] if model else ["auto"])
     if POINTMAP in names and model is None:
         raise UserError("pointmap needs a two-view model; give --model FILE or a registry name")
     matching = [name for name in names if name != POINTMAP]
     takes = POINTMAP not in names or "mast3r" in names
-    columns = load_columns(matching, *((model, encoder) if takes else (None, None)), device, dtype) if matching else {}
+    given = (model, encoder) if takes else (None, None)
+    columns = eval_shared.load_columns(matching, *given, device, dtype) if matching else {}
     methods: dict[str, Method] = {}
     sources = [matcher.source for matcher in columns.values()]
     for name, matcher in columns.items():
@@ -189,14 +183,7 @@ def table(scores: Sequence[SetScore]) -> str:
         ]
         for s in scores
     ]
-    return markdown(head, rows)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up as plain text, too."""
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths)) + " |" for line in lines)
+    return eval_shared.markdown(head, rows)
 
 
 def _number(value: float, digits: int) -> str:

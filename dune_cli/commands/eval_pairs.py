@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
-from dune_cli.errors import UserError
+from dune_cli.commands import eval_shared, options
 
 if TYPE_CHECKING:
     from dune_cli.evaluation.pairs import Pair, PairScore, Summary
-    from dune_cli.matchers.base import Matcher
 
 CHANCE = "chance"
 Scores = dict[str, list["PairScore"]]
@@ -29,21 +27,9 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
     return list(dict.fromkeys(sizes))
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in (value or "").split(",") if part.strip()))
-
-
 @click.command("pairs")
 @click.argument("root")
-@click.option(
-    "--matcher",
-    "matchers",
-    metavar="NAME,…",
-    callback=_names,
-    help="Matchers, each a column; auto: the best one present.  [default: auto; mast3r with --model]",
-)
-@click.option("--model", metavar="FILE|NAME", help="Two-view model for the matcher mast3r.")
-@click.option("--encoder", metavar="FILE|NAME", help="Its encoder, if the model's file has none.")
+@eval_shared.columns
 @click.option(
     "--size",
     "sizes_px",
@@ -53,7 +39,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     callback=_sizes,
     help="Reduce the photos to this long side first, in pixels (0: as they are). The matcher then works at its own.",
 )
-@click.option("--set", "sets", metavar="NAME,…", callback=_names, help="Only these sets; easy: all but wide.")
+@eval_shared.sets("Only these sets; easy: all but wide.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N pairs of each set.")
 @click.option(
     "--threshold-px",
@@ -93,17 +79,18 @@ def command(
     Example: dune eval pairs data/pairs --matcher sift,xfeat-lighterglue,aliked-lightglue -o table.json
              dune eval pairs data/pairs --model two_view.pth --encoder dune.pth --size 480,0 --set easy
     """
+    from dataclasses import asdict
     from pathlib import Path
 
     from dune_cli.evaluation import pairs as benchmark
-    from dune_cli.io import atomic, jsons
+    from dune_cli.io import atomic
     from dune_cli.provenance import Run, sha256_of
 
     target = atomic.check_output(output, [".json"], overwrite) if output else None
     pairs = benchmark.select(benchmark.read_pairs(root), sets, limit)
     run = Run(seed=seed)
     with run.stage("load"):
-        columns = load_columns(matchers, model, encoder, device, dtype)
+        columns = eval_shared.load_columns(matchers, model, encoder, device, dtype)
     scores: Scores = {name: [] for name in columns}
     with run.stage("evaluate"):
         for pair in console.progress(pairs, "pairs", total=len(pairs), unit="pair"):
@@ -124,7 +111,7 @@ def command(
                 "set": name,
                 "size_px": size,
                 "pairs": count,
-                "scores": {key: _rounded(value) for key, value in row.items()},
+                "scores": {key: eval_shared.rounded(asdict(value), 4) for key, value in row.items()},
             }
             for name, size, count, row in rows
         ],
@@ -136,28 +123,7 @@ def command(
             threads=_threads(),
         ),
     }
-    if target is not None:
-        jsons.write_json(target, result)
-    click.echo(jsons.dumps(result) if as_json else _table(rows, [*columns, CHANCE]))
-
-
-def load_columns(
-    names: list[str], model: str | None, encoder: str | None, device: str, dtype: str
-) -> dict[str, Matcher]:
-    """The columns in the order asked for, all loaded before the first pair is matched."""
-    from dune_cli.matchers import load
-
-    names = names or (["mast3r"] if model else ["auto"])
-    if "auto" in names:
-        best, note = load.choose_auto()
-        console.note(note)
-        names = list(dict.fromkeys(best if name == "auto" else name for name in names))
-    takers = [name for name in names if load.takes_model(name)]
-    if (model or encoder) and not takers:
-        raise UserError(f"--model and --encoder are for the matcher mast3r; received --matcher {','.join(names)}")
-    return {
-        name: load.load_matcher(name, device, dtype, *((model, encoder) if name in takers else ())) for name in names
-    }
+    eval_shared.finish(result, target, as_json, _table(rows, [*columns, CHANCE]))
 
 
 def _rows(
@@ -179,12 +145,6 @@ def _rows(
     return rows
 
 
-def _rounded(summary: Summary) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(summary).items()}
-
-
 def _table(rows: list[tuple[str, int, int, dict[str, Summary]]], columns: list[str]) -> str:
     """Four tables, one below the other, with the same rows and columns."""
     blocks = {
@@ -195,18 +155,14 @@ def _table(rows: list[tuple[str, int, int, dict[str, Summary]]], columns: list[s
         "medians: matches, inliers; failures": lambda s: f"{s.matches:.0f} {s.inliers:.0f}; {s.failures}",
         "median seconds a pair: matching, with pose": lambda s: f"{s.seconds_matching:.2f} {s.seconds_total:.2f}",
     }
-    lines = []
+    tables = {}
     for title, show in blocks.items():
         shown = [name for name in columns if name != CHANCE or title.startswith(("AUC", "median error"))]
-        body = [["set", "size px", "pairs", *shown]]
+        tables[title] = [["set", "size px", "pairs", *shown]]
         for name, size, count, row in rows:
-            body.append([name, str(size or "original"), str(count), *(show(row[column]) for column in shown)])
-        widths = [max(map(len, column)) for column in zip(*body)]
-        lines.append(title)
-        for cells in body:
-            lines.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
-        lines.append("")
-    return "\n".join(lines[:-1])
+            cells = [show(row[column]) for column in shown]
+            tables[title].append([name, str(size or "original"), str(count), *cells])
+    return eval_shared.text_blocks(tables)
 
 
 def _threads() -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import eval_shared, options
 
 if TYPE_CHECKING:
     from dune_cli.evaluation.map_reloc import Place, Score, Summary
@@ -16,22 +16,10 @@ if TYPE_CHECKING:
 ALL = "all"
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in (value or "").split(",") if part.strip()))
-
-
 @click.command("reloc")
 @click.argument("root")
-@click.option(
-    "--matcher",
-    "matchers",
-    metavar="NAME,…",
-    callback=_names,
-    help="Matchers, each a column; auto: the best one present.  [default: auto; mast3r with --model]",
-)
-@click.option("--model", metavar="FILE|NAME", help="Two-view model for the matcher mast3r.")
-@click.option("--encoder", metavar="FILE|NAME", help="Its encoder, if the model's file has none.")
-@click.option("--set", "sets", metavar="NAME,…", callback=_names, help="Only these sets.")
+@eval_shared.columns
+@eval_shared.sets()
 @click.option(
     "--min-confidence",
     type=click.FloatRange(0, 1),
@@ -69,9 +57,8 @@ def command(
     """
     from dataclasses import asdict
 
-    from dune_cli.commands.eval_pairs import load_columns
     from dune_cli.evaluation import map_reloc
-    from dune_cli.io import atomic, jsons
+    from dune_cli.io import atomic
     from dune_cli.provenance import Run, sha256_of
     from dune_cli.tasks.reloc.guesses import LocateConfig
 
@@ -80,7 +67,7 @@ def command(
     config = LocateConfig(seed=seed) if min_confidence is None else LocateConfig(min_confidence, seed=seed)
     run = Run(seed=seed)
     with run.stage("load"):
-        columns = load_columns(matchers, model, encoder, device, dtype)
+        columns = eval_shared.load_columns(matchers, model, encoder, device, dtype)
     scores: dict[str, list[Score]] = {name: [] for name in columns}
     with run.stage("evaluate"):
         jobs = [(name, place) for name in columns for place in places]
@@ -101,19 +88,17 @@ def command(
             for p in places
         ],
         "rows": [
-            {"set": name, "scores": {column: _rounded(asdict(summary)) for column, summary in row.items()}}
+            {"set": name, "scores": {column: eval_shared.rounded(asdict(summary)) for column, summary in row.items()}}
             for name, row in rows
         ],
-        "queries": {name: [_rounded(asdict(score)) for score in found] for name, found in scores.items()},
+        "queries": {name: [eval_shared.rounded(asdict(score)) for score in found] for name, found in scores.items()},
         "provenance": run.provenance(
             [matcher.source for matcher in columns.values()],
             [(file, sha256_of(file)) for place in places for file in place.map.files],
             units="degrees; metres or the set's own unit; seconds",
         ),
     }
-    if target is not None:
-        jsons.write_json(target, result)
-    click.echo(jsons.dumps(result) if as_json else _table(rows, list(columns)))
+    eval_shared.finish(result, target, as_json, _table(rows, list(columns)))
 
 
 def _rows(places: Sequence[Place], scores: Mapping[str, Sequence[Score]]) -> list[tuple[str, dict[str, Summary]]]:
@@ -127,10 +112,6 @@ def _rows(places: Sequence[Place], scores: Mapping[str, Sequence[Score]]) -> lis
     if len(places) > 1:
         rows.append((ALL, {name: summarise(found, places) for name, found in scores.items()}))
     return rows
-
-
-def _rounded(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
 
 
 def _table(rows: list[tuple[str, dict[str, Summary]]], columns: list[str]) -> str:
@@ -151,15 +132,10 @@ def _table(rows: list[tuple[str, dict[str, Summary]]], columns: list[str]) -> st
         ),
         "median seconds a query": (lambda s: f"{s.seconds:.2f}", None),
     }
-    lines = []
+    tables = {}
     for title, (show, show_control) in blocks.items():
-        body = [["set", *columns, *([control] if show_control else [])]]
+        tables[title] = [["set", *columns, *([control] if show_control else [])]]
         for name, row in rows:
             cells = [show(row[column]) for column in columns]
-            body.append([name, *cells, *([show_control(row[columns[0]])] if show_control else [])])
-        widths = [max(map(len, column)) for column in zip(*body)]
-        lines.append(title)
-        for cells in body:
-            lines.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
-        lines.append("")
-    return "\n".join(lines[:-1])
+            tables[title].append([name, *cells, *([show_control(row[columns[0]])] if show_control else [])])
+    return eval_shared.text_blocks(tables)

@@ -91,6 +91,16 @@ def output(required: bool, text: str) -> Callable[[F], F]:
     return decorate
 
 
+def listed(text: str) -> list[str]:
+    """The parts of a list with commas, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    """The callback of an option that takes such a list; without a value an empty one."""
+    return listed(value or "")
+
+
 def as_json(function: F) -> F:
     """`as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")(

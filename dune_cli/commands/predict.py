@@ -179,7 +179,7 @@ def _single(task: Task, photo: Photo, camera: str | None, size: int | None, path
 
 
 def _names(text: str) -> list[str]:
-    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    names = options.listed(text)
     unknown = [name for name in names if name not in TASKS]
     if unknown or not names:
         raise UserError(f"--tasks {text!r}: {', '.join(unknown) or 'nothing'} is no task; allowed: {', '.join(TASKS)}")

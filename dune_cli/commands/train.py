@@ -20,7 +20,7 @@ def command() -> None:
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    return tuple(options.listed(value))
 
 
 @command.command("matcher")
