@@ -29,6 +29,7 @@ RECIPE = {
     "learning_rate": 8e-3,  # for a batch of 256: 1e-3 here
     "sharing": "lowest_loss",
     "projector": "tp",
+    "norm": "mean-std",
     "crops": 2,
     "compile": True,
 }
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--cache", help="folder for the teachers' answers")
     parser.add_argument("--steps", default=1600, type=int, help="%(default)s")
     parser.add_argument("--init", help="student to go on from, for a further stage")
+    parser.add_argument("--norm", default=RECIPE["norm"], help="of the teachers' outputs (%(default)s)")
     parser.add_argument("--student", default=RECIPE["student"], help="%(default)s")
     parser.add_argument("-o", "--output", required=True, type=Path, help="folder of the run")
     options = parser.parse_args()
@@ -66,7 +68,7 @@ def main() -> None:
     photos = options.output.parent / f"{options.output.name}-photos.txt"
     photos.parent.mkdir(parents=True, exist_ok=True)
     photos.write_text("\n".join(photo_list(options.corpus, options.leave_out)) + "\n")
-    settings = RECIPE | {"student": options.student, "steps": options.steps, "init": options.init}
+    settings = RECIPE | {name: getattr(options, name) for name in ("student", "steps", "init", "norm")}
     config = DistillConfig(data=(str(photos),), cache=options.cache, **settings)
     finished = finish(distill(config, options.output), options.output)
     for score in finished.scores:

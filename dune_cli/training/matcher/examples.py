@@ -22,7 +22,7 @@ from dune_cli.training.matcher.loss import FORBIDDEN_PX
 from dune_cli.training.matcher.scenes import group_of
 from dune_cli.training.matcher.sequences import RealPair
 
-REMEMBERED = 400  # photos whose keypoints are kept in memory: 0.6 to 1 GB
+REMEMBERED = 1000  # photos whose keypoints are kept in memory: 1.5 to 2.5 GB
 EASY_DEG = 8.0  # pairs that turned less are drawn at a fifth of the rate
 TRIES = 8
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from dune_cli.io.jsons import read_json
+from dune_cli.training.matcher.kept_maps import kept_map
 from dune_cli.training.matcher.labels import fundamental
-from dune_cli.training.matcher.mapping import Mapped, map_scene
+from dune_cli.training.matcher.mapping import Mapped
 from dune_cli.training.matcher.scenes import Scene, refuse_benchmark
 from dune_cli.training.matcher.teacher_matches import SceneMatches, file_of, read_matches
 
@@ -45,7 +46,7 @@ def real_pairs(scenes: Iterable[Scene], folder: Path, seed: int) -> list[RealPai
         path = file_of(folder, scene.name)
         if path.exists():
             found = read_matches(path)
-            mapped = posed(scene, found) or map_scene(found, seed)
+            mapped = posed(scene, found) or kept_map(found, folder, seed)
             pairs += _mapped_pairs(scene, found, mapped) if mapped is not None else _loose_pairs(scene, found, seed)
     return pairs
 

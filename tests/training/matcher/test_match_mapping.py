@@ -10,7 +10,7 @@ import pytest
 
 from dune_cli.geometry.epipolar import pose_error
 from dune_cli.geometry.poses import rotation_from_rotvec
-from dune_cli.training.matcher import sequences
+from dune_cli.training.matcher import kept_maps, sequences
 from dune_cli.training.matcher.labels import epipolar_distance
 from dune_cli.training.matcher.mapping import map_scene
 from dune_cli.training.matcher.scenes import Scene
@@ -102,3 +102,36 @@ def test_two_frames_give_no_map(found: SceneMatches) -> None:
         "rock", found.names[:2], found.sizes[:2], found.points[:2], found.pairs[:1], found.matches[:1], found.scores[:1]
     )
     assert map_scene(two, 0) is None
+
+
+def test_a_scene_is_mapped_once(found: SceneMatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*arguments):
+        calls.append(1)
+        return map_scene(*arguments)
+
+    monkeypatch.setattr(kept_maps, "map_scene", counted)
+    write_matches(tmp_path / "rock.matches.npz", found)
+    first, second = (kept_maps.kept_map(found, tmp_path, 0) for _ in range(2))
+    assert len(calls) == 1
+    for name in ("frames", "K", "cam_from_world"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    for one, other in zip(first.points, second.points, strict=True):
+        np.testing.assert_array_equal(one, other)
+    kept_maps.kept_map(found, tmp_path, 1)
+    assert len(calls) == 2  # another seed
+    path = tmp_path / "rock.map.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    kept_maps.kept_map(found, tmp_path, 1)
+    assert len(calls) == 3  # a cut file
+
+
+def test_that_a_scene_cannot_be_mapped_is_kept_too(tmp_path: Path, found: SceneMatches, monkeypatch) -> None:
+    two = SceneMatches(
+        "rock", found.names[:2], found.sizes[:2], found.points[:2], found.pairs[:1], found.matches[:1], found.scores[:1]
+    )
+    write_matches(tmp_path / "rock.matches.npz", two)
+    assert kept_maps.kept_map(two, tmp_path, 0) is None
+    monkeypatch.setattr(kept_maps, "map_scene", None)
+    assert kept_maps.kept_map(two, tmp_path, 0) is None
