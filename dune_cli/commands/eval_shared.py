@@ -25,7 +25,7 @@ def columns(function: options.F) -> options.F:
         callback=options.names,
         help="Matchers, each a column; auto: the best one present.  [default: auto; mast3r with --model]",
     )
-    model = click.option("--model", metavar="FILE|NAME", help="Two-view model for the matcher mast3r.")
+    model = click.option("--model", metavar="FILE|NAME", help="Model of the matcher dune or mast3r.")
     return matchers(model(encoder(function)))
 
 
@@ -50,7 +50,7 @@ def load_columns(
         names = list(dict.fromkeys(best if name == "auto" else name for name in names))
     takers = [name for name in names if load.takes_model(name)]
     if (model or encoder) and not takers:
-        raise UserError(f"--model and --encoder are for the matcher mast3r; received --matcher {','.join(names)}")
+        raise UserError(f"--model and --encoder are for the matchers dune and mast3r; received --matcher {','.join(names)}")
     return {
         name: load.load_matcher(name, device, dtype, *((model, encoder) if name in takers else ())) for name in names
     }

@@ -113,7 +113,7 @@ def test_a_model_in_two_files_beside_a_matcher(dune: Dune, root: Path, tmp_path:
     [
         (["--matcher", "shift"], 2, "unknown matcher 'shift'; allowed: auto, aliked-lightglue, dune, mast3r, sift"),
         (["--matcher", "mast3r"], 2, "needs a two-view model"),
-        (["--matcher", "sift", "--model", "x.pth"], 2, "are for the matcher mast3r"),
+        (["--matcher", "sift", "--model", "x.pth"], 2, "are for the matchers dune and mast3r"),
         (["--model", "absent.pth"], 2, "absent.pth"),
         (["--matcher", "sift", "--set", "outdoor"], 2, "unknown set outdoor"),
         (["--matcher", "sift", "-o", "table.txt"], 2, ".json"),

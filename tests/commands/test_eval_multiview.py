@@ -51,7 +51,7 @@ def test_depthmaps_table_and_json(dune: Dune, root: Path) -> None:
     [
         (["multiview", "ROOT", "--matcher", "pointmap"], "pointmap needs a two-view model"),
         (["multiview", "ROOT", "--matcher", "shift"], "unknown matcher 'shift'"),
-        (["multiview", "ROOT", "--matcher", "sift", "--model", "x.pth"], "are for the matcher mast3r"),
+        (["multiview", "ROOT", "--matcher", "sift", "--model", "x.pth"], "are for the matchers dune and mast3r"),
         (["multiview", "ROOT", "--pairs", "some"], "--pairs 'some' is unknown here"),
         (["multiview", "ROOT", "--set", "other"], "unknown set other; this folder has: made"),
         (["multiview", "absent"], "is no folder"),
