@@ -98,7 +98,7 @@ def command(
 
     \b
     Example: dune distill --teachers dinov2,mast3r,multihmr --data photos/ -o student/
-             dune distill --teachers xfeat,efficientnet-lite2 --data photos/ --student dune-mini \\
+             dune distill --teachers xfeat,efficientnet-lite2 --data photos/ --student dune-mini:xfeat+lite \\
                           --size 224 --batch-size 32 --cache cache/ -o mini/
              torchrun --nproc-per-node 8 -m dune_cli.cli distill --teachers … --data … -o student/
     """
