@@ -28,7 +28,7 @@ CONTROL, POINTMAP = "pycolmap-sift", "pointmap"
     help="Matchers, each a row; auto: the best one present; pointmap: a two-view --model's point maps.  [default: "
     "auto; pointmap with --model]",
 )
-@click.option("--model", metavar="FILE|NAME", help="Two-view model for pointmap, or that of the matcher dune or mast3r.")
+@click.option("--model", metavar="FILE|NAME", help="Two-view model for pointmap, or the matcher's (dune, mast3r).")
 @eval_shared.encoder
 @eval_shared.sets()
 @click.option(

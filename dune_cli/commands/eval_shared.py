@@ -50,7 +50,8 @@ def load_columns(
         names = list(dict.fromkeys(best if name == "auto" else name for name in names))
     takers = [name for name in names if load.takes_model(name)]
     if (model or encoder) and not takers:
-        raise UserError(f"--model and --encoder are for the matchers dune and mast3r; received --matcher {','.join(names)}")
+        asked = ",".join(names)
+        raise UserError(f"--model and --encoder are for the matchers dune and mast3r; received --matcher {asked}")
     return {
         name: load.load_matcher(name, device, dtype, *((model, encoder) if name in takers else ())) for name in names
     }
