@@ -1,7 +1,9 @@
 """The recipe of the `dune-mini` that comes with dune: three open teachers, one folder of unlabelled photos, a laptop.
 
     python examples/distill_dune_mini.py ../shared/corpus --leave-out ../shared/data/pairs/wide/pairs.json \\
-        --cache cache/ -o mini/
+        --cache cache/ --steps 1050 -o stage1/
+    python examples/distill_dune_mini.py ../shared/corpus --leave-out ../shared/data/pairs/wide/pairs.json \\
+        --cache cache/ --steps 800 --norm phi-s --init stage1/student.safetensors -o mini/
 
 The same command goes on where it was stopped. Hardware: two CPU cores (AVX512-BF16) and 4 GB; what came out, with its
 controls and hours, is in weights/models/dune-mini.md. The teachers' weights: `dune weights pull xfeat

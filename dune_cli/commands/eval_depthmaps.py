@@ -20,7 +20,7 @@ QUALITIES = ("low", "medium", "high")
     metavar="NAME",
     help="Finds the sparse points; auto: the best one present; mast3r needs --model.",
 )
-@click.option("--model", metavar="FILE|NAME", help="Model of the matcher dune or mast3r.")
+@eval_shared.model
 @eval_shared.encoder
 @eval_shared.sets()
 @click.option(

@@ -25,10 +25,10 @@ def columns(function: options.F) -> options.F:
         callback=options.names,
         help="Matchers, each a column; auto: the best one present.  [default: auto; mast3r with --model]",
     )
-    model = click.option("--model", metavar="FILE|NAME", help="Model of the matcher dune or mast3r.")
     return matchers(model(encoder(function)))
 
 
+model = click.option("--model", metavar="FILE|NAME", help="Model of the matcher dune or mast3r.")
 encoder = click.option("--encoder", metavar="FILE|NAME", help="Its encoder, if the model's file has none.")
 
 
