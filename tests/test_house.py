@@ -24,8 +24,8 @@ ROOMS: dict[str, set[str]] = {
     "geometry": set(),
     "io": set(),
     "models": set(),
-    "checkpoints": {"models"},
-    "bodies": {"checkpoints"},
+    "checkpoints": {"models", "io"},
+    "bodies": {"checkpoints", "io"},
     # Teachers and matchers prepare their own inputs (io) and matchers compare descriptors (geometry).
     "teachers": {"checkpoints", *LOW},
     "matchers": {"checkpoints", *LOW},

@@ -21,8 +21,8 @@ from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.depth_files import MILLIMETRES
 from dune_cli.io.depth_input import read_depth
-from dune_cli.io.jsons import read_json
 from dune_cli.io.photos import read_photo
+from dune_cli.io.safe_read import read_json
 from dune_cli.matchers.base import Matcher
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import many

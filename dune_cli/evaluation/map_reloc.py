@@ -17,8 +17,8 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.geometry import epipolar
-from dune_cli.io.jsons import read_json
 from dune_cli.io.photos import read_photo
+from dune_cli.io.safe_read import read_json
 from dune_cli.matchers.base import Matcher
 from dune_cli.tasks.reloc.choose import Candidates
 from dune_cli.tasks.reloc.in_map import LocateConfig, Query, locate

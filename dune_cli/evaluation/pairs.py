@@ -17,8 +17,8 @@ import numpy as np
 from dune_cli.errors import UserError
 from dune_cli.geometry import epipolar
 from dune_cli.geometry.pose_auc import pose_auc
-from dune_cli.io.jsons import read_json
 from dune_cli.io.photos import read_photo
+from dune_cli.io.safe_read import read_json
 from dune_cli.matchers.base import Matcher, resize
 
 THRESHOLDS_DEG = (5, 10, 20)

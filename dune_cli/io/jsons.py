@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from dune_cli.errors import UserError
 from dune_cli.io.atomic import atomic_path
 
 
@@ -34,16 +33,6 @@ def json_lines(path: str | Path) -> Iterator[Callable[[Any], None]]:
 def json_line(value: Any) -> str:
     """`value` as one line of plain ASCII, converted as by `dumps`."""
     return json.dumps(_plain(value), allow_nan=False)
-
-
-def read_json(path: str | Path) -> Any:
-    """The value in a JSON file; UserError (with the path and where) if it is none."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON file: {error}") from error
 
 
 def dumps(value: Any) -> str:

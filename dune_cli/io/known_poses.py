@@ -16,7 +16,7 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.io.colmap_read import open_model, world_from_cam
-from dune_cli.io.jsons import read_json
+from dune_cli.io.safe_read import read_json
 
 FORMS = (
     "a JSON file ({\"image\": 4x4 world_from_cam}, dune's scene.json, cameras.json, or nerfstudio's transforms.json), "

@@ -8,7 +8,8 @@ from typing import Any
 
 from dune_cli.errors import UserError
 from dune_cli.io.atomic import check_output_folder
-from dune_cli.io.jsons import read_json, write_json
+from dune_cli.io.jsons import write_json
+from dune_cli.io.safe_read import read_json
 from dune_cli.training.config import DistillConfig, as_json, differences
 
 CONFIG, LOG, BROKEN = "config.json", "log.jsonl", "broken.jsonl"

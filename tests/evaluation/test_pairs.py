@@ -145,7 +145,7 @@ def test_broken_pairs_are_named(tmp_path: Path, changes: dict[str, Any], message
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no JSON file"),
+        ("{", "is not a JSON file"),
         ("[]", "is not a set of pairs"),
         ('{"pairs": [3]}', "lacks K_a"),
         ('{"pairs": 3}', "list"),

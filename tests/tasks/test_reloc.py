@@ -13,8 +13,8 @@ from exact_descriptors import ExactDescriptors
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import cameras, poses
 from dune_cli.io.depth_input import read_depth
-from dune_cli.io.jsons import read_json
 from dune_cli.io.photos import Photo, read_photo
+from dune_cli.io.safe_read import read_json
 from dune_cli.matchers.sift import Sift
 from dune_cli.tasks.reloc import files, solve
 from dune_cli.tasks.reloc.sight import Common, MatcherSight, Shot, Sight, TwoViewSight

@@ -15,7 +15,7 @@ from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import poses
 from dune_cli.io.colmap_read import model_folder, open_model, world_from_cam
-from dune_cli.io.jsons import read_json
+from dune_cli.io.safe_read import read_json
 from dune_cli.provenance import sha256_of
 from dune_cli.tasks.reloc.lens import Lens
 

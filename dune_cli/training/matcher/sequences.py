@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dune_cli.io.jsons import read_json
+from dune_cli.io.safe_read import read_json
 from dune_cli.training.matcher.kept_maps import kept_map
 from dune_cli.training.matcher.labels import fundamental
 from dune_cli.training.matcher.mapping import Mapped

@@ -18,7 +18,8 @@ from dune_cli.checkpoints.load import load_encoder
 from dune_cli.checkpoints.load_matcher import begin_match_head, continue_match_head, load_match_head, new_match_head
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.io.atomic import check_output_folder
-from dune_cli.io.jsons import read_json, write_json
+from dune_cli.io.jsons import write_json
+from dune_cli.io.safe_read import read_json
 from dune_cli.matchers.dune import Eye
 from dune_cli.models.light_glue import LightGlueConfig
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
