@@ -18,6 +18,7 @@ import numpy as np
 from dune_cli.console import note
 from dune_cli.errors import UserError
 from dune_cli.geometry.poses import rotation_from_quaternion
+from dune_cli.io.safe_read import read_text
 
 EVERY_NTH_FRAME = 5  # of the single-frame track
 MAX_TRANSLATION_ERROR = 0.25  # metres
@@ -179,10 +180,7 @@ def _no_estimates(failures: int) -> SceneErrors:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    return read_text(path, "a list of poses or cameras").splitlines()
 
 
 def average_precision(correct: np.ndarray, confidence: np.ndarray, failures: int) -> float:

@@ -21,6 +21,8 @@ from dune_cli.geometry.poses import quaternion_from_rotation
 from dune_cli.io.atomic import atomic_path
 from dune_cli.io.jsons import write_json
 from dune_cli.io.photos import read_photo
+from dune_cli.io.safe_read import read_text
+from dune_cli.io.texts import forward_slashes
 from dune_cli.tasks.reloc.sight import Shot, Sight
 from dune_cli.tasks.reloc.solve import SolverConfig, relocalize
 
@@ -76,10 +78,7 @@ def _read_scene(folder: Path) -> SceneFolder:
 
 
 def _read_cameras(path: Path) -> dict[str, FrameCamera]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    lines = read_text(path, "a scene's list of cameras").splitlines()
     cameras = {}
     for number, line in enumerate(lines, start=1):
         fields = line.split()
@@ -89,7 +88,7 @@ def _read_cameras(path: Path) -> dict[str, FrameCamera]:
             fx, fy, cx, cy, width, height = (float(field) for field in fields[1:])
         except ValueError as error:
             raise UserError(f"{path}, line {number}: expected 'frame fx fy cx cy W H', got {line!r}") from error
-        name = fields[0]
+        name = fields[0] if (path.parent / fields[0]).exists() else forward_slashes(fields[0])
         if name.startswith("/") or ".." in Path(name).parts or not (fx > 0 and fy > 0):
             raise UserError(f"{path}, line {number}: {line!r} is no camera of a photo in this folder")
         cameras[name] = FrameCamera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), int(width), int(height))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.io.depth_files import MILLIMETRES
+from dune_cli.io.safe_read import read_json
 
 SUFFIXES = (".png", ".npz")
 
@@ -62,8 +62,8 @@ def _scale_beside(path: Path) -> float:
     if not beside.is_file():
         return MILLIMETRES
     try:
-        facts = json.loads(beside.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+        facts = read_json(beside, "the depth map's JSON")
+    except UserError:
         return MILLIMETRES
     ours = isinstance(facts, dict) and facts.get("schema") == "dune.depth/1" and facts.get("file") == path.name
     return float(facts["png_scale"]) if ours else MILLIMETRES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.photos import Photo, PhotoFacts
+from dune_cli.io.safe_read import read_json
+from dune_cli.io.texts import forward_slashes
 
 DEFAULT_FOV_DEG = 55.0
 FORMS = 'fx,fy,cx,cy in pixels (one for all images, or one an image separated by ";"), or a JSON file {"image": 3x3}'
@@ -97,8 +98,8 @@ def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoFacts]) ->
 
 def _from_file(path: Path, photos: Sequence[Photo | PhotoFacts]) -> list[np.ndarray]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        table = read_json(path, "an intrinsics file")
+    except UserError as error:
         raise UserError(f"cannot read the intrinsics file {path}: {error}; allowed: {FORMS}") from error
     if not isinstance(table, dict):
         raise UserError(f'the intrinsics file {path} must hold an object {{"image name": 3x3 matrix}}')
@@ -112,12 +113,20 @@ def _from_file(path: Path, photos: Sequence[Photo | PhotoFacts]) -> list[np.ndar
 
 def _key_of(photo: Photo | PhotoFacts, table: dict[str, Any]) -> str | None:
     """The key that is the longest tail of the photo's path (`left/img.jpg` before `img.jpg`), else its name's stem."""
+    for spelled in ({key: key for key in table}, {forward_slashes(key): key for key in table}):
+        found = _spelled_key_of(photo, list(spelled))
+        if found is not None:
+            return spelled[found]
+    return None
+
+
+def _spelled_key_of(photo: Photo | PhotoFacts, keys: Sequence[str]) -> str | None:
     parts = photo.path.absolute().parts
-    tails = [key for key in table if key and parts[-len(Path(key).parts) :] == Path(key).parts]
+    tails = [key for key in keys if key and parts[-len(Path(key).parts) :] == Path(key).parts]
     if tails:
         return max(tails, key=lambda key: len(Path(key).parts))
     stem = photo.path.stem
-    stems = [key for key in table if Path(key).name == stem or (_is_image(key) and Path(key).stem == stem)]
+    stems = [key for key in keys if Path(key).name == stem or (_is_image(key) and Path(key).stem == stem)]
     return stems[0] if len(stems) == 1 else None
 
 

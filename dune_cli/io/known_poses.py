@@ -7,7 +7,7 @@ tz qx qy qz qw); KITTI odometry, "Ground truth poses" (the first three rows of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.io.colmap_read import open_model, world_from_cam
-from dune_cli.io.safe_read import read_json
+from dune_cli.io.safe_read import read_json, read_text
+from dune_cli.io.texts import forward_slashes
 
 FORMS = (
     "a JSON file ({\"image\": 4x4 world_from_cam}, dune's scene.json, cameras.json, or nerfstudio's transforms.json), "
@@ -116,11 +117,9 @@ def _from_trajectory(path: Path, names: Sequence[str] | None) -> Poses:
 def _numbers(path: Path) -> np.ndarray:
     """(lines, 8 or 12) float64 of a trajectory; empty lines and # comments left out."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} holds no poses; allowed: {FORMS}") from error
+        lines = read_text(path, "a pose file").splitlines()
+    except UserError as error:
+        raise UserError(f"{error}; allowed: {FORMS}") from error
     rows = []
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].replace(",", " ").split()
@@ -169,12 +168,12 @@ def _pick(path: Path, poses: Poses, names: Sequence[str] | None) -> Poses:
         raise UserError(f"{path} holds no poses; allowed: {FORMS}")
     if names is None:
         return poses
-    keys = {name: _key_of(name, poses) for name in names}
-    found = {name: poses[key] for name, key in keys.items() if key is not None}
+    keys = _keys_of(names, list(poses))
+    found = {name: poses[key] for name, key in keys.items()}
     if not found:
         have = ", ".join(list(poses)[:3]) + (", ..." if len(poses) > 3 else "")
         raise UserError(f"{path} has a pose for none of the {len(names)} images; it names {have}")
-    twice = len(found) - len({key for key in keys.values() if key is not None})
+    twice = len(found) - len(set(keys.values()))
     if twice:
         raise UserError(f"{path}: {twice} images share another image's pose; name them by more of their paths")
     unused = len(poses) - len(found)
@@ -183,16 +182,45 @@ def _pick(path: Path, poses: Poses, names: Sequence[str] | None) -> Poses:
     return found
 
 
-def _key_of(name: str, poses: Poses) -> str | None:
-    """The key with the longest tail of path parts in common with `name`; else the only one with its stem."""
-    parts = Path(name).parts[::-1]
+def _keys_of(names: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
+    """The key of each name that has one: with the longest tail of path parts in common, else the only one with its
+    stem; where there is none, the same with slashes for backslashes. Of several names whose best key is the same one,
+    it is that of the name with the longest tail alone."""
+    spellings = [_Keys({key: key for key in keys}), _Keys({forward_slashes(key): key for key in keys})]
+    found: dict[str, tuple[str, int]] = {}
+    longest: dict[str, int] = {}
+    for name in names:
+        match = next((match for match in (table.of(name) for table in spellings) if match is not None), None)
+        if match is not None:
+            found[name] = match
+            longest[match[0]] = max(match[1], longest.get(match[0], 0))
+    return {name: key for name, (key, common) in found.items() if common == longest[key]}
 
-    def common(key: str) -> int:
-        pairs = zip(parts, Path(key).parts[::-1])
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(parts), len(Path(key).parts)))
 
-    best = max(poses, key=common)
-    if common(best):
-        return best
-    stems = [key for key in poses if Path(key).stem == Path(name).stem or key == Path(name).stem]
-    return stems[0] if len(stems) == 1 else None
+class _Keys:
+    """The keys of a file, spelled in one way -> as they are."""
+
+    def __init__(self, spelled: Mapping[str, str]) -> None:
+        self._by_name: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+        self._by_stem: dict[str, list[str]] = {}
+        for spelling, key in spelled.items():
+            path = Path(spelling)
+            self._by_name.setdefault(path.name, []).append((path.parts[::-1], key))
+            for stem in {path.stem, spelling}:
+                self._by_stem.setdefault(stem, []).append(key)
+
+    def of(self, name: str) -> tuple[str, int] | None:
+        """The key of an image, and how many parts of their paths are the same."""
+        path = Path(name)
+        parts = path.parts[::-1]
+        near = [(_common(parts, own), key) for own, key in self._by_name.get(path.name, [])]
+        if near:
+            common, key = max(near, key=lambda entry: entry[0])
+            return key, common
+        stems = self._by_stem.get(path.stem, [])
+        return (stems[0], 0) if len(stems) == 1 else None
+
+
+def _common(one: Sequence[str], two: Sequence[str]) -> int:
+    """How many of the first parts are the same."""
+    return next((i for i, (a, b) in enumerate(zip(one, two)) if a != b), min(len(one), len(two)))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dune_cli.errors import DuneError, UserError
+from dune_cli.io.texts import decode_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,10 +83,13 @@ def read_bytes(
 def read_text(
     path: str | Path, what: str, limit_bytes: int = TEXT_LIMIT_BYTES, error: type[DuneError] = UserError
 ) -> str:
-    """UTF-8 text without its byte order mark. Raises `error` as `open_regular`, and for other encodings."""
+    """The text without its byte order mark: UTF-8, or UTF-16 or UTF-32 with one.
+
+    Raises `error` as `open_regular`, and for other encodings.
+    """
     content = read_bytes(path, what, limit_bytes, error)
     try:
-        return content.decode("utf-8-sig")
+        return decode_text(content)
     except UnicodeDecodeError as caught:
         raise error(f"{path} is not UTF-8 text (byte {caught.start}); {what} is needed") from caught
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from dune_cli.errors import PackageMissing, UserError
 from dune_cli.io.inputs import IMAGE_SUFFIXES
+from dune_cli.io.safe_read import read_text
+from dune_cli.io.texts import file_in
 
 
 class Source(ABC):
@@ -112,7 +114,7 @@ def open_source(text: str) -> Source:
         found = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
         source = Files(path, sorted(p for p in found if p.is_file()))
     elif path.is_file() and text.endswith(".txt"):
-        source = Files(path.parent, [path.parent / line for line in _lines(path)])
+        source = Files(path.parent, [file_in(path.parent, line) for line in _lines(path)])
     else:
         raise UserError(f"cannot train on {text!r}: no such folder, .txt list of paths, or .tar shards; check the path")
     if len(source) == 0:
@@ -121,8 +123,5 @@ def open_source(text: str) -> Source:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list {path}: {error}") from error
+    lines = [line.strip() for line in read_text(path, "a list of photos").splitlines()]
     return [line for line in lines if line and not line.startswith("#")]

@@ -11,6 +11,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dune_cli.errors import UserError
+from dune_cli.io.safe_read import read_text
+from dune_cli.io.texts import forward_slashes
 from dune_cli.matchers.retrieval import BLOCK_ROWS, centred, nearest
 
 ALL_UP_TO = 20  # photos: more pairs than 190 cost more than choosing them
@@ -111,11 +113,10 @@ def read_pairs(path: str | Path, images: Sequence[Path]) -> Pairs:
     """
     path = Path(path).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text file"
+        lines = read_text(path, "a pairs file").splitlines()
+    except UserError as error:
         raise UserError(
-            f"cannot read the pairs file {path}: {reason}; --pairs takes {', '.join(WAYS)}, or a file with {FORM}"
+            f"cannot read the pairs file {path}: {error}; --pairs takes {', '.join(WAYS)}, or a file with {FORM}"
         ) from error
     table = _tails(images)
     pairs = set()
@@ -137,6 +138,7 @@ def _pair_of(text: str, table: dict[str, list[int]], where: str) -> tuple[int, i
     words = text.split(" ")
     splits += [[" ".join(words[:i]).strip(), " ".join(words[i:]).strip()] for i in range(1, len(words))]
     splits = [names for names in splits if all(names)]
+    splits += [[forward_slashes(name) for name in names] for names in splits if "\\" in text]
     if not splits:
         raise UserError(f"{where}: {text!r} is no pair; it needs {FORM}")
     known = [names for names in splits if all(name in table for name in names)]

@@ -1,0 +1,33 @@
+"""Text files as people's editors and shells write them: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with
+one (Windows PowerShell's `>`), and names in them with Windows' backslashes."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+MARKS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decode_text(data: bytes) -> str:
+    """The text in `data` by its byte order mark, else UTF-8. UnicodeDecodeError for what is no such text."""
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    return data.decode(encoding)
+
+
+def forward_slashes(name: str) -> str:
+    r"""A name with `/` between its parts: `cam1\a.jpg` gives `cam1/a.jpg`. For names that are not found as they are: on
+    other systems than Windows a backslash may be part of a name."""
+    return name.replace("\\", "/")
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """The file that a list in `folder` calls `name`; where there is none and the name has backslashes, with slashes."""
+    path = folder / name
+    return path if "\\" not in name or path.exists() else folder / forward_slashes(name)
