@@ -117,6 +117,6 @@ def test_files_of_pairs_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the pairs file .*absent.*auto, retrieval, sequential, all, or a"):
         pairing.check_pairs(str(tmp_path / "absent"), IMAGES)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\xd8")
-    with pytest.raises(UserError, match="it is no text file"):
+    with pytest.raises(UserError, match="is not UTF-8 text"):
         pairing.check_pairs(str(tmp_path / "binary"), IMAGES)
     pairing.check_pairs("retrieval", IMAGES)
