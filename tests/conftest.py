@@ -15,6 +15,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs two workers
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=500, help="cases of each family of damaged files (tests/fuzz)")
+    parser.addoption("--fuzz-from", type=int, default=0, help="the number of the first case")
+
+
 @pytest.fixture(scope="session")
 def parity() -> Path:
     """The folder of the parity fixtures."""

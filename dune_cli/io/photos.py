@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import io
-import logging
-import os
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from dune_cli import console, optional
-from dune_cli.errors import DuneError, UserError
+from dune_cli.errors import UserError
 from dune_cli.io import exif
+from dune_cli.io.picture_file import FILE_LIMIT_BYTES, decode
+from dune_cli.io.safe_read import open_regular
 from dune_cli.provenance import sha256_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SMALLEST_SIDE_PX = 16
-LARGEST_PIXELS = 200_000_000
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-_pillow_limit = threading.Lock()
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # or its remarks on damaged files go to stderr
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,7 @@ def read_photo(path: str | Path) -> Photo:
     path = Path(path)
     _check_file(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path, "a photo", FILE_LIMIT_BYTES) as file:
             rgb, tags = _read(path, file)
         return Photo(path, rgb, sha256_of(path), exif.focal_px(tags, rgb.shape[1], rgb.shape[0]))
     except OSError as error:
@@ -96,23 +86,12 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
 
 def _read(path: Path, file: BinaryIO) -> tuple[np.ndarray, dict[int, Any]]:
     """The oriented (H, W, 3) uint8 picture and its EXIF tags."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-            image = _open(path, file)
-            _check_size(path, *image.size)
-            _say_what_is_left_out(path, image)
-            with _silent_libtiff(image):
-                image.seek(0)
-                image.load()
-            tags = exif.read_tags(image, path)
-            rgb = _to_rgb8(path, image)
-    except (DuneError, MemoryError):
-        raise
-    except Exception as error:  # whatever a damaged file provokes in Pillow's many decoders
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(f"{path} is damaged or cut off ({error}); copy or download it again") from error
+
+    def picture(image: Image) -> tuple[np.ndarray, dict[int, Any]]:
+        tags = exif.read_tags(image, path)
+        return _to_rgb8(path, image), tags
+
+    rgb, tags = decode(path, file, picture, smallest_side_px=SMALLEST_SIDE_PX)
     return np.ascontiguousarray(_oriented(rgb, tags.get(exif.ORIENTATION))), tags
 
 
@@ -130,69 +109,6 @@ def _check_file(path: Path) -> None:
         if isinstance(error, UserError):
             raise
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-@contextmanager
-def _own_size_limit() -> Iterator[None]:
-    """Pillow's own limit (a warning at 89 and an error at 179 megapixels) gives way to ours, which names the size."""
-    from PIL import Image
-
-    with _pillow_limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _open(path: Path, file: BinaryIO) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    head = file.read(16)
-    file.seek(0)
-    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
-        optional.require("pi_heif", f"the HEIC photo {path}", extra="heic").register_heif_opener()
-    Image.init()
-    try:
-        with _own_size_limit():
-            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
-    except UnidentifiedImageError as error:
-        raise UserError(
-            f"{path} is not a picture that can be read, or its beginning is damaged; "
-            "allowed: JPEG, PNG, TIFF, WebP, GIF, BMP, PPM, JPEG 2000, AVIF, HEIC"
-        ) from error
-
-
-def _check_size(path: Path, width: int, height: int) -> None:
-    if min(width, height) < SMALLEST_SIDE_PX:
-        raise UserError(f"{path} has {width} x {height} px; at least {SMALLEST_SIDE_PX} px a side are needed")
-    if width * height > LARGEST_PIXELS:
-        raise UserError(
-            f"{path} has {width} x {height} px ({width * height / 1e6:.0f} megapixels); at most "
-            f"{LARGEST_PIXELS // 10**6} are read: reduce it first, for example to 8000 px on the long side"
-        )
-
-
-def _say_what_is_left_out(path: Path, image: Image) -> None:
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # phones hide a second view or a depth map behind the photo
-        console.note(f"{path} holds {frames} pictures; the first is used")
-
-
-@contextmanager
-def _silent_libtiff(image: Image) -> Iterator[None]:
-    """libtiff writes its own remarks on a damaged file to file descriptor 2; ours is the one sentence that shows."""
-    if image.format != "TIFF":
-        yield
-        return
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _to_rgb8(path: Path, image: Image) -> np.ndarray:
