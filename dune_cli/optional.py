@@ -21,12 +21,13 @@ def require(module: str, why: str, extra: str | None = None) -> ModuleType:
 
     `extra`: the extra of dune-cli that brings the package, if a plain install does not.
     """
-    package = INSTALL_NAMES.get(module, module)
+    top = module.partition(".")[0]
+    package = INSTALL_NAMES.get(top, top)
     cure = f"pip install 'dune-cli[{extra}]'" if extra else f"pip install {package}"
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name == module:
+        if error.name == top:
             raise PackageMissing(f"{why} needs the package {package}, which is not installed; run: {cure}") from error
         raise PackageMissing(
             f"{why} needs the package {package}, which is installed but lacks {error.name}; "

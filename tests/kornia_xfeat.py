@@ -1,41 +1,42 @@
-"""XFeat + LighterGlue as kornia has it, on the published weights: what our own implementation is compared with."""
+"""XFeat + LighterGlue as kornia has it, on the same weights: what our own implementation is compared with."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from dune_cli.checkpoints.foreign import open_foreign
-from dune_cli.errors import DuneError
+from dune_cli.checkpoints.foreign import Foreign
+from dune_cli.checkpoints.open_xfeat import open_lighter_glue, open_xfeat
 from dune_cli.matchers import _kornia
+from dune_cli.models.keypoints import centre_of_mass, descriptors_at, detect, heatmap_of
+
+UNUSED = "fine_matcher."  # the copy that comes with dune has no part that matching does not use
+
+
+def network(file: Foreign) -> torch.nn.Module:
+    """kornia's XFeat with the weights of `file`; skips the test where kornia is not here."""
+    net = pytest.importorskip("kornia.feature").XFeat(top_k=1).net
+    own = [key for key in net.state_dict() if key.startswith(UNUSED)]
+    return _kornia.fill(net, file.tree, "xfeat", own_buffers=own)
 
 
 class KorniaXFeatLighterGlue(_kornia.LightGlueMatcher):
-    """Skips the test where kornia or the published files are not here."""
+    """Skips the test where kornia is not here."""
 
     name = "kornia's xfeat-lighterglue"
     side_multiple = 32
     detection_threshold = 0.05
 
     def __init__(self, working_size_px: int = 960, max_keypoints: int = 2048) -> None:
-        import torch
-
-        feature = pytest.importorskip("kornia.feature")
         self.device = torch.device("cpu")
         self.working_size_px, self.max_keypoints = working_size_px, max_keypoints
-        try:
-            file, glue = open_foreign("xfeat"), open_foreign("xfeat-lighterglue")
-        except DuneError as error:
-            pytest.skip(str(error))
+        file, glue = open_xfeat(), open_lighter_glue()
         self.source = file.source
-        self.network = _kornia.fill(feature.XFeat().net, file.tree, "xfeat")
+        self.network = network(file)
         self.glue = _kornia.light_glue("xfeat", glue.tree, "xfeat-lighterglue")
 
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, object]:
-        import torch
-
-        from dune_cli.models.keypoints import centre_of_mass, descriptors_at, detect, heatmap_of
-
         with torch.inference_mode():
             descriptors, logits, reliability = self.network(self._tensor(rgb))
             heatmap = heatmap_of(logits)

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
 from dune_cli.checkpoints.load_matcher import begin_match_head
 from dune_cli.checkpoints.open_stems import fill_stem
-from dune_cli.errors import WeightsMissing
 from dune_cli.io.photos import read_photo
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
 from dune_cli.models.mini import MiniConfig, MiniEncoder
@@ -23,13 +21,10 @@ CONFIG = MatchHeadConfig(long_side_px=256, context_px=128, max_keypoints=256)
 
 
 def small_encoder() -> MiniEncoder:
-    """Of the stem xfeat+lite with its open weights; skips the test where these are not here."""
+    """Of the stem xfeat+lite with its open weights (mark the test `weights("efficientnet-lite2")`)."""
     torch.manual_seed(0)
     mini = MiniEncoder(MiniConfig(depth=1, hidden=64, parts=("xfeat", "lite")))
-    try:
-        fill_stem(mini.stem)
-    except WeightsMissing as error:
-        pytest.skip(str(error))
+    fill_stem(mini.stem)
     return mini.eval()
 
 
@@ -40,11 +35,8 @@ def write_encoder(path: Path, encoder: MiniEncoder) -> Path:
 
 
 def begun_head(config: MatchHeadConfig = CONFIG) -> MatchHead:
-    """XFeat + LighterGlue as a head; skips the test where their files are not here."""
-    try:
-        return begin_match_head(config, 0)[0].eval()
-    except WeightsMissing as error:
-        pytest.skip(str(error))
+    """XFeat + LighterGlue as a head."""
+    return begin_match_head(config, 0)[0].eval()
 
 
 def write_scene(folder: Path, photo: Path, count: int) -> Path:

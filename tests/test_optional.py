@@ -40,6 +40,11 @@ def test_a_missing_package_names_the_need_and_the_cure(
     assert error.value.exit_code == 4
 
 
+def test_a_part_of_a_missing_package_is_told_as_missing() -> None:
+    with pytest.raises(PackageMissing, match=r"the package no_such, which is not installed; .*dune-cli\[teachers\]"):
+        optional.require("no_such.feature", "the teacher", extra="teachers")
+
+
 def test_a_package_that_lacks_another_names_that_one(fakes: Path) -> None:
     (fakes / "half_there.py").write_text("import no_such_dependency")
     with pytest.raises(PackageMissing, match=r"lacks no_such_dependency; run: pip install no_such_dependency"):

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import torch
 
-from dune_cli.checkpoints.foreign import glue_names, open_foreign
 from dune_cli.checkpoints.open_stems import load_wanted
+from dune_cli.checkpoints.open_xfeat import open_lighter_glue, open_xfeat
 from dune_cli.checkpoints.opened import expect, finish, naming, open_weights, target
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
 from dune_cli.provenance import Source
-
-OPEN = ("xfeat", "xfeat-lighterglue")
 
 
 def load_match_head(name_or_path: str | Path, device: str = "auto") -> MatchHead:
@@ -28,12 +26,12 @@ def load_match_head(name_or_path: str | Path, device: str = "auto") -> MatchHead
 def begin_match_head(config: MatchHeadConfig, seed: int) -> tuple[MatchHead, dict[str, Source]]:
     """XFeat's detector and LighterGlue in a new head, whose other layers are drawn by `seed`; where they came from.
 
-    WeightsMissing where a file is to be pulled first, CheckpointError where one does not fit.
+    CheckpointError where a file does not fit.
     """
     head = new_match_head(config, seed)
-    detector, glue = (open_foreign(name) for name in OPEN)
+    detector, glue = open_xfeat(), open_lighter_glue()
     load_wanted(head.detector, detector.tree, "the file of xfeat does not fit the matching head")
-    load_wanted(head.glue, glue_names(glue.tree), "the file of xfeat-lighterglue does not fit the matching head")
+    load_wanted(head.glue, glue.tree, "the file of xfeat-lighterglue does not fit the matching head")
     return head, {file.source.name: file.source for file in (detector, glue)}
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
-from dune_cli.checkpoints.foreign import open_foreign
+from dune_cli.checkpoints.foreign import Foreign, open_foreign
+from dune_cli.checkpoints.open_xfeat import open_xfeat
 from dune_cli.errors import CheckpointError
 from dune_cli.provenance import Source
 
@@ -50,16 +51,16 @@ def load_wanted(module: nn.Module, state: Tensors, what: str) -> None:
     module.load_state_dict({key: state[key] for key in wanted})
 
 
-_OPEN: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
-    # part -> the registry's name, its file in the part's names, the prefix of the network inside the part
-    "xfeat": ("xfeat", lambda tree: tree, ""),
-    "lite": ("efficientnet-lite2", lite2_state, "network."),
+_OPEN: dict[str, tuple[Callable[[], Foreign], Callable[[Tensors], Tensors], str]] = {
+    # part -> its file, the file in the part's names, the prefix of the network inside the part
+    "xfeat": (open_xfeat, lambda tree: tree, ""),
+    "lite": (lambda: open_foreign("efficientnet-lite2"), lite2_state, "network."),
 }
 
 
 def _fill(name: str, part: nn.Module) -> Source:
-    entry, rename, prefix = _OPEN[name]
-    file = open_foreign(entry)
+    open_file, rename, prefix = _OPEN[name]
+    file = open_file()
     state = {prefix + key: value for key, value in rename(file.tree).items()}
     load_wanted(part, state, f"{file.path} does not fit the stem's part {name}")
     return file.source

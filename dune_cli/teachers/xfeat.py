@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dune_cli import optional
 from dune_cli.checkpoints.foreign import open_foreign
-from dune_cli.errors import CheckpointError
+from dune_cli.checkpoints.open_stems import load_wanted
+from dune_cli.checkpoints.open_xfeat import is_copy, open_xfeat
+from dune_cli.models.stem_xfeat import XFeatStem
 from dune_cli.provenance import Source
 from dune_cli.teachers.base import PATCH, Teacher, as_tokens, fold_map
 
@@ -21,22 +22,22 @@ class XFeatTeacher(Teacher):
     """The L2-normalised 64-channel map at stride 8, two by two cells to a token: 256 channels, no CLS.
 
     The image is resized so that a token covers 16 x 16 of XFeat's pixels, then padded by its edge to sides that are
-    multiples of 32; the cells of the padding are dropped.
+    multiples of 32; the cells of the padding are dropped. Always float32.
     """
 
     name = "xfeat"
     widths = {PATCH: CHANNELS * CELLS**2}  # noqa: RUF012 (a constant of the class)
 
-    def __init__(self, net: torch.nn.Module, source: Source) -> None:
+    def __init__(self, net: XFeatStem, source: Source, note: str = "") -> None:
         super().__init__()
-        self.net, self.source = net, source
+        self.net, self.source, self.note = net, source, note
 
     def tokens(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
         height, width = (side * STRIDE * CELLS for side in grid)
         if tuple(images.shape[-2:]) != (height, width):
             images = F.interpolate(images, size=(height, width), mode="bicubic", align_corners=True)
         padded = F.pad(images, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
-        features = F.normalize(self.net(padded)[0], dim=1)[..., : grid[0] * CELLS, : grid[1] * CELLS]
+        features = F.normalize(self.net(padded)[STRIDE], dim=1)[..., : grid[0] * CELLS, : grid[1] * CELLS]
         folded = fold_map(features, grid)
         if folded is None:
             raise AssertionError(f"XFeat's map {tuple(features.shape[-2:])} does not subdivide the grid {grid}")
@@ -44,12 +45,9 @@ class XFeatTeacher(Teacher):
 
 
 def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """XFeat from the registry name `xfeat`, or from the file `argument`."""
-    feature = optional.require("kornia.feature", "the teacher xfeat", extra="teachers")
-    file = open_foreign(argument or "xfeat", "xfeat")
-    net = feature.XFeat(top_k=1).net
-    try:
-        net.load_state_dict(file.tree)
-    except (RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{file.path} does not fit XFeat: {' '.join(str(error).split())[:300]}") from error
-    return XFeatTeacher(net.to(device).eval(), file.source)
+    """XFeat from the file `argument`, else the published one where it is here, else its copy that comes with dune."""
+    file = open_foreign(argument, "xfeat") if argument else open_xfeat()
+    net = XFeatStem()
+    load_wanted(net, file.tree, f"{file.path} does not fit XFeat")
+    note = "weights: the float16 copy that comes with dune" if is_copy(file) else ""
+    return XFeatTeacher(net.to(device).eval(), file.source, note)

@@ -22,6 +22,8 @@ from dune_cli.models.match_head import MatchHead, MatchHeadConfig
 from dune_cli.models.mini import MiniConfig, MiniEncoder
 from dune_cli.training.matcher.export import write_head
 
+pytestmark = pytest.mark.weights("efficientnet-lite2")  # the stem's part lite
+
 
 @pytest.fixture(scope="module")
 def eye() -> Eye:

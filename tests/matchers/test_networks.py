@@ -22,11 +22,11 @@ from dune_cli.models.keypoints import centre_of_mass
 LIMITS = {"xfeat-lighterglue": (700, 0.65, 0.15), "aliked-lightglue": (700, 0.65, 0.25)}
 
 
-@pytest.fixture(scope="module", params=sorted(LIMITS))
+ALIKED = pytest.param("aliked-lightglue", marks=pytest.mark.weights("aliked-n16", "aliked-lightglue"))
+
+
+@pytest.fixture(scope="module", params=[ALIKED, "xfeat-lighterglue"])
 def matcher(request: pytest.FixtureRequest) -> Matcher:
-    state = load.availability(request.param)
-    if not state.ready:
-        pytest.skip(f"{request.param}: {state.why}")
     if request.param == "aliked-lightglue":
         return aliked_lightglue.AlikedLightGlue(working_size_px=512)  # its own size takes several times as long
     return load.load_matcher(request.param)
@@ -73,6 +73,7 @@ def test_xfeat_keypoints_are_moved_to_the_centre_of_mass() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.weights("xfeat", "xfeat-lighterglue")
 def test_xfeat_lighterglue_matches_as_kornia_does(example_photos: Path) -> None:
     """The bundled float16 weights against kornia on the published float32 ones. Measured: 99.2 % of 1107 matches."""
     ours, theirs = load.load_matcher("xfeat-lighterglue", "cpu"), KorniaXFeatLighterGlue()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import kornia_xfeat
 import numpy as np
 import pytest
 import timm
@@ -13,14 +16,21 @@ from PIL import Image
 from published_files import deviation, dinov2_manifest, dune_manifest, dune_tree, make_image, make_state_dict
 from teacher_files import write_teachers
 
-from dune_cli.checkpoints import open_stems, registry, store
+from dune_cli.checkpoints import open_stems, store
+from dune_cli.checkpoints import open_xfeat as open_xfeat_module
+from dune_cli.checkpoints.foreign import Foreign, open_foreign
 from dune_cli.checkpoints.load import load_encoder, load_two_view
+from dune_cli.checkpoints.open_xfeat import open_xfeat
 from dune_cli.errors import UserError
 from dune_cli.models.positions import resample
-from dune_cli.teachers.base import fold_map, resample_map, resize_to_grid
+from dune_cli.teachers.base import as_tokens, fold_map, resample_map, resize_to_grid
 from dune_cli.teachers.load import load_teacher, names
 
 CPU = torch.device("cpu")
+
+
+def published_xfeat() -> Foreign:
+    return open_foreign("xfeat")
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +43,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def images() -> torch.Tensor:
     """Two images of 4 x 5 student patches of 14 px."""
     return make_image([2, 3, 56, 70], 5)
-
-
-def present(name: str) -> None:
-    entry = registry.find(name)
-    assert entry is not None
-    if store.find_present(entry) is None:
-        pytest.skip(f"needs the weights {name}")
 
 
 def test_the_image_is_resized_to_the_teachers_grid_with_its_corners_kept(images: torch.Tensor) -> None:
@@ -187,8 +190,8 @@ def photo(example_photos: Path, name: str, size_px: int) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
+@pytest.mark.weights("efficientnet-lite2")
 def test_lite2_tells_a_cat_from_a_cup(example_photos: Path) -> None:
-    present("efficientnet-lite2")
     teacher = load_teacher("efficientnet-lite2", CPU)
     assert teacher.source.licence == "Apache-2.0" and teacher.source.sha256 is not None
     cat, cup = (teacher(photo(example_photos, name, 224), (14, 14)) for name in ("chelsea.png", "coffee.png"))
@@ -197,11 +200,13 @@ def test_lite2_tells_a_cat_from_a_cup(example_photos: Path) -> None:
     assert same > 0.9 > F.cosine_similarity(cat["cls"], cup["cls"])
 
 
-@pytest.mark.parametrize(("name", "weights", "shift_px"), [("xfeat", "xfeat", 16), ("aliked", "aliked-n16", 16)])
-def test_matching_teachers_follow_the_picture(name: str, weights: str, shift_px: int, example_photos: Path) -> None:
+ALIKED = pytest.param("aliked", marks=pytest.mark.weights("aliked-n16"))
+
+
+@pytest.mark.parametrize("name", ["xfeat", ALIKED])
+def test_matching_teachers_follow_the_picture(name: str, example_photos: Path) -> None:
     """A picture moved by one token moves its tokens by one: mutual nearest tokens find the shift."""
-    pytest.importorskip("kornia")
-    present(weights)
+    shift_px = 16
     teacher = load_teacher(name, CPU)
     whole = photo(example_photos, "astronaut.png", 288)
     grid = (8, 8)
@@ -215,14 +220,42 @@ def test_matching_teachers_follow_the_picture(name: str, weights: str, shift_px:
     assert right[inner].float().mean() > 0.5
 
 
-def test_other_grids_and_half_precision(example_photos: Path) -> None:
-    pytest.importorskip("kornia")
-    present("aliked-n16")
+@pytest.mark.parametrize("name", ["xfeat", ALIKED])
+def test_other_grids_and_half_precision(name: str, example_photos: Path) -> None:
     image = photo(example_photos, "rocket.jpg", 56)
-    for name in ("aliked", "xfeat"):
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = load_teacher(name, CPU, torch.bfloat16)(image, (4, 4))["patch"]
-        assert tokens.shape[:2] == (1, 16) and torch.isfinite(tokens).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = load_teacher(name, CPU, torch.bfloat16)(image, (4, 4))["patch"]
+    assert tokens.shape[:2] == (1, 16) and torch.isfinite(tokens).all()
+
+
+@pytest.mark.parametrize("open_file", [open_xfeat, pytest.param(published_xfeat, marks=pytest.mark.weights("xfeat"))])
+def test_xfeat_without_kornia_is_kornias(open_file: Callable[[], Foreign], example_photos: Path) -> None:
+    """Equal to kornia's network on the same weights, bit for bit; kornia is not imported for it."""
+    image = photo(example_photos, "astronaut.png", 96)
+    net = kornia_xfeat.network(open_file())
+    with torch.inference_mode():
+        expected = F.normalize(net(image)[0], dim=1)
+    tokens = load_teacher("xfeat", CPU)(image, (6, 6))["patch"]
+    assert torch.equal(tokens, as_tokens(F.pixel_unshuffle(expected, 2)))
+
+
+def test_the_teacher_xfeat_comes_with_dune(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    monkeypatch.setattr(open_xfeat_module, "_is_here", lambda name: False)
+    teacher = load_teacher("xfeat", CPU)
+    copy = store.locate("xfeat-lighterglue-bundled")
+    assert copy.entry is not None and teacher.source.sha256 == copy.entry.sha256
+    assert teacher.source.name == "xfeat" and "comes with dune" in teacher.note
+
+
+@pytest.mark.weights("xfeat")
+def test_the_copy_of_xfeat_is_the_published_file_rounded() -> None:
+    copy = open_xfeat_module._copy("xfeat", ("xfeat.", "detector.")).tree
+    published = published_xfeat().tree
+    assert {key for key in published if key not in copy and not key.startswith(kornia_xfeat.UNUSED)} == set()
+    for key, value in copy.items():
+        whole = published[key]  # batch statistics are as they were published
+        assert torch.equal(value, whole) or torch.equal(value, whole.half().float()), key
 
 
 def test_a_manifest_without_registers_is_dinov2_too(images: torch.Tensor, tmp_path: Path) -> None:

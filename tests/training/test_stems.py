@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import kornia_xfeat
 import pytest
 import torch
 from click.testing import Result
 from safetensors import safe_open
 
-from dune_cli.checkpoints import files, store
+from dune_cli.checkpoints import store
+from dune_cli.checkpoints.foreign import Foreign, open_foreign
 from dune_cli.checkpoints.load import load_encoder
+from dune_cli.checkpoints.open_xfeat import open_xfeat
 from dune_cli.errors import UserError, WeightsMissing
 from dune_cli.training.students import new_student
 
 
-def have(*names: str) -> bool:
-    try:
-        return all(store.locate(name) for name in names)
-    except WeightsMissing:
-        return False
+def published() -> Foreign:
+    return open_foreign("xfeat")
 
 
-needs_open_files = pytest.mark.skipif(not have("xfeat", "efficientnet-lite2"), reason="needs two open weight files")
+needs_lite = pytest.mark.weights("efficientnet-lite2")
 
 
 def test_unknown_stems_are_named() -> None:
@@ -35,23 +36,21 @@ def test_a_missing_file_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         raise WeightsMissing(f"{name} is not here")
 
     monkeypatch.setattr(store, "locate", missing)
-    with pytest.raises(WeightsMissing, match="xfeat is not here"):
-        new_student("dune-mini:xfeat", 64, 0)
-    assert new_student("dune-mini:xfeat", 64, 0, open_weights=False).open_stem == {}
+    with pytest.raises(WeightsMissing, match="efficientnet-lite2 is not here"):
+        new_student("dune-mini:lite", 64, 0)
+    assert new_student("dune-mini:lite", 64, 0, open_weights=False).open_stem == {}
 
 
-@needs_open_files
-def test_the_xfeat_stem_is_the_published_network() -> None:
-    feature = pytest.importorskip("kornia.feature")
+@pytest.mark.parametrize("open_weights", [open_xfeat, pytest.param(published, marks=pytest.mark.weights("xfeat"))])
+def test_the_xfeat_stem_is_the_published_network(open_weights: Callable[[], Foreign]) -> None:
     encoder = new_student("dune-mini:xfeat", 64, 0).eval()
-    network = feature.XFeat(top_k=1).net.eval()
-    network.load_state_dict(files.read_weights(store.locate("xfeat").path).tree)
+    network = kornia_xfeat.network(open_weights())
     images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         assert torch.equal(encoder.pyramid(images).maps["xfeat"][8], network(images)[0])
 
 
-@needs_open_files
+@needs_lite
 def test_the_lite_stem_is_the_teachers_network() -> None:
     from dune_cli.teachers.load import load_teacher
 
@@ -64,7 +63,7 @@ def test_the_lite_stem_is_the_teachers_network() -> None:
             assert torch.allclose(own, theirs, atol=1e-4)
 
 
-@needs_open_files
+@needs_lite
 @pytest.mark.slow
 def test_a_student_with_open_stems_is_distilled_and_read_again(distill, photos: Path, tmp_path: Path) -> None:
     result: Result = distill(
