@@ -118,6 +118,7 @@ def command(
     from dune_cli.io.inputs import expand, is_video
     from dune_cli.io.intrinsics import resolve_intrinsics
     from dune_cli.io.photos import read_photo
+    from dune_cli.io.targets import unique_stems
     from dune_cli.provenance import Run
 
     method = _method(method, model, encoder, matcher)
@@ -127,11 +128,8 @@ def command(
     if len(paths) == 1 and not videos:
         raise UserError(f"two photos are needed, got 1 ({paths[0].name}); name two or more of one place, or a video")
     targets = check_targets(output, overwrite, colmap, colmap_format == "binary", transforms, depths)
-    named_twice = _twice([path.name for path in paths]) if not videos else None
-    if named_twice and (colmap is not None or transforms is not None):
-        raise UserError(
-            f"--colmap and --transforms need photos of different names, got {named_twice} twice; rename one"
-        )
+    stems = iter(unique_stems([path for path in paths if is_video(path)]))
+    targets.check_photos([path.with_name(f"{next(stems)}_0.jpg") if is_video(path) else path for path in paths])
 
     if method == "matches" or colmap is not None:
         optional.import_pycolmap("dune reconstruct")
@@ -215,10 +213,6 @@ def _by_pointmap(
         network = load.load_two_view(model, encoder, device, dtype)
     console.note(f"model {network.source.name}, licence {network.source.licence}")
     return pointmap.reconstruct(images, cameras, network, pointmap.PointMapConfig(**settings), run)
-
-
-def _twice(names: list[str]) -> str | None:
-    return next((name for index, name in enumerate(names) if name in names[:index]), None)
 
 
 def _report(scene: Scene) -> None:

@@ -89,6 +89,8 @@ def run_many(
         images = photos_of(paths, many.fps, work)
     if len(images) < 2:
         raise UserError(f"two photos are needed, got {len(images)} of {paths[0].name}; raise --fps")
+    if images != list(paths):
+        targets.check_photos(images)
     surface = many.mesh or ("tsdf" if is_surface else None)
     job = Job(images, many, compute, cameras, shared, work, run, ordered, surface)
     return _by_pointmaps(job) if compute.method == "pointmap" else _by_matches(job)

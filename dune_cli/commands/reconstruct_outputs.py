@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +28,28 @@ class Targets:
     transforms: Path | None
     depths: Path | None
 
+    def check_photos(self, photos: Sequence[Path]) -> None:
+        """UserError for photos whose names one of the files cannot hold; a note where the JSON has them otherwise."""
+        from dune_cli.io import names
+
+        if self.colmap is not None:
+            names.check_names_for_colmap(names.relative_names(photos), self.binary)
+        if self.transforms is not None:
+            names.check_names_for_json(photos, self.transforms)
+        strange = [photo.name for photo in photos if not names.is_utf8(photo)]
+        if strange:
+            console.note(
+                f"{self.json} names {strange[0]!r} with escapes, for its name is not UTF-8; rename the file if the "
+                "scene is to be a --map"
+            )
+
     def write(
         self, scene: Scene, files: list[tuple[Path, str]], run: Run, as_json: bool, facts: dict[str, Any]
     ) -> None:
         """Everything, and what was written (or the JSON) to standard output. `files`: each photo and its hash; `facts`
         go into the provenance, too."""
         from dune_cli.io.jsons import dumps, write_json
+        from dune_cli.io.names import common_folder
         from dune_cli.tasks.reconstruct import export
 
         written = [self.scene, self.json]
@@ -41,6 +58,9 @@ class Targets:
             if self.colmap is not None:
                 export.write_colmap_model(scene, self.colmap, self.binary)
                 written.append(self.colmap)
+                if len({path.parent for path, _ in files}) > 1:
+                    folder = common_folder([path for path, _ in files])
+                    console.note(f"{self.colmap} names its images relative to {folder}")
             if self.transforms is not None:
                 cloud = self.scene if points["file"] and self.scene.suffix.lower() == ".ply" else None
                 export.write_transforms_json(scene, self.transforms, [path for path, _ in files], cloud)

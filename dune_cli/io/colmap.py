@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 import struct
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from dune_cli.errors import UserError
 from dune_cli.io.atomic import atomic_directory
 from dune_cli.io.mesh import Frustum, check_colors, check_points
+from dune_cli.io.names import check_names_for_colmap
 
 HALF_PIXEL = 0.5  # COLMAP puts (0.5, 0.5) at the centre of the top-left pixel, everything else here (0, 0)
 PINHOLE, SIMPLE_RADIAL = (1, "PINHOLE"), (2, "SIMPLE_RADIAL")  # COLMAP's numbers and names of camera models
@@ -44,10 +43,10 @@ def write_colmap(
 
     A camera's `name` is its image's file name; its K is in pixels with centres at integers. `points` (M, 3) in the
     world with `colors` (M, 3) uint8 (grey without), and `tracks`: for each point the (camera index, x_px, y_px) that
-    see it. A model that is in `folder` already is replaced, other files there stay. UserError for two images of one
-    name and, in the text form, for spaces in a name.
+    see it. A model that is in `folder` already is replaced, other files there stay. UserError for names
+    that it cannot hold, as `check_names_for_colmap`.
     """
-    _check_names([camera.name for camera in cameras], binary)
+    check_names_for_colmap([camera.name for camera in cameras], binary)
     points = np.empty((0, 3)) if points is None else points
     colors = np.full((len(points), 3), 128, np.uint8) if colors is None else colors
     tracks = [()] * len(points) if tracks is None else tracks
@@ -130,15 +129,6 @@ def _text_files(
 
 def _lines(rows: Iterable[Sequence[object]]) -> Iterable[bytes]:
     return (os.fsencode(" ".join(map(str, row)) + "\n") for row in rows)
-
-
-def _check_names(names: Sequence[str], binary: bool) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(f"a COLMAP model needs different image names, got {twice[0]} twice; rename one of the files")
-    spaced = [name for name in names if not binary and name.split() != [name]]
-    if spaced:
-        raise UserError(f"COLMAP's text form cannot hold the image name {spaced[0]!r}; write the binary form")
 
 
 def _quaternion(rotation: np.ndarray) -> np.ndarray:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dune_cli import console
 from dune_cli.errors import UserError
+from dune_cli.io.companions import companions
 
 # fmt: off
 IMAGE_SUFFIXES = (  # what photos.py reads
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif",
     ".tiff", ".webp",
 )
+RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
 # fmt: on
+FOLDERS_LOOKED_INTO = 200  # below a folder that is named
 VERBS = "dune depth, dune human and dune reconstruct"
 
 
@@ -24,7 +28,8 @@ def expand(inputs: Sequence[str | Path], videos: bool = False) -> list[Path]:
 
     A folder stands for the images (and videos) directly in it (by their endings, hidden ones left out) and a glob for
     what it matches, both in natural order (`img2` before `img10`); a file is taken whatever its ending. `~` is the home
-    folder. UserError for what does not exist, matches nothing, holds no images, or is a video that is not asked for.
+    folder. Notes name what lies beside the photos and is left out: masks, live photos' videos, raw files, subfolders.
+    UserError for what does not exist, matches nothing, holds no images, or is a video that is not asked for.
     """
     if not inputs:
         raise UserError("no images were named; name image files, folders, or globs in quotes")
@@ -51,17 +56,19 @@ def _expand_one(entry: str, videos: bool) -> list[Path]:
             return _images_in(path, videos)
         if path.exists():
             return [path if videos else _no_video(path)]
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not glob.has_magic(entry):
         raise UserError(f"no such file or folder: {entry}; check the path")
     names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (absolute patterns, too)
     matched = sorted(map(Path, names), key=natural_key)
-    images = [match for match in matched if match.is_file() and match.suffix.lower() in _suffixes(videos)]
-    if not images:
-        found = f"only matches what is no image ({matched[0].name}, ...)" if matched else "matches nothing"
-        raise UserError(f"{entry} {found}; allowed endings: {' '.join(_suffixes(videos))}")
-    return images
+    found = _photos_among([match for match in matched if match.is_file()], entry, videos)
+    if not found:
+        what = f"only matches what is no image ({matched[0].name}, ...)" if matched else "matches nothing"
+        raise UserError(f"{entry} {what}; allowed endings: {' '.join(_suffixes(videos))}")
+    return found
 
 
 def _suffixes(videos: bool) -> tuple[str, ...]:
@@ -69,13 +76,76 @@ def _suffixes(videos: bool) -> tuple[str, ...]:
 
 
 def _images_in(folder: Path, videos: bool) -> list[Path]:
-    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    images = [path for path in files if path.suffix.lower() in _suffixes(videos)]
-    if images:
-        return sorted(images, key=natural_key)
+    inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    files = sorted((path for path in inside if path.is_file()), key=natural_key)
+    found = _photos_among(files, str(folder), videos)
+    below = _folders_with_images(path for path in inside if path.is_dir())
+    if found:
+        if below:
+            _say(f"{folder}: its subfolders with images are left out, name them as well", list(map(str, below)))
+        return found
+    if below:
+        names = list(below)
+        shown = [f"{name.relative_to(folder)} ({below[name]})" for name in names[:3]]
+        ending = next(path.suffix for path in names[0].iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        raise UserError(
+            f"the folder {folder} holds no images itself, its subfolders do: {_few(shown, len(names))}; name them "
+            f"({' '.join(map(str, names[:2]))}{' ...' if len(names) > 2 else ''}), or a pattern in quotes "
+            f"('{folder}/**/*{ending}')"
+        )
     count = sum(map(is_video, files))
+    raw = [path for path in files if path.suffix.lower() in RAW_SUFFIXES]
     holds = f"{count} videos but no images; {VERBS} read videos" if count else "no images"
+    if raw and not count:
+        holds = f"{len(raw)} raw files ({raw[0].name}, ...) but no images that are read; save them as JPEG or PNG first"
     raise UserError(f"the folder {folder} holds {holds}; allowed endings: {' '.join(_suffixes(videos))}")
+
+
+def _photos_among(files: Sequence[Path], where: str, videos: bool) -> list[Path]:
+    """The images (and `videos`) among the files; notes name what is left out beside them."""
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    films = [path for path in files if is_video(path)]
+    beside = companions(images, films)
+    found = [path for path in files if path not in beside and path.suffix.lower() in _suffixes(videos)]
+    if found:
+        for kind in dict.fromkeys(beside.values()):
+            names = [path.name for path, own in beside.items() if own == kind]
+            _say(f"{where}: left out as {kind} beside a photo (named one by one, it is read)", names)
+        left = [path.name for path in films if not videos and path not in beside]
+        if left:
+            _say(f"{where}: left out as videos, which are not read here", left)
+        raw = [path.name for path in files if path.suffix.lower() in RAW_SUFFIXES]
+        if raw:
+            _say(f"{where}: left out as raw files, which are not read", raw)
+    return found
+
+
+def _folders_with_images(folders: Iterable[Path]) -> dict[Path, int]:
+    """How many images lie directly in each of the folders and those below, where there are some; hidden folders and
+    those that cannot be looked into left out, and of many the first ones looked at."""
+    found: dict[Path, int] = {}
+    todo = sorted(folders, key=natural_key)[::-1]
+    for _ in range(FOLDERS_LOOKED_INTO):
+        if not todo:
+            break
+        folder = todo.pop()
+        try:
+            inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+            count = sum(path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() for path in inside)
+            todo += sorted((path for path in inside if path.is_dir() and not path.is_symlink()), key=natural_key)[::-1]
+        except OSError:
+            continue
+        if count:
+            found[folder] = count
+    return found
+
+
+def _say(text: str, names: Sequence[str]) -> None:
+    console.note(f"{text}: {_few(names, len(names))}")
+
+
+def _few(names: Sequence[str], count: int) -> str:
+    return ", ".join(names[:3]) + (f" and {count - 3} more" if count > 3 else "")
 
 
 def _no_video(path: Path) -> Path:

@@ -129,7 +129,7 @@ def test_a_degenerate_pair_ends_with_one_sentence_and_no_file(dune: Dune, photos
         (("--method", "pointmap", "--model", "x.pth", "--matcher", "sift"), ("--matcher sift goes with",)),
         (("--matcher", "sifft"), ("unknown matcher 'sifft'", "did you mean sift")),
         (("--intrinsics", "1,2,3"), ("--intrinsics '1,2,3'", "fx,fy,cx,cy")),
-        (("--colmap", "x"), ("photos of different names", "twice")),
+        (("--colmap", "x"), ("different image names", "twice")),
         (("--model", "no_such.pth"), ("no_such.pth",)),
         (("--baseline", "0"), ("--baseline",)),
     ],

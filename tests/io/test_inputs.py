@@ -72,3 +72,46 @@ def test_nothing_at_all() -> None:
     for inputs in ([], [""]):
         with pytest.raises(UserError):
             expand(inputs)
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+@pytest.mark.parametrize("videos", [False, True])
+@pytest.mark.parametrize("entry", ["", "*"])
+def test_what_belongs_to_a_photo_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], videos: bool, entry: str
+) -> None:
+    touch(tmp_path, "IMG_1.HEIC", "img_1.mov", "a.jpg", "a.jpg.png", "mask_a.png", "A-depth.png", "a.dng", "walk.mp4")
+    touch(tmp_path, "mask_of_venice.jpg", "alone.png.png")
+    photos = ["a.jpg", "alone.png.png", "IMG_1.HEIC", "mask_of_venice.jpg"]
+    found = [path.name for path in expand([tmp_path / entry if entry else tmp_path], videos)]
+    assert found == ([*photos, "walk.mp4"] if videos else photos)
+    told = capsys.readouterr().err
+    for name in ("img_1.mov", "a.jpg.png", "mask_a.png", "A-depth.png", "a.dng"):
+        assert told.count(name) == 1, told
+    assert ("walk.mp4" in told) == (not videos)
+    assert expand([tmp_path / "a.jpg.png"]) == [tmp_path / "a.jpg.png"]  # named, it is meant
+
+
+def test_a_folder_of_camera_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path, "cam1/1.jpg", "cam1/2.jpg", "cam2/1.JPG", "deep/down/1.png", ".hidden/1.jpg", "notes/n.txt")
+    with pytest.raises(UserError) as raised:
+        expand([tmp_path])
+    text = str(raised.value)
+    assert text.startswith(f"the folder {tmp_path} holds no images itself")
+    assert "cam1 (2), cam2 (1), deep/down (1)" in text and f"({tmp_path}/cam1 {tmp_path}/cam2 ...)" in text
+    assert f"'{tmp_path}/**/*.jpg'" in text and len(expand([f"{tmp_path}/**/*.jpg"])) == 2
+    assert capsys.readouterr().err == ""
+    touch(tmp_path, "top.jpg")
+    assert expand([tmp_path]) == [tmp_path / "top.jpg"]
+    assert "subfolders with images are left out" in capsys.readouterr().err
+
+
+def test_a_folder_of_raw_files(tmp_path: Path) -> None:
+    touch(tmp_path, "a.CR2", "b.CR2")
+    with pytest.raises(UserError, match=r"holds 2 raw files \(a\.CR2, \.\.\.\) but no images that are read"):
+        expand([tmp_path])

@@ -9,6 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dune_cli.geometry.poses import inverse, transform_points, vector_angle
+from dune_cli.io.names import relative_names
 from dune_cli.io.photos import PhotoFacts
 from dune_cli.provenance import Source
 from dune_cli.tasks.reconstruct.correspondences import Correspondences
@@ -40,6 +41,7 @@ def assemble(
     order = sorted(best.world_from_cam)
     new_from_old = np.eye(4) if world_given else inverse(best.world_from_cam[order[0]])
     groups = photo_groups(len(facts), verified, models)
+    names = relative_names([photo.path for photo in facts])
     views = []
     for index, photo in enumerate(facts):
         K, told = intrinsics[index]
@@ -49,10 +51,8 @@ def assemble(
             if not lenses[lens_of[index]].fixed:
                 (K, radial), told = best.cameras[lens_of[index]], "estimated"
         else:
-            reason = why_missing(index, facts, verified, groups, same, set(order))
-        views.append(
-            View(photo.path.name, photo.width, photo.height, K, told, pose, reason is None, None, radial, reason)
-        )
+            reason = why_missing(index, names, verified, groups, same, set(order))
+        views.append(View(names[index], photo.width, photo.height, K, told, pose, reason is None, None, radial, reason))
     points = transform_points(new_from_old, best.points_world)
     observations, shades, amount = [], np.zeros((len(points), 3)), np.zeros(len(points))
     nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -84,15 +84,15 @@ def assemble(
 
 def why_missing(
     index: int,
-    facts: Sequence[PhotoFacts],
+    names: Sequence[str],
     verified: Verified,
     groups: Sequence[tuple[int, ...]],
     same: Mapping[int, int],
     placed: set[int],
 ) -> str:
-    """Why a photo has no pose, in one line."""
+    """Why a photo has no pose, in one line. `names` of all photos."""
     if index in same:
-        return f"it is the same picture as {facts[same[index]].path.name}"
+        return f"it is the same picture as {names[same[index]]}"
     others = {a if b == index else b: pair for pair in verified.counts for a, b in (pair,) if index in pair}
     if not others:
         return "no match: it was compared with no other photo"
@@ -100,19 +100,16 @@ def why_missing(
     near = {o: inliers for o, inliers in agreeing.items() if o in placed}
     if near:
         best = max(near, key=near.__getitem__)
-        return (
-            f"no common tracks: {near[best]} matches agree with {facts[best].path.name}, but too few are points "
-            "in the scene"
-        )
+        return f"no common tracks: {near[best]} matches agree with {names[best]}, but too few are points in the scene"
     if agreeing:
         group = next((g for g in groups if index in g), tuple(agreeing))
-        names = ", ".join(facts[o].path.name for o in group if o != index)
-        return f"it hangs together only with {names}, and not with the photos that were placed"
+        others_of = ", ".join(names[o] for o in group if o != index)
+        return f"it hangs together only with {others_of}, and not with the photos that were placed"
     best = max(others, key=lambda o: verified.counts[others[o]])
     matches, inliers = verified.counts[others[best]]
     if matches < MIN_INLIERS:
-        return f"no match: at most {matches} matches, with {facts[best].path.name}"
-    return f"too few inliers: {inliers} of {matches} matches with {facts[best].path.name}, the best, agree on a motion"
+        return f"no match: at most {matches} matches, with {names[best]}"
+    return f"too few inliers: {inliers} of {matches} matches with {names[best]}, the best, agree on a motion"
 
 
 def photo_groups(count: int, verified: Verified, models: Sequence[Mapped]) -> list[tuple[int, ...]]:

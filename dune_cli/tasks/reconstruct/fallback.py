@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from dune_cli.errors import JobFailed
+from dune_cli.io.names import relative_names
 from dune_cli.io.photos import PhotoFacts, read_photo
 from dune_cli.matchers.base import SplitMatcher
 from dune_cli.provenance import Run
@@ -60,7 +61,8 @@ def two_of_many(
         raise JobFailed(f"no three of the {len(facts)} photos hang together, and the best pair fails: {failures[0]}")
     pair = max(verified.counts, key=lambda pair: verified.counts[pair])
     matches, inliers = verified.counts[pair]
-    one, two = (facts[index].path.name for index in pair)
+    names = relative_names([photo.path for photo in facts])
+    one, two = (names[index] for index in pair)
     raise JobFailed(
         f"no two of the {len(facts)} photos show enough of the same place: {one} and {two}, the best pair, have "
         f"{matches} matches, of which {inliers} agree on a motion; take photos that overlap by half or more, or try "
@@ -82,15 +84,15 @@ def _among(
     groups = photo_groups(len(facts), verified, [])
     groups = [pair, *(group for group in groups if not set(group) & set(pair))]
     nothing = (np.zeros(0, np.int64), np.zeros((0, 2)))
+    names = relative_names([photo.path for photo in facts])
     for index, photo in enumerate(facts):
         if index in pair:
-            views.append(scene.views[pair.index(index)])
+            views.append(replace(scene.views[pair.index(index)], image=names[index]))
             observations.append(scene.sparse.observations[pair.index(index)])
             continue
-        reason = why_missing(index, facts, verified, groups, same, set(pair))
+        reason = why_missing(index, names, verified, groups, same, set(pair))
         K, told = intrinsics[index]
-        name, width, height = photo.path.name, photo.width, photo.height
-        views.append(View(name, width, height, K, told, NOWHERE, registered=False, reason=reason))
+        views.append(View(names[index], photo.width, photo.height, K, told, NOWHERE, registered=False, reason=reason))
         observations.append(nothing)
     return replace(
         scene,
@@ -98,8 +100,5 @@ def _among(
         pairs=tuple(Pair(p, *counts) for p, counts in verified.counts.items()),
         sparse=replace(scene.sparse, observations=tuple(observations)),
         components=tuple(groups) if len(groups) > 1 else (),
-        notes=(
-            *scene.notes,
-            f"only two photos could be placed: {facts[pair[0]].path.name} and {facts[pair[1]].path.name}",
-        ),
+        notes=(*scene.notes, f"only two photos could be placed: {names[pair[0]]} and {names[pair[1]]}"),
     )

@@ -14,6 +14,7 @@ from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry.cameras import project
 from dune_cli.geometry.global_alignment import AlignConfig, Alignment, Known, PairPoints, align, anchor_points
 from dune_cli.geometry.poses import inverse, transform_points, vector_angle
+from dune_cli.io.names import relative_names
 from dune_cli.io.photos import PhotoFacts
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import pairing
@@ -164,7 +165,8 @@ def _views(
     maps: Sequence[PointMap | None],
 ) -> tuple[View, ...]:
     place = {index: v for v, index in enumerate(own)}
-    first = {photo.facts.sha256: photo.facts.path.name for photo in reversed(every)}
+    called = relative_names([photo.facts.path for photo in every])
+    first = {photo.facts.sha256: i for i, photo in reversed(list(enumerate(every)))}
     views = []
     for index, (photo, (K, source)) in enumerate(zip(every, intrinsics)):
         facts, v = photo.facts, place.get(index)
@@ -172,10 +174,10 @@ def _views(
         if v is None:
             other = first[facts.sha256]
             alone = "it is in none of the pairs"
-            reason = f"it is the same picture as {other}" if other != facts.path.name else alone
+            reason = f"it is the same picture as {called[other]}" if other != index else alone
         elif not found.registered[v]:
             group = next((g for g in found.groups[1:] if v in g), ())
-            names = ", ".join(every[own[u]].facts.path.name for u in group if u != v)
+            names = ", ".join(called[own[u]] for u in group if u != v)
             reason = (
                 f"it hangs together only with {names}, and not with the photos that were placed"
                 if names
@@ -186,7 +188,7 @@ def _views(
             if source == "default":
                 K, source = found.K[v], "estimated"
         views.append(
-            View(facts.path.name, facts.width, facts.height, K, source, pose, reason is None, dense, 0.0, reason)
+            View(called[index], facts.width, facts.height, K, source, pose, reason is None, dense, 0.0, reason)
         )
     return tuple(views)
 

@@ -13,6 +13,7 @@ from dune_cli.geometry import pair_checks, stereo, two_view
 from dune_cli.geometry.cameras import backproject, pixel_grid, project, resize_transform
 from dune_cli.geometry.epipolar import estimate_relative_pose
 from dune_cli.geometry.poses import inverse
+from dune_cli.io.names import relative_names
 from dune_cli.io.photos import Photo
 from dune_cli.matchers.base import Matcher, Matches
 from dune_cli.provenance import Run, Source
@@ -93,9 +94,10 @@ def reconstruct_matched(
             "the focal length is a guess (55 degrees across the long side), and so are the shapes that follow from it; "
             "give --intrinsics or --fov-deg"
         )
+    names = relative_names([first.path, second.path])
     views = (
-        View(first.path.name, first.width, first.height, K1, source1, np.eye(4), dense=dense),
-        View(second.path.name, second.width, second.height, K2, source2, inverse(sparse.pose)),
+        View(names[0], first.width, first.height, K1, source1, np.eye(4), dense=dense),
+        View(names[1], second.width, second.height, K2, source2, inverse(sparse.pose)),
     )
     keep = sparse.confidence >= config.min_confidence
     points = SparsePoints.seen_by_all(

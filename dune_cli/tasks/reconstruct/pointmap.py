@@ -15,6 +15,7 @@ from dune_cli.geometry.grid_mesh import depth_edges
 from dune_cli.geometry.pnp import AbsolutePose, estimate_absolute_pose
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.geometry.two_view import parallax_angles
+from dune_cli.io.names import relative_names
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import Prepared, prepare
 from dune_cli.provenance import Run
@@ -76,7 +77,8 @@ def reconstruct(
         pose, used = _second_pose(photos[1], maps[1], cameras[1][0], inputs[1], config)
     cam_from_world = (np.eye(4), pose.cam_from_world)
     views, removed = [], 0
-    for photo, (K, source), one, prepared, to_cam in zip(photos, cameras, maps, inputs, cam_from_world):
+    names = relative_names([photo.path for photo in photos])
+    for name, photo, (K, source), one, prepared, to_cam in zip(names, photos, cameras, maps, inputs, cam_from_world):
         depth = transform_points(to_cam, one.points)[..., 2]
         confident = one.confident(config.min_confidence) & (depth > 0)
         edges = depth_edges(depth, confident)
@@ -85,7 +87,7 @@ def reconstruct(
         dense = PointMap(
             one.points, one.confidence, confident & ~edges, colors, np.linalg.inv(prepared.network_from_image)
         )
-        views.append(View(photo.path.name, photo.width, photo.height, K, source, inverse(to_cam), dense=dense))
+        views.append(View(name, photo.width, photo.height, K, source, inverse(to_cam), dense=dense))
     if not any(view.dense is not None and view.dense.valid.any() for view in views):
         raise JobFailed("no point lies on a surface: the model's point maps are noise for these photos")
     shared = maps[1].points[maps[1].confident(config.min_confidence)]
