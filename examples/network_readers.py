@@ -23,6 +23,7 @@ from dune_cli.models.graph import Graph, Layer
 FUSED = {0: "none", 1: "relu", 3: "relu6"}
 WITH_OPTIONS = (0, 1, 3, 4, 17, 18, 23)
 TYPES = {0: "<f4", 1: "<f2", 2: "<i4"}
+QUANTISED = {2: "<i4", 3: "u1", 9: "i1"}
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,38 @@ def read_tflite(path: Path, outputs: Sequence[int] | None = None) -> Graph:
     given = [f"t{index}" for index in graph.array(2, "<i4")]
     wanted = given if outputs is None else [given[number] for number in outputs]
     return _needed(layers, [f"t{index}" for index in graph.array(1, "<i4")], wanted, weights)
+
+
+def read_tflite_convolutions(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(kernel, bias) of every convolution of a quantised TFLite file, in the order in which they run, as float32.
+
+    Kernels are (out, in / groups, kh, kw). A stored q means (q - zero point) * scale, per tensor or channel.
+    """
+    data = path.read_bytes()
+    model = Table(data, struct.unpack_from("<I", data)[0])
+    codes = [max(code.scalar(0, "b"), code.scalar(3, "i")) for code in model.tables(1)]
+    buffers, graph = model.tables(4), model.tables(2)[0]
+    tensors = graph.tables(0)
+
+    def values(index: int) -> torch.Tensor:
+        tensor = tensors[index]
+        stored = buffers[tensor.scalar(2, "I")].array(0, "u1").view(QUANTISED[tensor.scalar(1, "b")])
+        stored = stored.reshape(tuple(int(n) for n in tensor.array(0, "<i4"))).astype(np.float64)
+        quantisation = tensor.table(4)
+        scale, zero = quantisation.array(2, "<f4").astype(np.float64), quantisation.array(3, "<i8")
+        shape = [1] * stored.ndim
+        if len(scale) > 1:
+            shape[quantisation.scalar(6, "i")] = len(scale)
+        return torch.from_numpy(((stored - zero.reshape(shape)) * scale.reshape(shape)).astype(np.float32))
+
+    found = []
+    for operator in graph.tables(3):
+        kind = codes[operator.scalar(0, "I")]
+        if kind in (3, 4):  # CONV_2D, DEPTHWISE_CONV_2D
+            _, kernel, bias = (int(index) for index in operator.array(1, "<i4"))
+            order = (0, 3, 1, 2) if kind == 3 else (3, 0, 1, 2)
+            found.append((values(kernel).permute(order).contiguous(), values(bias)))
+    return found
 
 
 def read_tfjs(path: Path, outputs: Sequence[str]) -> Graph:
