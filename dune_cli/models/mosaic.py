@@ -20,6 +20,7 @@ CLASSES = (
 )  # fmt: skip
 POOLS = (8, 4, 2)  # cells of stride 16 that a pyramid level averages over
 HIGH_LEVEL = 448
+PYRAMID = 128
 
 
 class Block(NamedTuple):
@@ -119,8 +120,8 @@ class Mosaic(nn.Module):
         self.high_level = SameConv2d(BACKBONE[-1].channels, HIGH_LEVEL, 1)
         self.skip4 = SameConv2d(BACKBONE[SKIP_4].expanded, len(CLASSES), 1)
         self.pyramid = nn.ModuleList(PyramidBranch() for _ in POOLS)
-        self.merge = SameConv2d(128 * len(POOLS) + HIGH_LEVEL, 128, 1)
-        self.decode = SameConv2d(128 + BACKBONE[SKIP_8].expanded, 64, 1)
+        self.merge = SameConv2d(128 * len(POOLS) + HIGH_LEVEL, PYRAMID, 1)
+        self.decode = SameConv2d(PYRAMID + BACKBONE[SKIP_8].expanded, 64, 1)
         self.refine = SameConv2d(64, 64, 3, groups=64)
         self.classify = SameConv2d(64, len(CLASSES), 1)
 

@@ -1,0 +1,50 @@
+"""MOSAIC as a teacher of semantic segmentation. Source: Wang & Howard, arXiv 2112.11623; weights Apache-2.0 (Google).
+
+It tells ADE20K's 31 commonest classes apart; what is none of them (a dog, a bicycle) goes to what surrounds it.
+`examples/bake_open_networks.py` writes its file.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from dune_cli.checkpoints.foreign import open_foreign
+from dune_cli.checkpoints.open_stems import load_wanted
+from dune_cli.models.mosaic import CLASSES, PYRAMID, Mosaic
+from dune_cli.provenance import Source
+from dune_cli.teachers.base import CLS, PATCH, Teacher, as_tokens, resample_map
+
+SIDE_PX = 512  # MOSAIC was trained on squares of this size
+
+
+class MosaicTeacher(Teacher):
+    """Class logits (32) and the pyramid's features (128): 160 channels. Always float32.
+
+    The image is resized (bilinear, antialiased) to 512 x 512, whatever its shape, as in MOSAIC's training.
+    """
+
+    name = "mosaic"
+    widths = {CLS: len(CLASSES) + PYRAMID, PATCH: len(CLASSES) + PYRAMID}  # noqa: RUF012 (a constant of the class)
+    note = "a CNN without CLS: the mean of its patches stands for it"
+
+    def __init__(self, net: Mosaic, source: Source) -> None:
+        super().__init__()
+        self.net, self.source = net, source
+
+    def tokens(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
+        with torch.autocast(images.device.type, enabled=False):
+            size = (SIDE_PX, SIDE_PX)
+            found = self.net(
+                F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+            )
+            joined = torch.cat([resample_map(found.logits, grid), resample_map(found.features, grid)], 1)
+        return {CLS: joined.mean((2, 3)), PATCH: as_tokens(joined)}
+
+
+def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """MOSAIC from the registry name `mosaic`, or from the file `argument`. Stays in float32, whatever `dtype`."""
+    file = open_foreign(argument or "mosaic", "mosaic")
+    net = Mosaic()
+    load_wanted(net, file.tree, f"{file.path} does not fit MOSAIC")
+    return MosaicTeacher(net.to(device).eval(), file.source)
