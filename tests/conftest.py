@@ -93,6 +93,14 @@ def _own_weights_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
     monkeypatch.setenv("DUNE_OFFLINE", "1")
 
 
+@pytest.fixture(autouse=True)
+def _notes_show() -> None:
+    """A test that ran a command with --quiet silences no other."""
+    from dune_cli import console
+
+    console.set_quiet(False)
+
+
 @pytest.fixture
 def dune() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `dune ARGS` as a real process and returns what it printed and its exit code."""

@@ -106,7 +106,7 @@ def command(
     poses = {}
     with run.stage("relocalize"):
         for scene in scenes:
-            done = work.done(scene.name)
+            done = work.done(scene)
             left = len(scene.queries) - len(done)
             new = submission.relocalize_scene(scene, sight, config, done)
             for name, line in console.progress(new, scene.name, total=left, unit="frame"):

@@ -112,7 +112,7 @@ def measure_distill(
         plain = Loader(photos, Sampler(photos.sizes, batch, 0), size, settings, None, workers)
         key = CacheKey(dict.fromkeys(names, ""), size, grid, 1, 0, True, photos.hash, str(fast))
         cache = TeacherCache(Path(scratch) / "cache", key, photos)
-        cache.fill(teachers, settings, here, workers, fast, batch)
+        cache.fill(teachers, range(cache.shards), settings, here, workers, fast, batch)
         cached = replace(plain, cache=cache)
 
         images = next(plain.batches(0, 1)).images.to(where)

@@ -8,22 +8,25 @@ entry in file order; K and the recall of the AUC are rounded to float32, all els
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dune_cli.console import note
+from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry.poses import rotation_from_quaternion
-from dune_cli.io.safe_read import read_text
+from dune_cli.io.safe_read import MIB, open_zip, read_member, read_text
 
 EVERY_NTH_FRAME = 5  # of the single-frame track
 MAX_TRANSLATION_ERROR = 0.25  # metres
 MAX_ROTATION_ERROR_DEG = 5.0
 MAX_VCRE_PX = 90.0
+LARGEST = 1e9  # metres, pixels and parts of a quaternion
+LINES_SHOWN = 5  # of those that are skipped in a file
+DATA_LIMIT_BYTES = 64 * MIB  # of a text file
+SUBMISSION_LIMIT_BYTES = 256 * MIB
 _FIELDS = "frame qw qx qy qz tx ty tz"
 
 
@@ -61,6 +64,7 @@ def read_poses(lines: Iterable[str], with_confidence: bool, where: str) -> dict[
     a note, as the official script does. A negative confidence raises UserError.
     """
     poses: dict[int, FramePose] = {}
+    skipped = 0
     for number, line in enumerate(lines, start=1):
         line = line.strip()
         if not line or line.startswith("#"):
@@ -69,7 +73,9 @@ def read_poses(lines: Iterable[str], with_confidence: bool, where: str) -> dict[
         try:
             key, values = _parse(fields, 9 if with_confidence else 8)
         except ValueError as error:
-            note(f"{where}, line {number} is skipped: {error}")
+            skipped += 1
+            if skipped <= LINES_SHOWN:
+                console.note(f"{where}, line {number} is skipped: {error}")
             continue
         if with_confidence and values[7] < 0:
             raise UserError(f"{where}, line {number}: confidence {values[7]} is negative; it must be 0 or more")
@@ -77,18 +83,26 @@ def read_poses(lines: Iterable[str], with_confidence: bool, where: str) -> dict[
         centre = -rotation_from_quaternion(quaternion).T @ np.array(values[4:7])
         inverse = quaternion * [1, -1, -1, -1]
         poses[key] = FramePose(inverse, centre, values[7] if with_confidence else 0.0)
+    if skipped > LINES_SHOWN:
+        console.note(f"{where}: {skipped} lines are skipped in all")
     return poses
 
 
 def _parse(fields: list[str], count: int) -> tuple[int, list[float]]:
     if len(fields) != count:
         raise ValueError(f"{len(fields)} fields instead of {count} ({_FIELDS}{' confidence' if count == 9 else ''})")
-    values = [float(field) for field in fields[1:]]
+    try:
+        values = [float(field) for field in fields[1:]]
+        frame = _frame_number(fields[0])
+    except ValueError:
+        raise ValueError(f"a text stands for a number in {' '.join(fields)[:80]!r}") from None
     if not all(math.isfinite(value) for value in values):
         raise ValueError("a value is not finite")
+    if max(map(abs, values)) > LARGEST:
+        raise ValueError(f"a value is larger than {LARGEST:g}")
     if np.linalg.norm(values[:4]) <= 1e-8:
         raise ValueError("a zero quaternion is no rotation")
-    return _frame_number(fields[0]), values
+    return frame, values
 
 
 def _frame_number(name: str) -> int:
@@ -105,12 +119,19 @@ def read_intrinsics(lines: Iterable[str], where: str) -> tuple[dict[int, FrameIn
             continue
         fields = line.split()
         try:
-            fx, fy, cx, cy = (float(field) for field in fields[1:5])
-            width, height = int(float(fields[5])), int(float(fields[6]))
+            values = [float(field) for field in fields[1:7]]
+            fx, fy, cx, cy = values[:4]
+            if not all(abs(value) <= LARGEST for value in values) or min(fx, fy) <= 0:
+                raise ValueError("no camera")
+            width, height = int(values[4]), int(values[5])
+            if min(width, height) < 1:
+                raise ValueError("no size")
             K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float32)
             intrinsics[_frame_number(fields[0])] = FrameIntrinsics(K.astype(np.float64))
         except (ValueError, IndexError) as error:
-            raise UserError(f"{where}, line {number}: expected 'frame fx fy cx cy W H', got {line!r}") from error
+            raise UserError(
+                f"{where}, line {number}: expected 'frame fx fy cx cy W H' of a camera, got {line[:80]!r}"
+            ) from error
     return intrinsics, width, height
 
 
@@ -180,7 +201,7 @@ def _no_estimates(failures: int) -> SceneErrors:
 
 
 def _lines(path: Path) -> list[str]:
-    return read_text(path, "a list of poses or cameras").splitlines()
+    return read_text(path, "a text file of the data set", DATA_LIMIT_BYTES).splitlines()
 
 
 def average_precision(correct: np.ndarray, confidence: np.ndarray, failures: int) -> float:
@@ -231,19 +252,23 @@ def read_submission(path: Path) -> dict[str, dict[int, FramePose]]:
 
     Raises UserError for a file that is no ZIP, is damaged, or has member names that climb out of it.
     """
-    estimates = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-                    raise UserError(f"{path}: refused, the member name {name!r} points out of the archive")
-                if "/" in name or not (name.startswith("pose_") and name.endswith(".txt")):
-                    note(f"{path}: ignoring {name!r} (expected pose_<scene>.txt at the root)")
-                    continue
-                lines = archive.read(name).decode("utf-8").splitlines()
-                estimates[name[len("pose_") : -len(".txt")]] = read_poses(lines, True, where=f"{path}:{name}")
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"cannot read {path} as a submission ZIP: {error}") from error
+    estimates: dict[str, dict[int, FramePose]] = {}
+    ignored = []
+    with open_zip(path, "a submission ZIP", SUBMISSION_LIMIT_BYTES, SUBMISSION_LIMIT_BYTES) as archive:
+        for name in archive.namelist():
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+                raise UserError(f"{path}: refused, the member name {name[:80]!r} points out of the archive")
+            if "/" in name or not (name.startswith("pose_") and name.endswith(".txt")):
+                ignored.append(name)
+                continue
+            scene = name[len("pose_") : -len(".txt")]
+            if scene in estimates:
+                raise UserError(f"{path} holds {name[:80]!r} twice; keep one of them")
+            lines = read_member(archive, name, DATA_LIMIT_BYTES).decode("utf-8").splitlines()
+            estimates[scene] = read_poses(lines, True, where=f"{path}:{name}")
+    if ignored:
+        others = f" and {len(ignored) - 1} more" if len(ignored) > 1 else ""
+        console.note(f"{path}: ignoring {ignored[0][:80]!r}{others} (expected pose_<scene>.txt at the root)")
     return estimates
 
 
@@ -254,5 +279,5 @@ def score(split_folder: Path, submission: Path) -> dict[str, float]:
         raise UserError(f"{split_folder} holds no scene (a folder with poses.txt); give <root> and --split train|val")
     estimates = read_submission(submission)
     for scene in sorted(set(estimates) - {folder.name for folder in scenes}):
-        note(f"{submission}: the scene {scene} is not in {split_folder}; ignored")
+        console.note(f"{submission}: the scene {scene} is not in {split_folder}; ignored")
     return aggregate([score_scene(folder, estimates.get(folder.name)) for folder in scenes])

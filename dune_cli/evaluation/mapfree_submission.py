@@ -7,6 +7,8 @@ Layout (spec of the data set): `<root>/<split>/<scene>/intrinsics.txt`, `seq0/fr
 from __future__ import annotations
 
 import json
+import math
+import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
-from dune_cli.evaluation.mapfree import EVERY_NTH_FRAME
+from dune_cli.evaluation.mapfree import DATA_LIMIT_BYTES, EVERY_NTH_FRAME
 from dune_cli.geometry.poses import quaternion_from_rotation
 from dune_cli.io.atomic import atomic_path
 from dune_cli.io.jsons import write_json
+from dune_cli.io.line_files import append_line, read_lines, seal, unseal
 from dune_cli.io.photos import read_photo
-from dune_cli.io.safe_read import read_text
+from dune_cli.io.safe_read import read_json, read_text
 from dune_cli.io.texts import forward_slashes
 from dune_cli.tasks.reloc.sight import Shot, Sight
 from dune_cli.tasks.reloc.solve import SolverConfig, relocalize
@@ -65,20 +69,20 @@ def read_scenes(split_folder: Path) -> list[SceneFolder]:
 
 def _read_scene(folder: Path) -> SceneFolder:
     cameras = _read_cameras(folder / "intrinsics.txt")
-    if REFERENCE not in cameras or not (folder / REFERENCE).is_file():
+    if REFERENCE not in cameras or not os.path.isfile(folder / REFERENCE):  # noqa: PTH113
         lacks = f"{folder / 'intrinsics.txt'} has no line" if REFERENCE not in cameras else "there is no file"
         raise UserError(f"the scene {folder} lacks its reference: {lacks} {REFERENCE}")
     # the official scores count every fifth key in file order; seq0's and seq1's first frame share one, the later wins
     by_number = {name[-9:-4]: name for name in cameras}
     wanted = [name for name in list(by_number.values())[::EVERY_NTH_FRAME] if name != REFERENCE]
-    queries = {name: cameras[name] for name in wanted if (folder / name).is_file()}
+    queries = {name: cameras[name] for name in wanted if os.path.isfile(folder / name)}  # noqa: PTH113 (any name)
     if not queries:
         raise UserError(f"the scene {folder} has none of its {len(wanted)} query photos ({', '.join(wanted[:2])}, ...)")
     return SceneFolder(folder, cameras[REFERENCE], queries)
 
 
 def _read_cameras(path: Path) -> dict[str, FrameCamera]:
-    lines = read_text(path, "a scene's list of cameras").splitlines()
+    lines = read_text(path, "the intrinsics of a scene", DATA_LIMIT_BYTES).splitlines()
     cameras = {}
     for number, line in enumerate(lines, start=1):
         fields = line.split()
@@ -87,63 +91,97 @@ def _read_cameras(path: Path) -> dict[str, FrameCamera]:
         try:
             fx, fy, cx, cy, width, height = (float(field) for field in fields[1:])
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: expected 'frame fx fy cx cy W H', got {line!r}") from error
-        name = fields[0] if (path.parent / fields[0]).exists() else forward_slashes(fields[0])
-        if name.startswith("/") or ".." in Path(name).parts or not (fx > 0 and fy > 0):
-            raise UserError(f"{path}, line {number}: {line!r} is no camera of a photo in this folder")
+            raise UserError(f"{path}, line {number}: expected 'frame fx fy cx cy W H', got {line[:80]!r}") from error
+        name = fields[0] if os.path.exists(path.parent / fields[0]) else forward_slashes(fields[0])  # noqa: PTH110
+        finite = all(math.isfinite(value) for value in (fx, fy, cx, cy, width, height))
+        whole = finite and width == int(width) and height == int(height) and width >= 1 and height >= 1
+        if not whole or not (fx > 0 and fy > 0) or name.startswith("/") or ".." in Path(name).parts:
+            raise UserError(f"{path}, line {number}: {line[:80]!r} is no camera of a photo in this folder")
         cameras[name] = FrameCamera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), int(width), int(height))
     return cameras
 
 
 class Work:
-    """What is done so far, in a folder beside the ZIP: a file a scene, a line a frame, kept when the run is killed."""
+    """What is done so far, in a folder beside the ZIP: a file a scene, a line a frame, kept when the run is killed.
+
+    Every line carries a checksum of itself, its scene and the settings. Lines that are damaged or of another run are
+    left out with a note, and their frames are computed again.
+    """
 
     def __init__(self, target: Path, settings: dict[str, Any], restart: bool) -> None:
         """UserError where the folder holds a run with other settings, unless `restart`, which discards that run."""
         self.folder = target.with_name(target.name + ".work")
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise UserError(f"{self.folder}, where what is done so far is kept, is no folder; move it away")
+        self._made_of = json.dumps(settings, sort_keys=True)
         old = self._settings()
         if old is not None and old != settings:
             if not restart:
                 changed = ", ".join(sorted(k for k in old | settings if old.get(k) != settings.get(k)))
                 raise UserError(
-                    f"{self.folder} holds an unfinished run with other settings ({changed}); repeat those, add "
+                    f"{self.folder} holds an unfinished run with other settings ({changed[:200]}); repeat those, add "
                     "--overwrite to start anew, or name another output"
                 )
             self.remove()
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / SETTINGS, settings)
+        write_json(self.folder / SETTINGS, seal(settings))
 
     def _settings(self) -> dict[str, Any] | None:
-        try:
-            return json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        """The settings of the run in the folder; None, with a note where there is a file, if they cannot be told."""
+        path = self.folder / SETTINGS
+        if not os.path.lexists(path):
             return None
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.folder / SETTINGS} ({error}); delete that folder") from error
+        try:
+            settings = unseal(read_json(path, "the settings of a run"))
+        except UserError:
+            settings = None
+        if settings is None:
+            console.note(f"{path} is damaged; of what is done so far, what fits these settings is kept")
+        return settings
 
-    def done(self, scene: str) -> dict[str, str | None]:
-        """Frame -> its line of the submission (None: no pose). A line that was cut off is dropped from the file."""
-        path = self._file(scene)
-        if not path.is_file():
-            return {}
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            path.write_bytes(whole)
-        return dict(json.loads(line) for line in whole.splitlines())
+    def done(self, scene: SceneFolder) -> dict[str, str | None]:
+        """Frame -> its line of the submission (None: no pose), for the scene's queries that are done."""
+        path = self._file(scene.name)
+        entries, damaged = read_lines(path, "what is done so far", self._made_of_scene(scene.name))
+        done = {}
+        for entry in entries:
+            frame, pose = entry.get("frame"), entry.get("pose")
+            if frame in scene.queries and (pose is None or _is_line(pose, frame)):
+                done[frame] = pose
+            else:
+                damaged += 1
+        if damaged:
+            console.note(f"{path}: {damaged} lines are damaged or of another run; their frames are computed again")
+        return done
 
     def add(self, scene: str, frame: str, line: str | None) -> None:
-        with self._file(scene).open("a", encoding="utf-8") as file:
-            file.write(json.dumps([frame, line]) + "\n")
+        append_line(self._file(scene), {"frame": frame, "pose": line}, self._made_of_scene(scene))
 
     def remove(self) -> None:
         for path in [*self.folder.glob("*.jsonl"), self.folder / SETTINGS]:
-            path.unlink(missing_ok=True)
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def _file(self, scene: str) -> Path:
         return self.folder / f"{scene}.jsonl"
+
+    def _made_of_scene(self, scene: str) -> str:
+        return f"{scene} {self._made_of}"
+
+
+def _is_line(text: Any, frame: str) -> bool:
+    """Whether a text is a line of the submission for `frame`, as `_line` writes it."""
+    fields = text.split(" ") if isinstance(text, str) else []
+    if len(fields) != 9 or fields[0] != frame:
+        return False
+    try:
+        values, inliers = [float(field) for field in fields[1:8]], int(fields[8])
+    except ValueError:
+        return False
+    finite = all(math.isfinite(value) for value in values)
+    return finite and abs(math.hypot(*values[:4]) - 1) < 1e-6 and inliers >= 0
 
 
 def relocalize_scene(

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.io.atomic import atomic_path
-from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, parse_json, read_bytes
+from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, open_regular, parse_json, read_bytes
 
 _HEADER = "dune"
+HEADER_LIMIT_BYTES = 100_000_000  # safetensors' own
 
 
 def write_cached(path: str | Path, schema: str, made_of: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -46,17 +49,12 @@ def read_cached(
     from safetensors import deserialize
 
     path = Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
         content = read_bytes(path, "a cache file", limit_bytes)
-        length = int.from_bytes(content[:8], "little")
-        header = parse_json(content[8 : 8 + length], str(path))
-        facts = parse_json(header["__metadata__"][_HEADER], str(path))
-        if facts["schema"] != schema:
-            console.note(f"{path} was written by another version of dune; it is computed again")
-            return None
-        if facts["made_of"] != made_of:
+        facts = _facts(content[8 : 8 + int.from_bytes(content[:8], "little")], path)
+        if not _fits(facts, schema, made_of, path):
             return None
         arrays = {
             name: np.frombuffer(bytearray(tensor["data"]), _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
@@ -65,9 +63,66 @@ def read_cached(
         if facts["sha256"] != _checksum(arrays):
             raise UserError("its checksum does not fit")
     except Exception as error:  # damaged bytes provoke anything
-        console.note(f"{path} is damaged ({str(error)[:120]}); it is computed again")
+        note_damaged(path, error)
         return None
     return arrays
+
+
+def check_cached(path: str | Path, schema: str, made_of: str, limit_bytes: int = ARRAYS_LIMIT_BYTES) -> bool:
+    """Whether `read_cached` would give the arrays of a file; with the same notes, and one array in memory at a time."""
+    from safetensors import safe_open
+
+    path = Path(path)
+    if not os.path.lexists(path):
+        return False
+    try:
+        with open_regular(path, "a cache file", limit_bytes) as file:
+            length = int.from_bytes(file.read(8), "little")
+            facts = _facts(file.read(min(length, HEADER_LIMIT_BYTES)), path)
+        if not _fits(facts, schema, made_of, path):
+            return False
+        digest = hashlib.sha256()
+        with safe_open(path, "np") as tensors:
+            for name in sorted(tensors.keys()):
+                _add(digest, name, tensors.get_tensor(name))
+        if facts["sha256"] != digest.hexdigest():
+            raise UserError("its checksum does not fit")
+    except Exception as error:  # damaged bytes provoke anything
+        note_damaged(path, error)
+        return False
+    return True
+
+
+def note_damaged(path: Path, why: object) -> None:
+    """Tells that a kept file is not used, and why."""
+    text = " ".join(str(why).split())[:120]
+    console.note(f"{path} is damaged ({text}); it is computed again")
+
+
+def text_array(text: str) -> np.ndarray:
+    """A text as the array of its UTF-8 bytes."""
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def text_of(array: np.ndarray) -> str:
+    """The text that `text_array` made an array of. ValueError for other arrays."""
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise ValueError("it holds numbers where a text is needed")
+    return array.tobytes().decode()
+
+
+def _facts(header: bytes, path: Path) -> dict[str, str]:
+    facts = parse_json(parse_json(header, str(path))["__metadata__"][_HEADER], str(path))
+    if not all(isinstance(facts[name], str) for name in ("schema", "made_of", "sha256")):
+        raise UserError("its header is of another form")
+    return facts
+
+
+def _fits(facts: dict[str, str], schema: str, made_of: str, path: Path) -> bool:
+    if facts["schema"] != schema:
+        console.note(f"{path} was written by another version of dune; it is computed again")
+        return False
+    return facts["made_of"] == made_of
 
 
 _DTYPES = {
@@ -79,7 +134,10 @@ _DTYPES = {
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
-        digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+        _add(digest, name, arrays[name])
     return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, array: np.ndarray) -> None:
+    digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+    digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dune_cli.checkpoints import files
 from dune_cli.console import progress
-from dune_cli.errors import JobFailed
-from dune_cli.io.atomic import atomic_path
+from dune_cli.errors import JobFailed, UserError
+from dune_cli.io.cache_files import check_cached, note_damaged, text_array, text_of, write_cached
+from dune_cli.io.safe_read import parse_json
 from dune_cli.teachers.base import Teacher
 from dune_cli.training.augment import Augmentation
 from dune_cli.training.photos import Photos, fixed_crop
@@ -27,6 +27,8 @@ from dune_cli.training.teaching import teach
 
 ROWS = 64  # crops a shard
 OPEN_SHARDS = 256
+SCHEMA = "dune.teacher-cache/1"
+BROKEN = "broken"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class TeacherCache:
 
     def __init__(self, folder: Path, key: CacheKey, photos: Photos) -> None:
         self.folder, self.key, self.photos = folder / key.folder, key, photos
+        self.made_of = f"{key.folder} of {sum(photos.sizes) * key.crops} rows"
         self.first = [sum(photos.sizes[:group]) for group in range(len(photos.sizes))]
         self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open)
 
@@ -67,9 +70,39 @@ class TeacherCache:
     def path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.safetensors"
 
-    def missing(self) -> list[int]:
-        """Shards that are still to be computed; one that exists is complete, for it was renamed into place."""
-        return [shard for shard in range(self.shards) if not self.path(shard).exists()]
+    def unfilled(self, widths: Mapping[str, Mapping[str, int]], here: Ranks) -> list[int]:
+        """This rank's shards (every `count`-th) that are still to be computed: those that are missing, and those that
+        are damaged or of something else, which a note tells. Reads all that are there.
+
+        widths: of each teacher's kinds of tokens.
+        """
+        mine = range(here.rank, self.shards, here.count)
+        checked = progress(mine, "teacher cache, checking", unit="shard")
+        return [shard for shard in checked if not self._is_whole(shard, widths)]
+
+    def _is_whole(self, shard: int, widths: Mapping[str, Mapping[str, int]]) -> bool:
+        path = self.path(shard)
+        if not check_cached(path, SCHEMA, self._made_of(shard)):
+            return False
+        rows, size = min(ROWS, self.rows - shard * ROWS), self.key.size_px
+        wanted = {"image": ("U8", [rows, 3, size, size])}
+        for name, kinds in widths.items():
+            for kind, width in kinds.items():
+                tokens = [self.key.grid[0] * self.key.grid[1]] if kind == "patch" else []
+                wanted[f"{name}/{kind}"] = "F16", [rows, *tokens, width]
+        try:
+            self._broken(shard)
+            with safe_open(path, framework="np") as file:
+                parts = {name: file.get_slice(name) for name in file.keys() if name != BROKEN}  # noqa: SIM118
+                if {name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()} != wanted:
+                    raise UserError("its arrays are not those of these teachers")
+        except (SafetensorError, OSError, ValueError) as error:
+            note_damaged(path, error)
+            return False
+        return True
+
+    def _made_of(self, shard: int) -> str:
+        return f"{self.made_of}, shard {shard}"
 
     @property
     def bytes(self) -> int:
@@ -79,20 +112,20 @@ class TeacherCache:
     def fill(
         self,
         teachers: Mapping[str, Teacher],
+        shards: Sequence[int],
         settings: Augmentation,
         here: Ranks,
         workers: int,
         amp: torch.dtype,
         at_once: int = ROWS,
     ) -> None:
-        """Computes what is missing of this rank's shards (every `count`-th), each written whole or not at all.
+        """Computes `shards`, each written whole or not at all.
 
         JobFailed when a shard cannot be written; those that are there are used by the next run.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        mine = [shard for shard in self.missing() if shard % here.count == here.rank]
         with ThreadPoolExecutor(workers) as pool:
-            for shard in progress(mine, "teacher cache", unit="shard"):
+            for shard in progress(shards, "teacher cache", unit="shard"):
                 rows = range(shard * ROWS, min((shard + 1) * ROWS, self.rows))
                 crops = torch.stack(list(pool.map(lambda row: self._crop(row, settings), rows)))
                 tensors = {"image": (crops * 255).round().to(torch.uint8)}
@@ -105,8 +138,9 @@ class TeacherCache:
 
     def _write(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
         try:
-            with atomic_path(self.path(shard)) as temporary:
-                files.write_safetensors(temporary, tensors, {"broken": json.dumps(self.photos.broken)})
+            arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+            arrays[BROKEN] = text_array(json.dumps(self.photos.broken))
+            write_cached(self.path(shard), SCHEMA, self._made_of(shard), arrays)
         except OSError as error:
             why = error.strerror or error
             raise JobFailed(
@@ -124,9 +158,18 @@ class TeacherCache:
         """Photos that could not be read when the cache was filled: label -> why."""
         found: dict[str, str] = {}
         for shard in range(self.shards):
-            with safe_open(self.path(shard), framework="pt") as file:
-                found |= json.loads(file.metadata()["broken"])
+            try:
+                found |= self._broken(shard)
+            except (OSError, SafetensorError, ValueError) as error:
+                raise self._unreadable(shard, error) from error
         return found
+
+    def _broken(self, shard: int) -> dict[str, str]:
+        with safe_open(self.path(shard), framework="np") as file:
+            value = parse_json(text_of(file.get_tensor(BROKEN)), str(self.path(shard)))
+        if not isinstance(value, dict) or not all(isinstance(why, str) for why in value.values()):
+            raise UserError("its list of broken photos is of another form")
+        return value
 
     def _open(self, shard: int) -> Any:
         return safe_open(self.path(shard), framework="pt")
@@ -140,12 +183,15 @@ class TeacherCache:
         shard, place = divmod(row, ROWS)
         try:
             file = self._shard(shard)
-            return {name: file.get_slice(name)[place] for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except (OSError, SafetensorError) as error:
-            raise JobFailed(
-                f"cannot read the teacher cache {self.path(shard)} ({error}); delete that file and run the same "
-                "command again"
-            ) from error
+            return {name: file.get_slice(name)[place] for name in file.keys() if name != BROKEN}  # noqa: SIM118
+        except (OSError, SafetensorError, IndexError) as error:
+            raise self._unreadable(shard, error) from error
+
+    def _unreadable(self, shard: int, error: Exception) -> JobFailed:
+        return JobFailed(
+            f"cannot read the teacher cache {self.path(shard)} ({error}), which was whole when the run began; run the "
+            "same command again, which computes it anew"
+        )
 
 
 def _half(value: torch.Tensor, teacher: str) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -12,6 +14,7 @@ from dune_cli.training.projectors import KINDS
 from dune_cli.training.sharing import STRATEGIES
 
 NORMS = ("mean-std", "phi-s")
+SHOWN = 80  # characters of a setting in a message
 # what may change between the runs of one training: the result is the same, with fsdp numerically close
 FREE = ("checkpoint_minutes", "workers", "device", "log_every", "logger", "fsdp")
 
@@ -94,7 +97,13 @@ def differences(old: dict[str, Any], new: DistillConfig) -> list[str]:
     names = [field.name for field in fields(new) if field.name not in FREE]
     if old.get("cache") and now["cache"]:
         names.remove("cache")
-    return [f"{name}: {_shown(old.get(name))} → {_shown(now[name])}" for name in names if old.get(name) != now[name]]
+    return changes(old, now, names)
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Which of the settings `names` differ between two JSON objects, as `name: old → new`."""
+    differ = (name for name in names if name not in old or json.dumps(old[name]) != json.dumps(new[name]))
+    return [f"{name}: {_shown(old.get(name))} → {_shown(new[name])}" for name in differ]
 
 
 def as_json(config: DistillConfig) -> dict[str, Any]:
@@ -103,7 +112,9 @@ def as_json(config: DistillConfig) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text.encode("utf-8", "backslashreplace").decode()  # JSON may hold half of a surrogate pair
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

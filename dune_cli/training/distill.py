@@ -222,11 +222,12 @@ def _cache(
         dtype=str(amp),
     )
     cache = TeacherCache(Path(str(config.cache)), key, photos)
-    missing = len(cache.missing())
-    here.wait()
-    if missing and here.is_first:
-        console.note(f"teacher cache {cache.folder}: {missing} of {cache.shards} shards to compute")
-    cache.fill(teachers, settings, here, config.workers, amp, config.batch_size // here.count // config.accumulate)
+    unfilled = cache.unfilled({name: teacher.widths for name, teacher in teachers.items()}, here)
+    count = int(sum_over_ranks(torch.tensor(float(len(unfilled)), device=here.device)))
+    if count and here.is_first:
+        console.note(f"teacher cache {cache.folder}: {count} of {cache.shards} shards to compute")
+    at_once = config.batch_size // here.count // config.accumulate
+    cache.fill(teachers, unfilled, settings, here, config.workers, amp, at_once)
     here.wait()
     photos.broken.update(cache.broken())
     return cache

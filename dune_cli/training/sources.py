@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tarfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from dune_cli.errors import PackageMissing, UserError
 from dune_cli.io.inputs import IMAGE_SUFFIXES
-from dune_cli.io.safe_read import read_text
+from dune_cli.io.safe_read import MIB, open_regular, read_bytes, read_text
 from dune_cli.io.texts import file_in
+
+PHOTO_LIMIT_BYTES = 1024 * MIB
+SHARD_MEMBERS = 10_000_000
 
 
 class Source(ABC):
@@ -29,7 +35,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The encoded image. Raises OSError when it cannot be read."""
+        """The encoded image. Raises OSError or UserError when it cannot be read."""
 
 
 class Files(Source):
@@ -49,24 +55,34 @@ class Files(Source):
         return str(self.paths[index])
 
     def read(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
+        return read_bytes(self.paths[index], "a photo", PHOTO_LIMIT_BYTES)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose size may not be negative: tarfile itself would read such an archive in circles."""
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise tarfile.InvalidHeaderError(f"a member has the size {count}")
+        return super()._block(count)
 
 
 class TarShards(Source):
-    """Images inside WebDataset tar shards, read in place by offset; local, or remote through fsspec."""
+    """Images inside WebDataset tar shards, read in place by offset; local, or remote through fsspec.
+
+    UserError for a shard that cannot be read, is damaged or ends in the middle of a member.
+    """
 
     def __init__(self, shards: list[str]) -> None:
         self.members: list[tuple[str, str, int, int]] = []  # shard, member, offset, size
         for shard in shards:
             try:
-                with _open(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-                    self.members += [
-                        (shard, member.name, member.offset_data, member.size)
-                        for member in archive
-                        if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES)
-                    ]
-            except (tarfile.TarError, OSError, ValueError) as error:
-                reason = " ".join(str(error).split())
+                with _open(shard) as file:
+                    self.members += _members(shard, file)
+            except (UserError, PackageMissing):
+                raise
+            except Exception as error:  # tarfile and remote file systems raise whatever damaged bytes call for
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
                 raise UserError(
                     f"cannot read the tar shard {shard}: {reason} (shards must not be compressed)"
                 ) from error
@@ -84,20 +100,53 @@ class TarShards(Source):
 
     def read(self, index: int) -> bytes:
         shard, _, offset, size = self.members[index]
-        with _open(shard) as file:
-            file.seek(offset)
-            return file.read(size)
+        try:
+            with _open(shard) as file:
+                file.seek(offset)
+                return file.read(size)
+        except (OSError, UserError, PackageMissing):
+            raise
+        except Exception as error:  # whatever a remote file system raises
+            raise OSError(f"cannot read {self.label(index)}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _open(url: str) -> Any:
+def _members(shard: str, file: IO[bytes]) -> list[tuple[str, str, int, int]]:
+    length = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    found: list[tuple[str, str, int, int]] = []
+    before = -1
+    with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as archive:
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # it would keep them all
+            if member.offset_data <= before or len(found) > SHARD_MEMBERS:
+                raise tarfile.ReadError("its members go in circles")
+            before = member.offset_data
+            if member.isreg() and not member.issparse() and member.name.lower().endswith(IMAGE_SUFFIXES):
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError(f"it ends in the middle of {member.name}")
+                if member.size > PHOTO_LIMIT_BYTES:
+                    raise tarfile.ReadError(f"{member.name} has {member.size} bytes, which is too much for a photo")
+                found.append((shard, member.name, member.offset_data, member.size))
+        file.seek(archive.offset)  # tarfile takes a damaged header after the first for the end
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"the header at byte {archive.offset} is damaged")
+    return found
+
+
+@contextlib.contextmanager
+def _open(url: str) -> Iterator[IO[bytes]]:
     if "://" not in url:
-        return Path(url).open("rb")
+        with open_regular(url, "a tar shard") as file:
+            yield file
+        return
     try:
         import fsspec
 
-        return fsspec.open(url, "rb").open()
+        remote = fsspec.open(url, "rb").open()
     except ImportError as error:
         raise PackageMissing(f"reading {url} needs another package ({error}); install it with pip") from error
+    with remote:
+        yield remote
 
 
 def open_source(text: str) -> Source:

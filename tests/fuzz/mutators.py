@@ -513,8 +513,37 @@ def of_jpeg(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+# tar
+
+
+def of_tar(content: bytes, rng: random.Random) -> bytes:
+    """A field of a header, its checksum right again; headers doubled, deleted, moved; the end cut."""
+    starts = [at for at in range(0, len(content), 512) if content[at + 257 : at + 262] == b"ustar"]
+    at = rng.choice(starts)
+    header = bytearray(content[at : at + 512])
+    way = rng.randrange(8)
+    if way <= 4:
+        offset, size = rng.choice(((0, 100), (100, 8), (108, 8), (124, 12), (124, 12), (136, 12), (156, 1), (345, 155)))
+        octal = rng.choice(
+            (b"00000000000", b"77777777777", b"-0000000001", b"zz", b"", b"00000001000", b"\x80" + b"\xff" * 11)
+        )
+        number = rng.choice((b"\x80" + b"\0" * 10 + b"\1", b"\xff" * 12, b"\xff" * 11 + b"\0", octal, octal))
+        kind = bytes([rng.choice(b"0123456789LKxgSD\0")])
+        value = kind if size == 1 else number if size == 12 else rng.choice((b"", b"../a.jpg", b"\xff.jpg", octal))
+        header[offset : offset + size] = value[:size].ljust(size, b"\0")
+        header[148:156] = b" " * 8
+        header[148:156] = f"{sum(header):06o}\0 ".encode()
+        return content[:at] + bytes(header) + content[at + 512 :]
+    if way == 5:
+        return content[:at] + content[at + 512 :]
+    if way == 6:
+        return content[:at] + bytes(header) * rng.choice((1, 2, 300)) + content[at:]
+    return content[: rng.randrange(len(content))]
+
+
 KINDS: dict[str, Bytes] = {
     "bytes": of_bytes,
+    "tar": of_tar,
     "text": of_text,
     "txt": of_text,
     "json": of_json,

@@ -37,8 +37,11 @@ def test_the_cache_holds_what_teachers_say_of_the_same_crops(photos: Path, tmp_p
     found = open_photos([str(photos)], ["mean"], 0.1)
     key = CacheKey({"mean": "0"}, 28, (2, 2), 3, 5, True, found.hash, "float32")
     cache, settings = TeacherCache(tmp_path, key, found), Augmentation()
-    cache.fill({"mean": Mean()}, settings, Ranks(0, 1, CPU), 2, torch.float32, at_once=7)
-    assert cache.missing() == [] and cache.shards == -(-sum(found.sizes) * 3 // 64)
+    here, widths = Ranks(0, 1, CPU), {"mean": Mean.widths}
+    unfilled = cache.unfilled(widths, here)
+    assert unfilled == list(range(cache.shards))
+    cache.fill({"mean": Mean()}, unfilled, settings, here, 2, torch.float32, at_once=7)
+    assert cache.unfilled(widths, here) == [] and cache.shards == -(-sum(found.sizes) * 3 // 64)
     for index, epoch in ((0, 0), (4, 1), (sum(found.sizes) - 1, 2), (4, 4)):
         slot = Slot(0, index, position=99, epoch=epoch)
         read = cache.read(slot)
@@ -49,7 +52,7 @@ def test_the_cache_holds_what_teachers_say_of_the_same_crops(photos: Path, tmp_p
             torch.testing.assert_close(read[f"mean/{kind}"], value[0].half())
     assert torch.equal(cache.read(Slot(0, 4, 0, 1))["image"], cache.read(Slot(0, 4, 7, 4))["image"])
     other = TeacherCache(tmp_path, CacheKey(**{**key.__dict__, "crops": 2}), found)
-    assert other.folder != cache.folder and len(other.missing()) == other.shards
+    assert other.folder != cache.folder and len(other.unfilled(widths, here)) == other.shards
 
 
 def test_teachers_asked_in_pieces_say_the_same() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dune_cli.errors import UserError
 from dune_cli.models.match_head import CHANNELS
+from dune_cli.training.config import changes
 
 FREE = {"device", "checkpoint_minutes", "log_every", "teacher_minutes"}  # may change on resume
 
@@ -77,8 +79,7 @@ class MatcherConfig:
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return plain | {"teacher_minutes": None if math.isinf(self.teacher_minutes) else self.teacher_minutes}
 
-    def differences(self, old: dict[str, Any]) -> list[str]:
+    def differences(self, old: Mapping[str, Any]) -> list[str]:
         """What a resumed run would change, as `name: old → new`; what may change is left out."""
         now = self.as_json()
-        names = [field.name for field in fields(self) if field.name not in FREE]
-        return [f"{name}: {old.get(name)} → {now[name]}" for name in names if old.get(name) != now[name]]
+        return changes(old, now, [field.name for field in fields(self) if field.name not in FREE])

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from dune_cli.errors import UserError
+from dune_cli.io.fields import Fields
 from dune_cli.io.safe_read import read_json
 from dune_cli.training.matcher.kept_maps import kept_map
 from dune_cli.training.matcher.labels import fundamental
 from dune_cli.training.matcher.mapping import Mapped
 from dune_cli.training.matcher.scenes import Scene, refuse_benchmark
-from dune_cli.training.matcher.teacher_matches import SceneMatches, file_of, read_matches
+from dune_cli.training.matcher.teacher_matches import SceneMatches, labelled_scenes, read_matches
 
 LEAST = 20  # correspondences of a pair
 THRESHOLD_PX = 1.5  # of MAGSAC, in the photos' pixels
+RIGID = 1e-2  # what a rotation matrix may be off
+SAME_PLACE = 1e-6  # of the largest distance in a scene: cameras nearer than this fix no epipolar geometry
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,11 @@ class RealPair:
 
 def real_pairs(scenes: Iterable[Scene], folder: Path, seed: int) -> list[RealPair]:
     """The pairs of those scenes whose matches lie in `folder`. UserError if a benchmark's scene is among them."""
-    labelled = sorted(path.name.removesuffix(".matches.npz") for path in folder.glob("*.matches.npz"))
-    refuse_benchmark(labelled)
+    refuse_benchmark(labelled_scenes(folder))
     pairs: list[RealPair] = []
     for scene in scenes:
-        path = file_of(folder, scene.name)
-        if path.exists():
-            found = read_matches(path)
+        found = read_matches(folder, scene)
+        if found is not None:
             mapped = posed(scene, found) or kept_map(found, folder, seed)
             pairs += _mapped_pairs(scene, found, mapped) if mapped is not None else _loose_pairs(scene, found, seed)
     return pairs
@@ -56,20 +58,41 @@ def posed(scene: Scene, found: SceneMatches) -> Mapped | None:
     path = scene.photos[0].parent / "cameras.json"
     if not path.is_file():
         return None
-    frames = {frame["file"]: frame for frame in read_json(path)["frames"]}
-    if any(frames.get(name, {}).get("world_from_cam") is None for name in found.names):
+    content = Fields(read_json(path, "the cameras of a scene"), str(path))
+    frames = {frame.text("file"): frame for frame in content.objects("frames")}
+    if any(name not in frames or frames[name].get("world_from_cam") is None for name in found.names):
         return None
     known = [frames[name] for name in found.names]
-    Ks = np.array([frame["K"] for frame in known], dtype=np.float64)
-    poses = np.linalg.inv(np.array([frame["world_from_cam"] for frame in known], dtype=np.float64))
+    Ks = np.array([_calibration(frame) for frame in known])
+    poses = np.linalg.inv(np.array([_pose(frame) for frame in known]))
     return Mapped(np.arange(len(known)), Ks, poses, ())
+
+
+def _calibration(frame: Fields) -> np.ndarray:
+    K = frame.array("K", (3, 3))
+    if not (K[0, 0] > 0 and K[1, 1] > 0 and np.array_equal(K[2], [0, 0, 1]) and K[1, 0] == 0):
+        raise UserError(f"{frame.where}: K is no calibration matrix [[fx, s, cx], [0, fy, cy], [0, 0, 1]]")
+    return K
+
+
+def _pose(frame: Fields) -> np.ndarray:
+    pose = frame.array("world_from_cam", (4, 4))
+    turn = pose[:3, :3]
+    turns = np.abs(turn @ turn.T - np.eye(3)).max() < RIGID and np.linalg.det(turn) > 0
+    if not turns or not np.allclose(pose[3], [0, 0, 0, 1]):
+        raise UserError(f"{frame.where}: world_from_cam is no rigid pose (a rotation and a translation)")
+    return pose
 
 
 def _mapped_pairs(scene: Scene, found: SceneMatches, mapped: Mapped) -> list[RealPair]:
     direct = {(int(i), int(j)): matches for (i, j), matches in zip(found.pairs, found.matches)}
+    centres = np.linalg.inv(mapped.cam_from_world)[:, :3, 3]
+    distances = np.linalg.norm(centres[:, None] - centres, axis=2)
     pairs = []
     for a in range(len(mapped.frames)):
         for b in range(a + 1, len(mapped.frames)):
+            if not distances[a, b] > SAME_PLACE * distances.max():
+                continue
             i, j = int(mapped.frames[a]), int(mapped.frames[b])
             pose = mapped.cam_from_world[b] @ np.linalg.inv(mapped.cam_from_world[a])
             F = fundamental(mapped.K[a], mapped.K[b], pose)

@@ -5,22 +5,30 @@ The teacher looks at every frame once, whatever the number of its pairs.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dune_cli import console
-from dune_cli.errors import JobFailed, UserError
-from dune_cli.io.atomic import atomic_path
+from dune_cli.errors import JobFailed
+from dune_cli.io.cache_files import note_damaged, read_cached, text_array, text_of, write_cached
 from dune_cli.io.photos import read_photo
+from dune_cli.io.safe_read import parse_json
 from dune_cli.matchers.base import FeatureMatcher
+from dune_cli.provenance import sha256_of
 from dune_cli.training.matcher.scenes import Scene
 
 FRAMES = 10  # of a scene, evenly chosen: the fewer, the wider the baselines
 OFFSETS = (1, 2, 4)  # in the chosen frames, of the pairs that are matched
+SCHEMA = "dune.teacher-matches/1"
+ENDING = ".matches.safetensors"
+_LISTS = {"points": (2, np.float32), "matches": (2, np.int32), "scores": (1, np.float32)}
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,7 @@ class SceneMatches:
 
 def match_scene(scene: Scene, teacher: FeatureMatcher, frames: int = FRAMES) -> SceneMatches:
     """Matches of a scene's evenly chosen frames, each with those 1, 2 and 4 places on."""
-    chosen = np.unique(np.linspace(0, len(scene.photos) - 1, frames).round().astype(int))
-    photos = [scene.photos[i] for i in chosen]
+    photos = chosen_photos(scene, frames)
     features, sizes = [], []
     for path in photos:
         rgb = read_photo(path).rgb
@@ -63,53 +70,105 @@ def match_scene(scene: Scene, teacher: FeatureMatcher, frames: int = FRAMES) -> 
     )
 
 
-def match_scenes(scenes: Iterable[Scene], teacher: FeatureMatcher, folder: Path, minutes: float = math.inf) -> int:
-    """Fills `folder` with a file a scene, in order, going on where an earlier call stopped; returns how many it made.
+def match_scenes(scenes: Sequence[Scene], teacher: FeatureMatcher, folder: Path, minutes: float = math.inf) -> int:
+    """Fills `folder` with a file for each of `scenes`, in order; returns how many it made.
 
     It stops after `minutes`. JobFailed when a file cannot be written.
     """
-    import time
-
     began, made = time.monotonic(), 0
-    for scene in console.progress([s for s in scenes if not file_of(folder, s.name).exists()], "teacher", "scene"):
+    for scene in console.progress(scenes, "teacher", unit="scene"):
         if time.monotonic() - began > 60 * minutes:
             break
-        write_matches(file_of(folder, scene.name), match_scene(scene, teacher))
+        write_matches(folder, scene, match_scene(scene, teacher))
         made += 1
     return made
 
 
 def file_of(folder: Path, scene: str) -> Path:
     """Where a scene's matches lie."""
-    return folder / f"{scene}.matches.npz"
+    return folder / f"{scene}{ENDING}"
 
 
-def write_matches(path: Path, found: SceneMatches) -> None:
-    """One .npz file, whole or not at all."""
-    arrays = {"names": np.array(found.names), "sizes": found.sizes, "pairs": found.pairs}
-    arrays["scene"] = np.array(found.scene)
-    for key in ("points", "matches", "scores"):
+def labelled_scenes(folder: Path) -> list[str]:
+    """The names of the scenes whose matches lie in `folder`."""
+    return sorted(path.name.removesuffix(ENDING) for path in folder.glob(f"*{ENDING}"))
+
+
+def chosen_photos(scene: Scene, frames: int = FRAMES) -> list[Path]:
+    """The evenly chosen photos of a scene that the teacher matches."""
+    chosen = np.unique(np.linspace(0, len(scene.photos) - 1, frames).round().astype(int))
+    return [scene.photos[i] for i in chosen]
+
+
+def made_of(scene: Scene) -> str:
+    """A hash of what a scene's matches depend on: the chosen photos' names and contents, the pairs."""
+    digest = hashlib.sha256(json.dumps([scene.name, OFFSETS]).encode())
+    for path in chosen_photos(scene):
+        digest.update(json.dumps([path.name, sha256_of(path)]).encode())
+    return digest.hexdigest()
+
+
+def write_matches(folder: Path, scene: Scene, found: SceneMatches) -> None:
+    """The matches of a scene in their file, whole or not at all, with a checksum. JobFailed if it cannot be written."""
+    arrays = {"names": text_array(json.dumps(found.names)), "sizes": found.sizes, "pairs": found.pairs}
+    for key, (width, kind) in _LISTS.items():
         values = getattr(found, key)
         arrays[f"{key}_counts"] = np.array([len(value) for value in values], dtype=np.int64)
-        arrays[key] = np.concatenate(values) if values else np.zeros(0)
+        shape = (0, width) if width > 1 else (0,)
+        arrays[key] = np.concatenate([np.zeros(shape, kind), *values]).astype(kind)
+    path = file_of(folder, scene.name)
     try:
-        with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, **arrays)
+        write_cached(path, SCHEMA, made_of(scene), arrays)
     except OSError as error:
         raise JobFailed(f"cannot write {path} ({error.strerror or error}); make room and run it again") from error
 
 
-def read_matches(path: Path) -> SceneMatches:
-    """What `write_matches` wrote. UserError for a file that is none of its."""
+def read_matches(folder: Path, scene: Scene) -> SceneMatches | None:
+    """What `write_matches` wrote of the same photos; None, with a note, for a file that is damaged or something else.
+
+    None without a note where there is no file, or one of other photos.
+    """
+    path = file_of(folder, scene.name)
+    arrays = read_cached(path, SCHEMA, made_of(scene))
+    if arrays is None:
+        return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            parts = {
-                key: tuple(np.split(file[key], np.cumsum(file[f"{key}_counts"])[:-1]))
-                for key in ("points", "matches", "scores")
-            }
-            return SceneMatches(
-                scene=str(file["scene"]), names=tuple(file["names"].tolist()), sizes=file["sizes"], pairs=file["pairs"],
-                **parts,
-            )  # fmt: skip
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} holds no teacher's matches ({error}); delete it and label again") from error
+        return _matches_of(arrays, scene)
+    except (KeyError, ValueError) as error:
+        note_damaged(path, error)
+        return None
+
+
+def _matches_of(arrays: dict[str, np.ndarray], scene: Scene) -> SceneMatches:
+    """ValueError or KeyError for arrays that are no matches of the scene's photos."""
+    names = parse_json(text_of(arrays["names"]), "the list of names")
+    if names != [path.name for path in chosen_photos(scene)]:
+        raise ValueError("its photos are not those of the scene")
+    frames = len(names)
+    sizes = _typed(arrays, "sizes", np.int32, (frames, 2))
+    pairs = _typed(arrays, "pairs", np.int32, (None, 2))
+    if (sizes < 1).any():
+        raise ValueError("sizes below 1 pixel")
+    if ((pairs < 0) | (pairs >= frames)).any() or (pairs[:, 0] == pairs[:, 1]).any():
+        raise ValueError("pairs of photos that there are not")
+    parts: dict[str, tuple[np.ndarray, ...]] = {}
+    for key, (width, kind) in _LISTS.items():
+        whole = _typed(arrays, key, kind, (None, width) if width > 1 else (None,))
+        counts = _typed(arrays, f"{key}_counts", np.int64, (frames if key == "points" else len(pairs),))
+        if (counts < 0).any() or (counts > len(whole)).any() or counts.sum() != len(whole):
+            raise ValueError(f"the counts of {key} do not add up")
+        parts[key] = tuple(np.split(whole, np.cumsum(counts)[:-1])) if len(counts) else ()
+    found = SceneMatches(scene.name, tuple(names), sizes, pairs=pairs, **parts)
+    for (i, j), matches, scores in zip(pairs, found.matches, found.scores):
+        limits = len(found.points[i]), len(found.points[j])
+        if len(matches) != len(scores) or (matches < 0).any() or (matches >= limits).any():
+            raise ValueError("matches of keypoints that there are not")
+    return found
+
+
+def _typed(arrays: dict[str, np.ndarray], name: str, kind: type, shape: tuple[int | None, ...]) -> np.ndarray:
+    array = arrays[name]
+    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape))
+    if array.dtype != kind or not fits or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+        raise ValueError(f"{name} is {array.dtype} of the shape {array.shape}, or not finite")
+    return array

@@ -18,20 +18,20 @@ from dune_cli.checkpoints.load import load_encoder
 from dune_cli.checkpoints.load_matcher import begin_match_head, continue_match_head, load_match_head, new_match_head
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.io.atomic import check_output_folder
+from dune_cli.io.fields import Fields
 from dune_cli.io.jsons import write_json
-from dune_cli.io.safe_read import read_json
 from dune_cli.matchers.dune import Eye
 from dune_cli.models.light_glue import LightGlueConfig
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
 from dune_cli.provenance import Source
 from dune_cli.training import state
-from dune_cli.training.folder import RunFolder
+from dune_cli.training.folder import CONFIG, RunFolder
 from dune_cli.training.matcher.config import MatcherConfig
 from dune_cli.training.matcher.examples import Example, Examples
 from dune_cli.training.matcher.loss import assignment_loss, refinement_loss
 from dune_cli.training.matcher.scenes import PHOTOS, find_scenes
 from dune_cli.training.matcher.sequences import RealPair, real_pairs
-from dune_cli.training.matcher.teacher_matches import match_scenes
+from dune_cli.training.matcher.teacher_matches import match_scenes, read_matches
 from dune_cli.training.ranks import Ranks, ranks
 from dune_cli.training.schedule import learning_rate
 
@@ -39,7 +39,7 @@ TEACHER_PX, TEACHER_KEYPOINTS = 640, 1024
 WARMUP = 0.05
 CLIP = 1.0
 CONTEXT_TIMES, REFINEMENT_TIMES = 5.0, 15.0
-CONFIG = "config.json"
+SCHEMA = "dune.matcher-run/1"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def train(config: MatcherConfig, output: Path) -> TrainedMatcher:
 
 
 def _train(config: MatcherConfig, folder: RunFolder, here: Ranks) -> TrainedMatcher:
-    begun = _begun(config, folder.path)
+    begun = begun_run(config, folder.path)
     eye = Eye(load_encoder(config.encoder, str(here.device)))
     head, begun_from = start(config)
     head.to(here.device)
@@ -81,9 +81,8 @@ def _train(config: MatcherConfig, folder: RunFolder, here: Ranks) -> TrainedMatc
         "photos": hashlib.sha256("\n".join(path.name for path in photos).encode()).hexdigest(),
     }
     if begun is None:
-        write_json(folder.path / CONFIG, {"schema": "dune.matcher-run/1", "config": config.as_json(), "inputs": inputs})
-    elif begun["inputs"] != inputs:
-        changed = [name for name in inputs if inputs[name] != begun["inputs"].get(name)]
+        write_json(folder.path / CONFIG, {"schema": SCHEMA, "config": config.as_json(), "inputs": inputs})
+    elif changed := [name for name in inputs if inputs[name] != begun.object("inputs").get(name)]:
         raise UserError(
             f"{folder.path} holds a run with other inputs ({', '.join(changed)}); put them back, or use another -o"
         )
@@ -191,33 +190,34 @@ def head_config(config: MatcherConfig) -> MatchHeadConfig:
     return MatchHeadConfig(config.context, glue, long_side_px=config.size_px, max_keypoints=config.max_keypoints)
 
 
-def _begun(config: MatcherConfig, path: Path) -> dict[str, Any] | None:
+def begun_run(config: MatcherConfig, path: Path) -> Fields | None:
     """What the folder says of its run, if it has one. UserError for one of other settings."""
     check_output_folder(path, overwrite=True)
-    if not (path / CONFIG).exists():
+    begun = RunFolder(path).begun(SCHEMA, "a matcher's training")
+    if begun is None:
         return None
-    content = read_json(path / CONFIG)
-    if not isinstance(content, dict) or content.get("schema") != "dune.matcher-run/1":
-        raise UserError(f"{path / CONFIG} is not of a matcher's training; use another -o")
-    changed = config.differences(content["config"])
+    changed = config.differences(begun.object("config"))
     if changed:
         raise UserError(f"{path} holds a run with other settings ({'; '.join(changed)}); use those, or another -o")
-    return content
+    return begun
 
 
-def _labelled(config: MatcherConfig, output: Path, begun: dict[str, Any] | None) -> list[RealPair]:
-    """The real pairs; the teacher matches what it has not matched yet, unless the run has begun."""
+def _labelled(config: MatcherConfig, output: Path, begun: Fields | None) -> list[RealPair]:
+    """The real pairs. The teacher matches what it has not matched yet, and anew what is damaged; of a run that has
+    begun, its scenes alone."""
     if not config.data:
         return []
     scenes = find_scenes([Path(folder) for folder in config.data], config.held_out_fraction, config.validate)
     labels = Path(config.labels) if config.labels else output / "labels"
     if begun is not None:
-        scenes = [scene for scene in scenes if scene.name in begun["inputs"]["scenes"]]
-    elif config.teacher_minutes > 0:
+        known = begun.object("inputs").items_of("scenes")
+        scenes = [scene for scene in scenes if scene.name in known]
+    lacking = [scene for scene in scenes if read_matches(labels, scene) is None] if config.teacher_minutes > 0 else []
+    if lacking:
         from dune_cli.matchers.aliked_lightglue import AlikedLightGlue
 
         teacher = AlikedLightGlue(config.device, TEACHER_PX, TEACHER_KEYPOINTS)
-        made = match_scenes(scenes, teacher, labels, config.teacher_minutes)
+        made = match_scenes(lacking, teacher, labels, config.teacher_minutes)
         console.note(f"teacher: {made} scenes matched, in {labels}")
     pairs = real_pairs(scenes, labels, config.seed)
     if config.warped_share < 1 and not any(not pair.held_out for pair in pairs):

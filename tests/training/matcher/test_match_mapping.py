@@ -50,6 +50,15 @@ def found() -> SceneMatches:
     return SceneMatches("rock", names, sizes, tuple(points), pairs, matches, tuple(np.ones(400) for _ in pairs))
 
 
+def scene_of(found: SceneMatches, tmp_path: Path, held_out: bool = False) -> Scene:
+    """The scene of the matches, its photos being files of any content."""
+    folder = tmp_path / found.scene
+    folder.mkdir(exist_ok=True)
+    for name in found.names:
+        (folder / name).write_text(name)
+    return Scene(found.scene, tuple(folder / name for name in found.names), held_out)
+
+
 def check(pair: sequences.RealPair) -> None:
     i, j = (int(path.stem) for path in pair.photos)
     truth = cameras()[j] @ np.linalg.inv(cameras()[i])
@@ -67,10 +76,8 @@ def test_the_cameras_come_back(found: SceneMatches) -> None:
 
 
 def test_pairs_are_wider_than_what_the_teacher_matched(found: SceneMatches, tmp_path: Path) -> None:
-    folder = tmp_path / "rock"
-    folder.mkdir()
-    scene = Scene("rock", tuple(folder / name for name in found.names), True)
-    write_matches(tmp_path / "labels" / "rock.matches.npz", found)
+    scene = scene_of(found, tmp_path, True)
+    write_matches(tmp_path / "labels", scene, found)
     pairs = sequences.real_pairs([scene], tmp_path / "labels", 0)
     assert len(pairs) == FRAMES * (FRAMES - 1) // 2 > len(found.pairs)
     for pair in pairs:
@@ -80,15 +87,13 @@ def test_pairs_are_wider_than_what_the_teacher_matched(found: SceneMatches, tmp_
 
 
 def test_known_cameras_go_before_structure_from_motion(found: SceneMatches, tmp_path: Path) -> None:
-    folder = tmp_path / "rock"
-    folder.mkdir()
-    scene = Scene("rock", tuple(folder / name for name in found.names), False)
+    scene = scene_of(found, tmp_path)
     frames = [
         {"file": name, "K": K.tolist(), "world_from_cam": np.linalg.inv(pose).tolist()}
         for name, pose in zip(found.names, cameras())
     ]
-    (folder / "cameras.json").write_text(json.dumps({"frames": frames}))
-    write_matches(tmp_path / "labels" / "rock.matches.npz", found)
+    (tmp_path / "rock" / "cameras.json").write_text(json.dumps({"frames": frames}))
+    write_matches(tmp_path / "labels", scene, found)
     pairs = sequences.real_pairs([scene], tmp_path / "labels", 0)
     assert len(pairs) == len(found.pairs)
     assert all(np.allclose(pair.K0, K) for pair in pairs)
@@ -112,7 +117,7 @@ def test_a_scene_is_mapped_once(found: SceneMatches, tmp_path: Path, monkeypatch
         return map_scene(*arguments)
 
     monkeypatch.setattr(kept_maps, "map_scene", counted)
-    write_matches(tmp_path / "rock.matches.npz", found)
+    write_matches(tmp_path, scene_of(found, tmp_path), found)
     first, second = (kept_maps.kept_map(found, tmp_path, 0) for _ in range(2))
     assert len(calls) == 1
     for name in ("frames", "K", "cam_from_world"):
@@ -121,7 +126,7 @@ def test_a_scene_is_mapped_once(found: SceneMatches, tmp_path: Path, monkeypatch
         np.testing.assert_array_equal(one, other)
     kept_maps.kept_map(found, tmp_path, 1)
     assert len(calls) == 2  # another seed
-    path = tmp_path / "rock.map.npz"
+    path = tmp_path / "rock.map.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     kept_maps.kept_map(found, tmp_path, 1)
     assert len(calls) == 3  # a cut file
@@ -131,7 +136,7 @@ def test_that_a_scene_cannot_be_mapped_is_kept_too(tmp_path: Path, found: SceneM
     two = SceneMatches(
         "rock", found.names[:2], found.sizes[:2], found.points[:2], found.pairs[:1], found.matches[:1], found.scores[:1]
     )
-    write_matches(tmp_path / "rock.matches.npz", two)
+    write_matches(tmp_path, scene_of(two, tmp_path), two)
     assert kept_maps.kept_map(two, tmp_path, 0) is None
     monkeypatch.setattr(kept_maps, "map_scene", None)
     assert kept_maps.kept_map(two, tmp_path, 0) is None

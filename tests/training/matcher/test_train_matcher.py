@@ -37,8 +37,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, example_photos: Path) -> Pat
     for photo in sorted(example_photos.glob("*.png"))[:2]:
         shutil.copy(photo, folder / "photos")
     scene = match_files.write_scene(folder / "scenes" / "wall", example_photos / "astronaut.png", 2)
-    write_matches(folder / "labels" / "wall.matches.npz", labels_of(scene))
+    write_matches(folder / "labels", wall(folder), labels_of(scene))
     return folder
+
+
+def wall(world: Path) -> Scene:
+    return Scene("wall", tuple(sorted((world / "scenes" / "wall").iterdir())), False)
 
 
 def labels_of(scene: Path) -> SceneMatches:
@@ -124,8 +128,7 @@ def test_it_learns_a_single_pair(world: Path, warped: bool) -> None:
         warped_share=float(warped),
     )
     head, _ = trainer.start(config)
-    scene = Scene("wall", tuple(sorted((world / "scenes" / "wall").iterdir())), False)
-    pairs = real_pairs([scene], world / "labels", 0)
+    pairs = real_pairs([wall(world)], world / "labels", 0)
     assert len(pairs) == 1 and pairs[0].F is None  # a plane fixes no epipolar geometry
     eye = Eye(match_files.small_encoder())
     example = Examples(config, eye, head, pairs, sorted((world / "photos").iterdir())).draw(1, 0)
@@ -163,14 +166,14 @@ def test_refusals(run: Callable[..., Result], tmp_path: Path, arguments: tuple[o
 def test_a_benchmark_scene_among_the_labels_is_refused(run: Callable[..., Result], world: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels"
     shutil.copytree(world / "labels", labels)
-    shutil.copy(labels / "wall.matches.npz", labels / "fern.matches.npz")
+    shutil.copy(labels / "wall.matches.safetensors", labels / "fern.matches.safetensors")
     result = run(tmp_path / "run", "--steps", 1, "--labels", labels)
     assert result.exit_code == 2
     assert "fern, scenes that 'dune eval pairs' tests on" in result.stderr
 
 
 def test_teachers_matches_are_read_as_written(world: Path, tmp_path: Path) -> None:
-    found = read_matches(world / "labels" / "wall.matches.npz")
+    found = read_matches(world / "labels", wall(world))
     wanted = labels_of(world / "scenes" / "wall")
     assert found.names == wanted.names
     for key in ("points", "matches", "scores"):

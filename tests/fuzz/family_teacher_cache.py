@@ -1,0 +1,61 @@
+"""The teacher cache of `dune distill`: shards of crops and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import Sample
+from PIL import Image
+
+from dune_cli.errors import JobFailed
+from dune_cli.training.augment import Augmentation
+from dune_cli.training.cache import CacheKey, TeacherCache
+from dune_cli.training.photos import open_photos
+from dune_cli.training.ranks import Ranks
+from dune_cli.training.sampler import Slot
+
+HERE = Ranks(0, 1, torch.device("cpu"))
+WIDTHS = {"mean": {"cls": 3, "patch": 3}}
+
+
+class Mean(torch.nn.Module):
+    """A teacher of three channels: the mean colour of each cell."""
+
+    def forward(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
+        cells = torch.nn.functional.adaptive_avg_pool2d(images, grid)
+        return {"cls": cells.mean((2, 3)), "patch": cells.flatten(2).transpose(1, 2)}
+
+
+def samples(folder: Path) -> Sequence[Sample]:
+    rng = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / "photos" / f"{number}.png")
+    photos = open_photos([str(folder / "photos")], ["mean"], 0.0)
+    key = CacheKey({"mean": "0"}, 14, (2, 2), 25, 5, True, photos.hash, "float32")
+    cache = TeacherCache(folder / "cache", key, photos)
+    photos.broken["a"] = "for the test"
+    cache.fill({"mean": Mean()}, cache.unfilled(WIDTHS, HERE), Augmentation(), HERE, 1, torch.float32)
+    files = {f"{key.folder}/{path.name}": path.read_bytes() for path in cache.folder.iterdir()}
+    slots = [Slot(0, 0, 0, 0), Slot(0, 2, 0, 24)]  # of the first and of the last shard
+    whole = {number: cache.read(slot) for number, slot in enumerate(slots)}
+
+    def read(case: Path) -> dict[int, dict[str, torch.Tensor]]:
+        found = TeacherCache(case, key, photos)
+        unfilled = found.unfilled(WIDTHS, HERE)
+        rows = {number: found.read(slot) for number, slot in enumerate(slots) if number not in unfilled}
+        accept(rows)
+        if unfilled:
+            raise JobFailed(f"{len(unfilled)} shards are computed again")
+        assert found.broken() == {"a": "for the test"}
+        return rows
+
+    def accept(rows: dict[int, dict[str, torch.Tensor]]) -> None:
+        for number, row in rows.items():
+            assert row.keys() == whole[number].keys()
+            assert all(torch.equal(row[name], whole[number][name]) for name in row)
+
+    return [Sample(files, read, accept)]
