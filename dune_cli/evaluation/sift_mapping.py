@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from dune_cli import console
-from dune_cli.io.colmap_read import world_from_cam
 from dune_cli.tasks.reconstruct.verification import Lens, camera_of, open_pycolmap
 
 NAME = "pycolmap-sift"
@@ -60,5 +59,6 @@ def map_by_sift(paths: Sequence[Path], lenses: Sequence[Lens], lens_of: Sequence
         best = max(models, key=lambda model: (model.num_reg_images(), model.num_points3D()))
         for number in best.reg_image_ids():
             image = best.image(number)
-            found[names.index(image.name)] = world_from_cam(image)
+            found[names.index(image.name), :3] = image.cam_from_world().inverse().matrix()
+            found[names.index(image.name), 3] = 0, 0, 0, 1
     return found

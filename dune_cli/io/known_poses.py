@@ -15,7 +15,7 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import UserError
-from dune_cli.io.colmap_read import open_model, world_from_cam
+from dune_cli.io.colmap_read import open_model
 from dune_cli.io.safe_read import read_json, read_text
 from dune_cli.io.texts import forward_slashes
 
@@ -49,8 +49,7 @@ def read_poses(path: str | Path, names: Sequence[str] | None = None) -> Poses:
 
 
 def _from_colmap(folder: Path) -> Poses:
-    model = open_model(folder)
-    return {image.name: world_from_cam(image) for image in model.images.values() if image.has_pose}
+    return {image.name: image.world_from_cam for image in open_model(folder).images.values()}
 
 
 def _from_json(path: Path) -> Poses:

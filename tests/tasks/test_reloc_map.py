@@ -424,9 +424,9 @@ def broken(path: Path, kind: str, folder: Path) -> None:
     [
         ("cut", "is broken"),
         ("garbage", "is broken"),
-        ("points", "cut off or damaged"),
+        ("points", "is broken"),
         ("text", "is broken"),
-        ("no cameras", "is broken"),
+        ("no cameras", "images.bin without cameras.bin"),
         ("empty", "has no registered images"),
         ("photos", "4 of the map's 4 photos (a.png, b.png, c.png, ...) are not in"),
     ],

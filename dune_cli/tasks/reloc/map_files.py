@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import poses
-from dune_cli.io.colmap_read import model_folder, open_model, world_from_cam
+from dune_cli.io.colmap_read import Model, model_folder, open_model
 from dune_cli.io.safe_read import read_json
 from dune_cli.provenance import sha256_of
 from dune_cli.tasks.reloc.lens import Lens
@@ -107,21 +106,31 @@ class _Entry:
 
 def _from_colmap(folder: Path) -> list[_Entry]:
     model = open_model(folder)
-    kept = sorted((i for i, image in model.images.items() if image.has_pose), key=lambda i: model.images[i].name)
-    place = {image_id: index for index, image_id in enumerate(kept)}
-    shared: list[Counter[int]] = [Counter() for _ in kept]
-    for point in model.points3D.values():
-        seen = {place[e.image_id] for e in point.track.elements if e.image_id in place}
-        for index in seen:
-            shared[index].update(seen - {index})
+    images = sorted(model.images.values(), key=lambda image: image.name)
+    shared = _shared_points(model, [image.image_id for image in images])
     entries = []
-    for image_id, counts in zip(kept, shared):
-        image = model.images[image_id]
+    for image, row in zip(images, shared):
         camera = image.camera
-        lens = Lens(camera.model_name, tuple(map(float, camera.params)), camera.width, camera.height)
-        neighbours = tuple(index for index, count in counts.most_common() if count >= FEW_POINTS)
-        entries.append(_Entry(image.name, lens, world_from_cam(image), neighbours))
+        lens = Lens(camera.model_name, camera.params, camera.width, camera.height)
+        entries.append(_Entry(image.name, lens, image.world_from_cam, row))
     return entries
+
+
+def _shared_points(model: Model, ids: Sequence[int]) -> list[tuple[int, ...]]:
+    """For each image (by its place in `ids`) the others that share FEW_POINTS points or more, the most first."""
+    from scipy.sparse import coo_array
+
+    order = np.argsort(ids)
+    place = order[np.searchsorted(np.array(ids)[order], model.seen_by)] if len(model.seen_by) else model.seen_by
+    sees = coo_array((np.ones(len(place), np.int64), (place, model.seen_point)), (len(ids), len(model.xyz))).tocsr()
+    sees.data[:] = 1  # an image may see a point twice
+    counts = (sees @ sees.T).tolil()
+    counts.setdiag(0)
+    neighbours = []
+    for others, shared in zip(counts.rows, counts.data):
+        ranked = sorted(zip(others, shared), key=lambda entry: (-entry[1], entry[0]))
+        neighbours.append(tuple(int(other) for other, count in ranked if count >= FEW_POINTS))
+    return neighbours
 
 
 def _scenes(folder: Path) -> dict[Path, dict[str, Any]]:
