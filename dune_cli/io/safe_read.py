@@ -12,6 +12,7 @@ import math
 import os
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -74,9 +75,13 @@ def read_bytes(
 ) -> bytes:
     """The content of a regular file of at most `limit_bytes`. Raises `error` as `open_regular`."""
     with open_regular(path, what, limit_bytes, error) as file:
-        content = file.read(limit_bytes + 1)
-    if len(content) > limit_bytes:  # it grew after it was opened
-        raise error(f"{path} has more than {_size(limit_bytes)}; that is too much for {what}")
+        size = os.fstat(file.fileno()).st_size  # read() asks for all the memory that it may need
+        try:
+            content = file.read(size + 1)
+        except MemoryError as caught:
+            raise error(f"{path} has {_size(size)}, for which there is not enough memory") from caught
+    if len(content) > size:
+        raise error(f"{path} is being written to; wait until it is whole")
     return content
 
 
@@ -105,14 +110,20 @@ def parse_json(text: str | bytes, where: str, error: type[DuneError] = UserError
     """The value of a JSON text; `where` names the text in messages.
 
     Raises `error` for what is no JSON (RFC 8259), for NaN, infinities and numbers beyond float64 or 64-bit integers,
-    and for values nested deeper than 64 levels.
+    for a key that an object has twice, and for values nested deeper than 64 levels.
     """
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer)
+        value = json.loads(
+            text,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+            object_pairs_hook=_without_doubles,
+        )
     except RecursionError as caught:
         raise error(f"{where} is nested too deeply; at most {JSON_DEPTH} levels are read") from caught
     except (ValueError, MemoryError) as caught:
-        raise error(f"{where} is not a JSON file: {caught}") from caught
+        raise error(f"{where} is not a JSON file: {str(caught) or 'too large for the memory'}") from caught
     level = [value]
     for _ in range(JSON_DEPTH + 1):
         level = [
@@ -217,6 +228,14 @@ def _read_npy(archive: zipfile.ZipFile, member: str, where: str, error: type[Dun
     if dtype.kind == "U" and int(flat.view(dtype.str[0] + "u4").max(initial=0)) > 0x10FFFF:
         raise error(f"{where} holds characters that Unicode does not have")
     return flat.reshape(shape[::-1]).transpose().copy(order="C") if fortran else flat.reshape(shape)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"it has the key {twice[:100]!r} twice")
+    return found
 
 
 def _no_constant(text: str) -> float:

@@ -36,6 +36,18 @@ def test_only_regular_files_within_the_limit_are_opened(tmp_path: Path) -> None:
         read_bytes(tmp_path / "none", "weights", 5, CheckpointError)
 
 
+def test_a_small_file_asks_for_little_memory(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    (tmp_path / "small").write_bytes(b"12345")
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (held + (1 << 30), hard))
+    try:
+        assert read_bytes(tmp_path / "small", "a model", 1 << 40) == b"12345"
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def test_text_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfa b")
     assert read_text(tmp_path / "bom.txt", "a list") == "a b"
@@ -56,9 +68,10 @@ def test_text_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
         "[" * 100_000,
         '{"a":' * 70 + "1" + "}" * 70,
         str(2**64),
+        '{"a": 1, "b": 2, "a": 3}',
         '"\\ud800',
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_is_no_json_is_one_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
