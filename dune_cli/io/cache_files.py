@@ -31,7 +31,7 @@ def write_cached(path: str | Path, schema: str, made_of: str, arrays: Mapping[st
     """
     from safetensors.numpy import save
 
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     facts = {"schema": schema, "made_of": made_of, "sha256": _checksum(whole)}
     content = save(whole, {_HEADER: json.dumps(facts)})
     with atomic_path(path) as temporary:

@@ -160,11 +160,12 @@ def test_every_damage_to_an_npz_is_one_sentence_or_the_same_arrays(tmp_path: Pat
 
 def test_cached_arrays_are_trusted_only_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.safetensors"
-    arrays = {"K": np.eye(3), "none": np.zeros((0, 2), np.float32), "flag": np.array([True])}
+    arrays = {"K": np.eye(3), "none": np.zeros((0, 2), np.float32), "flag": np.array([True]), "one": np.array(2.5)}
     write_cached(path, "dune.test/1", "made of x", arrays)
     whole = path.read_bytes()
     found = read_cached(path, "dune.test/1", "made of x")
     assert found is not None and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    assert found["one"].shape == ()
     assert read_cached(path, "dune.test/1", "made of y") is None and not capsys.readouterr().err
     assert read_cached(path, "dune.test/2", "made of x") is None and "computed again" in capsys.readouterr().err
     assert read_cached(tmp_path / "none", "dune.test/1", "made of x") is None
