@@ -29,13 +29,16 @@ class Targets:
     depths: Path | None
 
     def check_photos(self, photos: Sequence[Path]) -> None:
-        """UserError for photos whose names one of the files cannot hold; a note where the JSON has them otherwise."""
+        """UserError for photos whose names one of the files cannot hold and for mirrored ones; notes where the files
+        have names or pictures otherwise."""
         from dune_cli.io import names
 
         if self.colmap is not None:
             names.check_names_for_colmap(names.relative_names(photos), self.binary)
         if self.transforms is not None:
             names.check_names_for_json(photos, self.transforms)
+        if self.colmap is not None or self.transforms is not None or self.depths is not None:
+            refuse_mirrored(photos)
         strange = [photo.name for photo in photos if not names.is_utf8(photo)]
         if strange:
             console.note(
@@ -99,6 +102,28 @@ def check_targets(
         other,
         atomic.check_output_folder(depths, overwrite) if depths is not None else None,
     )
+
+
+def refuse_mirrored(photos: Sequence[Path]) -> None:
+    """UserError for a photo that is stored mirrored; a note where others are turned."""
+    from dune_cli.geometry.orientation import MIRRORED, UPRIGHT
+    from dune_cli.io.photos import read_header
+
+    headers = [(photo, header) for photo in photos if (header := read_header(photo)) is not None]
+    turned = [photo.name for photo, header in headers if header.orientation != UPRIGHT]
+    for photo, header in headers:
+        if header.orientation in MIRRORED:
+            raise UserError(
+                f"{photo} is stored mirrored (EXIF orientation {header.orientation}), and --colmap, --transforms and "
+                "--depths describe photos as they are stored, which no camera sees so; save it upright first, for "
+                "example with 'magick mogrify -auto-orient', or leave these options out"
+            )
+    if turned:
+        more = f" and {len(turned) - 1} more" if len(turned) > 1 else ""
+        console.note(
+            f"EXIF turns {turned[0]}{more}: --colmap, --transforms and --depths describe the photos as stored, "
+            "the scene's JSON as they are seen upright"
+        )
 
 
 def _units(scene: Scene) -> str:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from dune_cli import console
+from dune_cli.geometry import orientation as orientations
 
 ORIENTATION, EXIF_IFD = 0x0112, 0x8769
 FOCAL_LENGTH_MM, FOCAL_LENGTH_35MM = 0x920A, 0xA405
@@ -24,6 +25,17 @@ def read_tags(image: Any, name: object) -> dict[int, Any]:
     except Exception as error:  # a damaged block provokes anything from struct.error to AttributeError in Pillow
         console.note(f"{name}: damaged EXIF block ignored ({type(error).__name__})")
         return {}
+
+
+def stored_orientation(image: Any) -> int:
+    """1 to 8: how the file stores a picture that is not decoded yet; 1 where no tag says so. (Pillow turns a TIFF
+    itself when it decodes it, and then there is no tag left.)"""
+    if image.format == "PNG" and not any("exif" in str(key).lower() or "xmp" in str(key).lower() for key in image.info):
+        return orientations.UPRIGHT  # or Pillow would decode the picture to look for a tag behind it
+    try:
+        return orientations.valid(image.getexif().get(ORIENTATION))
+    except Exception:  # as in read_tags, which tells of it
+        return orientations.UPRIGHT
 
 
 def focal_px(tags: dict[int, Any], width: int, height: int) -> float | None:

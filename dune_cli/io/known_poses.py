@@ -1,13 +1,15 @@
 """Camera poses that a user already has: JSON of four kinds, a COLMAP model, TUM and KITTI trajectories.
 
 World and axes stay the file's; cameras are in OpenCV axes (x right, y down, z forward), lengths as in the file.
+Poses are those of upright photos. Where EXIF turns a photo, a COLMAP model and transforms.json mean its stored pixels,
+the other forms the upright photo, unless the size that the file gives the camera is the other one.
 Formats: nerfstudio, "Data conventions" (its cameras are OpenGL's); TUM RGB-D benchmark, "File formats" (timestamp tx ty
 tz qx qy qz qw); KITTI odometry, "Ground truth poses" (the first three rows of the matrix, row-major).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.io.colmap_read import open_model
 from dune_cli.io.safe_read import read_json, read_text
+from dune_cli.io.stored_photos import GivenCamera, upright_poses
 from dune_cli.io.texts import forward_slashes
 
 FORMS = (
@@ -26,6 +29,7 @@ FORMS = (
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 TUM_SECONDS = 0.02  # the association tolerance of the TUM benchmark's own tools
 Poses = dict[str, np.ndarray]
+Given = dict[str, GivenCamera]
 
 
 def read_poses(path: str | Path, names: Sequence[str] | None = None) -> Poses:
@@ -45,39 +49,58 @@ def read_poses(path: str | Path, names: Sequence[str] | None = None) -> Poses:
         return _pick(path, _from_colmap(path), names)
     if path.suffix.lower() == ".json":
         return _pick(path, _from_json(path), names)
-    return _from_trajectory(path, names)
+    poses = _from_trajectory(path, names)
+    if names is None:
+        return poses
+    given = {name: GivenCamera(pose) for name, pose in poses.items()}
+    return upright_poses(path, given, {name: Path(name) for name in given})
 
 
-def _from_colmap(folder: Path) -> Poses:
-    return {image.name: image.world_from_cam for image in open_model(folder).images.values()}
+def _from_colmap(folder: Path) -> Given:
+    """COLMAP reads photos as they are stored."""
+    images = open_model(folder).images.values()
+    return {i.name: GivenCamera(i.world_from_cam, (i.camera.width, i.camera.height), stored=True) for i in images}
 
 
-def _from_json(path: Path) -> Poses:
+def _from_json(path: Path) -> Given:
     tree = read_json(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no poses; allowed: {FORMS}")
     if isinstance(tree.get("cameras"), list):
         cameras = [c for c in tree["cameras"] if not isinstance(c, dict) or c.get("registered", True)]
-        return _listed(path, cameras, "image", "world_from_cam", lambda pose: pose)
+        stored = tree.get("image_size_is") == "stored"
+        return _listed(path, cameras, ("image", "world_from_cam", "width", "height"), np.eye(4), stored)
     if isinstance(tree.get("frames"), list):
         frames = tree["frames"]
         if any(isinstance(frame, dict) and "T_cam_to_world" in frame for frame in frames):
-            return _listed(path, frames, "file", "T_cam_to_world", lambda pose: pose)
-        return _listed(path, frames, "file_path", "transform_matrix", lambda pose: pose @ OPENCV_FROM_OPENGL)
-    return {name: _rigid(value, f"{path}: {name!r}") for name, value in tree.items()}
+            return _listed(path, frames, ("file", "T_cam_to_world", "width", "height"), np.eye(4), False)
+        keys = ("file_path", "transform_matrix", "w", "h")
+        shared = {key: tree.get(key) for key in keys[2:]}
+        frames = [shared | frame if isinstance(frame, dict) else frame for frame in frames]
+        return _listed(path, frames, keys, OPENCV_FROM_OPENGL, True)  # its readers read photos as they are stored
+    return {name: GivenCamera(_rigid(value, f"{path}: {name!r}")) for name, value in tree.items()}
 
 
 def _listed(
-    path: Path, entries: list[Any], name_key: str, pose_key: str, convert: Callable[[np.ndarray], np.ndarray]
-) -> Poses:
-    found: Poses = {}
+    path: Path, entries: list[Any], keys: tuple[str, str, str, str], own_from_opencv: np.ndarray, stored: bool
+) -> Given:
+    """`keys` of an entry's name, pose, width and height."""
+    found: Given = {}
     for index, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get(name_key), str) or pose_key not in entry:
-            raise UserError(f"{path}, entry {index}, lacks {name_key} or {pose_key}; allowed: {FORMS}")
-        if entry[name_key] in found:
-            raise UserError(f"{path} names {entry[name_key]} twice; keep one of its poses")
-        found[entry[name_key]] = convert(_rigid(entry[pose_key], f"{path}: {entry[name_key]!r}"))
+        if not isinstance(entry, dict) or not isinstance(entry.get(keys[0]), str) or keys[1] not in entry:
+            raise UserError(f"{path}, entry {index}, lacks {keys[0]} or {keys[1]}; allowed: {FORMS}")
+        name = entry[keys[0]]
+        if name in found:
+            raise UserError(f"{path} names {name} twice; keep one of its poses")
+        pose = _rigid(entry[keys[1]], f"{path}: {name!r}") @ own_from_opencv
+        width, height = (entry.get(key) for key in keys[2:])
+        size = (int(width), int(height)) if _is_side(width) and _is_side(height) else None
+        found[name] = GivenCamera(pose, size, stored)
     return found
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 1 <= value < 1e6
 
 
 def _from_trajectory(path: Path, names: Sequence[str] | None) -> Poses:
@@ -162,11 +185,11 @@ def _rigid(value: Any, where: str) -> np.ndarray:
     return pose
 
 
-def _pick(path: Path, poses: Poses, names: Sequence[str] | None) -> Poses:
+def _pick(path: Path, poses: Given, names: Sequence[str] | None) -> Poses:
     if not poses:
         raise UserError(f"{path} holds no poses; allowed: {FORMS}")
     if names is None:
-        return poses
+        return {name: camera.world_from_cam for name, camera in poses.items()}
     keys = _keys_of(names, list(poses))
     found = {name: poses[key] for name, key in keys.items()}
     if not found:
@@ -178,7 +201,7 @@ def _pick(path: Path, poses: Poses, names: Sequence[str] | None) -> Poses:
     unused = len(poses) - len(found)
     if unused:
         console.note(f"{path}: {unused} of its {len(poses)} poses are of images that are not among these")
-    return found
+    return upright_poses(path, found, {name: Path(name) for name in found})
 
 
 def _keys_of(names: Sequence[str], keys: Sequence[str]) -> dict[str, str]:

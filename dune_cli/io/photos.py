@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from dune_cli.errors import UserError
+from dune_cli.errors import DuneError, UserError
+from dune_cli.geometry.orientation import UPRIGHT, to_upright, turned_size, valid
 from dune_cli.io import exif
-from dune_cli.io.picture_file import FILE_LIMIT_BYTES, decode
+from dune_cli.io.picture_file import FILE_LIMIT_BYTES, decode, header
 from dune_cli.io.safe_read import open_regular
 from dune_cli.provenance import sha256_of
 
@@ -25,13 +26,15 @@ SMALLEST_SIDE_PX = 16
 class Photo:
     """A decoded photo: `rgb` (H, W, 3) uint8, EXIF orientation applied.
 
-    `exif_focal_px` is the focal length in pixels of `rgb` from the EXIF tags, None where they do not say.
+    `exif_focal_px` is the focal length in pixels of `rgb` from the EXIF tags, None where they do not say;
+    `orientation` (EXIF, 1 to 8) how the file's pixels are stored.
     """
 
     path: Path
     rgb: np.ndarray
     sha256: str
     exif_focal_px: float | None = None
+    orientation: int = UPRIGHT
 
     @property
     def width(self) -> int:
@@ -44,7 +47,7 @@ class Photo:
     @property
     def facts(self) -> PhotoFacts:
         """What is known of it without its picture."""
-        return PhotoFacts(self.path, self.width, self.height, self.sha256, self.exif_focal_px)
+        return PhotoFacts(self.path, self.width, self.height, self.sha256, self.exif_focal_px, self.orientation)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,16 @@ class PhotoFacts:
     height: int
     sha256: str
     exif_focal_px: float | None = None
+    orientation: int = UPRIGHT
+
+
+@dataclass(frozen=True)
+class PhotoHeader:
+    """The size in pixels of an upright photo, and how its file stores it (EXIF orientation, 1 to 8)."""
+
+    width: int
+    height: int
+    orientation: int
 
 
 def read_photo(path: str | Path) -> Photo:
@@ -70,10 +83,24 @@ def read_photo(path: str | Path) -> Photo:
     _check_file(path)
     try:
         with open_regular(path, "a photo", FILE_LIMIT_BYTES) as file:
-            rgb, tags = _read(path, file)
-        return Photo(path, rgb, sha256_of(path), exif.focal_px(tags, rgb.shape[1], rgb.shape[0]))
+            rgb, tags, orientation = _read(path, file)
+        return Photo(path, rgb, sha256_of(path), exif.focal_px(tags, rgb.shape[1], rgb.shape[0]), orientation)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_header(path: str | Path) -> PhotoHeader | None:
+    """A photo's size and orientation without decoding it; None for what cannot be read (`read_photo` says why)."""
+    try:
+        with open_regular(path, "a photo", FILE_LIMIT_BYTES) as file:
+            (width, height), format, orientation = header(
+                Path(path), file, lambda image: (image.size, image.format, exif.stored_orientation(image))
+            )
+    except (DuneError, OSError):
+        return None
+    if format != "TIFF":  # whose size Pillow turns at once
+        width, height = turned_size(width, height, orientation)
+    return PhotoHeader(width, height, orientation)
 
 
 def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
@@ -84,15 +111,23 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
     return _read(path, io.BytesIO(data))[0]
 
 
-def _read(path: Path, file: BinaryIO) -> tuple[np.ndarray, dict[int, Any]]:
-    """The oriented (H, W, 3) uint8 picture and its EXIF tags."""
+def _read(path: Path, file: BinaryIO) -> tuple[np.ndarray, dict[int, Any], int]:
+    """The upright (H, W, 3) uint8 picture, its EXIF tags, and how it is stored."""
+    stored: list[int] = []
 
     def picture(image: Image) -> tuple[np.ndarray, dict[int, Any]]:
         tags = exif.read_tags(image, path)
         return _to_rgb8(path, image), tags
 
-    rgb, tags = decode(path, file, picture, smallest_side_px=SMALLEST_SIDE_PX)
-    return np.ascontiguousarray(_oriented(rgb, tags.get(exif.ORIENTATION))), tags
+    rgb, tags = decode(
+        path,
+        file,
+        picture,
+        smallest_side_px=SMALLEST_SIDE_PX,
+        before=lambda image: stored.append(exif.stored_orientation(image)),
+    )
+    left = valid(tags.get(exif.ORIENTATION))  # that the decoder has not applied
+    return np.ascontiguousarray(to_upright(rgb, left)), tags, left if left != UPRIGHT else stored[0]
 
 
 def _check_file(path: Path) -> None:
@@ -137,18 +172,3 @@ def _grey8(path: Path, values: np.ndarray, mode: str) -> np.ndarray:
     if mode != "F" and low >= 0 and high <= 65535:
         return np.round(values / 257).astype(np.uint8)
     raise UserError(f"{path} holds 32-bit values from {low:g} to {high:g}; save it with 8 or 16 bits a channel first")
-
-
-def _oriented(rgb: np.ndarray, orientation: Any) -> np.ndarray:
-    """`rgb` as the camera was held: EXIF orientations 2 to 8; anything else is upright."""
-    turns = {
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.swapaxes(0, 1),
-        6: lambda a: a.swapaxes(0, 1)[:, ::-1],
-        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-        8: lambda a: a.swapaxes(0, 1)[::-1],
-    }
-    turn = turns.get(orientation) if isinstance(orientation, int) else None
-    return rgb if turn is None else turn(rgb)

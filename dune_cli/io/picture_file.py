@@ -34,8 +34,10 @@ def decode(
     formats: Sequence[str] = FORMATS,
     smallest_side_px: int = 1,
     allowed: str = "JPEG, PNG, TIFF, WebP, GIF, BMP, PPM, JPEG 2000, AVIF, HEIC",
+    before: Callable[[Image], object] | None = None,
 ) -> _T:
     """`use(image)` of the first picture in `file`, decoded. `path` names it in messages; a note tells of further ones.
+    `before` gets the image first, when only its header is read.
 
     UserError for what is no picture of these `formats` (said as `allowed`), damaged, smaller than `smallest_side_px` a
     side, or over 200 megapixels, and for whatever the picture provokes in `use`; PackageMissing for HEIC without
@@ -46,6 +48,8 @@ def decode(
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
             with _open(path, file, formats, allowed) as image:
                 _check_size(path, *image.size, smallest_side_px)
+                if before is not None:
+                    before(image)
                 _say_what_is_left_out(path, image)
                 with _silent_libtiff(image):
                     image.seek(0)
@@ -58,6 +62,19 @@ def decode(
             raise
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{path} is damaged or cut off ({reason}); copy or download it again") from error
+
+
+def header(path: Path, file: BinaryIO, use: Callable[[Image], _T]) -> _T:
+    """`use(image)` of a picture whose header alone is read. UserError as `decode`, and for whatever `use` provokes."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with _open(path, file, FORMATS, ", ".join(FORMATS)) as image:
+                return use(image)
+    except (DuneError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged or cut off ({type(error).__name__}); copy or download it again") from error
 
 
 @contextmanager

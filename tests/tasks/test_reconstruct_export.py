@@ -13,7 +13,7 @@ import trimesh
 from PIL import Image
 
 from dune_cli.errors import JobFailed
-from dune_cli.geometry import cameras, poses
+from dune_cli.geometry import cameras, orientation, poses
 from dune_cli.io.jsons import dumps
 from dune_cli.io.mesh import Mesh
 from dune_cli.io.ply import read_ply
@@ -65,8 +65,8 @@ def test_the_json_is_the_schema(scene: Scene, tmp_path: Path) -> None:
     points, mesh = export.write_scene(scene, tmp_path / "scene.ply")
     tree = json.loads(dumps(export.scene_json(scene, points, mesh, {"dune": "x"})))
     assert list(tree) == [
-        "schema", "scale", "scale_note", "method", "world", "cameras", "pairs", "points", "mesh", "quality",
-        "provenance",
+        "schema", "scale", "scale_note", "method", "image_size_is", "world", "cameras", "pairs", "points", "mesh",
+        "quality", "provenance",
     ]  # fmt: skip
     assert tree["schema"] == "dune.scene/1" and tree["world"] == "camera 0" and tree["mesh"] is None
     assert list(tree["cameras"][0]) == [
@@ -79,6 +79,29 @@ def test_the_json_is_the_schema(scene: Scene, tmp_path: Path) -> None:
     assert tree["quality"] == {"reprojection_error_px": 0.5, "registered": 2, "total": 2}
     metric = export.scene_json(replace(scene, scale="metric", scale_note=None), points, mesh, {})
     assert "scale_note" not in metric
+
+
+@pytest.mark.parametrize("tag", [3, 6, 8])
+def test_depths_and_models_are_those_of_the_stored_pixels(scene: Scene, tmp_path: Path, tag: int) -> None:
+    turned = replace(scene, views=tuple(replace(view, orientation=tag) for view in scene.views))
+    trees = []
+    for name, one in {"up": scene, "down": turned}.items():
+        assert export.write_depths(one, tmp_path / name) == 1
+        trees.append(json.loads((tmp_path / name / "depths.json").read_text()))
+        export.write_colmap_model(one, tmp_path / f"{name}-model", True)
+    up, down = (np.asarray(Image.open(tmp_path / name / "a.png")) for name in ("up", "down"))
+    np.testing.assert_array_equal(orientation.to_upright(down, tag), up)
+    entry = trees[1]["depths"][0]
+    assert trees[1]["image_size_is"] == "stored" and (entry["height"], entry["width"]) == down.shape
+    np.testing.assert_allclose(entry["K"], orientation.stored_camera(K, np.eye(4), 40, 30, tag).K)
+    models = [pycolmap.Reconstruction(str(tmp_path / f"{name}-model")) for name in ("up", "down")]
+    moved = orientation.stored_from_upright(40, 30, tag)
+    for one, two in zip(*(sorted(model.images.values(), key=lambda image: image.name) for model in models)):
+        for seen, stored in zip(one.points2D, two.points2D, strict=True):
+            np.testing.assert_allclose(stored.xy - 0.5, cameras.transform_pixels(moved, seen.xy - 0.5), atol=1e-9)
+            np.testing.assert_allclose(
+                two.project_point(models[1].points3D[stored.point3D_id].xyz), stored.xy, atol=1e-6
+            )
 
 
 def test_ply_holds_dense_points_and_the_matched_ones_beside_them(scene: Scene, tmp_path: Path) -> None:

@@ -52,7 +52,21 @@ def assemble(
                 (K, radial), told = best.cameras[lens_of[index]], "estimated"
         else:
             reason = why_missing(index, names, verified, groups, same, set(order))
-        views.append(View(names[index], photo.width, photo.height, K, told, pose, reason is None, None, radial, reason))
+        views.append(
+            View(
+                names[index],
+                photo.width,
+                photo.height,
+                K,
+                told,
+                pose,
+                reason is None,
+                None,
+                radial,
+                reason,
+                photo.orientation,
+            )
+        )
     points = transform_points(new_from_old, best.points_world)
     observations, shades, amount = [], np.zeros((len(points), 3)), np.zeros(len(points))
     nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64))

@@ -11,12 +11,13 @@ import numpy as np
 from dune_cli.errors import JobFailed
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.distortion import distort_pixels
+from dune_cli.geometry.orientation import UPRIGHT, StoredCamera, stored_camera, to_stored
 from dune_cli.geometry.poses import inverse
 from dune_cli.io.atomic import atomic_directory
 from dune_cli.io.colmap import Observation, write_colmap
 from dune_cli.io.depth_files import to_png16
 from dune_cli.io.jsons import write_json
-from dune_cli.io.mesh import write_glb, write_obj
+from dune_cli.io.mesh import Frustum, write_glb, write_obj
 from dune_cli.io.npz import write_npz
 from dune_cli.io.ply import write_ply
 from dune_cli.io.png import save_png
@@ -74,7 +75,8 @@ def scene_json(
     scene: Scene, points: dict[str, Any], mesh: dict[str, Any] | None, provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """The `dune.scene/1` object. A camera that could not be placed has null poses and a `reason`; `radial`,
-    `components` and `unregistered` are there only where there is something to say."""
+    `orientation`, `components` and `unregistered` are there only where there is something to say. Sizes, K and poses
+    are those of the upright photos; `orientation` is EXIF's, where a photo is stored otherwise."""
     pairs = [
         {"images": list(p.images), "matches": p.matches, "inliers": p.inliers, "confidence": round(p.confidence, 6)}
         for p in scene.pairs
@@ -84,6 +86,7 @@ def scene_json(
         tree["scale_note"] = scene.scale_note
     tree |= {
         "method": scene.method,
+        "image_size_is": "upright",
         "world": scene.world or f"camera {next(iter(scene.registered), 0)}",
         "cameras": [_camera_json(view) for view in scene.views],
         "pairs": pairs,
@@ -116,24 +119,30 @@ def _camera_json(view: View) -> dict[str, Any]:
     }
     if view.radial:
         tree["radial"] = view.radial
+    if view.orientation != UPRIGHT:
+        tree["orientation"] = view.orientation
     return tree if view.registered else tree | {"reason": view.reason}
 
 
 def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
-    """The cameras, and as points the triangulated matches with their tracks and at most 100,000 of the dense points,
-    evenly spread, each seen by its own view: what splatting starts from."""
+    """The cameras of the photos as they are stored, and as points the triangulated matches with their tracks and at
+    most 100,000 of the dense points, evenly spread, each seen by its own view: what splatting starts from. ValueError
+    for a photo that is stored mirrored."""
+    cameras = [_stored(scene.views[index]) for index in scene.registered]
     points, colors, tracks = [np.zeros((0, 3))], [np.zeros((0, 3), np.uint8)], []
     if scene.sparse is not None:
         points.append(scene.sparse.points_world)
         colors.append(scene.sparse.colors)
         seen: list[list[Observation]] = [[] for _ in scene.sparse.points_world]
         for place, index in enumerate(scene.registered):
-            for point, (x, y) in zip(*(column.tolist() for column in scene.sparse.observations[index])):
+            which, pixels = scene.sparse.observations[index]
+            pixels = transform_pixels(cameras[place].stored_from_upright, pixels)
+            for point, (x, y) in zip(which.tolist(), pixels.tolist()):
                 seen[point].append((place, x, y))
         tracks += seen
     total = sum(int(view.dense.valid.sum()) for view in scene.views if view.dense is not None)
     step = max(1, -(-total // MAX_COLMAP_DENSE_POINTS))
-    for index, view in enumerate(scene.views[i] for i in scene.registered):
+    for place, view in enumerate(scene.views[i] for i in scene.registered):
         if view.dense is None:
             continue
         pick = np.flatnonzero(view.dense.valid)[step // 2 :: step]
@@ -141,21 +150,26 @@ def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
         colors.append(view.dense.colors.reshape(-1, 3)[pick])
         grid = pixel_grid(*view.dense.valid.shape).reshape(-1, 2)[pick]
         straight = transform_pixels(view.dense.image_from_map, grid)
-        tracks += [[(index, x, y)] for x, y in distort_pixels(straight, view.K, view.radial).tolist()]
+        bent = distort_pixels(straight, view.K, view.radial)
+        stored = transform_pixels(cameras[place].stored_from_upright, bent)
+        tracks += [[(place, x, y)] for x, y in stored.tolist()]
     radials = [scene.views[index].radial for index in scene.registered]
-    write_colmap(folder, scene.frusta(), np.concatenate(points), np.concatenate(colors), tracks, binary, radials)
+    frusta = [_frustum(camera, scene.views[index]) for camera, index in zip(cameras, scene.registered)]
+    write_colmap(folder, frusta, np.concatenate(points), np.concatenate(colors), tracks, binary, radials)
 
 
 def write_transforms_json(scene: Scene, path: Path, photos: Sequence[Path], points_file: Path | None) -> None:
-    """The placed cameras as nerfstudio has them. `photos`: the file of each view; `points_file`: a PLY of the scene."""
+    """The placed cameras of the photos as they are stored, as nerfstudio has them. `photos`: the file of each view;
+    `points_file`: a PLY of the scene. ValueError for a photo that is stored mirrored."""
     views = [scene.views[index] for index in scene.registered]
     files = [photos[index] for index in scene.registered]
-    write_transforms(path, views, files, points_file, [view.radial for view in views])
+    write_transforms(path, [_stored(view) for view in views], files, points_file, [view.radial for view in views])
 
 
 def write_depths(scene: Scene, folder: Path) -> int:
     """Every dense view's depth as NAME.png (16 bits, 0 = none), and depths.json: for each its file, `png_scale` (depth
-    = value / png_scale, in the scene's units), and the map's own size and K. Returns how many there are."""
+    = value / png_scale, in the scene's units), and the map's own size and K. Maps lie as the photos are stored. Returns
+    how many there are. ValueError for a photo that is stored mirrored."""
     dense = [(view, view.dense, view.depth) for view in scene.views if view.dense is not None]
     if not dense:
         return 0
@@ -164,26 +178,38 @@ def write_depths(scene: Scene, folder: Path) -> int:
     with atomic_directory(folder) as temporary:
         for name, (view, one, depth) in zip(names, dense):
             assert one is not None and depth is not None
-            pixels, png_scale = to_png16(depth)
+            K = np.linalg.inv(one.image_from_map) @ view.K
+            camera = stored_camera(K, view.world_from_cam, depth.shape[1], depth.shape[0], view.orientation)
+            pixels, png_scale = to_png16(np.ascontiguousarray(to_stored(depth, view.orientation)))
             save_png(temporary / f"{name}.png", pixels)
             frames.append(
                 {
                     "image": view.image,
                     "file": f"{name}.png",
                     "png_scale": png_scale,
-                    "width": depth.shape[1],
-                    "height": depth.shape[0],
-                    "K": np.linalg.inv(one.image_from_map) @ view.K,
+                    "width": camera.width,
+                    "height": camera.height,
+                    "K": camera.K,
                     "radial": view.radial,
                 }
             )
-        tree = {"schema": "dune.depths/1", "scale": scene.scale, "invalid": 0, "undistorted": True, "depths": frames}
+        tree = {"schema": "dune.depths/1", "scale": scene.scale, "invalid": 0, "undistorted": True}
+        tree |= {"image_size_is": "stored", "depths": frames}
         write_json(temporary / "depths.json", tree)
     return len(frames)
 
 
+def _stored(view: View) -> StoredCamera:
+    return stored_camera(view.K, view.world_from_cam, view.width, view.height, view.orientation)
+
+
+def _frustum(camera: StoredCamera, view: View) -> Frustum:
+    return Frustum(camera.K, camera.world_from_cam, camera.width, camera.height, view.image)
+
+
 def _arrays(scene: Scene) -> dict[str, np.ndarray]:
-    """For each view N: viewN_K, viewN_world_from_cam, viewN_radial where there is such a term, and with dense points
+    """For each view N, upright: viewN_K, viewN_world_from_cam, viewN_radial where there is such a term,
+    viewN_orientation (EXIF) where the photo is stored otherwise, and with dense points
     viewN_points (h, w, 3) in the world, viewN_depth, viewN_confidence, viewN_valid (h, w), viewN_colors (h, w, 3),
     viewN_image_from_map (3, 3). The fused cloud: fused_points (F, 3), fused_normals, fused_colors, fused_confidence.
     The matched points: sparse_points (M, 3), sparse_colors, sparse_confidence, and for each view N the indices
@@ -194,6 +220,8 @@ def _arrays(scene: Scene) -> dict[str, np.ndarray]:
         arrays[f"view{index}_world_from_cam"] = view.world_from_cam
         if view.radial:
             arrays[f"view{index}_radial"] = np.array(view.radial)
+        if view.orientation != UPRIGHT:
+            arrays[f"view{index}_orientation"] = np.array(view.orientation)
         if view.dense is not None and view.depth is not None:
             arrays[f"view{index}_points"] = view.dense.points_world.astype(np.float32)
             arrays[f"view{index}_depth"] = view.depth.astype(np.float32)

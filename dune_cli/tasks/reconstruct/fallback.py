@@ -92,7 +92,19 @@ def _among(
             continue
         reason = why_missing(index, names, verified, groups, same, set(pair))
         K, told = intrinsics[index]
-        views.append(View(names[index], photo.width, photo.height, K, told, NOWHERE, registered=False, reason=reason))
+        views.append(
+            View(
+                names[index],
+                photo.width,
+                photo.height,
+                K,
+                told,
+                NOWHERE,
+                registered=False,
+                reason=reason,
+                orientation=photo.orientation,
+            )
+        )
         observations.append(nothing)
     return replace(
         scene,

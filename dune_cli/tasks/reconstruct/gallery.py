@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FEATURES, FACTS, DESCRIPTORS = "features", "photos", "descriptors"
+FACT_COUNT = 4  # of a photo: width, height, EXIF focal length, EXIF orientation
 MEMORY_BYTES = 1_000_000_000  # of features that are held at once
 
 
@@ -77,7 +78,9 @@ def _look(path: Path, matcher: SplitMatcher, work: WorkFolder, describer: Descri
         photo = read_photo(path)
         facts = photo.facts
         exif = np.nan if facts.exif_focal_px is None else facts.exif_focal_px
-        work.write(FACTS, key_of(facts.sha256), {"facts": np.array([facts.width, facts.height, exif])})
+        work.write(
+            FACTS, key_of(facts.sha256), {"facts": np.array([facts.width, facts.height, exif, facts.orientation])}
+        )
     key = features_key(facts.sha256, matcher)
     if not work.has(FEATURES, key):
         photo = photo or read_photo(path)
@@ -103,10 +106,10 @@ def _known_facts(path: Path, work: WorkFolder) -> PhotoFacts | None:
         return None
     sha256 = sha256_of(path)
     kept = work.read(FACTS, key_of(sha256))
-    if kept is None:
+    if kept is None or len(kept["facts"]) != FACT_COUNT:  # of an earlier version
         return None
-    width, height, exif = kept["facts"].tolist()
-    return PhotoFacts(path, int(width), int(height), sha256, None if np.isnan(exif) else exif)
+    width, height, exif, orientation = kept["facts"].tolist()
+    return PhotoFacts(path, int(width), int(height), sha256, None if np.isnan(exif) else exif, int(orientation))
 
 
 def features_key(sha256: str, matcher: SplitMatcher) -> str:

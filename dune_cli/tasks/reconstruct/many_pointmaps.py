@@ -188,7 +188,19 @@ def _views(
             if source == "default":
                 K, source = found.K[v], "estimated"
         views.append(
-            View(called[index], facts.width, facts.height, K, source, pose, reason is None, dense, 0.0, reason)
+            View(
+                called[index],
+                facts.width,
+                facts.height,
+                K,
+                source,
+                pose,
+                reason is None,
+                dense,
+                0.0,
+                reason,
+                facts.orientation,
+            )
         )
     return tuple(views)
 

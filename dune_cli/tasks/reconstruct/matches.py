@@ -96,8 +96,8 @@ def reconstruct_matched(
         )
     names = relative_names([first.path, second.path])
     views = (
-        View(names[0], first.width, first.height, K1, source1, np.eye(4), dense=dense),
-        View(names[1], second.width, second.height, K2, source2, inverse(sparse.pose)),
+        View(names[0], first.width, first.height, K1, source1, np.eye(4), dense=dense, orientation=first.orientation),
+        View(names[1], second.width, second.height, K2, source2, inverse(sparse.pose), orientation=second.orientation),
     )
     keep = sparse.confidence >= config.min_confidence
     points = SparsePoints.seen_by_all(

@@ -87,7 +87,11 @@ def reconstruct(
         dense = PointMap(
             one.points, one.confidence, confident & ~edges, colors, np.linalg.inv(prepared.network_from_image)
         )
-        views.append(View(name, photo.width, photo.height, K, source, inverse(to_cam), dense=dense))
+        views.append(
+            View(
+                name, photo.width, photo.height, K, source, inverse(to_cam), dense=dense, orientation=photo.orientation
+            )
+        )
     if not any(view.dense is not None and view.dense.valid.any() for view in views):
         raise JobFailed("no point lies on a surface: the model's point maps are noise for these photos")
     shared = maps[1].points[maps[1].confident(config.min_confidence)]

@@ -10,6 +10,7 @@ import numpy as np
 from dune_cli.geometry.cameras import transform_pixels
 from dune_cli.geometry.distortion import undistort_pixels
 from dune_cli.geometry.grid_mesh import grid_triangles, used_vertices
+from dune_cli.geometry.orientation import UPRIGHT
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.mesh import Frustum, Mesh
 from dune_cli.provenance import Source
@@ -49,6 +50,7 @@ class View:
 
     A photo that could not be placed has `registered` False, the `reason`, and a `world_from_cam` of NaN. `radial` is
     COLMAP's k of SIMPLE_RADIAL: a point at (x, y) on the plane z = 1 is seen where K puts (x, y) (1 + k (x² + y²)).
+    Size, K, pose and maps are those of the upright photo; `orientation` (EXIF) tells how its file stores the pixels.
     """
 
     image: str
@@ -61,6 +63,7 @@ class View:
     dense: PointMap | None = None
     radial: float = 0.0
     reason: str | None = None
+    orientation: int = UPRIGHT
 
     @property
     def depth(self) -> np.ndarray | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dune_cli import optional
 from dune_cli.geometry.cameras import transform_pixels
+from dune_cli.geometry.orientation import UPRIGHT, stored_cam_from_cam, stored_from_upright, turned_size
 
 if TYPE_CHECKING:
     import pycolmap
@@ -19,12 +20,20 @@ HALF_PIXEL = 0.5  # COLMAP puts (0.5, 0.5) at the centre of the top-left pixel
 
 @dataclass(frozen=True)
 class Lens:
-    """`model` and `params` in COLMAP's words and pixels, of photos of `width` x `height` px."""
+    """`model` and `params` in COLMAP's words and pixels, of photos of `width` x `height` px.
+
+    `orientation`: where these are a photo's stored pixels, how EXIF says they lie. All pixels given and returned, and
+    `K`, are those of the upright photo. ValueError for mirrored orientations.
+    """
 
     model: str
     params: tuple[float, ...]
     width: int
     height: int
+    orientation: int = UPRIGHT
+
+    def __post_init__(self) -> None:
+        stored_cam_from_cam(self.orientation)
 
     @classmethod
     def pinhole(cls, K: np.ndarray, width: int, height: int) -> Lens:
@@ -43,25 +52,41 @@ class Lens:
         pycolmap = optional.import_pycolmap("camera models")
         return pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=list(self.params))
 
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height of the upright photo."""
+        return turned_size(self.width, self.height, self.orientation)
+
     @cached_property
     def K(self) -> np.ndarray:
         """(3, 3) of the pinhole camera that `straight` leads to, in pixels with centres at integers."""
+        turn = stored_cam_from_cam(self.orientation)[:3, :3]
+        return np.linalg.inv(self._stored_from_upright) @ self._stored_K @ turn
+
+    @cached_property
+    def _stored_K(self) -> np.ndarray:
         matrix = self.camera.calibration_matrix()
         matrix[:2, 2] -= HALF_PIXEL
         return matrix
+
+    @cached_property
+    def _stored_from_upright(self) -> np.ndarray:
+        return stored_from_upright(*self.upright_size, self.orientation)
 
     def straight(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels (M, 2) of the photo as the pinhole camera would see them; NaN where the model has no ray."""
         if len(pixels) == 0 or self.model in ("PINHOLE", "SIMPLE_PINHOLE"):
             return np.asarray(pixels, dtype=np.float64)
-        rays = self.camera.cam_from_img(np.asarray(pixels, dtype=np.float64) + HALF_PIXEL)
-        return transform_pixels(self.K, np.asarray(rays, dtype=np.float64))
+        rays = self.camera.cam_from_img(transform_pixels(self._stored_from_upright, pixels) + HALF_PIXEL)
+        straight = transform_pixels(self._stored_K, np.asarray(rays, dtype=np.float64))
+        return transform_pixels(np.linalg.inv(self._stored_from_upright), straight)
 
     def resized(self, width: int, height: int) -> Lens:
-        """The same lens for a photo that was resized."""
+        """The same lens for an upright photo that was resized."""
+        width, height = turned_size(width, height, self.orientation)
         if (width, height) == (self.width, self.height):
             return self
         pycolmap = optional.import_pycolmap("camera models")
         camera = pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=list(self.params))
         camera.rescale(width, height)
-        return Lens(self.model, tuple(map(float, camera.params)), width, height)
+        return Lens(self.model, tuple(map(float, camera.params)), width, height, self.orientation)

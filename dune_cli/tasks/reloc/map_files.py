@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import poses
+from dune_cli.geometry.orientation import stored_cam_from_cam
 from dune_cli.io.colmap_read import Model, model_folder, open_model
 from dune_cli.io.safe_read import read_json
+from dune_cli.io.stored_photos import GivenCamera, stored_orientations
+from dune_cli.io.texts import forward_slashes
 from dune_cli.provenance import sha256_of
 from dune_cli.tasks.reloc.lens import Lens
 
@@ -98,10 +101,17 @@ def open_map(folder: str | Path, images: str | Path | None = None, scale: str | 
 
 @dataclass(frozen=True)
 class _Entry:
+    """An image as the model has it; `stored`: whether it means the stored pixels, where the size does not tell."""
+
     name: str
     lens: Lens
     world_from_cam: np.ndarray
     neighbours: tuple[int, ...] = ()
+    stored: bool = False
+
+    @property
+    def given(self) -> GivenCamera:
+        return GivenCamera(self.world_from_cam, (self.lens.width, self.lens.height), self.stored)
 
 
 def _from_colmap(folder: Path) -> list[_Entry]:
@@ -112,7 +122,7 @@ def _from_colmap(folder: Path) -> list[_Entry]:
     for image, row in zip(images, shared):
         camera = image.camera
         lens = Lens(camera.model_name, camera.params, camera.width, camera.height)
-        entries.append(_Entry(image.name, lens, image.world_from_cam, row))
+        entries.append(_Entry(image.name, lens, image.world_from_cam, row, stored=True))
     return entries
 
 
@@ -155,7 +165,7 @@ def _from_scene(path: Path, tree: dict[str, Any]) -> list[_Entry]:
                 radial = float(camera.get("radial", 0.0))
                 width, height = int(camera["width"]), int(camera["height"])
                 lens = Lens.radial(K, radial, width, height) if radial else Lens.pinhole(K, width, height)
-                entries.append(_Entry(str(camera["image"]), lens, pose))
+                entries.append(_Entry(str(camera["image"]), lens, pose, stored=tree.get("image_size_is") == "stored"))
     except (KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else error
         raise UserError(f"the scene {path} is broken ({reason}); reconstruct it again") from error
@@ -165,16 +175,40 @@ def _from_scene(path: Path, tree: dict[str, Any]) -> list[_Entry]:
 def _with_photos(
     entries: Sequence[_Entry], folder: Path, images: str | Path | None, scenes: Iterable[dict[str, Any]]
 ) -> list[MapImage]:
-    """Those whose photo is on the disk, their neighbours renumbered."""
+    """Those whose photo is on the disk, their neighbours renumbered; cameras and poses are the upright photos'."""
     places = [Path(images).expanduser()] if images is not None else [folder / place for place in IMAGE_FOLDERS]
-    seen_at = {} if images is not None else {p.name: p for tree in scenes for p in _inputs(tree)}
-    files = []
-    for entry in entries:
-        spots = [place / entry.name for place in places]
-        if entry.name in seen_at:
-            spots.append(seen_at[entry.name])
-        files.append(next((spot for spot in spots if spot.is_file()), None))
-    missing = [entry.name for entry, file in zip(entries, files) if file is None]
+    seen_at = [] if images is not None else [path for tree in scenes for path in _inputs(tree)]
+    files: dict[int, Path] = {}
+    for index, entry in enumerate(entries):
+        spots = (place / name for name in (entry.name, forward_slashes(entry.name)) for place in places)
+        file = next((spot for spot in spots if spot.is_file()), None) or _seen(entry.name, seen_at)
+        if file is not None:
+            files[index] = file
+    _say_missing([entry.name for index, entry in enumerate(entries) if index not in files], entries, folder, images)
+    given = {str(index): entries[index].given for index in files}
+    stored = stored_orientations(folder, given, {str(index): file for index, file in files.items()})
+    kept = {index: file for index, file in files.items() if str(index) in stored}
+    if len(kept) < 2:
+        raise UserError(
+            f"the map {folder} has {len(kept)} photos that can be used, and two are needed; store them upright"
+        )
+    place = {old: new for new, old in enumerate(kept)}
+    found = []
+    for index, file in kept.items():
+        entry, orientation = entries[index], stored[str(index)]
+        pose = entry.world_from_cam @ stored_cam_from_cam(orientation)
+        neighbours = tuple(place[n] for n in entry.neighbours if n in place)
+        found.append(MapImage(entry.name, file, replace(entry.lens, orientation=orientation), pose, neighbours))
+    return found
+
+
+def _seen(name: str, files: Sequence[Path]) -> Path | None:
+    """The file, of those that a scene was made of, whose path ends as `name` and that is still there."""
+    parts = Path(name).parts
+    return next((path for path in files if path.parts[-len(parts) :] == parts and path.is_file()), None)
+
+
+def _say_missing(missing: Sequence[str], entries: Sequence[_Entry], folder: Path, images: str | Path | None) -> None:
     names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
     if len(entries) - len(missing) < 2:
         where = f"--images {images}" if images is not None else f"{folder} or its images folder"
@@ -184,12 +218,6 @@ def _with_photos(
         )
     if missing:
         console.note(f"{len(missing)} of the map's {len(entries)} photos are left out, they are not there: {names}")
-    place = {old: new for new, old in enumerate(i for i, file in enumerate(files) if file is not None)}
-    return [
-        MapImage(e.name, file, e.lens, e.world_from_cam, tuple(place[n] for n in e.neighbours if n in place))
-        for e, file in zip(entries, files)
-        if file is not None
-    ]
 
 
 def _inputs(tree: dict[str, Any]) -> list[Path]:

@@ -199,10 +199,11 @@ def neighbours_of(photo_map: PhotoMap, index: int, count: int) -> list[int]:
 
 def _read(image: MapImage) -> Photo:
     photo = read_photo(image.file)
-    if (photo.width, photo.height) != (image.lens.width, image.lens.height):
+    width, height = image.lens.upright_size
+    if (photo.width, photo.height) != (width, height):
         raise UserError(
             f"the map's photo {image.file} has {photo.width} x {photo.height} px, but the model says "
-            f"{image.lens.width} x {image.lens.height}; name the folder of the photos it was made of with --images"
+            f"{width} x {height}; name the folder of the photos it was made of with --images"
         )
     return photo
 
