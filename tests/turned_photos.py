@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dune_cli.geometry.orientation import to_stored
+from dune_cli.io.orientation import to_stored
 
 
 def save_turned(path: Path, upright: np.ndarray, orientation: int) -> None:

@@ -106,7 +106,7 @@ def check_targets(
 
 def refuse_mirrored(photos: Sequence[Path]) -> None:
     """UserError for a photo that is stored mirrored; a note where others are turned."""
-    from dune_cli.geometry.orientation import MIRRORED, UPRIGHT
+    from dune_cli.io.orientation import MIRRORED, UPRIGHT
     from dune_cli.io.photos import read_header
 
     headers = [(photo, header) for photo in photos if (header := read_header(photo)) is not None]

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from dune_cli import console
-from dune_cli.geometry import orientation as orientations
+from dune_cli.io import orientation as orientations
 
 ORIENTATION, EXIF_IFD = 0x0112, 0x8769
 FOCAL_LENGTH_MM, FOCAL_LENGTH_35MM = 0x920A, 0xA405

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from dune_cli.errors import DuneError, UserError
-from dune_cli.geometry.orientation import UPRIGHT, to_upright, turned_size, valid
 from dune_cli.io import exif
+from dune_cli.io.orientation import UPRIGHT, to_upright, turned_size, valid
 from dune_cli.io.picture_file import FILE_LIMIT_BYTES, decode, header
 from dune_cli.io.safe_read import open_regular
 from dune_cli.provenance import sha256_of

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dune_cli import console
-from dune_cli.geometry import orientation as orientations
+from dune_cli.io import orientation as orientations
 from dune_cli.io.photos import PhotoHeader, read_header
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from turned_photos import save_turned
 
-from dune_cli.geometry import orientation, poses
+from dune_cli.geometry import poses
+from dune_cli.io import orientation
 from dune_cli.io.colmap import write_colmap
 from dune_cli.io.known_poses import OPENCV_FROM_OPENGL, read_poses
 from dune_cli.io.mesh import Frustum

@@ -13,7 +13,8 @@ import trimesh
 from PIL import Image
 
 from dune_cli.errors import JobFailed
-from dune_cli.geometry import cameras, orientation, poses
+from dune_cli.geometry import cameras, poses
+from dune_cli.io import orientation
 from dune_cli.io.jsons import dumps
 from dune_cli.io.mesh import Mesh
 from dune_cli.io.ply import read_ply

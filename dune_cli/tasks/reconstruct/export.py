@@ -11,7 +11,6 @@ import numpy as np
 from dune_cli.errors import JobFailed
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.distortion import distort_pixels
-from dune_cli.geometry.orientation import UPRIGHT, StoredCamera, stored_camera, to_stored
 from dune_cli.geometry.poses import inverse
 from dune_cli.io.atomic import atomic_directory
 from dune_cli.io.colmap import Observation, write_colmap
@@ -19,6 +18,7 @@ from dune_cli.io.depth_files import to_png16
 from dune_cli.io.jsons import write_json
 from dune_cli.io.mesh import Frustum, write_glb, write_obj
 from dune_cli.io.npz import write_npz
+from dune_cli.io.orientation import UPRIGHT, StoredCamera, stored_camera, to_stored
 from dune_cli.io.ply import write_ply
 from dune_cli.io.png import save_png
 from dune_cli.io.targets import unique_stems

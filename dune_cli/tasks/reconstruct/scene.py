@@ -10,9 +10,9 @@ import numpy as np
 from dune_cli.geometry.cameras import transform_pixels
 from dune_cli.geometry.distortion import undistort_pixels
 from dune_cli.geometry.grid_mesh import grid_triangles, used_vertices
-from dune_cli.geometry.orientation import UPRIGHT
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.mesh import Frustum, Mesh
+from dune_cli.io.orientation import UPRIGHT
 from dune_cli.provenance import Source
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dune_cli import optional
 from dune_cli.geometry.cameras import transform_pixels
-from dune_cli.geometry.orientation import UPRIGHT, stored_cam_from_cam, stored_from_upright, turned_size
+from dune_cli.io.orientation import UPRIGHT, stored_cam_from_cam, stored_from_upright, turned_size
 
 if TYPE_CHECKING:
     import pycolmap

@@ -13,8 +13,8 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import poses
-from dune_cli.geometry.orientation import stored_cam_from_cam
 from dune_cli.io.colmap_read import Model, model_folder, open_model
+from dune_cli.io.orientation import stored_cam_from_cam
 from dune_cli.io.safe_read import read_json
 from dune_cli.io.stored_photos import GivenCamera, stored_orientations
 from dune_cli.io.texts import forward_slashes

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dune_cli.geometry.poses import from_rotation_translation
-
 UPRIGHT = 1
 MIRRORED = (2, 4, 5, 7)
 _STORED_FROM_UPRIGHT = {
@@ -80,9 +78,9 @@ def stored_cam_from_cam(orientation: int) -> np.ndarray:
     for mirrored orientations."""
     if orientation in MIRRORED:
         raise ValueError(f"EXIF orientation {orientation} mirrors the picture, which no camera does")
-    rotation = np.eye(3)
-    rotation[:2, :2] = _linear(orientation)
-    return from_rotation_translation(rotation, np.zeros(3))
+    turn = np.eye(4)
+    turn[:2, :2] = _linear(orientation)
+    return turn
 
 
 def stored_camera(K: np.ndarray, world_from_cam: np.ndarray, width: int, height: int, orientation: int) -> StoredCamera:

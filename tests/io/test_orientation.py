@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dune_cli.geometry import cameras, orientation, poses
+from dune_cli.geometry import cameras, poses
+from dune_cli.io import orientation
 
 ALL = range(1, 9)
 TURNS = (1, 3, 6, 8)
