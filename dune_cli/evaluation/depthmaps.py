@@ -21,8 +21,10 @@ from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.depth_files import MILLIMETRES
 from dune_cli.io.depth_input import read_depth
+from dune_cli.io.fields import Fields
 from dune_cli.io.photos import read_photo
-from dune_cli.io.safe_read import read_json
+from dune_cli.io.safe_read import is_file, read_json
+from dune_cli.io.texts import shown
 from dune_cli.matchers.base import Matcher
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import many
@@ -102,8 +104,8 @@ def true_depths(place: Place) -> list[np.ndarray] | None:
     """(H, W) metres of each photo, 0 where there is none; None for a set without depth. UserError for one that has it
     for some photos only, is not metric, or where a depth map's size is not its photo's."""
     (file,) = place.map.files
-    frames = read_json(file)["frames"]
-    named = [isinstance(frame.get("depth"), str) for frame in frames]
+    frames = Fields(read_json(file), str(file)).objects("frames")
+    named = [frame.text("depth", None) is not None for frame in frames]
     if not any(named):
         return None
     if not all(named):
@@ -115,7 +117,9 @@ def true_depths(place: Place) -> list[np.ndarray] | None:
     depths = []
     for frame, image in zip(frames, place.map.images):
         path = file.parent / frame["depth"]
-        depth = read_depth(path, float(frame.get("depth_scale", MILLIMETRES)))
+        if not is_file(path):
+            raise UserError(f"{frame.where}: the depth map {shown(frame['depth'])} is not there")
+        depth = read_depth(path, frame.number("depth_scale", MILLIMETRES, 1e-6, 1e9))
         if depth.shape != (image.lens.height, image.lens.width):
             size = f"{depth.shape[1]} x {depth.shape[0]}"
             raise UserError(f"{path} has {size} px, its photo {image.lens.width} x {image.lens.height}")

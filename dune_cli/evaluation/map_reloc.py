@@ -17,8 +17,11 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.geometry import epipolar
+from dune_cli.io.camera_fields import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
+from dune_cli.io.fields import Fields
 from dune_cli.io.photos import read_photo
-from dune_cli.io.safe_read import read_json
+from dune_cli.io.safe_read import is_file, read_json
+from dune_cli.io.texts import shown
 from dune_cli.matchers.base import Matcher
 from dune_cli.tasks.reloc.choose import Candidates
 from dune_cli.tasks.reloc.in_map import LocateConfig, Query, locate
@@ -190,31 +193,28 @@ def _read_place(file: Path) -> Place:
         raise UserError(f'{file} is no set of posed photos: it needs an object with a list "frames"')
     if len(content["frames"]) < MIN_FRAMES:
         raise UserError(f"{file} has {len(content['frames'])} photos; leaving one out takes at least {MIN_FRAMES}")
+    fields = Fields(content, str(file))
     images = tuple(_read_frame(file, index, frame) for index, frame in enumerate(content["frames"]))
-    scale = "metric" if str(content.get("scale", "")).startswith("metric") else "arbitrary"
+    scale = "metric" if fields.text("scale", "").startswith("metric") else "arbitrary"
     centres = np.stack([image.world_from_cam[:3, 3] for image in images])
     extent = float(np.linalg.norm(centres[:, None] - centres, axis=-1).max())
     if extent == 0:
         raise UserError(f"the cameras of {file} all stand in one place; leaving one out says nothing")
-    name = str(content.get("name") or file.parent.name)
+    name = fields.text("name", None) or file.parent.name
     return Place(name, PhotoMap(file.parent, images, scale, None, (file,)), extent)
 
 
-def _read_frame(file: Path, index: int, frame: Any) -> MapImage:
-    where = f"{file}, frame {index}"
-    if not isinstance(frame, dict) or not set(KEYS) <= set(frame):
-        lacks = sorted(set(KEYS) - set(frame if isinstance(frame, dict) else ()))
-        raise UserError(f"{where} lacks {', '.join(lacks)}")
-    photo = file.parent / str(frame["file"])
-    if not photo.is_file():
-        raise UserError(f"{where}: the photo {photo} is not there")
-    try:
-        K, pose = (np.array(frame[key], dtype=np.float64) for key in KEYS[1:])
-        width, height = int(frame["width"]), int(frame["height"])
-        k1 = float(frame.get("dist_k1") or 0.0)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: K, T_cam_to_world, width, height and dist_k1 must be numbers ({error})") from error
-    if K.shape != (3, 3) or pose.shape != (4, 4) or not (np.isfinite(K).all() and np.isfinite(pose).all()):
-        raise UserError(f"{where}: K must be a 3x3 and T_cam_to_world a 4x4 matrix of finite numbers")
+def _read_frame(file: Path, index: int, value: Any) -> MapImage:
+    frame = Fields(value, f"{file}, frame {index}")
+    lacks = sorted(key for key in KEYS if frame.get(key) is None)
+    if lacks:
+        raise UserError(f"{frame.where} lacks {', '.join(lacks)}")
+    photo = file.parent / frame.text("file")
+    if not is_file(photo):
+        raise UserError(f"{frame.where}: the photo {shown(str(photo), 200)} is not there")
+    width, height = (frame.integer(side, low=1, high=LARGEST_SIDE_PX) for side in ("width", "height"))
+    K = pinhole_matrix(frame["K"], f"{frame.where}: K", width, height)
+    pose = rigid_pose(frame["T_cam_to_world"], f"{frame.where}: T_cam_to_world")
+    k1 = frame.number("dist_k1", 0.0, -LARGEST_RADIAL, LARGEST_RADIAL)
     lens = Lens.radial(K, k1, width, height) if k1 else Lens.pinhole(K, width, height)
     return MapImage(photo.name, photo, lens, pose)

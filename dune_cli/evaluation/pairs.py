@@ -7,6 +7,7 @@ file), "K_a", "K_b" (3x3), "T_a2b" (4x4, X_b = T_a2b X_a)}]}; OpenCV axes, pixel
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +18,11 @@ import numpy as np
 from dune_cli.errors import UserError
 from dune_cli.geometry import epipolar
 from dune_cli.geometry.pose_auc import pose_auc
+from dune_cli.io.camera_fields import pinhole_matrix, rigid_pose
+from dune_cli.io.fields import Fields
 from dune_cli.io.photos import read_photo
-from dune_cli.io.safe_read import read_json
+from dune_cli.io.safe_read import is_file, read_json
+from dune_cli.io.texts import shown
 from dune_cli.matchers.base import Matcher, resize
 
 THRESHOLDS_DEG = (5, 10, 20)
@@ -84,10 +88,12 @@ def read_pairs(root: str | Path) -> list[Pair]:
     if not files:
         raise UserError(f"no pairs.json in {root} or the folders below it")
     pairs = [pair for file in files for pair in _read_set(file)]
-    missing = sorted({str(p) for pair in pairs for p in (pair.image1, pair.image2) if not p.is_file()})
+    missing = sorted({str(p) for pair in pairs for p in (pair.image1, pair.image2) if not is_file(p)})
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(f"{len(missing)} photos named by pairs.json files are missing: {', '.join(missing[:3])}{more}")
+        raise UserError(
+            f"{len(missing)} photos named by pairs.json files are missing: {', '.join(map(shown, missing[:3]))}{more}"
+        )
     return pairs
 
 
@@ -208,32 +214,25 @@ def _read_set(file: Path) -> list[Pair]:
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("pairs"), list):
         raise UserError(f'{file} is not a set of pairs: it needs an object with a list "pairs"')
-    name = str(content.get("name") or file.parent.name)
-    return [_read_pair(file, name, index, entry) for index, entry in enumerate(content["pairs"])]
+    name = Fields(content, str(file)).text("name", None) or file.parent.name
+    pairs = [_read_pair(file, name, index, entry) for index, entry in enumerate(content["pairs"])]
+    twice = [id for id, count in Counter(pair.id for pair in pairs).items() if count > 1]
+    if twice:
+        raise UserError(f"{file} has the pair {shown(twice[0])} twice; give each its own id")
+    return pairs
 
 
-def _read_pair(file: Path, set_name: str, index: int, entry: Any) -> Pair:
-    where = f"{file}, pair {index}"
-    wanted = {"image_a": str, "image_b": str, "K_a": (3, 3), "K_b": (3, 3), "T_a2b": (4, 4)}
-    if not isinstance(entry, dict) or not set(wanted) <= set(entry):
-        lacks = sorted(set(wanted) - set(entry if isinstance(entry, dict) else ()))
-        raise UserError(f"{where} lacks {', '.join(lacks)}")
-    values: dict[str, Any] = {}
-    for key, kind in wanted.items():
-        value = entry[key]
-        if kind is str:
-            if not isinstance(value, str):
-                raise UserError(f"{where}: {key} must be a path, not {value!r}")
-            values[key] = file.parent / value
-            continue
-        try:
-            values[key] = np.array(value, dtype=np.float64)
-        except (TypeError, ValueError):
-            values[key] = np.zeros(0)
-        if values[key].shape != kind or not np.isfinite(values[key]).all():
-            raise UserError(f"{where}: {key} must be a {kind[0]}x{kind[1]} matrix of finite numbers")
-    if np.linalg.norm(values["T_a2b"][:3, 3]) == 0:
-        raise UserError(f"{where}: T_a2b has no translation, so its direction cannot be scored")
-    if abs(np.linalg.det(values["T_a2b"][:3, :3]) - 1) > 1e-3:
-        raise UserError(f"{where}: T_a2b is no rigid motion (the determinant of its rotation is not 1)")
-    return Pair(set_name, str(entry.get("id", index)), *(values[key] for key in wanted))
+def _read_pair(file: Path, set_name: str, index: int, value: Any) -> Pair:
+    entry = Fields(value, f"{file}, pair {index}")
+    lacks = [key for key in ("image_a", "image_b", "K_a", "K_b", "T_a2b") if entry.get(key) is None]
+    if lacks:
+        raise UserError(f"{entry.where} lacks {', '.join(lacks)}")
+    images = [file.parent / entry.text(key) for key in ("image_a", "image_b")]
+    K1, K2 = (pinhole_matrix(entry["K_" + of], f"{entry.where}: K_{of}") for of in "ab")
+    pose = rigid_pose(entry["T_a2b"], f"{entry.where}: T_a2b")
+    if np.linalg.norm(pose[:3, 3]) == 0:
+        raise UserError(f"{entry.where}: T_a2b has no translation, so its direction cannot be scored")
+    id = entry.get("id", index)
+    if not isinstance(id, (str, int)):
+        raise UserError(f"{entry.where}: its id is neither a text nor a whole number")
+    return Pair(set_name, str(id), *images, K1, K2, pose)

@@ -16,14 +16,12 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.io import colmap_binary, colmap_text
+from dune_cli.io.camera_fields import FARTHEST, FOCAL_PER_SIDE, LARGEST_SIDE_PX
 from dune_cli.io.colmap_tables import CAMERA_SENSOR, FOCALS, Broken, CameraRow, FrameRow, ImageRow, PointTable, RigRow
 from dune_cli.io.safe_read import MIB, read_bytes, read_text
 
 PLACES = ("", "sparse/0", "sparse")  # where COLMAP's own tools leave a model below the folder that a user names
 BINARY_LIMIT_BYTES, TEXT_LIMIT_BYTES = 4096 * MIB, 512 * MIB
-LARGEST_SIDE_PX = 1_000_000
-FOCAL_PER_SIDE = (1e-3, 1e5)  # of the longer side: beyond it nobody's lens
-FARTHEST = 1e12  # coordinates: beyond it float64 has no digits left for what is near
 SAME_POSE = 1e-3  # between a frame's pose and its images', relative to the translation
 
 

@@ -103,7 +103,7 @@ class Fields(Mapping[str, Any]):
 
 
 def finite_array(value: Any, shape: Sequence[int | None], where: str, error: type[DuneError] = UserError) -> np.ndarray:
-    """Nested lists of finite numbers as a float64 array of `shape`, where None stands for any length.
+    """Nested lists (or an array) of finite numbers as a float64 array of `shape`, where None stands for any length.
 
     Raises `error` for other shapes, ragged lists, texts, true and false, and numbers that are not finite in float64.
     """
@@ -111,14 +111,15 @@ def finite_array(value: Any, shape: Sequence[int | None], where: str, error: typ
 
     wanted = " x ".join("any" if side is None else str(side) for side in shape)
     try:
-        array = np.array(value, np.float64) if _plain_numbers(value) else None
+        plain = value.dtype.kind in "fiu" if isinstance(value, np.ndarray) else _plain_numbers(value)
+        array = np.array(value, np.float64) if plain else None
     except (ValueError, TypeError, OverflowError, MemoryError):
         array = None
     fits = array is not None and array.ndim == len(shape) and all(s in (None, n) for s, n in zip(shape, array.shape))
     if array is None or not fits:
         raise error(f"{where} is not a list of {wanted} numbers")
     if not np.isfinite(array).all():
-        raise error(f"{where} holds numbers that are not finite")
+        raise error(f"{where} holds numbers that are not finite; give finite ones")
     return array
 
 

@@ -11,10 +11,12 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import UserError
+from dune_cli.io.camera_fields import pinhole_matrix
+from dune_cli.io.fields import finite_array
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.photos import Photo, PhotoFacts
-from dune_cli.io.safe_read import read_json
-from dune_cli.io.texts import forward_slashes
+from dune_cli.io.safe_read import is_file, read_json
+from dune_cli.io.texts import forward_slashes, quoted, shown
 
 DEFAULT_FOV_DEG = 55.0
 FORMS = 'fx,fy,cx,cy in pixels (one for all images, or one an image separated by ";"), or a JSON file {"image": 3x3}'
@@ -78,19 +80,15 @@ def _pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
 
 def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoFacts]) -> list[np.ndarray]:
     path = Path(intrinsics).expanduser()
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):
-        is_file = False
-    if is_file:
+    if is_file(path):
         return _from_file(path, photos)
     groups = [group for group in intrinsics.split(";") if group.strip()]
     try:
-        cameras = [[float(value) for value in group.split(",")] for group in groups]
+        cameras = [[float(value) for value in group.split(",")] for group in groups if "_" not in group]
     except ValueError:
         cameras = []
     if not cameras or any(len(camera) != 4 for camera in cameras):
-        raise UserError(f"--intrinsics {intrinsics!r} is neither four numbers nor a file; allowed: {FORMS}")
+        raise UserError(f"--intrinsics {quoted(intrinsics)} is neither four numbers nor a file; allowed: {FORMS}")
     if len(cameras) not in (1, len(photos)):
         raise _wrong_count(len(cameras), len(photos))
     return [_pinhole(*camera) for camera in (cameras * len(photos) if len(cameras) == 1 else cameras)]
@@ -106,9 +104,9 @@ def _from_file(path: Path, photos: Sequence[Photo | PhotoFacts]) -> list[np.ndar
     keys = [_key_of(photo, table) for photo in photos]
     missing = [photo.path.name for photo, key in zip(photos, keys) if key is None]
     if missing:
-        names = ", ".join(list(table)[:4]) + (", ..." if len(table) > 4 else "")
+        names = ", ".join(map(shown, list(table)[:4])) + (", ..." if len(table) > 4 else "")
         raise UserError(f"the intrinsics file {path} has no camera for {', '.join(missing)}; it has: {names or 'none'}")
-    return [_matrix(table[key], f"{path}: {key!r}") for key in keys if key is not None]
+    return [finite_array(table[key], (3, 3), f"{path}: {quoted(key)}") for key in keys if key is not None]
 
 
 def _key_of(photo: Photo | PhotoFacts, table: dict[str, Any]) -> str | None:
@@ -134,28 +132,11 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _matrix(value: Any, where: str) -> np.ndarray:
-    try:
-        matrix = np.array(value, np.float64)
-    except (ValueError, TypeError):
-        matrix = np.zeros(0)
-    if matrix.shape != (3, 3):
-        raise UserError(f"{where} is no 3x3 matrix of numbers; give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels")
-    return matrix
-
-
 def _check(matrix: np.ndarray, photo: Photo | PhotoFacts) -> None:
     """UserError unless `matrix` is a pinhole camera in pixels, no skew; a note where its centre is off the photo."""
     name, long_side = photo.path.name, max(photo.width, photo.height)
-    fx, fy, cx, cy = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
-    if not np.isfinite(matrix).all():
-        raise UserError(f"the intrinsics of {name} hold values that are not finite; give numbers in pixels")
-    if not np.array_equal(matrix[2], (0, 0, 1)):
-        raise UserError(f"the intrinsics of {name} have the last row {matrix[2].tolist()}; it must be 0, 0, 1")
-    if fx <= 0 or fy <= 0:
-        raise UserError(f"the intrinsics of {name} have focal lengths {fx:g} and {fy:g}; they must be positive pixels")
-    if abs(matrix[0, 1]) > 1e-6 * fx or matrix[1, 0] != 0:
-        raise UserError(f"the intrinsics of {name} have skew ({matrix[0, 1]:g}); give a pinhole camera without skew")
+    K = pinhole_matrix(matrix, f"the intrinsics of {name}", photo.width, photo.height)
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     if min(fx, fy) < 0.04 * long_side:
         raise UserError(
             f"the intrinsics of {name} have a focal length of {min(fx, fy):g} px for an image of {photo.width} x "

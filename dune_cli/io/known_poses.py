@@ -17,10 +17,11 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import UserError
+from dune_cli.io.camera_fields import FARTHEST, rigid_pose
 from dune_cli.io.colmap_read import open_model
 from dune_cli.io.safe_read import read_json, read_text
 from dune_cli.io.stored_photos import GivenCamera, upright_poses
-from dune_cli.io.texts import forward_slashes
+from dune_cli.io.texts import forward_slashes, quoted, shown
 
 FORMS = (
     "a JSON file ({\"image\": 4x4 world_from_cam}, dune's scene.json, cameras.json, or nerfstudio's transforms.json), "
@@ -28,6 +29,7 @@ FORMS = (
 )
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 TUM_SECONDS = 0.02  # the association tolerance of the TUM benchmark's own tools
+QUATERNION_OFF = 1e-2
 Poses = dict[str, np.ndarray]
 Given = dict[str, GivenCamera]
 
@@ -78,7 +80,7 @@ def _from_json(path: Path) -> Given:
         shared = {key: tree.get(key) for key in keys[2:]}
         frames = [shared | frame if isinstance(frame, dict) else frame for frame in frames]
         return _listed(path, frames, keys, OPENCV_FROM_OPENGL, True)  # its readers read photos as they are stored
-    return {name: GivenCamera(_rigid(value, f"{path}: {name!r}")) for name, value in tree.items()}
+    return {name: GivenCamera(_rigid(value, f"{path}: {quoted(name)}")) for name, value in tree.items()}
 
 
 def _listed(
@@ -91,8 +93,8 @@ def _listed(
             raise UserError(f"{path}, entry {index}, lacks {keys[0]} or {keys[1]}; allowed: {FORMS}")
         name = entry[keys[0]]
         if name in found:
-            raise UserError(f"{path} names {name} twice; keep one of its poses")
-        pose = _rigid(entry[keys[1]], f"{path}: {name!r}") @ own_from_opencv
+            raise UserError(f"{path} names {shown(name)} twice; keep one of its poses")
+        pose = _rigid(entry[keys[1]], f"{path}: {quoted(name)}") @ own_from_opencv
         width, height = (entry.get(key) for key in keys[2:])
         size = (int(width), int(height)) if _is_side(width) and _is_side(height) else None
         found[name] = GivenCamera(pose, size, stored)
@@ -108,8 +110,7 @@ def _from_trajectory(path: Path, names: Sequence[str] | None) -> Poses:
     if rows.shape[1] == 8:
         from scipy.spatial.transform import Rotation
 
-        if not (np.linalg.norm(rows[:, 4:], axis=1) > 1e-6).all():
-            raise UserError(f"{path} holds a zero quaternion; each line is timestamp tx ty tz qx qy qz qw")
+        _check_tum(path, rows)
         poses = np.tile(np.eye(4), (len(rows), 1, 1))
         poses[:, :3, :3], poses[:, :3, 3] = Rotation.from_quat(rows[:, 4:]).as_matrix(), rows[:, 1:4]
         keys, kind = rows[:, 0], "timestamps"
@@ -136,6 +137,18 @@ def _from_trajectory(path: Path, names: Sequence[str] | None) -> Poses:
     return found
 
 
+def _check_tum(path: Path, rows: np.ndarray) -> None:
+    """Rows (N, 8): quaternions are unit ones to the digits that people write."""
+    with np.errstate(over="ignore"):
+        wrong = np.flatnonzero(~(np.abs(np.linalg.norm(rows[:, 4:], axis=1) - 1) <= QUATERNION_OFF))
+    if len(wrong):
+        raise UserError(
+            f"{path}, pose {wrong[0] + 1}, has no unit quaternion; each line is timestamp tx ty tz qx qy qz qw"
+        )
+    if np.abs(rows[:, 1:4]).max() > FARTHEST:
+        raise UserError(f"{path} holds coordinates beyond {FARTHEST:g}; each line is timestamp tx ty tz qx qy qz qw")
+
+
 def _numbers(path: Path) -> np.ndarray:
     """(lines, 8 or 12) float64 of a trajectory; empty lines and # comments left out."""
     try:
@@ -158,31 +171,17 @@ def _numbers(path: Path) -> np.ndarray:
 
 def _as_number(text: str) -> float | None:
     try:
-        value = float(text)
+        value = float(text) if text.isascii() and "_" not in text else np.nan  # 0001_0002 is a name, no number
     except ValueError:
         return None
     return value if np.isfinite(value) else None
 
 
 def _rigid(value: Any, where: str) -> np.ndarray:
-    """A (4, 4) or (3, 4) matrix as the nearest rigid pose; UserError where it is none (to 1e-2)."""
-    from scipy.spatial.transform import Rotation
-
     try:
-        matrix = np.array(value, np.float64)
-    except (ValueError, TypeError):
-        matrix = np.zeros(0)
-    if matrix.shape == (3, 4):
-        matrix = np.vstack([matrix, [0, 0, 0, 1]])
-    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-        raise UserError(f"{where} is no 4x4 matrix of finite numbers; allowed: {FORMS}")
-    rotation = matrix[:3, :3]
-    off = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if off > 1e-2 or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6):
-        raise UserError(f"{where} is no rigid pose (a rotation and a translation, last row 0 0 0 1)")
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = Rotation.from_matrix(rotation).as_matrix(), matrix[:3, 3]
-    return pose
+        return rigid_pose(value, where)
+    except UserError as error:
+        raise UserError(f"{error}; allowed: {FORMS}") from error
 
 
 def _pick(path: Path, poses: Given, names: Sequence[str] | None) -> Poses:
@@ -193,7 +192,7 @@ def _pick(path: Path, poses: Given, names: Sequence[str] | None) -> Poses:
     keys = _keys_of(names, list(poses))
     found = {name: poses[key] for name, key in keys.items()}
     if not found:
-        have = ", ".join(list(poses)[:3]) + (", ..." if len(poses) > 3 else "")
+        have = ", ".join(map(shown, list(poses)[:3])) + (", ..." if len(poses) > 3 else "")
         raise UserError(f"{path} has a pose for none of the {len(names)} images; it names {have}")
     twice = len(found) - len(set(keys.values()))
     if twice:

@@ -33,6 +33,14 @@ _NUMERIC_KINDS = "?biufc"
 _KINDS = _NUMERIC_KINDS + "US"
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a regular file is there; False too for names that no file can have (out of somebody's JSON)."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 @contextlib.contextmanager
 def open_regular(
     path: str | Path, what: str, limit_bytes: int | None = None, error: type[DuneError] = UserError

@@ -27,6 +27,21 @@ def forward_slashes(name: str) -> str:
     return name.replace("\\", "/")
 
 
+def shown(name: str, longest: int = 80) -> str:
+    """A name out of somebody's file for a message: as it is, quoted where it is odd, cut in the middle where long."""
+    plain = name and name.isprintable() and name == name.strip()
+    return _cut(name, longest) if plain else quoted(name, longest)
+
+
+def quoted(name: str, longest: int = 80) -> str:
+    """A name out of somebody's file for a message: quoted and escaped, cut in the middle where long."""
+    return _cut(repr(name), longest)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-longest // 2 + 3 :]}"
+
+
 def file_in(folder: Path, name: str) -> Path:
     """The file that a list in `folder` calls `name`; where there is none and the name has backslashes, with slashes."""
     path = folder / name

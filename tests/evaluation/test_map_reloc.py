@@ -97,11 +97,11 @@ def test_left_out_photos_are_found_and_others_refused(places: list[map_reloc.Pla
     "change, words",
     [
         ({"K": None}, "lacks K"),
-        ({"K": [[1, 2], [3, 4]]}, "3x3"),
-        ({"T_cam_to_world": "x"}, "must be numbers"),
-        ({"width": None}, "must be numbers"),
+        ({"K": [[1, 2], [3, 4]]}, "3 x 3"),
+        ({"T_cam_to_world": "x"}, "4 x 4 numbers"),
+        ({"width": None}, "has no 'width'"),
         ({"file": "images/none.png"}, "none.png is not there"),
-        ({"dist_k1": "x"}, "must be numbers"),
+        ({"dist_k1": "x"}, "a number is needed"),
     ],
 )
 def test_broken_frames(root: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:

@@ -121,7 +121,7 @@ def test_nerfstudio_s_file_field_by_field(tmp_path: Path) -> None:
     [
         ([], "holds no poses"),
         ({}, "holds no poses"),
-        ({"a.jpg": [[1, 2], [3, 4]]}, "'a.jpg' is no 4x4 matrix"),
+        ({"a.jpg": [[1, 2], [3, 4]]}, "'a.jpg' is not a list of 4 x 4 numbers"),
         ({"a.jpg": np.diag([2.0, 1, 1, 1]).tolist()}, "'a.jpg' is no rigid pose"),
         ({"a.jpg": np.diag([-1.0, 1, 1, 1]).tolist()}, "is no rigid pose"),
         ({"frames": [{"file_path": "a.jpg"}]}, "entry 0, lacks file_path or transform_matrix"),
@@ -139,7 +139,7 @@ def test_json_without_poses_is_refused(tmp_path: Path, tree: object, message: st
     [
         ("", "is empty"),
         ("1 2 3\n", "line 1, has not the 8 or 12"),
-        ("0 0 0 0 0 0 0 0\n", "zero quaternion"),
+        ("0 0 0 0 0 0 0 0\n", "no unit quaternion"),
         ("0 0 0 0 0 0 0 1\nx\n", "line 2"),
         ("0 0 0 0 0 0 0 1\n", "1 poses for 3 images whose names are no timestamps"),
         ("1 0 0 0 0 1 0 0 0 0 2 0\n", "line 0 is no rigid pose"),

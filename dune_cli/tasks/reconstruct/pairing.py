@@ -12,11 +12,12 @@ from scipy.sparse.csgraph import connected_components
 
 from dune_cli.errors import UserError
 from dune_cli.io.safe_read import read_text
-from dune_cli.io.texts import forward_slashes
+from dune_cli.io.texts import forward_slashes, quoted
 from dune_cli.matchers.retrieval import BLOCK_ROWS, centred, nearest
 
 ALL_UP_TO = 20  # photos: more pairs than 190 cost more than choosing them
 NEIGHBOURS = 10
+LONGEST_LINE = 16_384  # characters of two paths
 WAYS = ("auto", "retrieval", "sequential", "all")
 FORM = "two image names a line, separated by a space, tab or comma"
 Pairs = list[tuple[int, int]]
@@ -131,6 +132,8 @@ def read_pairs(path: str | Path, images: Sequence[Path]) -> Pairs:
 
 
 def _pair_of(text: str, table: dict[str, list[int]], where: str) -> tuple[int, int]:
+    if len(text) > LONGEST_LINE:
+        raise UserError(f"{where}: a line of {len(text)} characters is no pair; it needs {FORM}")
     splits = []
     for separator in ("\t", ","):
         if text.count(separator) == 1:
@@ -140,19 +143,19 @@ def _pair_of(text: str, table: dict[str, list[int]], where: str) -> tuple[int, i
     splits = [names for names in splits if all(names)]
     splits += [[forward_slashes(name) for name in names] for names in splits if "\\" in text]
     if not splits:
-        raise UserError(f"{where}: {text!r} is no pair; it needs {FORM}")
+        raise UserError(f"{where}: {quoted(text)} is no pair; it needs {FORM}")
     known = [names for names in splits if all(name in table for name in names)]
     if not known:
         strange = next((name for name in splits[0] if name not in table), splits[0][0])
         raise UserError(
-            f"{where}: {strange!r} is none of the photos; name them as they are given, or by their file name"
+            f"{where}: {quoted(strange)} is none of the photos; name them as they are given, or by their file name"
         )
     for name in known[0]:
         if len(table[name]) > 1:
-            raise UserError(f"{where}: {name!r} could be {len(table[name])} of the photos; name more of its path")
+            raise UserError(f"{where}: {quoted(name)} could be {len(table[name])} of the photos; name more of its path")
     one, two = (table[name][0] for name in known[0])
     if one == two:
-        raise UserError(f"{where}: {known[0][0]!r} is paired with itself; name two photos")
+        raise UserError(f"{where}: {quoted(known[0][0])} is paired with itself; name two photos")
     return one, two
 
 

@@ -13,11 +13,14 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import poses
+from dune_cli.io.camera_fields import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.colmap_read import Model, model_folder, open_model
+from dune_cli.io.colmap_tables import FOCALS
+from dune_cli.io.fields import Fields
 from dune_cli.io.orientation import stored_cam_from_cam
-from dune_cli.io.safe_read import read_json
+from dune_cli.io.safe_read import is_file, open_regular, read_json
 from dune_cli.io.stored_photos import GivenCamera, stored_orientations
-from dune_cli.io.texts import forward_slashes
+from dune_cli.io.texts import forward_slashes, shown
 from dune_cli.provenance import sha256_of
 from dune_cli.tasks.reloc.lens import Lens
 
@@ -121,6 +124,11 @@ def _from_colmap(folder: Path) -> list[_Entry]:
     entries = []
     for image, row in zip(images, shared):
         camera = image.camera
+        if not FOCALS[camera.model_name]:
+            raise UserError(
+                f"the image {shown(image.name)} of the map {folder} is a panorama ({camera.model_name}); photos of a "
+                "camera with a focal length are needed"
+            )
         lens = Lens(camera.model_name, camera.params, camera.width, camera.height)
         entries.append(_Entry(image.name, lens, image.world_from_cam, row, stored=True))
     return entries
@@ -146,8 +154,10 @@ def _shared_points(model: Model, ids: Sequence[int]) -> list[tuple[int, ...]]:
 def _scenes(folder: Path) -> dict[Path, dict[str, Any]]:
     """The `dune.scene/1` files right in the folder."""
     found = {}
-    for path in sorted(folder.glob("*.json")):
-        if b'"dune.scene/1"' in path.open("rb").read(4096):
+    for path in sorted(path for path in folder.glob("*.json") if is_file(path)):
+        with open_regular(path, "a scene's JSON") as file:
+            ours = b'"dune.scene/1"' in file.read(4096)
+        if ours:
             tree = read_json(path)
             if isinstance(tree, dict) and tree.get("schema") == SCENE_SCHEMA:
                 found[path] = tree
@@ -155,21 +165,23 @@ def _scenes(folder: Path) -> dict[Path, dict[str, Any]]:
 
 
 def _from_scene(path: Path, tree: dict[str, Any]) -> list[_Entry]:
-    entries = []
+    entries: dict[str, _Entry] = {}
     try:
-        for camera in tree["cameras"]:
-            if camera["registered"]:
-                K, pose = (np.array(camera[key], dtype=np.float64) for key in ("K", "world_from_cam"))
-                if K.shape != (3, 3) or pose.shape != (4, 4) or not (np.isfinite(K).all() and np.isfinite(pose).all()):
-                    raise ValueError("K must be 3x3 and world_from_cam 4x4, of finite numbers")
-                radial = float(camera.get("radial", 0.0))
-                width, height = int(camera["width"]), int(camera["height"])
-                lens = Lens.radial(K, radial, width, height) if radial else Lens.pinhole(K, width, height)
-                entries.append(_Entry(str(camera["image"]), lens, pose, stored=tree.get("image_size_is") == "stored"))
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"the scene {path} is broken ({reason}); reconstruct it again") from error
-    return entries
+        for camera in Fields(tree, str(path)).objects("cameras"):
+            if not camera.flag("registered"):
+                continue
+            name = camera.text("image")
+            if name in entries:
+                raise UserError(f"{camera.where} names the image {shown(name)} a second time")
+            width, height = (camera.integer(side, low=1, high=LARGEST_SIDE_PX) for side in ("width", "height"))
+            K = pinhole_matrix(camera.items_of("K"), f"{camera.where}: K", width, height)
+            pose = rigid_pose(camera.items_of("world_from_cam"), f"{camera.where}: world_from_cam")
+            radial = camera.number("radial", 0.0, -LARGEST_RADIAL, LARGEST_RADIAL)
+            lens = Lens.radial(K, radial, width, height) if radial else Lens.pinhole(K, width, height)
+            entries[name] = _Entry(name, lens, pose, stored=tree.get("image_size_is") == "stored")
+    except UserError as error:
+        raise UserError(f"the scene {path} is broken ({error}); reconstruct it again") from error
+    return list(entries.values())
 
 
 def _with_photos(
@@ -181,7 +193,7 @@ def _with_photos(
     files: dict[int, Path] = {}
     for index, entry in enumerate(entries):
         spots = (place / name for name in (entry.name, forward_slashes(entry.name)) for place in places)
-        file = next((spot for spot in spots if spot.is_file()), None) or _seen(entry.name, seen_at)
+        file = next((spot for spot in spots if is_file(spot)), None) or _seen(entry.name, seen_at)
         if file is not None:
             files[index] = file
     _say_missing([entry.name for index, entry in enumerate(entries) if index not in files], entries, folder, images)
@@ -205,11 +217,11 @@ def _with_photos(
 def _seen(name: str, files: Sequence[Path]) -> Path | None:
     """The file, of those that a scene was made of, whose path ends as `name` and that is still there."""
     parts = Path(name).parts
-    return next((path for path in files if path.parts[-len(parts) :] == parts and path.is_file()), None)
+    return next((path for path in files if path.parts[-len(parts) :] == parts and is_file(path)), None)
 
 
 def _say_missing(missing: Sequence[str], entries: Sequence[_Entry], folder: Path, images: str | Path | None) -> None:
-    names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    names = ", ".join(map(shown, missing[:3])) + (", ..." if len(missing) > 3 else "")
     if len(entries) - len(missing) < 2:
         where = f"--images {images}" if images is not None else f"{folder} or its images folder"
         raise UserError(
@@ -222,15 +234,17 @@ def _say_missing(missing: Sequence[str], entries: Sequence[_Entry], folder: Path
 
 def _inputs(tree: dict[str, Any]) -> list[Path]:
     """The photos that a scene was made of."""
-    inputs = (tree.get("provenance") or {}).get("inputs") or []
-    return [Path(entry["path"]) for entry in inputs if isinstance(entry, dict) and isinstance(entry.get("path"), str)]
+    provenance = tree.get("provenance")
+    inputs = provenance.get("inputs") if isinstance(provenance, dict) else None
+    entries = inputs if isinstance(inputs, list) else []
+    return [Path(entry["path"]) for entry in entries if isinstance(entry, dict) and isinstance(entry.get("path"), str)]
 
 
 def _scale(asked: str | None, scenes: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
     if asked is not None:
         return asked, None if asked == "metric" else "--scale arbitrary"
-    told = {tree.get("scale") for tree in scenes}
-    if told == {"metric"}:
+    told = [tree.get("scale") for tree in scenes]
+    if told and all(scale == "metric" for scale in told):
         return "metric", None
-    notes = [tree["scale_note"] for tree in scenes if isinstance(tree.get("scale_note"), str)]
-    return "arbitrary", notes[0] if notes else UNKNOWN_SCALE
+    notes = [" ".join(str(tree.get("scale_note") or "").split())[:300] for tree in scenes]
+    return "arbitrary", next(filter(None, notes), UNKNOWN_SCALE)
