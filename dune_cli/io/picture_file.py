@@ -55,12 +55,14 @@ def decode(
                     image.seek(0)
                     image.load()
                 return use(image)
-    except (DuneError, MemoryError):
+    except DuneError:
         raise
     except Exception as error:  # whatever a damaged file provokes in Pillow's many decoders
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = " ".join(str(error).split())[:160] or type(error).__name__
+        if isinstance(error, MemoryError):
+            reason = "it asks for more memory than there is"
         raise UserError(f"{path} is damaged or cut off ({reason}); copy or download it again") from error
 
 
@@ -71,7 +73,7 @@ def header(path: Path, file: BinaryIO, use: Callable[[Image], _T]) -> _T:
             warnings.simplefilter("ignore")
             with _open(path, file, FORMATS, ", ".join(FORMATS)) as image:
                 return use(image)
-    except (DuneError, MemoryError):
+    except DuneError:
         raise
     except Exception as error:
         raise UserError(f"{path} is damaged or cut off ({type(error).__name__}); copy or download it again") from error

@@ -14,9 +14,9 @@ map, a network's weights), and returns whole inputs. A `Sample` has
 - `accept(value)`: asserts that the value is no nonsense (finite, in range, of the right shapes). Where the door is to
   notice every damage (checksums), let it compare with what was written.
 - `targets`: which of the files are damaged, all by default.
-- `kinds`: {path: kind of damage} where the ending of the name does not say it. Kinds are in mutators.py: "json",
-  "jsonl", "text", "npz", "zip", "safetensors", "png", "jpeg", "bytes". A pair of functions is not needed: add a kind
-  there.
+- `kinds`: {path: kind of damage} where the ending of the name does not say it. Kinds are those of `KINDS` in
+  mutators.py: "json", "jsonl", "text", "npz", "zip", "safetensors", "png", "jpeg", "tiff", "bytes". A new one is a
+  function added there.
 
 `python -m pytest -n 0 tests/fuzz -k NAME --fuzz 10000` runs more cases than CI's 500, `--fuzz-from N` begins elsewhere;
 the counts are printed with `-s`. A failing case is named by its number and its files are kept below pytest's temporary

@@ -541,6 +541,27 @@ def of_tar(content: bytes, rng: random.Random) -> bytes:
     return content[: rng.randrange(len(content))]
 
 
+def of_tiff(content: bytes, rng: random.Random) -> bytes:
+    """A field of an entry of the first directory: tag, type, count, value or where it lies; or its place and length."""
+    data = bytearray(content)
+    order = "<" if content[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(order + "I", content, 4)
+    (count,) = struct.unpack_from(order + "H", content, start)
+    way = rng.randrange(8)
+    number = rng.choice((*INTEGERS, start, len(content) - 1, 8, 16, 60_000))
+    if way == 0:
+        struct.pack_into(order + "I", data, 4, number % 2**32)
+    elif way == 1:
+        struct.pack_into(order + "H", data, start, number % 2**16)
+    elif way == 2:
+        struct.pack_into(order + "I", data, start + 2 + 12 * count, number % 2**32)
+    else:
+        entry = start + 2 + 12 * rng.randrange(count)
+        offset, form = rng.choice(((0, "H"), (2, "H"), (4, "I"), (8, "I"), (8, "H"), (8, "I")))
+        struct.pack_into(order + form, data, entry + offset, number % (1 << 8 * struct.calcsize(form)))
+    return bytes(data)
+
+
 KINDS: dict[str, Bytes] = {
     "bytes": of_bytes,
     "tar": of_tar,
@@ -554,4 +575,6 @@ KINDS: dict[str, Bytes] = {
     "png": of_png,
     "jpeg": of_jpeg,
     "jpg": of_jpeg,
+    "tiff": of_tiff,
+    "tif": of_tiff,
 }
