@@ -18,7 +18,7 @@ def samples(folder: Path) -> Sequence[Sample]:
     rng = np.random.default_rng(0)
     smooth = np.linspace(0, 200, 20 * 24 * 3).reshape(20, 24, 3).astype(np.uint8)
     rgb = Image.fromarray(smooth + rng.integers(0, 40, smooth.shape, np.uint8))
-    deep = Image.fromarray((np.asarray(rgb)[..., 0].astype(np.uint16) * 200))
+    deep = Image.fromarray(np.asarray(rgb)[..., 0].astype(np.uint16) * 200)
     exif = Image.Exif()
     exif[0x0112] = 6
     exif.get_ifd(0x8769).update({0x920A: 4.2, 0xA405: 28, 0xA002: 24, 0xA003: 20})
