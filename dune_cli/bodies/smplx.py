@@ -21,6 +21,7 @@ LICENCE = "SMPL-X model licence (non-commercial)"
 FETCH = f"fetch SMPLX_NEUTRAL.npz (SMPL-X v1.1) from {ADDRESS} again"
 ARRAYS = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
 EXPRESSION_START = {"old": 10, "new": 300}  # where expressions begin in `shapedirs` of 20 or of 400 columns
+LARGEST_VALUE = 1e3  # metres: people are smaller
 OTHER_MODELS = {5: "FLAME", 16: "MANO", 24: "SMPL", 52: "SMPL-H"}  # by their number of joints
 
 _FINGERS = ("index", "middle", "pinky", "ring", "thumb")
@@ -126,6 +127,11 @@ def read_model(path: Path, betas: int, expression: int) -> dict[str, np.ndarray]
             raise CheckpointError(f"{path}: {name} has numbers of type {arrays[name].dtype}; {FETCH}")
         if arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all():
             raise CheckpointError(f"{path}: {name} has values that are not finite; {FETCH}")
+        if arrays[name].dtype.kind == "f" and np.abs(arrays[name]).max(initial=0) > LARGEST_VALUE:
+            raise CheckpointError(f"{path}: {name} has values beyond {LARGEST_VALUE:g}; {FETCH}")
+    for name in ("J_regressor", "weights"):
+        if not np.allclose(arrays[name].sum(1), 1, atol=1e-2):
+            raise CheckpointError(f"{path}: the rows of {name} do not add up to 1; {FETCH}")
     if columns != 20 and columns < 400:
         raise CheckpointError(f"{path}: shapedirs has {columns} columns, SMPL-X's has 400 or 20; {FETCH}")
     available = 10 if columns == 20 else 300, 10 if columns == 20 else columns - 300
@@ -136,7 +142,9 @@ def read_model(path: Path, betas: int, expression: int) -> dict[str, np.ndarray]
         )
     if tuple(arrays["kintree_table"][0, 1:].tolist()) != PARENTS[1:]:
         raise CheckpointError(f"{path}: kintree_table is not SMPL-X's skeleton; {FETCH}")
-    if arrays["f"].size and not 0 <= arrays["f"].min() <= arrays["f"].max() < vertices:
+    if not arrays["f"].size:
+        raise CheckpointError(f"{path}: f has no triangles; {FETCH}")
+    if not 0 <= arrays["f"].min() <= arrays["f"].max() < vertices:
         raise CheckpointError(f"{path}: f names vertices beyond the {vertices} there are; {FETCH}")
     return arrays
 

@@ -173,6 +173,8 @@ def open_zip(
                 yield archive
         except DuneError:
             raise
+        except zipfile.BadZipFile as caught:
+            raise error(f"{path} {_no_zip(file, caught)}; {what} is needed") from caught
         except Exception as caught:  # zipfile, zlib, lzma and their callers raise whatever damaged bytes call for
             raise error(f"{path} is damaged or not {what} ({_reason(caught)})") from caught
 
@@ -236,6 +238,18 @@ def _read_npy(archive: zipfile.ZipFile, member: str, where: str, error: type[Dun
     if dtype.kind == "U" and int(flat.view(dtype.str[0] + "u4").max(initial=0)) > 0x10FFFF:
         raise error(f"{where} holds characters that Unicode does not have")
     return flat.reshape(shape[::-1]).transpose().copy(order="C") if fortran else flat.reshape(shape)
+
+
+def _no_zip(file: IO[bytes], caught: zipfile.BadZipFile) -> str:
+    file.seek(0)
+    head = file.read(4)
+    if not head:
+        return "is empty (0 bytes)"
+    if head != b"PK\x03\x04":
+        return "is no ZIP archive"
+    if "not a zip" in str(caught):
+        return "is cut short: its table of contents, at the end, is missing"
+    return f"is damaged ({_reason(caught)})"
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def test_the_weights_folder_is_the_default_place(
         ("weights", np.full((60, 55), "a"), "weights has numbers of type"),
         ("kintree_table", np.zeros((2, 55), np.int64), "kintree_table is not SMPL-X's skeleton"),
         ("posedirs", None, "lacks posedirs"),
-        ("weights", np.array([{"a": 1}], object), "weights cannot be read"),
+        ("weights", np.array([{"a": 1}], object), "weights has the type object"),
     ],
 )
 def test_wrong_arrays_are_named(
@@ -201,10 +201,10 @@ def test_wrong_arrays_are_named(
     ("damage", "words"),
     [
         ("cut", "cut short"),
-        ("flipped", "cannot be read"),
+        ("flipped", "is damaged"),
         ("empty", "empty"),
-        ("page", "no .npz"),
-        ("npy", "no .npz"),
+        ("page", "no ZIP archive"),
+        ("npy", "no ZIP archive"),
         ("zip", "lacks"),
     ],
 )
