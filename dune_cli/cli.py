@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from dune_cli import __version__
+from dune_cli import __version__, console
 from dune_cli.errors import DuneError
 
 # verb -> (module that defines `command`, short help). Adding a verb is adding its file and this line.
@@ -42,6 +42,14 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return importlib.import_module(COMMANDS[cmd_name][0]).command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and not ctx.resilient_parsing:
+            ctx.with_resource(console.heartbeat(name))
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

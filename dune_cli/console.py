@@ -1,44 +1,47 @@
-"""What a command says while it works, on stderr. Results go to stdout, through click.echo.
+"""What a command says: notes and progress on stderr, results on stdout.
 
-Progress bars are for terminals only. Notes always show (unless --quiet), for they tell what a script's log needs too:
-which matcher ran, that nobody was found, what was left out.
+Progress is a bar on a terminal, and elsewhere a line now and then (progress.py). Notes always show (unless --quiet),
+for they tell what a script's log needs too: which matcher ran, that nobody was found, what was left out.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from dune_cli import progress as _progress
+from dune_cli.progress import Counter, heartbeat, working
+
+__all__ = ["bar", "heartbeat", "note", "progress", "result", "set_quiet", "working"]
 T = TypeVar("T")
-_quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Silence notes and progress bars (errors still show)."""
-    global _quiet
-    _quiet = quiet
+    """Silence notes and progress (errors still show)."""
+    _progress.quiet = quiet
 
 
 def note(message: str) -> None:
     """One line on stderr, unless --quiet."""
-    if not _quiet:
-        print(message, file=sys.stderr, flush=True)
+    if not _progress.quiet:
+        with _progress.past_bars():
+            print(message, file=sys.stderr, flush=True)
 
 
-def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterable[T]:
-    """`items` behind a tqdm bar on stderr; a plain iteration where stderr is no terminal or with --quiet."""
-    if _quiet or not sys.stderr.isatty():
-        return items
-    from tqdm import tqdm
+def result(text: object) -> None:
+    """Lines on stdout while progress may be shown: they do not run into a bar."""
+    import click
 
-    return tqdm(items, desc=description, total=total, unit=unit, file=sys.stderr, leave=False)
+    with _progress.past_bars():
+        click.echo(text)
 
 
-def bar(total: int, description: str, unit: str) -> Any | None:
-    """A tqdm bar on stderr to update by hand; None where stderr is no terminal or with --quiet."""
-    if _quiet or not sys.stderr.isatty():
-        return None
-    from tqdm import tqdm
+def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "item") -> Iterable[T]:
+    """`items`, with progress on stderr: a bar on a terminal, a line now and then elsewhere; none with --quiet."""
+    return _progress.counted(items, description, total, unit)
 
-    return tqdm(total=total, desc=description, unit=unit, file=sys.stderr, leave=False)
+
+def bar(total: int, description: str, unit: str) -> Counter:
+    """The same to count by hand, by `update` and `close`."""
+    return Counter(description, total, unit)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dune_cli import __version__
+from dune_cli.progress import working
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,12 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the seconds spent inside to `seconds[name]`."""
+    def stage(self, name: str, shown: str | None = None) -> Iterator[None]:
+        """Adds the seconds spent inside to `seconds[name]`; progress calls a long stage `shown`, else `name`."""
         start = time.perf_counter()
         try:
-            yield
+            with working(shown or name):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 

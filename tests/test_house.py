@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A room and the rooms that it may import besides itself. Modules at the root of the package (errors, console, ...)
 # are no rooms: everyone may import those of GROUND, and they import none.
-GROUND = {"__init__", "errors", "console", "provenance", "runtime", "optional"}
+GROUND = {"__init__", "errors", "console", "progress", "provenance", "runtime", "optional"}
 LOW = {"geometry", "io", "models"}
 ROOMS: dict[str, set[str]] = {
     "geometry": set(),

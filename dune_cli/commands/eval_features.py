@@ -141,10 +141,8 @@ def _labelled(
     found = []
     for column in columns:
         bar = console.bar(len(data.paths), column.name, "photo")
-        tick = bar.update if bar is not None else (lambda count: None)
-        found.append(benchmark.global_features(column, data.paths, size_px, pool, batch_size, tick))
-        if bar is not None:
-            bar.close()
+        found.append(benchmark.global_features(column, data.paths, size_px, pool, batch_size, bar.update))
+        bar.close()
     near = [benchmark.knn(features, data, k) for features in found]
     line = [benchmark.linear_probe(features, data) for features in found]
     guess = benchmark.chance(data)

@@ -239,7 +239,7 @@ def _summed(numbers: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 class _Bar:
-    """Progress with loss, images/s and time to go; nothing where stderr is no terminal."""
+    """Progress with loss, images/s and time to go, told by the first rank."""
 
     def __init__(self, first: int, last: int, batch: int, here: Ranks) -> None:
         self._bar = console.bar(last - first, "distill", "step") if here.is_first else None
@@ -247,15 +247,16 @@ class _Bar:
 
     def update(self, numbers: dict[str, torch.Tensor]) -> None:
         """One more step; the losses shown are this rank's."""
-        if self._bar is None:
-            return
-        self._bar.update(1)
-        rate = self._bar.format_dict["rate"] or 0
-        shown = {"loss": f"{float(numbers['loss']) * self._ranks:.3f}", "images/s": f"{rate * self._batch:.1f}"}
+        if self._bar is not None:
+            self._bar.update(1, lambda: self._shown(numbers))
+
+    def _shown(self, numbers: dict[str, torch.Tensor]) -> str:
+        assert self._bar is not None
+        words = [f"loss {float(numbers['loss']) * self._ranks:.3f}", f"{self._bar.rate * self._batch:.1f} images/s"]
         for name, value in numbers.items():
             if name.endswith("/patch/cosine"):
-                shown[name.partition("/")[0]] = f"{float(value) * self._ranks:.3f}"
-        self._bar.set_postfix(shown, refresh=False)
+                words.append(f"{name.partition('/')[0]} {float(value) * self._ranks:.3f}")
+        return ", ".join(words)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -49,9 +49,9 @@ def fused(scene: Scene, mesh: str | None, run: Run) -> Scene:
     """The scene with the cloud fused out of its dense maps and, where `mesh` is tsdf or poisson, a surface."""
     maps = [view.dense for view in scene.views]
     cameras = [Frustum(view.K, view.world_from_cam, view.width, view.height, view.image) for view in scene.views]
-    with run.stage("fuse"):
+    with run.stage("fuse", "fusing"):
         cloud = fuse(maps, cameras)
-    with run.stage("mesh"):
+    with run.stage("mesh", "meshing"):
         shape = None if mesh is None else surface(maps, cameras, cloud, mesh)
     return replace(scene, fused=cloud, surface=shape)
 

@@ -83,7 +83,7 @@ def reconstruct(
     with run.stage("verify"):
         verified = verify(found, lenses, lens_of, config.seed, scale)
     known = {i: known_poses[path] for i, path in enumerate(paths) if known_poses and path in known_poses}
-    with run.stage("map"):
+    with run.stage("map", "mapping"):
         settings = MappingConfig(config.mapper, config.seed, config.fixed_poses)
         enough = len(verified.geometry) > 0 or len(known) > 1
         models = map_photos(found, verified, lenses, lens_of, settings, scale, work.folder, known) if enough else []

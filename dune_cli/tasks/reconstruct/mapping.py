@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dune_cli import console
 from dune_cli.geometry.poses import from_rotation_translation, inverse
 from dune_cli.io.colmap import HALF_PIXEL
 from dune_cli.tasks.reconstruct.correspondences import Correspondences
@@ -123,7 +124,18 @@ def _best_start(
 
 def _run(pycolmap: Any, pipeline: Any, options: Any, database: Any) -> list[Mapped]:
     manager = pycolmap.ReconstructionManager()
-    pipeline(options, database, manager).run()
+    mapper = pipeline(options, database, manager)
+    counter = None
+    if pipeline is pycolmap.IncrementalPipeline:  # the global mapper places all photos at once
+        counter = console.bar(database.num_images(), "mapping", "photo")
+        events = pycolmap.IncrementalPipelineCallback
+        mapper.add_callback(int(events.INITIAL_IMAGE_PAIR_REG_CALLBACK), lambda: counter.update(2))
+        mapper.add_callback(int(events.NEXT_IMAGE_REG_CALLBACK), counter.update)
+    try:
+        mapper.run()
+    finally:
+        if counter is not None:
+            counter.close()
     return [_read(manager.get(index)) for index in range(manager.size())]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dune_cli import console
 from dune_cli.errors import JobFailed
 from dune_cli.geometry.cameras import project
 from dune_cli.geometry.depth_consistency import normals_of_depth
@@ -66,9 +67,9 @@ def fuse(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum]) -> F
     views = map_views(point_maps, cameras)
     views.sort(key=lambda view: (view.footprint, -int(view.map.valid.sum()), *view.world_from_cam[:3, 3]))
     taken = [~(view.map.valid & np.isfinite(view.normals).all(-1)) for view in views]
-    partners = [_overlapping(i, views) for i in range(len(views))]
+    partners = [_overlapping(i, views) for i in console.progress(range(len(views)), "overlaps", unit="view")]
     clouds = []
-    for i, view in enumerate(views):
+    for i, view in enumerate(console.progress(views, "fusing", unit="view")):
         own = ~taken[i]
         points = view.map.points_world[own].astype(np.float64)
         confidence = view.map.confidence[own].astype(np.float64)

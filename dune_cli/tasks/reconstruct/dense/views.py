@@ -80,9 +80,10 @@ def dense_views(
             for i in indices
         ]
     with run.stage("dense consistency"):
+        shown = console.progress(depths, "consistency", unit="view")
         return [
             None if depth is None else _confirmed(depth, [depths[j] for j in neighbours[i]], photos[i], config)
-            for i, depth in enumerate(depths)
+            for i, depth in enumerate(shown)
         ]
 
 
