@@ -73,8 +73,8 @@ def command(
             write_json(target, documents[-1])
         if not as_json:
             if len(paths) > 1:
-                click.echo(f"{path}:")
+                console.result(f"{path}:")
             for score in scores:
-                click.echo(f"{score.score:.4f}  {score.index:4d}  {score.name or ''}".rstrip())
+                console.result(f"{score.score:.4f}  {score.index:4d}  {score.name or ''}".rstrip())
     if as_json:
-        click.echo(dumps(documents[0] if len(documents) == 1 else documents))
+        console.result(dumps(documents[0] if len(documents) == 1 else documents))

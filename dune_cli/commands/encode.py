@@ -85,6 +85,6 @@ def command(
         documents.append(task.document(features, target, provenance))
         write_json(target.with_suffix(".json"), documents[-1])
         if not as_json:
-            click.echo(target)
+            console.result(target)
     if as_json:
-        click.echo(dumps(documents[0] if len(documents) == 1 else documents))
+        console.result(dumps(documents[0] if len(documents) == 1 else documents))

@@ -171,9 +171,9 @@ def command(
             write_json(wanted["mesh"].with_suffix(".json"), documents[-1])
         if not as_json:
             for file in wanted.values():
-                click.echo(file)
+                console.result(file)
     if as_json:
-        click.echo(dumps(documents[0] if len(documents) == 1 else documents))
+        console.result(dumps(documents[0] if len(documents) == 1 else documents))
 
 
 def _targets(

@@ -111,9 +111,9 @@ def command(
         passes = report["encoder_passes"]
         console.note(f"{path.name}: {len(tasks)} tasks, {passes} encoder {'pass' if passes == 1 else 'passes'}")
         if not as_json:
-            click.echo("\n".join(str(folder / name) for name in [*(FILES[name] for name in tasks), REPORT]))
+            console.result("\n".join(str(folder / name) for name in [*(FILES[name] for name in tasks), REPORT]))
     if as_json:
-        click.echo(dumps(reports[0] if len(reports) == 1 else reports))
+        console.result(dumps(reports[0] if len(reports) == 1 else reports))
 
 
 def _predict(

@@ -156,9 +156,9 @@ def locate_in_map(words: MapWords) -> None:
             if words.as_json:
                 _print_json(tree, len(paths))
             elif located.success or len(paths) > 1:
-                click.echo(map_json.in_words(located))
+                console.result(map_json.in_words(located))
     if target is not None and not words.as_json:
-        click.echo(target)
+        console.result(target)
     if not found:
         raise JobFailed(last if len(paths) == 1 else f"none of {len(paths)} queries was found; the last: {last}")
 
@@ -245,4 +245,4 @@ def _lines(target: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
 def _print_json(tree: dict[str, Any], queries: int) -> None:
     from dune_cli.io.jsons import dumps, json_line
 
-    click.echo(dumps(tree) if queries == 1 else json_line(tree))
+    console.result(dumps(tree) if queries == 1 else json_line(tree))

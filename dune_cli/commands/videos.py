@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import click
-
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
@@ -72,7 +70,7 @@ def work(
                 lines.add(frame, document)
             if show_paths:
                 for file in files:
-                    click.echo(file)
+                    console.result(file)
     summary = write_summary(folder, task, video, lines.count, facts(), provenance())
     console.note(
         f"{first.path.name}: {lines.count} frames of {video.end_s:.2f} s; {folder / summary['frames']['file']}"
