@@ -13,12 +13,15 @@ from typing import TypeVar
 from dune_cli import progress as _progress
 from dune_cli.progress import Counter, heartbeat, working
 
-__all__ = ["bar", "heartbeat", "note", "progress", "result", "set_quiet", "working"]
+__all__ = ["bar", "heartbeat", "note", "note_once", "progress", "result", "set_quiet", "working"]
 T = TypeVar("T")
+NOTES_OF_A_KIND = 6
+_told: dict[str, set[str]] = {}  # by note_once
 
 
 def set_quiet(quiet: bool) -> None:
-    """Silence notes and progress (errors still show)."""
+    """At the beginning of a command: silence notes and progress (errors still show)."""
+    _told.clear()
     _progress.quiet = quiet
 
 
@@ -27,6 +30,15 @@ def note(message: str) -> None:
     if not _progress.quiet:
         with _progress.past_bars():
             print(message, file=sys.stderr, flush=True)
+
+
+def note_once(message: str, kind: str) -> None:
+    """A note that is not repeated within a command; after NOTES_OF_A_KIND different ones of a kind, no more of it."""
+    told = _told.setdefault(kind, set())
+    if message in told or len(told) > NOTES_OF_A_KIND:
+        return
+    told.add(message)
+    note(message if len(told) <= NOTES_OF_A_KIND else f"further notes of this kind ({kind}) are left out")
 
 
 def result(text: object) -> None:

@@ -21,6 +21,15 @@ def read_tags(image: Any, name: object) -> dict[int, Any]:
     """The tags of a loaded Pillow image that are used here; empty where there is no EXIF block or it is damaged."""
     try:
         exif = image.getexif()
+    except Exception as error:  # a damaged block provokes anything from struct.error to AttributeError in Pillow
+        console.note(f"{name}: damaged EXIF block ignored ({type(error).__name__})")
+        return {}
+    return tags_of(exif, name)
+
+
+def tags_of(exif: Any, name: object) -> dict[int, Any]:
+    """The same of a block that Pillow has read."""
+    try:
         return {ORIENTATION: exif.get(ORIENTATION), **exif.get_ifd(EXIF_IFD)}
     except Exception as error:  # a damaged block provokes anything from struct.error to AttributeError in Pillow
         console.note(f"{name}: damaged EXIF block ignored ({type(error).__name__})")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from dune_cli.errors import DuneError, UserError
-from dune_cli.io import exif
+from dune_cli.io import deep_colours, exif
 from dune_cli.io.orientation import UPRIGHT, to_upright, turned_size, valid
-from dune_cli.io.picture_file import FILE_LIMIT_BYTES, decode, header
+from dune_cli.io.picture_file import FILE_LIMIT_BYTES, check_size, decode, header, silent_stderr
 from dune_cli.io.safe_read import open_regular
+from dune_cli.io.value_range import to_8bit
 from dune_cli.provenance import sha256_of
 
 if TYPE_CHECKING:
@@ -74,8 +75,9 @@ class PhotoHeader:
 def read_photo(path: str | Path) -> Photo:
     """Reads any common picture as 8-bit RGB with its EXIF orientation applied.
 
-    16-bit pictures are scaled to 8 bits; transparent ones are laid over white; of animated or many-page files the
-    first picture is taken; colour profiles are ignored. HEIC needs the package pi-heif.
+    Pictures of 10 to 16 bits and of floats are scaled to 8 bits by what they hold (value_range.py); transparent ones
+    are laid over white; of animated or many-page files the first picture is taken; colour profiles are ignored. HEIC
+    needs the package pi-heif.
     UserError (with the path) for what is missing, unreadable, damaged, no picture, under 16 px or over 200 megapixels;
     PackageMissing for an HEIC photo without that package.
     """
@@ -93,6 +95,10 @@ def read_header(path: str | Path) -> PhotoHeader | None:
     """A photo's size and orientation without decoding it; None for what cannot be read (`read_photo` says why)."""
     try:
         with open_regular(path, "a photo", FILE_LIMIT_BYTES) as file:
+            deep = deep_colours.look(Path(path), file)
+            if deep is not None and deep.only_here:
+                orientation = valid(deep.exif.get(exif.ORIENTATION))
+                return PhotoHeader(*turned_size(deep.width, deep.height, orientation), orientation)
             (width, height), format, orientation = header(
                 Path(path), file, lambda image: (image.size, image.format, exif.stored_orientation(image))
             )
@@ -113,11 +119,18 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
 
 def _read(path: Path, file: BinaryIO) -> tuple[np.ndarray, dict[int, Any], int]:
     """The upright (H, W, 3) uint8 picture, its EXIF tags, and how it is stored."""
+    deep = deep_colours.look(path, file)
+    if deep is not None and deep.only_here:
+        check_size(path, deep.width, deep.height, SMALLEST_SIDE_PX)
+        with silent_stderr():
+            rgb = _deep_rgb8(path, file)
+        orientation = valid(deep.exif.get(exif.ORIENTATION))
+        return np.ascontiguousarray(to_upright(rgb, orientation)), exif.tags_of(deep.exif, path), orientation
     stored: list[int] = []
 
     def picture(image: Image) -> tuple[np.ndarray, dict[int, Any]]:
         tags = exif.read_tags(image, path)
-        return _to_rgb8(path, image), tags
+        return (_to_rgb8(path, image) if deep is None else _deep_rgb8(path, file)), tags
 
     rgb, tags = decode(
         path,
@@ -127,6 +140,8 @@ def _read(path: Path, file: BinaryIO) -> tuple[np.ndarray, dict[int, Any], int]:
         before=lambda image: stored.append(exif.stored_orientation(image)),
     )
     left = valid(tags.get(exif.ORIENTATION))  # that the decoder has not applied
+    if deep is not None and left == UPRIGHT:
+        left = stored[0]  # Pillow has turned its own copy
     return np.ascontiguousarray(to_upright(rgb, left)), tags, left if left != UPRIGHT else stored[0]
 
 
@@ -151,7 +166,7 @@ def _to_rgb8(path: Path, image: Image) -> np.ndarray:
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
-        grey = _grey8(path, np.asarray(image), image.mode)
+        grey = to_8bit(np.asarray(image), path)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "RGB" and "transparency" not in image.info:
         return np.asarray(image)
@@ -164,11 +179,12 @@ def _to_rgb8(path: Path, image: Image) -> np.ndarray:
         raise UserError(f"{path} has colours of the kind {image.mode}; save it as RGB first") from error
 
 
-def _grey8(path: Path, values: np.ndarray, mode: str) -> np.ndarray:
-    """16-bit values (modes I;16, and I where nothing is above 65535) / 257; floats in [0, 1] * 255."""
-    low, high = float(values.min()), float(values.max())
-    if mode == "F" and low >= 0 and high <= 1:
-        return np.round(values * 255).astype(np.uint8)
-    if mode != "F" and low >= 0 and high <= 65535:
-        return np.round(values / 257).astype(np.uint8)
-    raise UserError(f"{path} holds 32-bit values from {low:g} to {high:g}; save it with 8 or 16 bits a channel first")
+def _deep_rgb8(path: Path, file: BinaryIO) -> np.ndarray:
+    """As it is stored, (H, W, 3) uint8, of a file with more than 8 bits a channel; over white where transparent."""
+    colours, alpha = deep_colours.read(path, file)
+    rgb = to_8bit(colours, path)
+    if rgb.ndim == 2:
+        rgb = np.repeat(rgb[..., None], 3, axis=2)
+    if alpha is None:
+        return rgb
+    return np.round(rgb * alpha[..., None] + 255 * (1 - alpha[..., None])).astype(np.uint8)

@@ -47,7 +47,7 @@ def decode(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
             with _open(path, file, formats, allowed) as image:
-                _check_size(path, *image.size, smallest_side_px)
+                check_size(path, *image.size, smallest_side_px)
                 if before is not None:
                     before(image)
                 _say_what_is_left_out(path, image)
@@ -109,7 +109,8 @@ def _open(path: Path, file: BinaryIO, formats: Sequence[str], allowed: str) -> I
         ) from error
 
 
-def _check_size(path: Path, width: int, height: int, smallest_side_px: int) -> None:
+def check_size(path: Path, width: int, height: int, smallest_side_px: int) -> None:
+    """UserError for a picture that is too small or too large."""
     if min(width, height) < smallest_side_px:
         raise UserError(f"{path} has {width} x {height} px; at least {smallest_side_px} px a side are needed")
     if width * height > LARGEST_PIXELS:
@@ -127,10 +128,16 @@ def _say_what_is_left_out(path: Path, image: Image) -> None:
 
 @contextmanager
 def _silent_libtiff(image: Image) -> Iterator[None]:
-    """libtiff writes its own remarks on a damaged file to file descriptor 2; ours is the one sentence that shows."""
     if image.format != "TIFF":
         yield
         return
+    with silent_stderr():
+        yield
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """libtiff writes its own remarks on a damaged file to file descriptor 2; ours is the one sentence that shows."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

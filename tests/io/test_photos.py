@@ -115,11 +115,12 @@ def test_exif_orientation_is_undone(orientation: int, ending: str, tmp_path: Pat
         assert np.abs(photo.rgb[row, column].astype(int) - upright[row, column]).max() < 40
 
 
-def test_values_of_32_bits_are_refused_with_their_range(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_values_of_32_bits_are_scaled_and_told(dtype: type, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "depth.tif"
-    Image.fromarray(np.linspace(0, 70_000, 32 * 32, dtype=np.float32).reshape(32, 32)).save(path)
-    with pytest.raises(UserError, match="32-bit values from 0 to 70000"):
-        read_photo(path)
+    Image.fromarray(np.linspace(0, 70_000, 32 * 32).astype(dtype).reshape(32, 32)).save(path)
+    assert len(np.unique(read_photo(path).rgb)) > 200
+    assert f"{path}: values from 0 to 7" in capsys.readouterr().err
 
 
 def test_heic_without_its_package_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
