@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.geometry import epipolar
+from dune_cli.geometry.world_offset import removed, world_offset
 from dune_cli.io.camera_fields import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.fields import Fields
 from dune_cli.io.photos import read_photo
@@ -197,6 +198,8 @@ def _read_place(file: Path) -> Place:
     images = tuple(_read_frame(file, index, frame) for index, frame in enumerate(content["frames"]))
     scale = "metric" if fields.text("scale", "").startswith("metric") else "arbitrary"
     centres = np.stack([image.world_from_cam[:3, 3] for image in images])
+    offset = world_offset(centres)  # no error depends on where the origin is
+    images = tuple(replace(image, world_from_cam=removed(image.world_from_cam, offset)) for image in images)
     extent = float(np.linalg.norm(centres[:, None] - centres, axis=-1).max())
     if extent == 0:
         raise UserError(f"the cameras of {file} all stand in one place; leaving one out says nothing")

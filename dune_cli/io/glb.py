@@ -30,6 +30,7 @@ class GlbFile:
     accessors: list[dict[str, Any]] = field(default_factory=list)
     views: list[dict[str, Any]] = field(default_factory=list)
     chunks: list[bytes] = field(default_factory=list)
+    extras: dict[str, Any] = field(default_factory=dict)
     length: int = 0
 
     def add_material(self, name: str, color: tuple[float, float, float]) -> int:
@@ -73,7 +74,10 @@ class GlbFile:
 
     def to_bytes(self) -> bytes:
         """The whole GLB file."""
-        tree: dict[str, Any] = {"asset": {"version": "2.0", "generator": "dune"}, "scene": 0, "scenes": [{}]}
+        asset: dict[str, Any] = {"version": "2.0", "generator": "dune"}
+        if self.extras:
+            asset["extras"] = self.extras
+        tree: dict[str, Any] = {"asset": asset, "scene": 0, "scenes": [{}]}
         if self.nodes:
             tree["scenes"] = [{"nodes": list(range(len(self.nodes)))}]
         if self.length:

@@ -48,10 +48,15 @@ class Frustum:
     name: str = "camera"
 
 
-def write_obj(path: str | Path, meshes: Sequence[Mesh]) -> None:
-    """One group a mesh (`g NAME`); vertices `x y z` or, with colours, `x y z r g b` in [0, 1]; OpenCV axes."""
+def write_obj(path: str | Path, meshes: Sequence[Mesh], world_offset: np.ndarray | None = None) -> None:
+    """One group a mesh (`g NAME`); vertices `x y z` or, with colours, `x y z r g b` in [0, 1]; OpenCV axes.
+
+    A comment names `world_offset` (3,), which the vertices lack to the world's coordinates.
+    """
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write("# dune: OpenCV axes (x right, y down, z forward)\n")
+        if world_offset is not None:
+            file.write(f"# world_offset {' '.join(map(str, world_offset.tolist()))} (to be added to every vertex)\n")
         first = 1
         for mesh in meshes:
             file.write(f"g {re.sub(r'[^0-9A-Za-z_.-]+', '_', mesh.name) or 'mesh'}\n")
@@ -73,13 +78,14 @@ def write_glb(
     points: np.ndarray | None = None,
     colors: np.ndarray | None = None,
     cameras: Sequence[Frustum] = (),
+    world_offset: np.ndarray | None = None,
 ) -> None:
     """Meshes, `points` (M, 3) with `colors` (M, 3) uint8, and cameras in one binary glTF file.
 
     OpenCV axes become glTF's (y up, z backward) and sRGB colours linear ones, as that format wants them; materials are
     unlit, so that photographed colours show as they are. A camera is a glTF camera (fields of view about the optical
     axis) with its exact K and size in `extras`, and the outline of its frustum, 5 % of the scene long. Empty meshes are
-    left out.
+    left out. `asset.extras` names `world_offset` (3,), which everything lacks to the world's coordinates (OpenCV axes).
     """
     file = glb.GlbFile()
     meshes = [mesh for mesh in meshes if len(mesh.faces)]
@@ -102,6 +108,8 @@ def write_glb(
         material = file.add_material("camera", FRUSTUM_COLOR)
         for camera in cameras:
             _add_camera(file, camera, length, material)
+    if world_offset is not None:
+        file.extras["world_offset"] = world_offset.tolist()
     content = file.to_bytes()
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)

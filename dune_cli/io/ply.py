@@ -28,14 +28,16 @@ def write_ply(
     colors: np.ndarray | None = None,
     confidence: np.ndarray | None = None,
     normals: np.ndarray | None = None,
+    double: bool = False,
 ) -> None:
     """Writes `points` (M, 3) and what goes with them: `normals` (M, 3), `colors` (M, 3) uint8, `confidence` (M,).
 
-    Properties in this order: x y z, nx ny nz, red green blue, confidence; float32 and uchar. ValueError for shapes that
+    Properties in this order: x y z, nx ny nz, red green blue, confidence; float32 (x y z: float64 where `double`, for
+    coordinates that float32 does not hold) and uchar. ValueError for shapes that
     do not fit and for points that are not finite.
     """
     count = len(points)
-    columns = [*_columns(points, "xyz", "<f4", count)]
+    columns = [*_columns(points, "xyz", "<f8" if double else "<f4", count)]
     if normals is not None:
         columns += _columns(normals, ("nx", "ny", "nz"), "<f4", count)
     if colors is not None:

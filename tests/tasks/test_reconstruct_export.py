@@ -16,6 +16,7 @@ from dune_cli.errors import JobFailed
 from dune_cli.geometry import cameras, poses
 from dune_cli.io import orientation
 from dune_cli.io.jsons import dumps
+from dune_cli.io.known_poses import read_poses
 from dune_cli.io.mesh import Mesh
 from dune_cli.io.ply import read_ply
 from dune_cli.provenance import Source
@@ -103,6 +104,52 @@ def test_depths_and_models_are_those_of_the_stored_pixels(scene: Scene, tmp_path
             np.testing.assert_allclose(
                 two.project_point(models[1].points3D[stored.point3D_id].xyz), stored.xy, atol=1e-6
             )
+
+
+def test_large_coordinates_in_every_format(scene: Scene, tmp_path: Path) -> None:
+    """World coordinates in double precision, or less an offset that the file and the JSON name."""
+    offset = np.array([512340.0, 4567890.0, 190.0])
+    far = replace(scene, world_offset=offset)
+    near_points = scene.cloud()[0]
+    trees = {}
+    for ending in ("ply", "npz", "glb", "obj"):
+        points, mesh = export.write_scene(far, tmp_path / f"s.{ending}")
+        trees[ending] = json.loads(dumps(export.scene_json(far, points, mesh, {})))
+        pose = np.array(trees[ending]["cameras"][1]["world_from_cam"])
+        np.testing.assert_allclose(pose[:3, 3] - offset, scene.views[1].world_from_cam[:3, 3], atol=1e-8)
+        assert trees[ending]["world_offset"] == ([0, 0, 0] if ending in ("ply", "npz") else offset.tolist())
+    table = read_ply(tmp_path / "s.ply")
+    cloud = np.stack([table[axis] for axis in "xyz"], axis=1)
+    assert cloud.dtype == np.float64
+    np.testing.assert_allclose(cloud - offset, near_points, atol=1e-8)
+    assert read_ply_by_another(tmp_path / "s.ply").shape == cloud.shape
+    arrays = np.load(tmp_path / "s.npz")
+    np.testing.assert_allclose(arrays["sparse_points"] - offset, scene.sparse.points_world, atol=1e-6)
+    np.testing.assert_allclose(
+        arrays["view0_points"][..., 2] - 190, scene.views[0].dense.points_world[..., 2], atol=1e-6
+    )
+    np.testing.assert_allclose(arrays["view1_world_from_cam"][:3, 3] - offset, [1, 0, 0], atol=1e-8)
+    head = (tmp_path / "s.obj").read_text().splitlines()[:2]
+    assert head[1].startswith("# world_offset 512340.0 4567890.0 190.0")
+    assert np.abs(trimesh.load(tmp_path / "s.obj").bounds).max() < 10
+    text = (tmp_path / "s.glb").read_bytes()
+    tree = json.loads(text[20 : 20 + int.from_bytes(text[12:16], "little")])
+    assert tree["asset"]["extras"]["world_offset"] == offset.tolist()
+    assert np.abs(trimesh.load(tmp_path / "s.glb").bounds).max() < 10
+    export.write_colmap_model(far, tmp_path / "model", True)
+    model = pycolmap.Reconstruction(str(tmp_path / "model"))
+    for image in model.images.values():
+        for seen in image.points2D:
+            point = model.points3D[seen.point3D_id].xyz
+            assert np.abs(point - offset).max() < 10
+            np.testing.assert_allclose(image.project_point(point), seen.xy, atol=1e-4)
+    export.write_transforms_json(far, tmp_path / "t.json", [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "s.ply")
+    found = read_poses(tmp_path / "t.json")
+    np.testing.assert_allclose(found["b.png"][:3, 3] - offset, [1, 0, 0], atol=1e-8)
+
+
+def read_ply_by_another(path: Path) -> np.ndarray:
+    return np.asarray(trimesh.load(path).vertices)
 
 
 def test_ply_holds_dense_points_and_the_matched_ones_beside_them(scene: Scene, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dune_cli.io.photos import PhotoFacts
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import gallery, many, work_folder
-from dune_cli.tasks.reconstruct.scene import Scene
+from dune_cli.tasks.reconstruct.scene import LARGE, Scene
 from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
 PLACES = range(6)
@@ -258,6 +258,35 @@ def test_known_poses_stay_as_they_are(photos: list[Path], done: tuple[Scene, Pat
         np.testing.assert_allclose(view.world_from_cam, pose, atol=1e-9)
     assert scene.world == "that of --poses" and scene.scale_note == "lengths are those of --poses"
     assert len(scene.sparse.points_world) > 300 and scene.reprojection_error_px < 1
+
+
+@pytest.mark.parametrize("frame", ["utm", "earth-centred"])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_large_coordinates_cost_no_digits(
+    photos: list[Path], done: tuple[Scene, Path], tmp_path: Path, frame: str, fixed: bool
+) -> None:
+    """The scene in such a frame is the one of near poses, moved (to a micrometre) or turned, which bundle adjustment
+    feels a little: not to float32's half a metre."""
+    shutil.copytree(done[1], tmp_path / "work")
+    far = poses.from_rotation_translation(np.eye(3), np.array([512345.678, 4567890.123, 187.5]))
+    if frame == "earth-centred":
+        far = poses.from_rotation_translation(
+            poses.rotation_from_rotvec(np.array([0.4, -0.9, 1.1])), np.array([4027893.75, 306998.5, 4919498.25])
+        )
+    near = {path: arc(index) for index, path in enumerate(photos)}
+    given = {path: far @ pose for path, pose in near.items()}
+    local, _ = reconstruct(photos, tmp_path / "work", poses=near, fixed_poses=fixed)
+    scene, _ = reconstruct(photos, tmp_path / "work", poses=given, fixed_poses=fixed)
+    assert local.world_offset is None and LARGE not in local.notes and LARGE in scene.notes
+    assert np.abs(scene.sparse.points_world).max() < 100
+    tolerance = 1e-6 if frame == "utm" else 1e-3
+    for view, pose in zip(scene.views, given.values()):
+        np.testing.assert_allclose(scene.pose_in_world(view), pose, atol=1e-8 if fixed else 0.05)
+    there = scene.in_world(scene.sparse.points_world)
+    back = poses.transform_points(poses.inverse(far), there)
+    if fixed:
+        np.testing.assert_allclose(back, local.sparse.points_world, atol=tolerance)
+    assert len(back) > 0.95 * len(local.sparse.points_world)
 
 
 def test_photos_without_a_pose_are_placed_beside_the_known_ones(

@@ -15,11 +15,13 @@ import synthetic_maps
 from dune_cli.errors import UserError
 from dune_cli.geometry import cameras, poses
 from dune_cli.io.colmap import write_colmap
+from dune_cli.io.jsons import dumps
 from dune_cli.io.mesh import Frustum
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers.base import Matcher, Matches
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Source
+from dune_cli.tasks.reloc import map_json
 from dune_cli.tasks.reloc.guesses import LocateConfig, Seen, log10_chance, solve
 from dune_cli.tasks.reloc.in_map import Located, Query, locate, located_by
 from dune_cli.tasks.reloc.lens import Lens
@@ -162,6 +164,33 @@ def test_a_query_is_found_in_the_map(points: MapPoints, folder: Path) -> None:
     assert metres < 4 * np.linalg.norm(found.position_std) and degrees < 4 * found.rotation_std_deg
     assert [seen.name for seen in found.retrieved] == list(synthetic_maps.POSES)
     assert all(seen.inliers <= seen.matches for seen in found.retrieved) and found.retrieved[0].inliers > 20
+
+
+def test_large_coordinates_cost_no_digits(points: MapPoints, folder: Path, sift: Sift, tmp_path: Path) -> None:
+    """A map in UTM, as a model and as a scene: the pose is that of the near map, moved."""
+    shift = np.array([512345.678, 4567890.123, 187.5])
+    frusta, cameras_json = [], []
+    for name, pose in synthetic_maps.POSES.items():
+        far = pose.copy()
+        far[:3, 3] += shift
+        frusta.append(Frustum(K, far, synthetic_maps.WIDTH, synthetic_maps.HEIGHT, name))
+        size = {"width": synthetic_maps.WIDTH, "height": synthetic_maps.HEIGHT, "registered": True}
+        cameras_json.append({"image": name, "K": K.tolist(), "world_from_cam": far.tolist(), **size})
+    write_colmap(tmp_path / "model", frusta)
+    (tmp_path / "scene").mkdir()
+    (tmp_path / "scene" / "scene.json").write_text(json.dumps({"schema": "dune.scene/1", "cameras": cameras_json}))
+    near = find(points, folder / "query.png")
+    for kind in ("model", "scene"):
+        far_map = open_map(tmp_path / kind, folder / "images")
+        assert max(np.abs(image.world_from_cam).max() for image in far_map.images) < 20
+        found = find(MapPoints(far_map, sift, PointsConfig(), WorkFolder(None)), folder / "query.png")
+        there = near.world_from_query.copy()
+        there[:3, 3] += shift
+        np.testing.assert_allclose(found.world_from_query, there, atol=1e-6)
+        np.testing.assert_allclose(found.covariance, near.covariance, rtol=1e-3, atol=1e-12)
+        tree = json.loads(dumps(map_json.document(found, {})))
+        np.testing.assert_allclose(tree["position"], there[:3, 3], atol=1e-6)
+        assert "512345.9" in map_json.in_words(found)
 
 
 def test_twice_the_same(points: MapPoints, folder: Path, sift: Sift) -> None:

@@ -26,6 +26,7 @@ from dune_cli.io.transforms_json import write_transforms
 from dune_cli.tasks.reconstruct.scene import Scene, View
 
 SUFFIXES = (".ply", ".obj", ".glb", ".npz")
+OFFSET_SUFFIXES = (".obj", ".glb")  # whose readers have float32
 SCHEMA = "dune.scene/1"
 MAX_COLMAP_DENSE_POINTS = 100_000
 
@@ -34,14 +35,15 @@ def write_scene(scene: Scene, path: Path) -> tuple[dict[str, Any], dict[str, Any
     """Writes `path` in the format of its ending; returns the JSON's `points` and `mesh`.
 
     PLY: the points; GLB: meshes, or points where nothing is dense, and the cameras; OBJ: meshes (JobFailed without
-    any); NPZ: everything as arrays.
+    any); NPZ: everything as arrays. Large coordinates are doubles in PLY and NPZ, and in GLB and OBJ, whose readers
+    have float32, less the scene's `world_offset`, which these files name.
     """
     suffix = path.suffix.lower()
     points, colors, confidence = scene.cloud()
     none: dict[str, Any] = {"file": None, "count": 0, "fields": []}
     if suffix == ".ply":
         normals = None if scene.fused is None else scene.fused.normals
-        write_ply(path, points, colors, confidence, normals)
+        write_ply(path, scene.in_world(points), colors, confidence, normals, scene.world_offset is not None)
         fields = ["x", "y", "z", "red", "green", "blue", "confidence"]
         if normals is not None:
             fields[3:3] = ["nx", "ny", "nz"]
@@ -59,15 +61,15 @@ def write_scene(scene: Scene, path: Path) -> tuple[dict[str, Any], dict[str, Any
     }
     if suffix == ".glb":
         if meshes:
-            write_glb(path, meshes, cameras=scene.frusta())
+            write_glb(path, meshes, cameras=scene.frusta(), world_offset=scene.world_offset)
             return none, mesh
-        write_glb(path, [], points, colors, scene.frusta())
+        write_glb(path, [], points, colors, scene.frusta(), scene.world_offset)
         return {"file": path.name, "count": len(points), "fields": ["POSITION", "COLOR_0"]}, None
     if not meshes:
         raise JobFailed(
             f"there is no surface for {path.name}, only {len(points)} points; write them with -o scene.ply or scene.glb"
         )
-    write_obj(path, meshes)
+    write_obj(path, meshes, scene.world_offset)
     return none, mesh
 
 
@@ -76,7 +78,8 @@ def scene_json(
 ) -> dict[str, Any]:
     """The `dune.scene/1` object. A camera that could not be placed has null poses and a `reason`; `radial`,
     `orientation`, `components` and `unregistered` are there only where there is something to say. Sizes, K and poses
-    are those of the upright photos; `orientation` is EXIF's, where a photo is stored otherwise."""
+    are those of the upright photos; `orientation` is EXIF's, where a photo is stored otherwise. Poses are in the
+    world's own coordinates; where these are large, `world_offset` is what the output file's lack to them."""
     pairs = [
         {"images": list(p.images), "matches": p.matches, "inliers": p.inliers, "confidence": round(p.confidence, 6)}
         for p in scene.pairs
@@ -88,7 +91,7 @@ def scene_json(
         "method": scene.method,
         "image_size_is": "upright",
         "world": scene.world or f"camera {next(iter(scene.registered), 0)}",
-        "cameras": [_camera_json(view) for view in scene.views],
+        "cameras": [_camera_json(view, scene.pose_in_world(view)) for view in scene.views],
         "pairs": pairs,
         "points": points,
         "mesh": mesh,
@@ -98,6 +101,9 @@ def scene_json(
             "total": len(scene.views),
         },
     }
+    if scene.world_offset is not None:
+        relative = str((mesh or points)["file"]).lower().endswith(OFFSET_SUFFIXES)
+        tree["world_offset"] = scene.world_offset if relative else np.zeros(3)
     if scene.components:
         tree["components"] = [[scene.views[index].image for index in group] for group in scene.components]
     lost = [view for view in scene.views if not view.registered]
@@ -106,15 +112,15 @@ def scene_json(
     return tree | {"provenance": provenance}
 
 
-def _camera_json(view: View) -> dict[str, Any]:
+def _camera_json(view: View, world_from_cam: np.ndarray) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "image": view.image,
         "width": view.width,
         "height": view.height,
         "K": view.K,
         "focal_source": view.focal_source,
-        "world_from_cam": view.world_from_cam if view.registered else None,
-        "cam_from_world": inverse(view.world_from_cam) + 0.0 if view.registered else None,  # no -0.0
+        "world_from_cam": world_from_cam if view.registered else None,
+        "cam_from_world": inverse(world_from_cam) + 0.0 if view.registered else None,  # no -0.0
         "registered": view.registered,
     }
     if view.radial:
@@ -128,7 +134,7 @@ def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
     """The cameras of the photos as they are stored, and as points the triangulated matches with their tracks and at
     most 100,000 of the dense points, evenly spread, each seen by its own view: what splatting starts from. ValueError
     for a photo that is stored mirrored."""
-    cameras = [_stored(scene.views[index]) for index in scene.registered]
+    cameras = [_stored(scene, scene.views[index]) for index in scene.registered]
     points, colors, tracks = [np.zeros((0, 3))], [np.zeros((0, 3), np.uint8)], []
     if scene.sparse is not None:
         points.append(scene.sparse.points_world)
@@ -155,7 +161,8 @@ def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
         tracks += [[(place, x, y)] for x, y in stored.tolist()]
     radials = [scene.views[index].radial for index in scene.registered]
     frusta = [_frustum(camera, scene.views[index]) for camera, index in zip(cameras, scene.registered)]
-    write_colmap(folder, frusta, np.concatenate(points), np.concatenate(colors), tracks, binary, radials)
+    world = scene.in_world(np.concatenate(points))
+    write_colmap(folder, frusta, world, np.concatenate(colors), tracks, binary, radials)
 
 
 def write_transforms_json(scene: Scene, path: Path, photos: Sequence[Path], points_file: Path | None) -> None:
@@ -163,7 +170,9 @@ def write_transforms_json(scene: Scene, path: Path, photos: Sequence[Path], poin
     `points_file`: a PLY of the scene. ValueError for a photo that is stored mirrored."""
     views = [scene.views[index] for index in scene.registered]
     files = [photos[index] for index in scene.registered]
-    write_transforms(path, [_stored(view) for view in views], files, points_file, [view.radial for view in views])
+    write_transforms(
+        path, [_stored(scene, view) for view in views], files, points_file, [view.radial for view in views]
+    )
 
 
 def write_depths(scene: Scene, folder: Path) -> int:
@@ -199,8 +208,8 @@ def write_depths(scene: Scene, folder: Path) -> int:
     return len(frames)
 
 
-def _stored(view: View) -> StoredCamera:
-    return stored_camera(view.K, view.world_from_cam, view.width, view.height, view.orientation)
+def _stored(scene: Scene, view: View) -> StoredCamera:
+    return stored_camera(view.K, scene.pose_in_world(view), view.width, view.height, view.orientation)
 
 
 def _frustum(camera: StoredCamera, view: View) -> Frustum:
@@ -208,7 +217,8 @@ def _frustum(camera: StoredCamera, view: View) -> Frustum:
 
 
 def _arrays(scene: Scene) -> dict[str, np.ndarray]:
-    """For each view N, upright: viewN_K, viewN_world_from_cam, viewN_radial where there is such a term,
+    """In the world's own coordinates, points as float64 where these are large. For each view N, upright: viewN_K,
+    viewN_world_from_cam, viewN_radial where there is such a term,
     viewN_orientation (EXIF) where the photo is stored otherwise, and with dense points
     viewN_points (h, w, 3) in the world, viewN_depth, viewN_confidence, viewN_valid (h, w), viewN_colors (h, w, 3),
     viewN_image_from_map (3, 3). The fused cloud: fused_points (F, 3), fused_normals, fused_colors, fused_confidence.
@@ -217,13 +227,13 @@ def _arrays(scene: Scene) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for index, view in enumerate(scene.views):
         arrays[f"view{index}_K"] = view.K
-        arrays[f"view{index}_world_from_cam"] = view.world_from_cam
+        arrays[f"view{index}_world_from_cam"] = scene.pose_in_world(view)
         if view.radial:
             arrays[f"view{index}_radial"] = np.array(view.radial)
         if view.orientation != UPRIGHT:
             arrays[f"view{index}_orientation"] = np.array(view.orientation)
         if view.dense is not None and view.depth is not None:
-            arrays[f"view{index}_points"] = view.dense.points_world.astype(np.float32)
+            arrays[f"view{index}_points"] = scene.in_world(view.dense.points_world.astype(np.float32))
             arrays[f"view{index}_depth"] = view.depth.astype(np.float32)
             arrays[f"view{index}_confidence"] = view.dense.confidence.astype(np.float32)
             arrays[f"view{index}_valid"] = view.dense.valid
@@ -232,8 +242,9 @@ def _arrays(scene: Scene) -> dict[str, np.ndarray]:
     if scene.fused is not None:
         for name in ("points_world", "normals", "colors", "confidence"):
             arrays[f"fused_{name.removesuffix('_world')}"] = getattr(scene.fused, name)
+        arrays["fused_points"] = scene.in_world(scene.fused.points_world)
     if scene.sparse is not None:
-        arrays["sparse_points"] = scene.sparse.points_world.astype(np.float32)
+        arrays["sparse_points"] = scene.in_world(scene.sparse.points_world.astype(np.float32))
         arrays["sparse_colors"] = scene.sparse.colors
         arrays["sparse_confidence"] = scene.sparse.confidence
         for index, (points, pixels) in enumerate(scene.sparse.observations):

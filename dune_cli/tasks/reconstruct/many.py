@@ -10,6 +10,7 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
+from dune_cli.geometry.world_offset import removed, world_offset
 from dune_cli.io.photos import PhotoFacts
 from dune_cli.matchers.base import FeatureMatcher, Matcher, SplitMatcher
 from dune_cli.matchers.retrieval import describe_keypoints
@@ -21,7 +22,7 @@ from dune_cli.tasks.reconstruct.correspondences import Correspondences, match_pa
 from dune_cli.tasks.reconstruct.fallback import two_of_many
 from dune_cli.tasks.reconstruct.gallery import Describer, FeatureShelf, Looked, look_at
 from dune_cli.tasks.reconstruct.mapping import MappingConfig, map_photos
-from dune_cli.tasks.reconstruct.scene import Scene
+from dune_cli.tasks.reconstruct.scene import LARGE, Scene
 from dune_cli.tasks.reconstruct.verification import Lens, verify
 from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
@@ -59,7 +60,8 @@ def reconstruct(
     """The scene of three or more photos, without dense points.
 
     `intrinsics_of` gives (K, source) of each; `describer` makes the global descriptors where pairs are retrieved
-    (without one, keypoints do); `known_poses`: photo -> `world_from_cam` (4, 4). Raises JobFailed where no two photos
+    (without one, keypoints do); `known_poses`: photo -> `world_from_cam` (4, 4), in whose world the scene is, less its
+    `world_offset` where coordinates are large. Raises JobFailed where no two photos
     give a scene, UserError for matchers that cannot share their work and pairs that do not fit.
     """
     if not isinstance(matcher, SplitMatcher):
@@ -83,6 +85,8 @@ def reconstruct(
     with run.stage("verify"):
         verified = verify(found, lenses, lens_of, config.seed, scale)
     known = {i: known_poses[path] for i, path in enumerate(paths) if known_poses and path in known_poses}
+    offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
+    known = {index: removed(pose, offset) for index, pose in known.items()}
     with run.stage("map", "mapping"):
         settings = MappingConfig(config.mapper, config.seed, config.fixed_poses)
         enough = len(verified.geometry) > 0 or len(known) > 1
@@ -93,7 +97,9 @@ def reconstruct(
         scene = assemble(
             facts, intrinsics, lens_of, lenses, found, verified, models, same, matcher.source, scale, bool(known)
         )
-        scene = _scaled(scene, config, bool(known))
+        scene = replace(_scaled(scene, config, bool(known)), world_offset=offset)
+        if offset is not None:
+            scene = replace(scene, notes=(*scene.notes, LARGE))
     else:
         pair = two_views.MatchesConfig(baseline=config.baseline, seed=config.seed)
         scene = two_of_many(facts, intrinsics, verified, models, same, matcher, looks, pair, work, run)

@@ -14,13 +14,14 @@ from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry.cameras import project
 from dune_cli.geometry.global_alignment import AlignConfig, Alignment, Known, PairPoints, align, anchor_points
 from dune_cli.geometry.poses import inverse, transform_points, vector_angle
+from dune_cli.geometry.world_offset import removed, world_offset
 from dune_cli.io.names import relative_names
 from dune_cli.io.photos import PhotoFacts
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import pairing
 from dune_cli.tasks.reconstruct.merged_maps import merged_map
 from dune_cli.tasks.reconstruct.pair_maps import Encoded, PairMaker
-from dune_cli.tasks.reconstruct.scene import Pair, PointMap, Scene, View
+from dune_cli.tasks.reconstruct.scene import LARGE, Pair, PointMap, Scene, View
 from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -62,9 +63,9 @@ def reconstruct(
     """The scene of two photos or more, with dense points.
 
     `intrinsics_of` gives (K, source) of each; a "default" K is estimated. `known_poses`: photo -> `world_from_cam`;
-    then the world is theirs. `finish` may better the aligned cameras, as a bundle adjustment does. Photos are encoded
-    once, and where pairs are retrieved, compared by the means of those tokens. Raises JobFailed where no two photos'
-    maps agree, UserError for pairs that do not fit.
+    then the world is theirs, less the scene's `world_offset` where coordinates are large. `finish` may better the
+    aligned cameras, as a bundle adjustment does. Photos are encoded once, and where pairs are retrieved, compared by
+    the means of those tokens. Raises JobFailed where no two photos' maps agree, UserError for pairs that do not fit.
     """
     maker = PairMaker(model, config.size_px or model.size, work)
     with run.stage("encode"):
@@ -87,7 +88,10 @@ def reconstruct(
             f"no point of any pair reaches the confidence {config.min_confidence:g}: the photos may not show one "
             "place; take photos that overlap more, or lower --min-confidence"
         )
-    known = _known(photos, [intrinsics[i] for i in own], known_poses or {}, config.fixed_poses)
+    given = known_poses or {}
+    offset = world_offset(np.array([pose[:3, 3] for pose in given.values()]))
+    given = {path: removed(pose, offset) for path, pose in given.items()}
+    known = _known(photos, [intrinsics[i] for i in own], given, config.fixed_poses)
     with run.stage("align"):
         found = align(data, known, AlignConfig(seed=config.seed))
         if found is None or np.count_nonzero(found.registered) < 2:
@@ -111,6 +115,8 @@ def reconstruct(
         sources=(model.source,),
         components=tuple(tuple(own[v] for v in group) for group in found.groups) if len(found.groups) > 1 else (),
         world="that of --poses" if known.has_pose.any() else None,
+        world_offset=offset,
+        notes=() if offset is None else (LARGE,),
     )
     if not any(view.dense is not None and view.dense.valid.any() for view in views):
         raise JobFailed("no point lies on a surface: the model's point maps are noise for these photos")

@@ -18,6 +18,7 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.geometry.poses import from_rotation_translation, inverse
+from dune_cli.geometry.world_offset import moved, removed
 from dune_cli.io.colmap import HALF_PIXEL
 from dune_cli.tasks.reconstruct.correspondences import Correspondences
 from dune_cli.tasks.reconstruct.verification import MIN_INLIERS, Lens, Verified, camera_of, open_pycolmap
@@ -76,12 +77,14 @@ def map_photos(
     known_poses = known_poses or {}
     threads = 1 if len(lens_of) <= ONE_THREAD_UP_TO else -1
     if known_poses and config.fixed_poses:
+        middle = np.mean([pose[:3, 3] for pose in known_poses.values()], axis=0)
+        centred = {index: removed(pose, middle) for index, pose in known_poses.items()}  # wherever their origin is
         with tempfile.TemporaryDirectory(prefix=".mapping-", dir=scratch) as folder:
             _check_room(Path(folder), found)
             path = Path(folder) / "database.db"
             with pycolmap.Database.open(path) as database:
                 _fill(pycolmap, database, found, verified, lenses, lens_of, {})
-            models = _on_known_poses(pycolmap, path, found, lenses, lens_of, config, scale, threads, known_poses)
+            models = _on_known_poses(pycolmap, path, found, lenses, lens_of, config, scale, threads, centred)
     else:
         with pycolmap.Database.open(":memory:") as database:
             _fill(pycolmap, database, found, verified, lenses, lens_of, known_poses)
@@ -89,7 +92,8 @@ def map_photos(
                 options = _global_options(pycolmap, lenses, config, threads)
                 return _largest_first(_run(pycolmap, pycolmap.GlobalPipeline, options, database), scale)
             return _best_start(pycolmap, database, lenses, lens_of, config, scale, threads, bool(known_poses))
-    return _largest_first([_back_on(_read(model), known_poses) for model in models], scale)
+    placed = [_moved(_back_on(_read(model), centred), middle, known_poses) for model in models]
+    return _largest_first(placed, scale)
 
 
 def _best_start(
@@ -277,6 +281,12 @@ def _back_on(mapped: Mapped, known_poses: Mapping[int, np.ndarray]) -> Mapped:
         )
     points = scale * mapped.points_world @ turn.T + shift
     return replace(mapped, world_from_cam=poses, points_world=points)
+
+
+def _moved(mapped: Mapped, shift: np.ndarray, known_poses: Mapping[int, np.ndarray]) -> Mapped:
+    """The same in a world whose coordinates are larger by `shift` (3,); known poses to the last digit."""
+    poses = {index: known_poses.get(index, moved(pose, shift)) for index, pose in mapped.world_from_cam.items()}
+    return replace(mapped, world_from_cam=poses, points_world=mapped.points_world + shift)
 
 
 def _read(model: Any) -> Mapped:

@@ -11,9 +11,15 @@ from dune_cli.geometry.cameras import transform_pixels
 from dune_cli.geometry.distortion import undistort_pixels
 from dune_cli.geometry.grid_mesh import grid_triangles, used_vertices
 from dune_cli.geometry.poses import inverse, transform_points
+from dune_cli.geometry.world_offset import moved
 from dune_cli.io.mesh import Frustum, Mesh
 from dune_cli.io.orientation import UPRIGHT
 from dune_cli.provenance import Source
+
+LARGE = (
+    "the poses' coordinates are large: PLY and NPZ have them in double precision, GLB and OBJ less the world_offset "
+    "that the JSON names"
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ class Scene:
     cameras. `components`: where the photos fall into several groups that do not hang together, the view indices of
     each, the one that was reconstructed first. `fused` and `surface`: the dense points as one cloud and one mesh.
     `notes`: what the user should know about how it went. `sources`: the matcher or model, with its licence.
+    `world_offset` (3,): where the world's coordinates are large, what was taken off all of them here; the files get it
+    back (`in_world`, `pose_in_world`).
     """
 
     method: str
@@ -135,6 +143,7 @@ class Scene:
     fused: FusedCloud | None = None
     surface: Mesh | None = None
     world: str | None = None
+    world_offset: np.ndarray | None = None
 
     @property
     def registered(self) -> list[int]:
@@ -184,6 +193,14 @@ class Scene:
                 points, colors = view.dense.points_world.reshape(-1, 3)[kept], view.dense.colors.reshape(-1, 3)[kept]
                 meshes.append(Mesh(points, faces, colors, view.image))
         return meshes
+
+    def in_world(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 3) of the scene in the coordinates of its world: float64 where there is a `world_offset`."""
+        return points if self.world_offset is None else points.astype(np.float64) + self.world_offset
+
+    def pose_in_world(self, view: View) -> np.ndarray:
+        """(4, 4) `world_from_cam` of a view of the scene in the coordinates of its world."""
+        return moved(view.world_from_cam, self.world_offset)
 
     def frusta(self) -> list[Frustum]:
         """The registered cameras."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dune_cli.geometry import poses
+from dune_cli.geometry.world_offset import moved
 from dune_cli.io.photos import Photo
 from dune_cli.matchers.base import FeatureMatcher
 from dune_cli.tasks.reloc.choose import Candidates
@@ -126,7 +127,7 @@ def located_by(seen: Seen, query: Query, photo_map: PhotoMap, candidates: Candid
         result,
         K=found.pose.K,
         focal_source="estimated" if focal_unknown else query.focal_source,
-        world_from_query=poses.inverse(found.pose.cam_from_world),
+        world_from_query=moved(poses.inverse(found.pose.cam_from_world), photo_map.world_offset),
         covariance=found.pose.covariance,
         reprojection_error_px=found.error_px,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import poses
+from dune_cli.geometry.world_offset import removed, world_offset
 from dune_cli.io.camera_fields import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.colmap_read import Model, model_folder, open_model
 from dune_cli.io.colmap_tables import FOCALS
@@ -53,13 +54,15 @@ class MapImage:
 @dataclass(frozen=True)
 class PhotoMap:
     """Posed photos. `scale` is "metric" (the world's unit is a metre) or "arbitrary", and then `scale_note` says why.
-    `files` hold the model, for its provenance."""
+    `files` hold the model, for its provenance. `world_offset` (3,): where the world's coordinates are large, what was
+    taken off the images' poses here."""
 
     folder: Path
     images: tuple[MapImage, ...]
     scale: str
     scale_note: str | None
     files: tuple[Path, ...] = ()
+    world_offset: np.ndarray | None = None
 
     @cached_property
     def extent(self) -> float:
@@ -99,7 +102,9 @@ def open_map(folder: str | Path, images: str | Path | None = None, scale: str | 
     if not entries:
         raise UserError(f"the map {folder} has no registered images; name another model, or reconstruct it again")
     kept = _with_photos(entries, folder, images, list(scenes.values()))
-    return PhotoMap(folder, tuple(kept), *_scale(scale, list(scenes.values())), tuple(files))
+    offset = world_offset(np.stack([image.world_from_cam[:3, 3] for image in kept]))
+    near = tuple(replace(image, world_from_cam=removed(image.world_from_cam, offset)) for image in kept)
+    return PhotoMap(folder, near, *_scale(scale, list(scenes.values())), tuple(files), offset)
 
 
 @dataclass(frozen=True)
