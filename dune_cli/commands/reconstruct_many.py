@@ -15,10 +15,10 @@ from dune_cli.errors import UserError
 if TYPE_CHECKING:
     from dune_cli.commands.reconstruct_options import Many
     from dune_cli.commands.reconstruct_outputs import Targets
+    from dune_cli.io.work_folder import WorkFolder
     from dune_cli.provenance import Run
     from dune_cli.tasks.reconstruct.gallery import Describer
     from dune_cli.tasks.reconstruct.scene import Scene
-    from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
     Done = tuple[Scene, list[tuple[Path, str]], dict[str, Any]]
 
@@ -77,8 +77,8 @@ def run_many(
     """The scene, each photo with its hash, and what was new to the work folder; None after --preflight, which prints
     what the work would take."""
     from dune_cli.io.inputs import is_video
+    from dune_cli.io.work_folder import WorkFolder
     from dune_cli.tasks.reconstruct.video_frames import photos_of
-    from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
     is_surface = targets.scene.suffix.lower() in SURFACE_SUFFIXES
     if many.mesh is not None and not is_surface:

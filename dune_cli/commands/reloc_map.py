@@ -106,13 +106,13 @@ def locate_in_map(words: MapWords) -> None:
     from dune_cli.io import atomic
     from dune_cli.io.inputs import expand
     from dune_cli.io.intrinsics import one_by_one
+    from dune_cli.io.work_folder import open_work
     from dune_cli.provenance import Run, sha256_of
     from dune_cli.tasks.reloc import map_json
     from dune_cli.tasks.reloc.guesses import LocateConfig
     from dune_cli.tasks.reloc.map_files import open_map
     from dune_cli.tasks.reloc.map_points import MapPoints, PointsConfig
     from dune_cli.tasks.reloc.solve import MIN_CONFIDENCE
-    from dune_cli.tasks.reloc.work import open_work
 
     paths = expand(words.queries)
     cameras = one_by_one(words.intrinsics, len(paths))

@@ -25,13 +25,13 @@ from dune_cli.io.fields import Fields
 from dune_cli.io.photos import read_photo
 from dune_cli.io.safe_read import is_file, read_json
 from dune_cli.io.texts import shown
+from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.base import Matcher
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import many
 from dune_cli.tasks.reconstruct.dense.config import DenseConfig
 from dune_cli.tasks.reconstruct.dense.views import dense_views
 from dune_cli.tasks.reconstruct.scene import Scene, View
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
 CLOSE, RATIO = 0.05, 1.25
 MEDIAN, NEAREST = "median depth", "nearest sparse point"

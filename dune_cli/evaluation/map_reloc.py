@@ -23,13 +23,13 @@ from dune_cli.io.fields import Fields
 from dune_cli.io.photos import read_photo
 from dune_cli.io.safe_read import is_file, read_json
 from dune_cli.io.texts import shown
+from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.base import Matcher
 from dune_cli.tasks.reloc.choose import Candidates
 from dune_cli.tasks.reloc.in_map import LocateConfig, Query, locate
 from dune_cli.tasks.reloc.lens import Lens
 from dune_cli.tasks.reloc.map_files import MapImage, PhotoMap
 from dune_cli.tasks.reloc.map_points import MapPoints, PointsConfig
-from dune_cli.tasks.reloc.work import WorkFolder
 
 NEAR_M, NEAR_DEG, NEAR_SHARE = 0.25, 2.0, 0.05  # of the size of the place, where the scale is arbitrary
 MIN_FRAMES = 4  # a map of three is left

@@ -18,11 +18,11 @@ from dune_cli.evaluation.trajectory import camera_errors, extent, pair_errors_de
 from dune_cli.geometry.pose_auc import pose_auc
 from dune_cli.io.intrinsics import resolve_intrinsics
 from dune_cli.io.photos import PhotoFacts, read_photo
+from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.base import Matcher
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import many, many_pointmaps
 from dune_cli.tasks.reconstruct.scene import Scene
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from dune_cli.models.two_view import TwoViewModel

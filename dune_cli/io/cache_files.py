@@ -19,6 +19,7 @@ from dune_cli.errors import UserError
 from dune_cli.io.atomic import atomic_path
 from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, open_regular, parse_json, read_bytes
 
+Layout = Mapping[str, tuple[str, tuple[int | str, ...]]]
 _HEADER = "dune"
 HEADER_LIMIT_BYTES = 100_000_000  # safetensors' own
 
@@ -39,12 +40,16 @@ def write_cached(path: str | Path, schema: str, made_of: str, arrays: Mapping[st
 
 
 def read_cached(
-    path: str | Path, schema: str, made_of: str, limit_bytes: int = ARRAYS_LIMIT_BYTES
+    path: str | Path,
+    schema: str,
+    made_of: str,
+    limit_bytes: int = ARRAYS_LIMIT_BYTES,
+    layout: Layout | None = None,
 ) -> dict[str, np.ndarray] | None:
     """The arrays of a file that `write_cached` wrote with the same `schema` and `made_of`; None otherwise.
 
-    A note says so where a file is there and is damaged, of another schema, or changed since it was written. A file
-    made of something else is passed over without a note.
+    A note says so where a file is there and is damaged, of another schema, changed since it was written, or without the
+    arrays of `layout` (see `check_layout`). A file made of something else is passed over without a note.
     """
     from safetensors import deserialize
 
@@ -53,7 +58,7 @@ def read_cached(
         return None
     try:
         content = read_bytes(path, "a cache file", limit_bytes)
-        facts = _facts(content[8 : 8 + int.from_bytes(content[:8], "little")], path)
+        facts = _facts(content[8 : 8 + int.from_bytes(content[:8], "little")])
         if not _fits(facts, schema, made_of, path):
             return None
         arrays = {
@@ -62,10 +67,32 @@ def read_cached(
         }
         if facts["sha256"] != _checksum(arrays):
             raise UserError("its checksum does not fit")
+        if layout is not None:
+            check_layout(arrays, layout)
     except Exception as error:  # damaged bytes provoke anything
         note_damaged(path, error)
         return None
     return arrays
+
+
+def check_layout(arrays: Mapping[str, np.ndarray], layout: Layout) -> None:
+    """Raises ValueError unless there are all arrays of `layout`: name -> (kinds, shape).
+
+    Kinds are NumPy's letters of dtypes, such as "iu"; "f" stands for finite floats and "F" for any. A letter in a shape
+    stands for one length wherever it comes.
+    """
+    lengths: dict[str, int] = {}
+    for name, (kinds, shape) in layout.items():
+        if name not in arrays:
+            raise ValueError(f"it lacks {name}")
+        array = arrays[name]
+        fits = array.dtype.kind in kinds.lower() and array.ndim == len(shape)
+        for side, length in zip(shape, array.shape) if fits else ():
+            fits &= length == (lengths.setdefault(side, length) if isinstance(side, str) else side)
+        if not fits:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}")
+        if array.dtype.kind == "f" and "f" in kinds and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def check_cached(path: str | Path, schema: str, made_of: str, limit_bytes: int = ARRAYS_LIMIT_BYTES) -> bool:
@@ -78,7 +105,7 @@ def check_cached(path: str | Path, schema: str, made_of: str, limit_bytes: int =
     try:
         with open_regular(path, "a cache file", limit_bytes) as file:
             length = int.from_bytes(file.read(8), "little")
-            facts = _facts(file.read(min(length, HEADER_LIMIT_BYTES)), path)
+            facts = _facts(file.read(min(length, HEADER_LIMIT_BYTES)))
         if not _fits(facts, schema, made_of, path):
             return False
         digest = hashlib.sha256()
@@ -111,8 +138,8 @@ def text_of(array: np.ndarray) -> str:
     return array.tobytes().decode()
 
 
-def _facts(header: bytes, path: Path) -> dict[str, str]:
-    facts = parse_json(parse_json(header, str(path))["__metadata__"][_HEADER], str(path))
+def _facts(header: bytes) -> dict[str, str]:
+    facts = parse_json(parse_json(header, "its header")["__metadata__"][_HEADER], "its header")
     if not all(isinstance(facts[name], str) for name in ("schema", "made_of", "sha256")):
         raise UserError("its header is of another form")
     return facts

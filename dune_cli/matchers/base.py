@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from dune_cli.io.cache_files import Layout
 from dune_cli.provenance import Source
 
 
@@ -77,7 +78,12 @@ class Matcher(ABC):
 
 
 class SplitMatcher(Matcher):
-    """A matcher that first looks at each photo alone, so that many pairs share that work, which can be kept, too."""
+    """A matcher that first looks at each photo alone, so that many pairs share that work, which can be kept, too.
+
+    `packed_layout`: what `pack` gives, as io/cache_files.py has it; None: kept arrays are not looked at.
+    """
+
+    packed_layout: ClassVar[Layout | None] = None
 
     def match(self, rgb1: np.ndarray, rgb2: np.ndarray) -> Matches:
         return self.match_features(self.extract(rgb1), self.extract(rgb2))
@@ -103,6 +109,12 @@ class FeatureMatcher(SplitMatcher):
     """A matcher of keypoints, which are the same ones in all pairs of a photo."""
 
     side_multiple: int = 1
+    packed_layout: ClassVar[Layout | None] = {
+        "points": ("f", ("N", 2)),
+        "descriptors": ("f", ("N", "C")),
+        "size": ("i", (2,)),
+        "original_per_pixel": ("f", (2,)),
+    }
 
     def extract(self, rgb: np.ndarray) -> Features:
         """Keypoints of a photo (H, W, 3) uint8 of any size."""

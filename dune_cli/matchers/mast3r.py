@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from dune_cli.errors import UserError
+from dune_cli.io.cache_files import Layout
 from dune_cli.matchers.base import Availability, Matcher, Matches, SplitMatcher
 
 if TYPE_CHECKING:
@@ -78,6 +79,12 @@ class Mast3r(SplitMatcher):
         with torch.inference_mode():
             output = self.model.decode(features1.features, features2.features, points=False)
         return matches_of(output, features1, features2, self.subsample)[0]
+
+    packed_layout: ClassVar[Layout | None] = {
+        "tokens": ("f", ("N", "D")),
+        "grid": ("i", (2,)),
+        "network_from_image": ("f", (3, 3)),
+    }
 
     def pack(self, features: Encoded) -> dict[str, np.ndarray]:
         return {

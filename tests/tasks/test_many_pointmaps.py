@@ -16,10 +16,10 @@ from published_files import Fixture, mast3r_tree
 from dune_cli.checkpoints.load import load_two_view
 from dune_cli.errors import DuneError, JobFailed, UserError
 from dune_cli.geometry import cameras, poses
+from dune_cli.io.work_folder import WorkFolder
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct.many_pointmaps import ManyPointMapsConfig, reconstruct
 from dune_cli.tasks.reconstruct.scene import Scene
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
 VIEWS = 6
 SIZES = [(320, 240) if view != 2 else (240, 320) for view in range(VIEWS)]  # one is in portrait

@@ -9,10 +9,10 @@ import pytest
 from many_photos import write
 
 from dune_cli.errors import JobFailed
+from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.sift import Sift
 from dune_cli.tasks.reconstruct import preflight
 from dune_cli.tasks.reconstruct.many import ManyConfig
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
 
 @pytest.fixture(scope="module")

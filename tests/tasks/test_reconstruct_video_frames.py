@@ -12,8 +12,8 @@ from video_files import panned, write_video
 from dune_cli.errors import UserError
 from dune_cli.io.photos import read_photo
 from dune_cli.io.video import Frame
+from dune_cli.io.work_folder import WorkFolder
 from dune_cli.tasks.reconstruct import video_frames
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
 
 def test_of_each_stretch_the_sharpest_frame() -> None:
@@ -47,6 +47,24 @@ def test_frames_are_made_once_and_stand_where_the_video_stood(tmp_path: Path, mo
     twin = write_video(tmp_path / "other" / "walk.avi" if (tmp_path / "other").mkdir() is None else clip, pictures[:8])
     both = video_frames.photos_of([clip, twin], 5, work)
     assert len({path.name for path in both}) == len(both)
+
+
+def test_damaged_frames_are_made_again_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = write_video(tmp_path / "walk.avi", panned("coffee.png", 8))
+    found = video_frames.photos_of([clip], 5, WorkFolder(tmp_path / "work"))
+    whole = [path.read_bytes() for path in found]
+    for damage in ("cut", "gone", "list", "more"):
+        if damage == "cut":
+            found[1].write_bytes(whole[1][:100])
+        elif damage == "gone":
+            found[0].unlink()
+        elif damage == "list":
+            (found[0].parent / "frames.json").write_text("{")
+        else:
+            (found[0].parent / "walk_000099.jpg").write_bytes(whole[0])
+        assert video_frames.photos_of([clip], 5, WorkFolder(tmp_path / "work")) == found
+        assert [path.read_bytes() for path in found] == whole
+        assert capsys.readouterr().err.count("is damaged") == 1
 
 
 def test_a_video_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dune_cli.io.colmap import write_colmap
 from dune_cli.io.jsons import dumps
 from dune_cli.io.mesh import Frustum
 from dune_cli.io.photos import read_photo
+from dune_cli.io.work_folder import WorkFolder, open_work
 from dune_cli.matchers.base import Matcher, Matches
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Source
@@ -27,7 +28,6 @@ from dune_cli.tasks.reloc.in_map import Located, Query, locate, located_by
 from dune_cli.tasks.reloc.lens import Lens
 from dune_cli.tasks.reloc.map_files import PhotoMap, open_map
 from dune_cli.tasks.reloc.map_points import ImagePoints, MapPoints, PointsConfig, neighbours_of
-from dune_cli.tasks.reloc.work import WorkFolder, open_work
 
 K, QUERY = synthetic_maps.K, synthetic_maps.QUERY
 LENS = Lens.pinhole(K, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
@@ -312,7 +312,7 @@ class Counting(Sift):
         return super()._compare(features1, features2)
 
 
-def test_what_is_kept_is_not_computed_again(folder: Path, tmp_path: Path) -> None:
+def test_what_is_kept_is_not_computed_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts, found = [], []
     for _ in range(2):
         matcher = Counting()
@@ -321,11 +321,12 @@ def test_what_is_kept_is_not_computed_again(folder: Path, tmp_path: Path) -> Non
         counts.append((matcher.extracted, matcher.compared))
     assert counts == [(5, 6 + 4), (1, 4)]  # four photos and the query, six pairs of the map, four with the query
     np.testing.assert_array_equal(found[0].world_from_query, found[1].world_from_query)
-    for file in (tmp_path / "work").iterdir():
+    for file in (tmp_path / "work").rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:50])  # damaged: made again
+    capsys.readouterr()
     matcher = Counting()
     find(MapPoints(open_map(folder), matcher, PointsConfig(), WorkFolder(tmp_path / "work")), folder / "query.png")
-    assert matcher.extracted == 5
+    assert matcher.extracted == 5 and capsys.readouterr().err.count("is damaged") == 8
     # another pose is another map
     synthetic_maps.write_model(tmp_path, scale=2.0)
     moved = Counting()

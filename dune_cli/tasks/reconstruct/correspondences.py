@@ -8,13 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from dune_cli import console
+from dune_cli.errors import UserError
 from dune_cli.io.photos import read_photo
+from dune_cli.io.work_folder import WorkFolder, key_of
 from dune_cli.matchers.base import FeatureMatcher, SplitMatcher
 from dune_cli.tasks.reconstruct.gallery import FeatureShelf, Looked, colours_at
 from dune_cli.tasks.reconstruct.pairing import Pairs
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder, key_of
 
 MATCHES = "matches"
+INDEX_LAYOUT = {"1": ("u", ("M",)), "2": ("u", ("M",)), "scores": ("f", ("M",))}
+PLACE_LAYOUT = {
+    **dict.fromkeys("12", ("f", ("M", 2))),
+    **{f"colors{side}": ("u", ("M", 3)) for side in "12"},
+    "scores": ("f", ("M",)),
+    "sizes": ("f", (2,)),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def _match(
     keys."""
     first, second = sorted((one, two), key=lambda look: look.key)
     key = key_of(first.key, second.key)
-    arrays = work.read(MATCHES, key)
+    arrays = work.read(MATCHES, key, INDEX_LAYOUT if isinstance(matcher, FeatureMatcher) else PLACE_LAYOUT)
     if arrays is None:
         features = shelf.take(first), shelf.take(second)
         if isinstance(matcher, FeatureMatcher):
@@ -94,6 +102,12 @@ def _indexed(
         colors.append(shelf.colours(look))
         sizes.append(features.photo.pixel_size)
     matches = {pair: np.stack([arrays["1"], arrays["2"]], axis=1) for pair, arrays in kept.items()}
+    for (i, j), found in matches.items():
+        if (found >= (len(keypoints[i]), len(keypoints[j]))).any():
+            raise UserError(
+                f"the work folder's matches of {looks[i].facts.path} and {looks[j].facts.path} do not fit their "
+                "features; name a new one with --work"
+            )
     return Correspondences(tuple(keypoints), tuple(colors), tuple(sizes), matches)
 
 

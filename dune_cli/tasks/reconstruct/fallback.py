@@ -10,6 +10,7 @@ import numpy as np
 from dune_cli.errors import JobFailed
 from dune_cli.io.names import relative_names
 from dune_cli.io.photos import PhotoFacts, read_photo
+from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.base import SplitMatcher
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import matches as two_views
@@ -18,7 +19,6 @@ from dune_cli.tasks.reconstruct.gallery import FeatureShelf, Looked
 from dune_cli.tasks.reconstruct.mapping import Mapped
 from dune_cli.tasks.reconstruct.scene import Pair, Scene, View
 from dune_cli.tasks.reconstruct.verification import Verified
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
 PAIRS_TO_TRY = 3
 

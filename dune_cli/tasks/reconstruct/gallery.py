@@ -12,10 +12,10 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.io.photos import Photo, PhotoFacts, read_photo
+from dune_cli.io.work_folder import WorkFolder, key_of
 from dune_cli.matchers.base import FeatureMatcher, SplitMatcher
 from dune_cli.matchers.retrieval import describe_photo, encoder_key
 from dune_cli.provenance import sha256_of
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder, key_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,7 +92,7 @@ def _look(path: Path, matcher: SplitMatcher, work: WorkFolder, describer: Descri
     descriptor = None
     if describer is not None:
         own = key_of(facts.sha256, *describer.key)
-        kept = work.read(DESCRIPTORS, own)
+        kept = work.read(DESCRIPTORS, own, {"descriptor": ("f", ("D",))})
         if kept is None:
             photo = photo or read_photo(path)
             kept = {"descriptor": describer.describe(photo.rgb)}
@@ -105,8 +105,8 @@ def _known_facts(path: Path, work: WorkFolder) -> PhotoFacts | None:
     if not path.is_file():
         return None
     sha256 = sha256_of(path)
-    kept = work.read(FACTS, key_of(sha256))
-    if kept is None or len(kept["facts"]) != FACT_COUNT:  # of an earlier version
+    kept = work.read(FACTS, key_of(sha256), {"facts": ("F", (FACT_COUNT,))})
+    if kept is None:
         return None
     width, height, exif, orientation = kept["facts"].tolist()
     return PhotoFacts(path, int(width), int(height), sha256, None if np.isnan(exif) else exif, int(orientation))
@@ -155,9 +155,12 @@ class FeatureShelf:
         return features
 
     def _packed(self, looked: Looked) -> dict[str, np.ndarray]:
-        packed = self._work.read(FEATURES, looked.key)
+        layout = dict(self._matcher.packed_layout or {})
+        if isinstance(self._matcher, FeatureMatcher):
+            layout["colors"] = ("u", ("N", 3))
+        packed = self._work.read(FEATURES, looked.key, layout)
         if packed is None:
             _look(looked.facts.path, self._matcher, self._work, None)
-            packed = self._work.read(FEATURES, looked.key)
+            packed = self._work.read(FEATURES, looked.key, layout)
             assert packed is not None, "it was written just now"
         return packed

@@ -12,6 +12,7 @@ from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry.world_offset import removed, world_offset
 from dune_cli.io.photos import PhotoFacts
+from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.base import FeatureMatcher, Matcher, SplitMatcher
 from dune_cli.matchers.retrieval import describe_keypoints
 from dune_cli.provenance import Run
@@ -24,7 +25,6 @@ from dune_cli.tasks.reconstruct.gallery import Describer, FeatureShelf, Looked, 
 from dune_cli.tasks.reconstruct.mapping import MappingConfig, map_photos
 from dune_cli.tasks.reconstruct.scene import LARGE, Scene
 from dune_cli.tasks.reconstruct.verification import Lens, verify
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
 Intrinsics = Sequence[tuple[np.ndarray, str]]
 SAME_SIZE_SHARE = 0.8  # of photos without a known focal length: then one camera took all of a size

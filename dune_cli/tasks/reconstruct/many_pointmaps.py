@@ -17,12 +17,12 @@ from dune_cli.geometry.poses import inverse, transform_points, vector_angle
 from dune_cli.geometry.world_offset import removed, world_offset
 from dune_cli.io.names import relative_names
 from dune_cli.io.photos import PhotoFacts
+from dune_cli.io.work_folder import WorkFolder
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import pairing
 from dune_cli.tasks.reconstruct.merged_maps import merged_map
 from dune_cli.tasks.reconstruct.pair_maps import Encoded, PairMaker
 from dune_cli.tasks.reconstruct.scene import LARGE, Pair, PointMap, Scene, View
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from dune_cli.models.two_view import TwoViewModel

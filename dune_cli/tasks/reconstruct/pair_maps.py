@@ -16,7 +16,7 @@ from dune_cli.geometry.cameras import transform_pixels
 from dune_cli.geometry.global_alignment import PairPoints
 from dune_cli.io.photos import PhotoFacts, read_photo
 from dune_cli.io.preprocess import prepare
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder, key_of
+from dune_cli.io.work_folder import WorkFolder, key_of
 
 if TYPE_CHECKING:
     from dune_cli.models.two_view import TwoViewModel, ViewFeatures
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 TOKENS, MAPS = "two-view tokens", "two-view maps"
 HELD_PHOTOS = 64  # whose tokens are in memory at once, about 3 MB each
 ANCHORS = 12  # a side of each view's grid
+TOKENS_LAYOUT = {"tokens": ("f", ("N", "D")), "grid": ("i", (2,))}
+MAPS_LAYOUT = {
+    "anchor_points": ("F", (2, ANCHORS**2, 3)),
+    "anchor_confidence": ("F", (2, ANCHORS**2)),
+    "depth": ("F", ("H", "W")),
+    "confidence": ("F", ("H", "W")),
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class PairMaker:
         photo = read_photo(path)
         ready = prepare(photo.rgb, self.size_px, self.model.patch, self.model.crop_square_to_4_3)
         key = key_of(photo.sha256, *self.key)
-        kept = self.work.read(TOKENS, key)
+        kept = self.work.read(TOKENS, key, TOKENS_LAYOUT)
         if kept is None:
             where = next(self.model.parameters()).device
             with torch.inference_mode():
@@ -111,7 +118,7 @@ class PairMaker:
         import torch
 
         key = key_of(first.key, second.key)
-        kept = self.work.read(MAPS, key)
+        kept = self.work.read(MAPS, key, MAPS_LAYOUT)
         if kept is not None:
             return kept
         with torch.inference_mode():
@@ -138,10 +145,10 @@ class PairMaker:
         from dune_cli.models.two_view import ViewFeatures
 
         if photo.key not in self._held:
-            kept = self.work.read(TOKENS, photo.key)
+            kept = self.work.read(TOKENS, photo.key, TOKENS_LAYOUT)
             if kept is None:
                 self._encode(photo.facts.path)
-                kept = self.work.read(TOKENS, photo.key)
+                kept = self.work.read(TOKENS, photo.key, TOKENS_LAYOUT)
             assert kept is not None, "it was written just now"
             rows, columns = kept["grid"].tolist()
             where = next(self.model.parameters()).device

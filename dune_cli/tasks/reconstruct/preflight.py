@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dune_cli.errors import JobFailed
+from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.base import SplitMatcher
 from dune_cli.tasks.reconstruct import pairing
 from dune_cli.tasks.reconstruct.correspondences import MATCHES, match_pairs
 from dune_cli.tasks.reconstruct.gallery import DESCRIPTORS, FEATURES, MEMORY_BYTES, Describer, look_at
 from dune_cli.tasks.reconstruct.many import ManyConfig, wants_descriptors
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder
 
 PHOTOS, PAIRS = 4, 4  # that are timed
 BASE_BYTES = 1_200_000_000  # the libraries and one photo at work
@@ -62,8 +62,8 @@ def preflight(
     pair_seconds = (time.perf_counter() - started) / max(work.counts[MATCHES], 1)
     count, pairs = len(paths), pair_count(paths, config)
     done = len(looks) - work.counts[FEATURES]
-    feature_bytes = work.bytes_of(FEATURES) / max(_entries(work, FEATURES), 1)
-    match_bytes = work.bytes_of(MATCHES) / max(_entries(work, MATCHES), 1)
+    feature_bytes = work.bytes_of(FEATURES) / max(len(work.entries(FEATURES)), 1)
+    match_bytes = work.bytes_of(MATCHES) / max(len(work.entries(MATCHES)), 1)
     keypoints = sum(map(len, found.keypoints)) / max(sum(1 for k in found.keypoints if len(k)), 1)
     left = max(count - len(looks), 0)
     seconds = left * photo_seconds + pairs * (pair_seconds + VERIFY_SECONDS) + count * MAP_SECONDS * max(1, count / 200)
@@ -112,10 +112,6 @@ def available_memory() -> int:
     except OSError:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _entries(work: WorkFolder, kind: str) -> int:
-    return sum(1 for _ in (work.folder / kind).glob("*/[!.]*.safetensors"))
 
 
 def _refuse(estimate: Estimate, work: WorkFolder) -> None:

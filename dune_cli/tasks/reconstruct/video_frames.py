@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dune_cli import console, optional
+from dune_cli.errors import UserError
 from dune_cli.io.atomic import atomic_directory
+from dune_cli.io.cache_files import note_damaged
+from dune_cli.io.fields import Fields
 from dune_cli.io.inputs import is_video
+from dune_cli.io.jsons import write_json
+from dune_cli.io.safe_read import read_bytes, read_json
 from dune_cli.io.targets import unique_stems
 from dune_cli.io.video import Frame, Video
+from dune_cli.io.work_folder import WorkFolder, key_of
 from dune_cli.provenance import sha256_of
-from dune_cli.tasks.reconstruct.work_folder import WorkFolder, key_of
 
 FPS = 2.0  # frames a second that are taken where the user says nothing
 SHARPNESS_SIDE_PX = 640
 JPEG_QUALITY = 97
+LIST, SCHEMA = "frames.json", "dune.frames/1"
 
 
 def photos_of(paths: Sequence[Path], fps: float | None, work: WorkFolder) -> list[Path]:
     """The photos of `paths`, and instead of each video its frames: of every 1 / fps seconds the sharpest one.
 
     Frames are files FOLDER/frames/KEY/VIDEO_000123.jpg, numbered by their place in the video, and there all together
-    or not at all. Raises what `Video` does for one that cannot be read.
+    or not at all, with their hashes in frames.json; a note says where they are damaged and made again. Raises what
+    `Video` does for one that cannot be read.
     """
     videos = [path for path in paths if is_video(path)]
     stems = dict(zip(videos, unique_stems(videos)))
@@ -38,8 +47,9 @@ def photos_of(paths: Sequence[Path], fps: float | None, work: WorkFolder) -> lis
 def _frames_of(path: Path, stem: str, fps: float, work: WorkFolder) -> list[Path]:
     with Video(path) as video:  # says what is wrong with a file before it is hashed
         folder = work.folder / "frames" / key_of(sha256_of(path), fps, stem)
-        if not folder.is_dir():
+        if not _are_whole(folder):
             cv2 = optional.require("cv2", f"the video {path}")
+            hashes = {}
             with atomic_directory(folder) as temporary:
                 shown = console.progress(iter(video), f"frames of {path.name}", video.expected, "frame")
                 for frame in sharpest(shown, fps):
@@ -47,8 +57,30 @@ def _frames_of(path: Path, stem: str, fps: float, work: WorkFolder) -> list[Path
                         ".jpg", np.ascontiguousarray(frame.rgb[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
                     )
                     assert good, "a frame is a picture"
-                    (temporary / f"{stem}_{frame.index:06d}.jpg").write_bytes(data.tobytes())
+                    file = temporary / f"{stem}_{frame.index:06d}.jpg"
+                    file.write_bytes(data.tobytes())
+                    hashes[file.name] = hashlib.sha256(data.tobytes()).hexdigest()
+                write_json(temporary / LIST, {"schema": SCHEMA, "sha256": hashes})
     return sorted(folder.glob("*.jpg"))
+
+
+def _are_whole(folder: Path) -> bool:
+    """Whether the frames in `folder` are those that its list has; if not, they are removed, with a note."""
+    if not folder.exists():
+        return False
+    try:
+        facts = Fields(read_json(folder / LIST), str(folder / LIST))
+        hashes = facts.object("sha256")
+        if facts.text("schema") != SCHEMA or set(hashes) != {file.name for file in folder.glob("*.jpg")}:
+            raise UserError("its frames are not those of its list")
+        for name in hashes:
+            if hashlib.sha256(read_bytes(folder / name, "a frame")).hexdigest() != hashes.text(name):
+                raise UserError(f"{name} was changed")
+    except UserError as error:
+        note_damaged(folder, error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
 
 
 def sharpest(frames: Iterator[Frame], fps: float) -> Iterator[Frame]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -10,12 +9,14 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.io.photos import read_photo
+from dune_cli.io.work_folder import WorkFolder, key_of
 from dune_cli.tasks.reloc.map_files import MapImage, PhotoMap
-from dune_cli.tasks.reloc.work import WorkFolder
 
 if TYPE_CHECKING:
     from torch import nn
 
+DESCRIPTORS = "descriptors"
+DESCRIPTOR_LAYOUT = {"descriptor": ("f", ("D",))}
 Candidates = list[tuple[int, float | None]]
 
 
@@ -57,16 +58,15 @@ class Chooser:
         if self._descriptors is not None:
             return self._descriptors
         encoder, images = self._ready(), self.map.images
-        key = hashlib.sha256(" ".join(retrieval.encoder_key(encoder)).encode()).hexdigest()[:16]
-        name = f"retrieval-{key}.npz"
-        kept = self.work.load(name) or {}
-        missing = [image for image in images if image.sha256 not in kept]
+        key = retrieval.encoder_key(encoder)
+        keys = {image.sha256: key_of(image.sha256, *key) for image in images}
+        found = {sha256: self.work.read(DESCRIPTORS, own, DESCRIPTOR_LAYOUT) for sha256, own in keys.items()}
+        missing = [image for image in images if found[image.sha256] is None]
         photos = console.progress(_photos(missing), "map", total=len(missing), unit="photo")
         for image, descriptor in zip(missing, retrieval.describe_photos(encoder, photos)):
-            kept[image.sha256] = descriptor
-        if missing:
-            self.work.save(name, kept)
-        self._descriptors = np.stack([kept[image.sha256] for image in images])
+            found[image.sha256] = {"descriptor": descriptor}
+            self.work.write(DESCRIPTORS, keys[image.sha256], {"descriptor": descriptor})
+        self._descriptors = np.stack([found[image.sha256]["descriptor"] for image in images])
         return self._descriptors
 
 

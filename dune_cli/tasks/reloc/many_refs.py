@@ -16,6 +16,7 @@ import numpy as np
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import poses
+from dune_cli.io.work_folder import WorkFolder
 from dune_cli.tasks.reloc.guesses import LocateConfig, Seen
 from dune_cli.tasks.reloc.in_map import Located, Query, locate, located_by
 from dune_cli.tasks.reloc.lens import Lens
@@ -23,7 +24,6 @@ from dune_cli.tasks.reloc.map_files import MapImage, PhotoMap
 from dune_cli.tasks.reloc.map_points import MapPoints, PointsConfig
 from dune_cli.tasks.reloc.sight import Common, MatcherSight, Shot, Sight
 from dune_cli.tasks.reloc.solve import Relocalization, SolverConfig, relocalize
-from dune_cli.tasks.reloc.work import WorkFolder
 
 SEEDS = 6  # the best references, among which a pair is looked for to begin with
 

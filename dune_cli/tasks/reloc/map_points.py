@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, replace
@@ -16,12 +14,13 @@ from dune_cli.errors import UserError
 from dune_cli.geometry import star_tracks
 from dune_cli.geometry.poses import vector_angle
 from dune_cli.io.photos import Photo, read_photo
+from dune_cli.io.work_folder import WorkFolder, key_of
 from dune_cli.matchers.base import FeatureMatcher, Matcher, Matches, SplitMatcher
 from dune_cli.tasks.reloc.map_files import MapImage, PhotoMap
-from dune_cli.tasks.reloc.work import WorkFolder
 
 FAR_TURNED = np.radians(45)  # weighs as much as the whole extent of the map
 FORMAT = 1  # of the files in the work folder; another number makes them anew
+POINTS_LAYOUT = {"pixels": ("f", ("P", 2)), "points_world": ("f", ("P", 3)), "observations": ("iu", ("P",))}
 T = TypeVar("T")
 
 
@@ -108,8 +107,10 @@ class MapPoints:
             return _read(image).rgb
         # also the first time as they are kept, so that a second run sees the same
         packed = self.work.arrays(
-            lambda: f"features-{_hashed([FORMAT, *self._of_matcher(), image.sha256])}.npz",
+            "features",
+            lambda: key_of(FORMAT, *self._of_matcher(), image.sha256),
             lambda: self.matcher.pack(self.look(_read(image))),
+            self.matcher.packed_layout,
         )
         return self.matcher.unpack(packed)
 
@@ -118,14 +119,14 @@ class MapPoints:
 
     def _kept_points(self, index: int) -> ImagePoints:
         star = [index, *neighbours_of(self.map, index, self.config.neighbours)]
-        arrays = self.work.arrays(lambda: f"points-{self._key(star)}.npz", lambda: self._triangulated(star))
+        arrays = self.work.arrays("points", lambda: self._key(star), lambda: self._triangulated(star), POINTS_LAYOUT)
         return ImagePoints(**arrays)
 
     def _key(self, star: list[int]) -> str:
         """Changes with whatever the points follow from."""
         images = [self.map.images[i] for i in star]
         poses = [(i.sha256, i.lens.model, i.lens.params, np.round(i.world_from_cam, 12).tolist()) for i in images]
-        return _hashed([FORMAT, *self._of_matcher(), asdict(self.config), poses])
+        return key_of(FORMAT, *self._of_matcher(), asdict(self.config), poses)
 
     def _triangulated(self, star: list[int]) -> dict[str, np.ndarray]:
         """The fields of `ImagePoints` for the first of `star`, from its matches with the others."""
@@ -206,10 +207,6 @@ def _read(image: MapImage) -> Photo:
             f"{width} x {height}; name the folder of the photos it was made of with --images"
         )
     return photo
-
-
-def _hashed(facts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 def _swapped(pair: Matches) -> Matches:
