@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial import KDTree
 
+from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.evaluation.map_reloc import Place
 from dune_cli.evaluation.multiview import intrinsics_of
@@ -100,22 +101,24 @@ def mean_errors(errors: Sequence[DepthErrors]) -> DepthErrors:
     )
 
 
-def true_depths(place: Place) -> list[np.ndarray] | None:
-    """(H, W) metres of each photo, 0 where there is none; None for a set without depth. UserError for one that has it
-    for some photos only, is not metric, or where a depth map's size is not its photo's."""
+def true_depths(place: Place) -> list[np.ndarray | None] | None:
+    """(H, W) metres of each photo, 0 where there is none, and None for a photo without any; None for a set without
+    depth, or whose lengths are not metres. Notes say what is left out. UserError where a depth map is not there or its
+    size is not its photo's."""
     (file,) = place.map.files
-    frames = Fields(read_json(file), str(file)).objects("frames")
+    every = Fields(read_json(file), str(file)).objects("frames")
+    frames = [every[index] for index in place.frames]
     named = [frame.text("depth", None) is not None for frame in frames]
     if not any(named):
         return None
-    if not all(named):
-        raise UserError(
-            f"{file}: {named.count(False)} of {len(named)} frames name no depth; name one for each, or none"
-        )
     if not place.metric:
-        raise UserError(f'{file} has depth in metres, but its "scale" is not metric')
-    depths = []
-    for frame, image in zip(frames, place.map.images):
+        console.note(f'{file} is left out: it has depth in metres, but its "scale" is not metric')
+        return None
+    depths: list[np.ndarray | None] = []
+    for frame, image, has_depth in zip(frames, place.map.images, named):
+        if not has_depth:
+            depths.append(None)
+            continue
         path = file.parent / frame["depth"]
         if not is_file(path):
             raise UserError(f"{frame.where}: the depth map {shown(frame['depth'])} is not there")
@@ -123,8 +126,12 @@ def true_depths(place: Place) -> list[np.ndarray] | None:
         if depth.shape != (image.lens.height, image.lens.width):
             size = f"{depth.shape[1]} x {depth.shape[0]}"
             raise UserError(f"{path} has {size} px, its photo {image.lens.width} x {image.lens.height}")
-        depths.append(depth)
-    return depths
+        depths.append(depth if (depth > 0).any() else None)
+    lacking = [image.name for image, depth in zip(place.map.images, depths) if depth is None]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        console.note(f"{file}: left out, for no depth was measured: {lacking[0]}{more}")
+    return depths if len(lacking) < len(depths) else None
 
 
 def sparse_scene(place: Place, matcher: Matcher, seed: int) -> Scene:
@@ -161,14 +168,14 @@ def on_photo(view: View) -> np.ndarray:
     return np.where(inside, depth[np.where(inside, y, 0), np.where(inside, x, 0)], np.nan)
 
 
-def controls(scene: Scene, true: Sequence[np.ndarray]) -> Mapping[str, Maps]:
+def controls(scene: Scene, true: Sequence[np.ndarray | None]) -> Mapping[str, Maps]:
     """What needs no dense part: the true depth's median everywhere (which the truth itself tells), and every pixel with
     the depth of the sparse point nearest to it in the photo."""
     assert scene.sparse is not None
-    medians: Maps = [np.full(depth.shape, np.median(depth[depth > 0])) for depth in true]
+    medians: Maps = [None if d is None else np.full(d.shape, np.median(d[d > 0])) for d in true]
     nearest: Maps = []
     for view, (index, pixels), depth in zip(scene.views, scene.sparse.observations, true):
-        if not view.registered or not len(index):
+        if depth is None or not view.registered or not len(index):
             nearest.append(None)
             continue
         points = transform_points(inverse(view.world_from_cam), scene.sparse.points_world[index])
@@ -194,6 +201,10 @@ def score_place(
         yield f"dense {quality}", time.perf_counter() - start, _scores(place, f"dense {quality}", maps, true)
 
 
-def _scores(place: Place, name: str, maps: Maps, true: Sequence[np.ndarray]) -> list[ViewScore]:
+def _scores(place: Place, name: str, maps: Maps, true: Sequence[np.ndarray | None]) -> list[ViewScore]:
     rows = zip(place.map.images, maps, true)
-    return [ViewScore(place.name, image.name, name, depth_errors(found, depth)) for image, found, depth in rows]
+    return [
+        ViewScore(place.name, image.name, name, depth_errors(found, depth))
+        for image, found, depth in rows
+        if depth is not None
+    ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import epipolar
 from dune_cli.geometry.world_offset import removed, world_offset
@@ -36,13 +37,19 @@ MIN_FRAMES = 4  # a map of three is left
 KEYS = ("file", "K", "T_cam_to_world")
 
 
+class NoTruth(Exception):
+    """A set that cannot be scored: it says why."""
+
+
 @dataclass(frozen=True)
 class Place:
-    """Photos of one place with known poses. `extent`: the largest distance between two of the cameras."""
+    """Photos of one place with known poses. `extent`: the largest distance between two of the cameras. `frames`: the
+    indices of the photos in the file's list."""
 
     name: str
     map: PhotoMap
     extent: float
+    frames: tuple[int, ...]
 
     @property
     def metric(self) -> bool:
@@ -95,14 +102,26 @@ class Summary:
 
 
 def read_places(root: str | Path, names: Sequence[str] = ()) -> list[Place]:
-    """The places under `root` (only `names`, if any), sorted by file. UserError for none, and for a broken one."""
+    """The places under `root` (only `names`, if any), sorted by file.
+
+    Photos without true intrinsics or a true pose are left out with a note, and so are places with too few others.
+    UserError where no place is left, and for a broken one.
+    """
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"{root} is no folder; give the folder above the cameras.json files")
     files = sorted(root.rglob("cameras.json"))
     if not files:
         raise UserError(f"no cameras.json in {root} or the folders below it")
-    places = [_read_place(file) for file in files]
+    places, left_out = [], []
+    for file in files:
+        try:
+            places.append(_read_place(file))
+        except NoTruth as reason:
+            left_out.append(str(reason))
+            console.note(f"left out, for there is no truth to score it by: {reason}")
+    if not places:
+        raise UserError(f"no set under {root} has a truth to score it by: {left_out[0]}")
     known = [place.name for place in places]
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -191,27 +210,37 @@ def _errors(found: np.ndarray | None, truth: np.ndarray) -> list[float]:
 def _read_place(file: Path) -> Place:
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
-        raise UserError(f'{file} is no set of posed photos: it needs an object with a list "frames"')
-    if len(content["frames"]) < MIN_FRAMES:
-        raise UserError(f"{file} has {len(content['frames'])} photos; leaving one out takes at least {MIN_FRAMES}")
+        raise NoTruth(f'{file} is no set of posed photos: it needs an object with a list "frames"')
     fields = Fields(content, str(file))
-    images = tuple(_read_frame(file, index, frame) for index, frame in enumerate(content["frames"]))
+    read = [_read_frame(file, index, frame) for index, frame in enumerate(content["frames"])]
+    kept = tuple(index for index, image in enumerate(read) if isinstance(image, MapImage))
+    images = tuple(image for image in read if isinstance(image, MapImage))
+    reasons = [reason for reason in read if isinstance(reason, str)]
+    if len(images) < MIN_FRAMES:
+        why = f" ({reasons[0]})" if reasons else ""
+        raise NoTruth(
+            f"{file} has {len(images)} photos with a true pose{why}; leaving one out takes at least {MIN_FRAMES}"
+        )
+    if reasons:
+        more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        console.note(f"left out, for there is no truth to score it by: {reasons[0]}{more}")
     scale = "metric" if fields.text("scale", "").startswith("metric") else "arbitrary"
     centres = np.stack([image.world_from_cam[:3, 3] for image in images])
     offset = world_offset(centres)  # no error depends on where the origin is
     images = tuple(replace(image, world_from_cam=removed(image.world_from_cam, offset)) for image in images)
     extent = float(np.linalg.norm(centres[:, None] - centres, axis=-1).max())
     if extent == 0:
-        raise UserError(f"the cameras of {file} all stand in one place; leaving one out says nothing")
+        raise NoTruth(f"the cameras of {file} all stand in one place; leaving one out says nothing")
     name = fields.text("name", None) or file.parent.name
-    return Place(name, PhotoMap(file.parent, images, scale, None, (file,)), extent)
+    return Place(name, PhotoMap(file.parent, images, scale, None, (file,)), extent, kept)
 
 
-def _read_frame(file: Path, index: int, value: Any) -> MapImage:
+def _read_frame(file: Path, index: int, value: Any) -> MapImage | str:
+    """The photo, or why it has no truth."""
     frame = Fields(value, f"{file}, frame {index}")
-    lacks = sorted(key for key in KEYS if frame.get(key) is None)
-    if lacks:
-        raise UserError(f"{frame.where} lacks {', '.join(lacks)}")
+    unknown = [key for key in KEYS if key != "file" and frame.get(key) is None]
+    if unknown:
+        return f"{frame.where} lacks {', '.join(unknown)}"
     photo = file.parent / frame.text("file")
     if not is_file(photo):
         raise UserError(f"{frame.where}: the photo {shown(str(photo), 200)} is not there")

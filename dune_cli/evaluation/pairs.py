@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import epipolar
 from dune_cli.geometry.pose_auc import pose_auc
@@ -80,14 +81,27 @@ class Summary:
 
 
 def read_pairs(root: str | Path) -> list[Pair]:
-    """All pairs under `root`, sorted by file, in the files' order. UserError for none, and for any that is broken."""
+    """The pairs under `root` that have a truth, sorted by file, in the files' order.
+
+    Those without true intrinsics, without a true pose, or with one that moves nothing are left out with a note a file.
+    UserError where none is left, and for any that is broken.
+    """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is no folder; give the folder above the pairs.json files")
     files = sorted(root.rglob("pairs.json"))
     if not files:
         raise UserError(f"no pairs.json in {root} or the folders below it")
-    pairs = [pair for file in files for pair in _read_set(file)]
+    pairs, left_out = [], []
+    for file in files:
+        found, reasons = _read_set(file)
+        pairs += found
+        left_out += reasons
+        if reasons:
+            more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+            console.note(f"left out, for there is no truth to score it by: {reasons[0]}{more}")
+    if not pairs and left_out:
+        raise UserError(f"no pair under {root} has a truth to score it by: {left_out[0]}")
     missing = sorted({str(p) for pair in pairs for p in (pair.image1, pair.image2) if not is_file(p)})
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -210,28 +224,34 @@ def _reduced(rgb: np.ndarray, K: np.ndarray, size_px: int) -> tuple[np.ndarray, 
     return small.rgb, np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]]) @ K
 
 
-def _read_set(file: Path) -> list[Pair]:
+def _read_set(file: Path) -> tuple[list[Pair], list[str]]:
+    """The pairs of a file, and why others have no truth."""
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("pairs"), list):
         raise UserError(f'{file} is not a set of pairs: it needs an object with a list "pairs"')
     name = Fields(content, str(file)).text("name", None) or file.parent.name
-    pairs = [_read_pair(file, name, index, entry) for index, entry in enumerate(content["pairs"])]
+    read = [_read_pair(file, name, index, entry) for index, entry in enumerate(content["pairs"])]
+    pairs = [pair for pair in read if isinstance(pair, Pair)]
     twice = [id for id, count in Counter(pair.id for pair in pairs).items() if count > 1]
     if twice:
         raise UserError(f"{file} has the pair {shown(twice[0])} twice; give each its own id")
-    return pairs
+    return pairs, [reason for reason in read if isinstance(reason, str)]
 
 
-def _read_pair(file: Path, set_name: str, index: int, value: Any) -> Pair:
+def _read_pair(file: Path, set_name: str, index: int, value: Any) -> Pair | str:
+    """The pair, or why it has no truth."""
     entry = Fields(value, f"{file}, pair {index}")
-    lacks = [key for key in ("image_a", "image_b", "K_a", "K_b", "T_a2b") if entry.get(key) is None]
+    lacks = [key for key in ("image_a", "image_b") if entry.get(key) is None]
     if lacks:
         raise UserError(f"{entry.where} lacks {', '.join(lacks)}")
+    unknown = [key for key in ("K_a", "K_b", "T_a2b") if entry.get(key) is None]
+    if unknown:
+        return f"{entry.where} lacks {', '.join(unknown)}"
     images = [file.parent / entry.text(key) for key in ("image_a", "image_b")]
     K1, K2 = (pinhole_matrix(entry["K_" + of], f"{entry.where}: K_{of}") for of in "ab")
     pose = rigid_pose(entry["T_a2b"], f"{entry.where}: T_a2b")
     if np.linalg.norm(pose[:3, 3]) == 0:
-        raise UserError(f"{entry.where}: T_a2b has no translation, so its direction cannot be scored")
+        return f"{entry.where}: T_a2b has no translation, so its direction cannot be scored"
     id = entry.get("id", index)
     if not isinstance(id, (str, int)):
         raise UserError(f"{entry.where}: its id is neither a text nor a whole number")

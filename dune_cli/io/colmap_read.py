@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.io import colmap_binary, colmap_text
 from dune_cli.io.camera_fields import FARTHEST, FOCAL_PER_SIDE, LARGEST_SIDE_PX
 from dune_cli.io.colmap_tables import CAMERA_SENSOR, FOCALS, Broken, CameraRow, FrameRow, ImageRow, PointTable, RigRow
-from dune_cli.io.safe_read import MIB, read_bytes, read_text
+from dune_cli.io.safe_read import MIB, open_regular, read_bytes, read_text
 
-PLACES = ("", "sparse/0", "sparse")  # where COLMAP's own tools leave a model below the folder that a user names
+SMALLEST_IMAGE_BYTES = 72  # of images.bin: id, pose, camera, an empty name, no points
 BINARY_LIMIT_BYTES, TEXT_LIMIT_BYTES = 4096 * MIB, 512 * MIB
 SAME_POSE = 1e-3  # between a frame's pose and its images', relative to the translation
 
@@ -65,7 +66,7 @@ class Model:
 
 
 def open_model(folder: str | Path) -> Model:
-    """The model (binary or text) in `folder`, or in its `sparse/0` or `sparse`.
+    """The model (binary or text) in `folder`, or below it as `model_folder` finds it.
 
     UserError for none, for files over 4 GiB (text: 512 MiB), and for one that is broken: not in COLMAP's form to the
     last byte, with cameras, poses or points that are none, or with files that do not fit each other.
@@ -87,9 +88,59 @@ def open_model(folder: str | Path) -> Model:
 
 
 def model_folder(folder: str | Path) -> Path | None:
-    """The folder itself or one of the usual places below it, whichever has an images file; None for none."""
-    places = [Path(folder).expanduser() / place for place in PLACES]
-    return next((p for p in places if any((p / f"images.{end}").is_file() for end in ("bin", "txt"))), None)
+    """The folder itself, where it has an images file, else the model below it, where COLMAP's own tools leave it: in
+    sparse/0, sparse/1, ..., sparse, or 0, 1, ...; None for none. Of several numbered ones the one with most images is
+    taken, and a note says which and how many images each has."""
+    folder = Path(folder).expanduser()
+    if _is_model(folder):
+        return folder
+    for parent in (folder / "sparse", folder):
+        models = sorted((path for path in _inside(parent) if path.name.isdecimal() and _is_model(path)), key=_number)
+        if models:
+            return _largest(folder, models)
+        if _is_model(parent):
+            return parent
+    return None
+
+
+def _largest(folder: Path, models: Sequence[Path]) -> Path:
+    counts = [_count_images(model) for model in models]
+    best = models[int(np.argmax(counts))]
+    if len(models) > 1:
+        each = ", ".join(f"{model.relative_to(folder)} ({count})" for model, count in zip(models, counts))
+        console.note(
+            f"{folder} holds {len(models)} models (images in each: {each}); {best.relative_to(folder)} is taken, name "
+            "the folder of another one to use that"
+        )
+    return best
+
+
+def _count_images(model: Path) -> int:
+    """How many images a model says it has; 0 where that cannot be read (reading it whole says what is wrong)."""
+    try:
+        if (model / "images.bin").is_file():
+            with open_regular(model / "images.bin", "a COLMAP model's file") as file:
+                (count,) = struct.unpack("<Q", file.read(8))
+            return count if count * SMALLEST_IMAGE_BYTES <= (model / "images.bin").stat().st_size else 0
+        lines = read_text(model / "images.txt", "a COLMAP model's file", TEXT_LIMIT_BYTES).splitlines()
+        return (sum(not line.startswith("#") for line in lines) + 1) // 2  # an image's second line may be empty
+    except (UserError, OSError, struct.error):
+        return 0
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / f"images.{end}").is_file() for end in ("bin", "txt"))
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _number(path: Path) -> int:
+    return int(path.name)
 
 
 def _read(model: Path) -> dict[str, Any]:

@@ -82,9 +82,11 @@ def test_depth_is_read_in_metres(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [("one", "1 of 5 frames name no depth"), ("scale", "is not metric"), ("size", "its photo 320 x 240")],
+    [("one", "no depth was measured: 2.png"), ("scale", "is not metric"), ("size", "its photo 320 x 240")],
 )
-def test_broken_sets_are_named(tmp_path: Path, damage: str, message: str) -> None:
+def test_what_has_no_depth_is_left_out_and_what_is_broken_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, message: str
+) -> None:
     file = write_set(tmp_path, depth=True) / "made" / "cameras.json"
     tree = json.loads(file.read_text())
     if damage == "one":
@@ -94,8 +96,30 @@ def test_broken_sets_are_named(tmp_path: Path, damage: str, message: str) -> Non
     else:
         Image.fromarray(np.ones((5, 5), np.uint16)).save(file.parent / "0_depth.png")
     file.write_text(json.dumps(tree))
-    with pytest.raises(UserError, match=message):
-        benchmark.true_depths(read_places(tmp_path)[0])
+    (place,) = read_places(tmp_path)
+    if damage == "size":
+        with pytest.raises(UserError, match=message):
+            benchmark.true_depths(place)
+        return
+    depths = benchmark.true_depths(place)
+    assert message in capsys.readouterr().err
+    if damage == "scale":
+        assert depths is None
+    else:
+        assert [depth is None for depth in depths] == [False, False, True, False, False]
+
+
+def test_photos_without_a_pose_take_no_other_s_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_set(tmp_path, depth=True) / "made" / "cameras.json"
+    tree = json.loads(file.read_text())
+    whole = benchmark.true_depths(read_places(tmp_path)[0])
+    del tree["frames"][1]["T_cam_to_world"]
+    file.write_text(json.dumps(tree))
+    (place,) = read_places(tmp_path)
+    assert "frame 1 lacks T_cam_to_world" in capsys.readouterr().err
+    assert [image.name for image in place.map.images] == [f"{i}.png" for i in (0, 2, 3, 4)]
+    for depth, index in zip(benchmark.true_depths(place), (0, 2, 3, 4), strict=True):
+        np.testing.assert_array_equal(depth, whole[index])
 
 
 def test_sets_without_depth_are_left_out(tmp_path: Path) -> None:

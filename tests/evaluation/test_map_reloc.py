@@ -96,7 +96,7 @@ def test_left_out_photos_are_found_and_others_refused(places: list[map_reloc.Pla
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"K": None}, "lacks K"),
+        ({"file": None}, "has no 'file'"),
         ({"K": [[1, 2], [3, 4]]}, "3 x 3"),
         ({"T_cam_to_world": "x"}, "4 x 4 numbers"),
         ({"width": None}, "has no 'width'"),
@@ -112,6 +112,30 @@ def test_broken_frames(root: Path, tmp_path: Path, change: dict[str, Any], words
     with pytest.raises(UserError) as caught:
         map_reloc.read_places(tmp_path)
     assert words in str(caught.value) and "frame 2" in str(caught.value)
+
+
+def test_photos_and_places_without_a_truth_are_left_out(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((root / "here" / "cameras.json").read_text())
+    content["frames"] = [entry | {"file": str(root / "here" / entry["file"])} for entry in content["frames"]]
+    few = content | {"frames": content["frames"][:4], "name": "few"}
+    few["frames"][2] = few["frames"][2] | {"K": None}
+    far = json.loads(json.dumps(content | {"name": "far"}))
+    for frame in far["frames"]:
+        for axis, value in enumerate((512345.678, 4567890.123, 187.5)):
+            frame["T_cam_to_world"][axis][3] += value
+    for name, tree in {"few": few, "whole": content, "far": far, "other": {"what": "no set"}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cameras.json").write_text(json.dumps(tree))
+    places = {place.name: place for place in map_reloc.read_places(tmp_path)}
+    assert sorted(places) == ["far", content["name"]]
+    told = capsys.readouterr().err
+    assert "few/cameras.json has 3 photos with a true pose" in told and "frame 2 lacks K" in told
+    assert "other/cameras.json is no set of posed photos" in told
+    # where the origin lies is no part of any error, and large coordinates are moved near it
+    assert max(np.abs(image.world_from_cam[:3, 3]).max() for image in places["far"].map.images) < 100
+    assert places["far"].extent == pytest.approx(places[content["name"]].extent, abs=1e-6)
 
 
 def test_roots_that_are_refused(tmp_path: Path) -> None:

@@ -142,6 +142,17 @@ def test_broken_pairs_are_named(tmp_path: Path, changes: dict[str, Any], message
         benchmark.read_pairs(tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"K_a": None}, {"T_a2b": None}, {"T_a2b": np.eye(4).tolist()}])
+def test_pairs_without_a_truth_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    write_set(tmp_path, "some", [entry(), entry(**change, id="lost"), entry(**change, id="too")])
+    write_set(tmp_path, "none", [entry(**change)])
+    assert [(pair.set_name, pair.id) for pair in benchmark.read_pairs(tmp_path)] == [("some", entry()["id"])]
+    told = capsys.readouterr().err
+    assert "some/pairs.json, pair 1" in told and "and 1 more" in told and "none/pairs.json, pair 0" in told
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -95,7 +95,7 @@ def open_map(folder: str | Path, images: str | Path | None = None, scale: str | 
         names = ", ".join(path.name for path in list(scenes)[:3])
         raise UserError(f"{folder} holds several scenes ({names}); give each its own folder")
     if model is not None:
-        entries, files = _from_colmap(folder), sorted(model.glob("*.bin")) or sorted(model.glob("*.txt"))
+        entries, files = _from_colmap(model), sorted(model.glob("*.bin")) or sorted(model.glob("*.txt"))
     else:
         path, tree = next(iter(scenes.items()))
         entries, files = _from_scene(path, tree), [path]
