@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import os
 import signal
 import sys
+from typing import Any
 
 import click
 
-from dune_cli import __version__, console
+from dune_cli import __version__, console, signals
 from dune_cli.errors import DuneError
 
 # verb -> (module that defines `command`, short help). Adding a verb is adding its file and this line.
@@ -55,10 +58,31 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Without arguments, the command line of this process, which ends; with some, as click's `main`."""
+        if args or options:
+            return self.main(*args, **options)
+        signals.guard()
+        code: Any = 1
+        try:
+            code = self.main()
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException:  # with --debug, or a signal before or after the verb
+            if signals.received() is None:
+                signals.finish(1)
+                raise
+        code = signals.finish(code)
+        if signals.received() is not None:  # Python's own end would wait for threads
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+            os._exit(code)
+        sys.exit(code)
+
     def invoke(self, ctx: click.Context) -> object:
         """Turns errors into one line on stderr and an exit code; a traceback only with --debug."""
-        # a polite kill unwinds like Ctrl-C, so that temporary files go
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        if not signals.guarded():  # a polite kill unwinds like Ctrl-C, so that temporary files go
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
@@ -68,9 +92,26 @@ class LazyGroup(click.Group):
         except BrokenPipeError:
             raise  # click leaves quietly
         except Exception as error:
+            if _of_a_signal(error):
+                if signals.received() not in (None, signal.SIGINT):
+                    sys.exit(128 + signals.received())
+                _fail("interrupted", 130)
             if ctx.meta.get("dune.debug"):
                 raise
             _fail(*_sentence(error))
+
+
+def _of_a_signal(error: BaseException | None) -> bool:
+    """Whether an error is what became of Ctrl-C or SIGTERM: C++ code raises its own where Python's handler raised."""
+    if signals.received() is not None:
+        return True
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _sentence(error: Exception) -> tuple[str, int]:

@@ -6,10 +6,9 @@ import ctypes
 import importlib
 import importlib.util
 import os
-import signal
-import threading
 from types import ModuleType
 
+from dune_cli import signals
 from dune_cli.errors import PackageMissing
 
 # module -> the name to install, where the two differ
@@ -46,11 +45,8 @@ def import_pycolmap(why: str) -> ModuleType:
 
     Raises PackageMissing.
     """
-    handler = signal.getsignal(signal.SIGTERM)
-    pycolmap = require("pycolmap", why)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-    return pycolmap
+    with signals.kept():
+        return require("pycolmap", why)
 
 
 def import_open3d(why: str) -> ModuleType:

@@ -6,7 +6,6 @@ frame's "depth_scale" (1000 where absent), 0 where there is none, pixel by pixel
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from dune_cli.evaluation.map_reloc import Place
 from dune_cli.evaluation.multiview import intrinsics_of
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse, transform_points
+from dune_cli.io.atomic import scratch_folder
 from dune_cli.io.depth_files import MILLIMETRES
 from dune_cli.io.depth_input import read_depth
 from dune_cli.io.fields import Fields
@@ -138,7 +138,7 @@ def sparse_scene(place: Place, matcher: Matcher, seed: int) -> Scene:
     """The set's points, triangulated by a matcher from the true cameras."""
     paths = [image.file for image in place.map.images]
     known = {image.file: image.world_from_cam for image in place.map.images}
-    with tempfile.TemporaryDirectory(prefix="dune-eval-") as folder:
+    with scratch_folder(prefix="dune-eval-") as folder:
         work, config = WorkFolder(folder), many.ManyConfig(seed=seed)
         return many.reconstruct(paths, intrinsics_of(place, True), matcher, config, work, Run(seed), None, known)
 

@@ -6,7 +6,6 @@ ViT-L of random weights, whose speed is that of the published teachers.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dune_cli import runtime
 from dune_cli.evaluation.speed import SQUARE, Stopwatch, best_seconds, count_flop, linear_products
+from dune_cli.io.atomic import scratch_folder
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
 from dune_cli.teachers._vit import VitTeacher
@@ -106,12 +106,12 @@ def measure_distill(
     freeze_unused(trainee.to(where), size)
     watch = Stopwatch(where, cpu_time)
 
-    with tempfile.TemporaryDirectory(prefix="dune-bench-") as scratch:
-        photos = _photos(Path(scratch), batch)
+    with scratch_folder(prefix="dune-bench-") as scratch:
+        photos = _photos(scratch, batch)
         settings = Augmentation(photometric=True)
         plain = Loader(photos, Sampler(photos.sizes, batch, 0), size, settings, None, workers)
         key = CacheKey(dict.fromkeys(names, ""), size, grid, 1, 0, True, photos.hash, str(fast))
-        cache = TeacherCache(Path(scratch) / "cache", key, photos)
+        cache = TeacherCache(scratch / "cache", key, photos)
         cache.fill(teachers, range(cache.shards), settings, here, workers, fast, batch)
         cached = replace(plain, cache=cache)
 

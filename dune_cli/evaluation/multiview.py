@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from dune_cli.evaluation.map_reloc import Place
 from dune_cli.evaluation.sift_mapping import map_by_sift
 from dune_cli.evaluation.trajectory import camera_errors, extent, pair_errors_deg
 from dune_cli.geometry.pose_auc import pose_auc
+from dune_cli.io.atomic import scratch_folder
 from dune_cli.io.intrinsics import resolve_intrinsics
 from dune_cli.io.photos import PhotoFacts, read_photo
 from dune_cli.io.work_folder import WorkFolder
@@ -112,7 +112,7 @@ def by_matcher(matcher: Matcher, config: many.ManyConfig) -> Method:
     """`dune reconstruct --method matches`, its work folder empty."""
 
     def method(place: Place, known_intrinsics: bool) -> np.ndarray:
-        with tempfile.TemporaryDirectory(prefix="dune-eval-") as folder:
+        with scratch_folder(prefix="dune-eval-") as folder:
             paths = [image.file for image in place.map.images]
             scene = many.reconstruct(
                 paths, intrinsics_of(place, known_intrinsics), matcher, config, WorkFolder(folder), Run(config.seed)
@@ -126,7 +126,7 @@ def by_pointmaps(model: TwoViewModel, config: many_pointmaps.ManyPointMapsConfig
     """`dune reconstruct --method pointmap`, its work folder empty."""
 
     def method(place: Place, known_intrinsics: bool) -> np.ndarray:
-        with tempfile.TemporaryDirectory(prefix="dune-eval-") as folder:
+        with scratch_folder(prefix="dune-eval-") as folder:
             paths = [image.file for image in place.map.images]
             of = intrinsics_of(place, known_intrinsics)
             scene = many_pointmaps.reconstruct(paths, of, model, config, WorkFolder(folder), Run(config.seed))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dune_cli import console
+from dune_cli.io.atomic import scratch_folder
 from dune_cli.tasks.reconstruct.verification import Lens, camera_of, open_pycolmap
 
 NAME = "pycolmap-sift"
@@ -23,8 +23,8 @@ def map_by_sift(paths: Sequence[Path], lenses: Sequence[Lens], lens_of: Sequence
     """
     pycolmap = open_pycolmap()
     found = np.full((len(paths), 4, 4), np.nan)
-    with tempfile.TemporaryDirectory(prefix="dune-sift-") as scratch:
-        folder, database = Path(scratch) / "photos", Path(scratch) / "database.db"
+    with scratch_folder(prefix="dune-sift-") as scratch:
+        folder, database = scratch / "photos", scratch / "database.db"
         folder.mkdir()
         names = [f"{index:08d}{path.suffix}" for index, path in enumerate(paths)]
         for name, path in zip(names, paths):
@@ -45,7 +45,7 @@ def map_by_sift(paths: Sequence[Path], lenses: Sequence[Lens], lens_of: Sequence
         options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = seed
         options.constant_cameras = fixed
         options.min_model_size = 3
-        output = Path(scratch) / "models"
+        output = scratch / "models"
         output.mkdir()
         models = pycolmap.incremental_mapping(database, folder, output, options).values()
         if not models:  # cameras that only go forward

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dune_cli import signals
 from dune_cli.errors import UserError
 
 
@@ -60,12 +61,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_beside(target)
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with signals.temporary(temporary):
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -76,9 +78,7 @@ def atomic_directory(path: str | Path, replaces: Sequence[str] = ()) -> Iterator
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_beside(target)
-    temporary.mkdir()
-    try:
+    with scratch_folder(target.parent, ".dune-") as temporary:
         yield temporary
         files = sorted(temporary.iterdir())
         for file in files:
@@ -90,8 +90,18 @@ def atomic_directory(path: str | Path, replaces: Sequence[str] = ()) -> Iterator
             (target / name).unlink(missing_ok=True)
         for file in files:
             file.replace(target / file.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(below: str | Path | None = None, prefix: str = "dune-") -> Iterator[Path]:
+    """A folder below `below` (None: the system's for temporary files) that goes after the block, however it ends."""
+    path = Path(below or tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(6)}"
+    with signals.temporary(path):
+        path.mkdir(mode=0o700 if below is None else 0o777)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _temporary_beside(target: Path) -> Path:

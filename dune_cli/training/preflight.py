@@ -6,7 +6,6 @@ import dataclasses
 import os
 import shutil
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from dune_cli import runtime
 from dune_cli.errors import JobFailed, UserError
+from dune_cli.io.atomic import scratch_folder
 from dune_cli.training.config import DistillConfig
 from dune_cli.training.distill import Trained, distill, training_dtype
 from dune_cli.training.folder import RunFolder
@@ -49,16 +49,16 @@ def preflight(config: DistillConfig, output: Path) -> Estimate:
         raise UserError("--preflight measures one process; run it without torchrun")
     RunFolder(output).check(config)
     home = _existing(output)
-    with tempfile.TemporaryDirectory(prefix=".dune-preflight-", dir=home) as scratch:
+    with scratch_folder(home, ".dune-preflight-") as scratch:
         trial = dataclasses.replace(config, steps=STEPS, cache=None, log_every=1, checkpoint_minutes=1e9)
         try:
-            trained = distill(trial, Path(scratch))
+            trained = distill(trial, scratch)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise JobFailed(_too_big("a step does not fit into the memory")) from error
             raise
-        log = RunFolder(Path(scratch)).read_log()
-        checkpoint = sum(file.stat().st_size for file in Path(scratch).rglob("*") if file.is_file())
+        log = RunFolder(scratch).read_log()
+        checkpoint = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
     estimate = _estimate(config, trained, [entry["seconds"] for entry in log], checkpoint, home)
     _refuse(estimate, config, output)
     return estimate

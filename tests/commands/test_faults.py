@@ -282,10 +282,12 @@ def test_a_killed_run_leaves_the_old_result_or_a_whole_one(
         assert len(read_ply(target)["x"]) == count
     assert {name for name in _everything_below(output) if not name.startswith(".dune-")} <= {"scene.ply", "scene.json"}
     if kind == signal.SIGINT and process.returncode != 0:
-        # the interpreter, once it winds up, no longer catches a signal
-        wound_up = target.read_bytes() != b"old" and (process.returncode, said) == (-signal.SIGINT, "")
-        assert wound_up or (process.returncode, said) == (130, "dune: interrupted\n")
-        assert not [name for name in _everything_below(output) if name.startswith(".dune-")]
+        # by the system, where the interpreter winds up or C++ code does not listen
+        assert (process.returncode, said) in ((130, "dune: interrupted\n"), (-signal.SIGINT, ""))
+    deadline = time.monotonic() + 10
+    while [name for name in _everything_below(output) if name.startswith(".dune-")]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

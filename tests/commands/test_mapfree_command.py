@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,52 +11,25 @@ from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
-import synthetic_scenes
 from click.testing import CliRunner, Result
 from exact_descriptors import ExactDescriptors
+from mapfree_sets import HEIGHT, TRACK, WIDTH, K, world_from_query, write_root
 from published_files import Fixture, mast3r_tree
 
 from dune_cli.cli import main
 from dune_cli.evaluation import mapfree, mapfree_submission
-from dune_cli.geometry import cameras, poses
+from dune_cli.geometry import poses
 from dune_cli.io.photos import read_photo
-from dune_cli.io.png import save_png
 from dune_cli.tasks.reloc.sight import TwoViewSight
 from dune_cli.tasks.reloc.solve import SolverConfig
 
 Dune = Callable[..., CompletedProcess[str]]
-WIDTH, HEIGHT, FRAMES = 120, 160, 16
-K = cameras.K_from_fov(60, WIDTH, HEIGHT)
-TRACK = ["seq1/frame_00000.jpg", "seq1/frame_00005.jpg", "seq1/frame_00010.jpg", "seq1/frame_00015.jpg"]
 UNIT = ("--matcher", "sift", "--unit-translation", "--quiet")
-
-
-def world_from_query(scene: int, frame: int) -> np.ndarray:
-    return synthetic_scenes.pose((0.01 * scene, -0.004 * frame, 0.0), (0.25 + 0.01 * frame, 0.05 * scene, 0.02))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """<root>/val with two scenes; every fifth query photo is there, and one that is not asked for."""
-    root = tmp_path_factory.mktemp("mapfree")
-    for scene in (0, 1):
-        folder = root / "val" / f"s0000{scene}"
-        names = ["seq0/frame_00000.jpg", *(f"seq1/frame_{frame:05d}.jpg" for frame in range(FRAMES))]
-        truth, lines = [], ["# frame fx fy cx cy W H"]
-        for index, name in enumerate(names):
-            pose = np.eye(4) if index == 0 else world_from_query(scene, index - 1)
-            if index == 0 or name in TRACK or name == "seq1/frame_00003.jpg":
-                rgb = synthetic_scenes.render(K, pose, WIDTH, HEIGHT, seed=scene)[0]
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                save_png(folder / f"{name}.png", rgb)
-                (folder / f"{name}.png").rename(folder / name)  # lossless under the data set's names
-            cam_from_world = poses.inverse(pose)
-            values = [*poses.quaternion_from_rotation(cam_from_world[:3, :3]), *cam_from_world[:3, 3]]
-            truth.append(" ".join([name, *(f"{value:.9f}" for value in values)]))
-            lines.append(f"{name} {K[0, 0]} {K[1, 1]} {K[0, 2]} {K[1, 2]} {WIDTH} {HEIGHT}")
-        (folder / "intrinsics.txt").write_text("\n".join(lines) + "\n")
-        (folder / "poses.txt").write_text("\n".join(truth) + "\n")
-    return root
+    return write_root(tmp_path_factory.mktemp("mapfree"))
 
 
 @pytest.fixture(autouse=True)
@@ -182,25 +151,6 @@ def test_interrupted_and_resumed_the_bytes_are_the_same(
     assert settled == TRACK[1:]  # of the second scene: nothing is done twice
     assert target.read_bytes() == submission.read_bytes()
     assert not work.exists()
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_as_a_process(root: Path, tmp_path: Path, dune: Dune) -> None:
-    whole, target = tmp_path / "whole.zip", tmp_path / "s.zip"
-    assert dune("mapfree", root, *UNIT, "-o", whole).returncode == 0
-    command = [sys.executable, "-m", "dune_cli.cli", "mapfree", str(root), *UNIT, "-o", str(target)]
-    process = subprocess.Popen(command)
-    work = tmp_path / "s.zip.work" / "s00000.jsonl"
-    for _ in range(600):
-        if work.is_file() and work.stat().st_size:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
-    assert work.is_file() and not target.exists()
-    done = dune("mapfree", root, *UNIT, "-o", target)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{target}\n", "")
-    assert target.read_bytes() == whole.read_bytes()
 
 
 def test_another_run_is_not_resumed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from dune_cli import console
 from dune_cli.geometry.poses import from_rotation_translation, inverse
 from dune_cli.geometry.world_offset import moved, removed
+from dune_cli.io.atomic import scratch_folder
 from dune_cli.io.colmap import HALF_PIXEL
 from dune_cli.tasks.reconstruct.correspondences import Correspondences
 from dune_cli.tasks.reconstruct.verification import MIN_INLIERS, Lens, Verified, camera_of, open_pycolmap
@@ -79,9 +79,9 @@ def map_photos(
     if known_poses and config.fixed_poses:
         middle = np.mean([pose[:3, 3] for pose in known_poses.values()], axis=0)
         centred = {index: removed(pose, middle) for index, pose in known_poses.items()}  # wherever their origin is
-        with tempfile.TemporaryDirectory(prefix=".mapping-", dir=scratch) as folder:
-            _check_room(Path(folder), found)
-            path = Path(folder) / "database.db"
+        with scratch_folder(scratch, ".mapping-") as folder:
+            _check_room(folder, found)
+            path = folder / "database.db"
             with pycolmap.Database.open(path) as database:
                 _fill(pycolmap, database, found, verified, lenses, lens_of, {})
             models = _on_known_poses(pycolmap, path, found, lenses, lens_of, config, scale, threads, centred)

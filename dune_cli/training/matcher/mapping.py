@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dune_cli import optional
+from dune_cli.io.atomic import scratch_folder
 from dune_cli.training.matcher.teacher_matches import SceneMatches
 
 FOCAL_GUESS = 1.1  # long sides
@@ -34,8 +34,7 @@ def map_scene(found: SceneMatches, seed: int) -> Mapped | None:
     pycolmap = optional.import_pycolmap("structure from motion of training scenes")
     if len(found.names) < LEAST_FRAMES:
         return None
-    with tempfile.TemporaryDirectory(prefix="dune-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         _fill_database(pycolmap, folder / "database.db", found)
         (folder / "pairs.txt").write_text("".join(f"{i:04d} {j:04d}\n" for i, j in found.pairs), encoding="utf-8")
         pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value  # it tells of every image
