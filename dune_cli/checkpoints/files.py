@@ -108,7 +108,8 @@ def _read_safetensors(path: Path) -> WeightFile:
             tree = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return WeightFile(path, "safetensors", tree, dict(file.metadata() or {}))
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is a damaged or cut safetensors file ({error}); fetch it again") from error
+        why = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is a damaged or cut safetensors file ({why}); fetch it again") from error
 
 
 def _read_torch(path: Path, legacy: bool) -> dict[str, Any]:

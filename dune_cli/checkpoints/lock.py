@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from dune_cli.errors import CheckpointError
+from dune_cli.errors import CheckpointError, UserError
+from dune_cli.io.fields import Fields
+from dune_cli.io.safe_read import MIB, read_json
+from dune_cli.io.texts import quoted
 
 LOCK_FILE = "lock.json"
+LOCK_LIMIT_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,25 @@ def only_one(folder: Path, name: str, on_wait: Callable[[], None] | None = None)
 def read_pins(folder: Path) -> dict[str, Pin]:
     """File name to Pin. Raises CheckpointError if lock.json was damaged."""
     path = folder / LOCK_FILE
-    try:
-        return {name: Pin(**raw) for name, raw in json.loads(path.read_text(encoding="utf-8"))["files"].items()}
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    try:
+        files = Fields(read_json(path, "lock.json", LOCK_LIMIT_BYTES), LOCK_FILE).object("files")
+        return {name: _pin_of(files.object(name)) for name in files}
+    except UserError as error:
         raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}: {error}); restore it, or delete it to forget the first hashes"
+            f"{path} is damaged ({error}); restore it, or delete it to forget the first hashes"
         ) from error
+
+
+def _pin_of(fields: Fields) -> Pin:
+    unknown = sorted(set(fields) - set(Pin.__dataclass_fields__))
+    if unknown:
+        raise UserError(f"{fields.where} has the unknown field {quoted(unknown[0])}")
+    sha256 = fields.text("sha256")
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise UserError(f"{fields.where}: sha256 is not 64 hexadecimal digits")
+    return Pin(sha256, fields.integer("size_bytes", low=0), fields.text("source"), fields.text("pinned"))
 
 
 def pin(folder: Path, name: str, sha256: str, size_bytes: int, source: str) -> Pin:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dune_cli.errors import DuneError, UserError
+from dune_cli.io.texts import quoted, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +70,7 @@ class Fields(Mapping[str, Any]):
     def object(self, name: str, default: Any = REQUIRED) -> Fields:
         """An object."""
         value = self._typed(name, dict, default)
-        return value if value is default else Fields(value, f"{self.where}: {name}", self.error)
+        return value if value is default else Fields(value, f"{self.where}: {shown(name)}", self.error)
 
     def objects(self, name: str, default: Any = REQUIRED) -> list[Fields]:
         """A list of objects."""
@@ -88,10 +89,10 @@ class Fields(Mapping[str, Any]):
         if value is None:
             if default is not REQUIRED:
                 return default
-            raise self.error(f"{self.where} has no {name!r}; {_WORDS[kind]} is needed there")
+            raise self.error(f"{self.where} has no {quoted(name)}; {_WORDS[kind]} is needed there")
         right = isinstance(value, (int, float) if kind is float else kind)
         if not right or (isinstance(value, bool) and kind is not bool):
-            raise self.error(f"{self.where}: {name} is {_kind(value)}; {_WORDS[kind]} is needed")
+            raise self.error(f"{self.where}: {shown(name)} is {_kind(value)}; {_WORDS[kind]} is needed")
         return value
 
     def _within(self, name: str, value: Any, low: float | None, high: float | None) -> Any:

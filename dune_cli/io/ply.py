@@ -8,6 +8,10 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.io.atomic import atomic_path
+from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, read_bytes
+from dune_cli.io.texts import shown
+
+HEADER_LIMIT_BYTES = 1 << 16
 
 TYPES = {
     "char": "i1",
@@ -57,22 +61,33 @@ def write_ply(
 
 
 def read_ply(path: str | Path) -> dict[str, np.ndarray]:
-    """The vertex properties by name, each (M,), of a binary little-endian PLY file; UserError for any other file."""
-    content = Path(path).read_bytes()
-    head, found, body = content.partition(b"end_header\n")
-    lines = head.decode("ascii", "replace").split("\n")
-    if not found or lines[0].strip() != "ply" or "format binary_little_endian 1.0" not in lines:
+    """The vertex properties by name, each (M,), of a binary little-endian PLY file of at most 4 GiB.
+
+    UserError for any other file, for a damaged one, and for points that are not finite.
+    """
+    content = read_bytes(path, "a PLY file", ARRAYS_LIMIT_BYTES)
+    end = content.find(b"end_header\n", 0, HEADER_LIMIT_BYTES)
+    lines = content[: max(end, 0)].decode("ascii", "replace").split("\n")
+    if end < 0 or lines[0].strip() != "ply" or "format binary_little_endian 1.0" not in lines:
         raise UserError(f"{path} is no binary little-endian PLY file, the only kind that is read")
     words = [line.split() for line in lines if line.startswith(("element", "property"))]
     if not words or words[0][:2] != ["element", "vertex"] or any(len(word) != 3 for word in words):
         raise UserError(f"{path} does not begin with vertices of scalar properties; other PLY files are not read")
     own = next((i for i, word in enumerate(words) if i and word[0] == "element"), len(words))
-    kind = np.dtype([(word[2], TYPES[word[1]]) for word in words[1:own]])
-    count = int(words[0][2])
-    if len(body) < count * kind.itemsize:
-        raise UserError(f"{path} is cut off: {count} points are announced, {len(body) // kind.itemsize} are there")
-    table = np.frombuffer(body, kind, count)
-    return {name: table[name].copy() for name in kind.names or ()}
+    properties, digits = words[1:own], words[0][2]
+    names = [word[2] for word in properties]
+    if not names or len(set(names)) != len(names) or any(word[1] not in TYPES for word in properties):
+        raise UserError(f"{path} has a property twice, of an unknown type, or none; allowed types: {', '.join(TYPES)}")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 15:
+        raise UserError(f"{path} announces {shown(digits)} points; a whole number is needed")
+    kind = np.dtype([(word[2], TYPES[word[1]]) for word in properties])
+    body, count = len(content) - end - len(b"end_header\n"), int(digits)
+    if body < count * kind.itemsize:
+        raise UserError(f"{path} is cut off: {count} points are announced, {body // kind.itemsize} are there")
+    table = np.frombuffer(content, kind, count, end + len(b"end_header\n"))
+    if not all(np.isfinite(table[axis]).all() for axis in "xyz" if axis in names):
+        raise UserError(f"{path} holds points that are not finite; write it anew without them")
+    return {name: table[name].copy() for name in names}
 
 
 def _columns(

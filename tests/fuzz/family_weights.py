@@ -1,0 +1,36 @@
+"""Weight files as safetensors: headers, lengths, data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from harness import Sample
+from safetensors.torch import save
+
+from dune_cli.checkpoints.files import WeightFile, read_weights
+
+
+def samples(folder: Path) -> Sequence[Sample]:
+    tensors = {
+        "a.weight": torch.arange(12.0).reshape(3, 4),
+        "a.bias": torch.zeros(3),
+        "half": torch.ones(2, 2, dtype=torch.float16),
+        "brain": torch.ones(4, dtype=torch.bfloat16),
+        "steps": torch.tensor(7),
+        "none": torch.zeros(0, 5),
+    }
+    whole = save(tensors, {"facts": '{"model": "x"}', "note": "text"})
+    return [Sample({"w.safetensors": whole}, lambda case: read_weights(case / "w.safetensors"), _are_weights)]
+
+
+def _are_weights(found: WeightFile) -> None:
+    assert found.format == "safetensors" and _are_texts(found.metadata)
+    for name, tensor in found.tree.items():
+        assert isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.numel() < 1000
+        tensor.float().sum()
+
+
+def _are_texts(metadata: dict[str, str]) -> bool:
+    return all(isinstance(key, str) and isinstance(value, str) for key, value in metadata.items())
