@@ -30,13 +30,19 @@ def cpu_has_fast_bfloat16() -> bool:
     return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
+def check_device(name: str) -> None:
+    """UserError for what is no device's name anywhere. Imports nothing."""
+    kind, separator, number = name.partition(":")
+    if kind not in DEVICES or (separator and not (kind == "cuda" and number.isdecimal())):
+        raise UserError(f"unknown device {name!r}; allowed: {', '.join(DEVICES)}, cuda:N")
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` takes cuda, then mps, then cpu. Raises UserError for a device that this machine does not have."""
+    check_device(name)
     import torch
 
     kind = name.partition(":")[0]
-    if kind not in DEVICES:
-        raise UserError(f"unknown device {name!r}; allowed: {', '.join(DEVICES)}, cuda:N")
     have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if kind == "auto":
         return torch.device(next(k for k in ("cuda", "mps", "cpu") if have[k]))

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 
 
 @click.command(short_help="Photos to ImageNet classes, best first.")
@@ -48,8 +48,9 @@ def command(
     paths = expand(images)
     outputs = targets(paths, output, None, ("json",), overwrite) if output is not None else [None] * len(paths)
 
+    model = checks.model_of("classify", model, encoder)
+
     from dune_cli.checkpoints.load_heads import load_classifier
-    from dune_cli.checkpoints.present import choose
     from dune_cli.io.jsons import dumps, write_json
     from dune_cli.io.photos import read_photo
     from dune_cli.provenance import Run
@@ -57,7 +58,7 @@ def command(
 
     run = Run()
     with run.stage("load"):
-        network = load_classifier(model or choose("classify"), encoder, device, dtype)
+        network = load_classifier(model, encoder, device, dtype)
     console.note(f"{network.source.name}, licence of the weights: {network.source.licence}")
     documents: list[dict[str, Any]] = []
     for path, target in zip(console.progress(paths, "classify", unit="photo"), outputs):

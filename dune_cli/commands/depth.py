@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options, videos
+from dune_cli.commands import checks, options, videos
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,8 +99,9 @@ def command(
     videos.check_fps(fps, paths)
     outputs = places(paths, output, kind, FORMATS, overwrite, (".json", COLOR_ENDING) if colormap else (".json",))
 
+    model = checks.model_of("depth", model, encoder)
+
     from dune_cli.checkpoints.load_heads import load_depth
-    from dune_cli.checkpoints.present import choose
     from dune_cli.io.intrinsics import one_by_one, resolve_intrinsics
     from dune_cli.io.jsons import dumps, write_json
     from dune_cli.io.targets import sibling
@@ -120,7 +121,7 @@ def command(
     ahead = shots()
     first = next(ahead)  # mistakes in photos and cameras show before the weights are read
     with run.stage("load"):
-        network = load_depth(model or choose("depth"), encoder, device, dtype, bounds)
+        network = load_depth(model, encoder, device, dtype, bounds)
     console.note(f"{network.source.name}, licence of the weights: {network.source.licence}")
 
     def provenance(photo: Photo) -> dict[str, Any]:

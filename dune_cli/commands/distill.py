@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 from dune_cli.errors import UserError
 
 SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
@@ -107,15 +107,20 @@ def command(
 
     from dune_cli.io.jsons import dumps
     from dune_cli.training.config import DistillConfig
-    from dune_cli.training.distill import distill
-    from dune_cli.training.finish import finish
-    from dune_cli.training.preflight import preflight as estimate
 
     names = tuple(name.strip() for name in teachers.split(",") if name.strip())
     config = DistillConfig(teachers=names, data=data, compile=compile_student, **settings)
     folder = Path(output).expanduser()
     if resume and not (folder / "config.json").exists():
         raise UserError(f"--resume: {folder} holds no run; leave --resume out to begin one")
+    checks.teachers(names)
+    checks.data(data, names)
+    checks.weights(settings["init"])
+
+    from dune_cli.training.distill import distill
+    from dune_cli.training.finish import finish
+    from dune_cli.training.preflight import preflight as estimate
+
     if preflight:
         click.echo(dumps(asdict(estimate(config, folder))))
         return

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 
 FORMATS = ("npz", "png")
 
@@ -58,6 +58,8 @@ def command(
 
     paths = expand(images)
     outputs = targets(paths, output, kind, FORMATS, overwrite, (".json",))
+
+    checks.weights(model)
 
     from dune_cli.checkpoints.load import load_encoder
     from dune_cli.io.jsons import dumps, write_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from dune_cli import console
-from dune_cli.commands import eval_shared, options
+from dune_cli.commands import checks, eval_shared, options
 from dune_cli.errors import UserError
 
 QUALITIES = ("low", "medium", "high")
@@ -63,7 +63,6 @@ def command(
     from dataclasses import asdict
 
     from dune_cli import optional
-    from dune_cli.evaluation import depthmaps as benchmark
     from dune_cli.evaluation.map_reloc import read_places
     from dune_cli.io import atomic
     from dune_cli.provenance import Run, sha256_of
@@ -73,6 +72,10 @@ def command(
         raise UserError(f"unknown quality {', '.join(strange) or '(none)'}; allowed: {', '.join(QUALITIES)}")
     target = atomic.check_output(output, [".json"], overwrite) if output else None
     places = read_places(root, sets)
+    checks.matchers([matcher], model, encoder)
+
+    from dune_cli.evaluation import depthmaps as benchmark
+
     optional.import_pycolmap("dune eval depthmaps")
     run = Run(seed=seed)
     with run.stage("load"):

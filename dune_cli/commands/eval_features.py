@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import eval_shared, options
+from dune_cli.commands import checks, eval_shared, options
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,7 +90,6 @@ def command(
     """
     from pathlib import Path
 
-    from dune_cli.evaluation.columns import open_column
     from dune_cli.io import atomic, jsons
     from dune_cli.provenance import Run, sha256_of
 
@@ -99,6 +98,15 @@ def command(
     if bool(photos) != bool(teachers):
         raise UserError("--photos and --teachers belong together: the cosine to those teachers on these photos")
     target = atomic.check_output(output, [".json"], overwrite) if output else None
+    for place in (labelled, photos, pairs_root):
+        if place and not Path(place).expanduser().is_dir():
+            raise UserError(f"{place} is no folder; check the path")
+    checks.columns(models)
+    if photos:
+        checks.teachers(teachers)
+
+    from dune_cli.evaluation.columns import open_column
+
     run = Run(seed=seed)
     with run.stage("load"):
         columns = [open_column(spec, size_px, seed, device, dtype) for spec in models]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dune_cli import console
-from dune_cli.commands import eval_shared, options
+from dune_cli.commands import checks, eval_shared, options
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,13 +74,16 @@ def command(
     \b
     Example: dune eval multiview data/multiview --matcher sift,xfeat-lighterglue -o table.json
     """
-    from dune_cli.evaluation import multiview as benchmark
     from dune_cli.evaluation.map_reloc import read_places
     from dune_cli.io import atomic
     from dune_cli.provenance import Run, sha256_of
 
     target = atomic.check_output(output, [".json"], overwrite) if output else None
     places = read_places(root, sets)
+    checks.matchers(matchers, model, encoder)
+
+    from dune_cli.evaluation import multiview as benchmark
+
     run = Run(seed=seed)
     with run.stage("load"):
         methods, sources = _methods(matchers, model, encoder, device, dtype, pairs, mapper, seed, control)

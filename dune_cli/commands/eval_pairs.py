@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dune_cli import console
-from dune_cli.commands import eval_shared, options
+from dune_cli.commands import checks, eval_shared, options
 
 if TYPE_CHECKING:
     from dune_cli.evaluation.pairs import Pair, PairScore, Summary
@@ -88,6 +88,7 @@ def command(
 
     target = atomic.check_output(output, [".json"], overwrite) if output else None
     pairs = benchmark.select(benchmark.read_pairs(root), sets, limit)
+    checks.matchers(matchers, model, encoder)
     run = Run(seed=seed)
     with run.stage("load"):
         columns = eval_shared.load_columns(matchers, model, encoder, device, dtype)

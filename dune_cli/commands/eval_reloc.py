@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dune_cli import console
-from dune_cli.commands import eval_shared, options
+from dune_cli.commands import checks, eval_shared, options
 
 if TYPE_CHECKING:
     from dune_cli.evaluation.map_reloc import Place, Score, Summary
@@ -64,6 +64,7 @@ def command(
 
     target = atomic.check_output(output, [".json"], overwrite) if output else None
     places = map_reloc.read_places(root, sets)
+    checks.matchers(matchers, model, encoder)
     config = LocateConfig(seed=seed) if min_confidence is None else LocateConfig(min_confidence, seed=seed)
     run = Run(seed=seed)
     with run.stage("load"):

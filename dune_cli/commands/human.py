@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options, videos
+from dune_cli.commands import checks, options, videos
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ def command(
     videos.check_fps(fps, paths)
     targets = _targets(paths, output, kind, overlay, top_view, as_json, overwrite)
 
-    from dune_cli.checkpoints.present import choose
+    model = checks.model_of("human", model)
+
     from dune_cli.io.intrinsics import one_by_one
     from dune_cli.io.jsons import dumps, write_json
     from dune_cli.io.video_files import frame_file
@@ -123,7 +124,7 @@ def command(
     ahead = shots()
     first = next(ahead)  # mistakes in photos and cameras show before gigabytes of weights are read
     with run.stage("load"):
-        people_model = human.load_human(model or choose("human"), body_models, device=device, dtype=dtype)
+        people_model = human.load_human(model, body_models, device=device, dtype=dtype)
     sources = [people_model.source, people_model.body.source]
     for used in sources:
         console.note(f"{used.name}, licence: {used.licence}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def command(
     target = atomic.check_output(output, (".zip",), overwrite)
     folder = Path(root).expanduser() / split
     scenes = submission.read_scenes(folder)
+    checks.weights(model, encoder)
+    checks.matchers([matcher] if model is None else [])
 
     from dune_cli.tasks.reloc.solve import SolverConfig
 

@@ -20,6 +20,11 @@ def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.find_root().meta["dune.debug"] = value
 
 
+def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    runtime.check_device(value)
+    return value
+
+
 def _apply(function: F, options: list[Callable[[F], F]]) -> F:
     for option in reversed(options):
         function = option(function)
@@ -44,7 +49,9 @@ def compute(function: F) -> F:
     return _apply(
         function,
         [
-            click.option("--device", default="auto", show_default=True, help=" | ".join(runtime.DEVICES)),
+            click.option(
+                "--device", default="auto", show_default=True, callback=_device, help=" | ".join(runtime.DEVICES)
+            ),
             click.option(
                 "--dtype",
                 default="auto",

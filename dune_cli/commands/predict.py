@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,6 +90,12 @@ def command(
     paths = expand(photos)
     folders = _folders(paths, output, wanted, overwrite)
     given = one_by_one(intrinsics, len(paths))
+
+    for name in wanted:
+        if name == "features":
+            checks.weights(chosen.get(name), encoder)
+        else:
+            checks.model_of(name, chosen.get(name), encoder if name == "depth" else None)
 
     from dune_cli.commands.predict_tasks import Wishes
     from dune_cli.models.shared_pass import share

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 from dune_cli.commands.reconstruct_options import Many, many_options
 from dune_cli.errors import JobFailed, UserError
 
@@ -131,6 +131,9 @@ def command(
     stems = iter(unique_stems([path for path in paths if is_video(path)]))
     targets.check_photos([path.with_name(f"{next(stems)}_0.jpg") if is_video(path) else path for path in paths])
 
+    checks.weights(model, encoder)
+    if method == "matches":
+        checks.matchers([matcher])
     if method == "matches" or colmap is not None:
         optional.import_pycolmap("dune reconstruct")
     run = Run(seed=seed)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dune_cli import console
+from dune_cli.commands import checks
 from dune_cli.errors import DuneError, JobFailed, UserError
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def locate_in_map(words: MapWords) -> None:
             raise UserError(
                 f"{len(paths)} queries do not fit into {target}; name a .jsonl file, which gets a line each"
             )
+    checks.weights(words.model, words.encoder)
+    checks.matchers([words.matcher])
     photo_map = open_map(words.map_folder, words.images, words.scale)
     work, note = open_work(words.work, photo_map.folder)
     if note:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dune_cli import console
+from dune_cli.commands import checks
 from dune_cli.errors import JobFailed, UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def locate_by_references(words: PairWords) -> None:
     metric_points = words.model is not None or bool(words.ref_depths)
     _check_lengths(words, len(paths[1]))
     target = atomic.check_output(words.output, (".json",), words.overwrite) if words.output is not None else None
+
+    checks.weights(words.model, words.encoder)
+    checks.matchers([words.matcher] if words.model is None else [])
 
     from dune_cli.commands.reloc import load_sight
     from dune_cli.tasks.reloc import files, many_refs, solve

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 
 OVERLAY = "_overlay.png"
 
@@ -69,8 +69,9 @@ def command(
     beside = (".json", OVERLAY) if overlay else (".json",)
     outputs = targets(paths, output, None, ("png",), overwrite, beside)
 
+    model = checks.model_of("segment", model, encoder)
+
     from dune_cli.checkpoints.load_heads import load_segmenter
-    from dune_cli.checkpoints.present import choose
     from dune_cli.io.jsons import dumps, write_json
     from dune_cli.io.photos import read_photo
     from dune_cli.provenance import Run
@@ -78,7 +79,7 @@ def command(
 
     run = Run()
     with run.stage("load"):
-        network = load_segmenter(model or choose("segment"), encoder, device, dtype)
+        network = load_segmenter(model, encoder, device, dtype)
     console.note(f"{network.source.name}, licence of the weights: {network.source.licence}")
     if not network.class_names:
         console.note(f"{network.source.name} carries no names of its {network.classes} classes: numbers are given")

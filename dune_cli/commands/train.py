@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 
 
 @click.group()
@@ -85,12 +85,19 @@ def matcher(output: str, as_json: bool, dtype: str, teacher_minutes: float | Non
     from dune_cli import runtime
     from dune_cli.errors import UserError
     from dune_cli.io.jsons import dumps
+
+    if dtype == "float16":
+        raise UserError("--dtype float16 is too narrow for training; allowed: auto, float32, bfloat16")
+    checks.weights(settings["encoder"], settings["init"])
+    for name in ("data", "photos"):
+        for place in settings[name]:
+            if not Path(place).expanduser().is_dir():
+                raise UserError(f"--{name} {place} is no folder; check the path")
+
     from dune_cli.training.matcher.config import MatcherConfig
     from dune_cli.training.matcher.finish import finish
     from dune_cli.training.matcher.train import train
 
-    if dtype == "float16":
-        raise UserError("--dtype float16 is too narrow for training; allowed: auto, float32, bfloat16")
     kind = runtime.pick_dtype(dtype, runtime.pick_device(settings["device"]))
     minutes = math.inf if teacher_minutes is None else teacher_minutes
     config = MatcherConfig(teacher_minutes=minutes, bfloat16=str(kind) == "torch.bfloat16", **settings)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dune_cli.errors import UserError
 from dune_cli.training.loggers import LOGGERS
-from dune_cli.training.projectors import KINDS
-from dune_cli.training.sharing import STRATEGIES
 
 NORMS = ("mean-std", "phi-s")
+STUDENTS = ("dune-vits14", "dune-vitb14", "dune-mini", "dune-mini:STEM", "vit:WIDTHxDEPTH", "timm:MODEL")
+PROJECTORS = ("tp", "sp", "lp")
+STRATEGIES = ("none", "lowest_loss", "own_data", "own+generic_data")
 SHOWN = 80  # characters of a setting in a message
 # what may change between the runs of one training: the result is the same, with fsdp numerically close
 FREE = ("checkpoint_minutes", "workers", "device", "log_every", "logger", "fsdp")
@@ -58,8 +60,10 @@ class DistillConfig:
     logger: str | None = None
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"dune-vit[sb]14|dune-mini(:.*)?|vit:\d+x\d+|timm:.+", self.student):
+            raise unknown_student(self.student)
         _one_of("--sharing", self.sharing, STRATEGIES)
-        _one_of("--projector", self.projector, KINDS)
+        _one_of("--projector", self.projector, PROJECTORS)
         _one_of("--norm", self.norm, NORMS)
         if self.logger is not None:
             _one_of("--logger", self.logger, LOGGERS)
@@ -115,6 +119,11 @@ def _shown(value: Any) -> str:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
     return text.encode("utf-8", "backslashreplace").decode()  # JSON may hold half of a surrogate pair
+
+
+def unknown_student(name: str) -> UserError:
+    """The error for a --student that is none of `STUDENTS`."""
+    return UserError(f"unknown --student {name!r}; known: {', '.join(STUDENTS)}")
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from dune_cli.errors import DuneError, JobFailed, UserError
 from dune_cli.io.photos import decode_photo
 from dune_cli.training.augment import Augmentation, augment
 from dune_cli.training.sampler import Slot, held_out
-from dune_cli.training.sources import Source, open_source
+from dune_cli.training.sources import Source, open_source, tagged
 
 MAX_BROKEN = 0.10  # share of a run's photos
 
@@ -114,7 +113,7 @@ def open_photos(data: Sequence[str], teachers: Sequence[str], held_out_fraction:
     """
     groups: dict[str | None, list[Source]] = {}
     for text in data:
-        owner, place = _tagged(text, teachers)
+        owner, place = tagged(text, teachers)
         groups.setdefault(owner, []).append(open_source(place))
     if None in groups and len(groups) > 1:
         raise UserError(f"--data: tag every source with its teacher ({teachers[0]}=photos/) or none of them")
@@ -133,18 +132,6 @@ def open_photos(data: Sequence[str], teachers: Sequence[str], held_out_fraction:
                 f"{held_out_fraction:g} of them; give more, or --held-out 0"
             )
     return Photos(order, train, kept)
-
-
-def _tagged(text: str, teachers: Sequence[str]) -> tuple[str | None, str]:
-    """(teacher or None, source) of `TEACHER=SOURCE` or `SOURCE`."""
-    tag, separator, rest = text.partition("=")
-    if not separator or Path(text).exists():
-        return None, text
-    if tag in teachers:
-        return tag, rest
-    if "/" in tag or tag.startswith((".", "~")):
-        return None, text
-    raise UserError(f"--data {text!r}: {tag!r} is no teacher of this run; its teachers: {', '.join(teachers)}")
 
 
 def decode(item: Item) -> torch.Tensor:

@@ -10,8 +10,9 @@ from torch import nn
 from dune_cli.models.projector import TeacherProjector
 from dune_cli.models.tokens import Tokens
 from dune_cli.teachers.base import CLS, PATCH
+from dune_cli.training.config import PROJECTORS
 
-KINDS = ("tp", "sp", "lp")
+KINDS = PROJECTORS
 
 
 class Mlp(nn.Sequential):

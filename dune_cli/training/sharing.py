@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from dune_cli.errors import UserError
+from dune_cli.training.config import STRATEGIES
 
-STRATEGIES = ("none", "lowest_loss", "own_data", "own+generic_data")
 GENERIC = "dinov2"  # the teacher whose images are of everything (spec 2, "Data sets by teacher")
 
 

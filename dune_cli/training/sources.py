@@ -6,7 +6,7 @@ import contextlib
 import os
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -149,23 +149,54 @@ def _open(url: str) -> Iterator[IO[bytes]]:
         yield remote
 
 
+def check_source(text: str) -> None:
+    """UserError as `open_source` raises it for a place that is not there or holds no image; nothing is listed."""
+    path = Path(text).expanduser()
+    if text.endswith(".tar"):
+        found = "://" in text or any(path.parent.glob(path.name))
+    elif path.is_dir():
+        found = any(_images(path))
+    elif path.is_file() and text.endswith(".txt"):
+        found = True
+    else:
+        raise UserError(f"cannot train on {text!r}: no such folder, .txt list of paths, or .tar shards; check the path")
+    if not found:
+        raise UserError(f"{text} holds no images; allowed endings: {' '.join(IMAGE_SUFFIXES)}")
+
+
+def tagged(text: str, teachers: Sequence[str]) -> tuple[str | None, str]:
+    """(teacher or None, source) of `TEACHER=SOURCE` or `SOURCE`."""
+    tag, separator, rest = text.partition("=")
+    if not separator or Path(text).exists():
+        return None, text
+    if tag in teachers:
+        return tag, rest
+    if "/" in tag or tag.startswith((".", "~")):
+        return None, text
+    raise UserError(f"--data {text!r}: {tag!r} is no teacher of this run; its teachers: {', '.join(teachers)}")
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
+
+
 def open_source(text: str) -> Source:
     """A folder (searched recursively), a text list of paths, or tar shards (a path, URL or glob ending in .tar).
 
     Relative paths in a list start at the list's folder; lines that begin with # are left out. Raises UserError when
     nothing is there.
     """
+    check_source(text)
     path = Path(text).expanduser()
     if text.endswith(".tar"):
         shards = [text] if "://" in text else sorted(str(found) for found in path.parent.glob(path.name))
         source: Source = TarShards(shards)
     elif path.is_dir():
-        found = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-        source = Files(path, sorted(p for p in found if p.is_file()))
-    elif path.is_file() and text.endswith(".txt"):
-        source = Files(path.parent, [file_in(path.parent, line) for line in _lines(path)])
+        source = Files(path, sorted(_images(path)))
     else:
-        raise UserError(f"cannot train on {text!r}: no such folder, .txt list of paths, or .tar shards; check the path")
+        source = Files(path.parent, [file_in(path.parent, line) for line in _lines(path)])
     if len(source) == 0:
         raise UserError(f"{text} holds no images; allowed endings: {' '.join(IMAGE_SUFFIXES)}")
     return source

@@ -15,10 +15,10 @@ from dune_cli.errors import UserError
 from dune_cli.models.blocks import LayerScale
 from dune_cli.models.mini import PARTS, MiniConfig, MiniEncoder
 from dune_cli.models.vit import VisionTransformer, VitConfig
+from dune_cli.training.config import unknown_student
 from dune_cli.training.projectors import PROJECTORS
 from dune_cli.training.timm_student import TimmStudent
 
-NAMES = ("dune-vits14", "dune-vitb14", "dune-mini", "dune-mini:STEM", "vit:WIDTHxDEPTH", "timm:MODEL")
 _VITS = {"dune-vits14": (384, 12), "dune-vitb14": (768, 12)}
 REGISTERS = 4
 DEFAULT_STEM = "conv"
@@ -41,7 +41,7 @@ def new_student(name: str, size_px: int, seed: int, open_weights: bool = True) -
     elif name in _VITS:
         encoder = _vit(*_VITS[name], size_px)
     else:
-        raise UserError(f"unknown --student {name!r}; known: {', '.join(NAMES)}")
+        raise unknown_student(name)
     patch = encoder.patch
     if size_px < patch or size_px % patch:
         near = [multiple for multiple in (size_px // patch * patch, (size_px // patch + 1) * patch) if multiple]

@@ -1,0 +1,78 @@
+"""What is wrong with the command line or missing on the disk, told before torch is imported (seconds later).
+
+Commands call these after their own checks and before they import what computes. The loaders check the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dune_cli.errors import PackageMissing, UserError, WeightsMissing
+
+OTHER_MODELS = ("timm:", "random:", "teacher:")
+
+
+def weights(*names: str | None) -> None:
+    """WeightsMissing or UserError for a file or registry name that is not here; None and `timm:MODEL` pass."""
+    from dune_cli.checkpoints import store
+
+    for name in names:
+        if name is not None and not name.startswith(OTHER_MODELS):
+            store.locate(name)
+
+
+def model_of(verb: str, model: str | None, encoder: str | None = None) -> str:
+    """`model`, or the best that is here for the verb. WeightsMissing, UserError."""
+    from dune_cli.checkpoints import registry, store
+    from dune_cli.checkpoints.present import choose
+
+    chosen = model or choose(verb)
+    weights(chosen, encoder)
+    entry = registry.find(chosen)
+    if entry is not None and entry.kind == "head" and encoder is None:
+        for needed in registry.with_needs([entry]):
+            if store.find_present(needed) is None:
+                raise store.missing(needed)
+    return chosen
+
+
+def matchers(names: Sequence[str], model: str | None = None, encoder: str | None = None) -> None:
+    """UserError for an unknown matcher; WeightsMissing or PackageMissing for one that cannot run here."""
+    from dune_cli.matchers import load
+
+    for name in names:
+        if name == "auto" or load.takes_model(name):
+            continue
+        state = load.availability(name)
+        if not state.ready:
+            missing = PackageMissing if "pip install" in (state.cure or "") else WeightsMissing
+            raise missing(f"the matcher {name} cannot run here: {state.why}; run: {state.cure}")
+    weights(model, encoder)
+
+
+def columns(specs: Sequence[str]) -> None:
+    """Of `dune eval features`: encoders, `teacher:NAME`, `random:STUDENT`, `timm:MODEL`, `pixels`."""
+    for spec in specs:
+        if spec.startswith("teacher:"):
+            teachers([spec.removeprefix("teacher:")])
+        elif spec != "pixels":
+            weights(spec)
+
+
+def teachers(texts: Sequence[str]) -> None:
+    """UserError for an unknown teacher or file, or for none; WeightsMissing for one whose weights are not here."""
+    from dune_cli.teachers import load
+
+    if not texts:
+        raise UserError(f"--teachers names none; known: {', '.join(load.names())}")
+    for text in texts:
+        weights(load.weights_of(text))
+
+
+def data(sources: Sequence[str], teacher_texts: Sequence[str]) -> None:
+    """UserError for a source of photos that is not there or holds none."""
+    from dune_cli.training import sources as photo_sources
+
+    names = [text.partition("=")[0] for text in teacher_texts]
+    for text in sources:
+        photo_sources.check_source(photo_sources.tagged(text, names)[1])
