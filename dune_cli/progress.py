@@ -1,7 +1,8 @@
 """Work in progress on stderr: bars on a terminal; elsewhere a line at least every LINE_EVERY_S seconds.
 
-Such a line names the steps that can be counted (done, of all, time so far and to go), and the step without countable
-items that is at work. A thread writes it, so that a long call into a library has one, too.
+Such a line names the command, the steps that can be counted (done, of all, time so far and to go), and the step that is
+at work without countable items, each with its time. A thread writes it, so that a long call into a library has one.
+$DUNE_PROGRESS_S sets other seconds between two lines.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-LINE_EVERY_S = 20.0  # no log is silent for half a minute, on a busy machine either
+LINE_EVERY_S = 27.0  # no log is silent for half a minute
 BEAT_S = 1.0
 STATUS_AFTER_S = 2.0  # on a terminal, for a step without countable items
 quiet = False  # set by console.set_quiet
@@ -70,7 +71,7 @@ class Tracker:
     def advance(self, task: Task, count: int = 1, shown: Callable[[], str] | None = None) -> None:
         """`count` more items of `task` are done; `shown` gives words to put behind, and is asked for when due."""
         task.done += count
-        if self.clock() - self._spoken >= LINE_EVERY_S:
+        if self.clock() - self._spoken >= _line_every_s():
             if shown is not None:
                 task.shown = shown()
             self.beat()
@@ -84,7 +85,7 @@ class Tracker:
         """Writes a line if one is due."""
         with self._lock:
             now = self.clock()
-            if not self._tasks or now - self._spoken < LINE_EVERY_S:
+            if not self._tasks or now - self._spoken < _line_every_s():
                 return
             self._spoken = now
             text = self._line(now)
@@ -101,8 +102,8 @@ class Tracker:
             self._tasks.clear()
 
     def _line(self, now: float) -> str:
-        last = self._tasks[-1]
-        told = [task for task in self._tasks if task.unit or task is last]
+        first, last = self._tasks[0], self._tasks[-1]
+        told = [task for task in self._tasks if task.unit or task is first or task is last]
         return "; ".join(task.describe(now) for task in told)
 
 
@@ -236,6 +237,13 @@ def _show_status(status: Any | None) -> Any | None:
         status = _tqdm()(total=0, bar_format="{desc}", file=sys.stderr, leave=False)
     status.set_description_str(task.describe(now))
     return status
+
+
+def _line_every_s() -> float:
+    try:
+        return float(os.environ.get("DUNE_PROGRESS_S") or LINE_EVERY_S)
+    except ValueError:
+        return LINE_EVERY_S
 
 
 def _silent() -> bool:

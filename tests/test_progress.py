@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -34,6 +35,11 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture(autouse=True)
+def _default_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DUNE_PROGRESS_S", raising=False)
 
 
 @pytest.fixture
@@ -70,7 +76,7 @@ def test_no_half_minute_is_silent_however_long_an_item_takes(clock: Clock, lines
             if len(lines) > before:
                 spoken.append(clock.now)
     assert max(b - a for a, b in itertools.pairwise(spoken)) <= 30
-    assert lines[-1] == "looking: 1 queries, 3 min 20 s"
+    assert lines[-1].startswith("looking: 1 queries, 3 min ")
 
 
 def test_a_step_without_items_is_named_with_its_seconds(clock: Clock, lines: list[str]) -> None:
@@ -78,18 +84,18 @@ def test_a_step_without_items_is_named_with_its_seconds(clock: Clock, lines: lis
     with console.working("reconstruct"), run.stage("map", "mapping"):
         clock.now += 35
         progress.TRACKER.beat()
-    assert lines == ["mapping: 35 s"]
+    assert lines == ["reconstruct: 35 s; mapping: 35 s"]
     assert set(run.seconds) == {"map"}
 
 
 def test_steps_inside_a_counted_one(clock: Clock, lines: list[str]) -> None:
     for _ in console.progress(["a", "b"], "places", unit="place"):
         with console.working("mapping"):
-            clock.now += 25
+            clock.now += 28
             progress.TRACKER.beat()
     assert lines == [
-        "places: 0 of 2 places, 25 s; mapping: 25 s",
-        "places: 1 of 2 places, 50 s, about 50 s to go; mapping: 25 s",
+        "places: 0 of 2 places, 28 s; mapping: 28 s",
+        "places: 1 of 2 places, 56 s, about 56 s to go; mapping: 28 s",
     ]
 
 
@@ -105,11 +111,11 @@ def test_words_behind_a_count_are_asked_for_when_due(clock: Clock, lines: list[s
     asked = []
     bar = console.bar(4, "distill", "step")
     for step in range(4):
-        clock.now += 12
+        clock.now += 14
         bar.update(1, lambda step=step: asked.append(step) or f"loss {step}")
     bar.close()
     assert asked == [1, 3]
-    assert lines[0] == "distill: 2 of 4 steps, 24 s, about 24 s to go, loss 1"
+    assert lines[0] == "distill: 2 of 4 steps, 28 s, about 28 s to go, loss 1"
 
 
 @pytest.mark.parametrize("silence", ["quiet", "rank"])
@@ -147,8 +153,8 @@ with console.heartbeat("reconstruct"):
 def test_a_thread_writes_lines_while_a_library_works() -> None:
     done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, check=True, timeout=60)
     said = done.stderr.splitlines()
-    assert sum(line.startswith("mapping: ") for line in said) >= 2
-    assert any(line.startswith("photos: ") for line in said)
+    assert sum("; mapping: " in line for line in said) >= 2
+    assert any("; photos: " in line for line in said)
     assert done.stdout == "result a\nresult b\nresult c\n"
     assert "\r" not in done.stderr
 
@@ -171,7 +177,7 @@ def test_a_terminal_gets_bars_and_whole_lines() -> None:
         shown += piece
     assert process.wait(30) == 0
     text = shown.decode()
-    assert "mapping: 1 s" in text and "photos:" in text and "2/3" in text
+    assert re.search(r"mapping: \d s", text) and re.search(r"photos: .*[123]/3", text)
     for word in ("note a", "result a", "note c", "result c"):
         whole = next(line for line in text.split("\n") if word in line)
         assert whole.rstrip("\r").split("\r")[-1].removeprefix("\x1b[A").strip() == word, repr(whole)

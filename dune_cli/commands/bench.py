@@ -9,6 +9,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import options
+from dune_cli.commands.grouped import GroupedCommand
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ MODELS = {  # of each part, the default first
 }
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("part", type=click.Choice(tuple(MODELS)), default="pair", metavar="[pair|depth|human|distill]")
 @click.option(
     "--model",

@@ -8,9 +8,10 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
+from dune_cli.commands.grouped import GroupedCommand
 
 
-@click.command(short_help="Photos to ImageNet classes, best first.")
+@click.command(cls=GroupedCommand, short_help="Photos to ImageNet classes, best first.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--model",

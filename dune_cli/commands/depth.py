@@ -12,6 +12,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options, videos
+from dune_cli.commands.grouped import GroupedCommand
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ COLORMAPS = ("turbo", "inferno", "magma", "viridis", "grey")
 COLOR_ENDING = "_color.png"
 
 
-@click.command(short_help="Photos and videos to depth in metres (16-bit PNG, NPZ, EXR, PLY).")
+@click.command(cls=GroupedCommand, short_help="Photos and videos to depth in metres (16-bit PNG, NPZ, EXR, PLY).")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--model",

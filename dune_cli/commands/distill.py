@@ -8,12 +8,13 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
+from dune_cli.commands.grouped import GroupedCommand
 from dune_cli.errors import UserError
 
 SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
 
 
-@click.command()
+@click.command(cls=GroupedCommand, headings={"size_px": "Training", "batch_size": "Training"})
 @click.option(
     "--teachers",
     required=True,

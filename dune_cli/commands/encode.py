@@ -8,11 +8,12 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
+from dune_cli.commands.grouped import GroupedCommand
 
 FORMATS = ("npz", "png")
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--model",

@@ -6,12 +6,13 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, eval_shared, options
+from dune_cli.commands.grouped import GroupedCommand
 from dune_cli.errors import UserError
 
 QUALITIES = ("low", "medium", "high")
 
 
-@click.command("depthmaps")
+@click.command("depthmaps", cls=GroupedCommand)
 @click.argument("root")
 @click.option(
     "--matcher",

@@ -8,6 +8,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, eval_shared, options
+from dune_cli.commands.grouped import GroupedCommand
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def _distances(ctx: click.Context, param: click.Parameter, value: str) -> list[i
     return [int(part) for part in parts]
 
 
-@click.command("features")
+@click.command("features", cls=GroupedCommand)
 @click.option(
     "--model",
     "models",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from dune_cli.commands import options
+from dune_cli.commands.grouped import GroupedCommand
 
 
-@click.command("mapfree")
+@click.command("mapfree", cls=GroupedCommand)
 @click.argument("root")
 @click.option(
     "--split",

@@ -9,6 +9,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, eval_shared, options
+from dune_cli.commands.grouped import GroupedCommand
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 CONTROL, POINTMAP = "pycolmap-sift", "pointmap"
 
 
-@click.command("multiview")
+@click.command("multiview", cls=GroupedCommand)
 @click.argument("root")
 @click.option(
     "--matcher",

@@ -9,6 +9,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, eval_shared, options
+from dune_cli.commands.grouped import GroupedCommand
 
 if TYPE_CHECKING:
     from dune_cli.evaluation.pairs import Pair, PairScore, Summary
@@ -27,7 +28,7 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
     return list(dict.fromkeys(sizes))
 
 
-@click.command("pairs")
+@click.command("pairs", cls=GroupedCommand)
 @click.argument("root")
 @eval_shared.columns
 @click.option(

@@ -9,6 +9,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, eval_shared, options
+from dune_cli.commands.grouped import GroupedCommand
 
 if TYPE_CHECKING:
     from dune_cli.evaluation.map_reloc import Place, Score, Summary
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 ALL = "all"
 
 
-@click.command("reloc")
+@click.command("reloc", cls=GroupedCommand)
 @click.argument("root")
 @eval_shared.columns
 @eval_shared.sets()

@@ -12,6 +12,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options, videos
+from dune_cli.commands.grouped import GroupedCommand
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 FORMATS = ("obj", "glb", "ply")
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("photos", nargs=-1, required=True, metavar="PHOTO...")
 @click.option(
     "--model",

@@ -8,6 +8,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
+from dune_cli.commands.grouped import GroupedCommand
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 
 
-@click.command(short_help="Poses of a Map-free data set as a submission ZIP.")
+@click.command(cls=GroupedCommand, short_help="Poses of a Map-free data set as a submission ZIP.")
 @click.argument("root")
 @click.option("--split", type=click.Choice(SPLITS), default="val", show_default=True, help="Folder below ROOT.")
 @click.option("--model", metavar="NAME|FILE", help="Two-view model (MASt3R, DUNE + MASt3R): poses in metres.")

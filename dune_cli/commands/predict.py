@@ -10,6 +10,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
+from dune_cli.commands.grouped import GroupedCommand
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ FILES = {"depth": "depth.png", "human": "people.obj", "features": "features.npz"
 REPORT = "predict.json"
 
 
-@click.command(short_help="Several tasks on a photo at once, sharing encoder passes.")
+@click.command(cls=GroupedCommand, short_help="Several tasks on a photo at once, sharing encoder passes.")
 @click.argument("photos", nargs=-1, required=True, metavar="PHOTO...")
 @click.option("--tasks", "names", required=True, metavar="TASK,...", help=f"Of: {', '.join(TASKS)}.")
 @click.option(

@@ -8,6 +8,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
+from dune_cli.commands.grouped import GroupedCommand
 from dune_cli.commands.reconstruct_options import Many, many_options
 from dune_cli.errors import JobFailed, UserError
 
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
     from dune_cli.tasks.reconstruct.scene import Scene
 
 
-@click.command(short_help="Photos or a video to a 3-D scene (PLY, OBJ, GLB, NPZ, COLMAP).")
+@click.command(cls=GroupedCommand, short_help="Photos or a video to a 3-D scene (PLY, OBJ, GLB, NPZ, COLMAP).")
 @click.argument("photos", nargs=-1, required=True, metavar="PHOTO|FOLDER|VIDEO...")
 @options.output(
     True,
-    "The scene: .ply (points), .glb (surface, cameras), .obj (surface) or .npz (maps); a .json of that name beside it.",
+    "The scene: .ply (points; with --mesh a surface), .glb (surface, cameras), .obj (surface) or .npz (maps); a .json "
+    "of that name beside it.",
 )
 @click.option(
     "--method",
@@ -127,7 +129,9 @@ def command(
     videos = any(map(is_video, paths))
     if len(paths) == 1 and not videos:
         raise UserError(f"two photos are needed, got 1 ({paths[0].name}); name two or more of one place, or a video")
-    targets = check_targets(output, overwrite, colmap, colmap_format == "binary", transforms, depths)
+    targets = check_targets(
+        output, overwrite, colmap, colmap_format == "binary", transforms, depths, many.mesh is not None
+    )
     stems = iter(unique_stems([path for path in paths if is_video(path)]))
     targets.check_photos([path.with_name(f"{next(stems)}_0.jpg") if is_video(path) else path for path in paths])
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Done = tuple[Scene, list[tuple[Path, str]], dict[str, Any]]
 
-SURFACE_SUFFIXES = (".obj", ".glb")
+SURFACE_SUFFIXES = (".obj", ".glb", ".ply")
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,11 @@ def run_many(
     from dune_cli.io.work_folder import WorkFolder
     from dune_cli.tasks.reconstruct.video_frames import photos_of
 
-    is_surface = targets.scene.suffix.lower() in SURFACE_SUFFIXES
-    if many.mesh is not None and not is_surface:
-        raise UserError(f"--mesh makes a surface, which {targets.scene.name} does not hold; write -o scene.glb or .obj")
+    suffix = targets.scene.suffix.lower()
+    if many.mesh is not None and suffix not in SURFACE_SUFFIXES:
+        raise UserError(
+            f"--mesh makes a surface, which {targets.scene.name} does not hold; write -o scene.glb, .obj or .ply"
+        )
     work = WorkFolder(many.work or targets.scene.with_suffix(".work"))
     ordered = all(map(is_video, paths))
     with run.stage("read"):
@@ -91,7 +93,7 @@ def run_many(
         raise UserError(f"two photos are needed, got {len(images)} of {paths[0].name}; raise --fps")
     if images != list(paths):
         targets.check_photos(images)
-    surface = many.mesh or ("tsdf" if is_surface else None)
+    surface = many.mesh or ("tsdf" if suffix in (".obj", ".glb") else None)
     job = Job(images, many, compute, cameras, shared, work, run, ordered, surface)
     return _by_pointmaps(job) if compute.method == "pointmap" else _by_matches(job)
 

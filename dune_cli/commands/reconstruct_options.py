@@ -32,7 +32,7 @@ class Many:
 
     def say_unused(self) -> None:
         """A note about options that two photos have no use for."""
-        ignored = [f.name for f in fields(self) if f.name != "fps" and getattr(self, f.name) != f.default]
+        ignored = [f.name for f in fields(self) if f.name not in ("fps", "mesh") and getattr(self, f.name) != f.default]
         if ignored:
             words = ", ".join("--no-dense" if name == "dense" else f"--{name.replace('_', '-')}" for name in ignored)
             console.note(f"two photos have no use for {words}")
@@ -89,7 +89,7 @@ OPTIONS = [
     click.option(
         "--mesh",
         type=click.Choice(["tsdf", "poisson"]),
-        help="Make one surface of the views.  [for .obj and .glb: tsdf]",
+        help="Make one surface of the views, in a .ply, too.  [for .obj and .glb: tsdf]",
     ),
     click.option(
         "--work", metavar="DIR", help="Folder that keeps what was computed.  [default: the output's name with .work]"

@@ -27,6 +27,7 @@ class Targets:
     binary: bool
     transforms: Path | None
     depths: Path | None
+    surface: bool = False  # of a PLY, which else holds points
 
     def check_photos(self, photos: Sequence[Path]) -> None:
         """UserError for photos whose names one of the files cannot hold and for mirrored ones; notes where the files
@@ -57,7 +58,7 @@ class Targets:
 
         written = [self.scene, self.json]
         with run.stage("write"):
-            points, mesh = export.write_scene(scene, self.scene)
+            points, mesh = export.write_scene(scene, self.scene, self.surface)
             if self.colmap is not None:
                 export.write_colmap_model(scene, self.colmap, self.binary)
                 written.append(self.colmap)
@@ -83,9 +84,15 @@ class Targets:
 
 
 def check_targets(
-    output: str, overwrite: bool, colmap: str | None, binary: bool, transforms: str | None, depths: str | None
+    output: str,
+    overwrite: bool,
+    colmap: str | None,
+    binary: bool,
+    transforms: str | None,
+    depths: str | None,
+    surface: bool = False,
 ) -> Targets:
-    """UserError for what cannot be written, before any work."""
+    """UserError for what cannot be written, before any work. `surface`: whether --mesh was given."""
     from dune_cli.io import atomic
     from dune_cli.tasks.reconstruct import export
 
@@ -101,6 +108,7 @@ def check_targets(
         binary,
         other,
         atomic.check_output_folder(depths, overwrite) if depths is not None else None,
+        surface,
     )
 
 

@@ -8,6 +8,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import options
+from dune_cli.commands.grouped import GroupedCommand
 from dune_cli.commands.reloc_map import MapWords, map_options
 from dune_cli.commands.reloc_pair import PairWords
 from dune_cli.errors import UserError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from dune_cli.tasks.reloc.sight import Sight
 
 
-@click.command(short_help="Where a photo was taken, relative to a reference photo or in a map.")
+@click.command(cls=GroupedCommand, short_help="Where a photo was taken, relative to a reference photo or in a map.")
 @click.argument("query")
 @click.argument("references", nargs=-1, metavar="REFERENCE...")
 @map_options

@@ -8,11 +8,12 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
+from dune_cli.commands.grouped import GroupedCommand
 
 OVERLAY = "_overlay.png"
 
 
-@click.command(short_help="Photos to a class for every pixel (ADE20K, VOC).")
+@click.command(cls=GroupedCommand, short_help="Photos to a class for every pixel (ADE20K, VOC).")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--model",

@@ -8,6 +8,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
+from dune_cli.commands.grouped import GroupedCommand
 
 
 @click.group()
@@ -23,7 +24,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     return tuple(options.listed(value))
 
 
-@command.command("matcher")
+@command.command("matcher", cls=GroupedCommand, headings={"pairs": "Training", "size_px": "Training"})
 @click.option("--encoder", required=True, metavar="FILE|NAME", help="The dune-mini (stem xfeat+lite) to train it on.")
 @click.option("--data", multiple=True, metavar="DIR", help="A folder of scenes: below it, one folder of photos each.")
 @click.option("--photos", multiple=True, metavar="DIR", help="A folder of photos, to be warped.")

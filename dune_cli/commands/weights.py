@@ -34,20 +34,26 @@ def command() -> None:
 @command.command("list")
 @click.option("--kind", type=click.Choice(KINDS), help="Only weights of this kind.")
 @click.option("--present", is_flag=True, help="Only weights that are on this machine.")
+@click.option("--all", "show_all", is_flag=True, help="All weights, with their licences; --kind and --present, too.")
 @options.as_json
 @options.common
-def list_weights(kind: str | None, present: bool, as_json: bool) -> None:
-    """Published weights: kind, size, licence, and whether they are here.
+def list_weights(kind: str | None, present: bool, show_all: bool, as_json: bool) -> None:
+    """Published weights to begin with, by task and command; with --all every one: kind, size, licence, whether here.
 
     \b
-    Example: dune weights list --kind encoder
+    Example: dune weights list
+             dune weights list --kind encoder
     """
     from dune_cli.checkpoints import inventory, registry, store
+    from dune_cli.commands import weights_by_task
 
     rows = [inventory.entry_facts(entry) for entry in registry.all_entries() if kind in (None, entry.kind)]
     rows = [row for row in rows if row["present"] or not present]
     if as_json:
         _print({"schema": "dune.weights-list/1", "folder": str(store.weights_folder()), "weights": rows})
+        return
+    if not (show_all or present or kind):
+        click.echo("\n".join(weights_by_task.lines({row["name"]: row for row in rows})))
         return
     table = [("NAME", "KIND", "SIZE", "HERE", "LICENCE")]
     for row in rows:

@@ -10,17 +10,18 @@ import numpy as np
 from dune_cli.io.atomic import atomic_path
 from dune_cli.io.mesh import Mesh
 
-_VERTEX = [(axis, "<f4") for axis in "xyz"] + [(name, "u1") for name in ("red", "green", "blue")] + [("mesh", "<i4")]
+_COLOURS = [(name, "u1") for name in ("red", "green", "blue")]
 _FACE = [("count", "u1"), ("indices", "<i4", 3)]
 GREY = 200
 
 
-def write_ply_mesh(path: str | Path, meshes: Sequence[Mesh]) -> None:
+def write_ply_mesh(path: str | Path, meshes: Sequence[Mesh], doubles: bool = False) -> None:
     """All `meshes` in one file, OpenCV axes; PLY has no groups, so a vertex carries the number of its `mesh`.
 
-    Meshes without colours are light grey.
+    Meshes without colours are light grey. Coordinates are float32 or, for large ones, `doubles`.
     """
-    vertices = np.empty(sum(len(mesh.vertices) for mesh in meshes), _VERTEX)
+    columns = [(axis, "<f8" if doubles else "<f4") for axis in "xyz"] + _COLOURS + [("mesh", "<i4")]
+    vertices = np.empty(sum(len(mesh.vertices) for mesh in meshes), columns)
     faces = np.empty(sum(len(mesh.faces) for mesh in meshes), _FACE)
     faces["count"] = 3
     first = first_face = 0
@@ -39,7 +40,7 @@ def write_ply_mesh(path: str | Path, meshes: Sequence[Mesh]) -> None:
         "format binary_little_endian 1.0",
         "comment dune: OpenCV axes (x right, y down, z forward)",
         f"element vertex {len(vertices)}",
-        *(f"property float {axis}" for axis in "xyz"),
+        *(f"property {'double' if doubles else 'float'} {axis}" for axis in "xyz"),
         *(f"property uchar {name}" for name in ("red", "green", "blue")),
         "property int mesh",
         f"element face {len(faces)}",

@@ -165,7 +165,7 @@ def test_the_preflight_prints_and_stops(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "words_of_it"),
     [
-        (("--mesh", "tsdf"), ("--mesh makes a surface, which scene.ply does not hold",)),
+        (("--mesh", "tsdf", "-o", "scene.npz"), ("--mesh makes a surface, which scene.npz does not hold",)),
         (("--pairs", "absent.txt"), ("cannot read the pairs file absent.txt",)),
         (("--poses", "absent.json"), ("absent.json",)),
         (("--poses", "@poses", "--baseline", "1"), ("--poses and --baseline both say",)),

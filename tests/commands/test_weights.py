@@ -24,6 +24,7 @@ from published_files import TEACHERS, Fixture, dune_tree, mast3r_tree
 from dune_cli.checkpoints import registry, store
 from dune_cli.checkpoints.files import read_weights
 from dune_cli.cli import main
+from dune_cli.commands import weights_by_task
 from dune_cli.console import set_quiet
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,13 +57,26 @@ def in_store(path: Path) -> Path:
 
 
 def test_list_shows_every_published_file() -> None:
-    result = invoke("list")
+    result = invoke("list", "--all")
     lines = result.stdout.splitlines()
     assert result.exit_code == 0 and len(lines) == len(registry.all_entries()) + 1
     assert lines[0].split() == ["NAME", "KIND", "SIZE", "HERE", "LICENCE"]
     assert any(
         line.split()[:4] == ["mast3r-vitl", "two-view", "~2.75", "GB"] and "non-commercial" in line for line in lines
     )
+
+
+def test_list_is_a_screenful_by_task_with_the_command(dune_file: Path) -> None:
+    in_store(dune_file)
+    lines = invoke("list").stdout.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 120
+    commands = [line.partition(": dune ")[2].split()[0] for line in lines if ": dune " in line]
+    assert commands == ["encode", "reconstruct", "reconstruct", "depth", "human", "classify", "segment", "distill"]
+    assert any(line.split()[0] == "dune-mini" and "here (comes with dune)" in line for line in lines)
+    assert f"also here: {NAME}" in "\n".join(lines) and "dune weights list --all" in lines[-1]
+    assert any("mast3r-vitl" in line and "non-commercial" in line for line in lines)
+    shown = {name for *_, names in weights_by_task.TASKS for name in names}
+    assert shown <= {entry.name for entry in registry.all_entries()}
 
 
 def test_list_tells_what_is_here_and_what_is_half_here(dune_file: Path) -> None:
@@ -74,7 +88,7 @@ def test_list_tells_what_is_here_and_what_is_half_here(dune_file: Path) -> None:
     assert rows[NAME]["present"] and rows[NAME]["path"].endswith(FILE) and rows[NAME]["origin"] == "weights folder"
     assert not rows["dune-vitb14-448"]["present"] and rows["dune-vitb14-448"]["partial_bytes"] == 2000
     assert {row["kind"] for row in rows.values()} == {"encoder"}
-    assert "2 kB of it" in invoke("list").stdout
+    assert "2 kB of it" in invoke("list", "--all").stdout
     lines = invoke("list", "--present", "--kind", "encoder").stdout.splitlines()[1:]
     assert [line.split()[0] for line in lines if "comes with dune" not in line] == [NAME]
     assert [line.split()[0] for line in lines if "comes with dune" in line] == ["dune-mini"]
@@ -364,7 +378,7 @@ def test_help_imports_nothing_heavy(dune: Dune) -> None:
 
 def test_every_subcommand_as_a_process(dune: Dune, dune_file: Path, tmp_path: Path) -> None:
     in_store(dune_file)
-    assert len(dune("weights", "list").stdout.splitlines()) > 60
+    assert len(dune("weights", "list", "--all").stdout.splitlines()) > 60
     assert "ViT-S/14" in dune("weights", "info", NAME).stdout
     assert dune("weights", "verify", NAME).stdout.startswith("pinned")
     assert dune("weights", "path", NAME).stdout.strip().endswith(FILE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dune_cli.io.mesh import Frustum, write_glb, write_obj
 from dune_cli.io.npz import write_npz
 from dune_cli.io.orientation import UPRIGHT, StoredCamera, stored_camera, to_stored
 from dune_cli.io.ply import write_ply
+from dune_cli.io.ply_mesh import write_ply_mesh
 from dune_cli.io.png import save_png
 from dune_cli.io.targets import unique_stems
 from dune_cli.io.transforms_json import write_transforms
@@ -31,17 +33,18 @@ SCHEMA = "dune.scene/1"
 MAX_COLMAP_DENSE_POINTS = 100_000
 
 
-def write_scene(scene: Scene, path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def write_scene(scene: Scene, path: Path, surface: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Writes `path` in the format of its ending; returns the JSON's `points` and `mesh`.
 
-    PLY: the points; GLB: meshes, or points where nothing is dense, and the cameras; OBJ: meshes (JobFailed without
-    any); NPZ: everything as arrays. Large coordinates are doubles in PLY and NPZ, and in GLB and OBJ, whose readers
-    have float32, less the scene's `world_offset`, which these files name.
+    PLY: the points or, with `surface`, the meshes (JobFailed without any); GLB: meshes, or points where nothing is
+    dense, and the cameras; OBJ: meshes (JobFailed without any); NPZ: everything as arrays. Large coordinates are
+    doubles in PLY and NPZ, and in GLB and OBJ, whose readers have float32, less the scene's `world_offset`, which
+    these files name.
     """
     suffix = path.suffix.lower()
     points, colors, confidence = scene.cloud()
     none: dict[str, Any] = {"file": None, "count": 0, "fields": []}
-    if suffix == ".ply":
+    if suffix == ".ply" and not surface:
         normals = None if scene.fused is None else scene.fused.normals
         write_ply(path, scene.in_world(points), colors, confidence, normals, scene.world_offset is not None)
         fields = ["x", "y", "z", "red", "green", "blue", "confidence"]
@@ -67,9 +70,14 @@ def write_scene(scene: Scene, path: Path) -> tuple[dict[str, Any], dict[str, Any
         return {"file": path.name, "count": len(points), "fields": ["POSITION", "COLOR_0"]}, None
     if not meshes:
         raise JobFailed(
-            f"there is no surface for {path.name}, only {len(points)} points; write them with -o scene.ply or scene.glb"
+            f"there is no surface for {path.name}, only {len(points)} points; write them with -o scene.glb, "
+            "or with -o scene.ply and without --mesh"
         )
-    write_obj(path, meshes, scene.world_offset)
+    if suffix == ".ply":
+        placed = [replace(one, vertices=scene.in_world(one.vertices)) for one in meshes]
+        write_ply_mesh(path, placed, scene.world_offset is not None)
+    else:
+        write_obj(path, meshes, scene.world_offset)
     return none, mesh
 
 
