@@ -152,8 +152,19 @@ def read_ply_by_another(path: Path) -> np.ndarray:
     return np.asarray(trimesh.load(path).vertices)
 
 
+def test_ply_holds_the_surface_where_it_is_asked_for(scene: Scene, tmp_path: Path) -> None:
+    points, mesh = export.write_scene(scene, tmp_path / "a.ply", surface=True)
+    read = trimesh.load(tmp_path / "a.ply", process=False)
+    assert points["file"] is None and mesh is not None and mesh["file"] == "a.ply"
+    assert (len(read.vertices), len(read.faces)) == (mesh["vertices"], mesh["faces"])
+    far = replace(scene, world_offset=np.array([512_340.0, 4_567_890.0, 190.0]))
+    export.write_scene(far, tmp_path / "far.ply", surface=True)
+    moved = np.asarray(trimesh.load(tmp_path / "far.ply", process=False).vertices, np.float64)
+    np.testing.assert_allclose(moved - far.world_offset, read.vertices, atol=1e-3)
+
+
 def test_ply_holds_dense_points_and_the_matched_ones_beside_them(scene: Scene, tmp_path: Path) -> None:
-    points, mesh = export.write_scene(scene, tmp_path / "scene.ply")
+    points, mesh = export.export.write_scene(scene, tmp_path / "scene.ply")
     table = read_ply(tmp_path / "scene.ply")
     assert mesh is None and points["file"] == "scene.ply"
     assert list(table) == points["fields"] == ["x", "y", "z", "red", "green", "blue", "confidence"]
