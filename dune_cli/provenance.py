@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -55,9 +58,13 @@ class Run:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in pieces of 1 MiB."""
+    """Hexadecimal sha256 of a regular file, read in pieces of 1 MiB. OSError for one that cannot be read."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb", closefd=True) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

@@ -42,7 +42,9 @@ SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
 @click.option("--accumulate", default=1, show_default=True, type=click.IntRange(1), help="Parts of a batch, in turn.")
 @click.option("--lr", "learning_rate", default=3e-4, show_default=True, help="Peak, for a batch of 256; it scales.")
 @click.option("--sharing", default="lowest_loss", show_default=True, type=click.Choice(SHARING), help="Strategy.")
-@click.option("--drop-probability", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Of lowest_loss.")
+@click.option(
+    "--drop-probability", default=0.5, show_default=True, type=options.FiniteRange(0, 1), help="Of lowest_loss."
+)
 @click.option(
     "--projector",
     default="tp",
@@ -62,7 +64,7 @@ SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
     "held_out_fraction",
     default=0.03,
     show_default=True,
-    type=click.FloatRange(0, 0.9),
+    type=options.FiniteRange(0, 0.9),
     help="Share of photos kept from training, for the scores.",
 )
 @click.option("--photometric/--no-photometric", default=True, show_default=True, help="Colour, blur, solarise.")
@@ -70,7 +72,7 @@ SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
 @click.option("--crops", default=4, show_default=True, type=click.IntRange(1), help="Fixed crops a photo with --cache.")
 @click.option("--compile", "compile_student", is_flag=True, help="torch.compile the student.")
 @click.option("--fsdp", is_flag=True, help="With torchrun: shard the student (FSDP2) instead of copying it (DDP).")
-@click.option("--checkpoint-minutes", default=10.0, show_default=True, type=click.FloatRange(0), help="Between two.")
+@click.option("--checkpoint-minutes", default=10.0, show_default=True, type=options.FiniteRange(0), help="Between two.")
 @click.option("--log-every", default=10, show_default=True, type=click.IntRange(1), metavar="STEPS")
 @click.option("--logger", type=click.Choice(["tensorboard"]), help="Write the log there, too (needs its package).")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that load photos.")

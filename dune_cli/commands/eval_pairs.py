@@ -44,7 +44,7 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N pairs of each set.")
 @click.option(
     "--threshold-px",
-    type=click.FloatRange(0, min_open=True),
+    type=options.FiniteRange(0, min_open=True),
     default=1.0,
     show_default=True,
     help="Inlier threshold of MAGSAC, in pixels of the matched image.",

@@ -23,7 +23,7 @@ ALL = "all"
 @eval_shared.sets()
 @click.option(
     "--min-confidence",
-    type=click.FloatRange(0, 1),
+    type=options.FiniteRange(0, 1),
     metavar="C",
     help="Give out no pose below it.  [default: that of dune reloc]",
 )

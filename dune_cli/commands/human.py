@@ -40,7 +40,7 @@ FORMATS = ("obj", "glb", "ply")
 )
 @click.option(
     "--min-score",
-    type=click.FloatRange(0, 1),
+    type=options.FiniteRange(0, 1),
     default=0.3,
     show_default=True,
     help="Least confidence in [0, 1] of a person's head.",

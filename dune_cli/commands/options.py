@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +11,16 @@ import click
 from dune_cli import console, runtime
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class FiniteRange(click.FloatRange):
+    """A finite number in a range: for click "nan" is in every one, and "inf" in those without an end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -76,7 +87,7 @@ def cameras(function: F) -> F:
             ),
             click.option(
                 "--fov-deg",
-                type=click.FloatRange(1, 170),
+                type=FiniteRange(1, 170),
                 help="Field of view across the long side, in degrees; goes before EXIF.  [guess without any: 55]",
             ),
         ],
@@ -127,7 +138,7 @@ def fps(function: F) -> F:
 
 def fps_as(text: str) -> Callable[[F], F]:
     """`fps` where it means something of its own, as `text` says."""
-    return click.option("--fps", type=click.FloatRange(0, min_open=True), metavar="N", help=text)
+    return click.option("--fps", type=FiniteRange(0, min_open=True), metavar="N", help=text)
 
 
 def size(function: F) -> F:

@@ -38,7 +38,7 @@ REPORT = "predict.json"
 @click.option("--body-models", metavar="DIR", help="As for dune human: folder with smplx/SMPLX_NEUTRAL.npz.")
 @click.option(
     "--min-score",
-    type=click.FloatRange(0, 1),
+    type=options.FiniteRange(0, 1),
     default=0.3,
     show_default=True,
     help="As for dune human: least confidence of a person's head, in [0, 1].",

@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 @options.cameras
 @click.option(
     "--baseline",
-    type=click.FloatRange(0, min_open=True),
+    type=options.FiniteRange(0, min_open=True),
     metavar="METRES",
     help="True distance between the first two cameras.",
 )
 @click.option(
     "--min-confidence",
-    type=click.FloatRange(0),
+    type=options.FiniteRange(0),
     help="Leave out points below it.  [default: 1.5 for pointmap (from 1 up), 0 for matches (0 to 1)]",
 )
 @click.option(

@@ -46,19 +46,19 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--depth-scale",
-    type=click.FloatRange(0, min_open=True),
+    type=options.FiniteRange(0, min_open=True),
     metavar="N",
     help="Metres = PNG value / N.  [default: what the depth's own JSON says, else 1000]",
 )
 @click.option(
     "--baseline",
-    type=click.FloatRange(0, min_open=True),
+    type=options.FiniteRange(0, min_open=True),
     metavar="METRES",
     help="True distance between the two cameras.",
 )
 @click.option(
     "--min-confidence",
-    type=click.FloatRange(0, 1),
+    type=options.FiniteRange(0, 1),
     metavar="C",
     help="Give out no pose below it.  [default: 0.375]",
 )

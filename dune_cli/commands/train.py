@@ -31,7 +31,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 @click.option("--labels", metavar="DIR", help="Where the teacher's matches are kept.  [default: labels in -o]")
 @click.option(
     "--teacher-minutes",
-    type=click.FloatRange(0),
+    type=options.FiniteRange(0),
     metavar="N",
     help="Stop matching scenes by ALIKED + LightGlue after this; 0: take what --labels has.  [default: all scenes]",
 )
@@ -54,14 +54,14 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 @click.option("--warped", "warped_share", default=0.4, show_default=True, help="Share of pairs that are warped photos.")
 @click.option("--lr", "learning_rate", default=1e-4, show_default=True, help="Peak learning rate.")
 @click.option(
-    "--prune-below", default=0.05, show_default=True, type=click.FloatRange(0, 1), help="Matchability; 0: off."
+    "--prune-below", default=0.05, show_default=True, type=options.FiniteRange(0, 1), help="Matchability; 0: off."
 )
-@click.option("--held-out", "held_out_fraction", default=0.15, show_default=True, type=click.FloatRange(0, 0.9))
+@click.option("--held-out", "held_out_fraction", default=0.15, show_default=True, type=options.FiniteRange(0, 0.9))
 @click.option(
     "--validate", default="", metavar="LIST", callback=_names, help="Scenes to hold out instead of that share."
 )
 @click.option("--validation-pairs", default=5, show_default=True, type=click.IntRange(0), help="Of a held-out scene.")
-@click.option("--checkpoint-minutes", default=5.0, show_default=True, type=click.FloatRange(0), help="Between two.")
+@click.option("--checkpoint-minutes", default=5.0, show_default=True, type=options.FiniteRange(0), help="Between two.")
 @click.option("--log-every", default=10, show_default=True, type=click.IntRange(1), metavar="STEPS")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder of the run; the same command goes on there.")
 @options.compute

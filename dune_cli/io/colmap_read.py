@@ -22,6 +22,7 @@ from dune_cli.io.colmap_tables import CAMERA_SENSOR, FOCALS, Broken, CameraRow, 
 from dune_cli.io.safe_read import MIB, open_regular, read_bytes, read_text
 
 SMALLEST_IMAGE_BYTES = 72  # of images.bin: id, pose, camera, an empty name, no points
+TABLES = ("cameras", "images", "points3D", "rigs", "frames")
 BINARY_LIMIT_BYTES, TEXT_LIMIT_BYTES = 4096 * MIB, 512 * MIB
 SAME_POSE = 1e-3  # between a frame's pose and its images', relative to the translation
 
@@ -103,6 +104,12 @@ def model_folder(folder: str | Path) -> Path | None:
     return None
 
 
+def model_files(model: Path) -> list[Path]:
+    """The files that `open_model` reads of the model in a folder."""
+    ending = "bin" if (model / "images.bin").is_file() else "txt"
+    return [path for path in (model / f"{name}.{ending}" for name in TABLES) if path.exists()]
+
+
 def _largest(folder: Path, models: Sequence[Path]) -> Path:
     counts = [_count_images(model) for model in models]
     best = models[int(np.argmax(counts))]
@@ -148,7 +155,7 @@ def _read(model: Path) -> dict[str, Any]:
     binary = (model / "images.bin").is_file()
     ending = "bin" if binary else "txt"
     rows: dict[str, Any] = {}
-    for name in ("cameras", "images", "points3D", "rigs", "frames"):
+    for name in TABLES:
         path = model / f"{name}.{ending}"
         if not path.exists():
             rows[name] = None

@@ -48,7 +48,7 @@ def one_by_one(intrinsics: str | None, count: int) -> list[str | None]:
     UserError where several cameras are named, but not one a photo.
     """
     groups = [group for group in (intrinsics or "").split(";") if group.strip()]
-    if len(groups) < 2 or Path(intrinsics or "").expanduser().is_file():
+    if len(groups) < 2 or is_file(Path(intrinsics or "").expanduser()):
         return [intrinsics] * count
     if len(groups) != count:
         raise _wrong_count(len(groups), count)

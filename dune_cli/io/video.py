@@ -19,10 +19,13 @@ import numpy as np
 from dune_cli import console, optional
 from dune_cli.errors import UserError
 from dune_cli.io.photos import SMALLEST_SIDE_PX, Photo
+from dune_cli.io.picture_file import LARGEST_PIXELS
+from dune_cli.io.safe_read import open_regular
 from dune_cli.provenance import sha256_of
 
 FALLBACK_HZ = 30.0  # where a file states no rate and no times
 HIGHEST_HZ = 1000.0  # what a file may state
+MOST_BOXES = 10_000  # of an MP4 file's own level
 MISSING_S, MISSING_FRAMES = 0.2, 2  # a video may be this much shorter than announced: containers round
 SOON = 1e-6
 
@@ -170,11 +173,8 @@ def _nearest(every: Iterator[Frame], fps: float) -> Iterator[Frame]:
 
 def _open(cv2: ModuleType, path: Path) -> Any:
     """An open capture that turns its frames upright."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(1)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    with open_regular(path, "a video") as file:
+        head = file.read(1)
     if not head:
         raise UserError(f"{path} is empty (0 bytes); copy or download it again")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read at FFmpeg's first use: its remarks are not ours
@@ -182,6 +182,7 @@ def _open(cv2: ModuleType, path: Path) -> Any:
         capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
         if capture.isOpened():
             capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+            _check_size(path, capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
             return capture
     capture.release()
     if _lacks_index(path):
@@ -195,12 +196,21 @@ def _open(cv2: ModuleType, path: Path) -> Any:
     )
 
 
+def _check_size(path: Path, width: float, height: float) -> None:
+    """Of the frames, as the file announces it, before any is decoded."""
+    if width * height > LARGEST_PIXELS:
+        raise UserError(
+            f"{path} announces frames of {width:.0f} x {height:.0f} px; at most {LARGEST_PIXELS // 10**6} megapixels "
+            "are read: convert it to a smaller size first"
+        )
+
+
 def _lacks_index(path: Path) -> bool:
     """Whether an MP4 or MOV file ends before its `moov` box does (ISO/IEC 14496-12, 4.2)."""
     size = path.stat().st_size
     kinds, at = [], 0
     with path.open("rb") as file:
-        while at + 8 <= size:
+        while at + 8 <= size and len(kinds) < MOST_BOXES:
             file.seek(at)
             head = file.read(16)
             length = int.from_bytes(head[:4], "big")

@@ -129,7 +129,7 @@ BAD = {
     "cut before its index": (lambda path: cut(write_video(path, grey_frames(30)), 0.6), r"no whole index.*cut off"),
     "cut in its index": (lambda path: cut(write_video(path, grey_frames(9)), 0.8), r"no whole index \(moov\).*cut off"),
     "tiny pictures": (lambda path: write_video(path, grey_frames(3, 16, 8)), "16 x 8 px; at least 16"),
-    "a folder": (lambda path: path.mkdir() or path, "cannot read"),
+    "a folder": (lambda path: path.mkdir() or path, "is a folder"),
 }
 
 

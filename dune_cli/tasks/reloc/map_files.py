@@ -15,7 +15,7 @@ from dune_cli.errors import UserError
 from dune_cli.geometry import poses
 from dune_cli.geometry.world_offset import removed, world_offset
 from dune_cli.io.camera_fields import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
-from dune_cli.io.colmap_read import Model, model_folder, open_model
+from dune_cli.io.colmap_read import Model, model_files, model_folder, open_model
 from dune_cli.io.colmap_tables import FOCALS
 from dune_cli.io.fields import Fields
 from dune_cli.io.orientation import stored_cam_from_cam
@@ -95,7 +95,7 @@ def open_map(folder: str | Path, images: str | Path | None = None, scale: str | 
         names = ", ".join(path.name for path in list(scenes)[:3])
         raise UserError(f"{folder} holds several scenes ({names}); give each its own folder")
     if model is not None:
-        entries, files = _from_colmap(model), sorted(model.glob("*.bin")) or sorted(model.glob("*.txt"))
+        entries, files = _from_colmap(model), model_files(model)
     else:
         path, tree = next(iter(scenes.items()))
         entries, files = _from_scene(path, tree), [path]
