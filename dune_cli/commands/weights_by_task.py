@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from dune_cli.checkpoints import registry
-
 # (task, the command that uses its weights, those to begin with: smallest first)
 TASKS = (
     (
@@ -71,6 +69,8 @@ def _called(name: str) -> str:
 
 
 def _size(row: dict[str, Any]) -> str:
+    from dune_cli.checkpoints import registry
+
     return ("" if row["size_is_exact"] else "~") + registry.format_bytes(row["size_bytes"])
 
 
