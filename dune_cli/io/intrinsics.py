@@ -14,6 +14,7 @@ from dune_cli.errors import UserError
 from dune_cli.io.camera_fields import pinhole_matrix
 from dune_cli.io.fields import finite_array
 from dune_cli.io.inputs import IMAGE_SUFFIXES
+from dune_cli.io.orientation import swapped
 from dune_cli.io.photos import Photo, PhotoFacts
 from dune_cli.io.safe_read import is_file, read_json
 from dune_cli.io.texts import forward_slashes, quoted, shown
@@ -38,6 +39,13 @@ def resolve_intrinsics(
         matrices = _from_text_or_file(intrinsics, photos)
         for photo, matrix in zip(photos, matrices):
             _check(matrix, photo)
+        sideways = [photo.path.name for photo, matrix in zip(photos, matrices) if _is_of_stored(matrix, photo)]
+        if sideways:
+            more = f" and {len(sideways) - 1} more" if len(sideways) > 1 else ""
+            console.note(
+                f"the intrinsics of {sideways[0]}{more} look like those of the stored pixels, which EXIF turns; give "
+                "them for the upright photo"
+            )
         return [(matrix, "given") for matrix in matrices]
     return [_without_intrinsics(photo, fov_deg) for photo in photos]
 
@@ -126,6 +134,15 @@ def _spelled_key_of(photo: Photo | PhotoFacts, keys: Sequence[str]) -> str | Non
     stem = photo.path.stem
     stems = [key for key in keys if Path(key).name == stem or (_is_image(key) and Path(key).stem == stem)]
     return stems[0] if len(stems) == 1 else None
+
+
+def _is_of_stored(matrix: np.ndarray, photo: Photo | PhotoFacts) -> bool:
+    """Whether the principal point is nearer to the middle of the stored picture than to that of the upright one."""
+    if not swapped(photo.orientation) or photo.width == photo.height:
+        return False
+    upright = np.array([photo.width - 1, photo.height - 1]) / 2
+    off = [float(np.linalg.norm(matrix[:2, 2] - middle)) for middle in (upright, upright[::-1])]
+    return off[1] < off[0]
 
 
 def _is_image(name: str) -> bool:
