@@ -12,6 +12,8 @@ import numpy as np
 from dune_cli.io.colmap_tables import (
     LONGEST_NAME_BYTES,
     MODELS,
+    MOST_POINTS,
+    MOST_RECORDS,
     Broken,
     CameraRow,
     FrameRow,
@@ -21,6 +23,8 @@ from dune_cli.io.colmap_tables import (
     Sensor,
     sensor_of,
 )
+
+BLOCK = 1 << 20  # records
 
 
 class _Bytes:
@@ -36,14 +40,16 @@ class _Bytes:
         self.at += form.size
         return values
 
-    def counted(self, at_least_bytes: int) -> int:
+    def counted(self, at_least_bytes: int, most: int = MOST_RECORDS) -> int:
         """The count of the records that follow, none of them shorter than `at_least_bytes`."""
         (count,) = self.take(_COUNT)
-        return self.fitting(count, at_least_bytes)
+        return self.fitting(count, at_least_bytes, most)
 
-    def fitting(self, count: int, at_least_bytes: int) -> int:
+    def fitting(self, count: int, at_least_bytes: int, most: int = MOST_RECORDS) -> int:
         if count * at_least_bytes > len(self.data) - self.at:
             raise Broken(f"it counts {count} records, which is more than its bytes hold")
+        if count > most:
+            raise Broken(f"it counts {count} records; at most {most} are read")
         return count
 
     def text(self) -> str:
@@ -94,7 +100,7 @@ def _images(file: _Bytes) -> list[ImageRow]:
 
 
 def _points(file: _Bytes) -> PointTable:
-    count = file.counted(_POINT_BYTES)
+    count = file.counted(_POINT_BYTES, MOST_POINTS)
     at = np.empty(count, np.int64)
     lengths = np.empty(count, np.int64)
     place, data, size = file.at, file.data, len(file.data)
@@ -110,12 +116,21 @@ def _points(file: _Bytes) -> PointTable:
     file.at = place
     file.end()
     flat = np.frombuffer(data, np.uint8)
-    heads = flat[at[:, None] + np.arange(_POINT_BYTES)].reshape(-1).view(_POINT)
+    heads = _gathered(flat, at, _POINT_BYTES).reshape(-1).view(_POINT)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
     places = np.repeat(at + _POINT_BYTES, lengths) + _TRACK_BYTES * within
-    track = flat[places[:, None] + np.arange(_TRACK_BYTES)].reshape(-1).view("<u4").reshape(-1, 2)
+    track = _gathered(flat, places, _TRACK_BYTES).reshape(-1).view("<u4").reshape(-1, 2)
     return PointTable(heads["id"].copy(), heads["xyz"].copy(), starts, track.astype(np.int64))
+
+
+def _gathered(flat: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
+    """(N, length) bytes from each of `places` on; block by block, for the indices take eight times as much."""
+    found = np.empty((len(places), length), np.uint8)
+    for start in range(0, len(places), BLOCK):
+        block = slice(start, start + BLOCK)
+        found[block] = flat[places[block, None] + np.arange(length)]
+    return found
 
 
 def _rigs(file: _Bytes) -> list[RigRow]:

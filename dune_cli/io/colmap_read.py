@@ -129,8 +129,9 @@ def _count_images(model: Path) -> int:
             with open_regular(model / "images.bin", "a COLMAP model's file") as file:
                 (count,) = struct.unpack("<Q", file.read(8))
             return count if count * SMALLEST_IMAGE_BYTES <= (model / "images.bin").stat().st_size else 0
-        lines = read_text(model / "images.txt", "a COLMAP model's file", TEXT_LIMIT_BYTES).splitlines()
-        return (sum(not line.startswith("#") for line in lines) + 1) // 2  # an image's second line may be empty
+        text = read_text(model / "images.txt", "a COLMAP model's file", TEXT_LIMIT_BYTES)
+        lines = text.count("\n") + (not text.endswith("\n")) - text.count("\n#") - text.startswith("#")
+        return (lines + 1) // 2  # an image's second line may be empty
     except (UserError, OSError, struct.error):
         return 0
 

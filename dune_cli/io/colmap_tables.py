@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 LONGEST_NAME_BYTES = 4096
+MOST_RECORDS, MOST_POINTS = 1_000_000, 50_000_000  # of cameras, images, rigs, frames; of points
 # COLMAP's number and name of each camera model, how many parameters it has, and how many of them, the first ones, are
 # focal lengths (src/colmap/sensor/models.h, BSD)
 MODELS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from dune_cli.io.colmap_tables import (
     LONGEST_NAME_BYTES,
+    MOST_POINTS,
+    MOST_RECORDS,
     PARAMETERS,
     SENSORS,
     Broken,
@@ -22,15 +25,35 @@ from dune_cli.io.colmap_tables import (
     sensor_of,
 )
 
+LONGEST_LINE = 8 << 20  # characters: 200,000 keypoints
+
 
 class _Lines:
     """A text file's lines without comments; blank ones matter in images.txt alone."""
 
     def __init__(self, text: str) -> None:
-        self.lines = text.replace("\r\n", "\n").split("\n")
+        self._text = text
+
+    def every(self) -> Iterator[str]:
+        """One after the other: a list of them all may take many times the memory of the text."""
+        start = 0
+        while start < len(self._text):
+            end = self._text.find("\n", start)
+            end = len(self._text) if end < 0 else end
+            if end - start > LONGEST_LINE:
+                raise Broken(f"it has a line of {end - start} characters; at most {LONGEST_LINE} are read")
+            yield self._text[start:end]
+            start = end + 1
 
     def __iter__(self) -> Iterator[list[str]]:
-        return (line.split() for line in self.lines if line.strip() and not line.lstrip().startswith("#"))
+        for number, line in enumerate(line for line in self.every() if _says_something(line)):
+            if number >= MOST_POINTS:
+                raise Broken(f"it has more than {MOST_POINTS} records")
+            yield line.split()
+
+
+def _says_something(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
 def _whole(word: str) -> int:
@@ -72,10 +95,12 @@ def _cameras(file: _Lines) -> list[CameraRow]:
 def _images(file: _Lines) -> list[ImageRow]:
     """Two lines an image; the second, of its keypoints, may be empty."""
     rows = []
-    lines = iter(file.lines)
+    lines = file.every()
     for line in lines:
-        if not line.strip() or line.lstrip().startswith("#"):
+        if not _says_something(line):
             continue
+        if len(rows) >= MOST_RECORDS:
+            raise Broken(f"it has more than {MOST_RECORDS} images")
         words = line.split(maxsplit=9)
         _long_enough(words, 10, "an image")
         seen = next(lines, "").split()
@@ -93,23 +118,23 @@ def _images(file: _Lines) -> list[ImageRow]:
 
 
 def _points(file: _Lines) -> PointTable:
-    ids, xyz, lengths, track = [], [], [], []
+    ids, xyz, lengths, track = array("Q"), array("d"), array("q"), array("q")
     for words in file:
         _long_enough(words, 8, "a point")
         if len(words) % 2:
             raise Broken(f"the track of the point {words[0][:20]} is not in pairs")
         ids.append(_whole(words[0]))
-        xyz.append(_reals(words[1:4]))
+        xyz.extend(_reals(words[1:4]))
         for word in words[4:7]:
             _whole(word)
         _real(words[7])
         track.extend(map(_whole, words[8:]))
         lengths.append((len(words) - 8) // 2)
     return PointTable(
-        np.array(ids, np.uint64),
-        np.array(xyz, np.float64).reshape(-1, 3),
+        np.array(ids),
+        np.array(xyz).reshape(-1, 3),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        np.array(track, np.int64).reshape(-1, 2),
+        np.array(track).reshape(-1, 2),
     )
 
 

@@ -20,7 +20,7 @@ from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.io.camera_fields import FARTHEST, rigid_pose
 from dune_cli.io.colmap_read import open_model
-from dune_cli.io.safe_read import read_json, read_text
+from dune_cli.io.safe_read import LINES_LIMIT_BYTES, read_json, read_text
 from dune_cli.io.stored_photos import GivenCamera, upright_poses
 from dune_cli.io.texts import forward_slashes, quoted, shown
 
@@ -153,7 +153,7 @@ def _check_tum(path: Path, rows: np.ndarray) -> None:
 def _numbers(path: Path) -> np.ndarray:
     """(lines, 8 or 12) float64 of a trajectory; empty lines and # comments left out."""
     try:
-        lines = read_text(path, "a pose file").splitlines()
+        lines = read_text(path, "a pose file", LINES_LIMIT_BYTES).splitlines()
     except UserError as error:
         raise UserError(f"{error}; allowed: {FORMS}") from error
     rows = []

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 TEXT_LIMIT_BYTES = 256 * MIB
+LINES_LIMIT_BYTES = 64 * MIB  # of files that are split into lines: these take up to 25 times as much memory
+JSON_LIMIT_BYTES = 128 * MIB
+JSON_CONTAINERS = 4_000_000  # lists and objects: an empty one takes 64 bytes
 ARRAYS_LIMIT_BYTES = 4096 * MIB
 ZIP_MEMBERS = 200_000
 JSON_DEPTH = 64
@@ -108,7 +111,7 @@ def read_text(
 
 
 def read_json(
-    path: str | Path, what: str = "a JSON file", limit_bytes: int = TEXT_LIMIT_BYTES, error: type[DuneError] = UserError
+    path: str | Path, what: str = "a JSON file", limit_bytes: int = JSON_LIMIT_BYTES, error: type[DuneError] = UserError
 ) -> Any:
     """The value in a JSON file, as `parse_json`. Raises `error` as `read_text` and `parse_json`."""
     return parse_json(read_text(path, what, limit_bytes, error), str(path), error)
@@ -118,8 +121,11 @@ def parse_json(text: str | bytes, where: str, error: type[DuneError] = UserError
     """The value of a JSON text; `where` names the text in messages.
 
     Raises `error` for what is no JSON (RFC 8259), for NaN, infinities and numbers beyond float64 or 64-bit integers,
-    for a key that an object has twice, and for values nested deeper than 64 levels.
+    for a key that an object has twice, for values nested deeper than 64 levels, and for more than 4 million of them.
     """
+    openers = ("[", "{") if isinstance(text, str) else (b"[", b"{")
+    if sum(text.count(opener) for opener in openers) > JSON_CONTAINERS:  # type: ignore[arg-type]
+        raise error(f"{where} holds more than {JSON_CONTAINERS} lists and objects, which is more than is read")
     try:
         value = json.loads(
             text,

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dune_cli.errors import UserError
-from dune_cli.io.safe_read import read_text
+from dune_cli.io.safe_read import LINES_LIMIT_BYTES, read_text
 from dune_cli.io.texts import forward_slashes, quoted
 from dune_cli.matchers.retrieval import BLOCK_ROWS, centred, nearest
 
@@ -114,7 +114,7 @@ def read_pairs(path: str | Path, images: Sequence[Path]) -> Pairs:
     """
     path = Path(path).expanduser()
     try:
-        lines = read_text(path, "a pairs file").splitlines()
+        lines = read_text(path, "a pairs file", LINES_LIMIT_BYTES).splitlines()
     except UserError as error:
         raise UserError(
             f"cannot read the pairs file {path}: {error}; --pairs takes {', '.join(WAYS)}, or a file with {FORM}"
