@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from dune_cli import __version__, console, signals
+from dune_cli import __version__, console, runtime, signals
 from dune_cli.errors import DuneError
 
 # verb -> (module that defines `command`, short help). Adding a verb is adding its file and this line.
@@ -83,6 +83,7 @@ class LazyGroup(click.Group):
         """Turns errors into one line on stderr and an exit code; a traceback only with --debug."""
         if not signals.guarded():  # a polite kill unwinds like Ctrl-C, so that temporary files go
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        runtime.limit_threads()
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException, click.Abort):

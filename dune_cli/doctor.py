@@ -21,6 +21,7 @@ from dune_cli.checkpoints import registry, store
 from dune_cli.errors import DuneError
 
 TIMEOUT_SECONDS = 180.0
+OFTEN_BROKEN = ("open3d", "libusb_package")  # installed without the system's libraries
 _SHOWN_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 
 
@@ -37,6 +38,10 @@ class Package:
     @property
     def cure(self) -> str:
         return f"pip install 'dune-cli[{self.extra}]'" if self.extra else f"pip install {self.install}"
+
+    def trial(self, import_all: bool) -> str:
+        """What `dune_cli.probe` is asked: to import it ("package"), or to look whether it is there ("installed")."""
+        return "package" if import_all or self.verbs or self.module in OFTEN_BROKEN else "installed"
 
 
 # Verbs that work without any weights -> what they import.
@@ -64,17 +69,21 @@ PACKAGES = (
     Package("open3d", "open3d", "meshing of point clouds"),
     Package("libusb_package", "libusb-package", "a library that open3d needs"),
     Package("smplx", "smplx", "SMPL-X bodies (non-commercial)"),
-    Package("kornia", "kornia", "the matcher aliked-lightglue; the teachers xfeat and aliked", extra="matchers"),
+    Package("kornia", "kornia", "the matcher aliked-lightglue; the teacher aliked", extra="matchers"),
     Package("pi_heif", "pi-heif", "HEIC photos", extra="heic"),
 )
 
 
-def examine(timeout_seconds: float = TIMEOUT_SECONDS) -> dict[str, Any]:
-    """All facts, ready for JSON ("dune.doctor/1"). `ok` is false if a verb that needs no weights cannot work."""
-    items = [f"package:{package.module}" for package in PACKAGES]
+def examine(timeout_seconds: float = TIMEOUT_SECONDS, import_all: bool = False) -> dict[str, Any]:
+    """All facts, ready for JSON ("dune.doctor/1"). `ok` is false if a verb that needs no weights cannot work.
+
+    Packages that no such verb needs are looked for but, without `import_all`, not imported: that takes seconds.
+    """
+    asked = {package.module: f"{package.trial(import_all)}:{package.module}" for package in PACKAGES}
+    items = list(asked.values())
     items += [*(f"verb:{module}" for module in WEIGHT_FREE_VERBS.values()), "devices", "matchers"]
     answers = ask(items, timeout_seconds)
-    packages = [_package_facts(package, answers[f"package:{package.module}"]) for package in PACKAGES]
+    packages = [_package_facts(package, answers[asked[package.module]]) for package in PACKAGES]
     verbs = [_verb_facts(verb, answers[f"verb:{module}"], packages) for verb, module in WEIGHT_FREE_VERBS.items()]
     matchers = answers["matchers"]
     return {

@@ -1,13 +1,15 @@
 """Run by `dune doctor` as a process of its own: tries things that may be missing, broken or crash the interpreter.
 
-`python -m dune_cli.probe ITEM...` prints one JSON object a line, in the order of the items: `package:MODULE`,
-`verb:NAME`, `devices`, `matchers`. Whatever else a package prints goes to standard error.
+`python -m dune_cli.probe ITEM...` prints one JSON object a line, in the order of the items: `package:MODULE` (is
+imported), `installed:MODULE` (is only looked for), `verb:NAME`, `devices`, `matchers`. Whatever else a package prints
+goes to standard error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -23,6 +25,10 @@ def probe(item: str) -> dict[str, Any]:
     try:
         if kind == "package":
             _import(name)
+            return {"ok": True}
+        if kind == "installed":
+            if importlib.util.find_spec(name) is None:
+                raise PackageMissing(f"the package {name} is not installed")
             return {"ok": True}
         if kind == "verb":
             importlib.import_module(name)

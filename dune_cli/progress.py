@@ -103,7 +103,9 @@ class Tracker:
 
     def _line(self, now: float) -> str:
         first, last = self._tasks[0], self._tasks[-1]
-        told = [task for task in self._tasks if task.unit or task is first or task is last]
+        told = [task for task in self._tasks if task.unit or task is last]
+        if first.name not in {task.name for task in told}:
+            told.insert(0, first)
         return "; ".join(task.describe(now) for task in told)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from dune_cli.errors import UserError
@@ -28,6 +29,43 @@ def cpu_flags() -> frozenset[str]:
 def cpu_has_fast_bfloat16() -> bool:
     """True with AVX512-BF16 or AMX, where bfloat16 matrix products were measured 3-3.5 times as fast as float32."""
     return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def available_threads() -> int:
+    """Threads that this process may use: by its affinity mask, its cgroup's quota, and OMP_NUM_THREADS."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    limits = [allowed, _cgroup_processors(), int(asked) if asked.isdecimal() else None]
+    return max(1, min(limit for limit in limits if limit))
+
+
+def _cgroup_processors(root: str = "/sys/fs/cgroup") -> int | None:
+    """Whole processors, rounded up, of the quota that a container has (cgroup v2, then v1); None without one."""
+    try:
+        if os.path.exists(f"{root}/cpu.max"):  # noqa: PTH110
+            with open(f"{root}/cpu.max", encoding="ascii") as file:  # noqa: PTH123
+                quota, period = file.read().split()[:2]
+        else:
+            with open(f"{root}/cpu/cpu.cfs_quota_us", encoding="ascii") as file:  # noqa: PTH123
+                quota = file.read()
+            with open(f"{root}/cpu/cpu.cfs_period_us", encoding="ascii") as file:  # noqa: PTH123
+                period = file.read()
+        return None if quota == "max" or int(quota) <= 0 else max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def limit_threads() -> None:
+    """Tells libraries that are imported later how many threads they may start; what the user has set stays.
+
+    OpenMP (torch, open3d, ceres), OpenBLAS, MKL and OpenCV read these variables when they start. On a whole machine
+    they keep their own defaults.
+    """
+    if available_threads() >= (os.cpu_count() or 1):
+        return
+    count = str(available_threads())
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
+        os.environ.setdefault(name, count)
 
 
 def check_device(name: str) -> None:

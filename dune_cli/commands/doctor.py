@@ -13,20 +13,21 @@ from dune_cli.errors import JobFailed
 
 
 @click.command()
+@click.option("--all", "import_all", is_flag=True, help="Import every package, also those that few commands need.")
 @options.as_json
 @options.common
-def command(as_json: bool) -> None:
+def command(import_all: bool, as_json: bool) -> None:
     """What works on this machine: packages, devices, weights, matchers.
 
-    Really imports every package, each failure with its cure. Exit code 1 if a verb that needs no weights cannot work.
-    Takes some seconds; memory in GB = 10^9 bytes.
+    Imports what verbs without weights need, each failure with its cure. Exit code 1 if such a verb cannot work. Other
+    packages are looked for, and with --all imported, too. Takes some seconds; memory in GB = 10^9 bytes.
 
     \b
     Example: dune doctor --json
     """
     from dune_cli import doctor
 
-    facts = doctor.examine()
+    facts = doctor.examine(import_all=import_all)
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
@@ -42,10 +43,13 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"dune {versions['dune']}, Python {versions['python']}, {versions['platform']}"
     yield ""
     yield "packages"
+    names = max(len(package["package"]) for package in facts["packages"])
+    versions_width = max(len(package["version"] or "") for package in facts["packages"])
     for package in facts["packages"]:
         state = "ok" if package["ok"] else "broken" if package["installed"] else "missing"
         state = "not here" if state == "missing" and package["optional"] else state
-        yield f"  {state:9}{package['package']:16}{package['version'] or '':14}{package['purpose']}"
+        name, version = package["package"], package["version"] or ""
+        yield f"  {state:9}{name:{names}}  {version:{versions_width}}  {package['purpose']}"
         if not package["ok"]:
             yield f"           {package['error'] if package['installed'] else 'run: ' + package['cure']}"
     yield ""
@@ -95,7 +99,8 @@ def _weight_lines(weights: dict[str, Any]) -> Iterator[str]:
             yield f"           {problem}"
     if weights["offline"]:
         yield "           DUNE_OFFLINE is set: nothing is downloaded"
+    width = max((len(found["name"]) for found in weights["present"]), default=0)
     for found in weights["present"]:
-        yield f"  ok       {found['name']:24}{found['origin']}"
+        yield f"  ok       {found['name']:{width}}  {found['origin']}"
     if not weights["present"]:
         yield "  none     'dune weights list' shows what can be fetched"

@@ -15,6 +15,14 @@ MARKS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
 )
 
 
+def agreement(matches: int, inliers: int, motion: str) -> str:
+    """In words: how many matches there are, and how many of them agree on `motion` ("a pose"); 0 inliers: too few."""
+    if not matches:
+        return "no match"
+    agreeing = f"of which {inliers} agree" if inliers else "too few of which agree"
+    return f"{matches} match{'es' if matches > 1 else ''}, {agreeing} on {motion}"
+
+
 def decode_text(data: bytes) -> str:
     """The text in `data` by its byte order mark, else UTF-8. UnicodeDecodeError for what is no such text."""
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")

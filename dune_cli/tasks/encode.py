@@ -118,10 +118,27 @@ def pca_picture(patches: np.ndarray, patch: int) -> np.ndarray:
     return cells.repeat(patch, 0).repeat(patch, 1)
 
 
+def at_photo_size(cells: np.ndarray, features: Features) -> np.ndarray:
+    """cells (h, w, 3) of the patches -> (height, width, 3): at each pixel of the photo the patch that saw it.
+
+    Pixels that the network did not see (a cropped border) have the nearest patch's colour.
+    """
+    pixels = np.arange(max(features.width, features.height), dtype=np.float64)
+    A = np.asarray(features.network_from_image, dtype=np.float64)
+    index = [
+        np.floor((A[axis, axis] * pixels[:count] + A[axis, 2] + 0.5) / features.patch).clip(
+            0, cells.shape[1 - axis] - 1
+        )
+        for axis, count in ((0, features.width), (1, features.height))
+    ]
+    columns, rows = (one.astype(np.intp) for one in index)
+    return cells[rows[:, None], columns]
+
+
 def write(features: Features, path: Path) -> None:
-    """The features as `.npz` (arrays cls, registers, patches) or their PCA picture as `.png`."""
+    """The features as `.npz` (arrays cls, registers, patches) or their PCA picture as `.png`, of the photo's size."""
     if path.suffix.lower() == ".png":
-        save_png(path, pca_picture(features.patches, features.patch))
+        save_png(path, at_photo_size(pca_picture(features.patches, 1), features))
     else:
         write_npz(path, cls=features.cls, registers=features.registers, patches=features.patches)
 

@@ -161,7 +161,7 @@ def test_the_text_says_what_the_facts_say(monkeypatch: pytest.MonkeyPatch) -> No
         "matchers": {"error": None, "list": [{"name": "m", "ready": False, "why": "no kornia", "cure": "pip it"}]},
         "verbs": [{"verb": "eval", "ok": False, "why": "needs a"}],
     }
-    monkeypatch.setattr(doctor, "examine", lambda: facts)
+    monkeypatch.setattr(doctor, "examine", lambda import_all: facts)
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 1
     for text in (

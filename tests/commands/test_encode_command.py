@@ -65,7 +65,7 @@ def test_a_folder_to_pictures_and_json(dune: Any, model: Path, folder: Path, tmp
     assert done.returncode == 0, done.stderr
     documents = json.loads(done.stdout)
     assert [d["file"] for d in documents] == ["img0.png", "img1.png", "img2.png", "img1_2.png"]
-    assert Image.open(out / "img1.png").size == (documents[1]["network"]["width"], documents[1]["network"]["height"])
+    assert Image.open(out / "img1.png").size == (documents[1]["image"]["width"], documents[1]["image"]["height"])
     assert sorted(p.suffix for p in out.iterdir()) == [".json"] * 4 + [".png"] * 4
 
 

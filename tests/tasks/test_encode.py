@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from published_files import dune_manifest, make_state_dict
 
 from dune_cli.checkpoints.layouts import dune
@@ -14,7 +15,7 @@ from dune_cli.errors import UserError
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import prepare
 from dune_cli.models.encoder import DistilledEncoder
-from dune_cli.tasks.encode import document, encode, pca_picture
+from dune_cli.tasks.encode import Features, document, encode, pca_picture, write
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,20 @@ def test_pca_shows_what_varies_most() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 5), (2, 3, 2), (4, 4, 1)])
 def test_pca_of_very_little(shape: tuple[int, int, int]) -> None:
     assert pca_picture(np.ones(shape, np.float32), 2).shape == (2 * shape[0], 2 * shape[1], 3)
+
+
+def test_the_picture_has_the_photos_size_and_its_places(tmp_path: Path) -> None:
+    """A photo of 100 x 60 px seen as 64 x 32 without its border: each pixel has the colour of the patch that saw it."""
+    patches = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float32)
+    A = np.array([[0.8, 0, -8.0], [0, 0.8, -8.0], [0, 0, 1.0]])
+    features = Features(
+        path=tmp_path / "p.png", sha256="", width=100, height=60, cls=np.zeros(8), registers=np.zeros((0, 8)),
+        patches=patches, patch=16, network_from_image=A, teacher=None,
+    )  # fmt: skip
+    write(features, tmp_path / "pca.png")
+    picture = np.asarray(Image.open(tmp_path / "pca.png"))
+    cells = pca_picture(patches, 1)
+    assert picture.shape == (60, 100, 3)
+    for x, y in ((12, 12), (45, 30), (80, 20), (0, 0), (99, 59)):
+        column, row = (int(np.clip(np.floor((0.8 * v - 8 + 0.5) / 16), 0, top)) for v, top in ((x, 3), (y, 1)))
+        assert (picture[y, x] == cells[row, column]).all(), (x, y)

@@ -10,6 +10,7 @@ import numpy as np
 from dune_cli.errors import JobFailed
 from dune_cli.io.names import relative_names
 from dune_cli.io.photos import PhotoFacts, read_photo
+from dune_cli.io.texts import agreement
 from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.base import SplitMatcher
 from dune_cli.provenance import Run
@@ -65,7 +66,7 @@ def two_of_many(
     one, two = (names[index] for index in pair)
     raise JobFailed(
         f"no two of the {len(facts)} photos show enough of the same place: {one} and {two}, the best pair, have "
-        f"{matches} matches, of which {inliers} agree on a motion; take photos that overlap by half or more, or try "
+        f"{agreement(matches, inliers, 'a motion')}; take photos that overlap by half or more, or try "
         "another --matcher"
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dune_cli import console
+from dune_cli import console, runtime
 from dune_cli.geometry.poses import from_rotation_translation, inverse
 from dune_cli.geometry.world_offset import moved, removed
 from dune_cli.io.atomic import scratch_folder
@@ -75,7 +75,7 @@ def map_photos(
     `world_from_cam`. `scratch` is an existing folder for files that are removed again."""
     pycolmap = open_pycolmap()
     known_poses = known_poses or {}
-    threads = 1 if len(lens_of) <= ONE_THREAD_UP_TO else -1
+    threads = 1 if len(lens_of) <= ONE_THREAD_UP_TO else runtime.available_threads()
     if known_poses and config.fixed_poses:
         middle = np.mean([pose[:3, 3] for pose in known_poses.values()], axis=0)
         centred = {index: removed(pose, middle) for index, pose in known_poses.items()}  # wherever their origin is

@@ -15,6 +15,7 @@ from dune_cli.geometry.epipolar import estimate_relative_pose
 from dune_cli.geometry.poses import inverse
 from dune_cli.io.names import relative_names
 from dune_cli.io.photos import Photo
+from dune_cli.io.texts import agreement
 from dune_cli.matchers.base import Matcher, Matches
 from dune_cli.provenance import Run, Source
 from dune_cli.tasks.reconstruct.scene import Pair, PointMap, Scene, SparsePoints, View
@@ -138,8 +139,9 @@ def _sparse(
     if found is None or inliers < MIN_INLIERS or alarms > MAX_LOG10_FALSE_ALARMS:
         guess = ", or give --intrinsics or --fov-deg (the focal length is a guess)" if focal_unknown else ""
         raise JobFailed(
-            f"{names} do not show enough of the same place: {count} matches, of which {inliers or 'too few'} agree on "
-            f"a motion, no more than chance; take photos that overlap by half or more, try another --matcher{guess}"
+            f"{names} do not show enough of the same place: {agreement(count, inliers, 'a motion')}"
+            f"{', no more than chance' if inliers else ''}; take photos that overlap by half or more, try another "
+            f"--matcher{guess}"
         )
     pixels1, pixels2 = matches.points1[found.inliers], matches.points2[found.inliers]
     moving = pair_checks.unexplained_by_rotation(pixels1, pixels2, K1, K2, thresholds[1], focal_unknown)

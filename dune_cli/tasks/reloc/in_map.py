@@ -10,6 +10,7 @@ import numpy as np
 from dune_cli.geometry import poses
 from dune_cli.geometry.world_offset import moved
 from dune_cli.io.photos import Photo
+from dune_cli.io.texts import agreement
 from dune_cli.matchers.base import FeatureMatcher
 from dune_cli.tasks.reloc.choose import Candidates
 from dune_cli.tasks.reloc.guesses import Found, LocateConfig, Seen, log10_chance, solve
@@ -139,11 +140,10 @@ def _no_pose(
     """Why no pose is given out; empty where one is."""
     name = query.photo.path.name
     if found is None or confidence < config.min_confidence:
-        agreed = "too few" if found is None else found.keypoints
+        agreed = agreement(seen.count, 0 if found is None else found.keypoints, "a pose")
         return (
-            f"{name} does not show enough of {photo_map.folder}: {seen.count} matches with its points, of which "
-            f"{agreed} agree on a pose (confidence {confidence:.2f}); take a photo of what the map shows, or try "
-            "another --matcher"
+            f"{name} does not show enough of {photo_map.folder}: {agreed} (confidence "
+            f"{confidence:.2f}); take a photo of what the map shows, or try another --matcher"
         )
     spread = float(np.linalg.norm(found.pose.position_std)) / found.distance
     if spread <= MAX_POSITION_STD:

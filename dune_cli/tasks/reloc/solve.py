@@ -8,6 +8,7 @@ import numpy as np
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import epipolar, pair_checks, pnp, poses, two_view
+from dune_cli.io.texts import agreement
 from dune_cli.tasks.reloc.sight import Common, Shot
 
 PNP_THRESHOLD_PX = 3.0  # in pixels of the matched image, whose points are known to about that
@@ -246,8 +247,8 @@ def _only_turned(common: Common, pixels1: np.ndarray, pixels2: np.ndarray, confi
 def _elsewhere(common: Common, inliers: int, confidence: float, depth: str) -> _NoPose:
     return _NoPose(
         f"{common.query.name} and {common.reference.name} do not show enough of the same place: "
-        f"{len(common.matches.points1)} matches{depth}, of which {inliers or 'too few'} agree on a pose (confidence "
-        f"{confidence:.2f}); take photos that overlap more, or try another --matcher",
+        f"{agreement(len(common.matches.points1), inliers, 'a pose')}{depth} (confidence {confidence:.2f}); "
+        "take photos that overlap more, or try another --matcher",
         inliers,
         confidence,
     )

@@ -1,0 +1,63 @@
+"""How many threads: the affinity mask, a container's quota and OMP_NUM_THREADS; device names without torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dune_cli import runtime
+from dune_cli.errors import UserError
+
+
+def quota(folder: Path, text: str) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "cpu.max").write_text(text)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("max 100000\n", None), ("150000 100000\n", 2), ("20000 100000\n", 1), ("nonsense", None), ("", None)],
+)
+def test_a_containers_quota(text: str, count: int | None, tmp_path: Path) -> None:
+    assert runtime._cgroup_processors(quota(tmp_path, text)) == count
+    assert runtime._cgroup_processors(str(tmp_path / "absent")) is None
+
+
+def test_threads_follow_the_mask_the_quota_and_the_users_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(runtime, "_cgroup_processors", lambda: None)
+    assert runtime.available_threads() == 6
+    monkeypatch.setattr(runtime, "_cgroup_processors", lambda: 4)
+    assert runtime.available_threads() == 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert runtime.available_threads() == 3
+
+
+def test_libraries_are_told_only_where_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(runtime, "available_threads", lambda: 8)
+    runtime.limit_threads()
+    assert not any(name in os.environ for name in names)
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    monkeypatch.setattr(runtime, "available_threads", lambda: 2)
+    runtime.limit_threads()
+    assert [os.environ[name] for name in names] == ["2", "2", "1", "2"]
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:0", ""])
+def test_names_that_are_no_device(name: str) -> None:
+    with pytest.raises(UserError, match="unknown device"):
+        runtime.check_device(name)
+
+
+def test_names_that_are_devices() -> None:
+    for name in (*runtime.DEVICES, "cuda:1"):
+        runtime.check_device(name)
