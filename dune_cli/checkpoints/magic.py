@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
-from pathlib import Path
+import mmap
+from pathlib import Path, PurePosixPath
 
+from dune_cli.checkpoints import archive
 from dune_cli.errors import CheckpointError
 
 # torch.save before 1.6 wrote one pickle after the other, this number first (torch/serialization.py, MAGIC_NUMBER).
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+
+MAX_HEADER_BYTES = 16 << 20  # of a safetensors file: about 100 bytes a tensor
 
 _STRANGERS = (
     (b"\xff\xd8\xff", "a JPEG picture"),
@@ -53,24 +56,26 @@ def kind_of(path: Path) -> str:
 
 def _has_safetensors_header(head: bytes) -> bool:
     length = int.from_bytes(head[:8], "little")
-    return len(head) > 8 and head[8:9] == b"{" and 2 <= length <= 100_000_000
+    return len(head) > 8 and head[8:9] == b"{" and 2 <= length <= MAX_HEADER_BYTES
 
 
 def _zip_kind(path: Path) -> str:
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is cut short: its table of contents, at the end, is missing; fetch it again")
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            members = archive.members(data)
+    except archive.NoTableError as error:
+        raise CheckpointError(
+            f"{path} is cut short: its table of contents, at the end, is missing; fetch it again"
+        ) from error
+    except archive.ArchiveError as error:
         raise CheckpointError(f"{path} is a damaged archive ({error}); fetch it again") from error
-    names = {Path(member.filename).name for member in members}
+    names = {PurePosixPath(member.name).name for member in members}
     if "constants.pkl" in names:
         raise CheckpointError(f"{path} is a TorchScript program, not a weight file; dune loads state dicts only")
     if "data.pkl" not in names:
         what = "a NumPy archive (.npz)" if any(name.endswith(".npy") for name in names) else "a zip archive"
         raise CheckpointError(f"{path} is no weight file but {what}; allowed: .pth, .pt and .safetensors")
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+    if not all(member.is_stored for member in members):
         raise CheckpointError(
             f"{path} was packed again with compression, which PyTorch does not write; use the original"
         )
