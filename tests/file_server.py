@@ -21,6 +21,7 @@ class Behaviour:
     failures: int = 0  # so many answers with `status` before it works
     content_type: str = "application/octet-stream"
     send_length: bool = True
+    chunked: bool = False  # a body in chunks, which has no length
     honest_if_range: bool = True
     redirect: str | None = None
     block_seconds: float = 0.0  # pause between blocks of 64 KiB
@@ -61,7 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
         if behaviour.etag:
             self.send_header("ETag", behaviour.etag)
         self.send_header("Content-Type", behaviour.content_type)
-        if behaviour.send_length:
+        if behaviour.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        elif behaviour.send_length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if behaviour.cuts > 0:
@@ -70,11 +73,14 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(behaviour.stall_seconds)
         for at in range(0, len(body), 1 << 16):
             try:
-                self.wfile.write(body[at : at + (1 << 16)])
+                block = body[at : at + (1 << 16)]
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if behaviour.chunked else block)
                 self.wfile.flush()
             except ConnectionError:
                 return
             time.sleep(behaviour.block_seconds)
+        if behaviour.chunked:
+            self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -50,14 +50,19 @@ class _TryAgainError(Exception):
         self.wait_seconds = wait_seconds
 
 
+class _TooLongError(Exception):
+    """More bytes than the file can have."""
+
+
 def fetch(
     url: str,
     part: Path,
     attempts: int = 5,
     timeout_seconds: float = 30.0,
     sleep: Callable[[float], None] = time.sleep,
+    most_bytes: int | None = None,
 ) -> str:
-    """Downloads `url` into `part` and returns its sha256.
+    """Downloads `url` into `part` and returns its sha256. most_bytes: where the server states no length, no more.
 
     What `part` holds already is kept if the server vouches (ETag or Last-Modified) that it is the same file; otherwise
     it starts again. After a failure that may pass it goes on from where it was; `attempts` failures in a row without a
@@ -68,7 +73,7 @@ def fetch(
     failures, most = 0, _size(part)
     while True:
         try:
-            _attempt(url, part, timeout_seconds)
+            _attempt(url, part, timeout_seconds, most_bytes)
             return sha256_of(part)
         except _TryAgainError as error:
             failures = 1 if _size(part) > most else failures + 1
@@ -96,7 +101,7 @@ def forget(part: Path) -> None:
     _remote_file(part).unlink(missing_ok=True)
 
 
-def _attempt(url: str, part: Path, timeout_seconds: float) -> None:
+def _attempt(url: str, part: Path, timeout_seconds: float, most_bytes: int | None) -> None:
     known, start = _read_remote(part, url), _size(part)
     if known is None or known.validator is None:
         start = 0
@@ -122,27 +127,40 @@ def _attempt(url: str, part: Path, timeout_seconds: float) -> None:
             start = 0
             discard(part)
             _remote_file(part).write_text(json.dumps(asdict(remote)), encoding="utf-8")
-        _copy(response, part, start, remote.size_bytes)
+        _copy(response, part, start, remote.size_bytes, most_bytes)
 
 
-def _copy(response: http.client.HTTPResponse, part: Path, start: int, size_bytes: int | None) -> None:
+def _copy(
+    response: http.client.HTTPResponse, part: Path, start: int, size_bytes: int | None, most_bytes: int | None
+) -> None:
+    most = most_bytes if size_bytes is None else size_bytes
     if size_bytes is not None and size_bytes - start > shutil.disk_usage(part.parent).free:
         raise _disk_full(part, start, size_bytes)
     mib = None if size_bytes is None else -(-(size_bytes - start) // _MIB)
     try:
         with part.open("ab" if start else "wb", buffering=0) as file:
-            for _ in console.progress(_blocks(response, file), part.stem, total=mib, unit="MiB"):
+            blocks = _blocks(response, file, None if most is None else most - start)
+            for _ in console.progress(blocks, part.stem, total=mib, unit="MiB"):
                 pass
+    except _TooLongError as error:
+        discard(part)
+        raise JobFailed(
+            f"{part.stem}: the server states no length and sends more than {format_bytes(most or 0)}, which the "
+            "registry's size leaves no room for: thrown away"
+        ) from error
     except OSError as error:
         raise _disk_full(part, _size(part), size_bytes, error) from error
     if size_bytes is not None and _size(part) < size_bytes:
         raise _TryAgainError(f"the connection ended at {format_bytes(_size(part))} of {format_bytes(size_bytes)}")
 
 
-def _blocks(response: http.client.HTTPResponse, file: IO[bytes]) -> Iterator[None]:
+def _blocks(response: http.client.HTTPResponse, file: IO[bytes], most: int | None) -> Iterator[None]:
     """Writes each block as it comes and yields once a MiB, the unit of the progress bar. OSError: the disk's, only."""
-    pending = 0
+    pending = have = 0
     while block := _receive(response):
+        have += len(block)
+        if most is not None and have > most:
+            raise _TooLongError
         view = memoryview(block)
         while view:
             view = view[file.write(view) :]

@@ -18,6 +18,8 @@ from dune_cli.provenance import sha256_of
 if TYPE_CHECKING:
     import torch
 
+    from dune_cli.checkpoints.store import Located
+
 
 @dataclass(frozen=True)
 class WeightFile:
@@ -65,6 +67,29 @@ def read_weights(path: str | Path) -> WeightFile:
         return WeightFile(path, "torch", dict(tree))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_located(located: Located, remember: bool = True) -> WeightFile:
+    """Opens a file that `store.locate` found. Its hash is compared before any of its content is read.
+
+    A published file in the weights folder that is seen for the first time is pinned (`remember`). CheckpointError: not
+    the pinned file, or as `read_weights`.
+    """
+    from dune_cli.checkpoints import store
+
+    path = located.path
+    if not path.is_file() or not store.has_hash(located):
+        return read_weights(path)
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    store.check(located, sha256)
+    file = read_weights(path)
+    vars(file)["sha256"] = sha256  # the cached property's place
+    if remember:
+        store.remember(located, sha256)
+    return file
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -28,7 +28,7 @@ def open_foreign(name_or_path: str, called: str | None = None) -> Foreign:
     WeightsMissing where it is to be pulled first, CheckpointError for a file that cannot be read.
     """
     located = store.locate(name_or_path)
-    file = files.read_weights(located.path)
+    file = files.read_located(located)
     licence = located.entry.licence if located.entry else "unknown"
     return Foreign(located.path, file.tree, Source(called or name_or_path, file.sha256, licence))
 

@@ -38,7 +38,15 @@ def entry_facts(entry: Entry) -> dict[str, Any]:
     facts["path"] = str(located.path) if located is not None else None
     facts["origin"] = located.origin if located is not None else None
     facts["partial_bytes"] = part.stat().st_size if part.is_file() else 0
+    facts["trust"] = trust(entry)
     return facts
+
+
+def trust(entry: Entry) -> str:
+    """What a published file is held against: "registry" (its hash is there), "pinned" here, or "first use"."""
+    if entry.sha256 is not None:
+        return "registry"
+    return "pinned" if entry.file in lock.read_pins(store.weights_folder()) else "first use"
 
 
 def file_facts(located: Located) -> dict[str, Any]:
@@ -48,7 +56,8 @@ def file_facts(located: Located) -> dict[str, Any]:
     """
     from dune_cli.checkpoints import files
 
-    file = files.read_weights(located.path)  # before layouts, whose import takes seconds: a wrong file is told at once
+    # before layouts, whose import takes seconds: a wrong file is told at once
+    file = files.read_located(located, remember=False)
     from dune_cli.checkpoints import layouts
 
     try:
@@ -88,7 +97,7 @@ def convert(located: Located, target: Path) -> None:
     """
     from dune_cli.checkpoints import files, layouts
 
-    file = files.read_weights(located.path)
+    file = files.read_located(located)
     try:
         tensors, header = layouts.to_safetensors(file.tree, file.metadata)
     except CheckpointError as error:

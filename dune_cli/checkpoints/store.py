@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dune_cli import console
 from dune_cli.checkpoints import lock, registry
 from dune_cli.checkpoints.registry import Entry
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
@@ -111,6 +112,25 @@ def expected_sha256(located: Located) -> tuple[str, str] | None:
         return None
     pin = lock.read_pins(weights_folder()).get(located.path.name)
     return (pin.sha256, f"the first one seen, {pin.pinned}, in {lock.LOCK_FILE}") if pin is not None else None
+
+
+def has_hash(located: Located) -> bool:
+    """Whether a file has a pinned hash, or gets one at its first use as a published file in the weights folder."""
+    return expected_sha256(located) is not None or _is_pinnable(located)
+
+
+def remember(located: Located, sha256: str) -> None:
+    """Pins the first hash seen of a published file in the weights folder: a kill or a copy by hand left it without."""
+    home = weights_folder()
+    if expected_sha256(located) is None and _is_pinnable(located) and os.access(home, os.W_OK):
+        path = located.path
+        lock.pin(home, path.name, sha256, path.stat().st_size, "found in the weights folder")
+        console.note(f"{path.name}: trusted on first use, its sha256 {sha256} is remembered in {home / lock.LOCK_FILE}")
+
+
+def _is_pinnable(located: Located) -> bool:
+    entry, path = located.entry, located.path
+    return entry is not None and path.name == entry.file and path.parent.resolve() == weights_folder().resolve()
 
 
 def check(located: Located, sha256: str) -> None:

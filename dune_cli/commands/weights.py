@@ -15,6 +15,7 @@ from dune_cli.errors import JobFailed, UserError
 if TYPE_CHECKING:
     from dune_cli.checkpoints.registry import Entry
 
+TRUST = {"registry": "registry", "pinned": "pinned here", "first use": "trusted on first use"}
 KINDS = ("encoder", "two-view", "human", "head", "matcher", "teacher")
 
 
@@ -55,11 +56,11 @@ def list_weights(kind: str | None, present: bool, show_all: bool, as_json: bool)
     if not (show_all or present or kind):
         click.echo("\n".join(weights_by_task.lines({row["name"]: row for row in rows})))
         return
-    table = [("NAME", "KIND", "SIZE", "HERE", "LICENCE")]
+    table = [("NAME", "KIND", "SIZE", "HERE", "SHA256", "LICENCE")]
     for row in rows:
         partial = f"{registry.format_bytes(row['partial_bytes'])} of it" if row["partial_bytes"] else "no"
         size = ("" if row["size_is_exact"] else "~") + registry.format_bytes(row["size_bytes"])
-        table.append((row["name"], row["kind"], size, row["origin"] or partial, row["licence"]))
+        table.append((row["name"], row["kind"], size, row["origin"] or partial, TRUST[row["trust"]], row["licence"]))
     _print_table(table)
 
 
@@ -87,7 +88,7 @@ def info(weights: str, as_json: bool) -> None:
             raise
         facts: dict[str, Any] = inventory.entry_facts(entry)
         lines = [("name", f"{entry.name}: {entry.summary}"), ("file", f"{entry.file}, not on this machine")]
-        lines += [("size", entry.size), ("sha256", entry.sha256 or "not known: the first download pins it")]
+        lines += [("size", entry.size), ("sha256", entry.sha256 or "its publisher states none: trusted on first use")]
         lines += [("licence", f"{entry.licence} ({entry.licence_url})"), ("needs", ", ".join(entry.needs))]
         script = f"python {entry.script.script}, in a checkout of dune's sources" if entry.script is not None else None
         lines += [("to get it", script or f"dune weights pull {entry.name}")]

@@ -129,7 +129,7 @@ def person_mask(poses: Poses, foreground: torch.Tensor, size: tuple[int, int]) -
 def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """The registry's `people-teacher`, or the file `argument`. Stays in float32, whatever `dtype`."""
     located = store.locate(argument or "people-teacher")
-    file = files.read_weights(located.path)
+    file = files.read_located(located)
     try:
         graphs = json.loads(file.metadata[METADATA])["graphs"]
         networks = [_network(name, graphs[name], file.tree) for name in NETWORKS]

@@ -73,6 +73,6 @@ def licence_of(teachers: Mapping[str, Source], stem: Mapping[str, Source], init:
         text += "; stem: " + json.dumps({s.name: s.licence for s in stem.values()}, sort_keys=True)
     if init is not None:
         located = store.locate(init)
-        licence = inventory.licence_of(located, files.read_weights(located.path).metadata)
+        licence = inventory.licence_of(located, files.read_located(located).metadata)
         text += f"; started from {located.entry.name if located.entry else located.path.name}: {licence}"
     return text

@@ -39,6 +39,14 @@ class Ranks:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value)
 
+    def gather(self, row: torch.Tensor) -> torch.Tensor:
+        """The rows (N) of all ranks, in their order: (ranks, N). Every rank gives as many numbers."""
+        if self.count == 1:
+            return row[None].cpu()
+        rows = [torch.empty_like(row, device=self.device) for _ in range(self.count)]
+        dist.all_gather(rows, row.to(self.device))
+        return torch.stack(rows).cpu()
+
 
 @contextmanager
 def ranks(device: torch.device) -> Iterator[Ranks]:

@@ -24,7 +24,7 @@ def load_into(student: Student, name_or_path: str) -> tuple[str, ...]:
     """
     encoder = student.encoder
     if isinstance(encoder, TimmStudent):
-        state = state_dict_of(files.read_weights(store.locate(name_or_path).path).tree)
+        state = state_dict_of(files.read_located(store.locate(name_or_path)).tree)
         _fill(encoder.model, state, name_or_path)
         return ()
     loaded = load_encoder(name_or_path, device="cpu")

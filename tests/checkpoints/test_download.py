@@ -204,7 +204,7 @@ def test_a_disk_that_fills_up_keeps_what_came(part: Path, tmp_path: Path) -> Non
 
 
 def test_a_full_disk_is_one_sentence(part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(response: object, file: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(download, "_blocks", full)

@@ -169,6 +169,40 @@ def test_a_killed_pull_leaves_no_lock_and_is_resumed() -> None:
     assert names_in_store() == {FILE, "lock.json", ".locks"}
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL at one place."""
+
+
+def test_a_kill_before_the_rename_leaves_no_file_without_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hash is pinned first; the next pull takes what was fetched, and holds it against the pin."""
+    original = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if Path(target).name == FILE:
+            raise Killed
+        return original(self, target)
+
+    with FileServer(CONTENT) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            with pytest.raises(Killed):
+                pull.pull([entry_at(server.url)])
+        home = store.weights_folder()
+        assert not (home / FILE).exists() and lock.read_pins(home)[FILE].sha256 == SHA256
+        pull.pull([entry_at(server.url)])
+        assert (home / FILE).read_bytes() == CONTENT and len(server.ranges) == 1
+
+
+def test_a_body_without_a_length_has_an_end() -> None:
+    """As much as the registry's size allows, and no more: a server cannot fill the disk."""
+    small = replace(entry_at("x"), size_bytes=1000, size_is_exact=True)
+    with FileServer(CONTENT, chunked=True) as server:
+        with pytest.raises(JobFailed, match=r"states no length and sends more than 1 kB.*thrown away"):
+            pull.pull([replace(small, urls=(server.url,))])
+        assert names_in_store() == {".locks"}
+        assert pull.pull([entry_at(server.url)])[0].path.read_bytes() == CONTENT  # the estimate leaves room
+
+
 def packaged(name: str, member: str, content: bytes) -> Entry:
     return Entry(
         name=name,

@@ -60,7 +60,7 @@ def test_list_shows_every_published_file() -> None:
     result = invoke("list", "--all")
     lines = result.stdout.splitlines()
     assert result.exit_code == 0 and len(lines) == len(registry.all_entries()) + 1
-    assert lines[0].split() == ["NAME", "KIND", "SIZE", "HERE", "LICENCE"]
+    assert lines[0].split() == ["NAME", "KIND", "SIZE", "HERE", "SHA256", "LICENCE"]
     assert any(
         line.split()[:4] == ["mast3r-vitl", "two-view", "~2.75", "GB"] and "non-commercial" in line for line in lines
     )
@@ -77,6 +77,17 @@ def test_list_is_a_screenful_by_task_with_the_command(dune_file: Path) -> None:
     assert any("mast3r-vitl" in line and "non-commercial" in line for line in lines)
     shown = {name for *_, names in weights_by_task.TASKS for name in names}
     assert shown <= {entry.name for entry in registry.all_entries()}
+
+
+def test_list_and_info_say_what_a_file_is_held_against(dune_file: Path) -> None:
+    lines = {line.split()[0]: line for line in invoke("list", "--all").stdout.splitlines()}
+    assert " registry " in lines["xfeat"] and "trusted on first use" in lines["mast3r-vitl"]
+    assert "trusted on first use" in invoke("info", "mast3r-vitl").stdout
+    in_store(dune_file)
+    assert "trusted on first use" in next(li for li in invoke("list", "--all").stdout.splitlines() if li.startswith(f"{NAME} "))
+    invoke("verify", NAME)
+    rows = {row["name"]: row["trust"] for row in json.loads(invoke("list", "--json").stdout)["weights"]}
+    assert (rows[NAME], rows["mast3r-vitl"], rows["xfeat"]) == ("pinned", "first use", "registry")
 
 
 def test_list_tells_what_is_here_and_what_is_half_here(dune_file: Path) -> None:

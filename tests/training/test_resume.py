@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_named(distill, teacher: str, photos: Path, tmp_
     tiny = (*TINY, "--steps", 2, *EVERY_STEP)
     assert distill(teacher, photos, tmp_path / "run", *tiny).exit_code == 0
     newest = tmp_path / "run" / "checkpoints" / "step-00000002"
-    for path in newest.glob("*.distcp"):
+    for path in newest.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
     result = distill(teacher, photos, tmp_path / "run", *tiny)
     assert result.exit_code == 2

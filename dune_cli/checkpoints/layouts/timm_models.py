@@ -67,11 +67,11 @@ def load(spec: str) -> tuple[TimmEncoder, Source]:
 
 def _fill(network: nn.Module, name: str, given: str) -> Source:
     """The weights of the file `given`, or of the Hugging Face cache, into the network."""
-    from dune_cli.checkpoints import files
+    from dune_cli.checkpoints import files, store
     from dune_cli.checkpoints.opened import naming
 
     path = Path(given) if given else _cached(name, network.pretrained_cfg)
-    file = files.read_weights(path)
+    file = files.read_located(store.Located(path, None))
     with naming(path):
         load_strict(network, _used(network, state_dict_of(file.tree)), KeyMap(rules=()), f"timm's {name}")
     own = None if given else network.pretrained_cfg.get("license")

@@ -1,0 +1,351 @@
+"""A checkpoint on the disk: safetensors, one file a process, and an index that says what lies where. No pickle.
+
+    index.json              schema, step, for each tensor its type, shape and parts, for each file its size and sha256
+    rank-00000.safetensors  the parts that process 0 holds: all of a tensor that every process has, its own of a sharded
+
+Any number of processes reads what any other number wrote. Format: github.com/huggingface/safetensors, README.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from dune_cli.training.ranks import Ranks
+
+SCHEMA = "dune.checkpoint/1"
+INDEX = "index.json"
+MAX_INDEX_BYTES = 256 << 20
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_SHARD = re.compile(r"rank-\d{5}\.safetensors")
+_BLOCK = 1 << 24
+
+
+class DamagedError(ValueError):
+    """A checkpoint that does not hold what its index says, or not what the run needs."""
+
+
+class EarlierFormatError(ValueError):
+    """A checkpoint of torch.distributed.checkpoint, whose metadata is a pickle."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block of a tensor: where it begins in the whole one, its sides, and the process that holds it."""
+
+    offset: tuple[int, ...]
+    sides: tuple[int, ...]
+    rank: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the index says of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a checkpoint holds. files: name -> (bytes, sha256)."""
+
+    step: int
+    tensors: Mapping[str, Stored]
+    files: Mapping[str, tuple[int, str]]
+
+
+def write(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], here: Ranks) -> None:
+    """Writes this process's file into `folder`, and the index by the first process. OSError on one is raised on all.
+
+    Every process gives the same names; a sharded tensor is a DTensor on a mesh of all processes.
+    """
+    failure: OSError | None = None
+    size, digest = 0, bytes(32)
+    stored = {name: _stored(name, tensor) for name, tensor in tensors.items()}
+    own = {name: _local(tensor) for name, tensor in tensors.items() if _holds(stored[name], here.rank)}
+    try:
+        size, digest = _write_file(folder / _file_name(here.rank), own)
+    except OSError as error:
+        failure = error
+    row = torch.tensor([*size.to_bytes(8, "little"), *digest], dtype=torch.uint8)
+    rows = here.gather(row)
+    if here.any(failure is not None):
+        raise failure or OSError("another process cannot write its part")
+    if here.is_first:
+        files = {
+            _file_name(rank): (int.from_bytes(bytes(row[:8].tolist()), "little"), bytes(row[8:].tolist()).hex())
+            for rank, row in enumerate(rows)
+        }
+        try:
+            _write_index(folder / INDEX, Index(step, stored, files))
+        except OSError as error:
+            failure = error
+    if here.any(failure is not None):
+        raise failure or OSError("the first process cannot write the index")
+
+
+def read_index(folder: Path) -> Index:
+    """The index, checked. DamagedError; EarlierFormatError for a checkpoint of an earlier version."""
+    path = folder / INDEX
+    if not path.exists() and ((folder / ".metadata").exists() or any(folder.glob("*.distcp"))):
+        raise EarlierFormatError
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > MAX_INDEX_BYTES:
+            raise DamagedError(f"{INDEX} is no index")
+        content = json.loads(path.read_bytes())
+        digest = content.pop("sha256")
+        if content["schema"] != SCHEMA:
+            raise DamagedError(f"{INDEX} has the schema {str(content['schema'])[:40]!r}, not {SCHEMA!r}")
+        if digest != hashlib.sha256(_canonical(content)).hexdigest():
+            raise DamagedError(f"{INDEX} was changed")
+        return _index(content)
+    except OSError as error:
+        raise DamagedError(f"{INDEX}: {(error.strerror or str(error)).lower()}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, DamagedError):
+            raise
+        raise DamagedError(f"{INDEX} is damaged ({type(error).__name__})") from error
+
+
+def check_files(folder: Path, index: Index, here: Ranks) -> None:
+    """DamagedError unless every file has the size and sha256 of the index. The processes share the work."""
+    wrong = ""
+    for number, (name, (size, digest)) in enumerate(index.files.items()):
+        if number % here.count == here.rank and not wrong:
+            wrong = _what_is_wrong(folder / name, size, digest)
+    if here.any(bool(wrong)):
+        raise DamagedError(wrong or "one of its files is damaged")
+
+
+def read(folder: Path, index: Index, wanted: Mapping[str, torch.Tensor]) -> None:
+    """Fills the tensors of `wanted` (or this process's parts of them) in place, bit for bit.
+
+    DamagedError for a tensor that is missing, or of another type or shape.
+    """
+    from safetensors import safe_open
+
+    for name, tensor in wanted.items():
+        found = index.tensors.get(name)
+        if found is None:
+            raise DamagedError(f"{name} is missing")
+        if found.dtype != tensor.dtype or found.shape != tuple(tensor.shape):
+            raise DamagedError(
+                f"{name} is {_words(found.dtype, found.shape)}, not {_words(tensor.dtype, tensor.shape)}"
+            )
+    try:
+        with ExitStack() as stack:
+            opened = {
+                rank: stack.enter_context(safe_open(folder / _file_name(rank), framework="pt", device="cpu"))
+                for rank in {part.rank for name in wanted for part in index.tensors[name].parts}
+            }
+            for name, tensor in wanted.items():
+                _fill(name, tensor, index.tensors[name], opened)
+    except OSError as error:
+        raise DamagedError((error.strerror or str(error)).lower()) from error
+    except DamagedError:
+        raise
+    except Exception as error:  # SafetensorError, and what the library's numbers out of range raise
+        raise DamagedError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+def _file_name(rank: int) -> str:
+    return f"rank-{rank:05}.safetensors"
+
+
+def _words(dtype: torch.dtype, shape: Any) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _stored(name: str, tensor: torch.Tensor) -> Stored:
+    """The parts of a tensor over all processes, which each of them knows."""
+    shape = tuple(tensor.shape)
+    if not isinstance(tensor, DTensor) or isinstance(tensor.placements[0], Replicate):
+        return Stored(tensor.dtype, shape, (Part((0,) * len(shape), shape, 0),))
+    placement, mesh = tensor.placements[0], tensor.device_mesh
+    if not isinstance(placement, Shard) or mesh.ndim != 1:
+        raise NotImplementedError(f"{name} is spread as {tensor.placements} over {mesh.ndim} dimensions of processes")
+    parts = []
+    each = -(-shape[placement.dim] // mesh.size())
+    for rank in range(mesh.size()):
+        begin = min(rank * each, shape[placement.dim])
+        end = min(begin + each, shape[placement.dim])
+        offset, sides = [0] * len(shape), list(shape)
+        offset[placement.dim], sides[placement.dim] = begin, end - begin
+        parts.append(Part(tuple(offset), tuple(sides), rank))
+    own = parts[mesh.get_local_rank()]
+    if tuple(tensor.to_local().shape) != own.sides:
+        raise NotImplementedError(f"{name} is shared unevenly: {tuple(tensor.to_local().shape)}, expected {own.sides}")
+    return Stored(tensor.dtype, shape, tuple(part for part in parts if 0 not in part.sides))
+
+
+def _holds(stored: Stored, rank: int) -> bool:
+    return any(part.rank == rank for part in stored.parts)
+
+
+def _write_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[int, bytes]:
+    """A safetensors file, tensor by tensor, on the disk before this returns: its bytes and its sha256."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, end = {}, 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb") as file:
+        for piece in _pieces(text, [tensors[name] for name in order]):
+            digest.update(piece)
+            file.write(piece)
+            size += len(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return size, digest.digest()
+
+
+def _pieces(header: bytes, tensors: list[torch.Tensor]) -> Iterator[bytes | memoryview]:
+    yield len(header).to_bytes(8, "little") + header
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        whole = memoryview(flat.numpy())
+        for begin in range(0, len(whole), _BLOCK):
+            yield whole[begin : begin + _BLOCK]
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _write_index(path: Path, index: Index) -> None:
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "step": index.step,
+        "files": {name: {"size_bytes": size, "sha256": digest} for name, (size, digest) in index.files.items()},
+        "tensors": {
+            name: {
+                "dtype": _CODES[stored.dtype],
+                "shape": list(stored.shape),
+                "parts": [
+                    {"rank": part.rank, "offset": list(part.offset), "shape": list(part.sides)} for part in stored.parts
+                ],
+            }
+            for name, stored in index.tensors.items()
+        },
+    }
+    content["sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
+    with path.open("x", encoding="ascii") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _index(content: Mapping[str, Any]) -> Index:
+    step = _whole(content["step"])
+    files = {
+        name: (_whole(facts["size_bytes"]), str(facts["sha256"]))
+        for name, facts in content["files"].items()
+        if _SHARD.fullmatch(name)
+    }
+    tensors = {}
+    for name, facts in content["tensors"].items():
+        parts = tuple(Part(_sides(p["offset"]), _sides(p["shape"]), _whole(p["rank"])) for p in facts["parts"])
+        stored = Stored(_DTYPES[facts["dtype"]], _sides(facts["shape"]), parts)
+        _check_parts(name, stored, files)
+        tensors[name] = stored
+    return Index(step, tensors, files)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 48:
+        raise DamagedError(f"{INDEX} has {str(value)[:40]!r} where a whole number belongs")
+    return value
+
+
+def _sides(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or len(values) > 32:
+        raise DamagedError(f"{INDEX} has no shape where one belongs")
+    return tuple(_whole(value) for value in values)
+
+
+def _check_parts(name: str, stored: Stored, files: Mapping[str, Any]) -> None:
+    """DamagedError unless the parts lie in the tensor and have as many elements as it has."""
+    covered = 0
+    for part in stored.parts:
+        inside = len(part.offset) == len(part.sides) == len(stored.shape) and all(
+            begin + side <= whole for begin, side, whole in zip(part.offset, part.sides, stored.shape)
+        )
+        if not inside or _file_name(part.rank) not in files:
+            raise DamagedError(f"{INDEX} puts a part of {name[:80]} where none can be")
+        covered += _product(part.sides)
+    if covered != _product(stored.shape):
+        raise DamagedError(f"{INDEX} does not say where all of {name[:80]} lies")
+
+
+def _product(sides: tuple[int, ...]) -> int:
+    product = 1
+    for side in sides:
+        product *= side
+    return product
+
+
+def _what_is_wrong(path: Path, size: int, digest: str) -> str:
+    """Why a file is not the one of the index; empty if it is."""
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            return f"{path.name} is no regular file"
+        if facts.st_size != size:
+            return f"{path.name} has {facts.st_size:,} bytes, {INDEX} says {size:,}"
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
+            if found is None:  # Python 3.10
+                found = hashlib.sha256()
+                while block := file.read(_BLOCK):
+                    found.update(block)
+    except OSError as error:
+        return f"{path.name}: {(error.strerror or str(error)).lower()}"
+    return "" if found.hexdigest() == digest else f"{path.name} was changed: its sha256 is not the one of {INDEX}"
+
+
+@torch.no_grad()
+def _fill(name: str, tensor: torch.Tensor, stored: Stored, opened: Mapping[int, Any]) -> None:
+    local = _local(tensor)
+    offset = (0,) * local.ndim
+    if local.shape != tensor.shape:
+        rank = tensor.device_mesh.get_local_rank()  # type: ignore[attr-defined]
+        offset = next((part.offset for part in _stored(name, tensor).parts if part.rank == rank), offset)
+    for part in stored.parts:
+        begins = [max(a, b) for a, b in zip(offset, part.offset)]
+        ends = [min(a + m, b + n) for a, m, b, n in zip(offset, local.shape, part.offset, part.sides)]
+        if any(begin >= end for begin, end in zip(begins, ends)):
+            continue
+        piece = opened[part.rank].get_slice(name)
+        if tuple(piece.get_shape()) != part.sides or _DTYPES.get(piece.get_dtype()) != stored.dtype:
+            raise DamagedError(f"{name} is not in {_file_name(part.rank)} as {INDEX} says")
+        if not begins:
+            local.copy_(opened[part.rank].get_tensor(name))
+            continue
+        there = tuple(slice(begin - b, end - b) for begin, end, b in zip(begins, ends, part.offset))
+        here = tuple(slice(begin - a, end - a) for begin, end, a in zip(begins, ends, offset))
+        local[here].copy_(piece[there])
