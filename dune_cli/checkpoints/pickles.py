@@ -16,6 +16,7 @@ from typing import Any
 
 MAX_BYTES = 128 << 20  # a pickle of published weights has less than 2 MB: tensors lie outside of it
 MAX_INSTRUCTIONS = 2_000_000  # a tensor takes about 25
+MAX_SCANNED = 200_000  # instructions of a pickle that is refused anyway, for the names in the message
 _STRINGS = {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING"}
 
 
@@ -245,7 +246,7 @@ def names_in(data: bytes, pickles: int = 1) -> tuple[int, list[str]]:
         for _ in range(pickles):
             for opcode, argument, _ in pickletools.genops(file):
                 seen += 1
-                if seen > MAX_INSTRUCTIONS:
+                if seen > MAX_SCANNED:
                     return protocol, sorted(names)
                 if opcode.name == "PROTO":
                     protocol = max(protocol, argument)
