@@ -11,7 +11,7 @@ import torch
 
 from dune_cli.errors import CheckpointError
 
-WRAPPERS = ("module", "_orig_mod")
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -59,7 +59,7 @@ def _translate(key: str, rules: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def unwrapped(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict without the path parts that wrappers (DDP, torch.compile) left: `module.`, `_orig_mod.`.
+    """The state dict without the path parts that wrappers (DDP, FSDP, torch.compile) left, such as `module.`.
 
     Raises CheckpointError if two keys become one.
     """

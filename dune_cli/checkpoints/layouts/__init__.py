@@ -50,6 +50,7 @@ def describe_unknown(tree: Mapping[str, Any]) -> Description:
     """Top-level keys, number of tensors and of parameters of a file that no adapter knows."""
     state = state_dict_of(tree) or _all_tensors(tree)
     keys = [str(key) for key in tree]
+    flat = any("flat_param" in name for name in state)
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     return Description(
         layout="unknown",
@@ -62,6 +63,7 @@ def describe_unknown(tree: Mapping[str, Any]) -> Description:
         notes=(
             f"top-level keys: {', '.join(keys[:_SHOWN]) or 'none'}{more}",
             f"{len(state)} tensors, {count(state):,} parameters",
+            *(["one process's share of flattened FSDP parameters: save the whole state dict"] if flat else []),
         ),
     )
 

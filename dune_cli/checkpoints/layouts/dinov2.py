@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -21,9 +21,13 @@ PLAIN = KeyMap(rules=(), ignored=KEYS.ignored)
 
 
 def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-    state = base.state_dict_of(tree)
-    return {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= state.keys() and any(
-        key.startswith("blocks.") and key.endswith("ls1.gamma") for key in state
+    return is_encoder(base.state_dict_of(tree).keys())
+
+
+def is_encoder(names: Set[str]) -> bool:
+    """Whether a state dict of these names is an encoder's."""
+    return {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= names and any(
+        name.startswith("blocks.") and name.endswith("ls1.gamma") for name in names
     )
 
 

@@ -17,6 +17,7 @@ from dune_cli.checkpoints.layouts import (
     dinov2_classifier,
     dinov2_depth,
     dinov2_segmenter,
+    dinov2_training,
     dune,
     dune_mast3r,
     dune_matcher,
@@ -31,7 +32,7 @@ NAME = "native"
 LAYOUT, FACTS = "dune.layout", "dune.facts"
 HEADS = (dinov2_depth, dinov2_segmenter, dinov2_classifier)
 HUMAN = (multihmr, multihmr_anny)
-_ALL = (dune, dune_mini, dinov2, mast3r, dune_mast3r, dune_matcher, *HEADS, *HUMAN)
+_ALL = (dune, dune_mini, dinov2, mast3r, dune_mast3r, dune_matcher, *HEADS, *HUMAN, dinov2_training)
 PUBLISHED = {adapter.NAME: adapter for adapter in _ALL}
 
 
