@@ -79,6 +79,13 @@ class LazyGroup(click.Group):
             os._exit(code)
         sys.exit(code)
 
+    def make_context(self, *arguments: Any, **named: Any) -> click.Context:
+        """As Click's, with the command line's control characters escaped in its errors."""
+        try:
+            return super().make_context(*arguments, **named)
+        except click.ClickException as error:
+            raise _printable(error) from None
+
     def invoke(self, ctx: click.Context) -> object:
         """Turns errors into one line on stderr and an exit code; a traceback only with --debug."""
         if not signals.guarded():  # a polite kill unwinds like Ctrl-C, so that temporary files go
@@ -86,7 +93,9 @@ class LazyGroup(click.Group):
         runtime.limit_threads()
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
+        except click.ClickException as error:
+            raise _printable(error) from None
+        except (click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
             _fail("interrupted", 130)
@@ -115,6 +124,11 @@ def _of_a_signal(error: BaseException | None) -> bool:
     return False
 
 
+def _printable(error: click.ClickException) -> click.ClickException:
+    error.message = console.shown(error.message)
+    return error
+
+
 def _sentence(error: Exception) -> tuple[str, int]:
     if isinstance(error, DuneError):
         return str(error), error.exit_code
@@ -133,7 +147,7 @@ def _sentence(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, exit_code: int) -> None:
-    click.echo(f"dune: {' '.join(message.split())}", err=True)
+    click.echo(f"dune: {console.shown(message.strip())}", err=True)
     sys.exit(exit_code)
 
 

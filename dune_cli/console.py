@@ -2,10 +2,14 @@
 
 Progress is a bar on a terminal, and elsewhere a line now and then (progress.py). Notes always show (unless --quiet),
 for they tell what a script's log needs too: which matcher ran, that nobody was found, what was left out.
+
+A file name, or a text out of a file, may hold what a terminal obeys. So control characters are shown as escapes on
+stderr always, on stdout where that is a terminal; a pipe gets the bytes of the name, for the next program.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from typing import TypeVar
@@ -13,9 +17,11 @@ from typing import TypeVar
 from dune_cli import progress as _progress
 from dune_cli.progress import Counter, heartbeat, working
 
-__all__ = ["bar", "heartbeat", "note", "note_once", "progress", "result", "set_quiet", "working"]
+__all__ = ["bar", "document", "heartbeat", "note", "note_once", "progress", "result", "set_quiet", "shown", "working"]
 T = TypeVar("T")
 NOTES_OF_A_KIND = 6
+# C0, DEL and C1 controls, line separators, marks that turn the direction of text, bytes that are no UTF-8
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _told: dict[str, set[str]] = {}  # by note_once
 
 
@@ -25,11 +31,23 @@ def set_quiet(quiet: bool) -> None:
     _progress.quiet = quiet
 
 
+def shown(text: object) -> str:
+    """Text for a terminal, on one line: ESC as \\x1b, a newline as \\x0a, an undecodable byte as \\xff."""
+    return _HIDDEN.sub(_escape, str(text))
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
 def note(message: str) -> None:
     """One line on stderr, unless --quiet."""
     if not _progress.quiet:
         with _progress.past_bars():
-            print(message, file=sys.stderr, flush=True)
+            print(shown(message), file=sys.stderr, flush=True)
 
 
 def note_once(message: str, kind: str) -> None:
@@ -41,19 +59,38 @@ def note_once(message: str, kind: str) -> None:
     note(message if len(told) <= NOTES_OF_A_KIND else f"further notes of this kind ({kind}) are left out")
 
 
-def result(text: object) -> None:
-    """Lines on stdout while progress may be shown: they do not run into a bar."""
-    import click
+def result(*lines: object) -> None:
+    """Results on stdout, such as paths, each on a line of its own; they do not run into a progress bar."""
+    for line in lines:
+        _print(shown(line) if sys.stdout.isatty() else str(line))
 
+
+def document(text: str) -> None:
+    """JSON or a table on stdout. Its line breaks stay; in JSON, what is escaped still means the same."""
+    if sys.stdout.isatty():
+        text = _HIDDEN.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+    _print(text)
+
+
+def _print(text: str) -> None:
     with _progress.past_bars():
-        click.echo(text)
+        try:
+            print(text, flush=True)
+        except UnicodeEncodeError:  # a name that is no UTF-8: its own bytes
+            try:
+                raw = text.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
+                raw = text.encode("utf-8", "backslashreplace")
+            sys.stdout.flush()
+            sys.stdout.buffer.write(raw + b"\n")
+            sys.stdout.buffer.flush()
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "item") -> Iterable[T]:
     """`items`, with progress on stderr: a bar on a terminal, a line now and then elsewhere; none with --quiet."""
-    return _progress.counted(items, description, total, unit)
+    return _progress.counted(items, shown(description), total, unit)
 
 
 def bar(total: int, description: str, unit: str) -> Counter:
     """The same to count by hand, by `update` and `close`."""
-    return Counter(description, total, unit)
+    return Counter(shown(description), total, unit)

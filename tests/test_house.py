@@ -230,6 +230,21 @@ def test_nobody_evaluates_text() -> None:
                 assert node.func.id not in ("eval", "exec", "compile"), f"{_name(path)}:{node.lineno}"
 
 
+def test_only_the_console_speaks() -> None:
+    """It shows control characters in names as escapes: console.result, document, note, shown."""
+    wrong = []
+    for path in (path for path in MODULES if _room(path) not in ("console", "cli", "progress")):
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Call):
+                called, text = ast.unparse(node.func), ast.unparse(node)
+                spoken = called in ("click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write") or (
+                    called == "print" and not any(k.arg == "file" for k in node.keywords)
+                )
+                if spoken and "console.shown(" not in text:
+                    wrong.append(f"{_name(path)}:{node.lineno}: {text[:60]}")
+    assert wrong == []
+
+
 def test_command_modules_start_with_click_and_the_standard_library() -> None:
     wrong = []
     for path in (path for path in MODULES if _room(path) in ("commands", "cli")):

@@ -92,9 +92,9 @@ def command(
                 found = task_speed.measure_task(architecture, size, device, rounds, cpu_time, console.note)
         if as_json:
             document = {"schema": "dune.bench/1", "part": part, **asdict(found)}
-            click.echo(dumps(document | {"provenance": run.provenance([], [])}))
+            console.document(dumps(document | {"provenance": run.provenance([], [])}))
         else:
-            click.echo("\n".join(distill_table(found) if part == "distill" else task_table(found)))
+            console.document("\n".join(distill_table(found) if part == "distill" else task_table(found)))
         return
     with speed.threads(threads):
         with run.stage("networks"):
@@ -104,9 +104,9 @@ def command(
     goals = _goals(networks, matching)
     if as_json:
         document = {"schema": "dune.bench/1", **asdict(networks), "matching": asdict(matching), "goals": goals}
-        click.echo(dumps(document | {"provenance": run.provenance([], [])}))
+        console.document(dumps(document | {"provenance": run.provenance([], [])}))
         return
-    click.echo("\n".join(table(networks, matching)))
+    console.document("\n".join(table(networks, matching)))
 
 
 def table(networks: Speed, matching: MatchingSpeed) -> list[str]:

@@ -79,4 +79,4 @@ def command(
             for score in scores:
                 console.result(f"{score.score:.4f}  {score.index:4d}  {score.name or ''}".rstrip())
     if as_json:
-        console.result(dumps(documents[0] if len(documents) == 1 else documents))
+        console.document(dumps(documents[0] if len(documents) == 1 else documents))

@@ -151,7 +151,7 @@ def command(
         if not as_json:
             console.result(target)
     if as_json:
-        console.result(dumps(documents[0] if len(documents) == 1 else documents))
+        console.document(dumps(documents[0] if len(documents) == 1 else documents))
 
 
 def _write(result: Depth, target: Path, colormap: str | None) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def command(
     from dune_cli.training.preflight import preflight as estimate
 
     if preflight:
-        click.echo(dumps(asdict(estimate(config, folder))))
+        console.document(dumps(asdict(estimate(config, folder))))
         return
     trained = distill(config, folder)
     if not trained.is_first:
@@ -139,7 +139,7 @@ def command(
     if done.document["photos"]["broken_count"]:
         console.note(f"{done.document['photos']['broken_count']} photos could not be read; the report lists them")
     if as_json:
-        click.echo(dumps(done.document))
+        console.document(dumps(done.document))
         return
     for score in done.scores:
         console.note(
@@ -147,4 +147,4 @@ def command(
             f"(untrained {score.untrained:.3f}, mean feature {score.mean_feature:.3f})"
         )
     for path in (done.student, done.student_half, done.report_json, done.report_html):
-        click.echo(path)
+        console.result(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from dune_cli import console
 from dune_cli.commands import options
 from dune_cli.errors import JobFailed
 
@@ -29,10 +30,10 @@ def command(import_all: bool, as_json: bool) -> None:
 
     facts = doctor.examine(import_all=import_all)
     if as_json:
-        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        console.document(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
         for line in _lines(facts):
-            click.echo(line)
+            console.result(line)
     if not facts["ok"]:
         broken = [f"{verb['verb']} ({verb['why']})" for verb in facts["verbs"] if not verb["ok"]]
         raise JobFailed(f"cannot work on this machine: {'; '.join(broken)}")

@@ -90,4 +90,4 @@ def command(
         if not as_json:
             console.result(target)
     if as_json:
-        console.result(dumps(documents[0] if len(documents) == 1 else documents))
+        console.document(dumps(documents[0] if len(documents) == 1 else documents))

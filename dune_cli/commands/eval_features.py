@@ -138,7 +138,7 @@ def command(
     }
     if target:
         jsons.write_json(target, content)
-    click.echo(jsons.dumps(content) if as_json else _table([column.name for column in columns], rows))
+    console.document(jsons.dumps(content) if as_json else _table([column.name for column in columns], rows))
 
 
 def _labelled(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from dune_cli import console
 from dune_cli.commands import options
 from dune_cli.commands.grouped import GroupedCommand
 
@@ -51,7 +52,7 @@ def command(root: str, split: str, submission: str, output: str | None, overwrit
     if target is not None:
         write_json(target, tree)
     if as_json:
-        click.echo(dumps(tree))
+        console.document(dumps(tree))
         return
     width = max(map(len, scores))
-    click.echo("\n".join(f"{name.ljust(width)}  {value:.6f}" for name, value in scores.items()))
+    console.document("\n".join(f"{name.ljust(width)}  {value:.6f}" for name, value in scores.items()))

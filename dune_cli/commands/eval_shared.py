@@ -86,4 +86,4 @@ def finish(result: dict[str, Any], target: Path | None, as_json: bool, table: st
 
     if target is not None:
         jsons.write_json(target, result)
-    click.echo(jsons.dumps(result) if as_json else table)
+    console.document(jsons.dumps(result) if as_json else table)

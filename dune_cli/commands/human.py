@@ -175,7 +175,7 @@ def command(
             for file in wanted.values():
                 console.result(file)
     if as_json:
-        console.result(dumps(documents[0] if len(documents) == 1 else documents))
+        console.document(dumps(documents[0] if len(documents) == 1 else documents))
 
 
 def _targets(

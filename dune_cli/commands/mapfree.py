@@ -121,14 +121,14 @@ def command(
     submission.write_submission(target, poses)
     work.remove()
     if not as_json:
-        click.echo(target)
+        console.result(target)
         return
     counts = {
         name: {"frames": len(lines), "poses": sum(line is not None for line in lines.values())}
         for name, lines in poses.items()
     }
     provenance = run.provenance([sight.source], [(scene.path / "intrinsics.txt", _hash(scene)) for scene in scenes])
-    click.echo(
+    console.document(
         dumps(
             {
                 "schema": "dune.mapfree/1",

@@ -118,9 +118,9 @@ def command(
         passes = report["encoder_passes"]
         console.note(f"{path.name}: {len(tasks)} tasks, {passes} encoder {'pass' if passes == 1 else 'passes'}")
         if not as_json:
-            console.result("\n".join(str(folder / name) for name in [*(FILES[name] for name in tasks), REPORT]))
+            console.result(*(folder / name for name in [*(FILES[name] for name in tasks), REPORT]))
     if as_json:
-        console.result(dumps(reports[0] if len(reports) == 1 else reports))
+        console.document(dumps(reports[0] if len(reports) == 1 else reports))
 
 
 def _predict(

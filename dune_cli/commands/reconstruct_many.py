@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from dune_cli import console
 from dune_cli.errors import UserError
 
@@ -112,7 +110,7 @@ def _by_matches(job: Job) -> Done | None:
     matcher = pick_matcher(compute.matcher, compute.model, compute.encoder, compute.device, compute.dtype, run)
     describer = _describer(many.retrieval_model, compute) if task.wants_descriptors(len(images), config) else None
     if many.preflight:
-        click.echo(dumps(asdict(preflight(images, matcher, config, work, describer))))
+        console.document(dumps(asdict(preflight(images, matcher, config, work, describer))))
         return None
 
     scene = task.reconstruct(images, job.intrinsics, matcher, config, work, run, describer, poses)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from dune_cli import console
 from dune_cli.errors import UserError
 
@@ -80,7 +78,10 @@ class Targets:
         provenance = run.provenance(list(scene.sources), files, units=_units(scene), axes=axes, **facts)
         result = export.scene_json(scene, points, mesh, provenance)
         write_json(self.json, result)
-        click.echo(dumps(result) if as_json else "\n".join(map(str, written)))
+        if as_json:
+            console.document(dumps(result))
+        else:
+            console.result(*written)
 
 
 def check_targets(

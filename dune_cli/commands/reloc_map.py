@@ -248,4 +248,4 @@ def _lines(target: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
 def _print_json(tree: dict[str, Any], queries: int) -> None:
     from dune_cli.io.jsons import dumps, json_line
 
-    console.result(dumps(tree) if queries == 1 else json_line(tree))
+    console.document(dumps(tree) if queries == 1 else json_line(tree))

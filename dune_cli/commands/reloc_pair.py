@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from dune_cli import console
 from dune_cli.commands import checks
 from dune_cli.errors import JobFailed, UserError
@@ -109,7 +107,7 @@ def locate_by_references(words: PairWords) -> None:
     if target is not None:
         write_json(target, tree)
     if words.as_json:
-        click.echo(dumps(tree))
+        console.document(dumps(tree))
     else:
         _print(results, joint, target)
     if not best.success:
@@ -171,10 +169,10 @@ def _print(results: list[Any], joint: JointPose | None, target: Path | None) -> 
 
     best = files.best_of(results)
     if best.success or joint is not None or len(results) > 1:
-        click.echo("\n".join(files.in_words(result) for result in results))
+        console.document("\n".join(files.in_words(result) for result in results))
     if joint is not None:
-        click.echo(files.joint_in_words(joint))
+        console.document(files.joint_in_words(joint))
     if best.success and len(results) > 1:
-        click.echo(f"best: {best.reference.name}, confidence {best.confidence:.2f}")
+        console.result(f"best: {best.reference.name}, confidence {best.confidence:.2f}")
     if target is not None:
-        click.echo(target)
+        console.result(target)

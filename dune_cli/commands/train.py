@@ -105,11 +105,11 @@ def matcher(output: str, as_json: bool, dtype: str, teacher_minutes: float | Non
     folder = Path(output).expanduser()
     done = finish(train(config, folder), folder)
     if as_json:
-        click.echo(dumps(done.document))
+        console.document(dumps(done.document))
         return
     for name, found in done.document["validation"]["scores"].items():
         console.note(
             f"held-out scenes, {name}: AUC@5/10/20 {found['auc5']:.3f} {found['auc10']:.3f} {found['auc20']:.3f}"
         )
     for path in (done.head, done.head_half, done.report):
-        click.echo(path)
+        console.result(path)

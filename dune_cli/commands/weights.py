@@ -54,7 +54,7 @@ def list_weights(kind: str | None, present: bool, show_all: bool, as_json: bool)
         _print({"schema": "dune.weights-list/1", "folder": str(store.weights_folder()), "weights": rows})
         return
     if not (show_all or present or kind):
-        click.echo("\n".join(weights_by_task.lines({row["name"]: row for row in rows})))
+        console.document("\n".join(weights_by_task.lines({row["name"]: row for row in rows})))
         return
     table = [("NAME", "KIND", "SIZE", "HERE", "SHA256", "LICENCE")]
     for row in rows:
@@ -111,7 +111,7 @@ def info(weights: str, as_json: bool) -> None:
     else:
         for label, text in lines:
             if text:
-                click.echo(f"{label:13}{text}")
+                console.result(f"{label:13}{text}")
 
 
 @command.command()
@@ -141,7 +141,7 @@ def pull(names: tuple[str, ...], accept_licence: bool, only: bool, overwrite: bo
     if wanted:
         _agree(wanted, accept_licence)
     for located in puller.pull(entries, overwrite):
-        click.echo(located.path)
+        console.result(located.path)
 
 
 @command.command()
@@ -165,7 +165,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
     for verdict in inventory.verify(names):
         verdicts.append(verdict)
         if not as_json:
-            click.echo(f"{verdict.status:8} {verdict.name}  {verdict.sha256}  {verdict.path}  ({verdict.detail})")
+            console.result(f"{verdict.status:8} {verdict.name}  {verdict.sha256}  {verdict.path}  ({verdict.detail})")
     if as_json:
         rows = [{**asdict(verdict), "path": str(verdict.path)} for verdict in verdicts]
         _print({"schema": "dune.weights-verify/1", "files": rows})
@@ -196,7 +196,7 @@ def convert(weights: str, output: str, overwrite: bool) -> None:
     located = store.locate(weights)
     with atomic_path(target) as path:
         inventory.convert(located, path)
-    click.echo(target)
+    console.result(target)
 
 
 @command.command()
@@ -210,7 +210,7 @@ def path(name: str | None) -> None:
     """
     from dune_cli.checkpoints import store
 
-    click.echo(store.weights_folder() if name is None else store.locate(name).path)
+    console.result(store.weights_folder() if name is None else store.locate(name).path)
 
 
 def _entry(name: str) -> Entry:
@@ -236,7 +236,7 @@ def _agree(entries: list[Entry], accepted: bool) -> None:
             console.note(line)
         return
     for line in lines:
-        click.echo(line, err=True)
+        click.echo(console.shown(line), err=True)
     if not _can_ask():
         raise UserError("the licences above must be accepted before a download; add --accept-licence")
     if not click.confirm("Accept the licences and download?", err=True):
@@ -248,10 +248,10 @@ def _can_ask() -> bool:
 
 
 def _print(document: dict[str, Any]) -> None:
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False))
+    console.document(json.dumps(document, indent=1, ensure_ascii=False))
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        console.result("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

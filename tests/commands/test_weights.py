@@ -84,7 +84,9 @@ def test_list_and_info_say_what_a_file_is_held_against(dune_file: Path) -> None:
     assert " registry " in lines["xfeat"] and "trusted on first use" in lines["mast3r-vitl"]
     assert "trusted on first use" in invoke("info", "mast3r-vitl").stdout
     in_store(dune_file)
-    assert "trusted on first use" in next(li for li in invoke("list", "--all").stdout.splitlines() if li.startswith(f"{NAME} "))
+    assert "trusted on first use" in next(
+        li for li in invoke("list", "--all").stdout.splitlines() if li.startswith(f"{NAME} ")
+    )
     invoke("verify", NAME)
     rows = {row["name"]: row["trust"] for row in json.loads(invoke("list", "--json").stdout)["weights"]}
     assert (rows[NAME], rows["mast3r-vitl"], rows["xfeat"]) == ("pinned", "first use", "registry")

@@ -1,0 +1,101 @@
+"""What names may do to a terminal: nothing. Control characters are shown as escapes; a pipe gets a name's own bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dune_cli import console
+from dune_cli.cli import main
+
+NAMES = {
+    "\x1b[2Jcleared.jpg": r"\x1b[2Jcleared.jpg",
+    "two\nlines.jpg": r"two\x0alines.jpg",
+    "back\rto\bthe\tstart\x7f.jpg": r"back\x0dto\x08the\x09start\x7f.jpg",
+    "csi\x9b31m.jpg": r"csi\x9b31m.jpg",
+    "turned\u202egpj.exe": r"turned\u202egpj.exe",
+    "bytes\udcff\udc80.jpg": r"bytes\xff\x80.jpg",
+    "über  straße \\ 写真.jpg": "über  straße \\ 写真.jpg",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_shown_on_one_line_without_controls(name: str) -> None:
+    assert console.shown(name) == NAMES[name]
+    assert console.shown(Path("/x") / name) == f"/x/{NAMES[name]}"
+
+
+SPEAK = """
+import sys
+from dune_cli import console
+from dune_cli.io.jsons import dumps
+names = [bytes.fromhex(word).decode("utf-8", "surrogateescape") for word in sys.argv[1:]]
+console.result(*names)
+console.document(dumps({"photos": names}))
+for name in names:
+    console.note(f"photo {name}")
+    list(console.progress([1], name))
+"""
+
+
+def speak(**how: object) -> subprocess.Popen[bytes]:
+    words = [os.fsencode(name).hex() for name in NAMES]
+    return subprocess.Popen([sys.executable, "-c", SPEAK, *words], **how)
+
+
+def test_a_pipe_gets_the_bytes_of_a_name() -> None:
+    out, err = speak(stdout=subprocess.PIPE, stderr=subprocess.PIPE).communicate(timeout=120)
+    raw = b"".join(os.fsencode(name) + b"\n" for name in NAMES)
+    assert out.startswith(raw)
+    assert json.loads(out[len(raw) :])["photos"][0] == "\x1b[2Jcleared.jpg"
+    assert err.decode() == "".join(f"photo {shown}\n" for shown in NAMES.values())
+
+
+def test_a_terminal_gets_no_controls() -> None:
+    ours, theirs = pty.openpty()
+    process = speak(stdout=theirs, stderr=subprocess.DEVNULL)
+    os.close(theirs)
+    seen = b""
+    try:
+        while piece := os.read(ours, 65536):
+            seen += piece
+    except OSError:  # Linux says EIO when the other side has gone
+        pass
+    os.close(ours)
+    assert process.wait(120) == 0
+    lines = seen.decode().split("\r\n")
+    assert lines[: len(NAMES)] == list(NAMES.values())
+    assert all(character >= " " for line in lines for character in line)
+    shown = json.loads("\n".join(lines[len(NAMES) :]))["photos"]
+    assert shown[:5] == list(NAMES)[:5]  # escaped once more, in JSON's way, which means the same
+
+
+def test_errors_of_the_command_line_show_no_controls(tmp_path: Path) -> None:
+    for words in (["\x1b[2J"], ["--\x1b[2J"], ["encode", "--\x1b[2J"], ["encode", "x", "--size", "\x1b[2J"]):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 2 and "\x1b" not in result.stderr and r"\x1b[2J" in result.stderr, words
+    for name, shown in NAMES.items():
+        result = CliRunner().invoke(main, ["weights", "info", str(tmp_path / name)])
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1 and shown in result.stderr
+        (tmp_path / name).write_bytes(b"no weights")
+        result = CliRunner().invoke(main, ["weights", "info", str(tmp_path / name)])
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1 and shown in result.stderr
+
+
+def test_a_photo_of_any_name_is_encoded(example_photos: Path, tmp_path: Path) -> None:
+    photo = next(path for path in sorted(example_photos.rglob("*.jpg")))
+    paths = [tmp_path / name for name in NAMES if name.endswith(".jpg")]
+    for path in paths:
+        path.write_bytes(photo.read_bytes())
+    words = ["encode", *map(str, paths), "--size", "56", "-o", str(tmp_path / "out"), "--json"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.stderr
+    assert len(list((tmp_path / "out").glob("*.npz"))) == len(paths)
+    assert "\x1b" not in result.stderr
