@@ -21,10 +21,11 @@ FORBIDDEN = (
 )  # fmt: skip
 heard: list[str] = []
 _on = False
+_QUIET = {"builtins.id", "object.__getattr__"}  # heard a million times
 
 
 def _hook(event: str, arguments: tuple[object, ...]) -> None:
-    if not _on:
+    if not _on or event in _QUIET:
         return
     if event == "open":
         _, mode, flags = (*arguments, None, None, None)[:3]

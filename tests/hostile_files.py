@@ -488,6 +488,44 @@ def misshaped(rng: random.Random, flag: str) -> bytes:
     return saved(wrapped(state))
 
 
+def header(rng: random.Random, flag: str) -> bytes:
+    """Our own safetensors whose header strings say what no converter writes, over tensors of another layout."""
+    from published_files import dinov2_manifest, make_state_dict
+
+    from dune_cli.checkpoints.layouts import native
+
+    deep = "[" * 5000 + "]" * 5000
+    words = (
+        "",
+        "x",
+        None,
+        -1,
+        10**30,
+        1e308,
+        [],
+        {},
+        [[[]]],
+        ["a"],
+        "__import__('os').system('true')",
+        True,
+        {"a": []},
+    )
+    names = (
+        "settings", "min_depth", "max_depth", "CLASSES", "PALETTE", "args", "model", "dune_backbone_name", "image_size",
+        "mast3r_model_str", "heads", "patch", "config", "activation", "num_heads", "camera_embedding", "person_center",
+    )  # fmt: skip
+    facts: Any = {name: rng.choice(words) for name in rng.sample(names, rng.randrange(len(names)))}
+    text = rng.choice((json.dumps(facts), json.dumps(facts), deep, "NaN", "[]", "{", '"' * 3))
+    tensors = make_state_dict(dinov2_manifest(64, 1, 2, registers=4), 3)
+    state = {
+        prefix + key: value for prefix in (rng.choice(("", "encoder.", "backbone.")),) for key, value in tensors.items()
+    }
+    odd = rng.choice(("decode_head.conv_seg.weight", "weight", "bias", "enc_blocks.0.mlp.fc1.weight", "detector.x"))
+    state |= {odd: torch.ones([rng.choice((0, 1, 3, 64)) for _ in range(rng.randrange(5))])}
+    strings = {"dune.layout": rng.choice(list(native.PUBLISHED)), "dune.facts": text, "dune.licence": "\x1b[2J\n" * 3}
+    return safetensors.torch.save({key: value.contiguous() for key, value in state.items()}, strings)
+
+
 # kind -> (maker, whether every file of it must be refused)
 KINDS: dict[str, tuple[Callable[[random.Random, str], bytes], bool]] = {
     "calls": (calls, True),
@@ -500,6 +538,7 @@ KINDS: dict[str, tuple[Callable[[random.Random, str], bytes], bool]] = {
     "safe": (safe, False),
     "mutated": (mutated, False),
     "misshaped": (misshaped, False),
+    "header": (header, False),
 }
 
 
@@ -513,6 +552,6 @@ def write_hostile(folder: Path, count: int, seed: int) -> Iterator[tuple[Path, b
         rng = random.Random(f"{seed} {number}")
         flag = str(folder / "flag")
         content = mutated(rng, flag, origin) if name == "mutated" else make(rng, flag)
-        path = folder / f"{number:05}-{name}{'.safetensors' if name == 'safe' else '.pth'}"
+        path = folder / f"{number:05}-{name}{'.safetensors' if name in ('safe', 'header') else '.pth'}"
         path.write_bytes(content)
         yield path, refused

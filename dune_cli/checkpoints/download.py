@@ -247,9 +247,11 @@ def _remote_file(part: Path) -> Path:
 def _read_remote(part: Path, url: str) -> _Remote | None:
     try:
         remote = _Remote(**json.loads(_remote_file(part).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None  # nothing usable is known: the download starts again
-    return remote if remote.url == url else None
+    texts = all(value is None or isinstance(value, str) for value in (remote.etag, remote.last_modified))
+    whole = remote.size_bytes is None or type(remote.size_bytes) is int
+    return remote if remote.url == url and texts and whole else None
 
 
 def _size(part: Path) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_BYTES = 128 << 20  # a pickle of published weights has less than 2 MB: tensors lie outside of it
-MAX_INSTRUCTIONS = 2_000_000  # a tensor takes about 25
+MAX_INSTRUCTIONS = 1_000_000  # a tensor takes about 25
 MAX_SCANNED = 200_000  # instructions of a pickle that is refused anyway, for the names in the message
 _STRINGS = {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING"}
 

@@ -7,6 +7,7 @@ then the storages). What is made: tensors whose elements lie inside their storag
 
 from __future__ import annotations
 
+import gc
 import mmap
 import struct
 import sys
@@ -113,7 +114,12 @@ class _DamagedError(Exception):
 
 @contextmanager
 def _telling(path: Path) -> Iterator[None]:
-    """What goes wrong, as a CheckpointError about `path`."""
+    """What goes wrong, as a CheckpointError about `path`. Meanwhile Python does not look for garbage.
+
+    A pickle of a million containers would make it look a hundred times, in vain.
+    """
+    collects = gc.isenabled()
+    gc.disable()
     try:
         yield
     except PickleError as error:
@@ -129,6 +135,9 @@ def _telling(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} is a damaged or cut PyTorch file ({reason}); fetch it again") from error
     except MemoryError as error:
         raise CheckpointError(f"{path} asks for more memory than there is; it is damaged or hostile") from error
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

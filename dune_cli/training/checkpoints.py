@@ -22,11 +22,13 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from dune_cli.errors import UserError
+from dune_cli.io.safe_read import read_json
 from dune_cli.training.ranks import Ranks
 
 SCHEMA = "dune.checkpoint/1"
 INDEX = "index.json"
-MAX_INDEX_BYTES = 256 << 20
+MAX_INDEX_BYTES = 64 << 20
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -104,23 +106,20 @@ def write(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], here: Ra
 def read_index(folder: Path) -> Index:
     """The index, checked. DamagedError; EarlierFormatError for a checkpoint of an earlier version."""
     path = folder / INDEX
-    if not path.exists() and ((folder / ".metadata").exists() or any(folder.glob("*.distcp"))):
+    if not os.path.lexists(path) and ((folder / ".metadata").exists() or any(folder.glob("*.distcp"))):
         raise EarlierFormatError
     try:
-        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > MAX_INDEX_BYTES:
-            raise DamagedError(f"{INDEX} is no index")
-        content = json.loads(path.read_bytes())
+        content = read_json(path, "the index of a checkpoint", MAX_INDEX_BYTES)
+    except UserError as error:
+        raise DamagedError(str(error)) from error
+    try:
         digest = content.pop("sha256")
         if content["schema"] != SCHEMA:
             raise DamagedError(f"{INDEX} has the schema {str(content['schema'])[:40]!r}, not {SCHEMA!r}")
         if digest != hashlib.sha256(_canonical(content)).hexdigest():
             raise DamagedError(f"{INDEX} was changed")
         return _index(content)
-    except OSError as error:
-        raise DamagedError(f"{INDEX}: {(error.strerror or str(error)).lower()}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, DamagedError):
-            raise
+    except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{INDEX} is damaged ({type(error).__name__})") from error
 
 

@@ -45,11 +45,16 @@ def published(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[Any
     adapter = PUBLISHED[metadata[LAYOUT]]
     try:
         facts = json.loads(metadata.get(FACTS, "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the safetensors header's {FACTS} is no JSON") from error
     if not isinstance(facts, dict):
         raise CheckpointError(f"the safetensors header's {FACTS} is no JSON object")
-    return adapter, adapter.restore(dict(tree), facts)
+    try:
+        return adapter, adapter.restore(dict(tree), facts)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"the safetensors header's {FACTS} does not fit {adapter.NAME} ({error})") from error
 
 
 def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> base.Description:
