@@ -233,7 +233,8 @@ def test_nobody_evaluates_text() -> None:
 def test_only_the_console_speaks() -> None:
     """It shows control characters in names as escapes: console.result, document, note, shown."""
     wrong = []
-    for path in (path for path in MODULES if _room(path) not in ("console", "cli", "progress")):
+    children = {"surface_process.py"}  # a process of its own, whose parent reads its output
+    for path in (p for p in MODULES if _room(p) not in ("console", "cli", "progress") and p.name not in children):
         for node in ast.walk(_tree(path)):
             if isinstance(node, ast.Call):
                 called, text = ast.unparse(node.func), ast.unparse(node)
