@@ -53,7 +53,7 @@ def _from_npz(path: Path, png_scale: float | None) -> np.ndarray:
     depth = read_npz(path, NPZ_FORM, ["depth"], LARGEST_PIXELS * 8)["depth"]
     if depth.ndim != 2 or depth.dtype.kind not in "fiu" or not 0 < depth.size <= LARGEST_PIXELS:
         raise UserError(f'the array "depth" of {path} is {depth.shape} {depth.dtype}; (H, W) numbers are needed')
-    return depth.astype(np.float64)
+    return depth.astype(np.float64, copy=False)
 
 
 def _from_png(path: Path, png_scale: float | None) -> np.ndarray:

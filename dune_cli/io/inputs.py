@@ -55,6 +55,8 @@ def _expand_one(entry: str, videos: bool) -> list[Path]:
         if path.is_dir():
             return _images_in(path, videos)
         if path.exists():
+            if not path.is_file():
+                raise UserError(f"{path} is no regular file; save the photo to a file first")
             return [path if videos else _no_video(path)]
     except UserError:
         raise

@@ -234,16 +234,30 @@ def _read_npy(archive: zipfile.ZipFile, member: str, where: str, error: type[Dun
             raise error(f"{where} has the type {dtype}; numbers, booleans and strings are read")
         if any(side < 0 for side in shape):
             raise error(f"{where} has the shape {shape}")
-        content = file.read(archive.getinfo(member).file_size + 1)
-    count = math.prod(shape)
-    if count * dtype.itemsize != len(content):
-        raise error(f"{where} is {_size(len(content))} long; its shape {shape} of {dtype} needs {count} values")
+        count = math.prod(shape)
+        left = archive.getinfo(member).file_size - file.tell()
+        if count * dtype.itemsize != left:
+            raise error(f"{where} is {_size(max(left, 0))} long; its shape {shape} of {dtype} needs {count} values")
+        content = bytearray(left)
+        _fill(content, file)
     if dtype.itemsize == 0:
         return np.zeros(shape, dtype)
-    flat = np.frombuffer(bytearray(content), dtype)
+    flat = np.frombuffer(content, dtype)
     if dtype.kind == "U" and int(flat.view(dtype.str[0] + "u4").max(initial=0)) > 0x10FFFF:
         raise error(f"{where} holds characters that Unicode does not have")
     return flat.reshape(shape[::-1]).transpose().copy(order="C") if fortran else flat.reshape(shape)
+
+
+def _fill(content: bytearray, file: IO[bytes]) -> None:
+    """Reads as much as `content` holds, and that the file ends there; a ZIP's checksum is compared at the end."""
+    at = 0
+    while piece := file.read(MIB):
+        if at + len(piece) > len(content):
+            raise ValueError("it is longer than its header says")
+        content[at : at + len(piece)] = piece
+        at += len(piece)
+    if at < len(content):
+        raise EOFError("it is shorter than its header says")
 
 
 def _no_zip(file: IO[bytes], caught: zipfile.BadZipFile) -> str:

@@ -32,6 +32,7 @@ import random
 import resource
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -201,7 +202,7 @@ def _notes_into(notes: list[str]) -> Iterator[None]:
 def _stderr() -> Iterator[Callable[[], str]]:
     """What Python and C libraries wrote to file descriptor 2, after the block."""
     text = ""
-    with _SCRATCH() as file:
+    with tempfile.TemporaryFile() as file:
         sys.stderr.flush()
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
@@ -214,9 +215,3 @@ def _stderr() -> Iterator[Callable[[], str]]:
             if os.lseek(file.fileno(), 0, os.SEEK_END):
                 os.lseek(file.fileno(), 0, os.SEEK_SET)
                 text = os.read(file.fileno(), 4096).decode("utf-8", "replace")
-
-
-def _SCRATCH() -> Any:
-    import tempfile
-
-    return tempfile.TemporaryFile()

@@ -23,6 +23,7 @@ from dune_cli.evaluation.pairs import read_pairs as read_pair_sets
 from dune_cli.io.cache_files import read_cached, write_cached
 from dune_cli.io.colmap_read import open_model
 from dune_cli.io.depth_input import read_depth
+from dune_cli.io.inputs import expand
 from dune_cli.io.intrinsics import resolve_intrinsics
 from dune_cli.io.known_poses import read_poses
 from dune_cli.io.photos import PhotoFacts, read_header, read_photo
@@ -79,6 +80,13 @@ def test_what_is_no_regular_file_is_refused_at_once(name: str, tmp_path: Path) -
         with pytest.raises(DuneError) as caught:
             READERS[name](path)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_inputs_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    for inputs in ([tmp_path / "a.jpg"], ["/dev/zero"], [tmp_path], [str(tmp_path / "*.jpg")]):
+        with pytest.raises(DuneError):
+            expand(inputs)
 
 
 @pytest.mark.timeout(20)
