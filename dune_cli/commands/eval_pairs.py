@@ -12,7 +12,11 @@ from dune_cli.commands import checks, eval_shared, options
 from dune_cli.commands.grouped import GroupedCommand
 
 if TYPE_CHECKING:
-    from dune_cli.evaluation.pairs import Pair, PairScore, Summary
+    from pathlib import Path
+
+    from dune_cli.evaluation.pairs import Pair, PairScore, Summary, Sureness
+    from dune_cli.matchers.base import Matcher
+    from dune_cli.provenance import Run
 
 CHANCE = "chance"
 Scores = dict[str, list["PairScore"]]
@@ -49,6 +53,11 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
     show_default=True,
     help="Inlier threshold of MAGSAC, in pixels of the matched image.",
 )
+@click.option(
+    "--calibration",
+    is_flag=True,
+    help="Print instead how far off the poses of 'dune reloc' are, by their confidence; photos as they are.",
+)
 @options.output(required=False, text="Also write the JSON, with every pair's score, to this .json file.")
 @options.as_json
 @options.seed
@@ -63,6 +72,7 @@ def command(
     sets: list[str],
     limit: int | None,
     threshold_px: float,
+    calibration: bool,
     output: str | None,
     overwrite: bool,
     as_json: bool,
@@ -78,6 +88,7 @@ def command(
 
     \b
     Example: dune eval pairs data/pairs --matcher sift,xfeat-lighterglue,aliked-lightglue -o table.json
+             dune eval pairs data/pairs --calibration --matcher sift,xfeat-lighterglue,dune
              dune eval pairs data/pairs --model two_view.pth --encoder dune.pth --size 480,0 --set easy
     """
     from dataclasses import asdict
@@ -93,6 +104,9 @@ def command(
     run = Run(seed=seed)
     with run.stage("load"):
         columns = eval_shared.load_columns(matchers, model, encoder, device, dtype)
+    if calibration:
+        _calibrate(root, pairs, columns, run, target, as_json)
+        return
     scores: Scores = {name: [] for name in columns}
     with run.stage("evaluate"):
         for pair in console.progress(pairs, "pairs", total=len(pairs), unit="pair"):
@@ -126,6 +140,35 @@ def command(
         ),
     }
     eval_shared.finish(result, target, as_json, _table(rows, [*columns, CHANCE]))
+
+
+def _calibrate(
+    root: str, pairs: Sequence[Pair], columns: dict[str, Matcher], run: Run, target: Path | None, as_json: bool
+) -> None:
+    from dataclasses import asdict
+
+    from dune_cli.evaluation import pairs as benchmark
+
+    found: dict[str, list[Sureness]] = {name: [] for name in columns}
+    with run.stage("evaluate"):
+        for pair in console.progress(pairs, "pairs", total=len(pairs), unit="pair"):
+            for name, pose in benchmark.sureness(columns, pair, run.seed or 0):
+                found[name].append(pose)
+    bins = {name: benchmark.calibration(poses) for name, poses in found.items()}
+    result = {
+        "schema": "dune.eval-calibration/1",
+        "root": root,
+        "asked": len(pairs),
+        "bins": {name: [eval_shared.rounded(asdict(one), 4) for one in row] for name, row in bins.items()},
+        "poses": {name: [eval_shared.rounded(asdict(pose), 4) for pose in poses] for name, poses in found.items()},
+        "provenance": run.provenance([m.source for m in columns.values()], [], units="degrees"),
+    }
+    rows = [["confidence", *columns]]
+    for row in zip(*bins.values()):
+        cells = [f"{one.poses}: {one.within5:.2f} {one.within10:.2f}" if one.poses else "0" for one in row]
+        rows.append([f"{row[0].low:.2f} to {row[0].high:.2f}", *cells])
+    title = f"of {len(pairs)} pairs, poses given out: share within 5 and 10 degrees, by confidence"
+    eval_shared.finish(result, target, as_json, eval_shared.text_blocks({title: rows}))
 
 
 def _rows(

@@ -163,9 +163,21 @@ def command(
             scene = _by_matches(images, Ks, run, loaded, {"dense_side_px": size, **shared})
         files, facts = [(photo.path, photo.sha256) for photo in images], {}
     if not len(scene.cloud()[0]):
-        raise JobFailed("no point reaches --min-confidence; lower it")
+        raise JobFailed(_no_points(method, min_confidence))
     _report(scene)
     targets.write(scene, files, run, as_json, facts)
+
+
+def _no_points(method: str, min_confidence: float | None) -> str:
+    """Why a scene without points is none."""
+    if min_confidence:
+        return f"no point reaches the --min-confidence {min_confidence:g}; lower it"
+    if method == "pointmap":
+        return "no point of the model's maps is confident enough; take photos that overlap more"
+    return (
+        "no point is left whose place the photos tell: the camera only turned, or hardly moved; move it between "
+        "photos, a step to the side of about a tenth of the distance"
+    )
 
 
 def _method(method: str, model: str | None, encoder: str | None, matcher: str) -> str:

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     "--min-confidence",
     type=options.FiniteRange(0, 1),
     metavar="C",
-    help="Give out no pose below it.  [default: 0.375]",
+    help="Give out no pose below it.  [default: 0.15]",
 )
 @options.cameras
 @options.size

@@ -226,7 +226,7 @@ def _locate(
     except UserError as error:
         return unread(str(path), points.map, str(error)), None
     query = Query(photo, Lens.pinhole(K, photo.width, photo.height), source)
-    return locate(query, points, chooser.for_query(photo.rgb), config), photo.sha256
+    return locate(query, points, chooser.for_query(photo.rgb), config, chooser.for_query), photo.sha256
 
 
 @contextmanager

@@ -6,6 +6,7 @@ file), "K_a", "K_b" (3x3), "T_a2b" (4x4, X_b = T_a2b X_a)}]}; OpenCV axes, pixel
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,9 +26,12 @@ from dune_cli.io.photos import read_photo
 from dune_cli.io.safe_read import is_file, read_json
 from dune_cli.io.texts import shown
 from dune_cli.matchers.base import Matcher, resize
+from dune_cli.tasks.reloc.sight import MatcherSight, Shot
+from dune_cli.tasks.reloc.solve import SolverConfig, relocalize
 
 THRESHOLDS_DEG = (5, 10, 20)
 FAILED_DEG = 180.0
+BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)  # of the confidence
 HARD_SETS = frozenset({"wide"})  # left out of the aggregate "easy"
 
 
@@ -162,6 +166,48 @@ def score_pair(
                     seconds_pose=end - matched,
                 ),
             )
+
+
+@dataclass(frozen=True)
+class Sureness:
+    """A pose as `dune reloc` would give it out, with its `confidence`, and how far it is off (`error_deg`)."""
+
+    set_name: str
+    id: str
+    confidence: float
+    error_deg: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Poses with a confidence from `low` up to `high` (left out): how many, and the shares within 5 and 10 degrees."""
+
+    low: float
+    high: float
+    poses: int
+    within5: float
+    within10: float
+
+
+def sureness(matchers: Mapping[str, Matcher], pair: Pair, seed: int) -> Iterator[tuple[str, Sureness]]:
+    """Each matcher's name and pose by `dune reloc` with the true intrinsics, as far as it gives one out."""
+    shots = [Shot(read_photo(path), K, "given") for path, K in ((pair.image1, pair.K1), (pair.image2, pair.K2))]
+    for name, matcher in matchers.items():
+        sight = MatcherSight(matcher)
+        found = relocalize(sight.compare(*(sight.look(shot) for shot in shots)), SolverConfig("essential", seed=seed))
+        if found.query_from_ref is not None:
+            errors = np.degrees(epipolar.pose_error(found.query_from_ref, pair.cam2_from_cam1))
+            yield name, Sureness(pair.set_name, pair.id, found.confidence, float(max(errors)))
+
+
+def calibration(poses: Sequence[Sureness]) -> list[Bin]:
+    """The poses in bins of their confidence, and in one from 0.9 on."""
+    bins = []
+    for low, high in (*itertools.pairwise(BINS), (0.9, 1.0)):
+        errors = np.array([pose.error_deg for pose in poses if low <= pose.confidence < high])
+        shares = [float((errors < limit).mean()) if len(errors) else float("nan") for limit in (5, 10)]
+        bins.append(Bin(low, high, len(errors), *shares))
+    return bins
 
 
 def chance(pairs: Sequence[Pair], size_px: int, seed: int, draws: int = 200) -> list[list[PairScore]]:

@@ -78,3 +78,13 @@ def _rows(vectors: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     if vectors.ndim == 1:
         return (vectors[None] @ np.swapaxes(matrix, -1, -2))[..., 0, :]
     return vectors @ np.swapaxes(matrix, -1, -2)
+
+
+def quarter_turn(width: int, height: int, turns: int) -> np.ndarray:
+    """(3, 3) pixels of a photo after `turns` quarter turns clockwise from those of the photo, `width` x `height` px: a
+    quarter takes (x, y) to (height - 1 - y, x)."""
+    matrix = np.eye(3)
+    for _ in range(turns % 4):
+        matrix = np.array([[0, -1, height - 1], [1, 0, 0], [0, 0, 1.0]]) @ matrix
+        width, height = height, width
+    return matrix

@@ -148,6 +148,30 @@ def _essential_magsac(
     return [E[i : i + 3] for i in range(0, len(E), 3)]
 
 
+def fundamental_inliers(
+    points1: np.ndarray, points2: np.ndarray, threshold_px: float, seed: int = 0, iterations: int = 10_000
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """F (3, 3) by MAGSAC from pixels (M, 2), or None, and the matches (M,) bool that agree with it."""
+    import cv2
+
+    nothing = np.zeros(len(points1), dtype=bool)
+    if len(points1) < MIN_MATCHES:
+        return None, nothing
+    params = cv2.UsacParams()
+    params.threshold = threshold_px
+    params.confidence = 0.9999
+    params.maxIterations = iterations
+    params.randomGeneratorState = seed
+    params.score = cv2.SCORE_METHOD_MAGSAC
+    params.loMethod = cv2.LOCAL_OPTIM_SIGMA
+    params.final_polisher = cv2.MAGSAC
+    try:
+        F, inliers = cv2.findFundamentalMat(np.ascontiguousarray(points1), np.ascontiguousarray(points2), params)
+    except cv2.error:  # matches that all lie on one point make some OpenCV versions throw
+        return None, nothing
+    return (None, nothing) if F is None or F.shape != (3, 3) else (F, inliers.reshape(-1) > 0)
+
+
 def _pose_in_front(E: np.ndarray, rays1: np.ndarray, rays2: np.ndarray, use: np.ndarray) -> tuple[np.ndarray, int]:
     """The one of E's four poses with the most points of `use` in front of both cameras, and their number."""
     U, _, Vt = np.linalg.svd(E)

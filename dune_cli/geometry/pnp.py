@@ -21,7 +21,12 @@ class AbsolutePose:
 
 
 def estimate_absolute_pose(
-    points_world: np.ndarray, pixels: np.ndarray, K: np.ndarray, threshold_px: float, seed: int = 0
+    points_world: np.ndarray,
+    pixels: np.ndarray,
+    K: np.ndarray,
+    threshold_px: float,
+    seed: int = 0,
+    iterations: int = 5000,
 ) -> AbsolutePose | None:
     """Pose of the camera that sees `points_world` (M, 3) at `pixels` (M, 2): OpenCV's MAGSAC (D. Barath et al.,
     "MAGSAC++, a fast, reliable and accurate robust estimator", CVPR 2020), then Levenberg-Marquardt on the inliers
@@ -43,7 +48,7 @@ def estimate_absolute_pose(
     scaled = np.ascontiguousarray((points_world - centre) / spread)
     params = cv2.UsacParams()
     params.score, params.sampler, params.loMethod = cv2.SCORE_METHOD_MAGSAC, cv2.SAMPLING_UNIFORM, cv2.LOCAL_OPTIM_SIGMA
-    params.threshold, params.confidence, params.maxIterations = threshold_px, 0.9999, 5000
+    params.threshold, params.confidence, params.maxIterations = threshold_px, 0.9999, iterations
     params.randomGeneratorState, params.isParallel = seed, False
     found, _, rotvec, translation, inliers = cv2.solvePnPRansac(scaled, plain_pixels, plain, None, params=params)
     if not found or inliers is None:

@@ -13,6 +13,8 @@ from dune_cli import optional
 from dune_cli.geometry.cameras import backproject, project
 from dune_cli.geometry.poses import inverse, nearest_rotation, transform_points, vector_angle
 
+FOCAL_FACTORS = np.geomspace(0.4, 2.5, 25)  # on a guessed focal length
+
 
 @dataclass(frozen=True)
 class TwoViewGeometry:
@@ -174,15 +176,22 @@ def rotation_only_any_focal(
 ) -> tuple[float, np.ndarray]:
     """As `rotation_only` where the focal length is a guess: the factor on both focals that leaves the smallest median
     residual, and its residuals (M,). A wrong focal makes a pure rotation look like a motion."""
-    factors = np.geomspace(0.4, 2.5, 25) if factors is None else factors
-    best = (1.0, rotation_only(pixels1, pixels2, K1, K2)[1])
+    factors = np.concatenate([[1.0], FOCAL_FACTORS]) if factors is None else factors
+    residuals = rotation_only_by_focal(pixels1, pixels2, K1, K2, factors)
+    best = int(np.argmin(np.median(residuals, axis=1)))
+    return float(factors[best]), residuals[best]
+
+
+def rotation_only_by_focal(
+    pixels1: np.ndarray, pixels2: np.ndarray, K1: np.ndarray, K2: np.ndarray, factors: np.ndarray
+) -> np.ndarray:
+    """The residuals (F, M) that `rotation_only` leaves with each of the `factors` (F,) on both focal lengths."""
+    residuals = []
     for factor in factors:
         zoom = np.diag([factor, factor, 1.0])
         K1_f, K2_f = (np.concatenate([(K @ zoom)[:, :2], K[:, 2:]], axis=1) for K in (K1, K2))
-        residuals = rotation_only(pixels1, pixels2, K1_f, K2_f)[1]
-        if np.median(residuals) < np.median(best[1]):
-            best = (float(factor), residuals)
-    return best
+        residuals.append(rotation_only(pixels1, pixels2, K1_f, K2_f)[1])
+    return np.stack(residuals)
 
 
 def _rays(pixels: np.ndarray, K: np.ndarray) -> np.ndarray:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
+from dune_cli.geometry.cameras import quarter_turn, transform_pixels
 from dune_cli.io.cache_files import Layout
 from dune_cli.provenance import Source
 
@@ -19,7 +20,10 @@ class Matches:
 
     points1, points2 (M, 2) float64: pixels (x, y) of the original photos, pixel centres at integers. scores (M,)
     float32 in [0, 1]. keypoints1, keypoints2: how many keypoints (or pixels) were compared. pixel_size1, pixel_size2:
-    how many original pixels one pixel of the matched image spans, the unit in which a match is accurate.
+    how many original pixels one pixel of the matched image spans, the unit in which a match is accurate. turned_deg:
+    by how much photo 2 was turned clockwise (0, 90, 180, 270) before it was matched; its points are those of the photo
+    as it is. tries: out of how many such turns the matches were chosen. fixed: how many matches were left out because
+    they lie at the same pixels of both photos (`dune_cli/geometry/fixed_pixels.py`).
     """
 
     points1: np.ndarray
@@ -29,22 +33,46 @@ class Matches:
     keypoints2: int
     pixel_size1: float
     pixel_size2: float
+    turned_deg: int = 0
+    tries: int = 1
+    fixed: int = 0
+
+    def only(self, keep: np.ndarray) -> Matches:
+        """Those of `keep` (M,) bool; the others count as `fixed`."""
+        if keep.all():
+            return self
+        left_out = int(np.count_nonzero(~keep))
+        return replace(
+            self,
+            points1=self.points1[keep],
+            points2=self.points2[keep],
+            scores=self.scores[keep],
+            fixed=self.fixed + left_out,
+        )
 
 
 @dataclass(frozen=True)
 class Resized:
-    """A photo at a matcher's size: `rgb` (h, w, 3) uint8, and original pixels per pixel of it, (x, y)."""
+    """A photo at a matcher's size: `rgb` (h, w, 3) uint8, and original pixels per pixel of it, (x, y). `turns`: how
+    many quarters the photo was turned clockwise before."""
 
     rgb: np.ndarray
     original_per_pixel: tuple[float, float]
+    turns: int = 0
 
     @property
     def pixel_size(self) -> float:
         return float(np.sqrt(np.prod(self.original_per_pixel)))
 
     def to_original(self, points: np.ndarray) -> np.ndarray:
-        """Pixels (M, 2) of `rgb` as float64 pixels of the original photo."""
-        return (np.asarray(points, dtype=np.float64) + 0.5) * np.asarray(self.original_per_pixel) - 0.5
+        """Pixels (M, 2) of `rgb` as float64 pixels of the original photo, as it was before it was turned."""
+        found = (np.asarray(points, dtype=np.float64) + 0.5) * np.asarray(self.original_per_pixel) - 0.5
+        if not self.turns:
+            return found
+        height, width = (
+            round(side * scale) for side, scale in zip(self.rgb.shape[:2], reversed(self.original_per_pixel))
+        )
+        return transform_pixels(quarter_turn(width, height, -self.turns), found)
 
 
 @dataclass(frozen=True)
@@ -66,9 +94,10 @@ class Availability:
 
 
 class Matcher(ABC):
-    """Base of all matchers."""
+    """Base of all matchers. `turn_invariant`: it matches a photo that is turned as well as one that is not."""
 
     name: str
+    turn_invariant: bool = False
     working_size_px: int
     source: Source
 
@@ -92,6 +121,18 @@ class SplitMatcher(Matcher):
     def extract(self, rgb: np.ndarray) -> Any:
         """What a pair needs to know of a photo (H, W, 3) uint8 of any size."""
 
+    def extract_turned(self, rgb: np.ndarray, turns: int) -> Any:
+        """What `extract` finds in the photo after `turns` quarter turns clockwise, at the pixels of the photo as it
+        is."""
+        if turns % 4 == 0:
+            return self.extract(rgb)
+        features = self.extract(np.ascontiguousarray(np.rot90(rgb, -turns)))
+        return self._turned(features, turns % 4, rgb.shape[1], rgb.shape[0])
+
+    @abstractmethod
+    def _turned(self, features: Any, turns: int, width: int, height: int) -> Any:
+        """Features of a photo of `width` x `height` px that was turned, as ones of the photo as it is."""
+
     @abstractmethod
     def match_features(self, features1: Any, features2: Any) -> Matches:
         """Matches of two photos out of what `extract` gave."""
@@ -114,6 +155,7 @@ class FeatureMatcher(SplitMatcher):
         "descriptors": ("f", ("N", "C")),
         "size": ("i", (2,)),
         "original_per_pixel": ("f", (2,)),
+        "turns": ("i", (1,)),
     }
 
     def extract(self, rgb: np.ndarray) -> Features:
@@ -135,6 +177,9 @@ class FeatureMatcher(SplitMatcher):
             features2.photo.pixel_size,
         )
 
+    def _turned(self, features: Features, turns: int, width: int, height: int) -> Features:
+        return replace(features, photo=replace(features.photo, turns=turns))
+
     def match_indices(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which keypoints match: indices (M,) into `features1.points` and `features2.points`, scores (M,) float32."""
         if min(len(features1.points), len(features2.points)) == 0:
@@ -148,6 +193,7 @@ class FeatureMatcher(SplitMatcher):
             "descriptors": self._as_array(features.descriptors).astype(np.float16),
             "size": np.array(features.photo.rgb.shape[:2], np.int64),
             "original_per_pixel": np.array(features.photo.original_per_pixel, np.float64),
+            "turns": np.array([features.photo.turns], np.int64),
         }
 
     def unpack(self, packed: Mapping[str, np.ndarray]) -> Features:
@@ -156,7 +202,8 @@ class FeatureMatcher(SplitMatcher):
         blank = np.broadcast_to(np.zeros((), np.uint8), (height, width, 3))
         x, y = packed["original_per_pixel"].tolist()
         descriptors = self._from_array(packed["descriptors"].astype(np.float32))
-        return Features(Resized(blank, (x, y)), packed["points"].astype(np.float64), descriptors)
+        turns = int(packed["turns"][0])
+        return Features(Resized(blank, (x, y), turns), packed["points"].astype(np.float64), descriptors)
 
     def _as_array(self, descriptors: Any) -> np.ndarray:
         return np.asarray(descriptors)

@@ -14,7 +14,7 @@ from types import ModuleType
 from dune_cli.errors import UserError
 from dune_cli.matchers.base import Availability, Matcher
 
-_HELPERS = {"base", "load", "retrieval"}
+_HELPERS = {"base", "evidence", "load", "retrieval"}
 
 
 def names() -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from dune_cli.errors import UserError
+from dune_cli.geometry.cameras import quarter_turn
 from dune_cli.io.cache_files import Layout
 from dune_cli.matchers.base import Availability, Matcher, Matches, SplitMatcher
 
@@ -72,6 +73,9 @@ class Mast3r(SplitMatcher):
         with torch.inference_mode():
             found = self.model.encode(torch.from_numpy(prepared.image)[None].to(self._device))
         return Encoded(found, prepared.network_from_image)
+
+    def _turned(self, features: Encoded, turns: int, width: int, height: int) -> Encoded:
+        return replace(features, network_from_image=features.network_from_image @ quarter_turn(width, height, turns))
 
     def match_features(self, features1: Encoded, features2: Encoded) -> Matches:
         import torch

@@ -16,6 +16,7 @@ class Sift(FeatureMatcher):
     """OpenCV's SIFT."""
 
     name = NAME
+    turn_invariant = True
 
     def __init__(
         self,

@@ -10,16 +10,19 @@ from pathlib import Path
 import many_photos
 import numpy as np
 import pytest
+import synthetic_scenes
 from many_photos import HEIGHT, WIDTH, K, arc, worst_errors_deg, write
+from upright_sift import UprightSift
 
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry import cameras, poses
 from dune_cli.io import cache_files
-from dune_cli.io.photos import PhotoFacts
+from dune_cli.io.photos import PhotoFacts, read_photo
 from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import gallery, many
+from dune_cli.tasks.reconstruct import matches as two_views
 from dune_cli.tasks.reconstruct.scene import LARGE, Scene
 
 PLACES = range(6)
@@ -250,6 +253,40 @@ def test_photos_that_give_no_scene_at_all(photos: list[Path], tmp_path: Path) ->
         reconstruct(strangers, tmp_path / "work")
 
 
+def tripod(folder: Path, angles_deg: Sequence[float], shake: float = 0.0, prefix: str = "t") -> list[Path]:
+    """Pictures from one place (up to `shake`), each turned to the side."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, angle in enumerate(angles_deg):
+        centre = np.random.default_rng(number).normal(0, shake, 3) if shake else np.zeros(3)
+        place = synthetic_scenes.pose((0.0, float(np.radians(angle)), 0.0), tuple(centre))
+        paths.append(folder / f"{prefix}{number}.png")
+        Image.fromarray(synthetic_scenes.render(K, place, WIDTH, HEIGHT, samples=1)[0]).save(paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize("intrinsics", [known, guessed])
+@pytest.mark.parametrize("shake", [0.0, 0.001])
+def test_a_camera_that_only_turned_is_named(tmp_path: Path, intrinsics, shake: float) -> None:
+    paths = tripod(tmp_path / "photos", (-8, 0, 8, 16), shake)
+    lone = write(tmp_path, (0,), seed=9, prefix="lone")
+    for photos in (paths, [*lone, *paths]):
+        with pytest.raises(JobFailed, match=r"the camera only turned between the photos.*of the 4 photos.*move it"):
+            reconstruct(photos, tmp_path / "work", intrinsics=intrinsics)
+
+
+def test_a_turned_group_is_left_out_beside_one_with_parallax(photos: list[Path], tmp_path: Path) -> None:
+    strangers = write(tmp_path, (0, 1, 2), seed=5, prefix="other")
+    scene, _ = reconstruct([*tripod(tmp_path, (-8, 0, 8, 16)), *strangers], tmp_path / "work", intrinsics=guessed)
+    assert scene.registered == [4, 5, 6]
+    assert all(view.reason.startswith("the camera only turned between it and t") for view in scene.views[:4])
+    # one step to the side, and the others have their places
+    more, _ = reconstruct([*tripod(tmp_path, (-8, 0, 8)), photos[2]], tmp_path / "work")
+    assert more.registered == [0, 1, 2, 3] and len(more.sparse.points_world) > 100
+
+
 def test_known_poses_stay_as_they_are(photos: list[Path], done: tuple[Scene, Path], tmp_path: Path) -> None:
     shutil.copytree(done[1], tmp_path / "work")
     moved = synthetic_world()
@@ -388,8 +425,47 @@ def split_only(inner: Counting) -> object:
         match_features: Callable = staticmethod(inner.match_features)
         pack: Callable = staticmethod(inner.pack)
         unpack: Callable = staticmethod(inner.unpack)
+        _turned: Callable = staticmethod(inner._turned)
 
     return Split()
+
+
+def test_photos_on_their_head_join_the_others(photos: list[Path], tmp_path: Path) -> None:
+    """Flight lines that go back and forth: pixels turned, no EXIF."""
+    from PIL import Image
+
+    paths = [photos[0], photos[1], photos[2]]
+    for index in (3, 4):
+        paths.append(tmp_path / f"turned{index}.png")
+        Image.fromarray(np.rot90(many_photos.picture(index), 2)).save(paths[-1])
+    scene, work = reconstruct(paths, tmp_path / "work", UprightSift())
+    assert scene.registered == [0, 1, 2, 3, 4]
+    assert any("turned3.png, turned4.png were turned clockwise by 180 degrees" in note for note in scene.notes)
+    for view in scene.views[3:]:
+        view.world_from_cam[:3, :3] @= np.diag([-1.0, -1.0, 1.0])
+    rotation, direction = worst_errors_deg(scene, range(5))
+    assert rotation < 0.2 and direction < 1
+    again = UprightSift()
+    reconstruct(paths, tmp_path / "work", again)
+    assert again.extracted == 0 and work.counts["features"] > 5
+
+
+def test_a_caption_on_all_photos_joins_no_places(tmp_path: Path) -> None:
+    from PIL import Image
+
+    mark = synthetic_scenes.texture(77, 0)[:50, :200].astype(np.uint8)
+    paths = []
+    for seed in (5, 9, 13):
+        rgb = many_photos.picture(0, seed).copy()
+        rgb[-50:, :200] = mark
+        paths.append(tmp_path / f"s{seed}.png")
+        Image.fromarray(rgb).save(paths[-1])
+    with pytest.raises(JobFailed, match=r"no two of the 3 photos agree in more than what lies at the same pixels"):
+        reconstruct(paths, tmp_path / "work")
+    with pytest.raises(JobFailed, match=r"agree only in what lies at the same pixels of both"):
+        two = [read_photo(path) for path in paths[:2]]
+        config = two_views.MatchesConfig()
+        two_views.reconstruct(two, [(K, "given")] * 2, Counting(), config, Run())
 
 
 def test_a_list_of_pairs_may_name_a_copy(photos: list[Path], done: tuple[Scene, Path], tmp_path: Path) -> None:

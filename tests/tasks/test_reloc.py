@@ -148,7 +148,28 @@ def test_the_gate_is_the_confidence(sift: MatcherSight, pair) -> None:
     confidence = relocalize(common, SolverConfig("pnp")).confidence
     assert not relocalize(common, SolverConfig("pnp", min_confidence=confidence + 1e-6)).success
     assert relocalize(common, SolverConfig("pnp", min_confidence=confidence - 1e-6)).success
-    assert [solve.confidence_of(value) for value in (float("inf"), 5.0, 0.0, -20.0, -60.0)] == [0, 0, 0, 0.5, 0.75]
+
+
+def overlaid(one: Shot, mark: np.ndarray) -> Shot:
+    rgb = one.photo.rgb.copy()
+    rgb[-50:, :160] = mark
+    return replace(one, photo=replace(one.photo, rgb=rgb))
+
+
+def test_a_caption_on_two_places_is_no_pose_and_the_reason_is_told(sift: MatcherSight, pair) -> None:
+    mark = synthetic_scenes.texture(77, 0)[:50, :160].astype(np.uint8)
+    one, two = overlaid(pair[0], mark), overlaid(shot("elsewhere.png", np.eye(4), seed=7), mark)
+    for solver in ("pnp", "essential"):
+        result = relocalize(compare(sift, one, two), SolverConfig(solver))
+        assert not result.success and result.fixed > 10 and result.confidence == 0
+        assert "agree only in what lies at the same pixels" in result.message
+
+
+@pytest.mark.parametrize("solver", ["pnp", "essential"])
+def test_a_caption_on_one_place_does_not_draw_the_pose(sift: MatcherSight, pair, moved, solver: str) -> None:
+    mark = synthetic_scenes.texture(77, 0)[:50, :160].astype(np.uint8)
+    result = relocalize(compare(sift, *(overlaid(each, mark) for each in pair)), SolverConfig(solver))
+    assert result.fixed > 10 and errors(result, moved)[0] < 0.1 and errors(result, moved)[1] < 1
 
 
 def test_too_few_depths_are_named(sift: MatcherSight, pair) -> None:

@@ -14,7 +14,7 @@ from dune_cli.io.photos import PhotoFacts
 from dune_cli.provenance import Source
 from dune_cli.tasks.reconstruct.correspondences import Correspondences
 from dune_cli.tasks.reconstruct.mapping import Mapped
-from dune_cli.tasks.reconstruct.scene import Observations, Pair, Scene, SparsePoints, View
+from dune_cli.tasks.reconstruct.scene import Observations, Scene, SparsePoints, View
 from dune_cli.tasks.reconstruct.verification import MIN_INLIERS, Lens, Verified
 
 NO_LENGTHS = "photos do not tell lengths: the median step from one camera to the next is 1; give --baseline METRES"
@@ -84,7 +84,7 @@ def assemble(
     return Scene(
         method="matches",
         views=tuple(views),
-        pairs=tuple(Pair(pair, *counts) for pair, counts in verified.counts.items()),
+        pairs=tuple(verified.pairs()),
         sparse=sparse,
         scale="arbitrary",
         scale_note=OF_POSES if world_given else NO_LENGTHS,
@@ -110,6 +110,10 @@ def why_missing(
     others = {a if b == index else b: pair for pair in verified.counts for a, b in (pair,) if index in pair}
     if not others:
         return "no match: it was compared with no other photo"
+    turned = [o for o, pair in others.items() if pair in verified.turned]
+    if turned:
+        best = max(turned, key=lambda o: verified.counts[others[o]][1])
+        return f"the camera only turned between it and {names[best]}: no parallax"
     agreeing = {o: verified.counts[pair][1] for o, pair in others.items() if pair in verified.geometry}
     near = {o: inliers for o, inliers in agreeing.items() if o in placed}
     if near:
@@ -120,6 +124,10 @@ def why_missing(
         others_of = ", ".join(names[o] for o in group if o != index)
         return f"it hangs together only with {others_of}, and not with the photos that were placed"
     best = max(others, key=lambda o: verified.counts[others[o]])
+    fixed = {o: verified.fixed.get(pair, 0) for o, pair in others.items()}
+    most = max(fixed, key=fixed.__getitem__)
+    if fixed[most] > verified.counts[others[best]][1]:
+        return f"what it shares with {names[most]} lies at the same pixels of both photos (a caption, a logo, a border)"
     matches, inliers = verified.counts[others[best]]
     if matches < MIN_INLIERS:
         return f"no match: at most {matches} matches, with {names[best]}"

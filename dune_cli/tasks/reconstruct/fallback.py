@@ -18,7 +18,7 @@ from dune_cli.tasks.reconstruct import matches as two_views
 from dune_cli.tasks.reconstruct.assemble import NOWHERE, photo_groups, why_missing
 from dune_cli.tasks.reconstruct.gallery import FeatureShelf, Looked
 from dune_cli.tasks.reconstruct.mapping import Mapped
-from dune_cli.tasks.reconstruct.scene import Pair, Scene, View
+from dune_cli.tasks.reconstruct.scene import Scene, View
 from dune_cli.tasks.reconstruct.verification import Verified
 
 PAIRS_TO_TRY = 3
@@ -60,6 +60,14 @@ def two_of_many(
         return _among(scene, pair, facts, intrinsics, verified, same)
     if failures:
         raise JobFailed(f"no three of the {len(facts)} photos hang together, and the best pair fails: {failures[0]}")
+    if verified.fixed and not verified.geometry:
+        pair = max(verified.fixed, key=lambda pair: verified.fixed[pair])
+        one, two = (facts[index].path.name for index in pair)
+        raise JobFailed(
+            f"no two of the {len(facts)} photos agree in more than what lies at the same pixels of both: {one} and "
+            f"{two} have {verified.fixed[pair]} such matches (a caption, a logo, a border or a part of the mount), "
+            "which tell nothing of how the camera moved; crop it away, and take photos that overlap by half or more"
+        )
     pair = max(verified.counts, key=lambda pair: verified.counts[pair])
     matches, inliers = verified.counts[pair]
     names = relative_names([photo.path for photo in facts])
@@ -110,7 +118,7 @@ def _among(
     return replace(
         scene,
         views=tuple(views),
-        pairs=tuple(Pair(p, *counts) for p, counts in verified.counts.items()),
+        pairs=tuple(verified.pairs()),
         sparse=replace(scene.sparse, observations=tuple(observations)),
         components=tuple(groups) if len(groups) > 1 else (),
         notes=(*scene.notes, f"only two photos could be placed: {names[pair[0]]} and {names[pair[1]]}"),

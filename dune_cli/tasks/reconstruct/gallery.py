@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +42,14 @@ def encoder_describer(encoder: nn.Module) -> Describer:
 
 @dataclass(frozen=True)
 class Looked:
-    """A photo that was looked at: `key` of its features in the work folder, its global descriptor (D,) if asked for."""
+    """A photo that was looked at: `key` of its features in the work folder, its global descriptor (D,) if asked for.
+    `turns`: how many quarters it was turned clockwise for its features, which lie at the pixels of the photo as it is.
+    """
 
     facts: PhotoFacts
     key: str
     descriptor: np.ndarray | None
+    turns: int = 0
 
 
 def look_at(
@@ -71,7 +74,13 @@ def look_at(
     return found
 
 
-def _look(path: Path, matcher: SplitMatcher, work: WorkFolder, describer: Describer | None) -> Looked:
+def look_again(looked: Looked, turns: int, matcher: SplitMatcher, work: WorkFolder) -> Looked:
+    """The same photo after `turns` quarter turns clockwise."""
+    again = _look(looked.facts.path, matcher, work, None, turns)
+    return replace(looked, key=again.key, turns=turns)
+
+
+def _look(path: Path, matcher: SplitMatcher, work: WorkFolder, describer: Describer | None, turns: int = 0) -> Looked:
     photo: Photo | None = None
     facts = _known_facts(path, work)
     if facts is None:
@@ -81,10 +90,10 @@ def _look(path: Path, matcher: SplitMatcher, work: WorkFolder, describer: Descri
         work.write(
             FACTS, key_of(facts.sha256), {"facts": np.array([facts.width, facts.height, exif, facts.orientation])}
         )
-    key = features_key(facts.sha256, matcher)
+    key = features_key(facts.sha256, matcher, turns)
     if not work.has(FEATURES, key):
         photo = photo or read_photo(path)
-        features = matcher.extract(photo.rgb)
+        features = matcher.extract_turned(photo.rgb, turns)
         packed = matcher.pack(features)
         if isinstance(matcher, FeatureMatcher):
             packed["colors"] = colours_at(photo.rgb, features.photo.to_original(features.points))
@@ -98,7 +107,7 @@ def _look(path: Path, matcher: SplitMatcher, work: WorkFolder, describer: Descri
             kept = {"descriptor": describer.describe(photo.rgb)}
             work.write(DESCRIPTORS, own, kept)
         descriptor = kept["descriptor"]
-    return Looked(facts, key, descriptor)
+    return Looked(facts, key, descriptor, turns)
 
 
 def _known_facts(path: Path, work: WorkFolder) -> PhotoFacts | None:
@@ -112,10 +121,11 @@ def _known_facts(path: Path, work: WorkFolder) -> PhotoFacts | None:
     return PhotoFacts(path, int(width), int(height), sha256, None if np.isnan(exif) else exif, int(orientation))
 
 
-def features_key(sha256: str, matcher: SplitMatcher) -> str:
-    """Of the photo's content, the matcher, its weights and its working size."""
+def features_key(sha256: str, matcher: SplitMatcher, turns: int = 0) -> str:
+    """Of the photo's content, the matcher, its weights and its working size, and of the quarter turns."""
     source = matcher.source
-    return key_of(sha256, matcher.name, source.name, source.sha256, matcher.working_size_px)
+    turned = [f"turned {90 * turns}"] if turns else []
+    return key_of(sha256, matcher.name, source.name, source.sha256, matcher.working_size_px, *turned)
 
 
 def colours_at(rgb: np.ndarray, pixels: np.ndarray) -> np.ndarray:
@@ -160,7 +170,7 @@ class FeatureShelf:
             layout["colors"] = ("u", ("N", 3))
         packed = self._work.read(FEATURES, looked.key, layout)
         if packed is None:
-            _look(looked.facts.path, self._matcher, self._work, None)
+            _look(looked.facts.path, self._matcher, self._work, None, looked.turns)
             packed = self._work.read(FEATURES, looked.key, layout)
             assert packed is not None, "it was written just now"
         return packed

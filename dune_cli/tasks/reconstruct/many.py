@@ -10,8 +10,9 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
+from dune_cli.geometry.fixed_pixels import Thumbnail
 from dune_cli.geometry.world_offset import removed, world_offset
-from dune_cli.io.photos import PhotoFacts
+from dune_cli.io.photos import PhotoFacts, read_photo
 from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.base import FeatureMatcher, Matcher, SplitMatcher
 from dune_cli.matchers.retrieval import describe_keypoints
@@ -23,8 +24,10 @@ from dune_cli.tasks.reconstruct.correspondences import Correspondences, match_pa
 from dune_cli.tasks.reconstruct.fallback import two_of_many
 from dune_cli.tasks.reconstruct.gallery import Describer, FeatureShelf, Looked, look_at
 from dune_cli.tasks.reconstruct.mapping import MappingConfig, map_photos
+from dune_cli.tasks.reconstruct.orientation import turn_strays
 from dune_cli.tasks.reconstruct.scene import LARGE, Scene
-from dune_cli.tasks.reconstruct.verification import Lens, verify
+from dune_cli.tasks.reconstruct.turning import find_turned
+from dune_cli.tasks.reconstruct.verification import Lens, Verified, verify
 
 Intrinsics = Sequence[tuple[np.ndarray, str]]
 SAME_SIZE_SHARE = 0.8  # of photos without a known focal length: then one camera took all of a size
@@ -83,14 +86,26 @@ def reconstruct(
         found = match_pairs(looks, plan.pairs, matcher, work)
     scale = _scale(found)
     with run.stage("verify"):
-        verified = verify(found, lenses, lens_of, config.seed, scale)
+        thumbnails = _Thumbnails(paths)
+        verified = verify(found, lenses, lens_of, config.seed, scale, thumbnails.of)
+    with run.stage("turn"):
+        turned = turn_strays(looks, plan.pairs, verified, same, matcher, work, config.seed)
+        told = _told_turns(turned)
+        if told:
+            looks = turned
+            console.note(told)
+            found = match_pairs(looks, plan.pairs, matcher, work)
+            verified = verify(found, lenses, lens_of, config.seed, scale, thumbnails.of)
     known = {i: known_poses[path] for i, path in enumerate(paths) if known_poses and path in known_poses}
     offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
     known = {index: removed(pose, offset) for index, pose in known.items()}
+    if not known:
+        verified = _without_turned(found, verified, lenses, lens_of, scale)
     with run.stage("map", "mapping"):
         settings = MappingConfig(config.mapper, config.seed, config.fixed_poses)
         enough = len(verified.geometry) > 0 or len(known) > 1
         models = map_photos(found, verified, lenses, lens_of, settings, scale, work.folder, known) if enough else []
+    models = [model for model in models if known or len(model.points_world)]
     if known or (models and len(models[0].world_from_cam) > 2):
         if not models:
             raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")
@@ -105,10 +120,52 @@ def reconstruct(
         scene = two_of_many(facts, intrinsics, verified, models, same, matcher, looks, pair, work, run)
     if config.min_confidence > 0:
         scene = _confident(scene, config.min_confidence)
+    if told:
+        scene = replace(scene, notes=(*scene.notes, told))
     if "default" in {source for _, source in intrinsics}:
         note = "no focal length was known; it was estimated with the cameras"
         scene = replace(scene, notes=(*scene.notes, note))
     return scene
+
+
+class _Thumbnails:
+    """Small grey copies of photos, each made when it is first needed."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths, self._made = paths, dict[int, Thumbnail]()
+
+    def of(self, index: int) -> Thumbnail:
+        if index not in self._made:
+            self._made[index] = Thumbnail.of(read_photo(self._paths[index]).rgb)
+        return self._made[index]
+
+
+def _told_turns(looks: Sequence[Looked]) -> str:
+    """Which photos were matched in turned copies; empty for none."""
+    parts = []
+    for turns in sorted({look.turns for look in looks} - {0}):
+        names = [look.facts.path.name for look in looks if look.turns == turns]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        parts.append(f"{', '.join(names[:3])}{more} were turned clockwise by {90 * turns} degrees to be matched")
+    return "; ".join(parts)
+
+
+def _without_turned(
+    found: Correspondences, verified: Verified, lenses: Sequence[Lens], lens_of: Sequence[int], scale: float
+) -> Verified:
+    """Without the groups of photos whose camera only turned; JobFailed where no other group is left."""
+    turned = find_turned(found, verified, lenses, lens_of, scale)
+    if not turned.pairs:
+        return verified
+    rest = {pair: geometry for pair, geometry in verified.geometry.items() if pair not in turned.pairs}
+    if not rest:
+        photos = len({index for pair in turned.pairs for index in pair})
+        raise JobFailed(
+            f"the camera only turned between the photos: turning it on the spot explains {turned.explained} of "
+            f"{turned.matches} matches of the {photos} photos that hang together, so depth cannot be seen; move it "
+            "between photos, a step to the side of about a tenth of the distance"
+        )
+    return replace(verified, geometry=rest, turned=turned.pairs)
 
 
 def wants_descriptors(count: int, config: ManyConfig) -> bool:

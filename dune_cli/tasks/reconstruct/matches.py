@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log10
 
 import numpy as np
 
@@ -12,11 +13,13 @@ from dune_cli.errors import JobFailed
 from dune_cli.geometry import pair_checks, stereo, two_view
 from dune_cli.geometry.cameras import backproject, pixel_grid, project, resize_transform
 from dune_cli.geometry.epipolar import estimate_relative_pose
+from dune_cli.geometry.pose_confidence import confidence_of, evidence_of_pair
 from dune_cli.geometry.poses import inverse
 from dune_cli.io.names import relative_names
 from dune_cli.io.photos import Photo
 from dune_cli.io.texts import agreement
 from dune_cli.matchers.base import Matcher, Matches
+from dune_cli.matchers.evidence import find_matches, moving_only, sight
 from dune_cli.provenance import Run, Source
 from dune_cli.tasks.reconstruct.scene import Pair, PointMap, Scene, SparsePoints, View
 
@@ -68,7 +71,7 @@ def reconstruct(
     if first.rgb.shape == second.rgb.shape and np.array_equal(first.rgb, second.rgb):
         raise JobFailed(f"{first.path.name} and {second.path.name} are the same photo twice; {MOVE}")
     with run.stage("match"):
-        matches = matcher.match(first.rgb, second.rgb)
+        matches = find_matches(matcher, *(sight(matcher, photo.rgb) for photo in photos), config.seed)
     return reconstruct_matched(photos, intrinsics, matches, matcher.source, config, run)
 
 
@@ -83,6 +86,7 @@ def reconstruct_matched(
     """`reconstruct` of photos whose matches, by `source`, are there."""
     first, second = photos
     (K1, source1), (K2, source2) = intrinsics
+    matches = moving_only(matches, first.rgb, second.rgb, config.seed)
     with run.stage("pose"):
         sparse = _sparse(matches, first, second, K1, K2, "default" in (source1, source2), config.seed)
     with run.stage("dense"):
@@ -90,6 +94,11 @@ def reconstruct_matched(
     notes = [] if dense is not None else [f"no dense points, only the {len(sparse.points_cam1)} matched ones: {reason}"]
     if sparse.pair.inliers < FEW_INLIERS:
         notes.append(f"only {sparse.pair.inliers} matches agree with the pose: look at the result before you trust it")
+    if matches.turned_deg:
+        notes.append(
+            f"{second.path.name} was matched after it was turned clockwise by {matches.turned_deg} degrees: one of "
+            "both photos lies on its side or its head"
+        )
     if "default" in (source1, source2):
         notes.append(
             "the focal length is a guess (55 degrees across the long side), and so are the shapes that follow from it; "
@@ -135,8 +144,15 @@ def _sparse(
         found = estimate_relative_pose(matches.points1, matches.points2, K1, K2, thresholds, seed)
     inliers = 0 if found is None else int(found.inliers.sum())
     sizes = [(photo.width, photo.height) for photo in (first, second)]
-    alarms = pair_checks.log10_chance_epipolar(inliers, count, thresholds, sizes)
+    alarms = pair_checks.log10_chance_epipolar(inliers, count, thresholds, sizes) + log10(matches.tries)
     if found is None or inliers < MIN_INLIERS or alarms > MAX_LOG10_FALSE_ALARMS:
+        if matches.fixed > inliers:
+            raise JobFailed(
+                f"{names} agree only in what lies at the same pixels of both ({matches.fixed} matches: a caption, a "
+                "logo, a border or a part of the camera's mount), which tells nothing of how the camera moved; of the "
+                f"other {count} matches {inliers or 'too few'} agree on a motion; crop it away, and take photos that "
+                "overlap by half or more"
+            )
         guess = ", or give --intrinsics or --fov-deg (the focal length is a guess)" if focal_unknown else ""
         raise JobFailed(
             f"{names} do not show enough of the same place: {agreement(count, inliers, 'a motion')}"
@@ -159,6 +175,20 @@ def _sparse(
     if np.count_nonzero(placed) < MIN_INLIERS:
         raise JobFailed(f"{names} show no parallax: the camera hardly moved against the distance of the scene; {MOVE}")
     index = np.flatnonzero(valid)[placed]
+    again = estimate_relative_pose(matches.points1, matches.points2, K1, K2, thresholds, seed + 1)
+    evidence = evidence_of_pair(
+        matches.points1,
+        matches.points2,
+        K1,
+        K2,
+        found,
+        [found if again is None else again],
+        (sizes[0], sizes[1]),
+        thresholds,
+        seed,
+        matches.tries,
+        not focal_unknown,
+    )
     return _Sparse(
         pose=pose,
         points_cam1=refined.points_cam1[index],
@@ -167,7 +197,7 @@ def _sparse(
         confidence=1 / (1 + (refined.errors_px[index] / max(thresholds)) ** 2),
         error_px=refined.reprojection_error_px,
         parallax_deg=float(np.degrees(np.median(angles[placed]))),
-        pair=Pair((0, 1), count, int(valid.sum())),
+        pair=Pair((0, 1), count, int(valid.sum()), confidence_of(evidence)),
     )
 
 

@@ -105,15 +105,18 @@ class SparsePoints:
 
 @dataclass(frozen=True)
 class Pair:
-    """How two views were joined: correspondences, those that agree with the pose, and that share as confidence."""
+    """How two views were joined: correspondences, those that agree with the pose, and how `sure` that is (of point
+    maps it is the share that agrees)."""
 
     images: tuple[int, int]
     matches: int
     inliers: int
+    sure: float | None = None
 
     @property
     def confidence(self) -> float:
-        return self.inliers / max(self.matches, 1)
+        """In [0, 1], as that of `dune reloc`."""
+        return self.inliers / max(self.matches, 1) if self.sure is None else self.sure
 
 
 @dataclass(frozen=True)

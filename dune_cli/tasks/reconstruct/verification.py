@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dune_cli import console, optional
-from dune_cli.geometry import pair_checks
+from dune_cli.geometry import epipolar, pair_checks
+from dune_cli.geometry.fixed_pixels import Thumbnail, moving_matches
+from dune_cli.geometry.pose_confidence import confidence_of, evidence_of_pair
 from dune_cli.io.colmap import HALF_PIXEL
 from dune_cli.tasks.reconstruct.correspondences import Correspondences
+from dune_cli.tasks.reconstruct.scene import Pair
 
 MIN_INLIERS = 15
 MAX_LOG10_FALSE_ALARMS = -4.0
@@ -33,60 +36,91 @@ class Lens:
 @dataclass(frozen=True)
 class Verified:
     """Pairs whose matches agree on a motion: for each pair its `geometry` (pycolmap's), and for every pair that was
-    compared how many matches there were and how many agree."""
+    compared how many matches there were and how many agree. `turned`: pairs that agree and are left out of `geometry`,
+    because their group of photos shows no parallax at all. `fixed`: how many matches of a pair were left out, because
+    they lie at the same pixels of both photos. `sure`: the confidence of those with a geometry."""
 
     geometry: dict[tuple[int, int], Any]
     counts: dict[tuple[int, int], tuple[int, int]]
+    turned: frozenset[tuple[int, int]] = frozenset()
+    fixed: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    sure: Mapping[tuple[int, int], float] = field(default_factory=dict)
+
+    def pairs(self) -> list[Pair]:
+        """All that were compared."""
+        return [Pair(pair, *counts, self.sure.get(pair, 0.0)) for pair, counts in self.counts.items()]
 
 
-def verify(found: Correspondences, lenses: Sequence[Lens], lens_of: Sequence[int], seed: int, scale: float) -> Verified:
+def verify(
+    found: Correspondences,
+    lenses: Sequence[Lens],
+    lens_of: Sequence[int],
+    seed: int,
+    scale: float,
+    thumbnail_of: Callable[[int], Thumbnail],
+) -> Verified:
     """Two-view geometries of all pairs (COLMAP's, which tells calibrated, uncalibrated, planar and panoramic ones
-    apart); one that chance explains is none. `scale`: pixels of a photo per matched pixel."""
+    apart); one that chance explains is none. `scale`: pixels of a photo per matched pixel.
+
+    Matches of what does not move in the picture (a caption on all photos) join no photos; `thumbnail_of` gives a photo
+    that has such matches.
+    """
     pycolmap = open_pycolmap()
     options = pycolmap.TwoViewGeometryOptions()
     options.min_num_inliers = MIN_INLIERS
     options.ransac.random_seed = seed
     options.ransac.max_error = THRESHOLD_PX * scale
     cameras = [camera_of(pycolmap, lens) for lens in lenses]
-    geometry, counts = {}, {}
+    geometry, counts, fixed, sure = {}, {}, {}, {}
     for (i, j), matches in console.progress(found.matches.items(), "verifying", len(found.matches), "pair"):
         inliers = 0
         if len(matches) >= MIN_INLIERS:
             one, two = cameras[lens_of[i]], cameras[lens_of[j]]
             points = [found.keypoints[index] + HALF_PIXEL for index in (i, j)]
+            sizes = tuple((lens.width, lens.height) for lens in (lenses[lens_of[i]], lenses[lens_of[j]]))
+            keep = moving_matches(
+                *(found.keypoints[index][matches[:, side]] for side, index in enumerate((i, j))),
+                sizes,
+                (scale, scale),
+                lambda i=i, j=j: (thumbnail_of(i), thumbnail_of(j)),
+                seed,
+            )
+            if not keep.all():
+                fixed[i, j] = int(np.count_nonzero(~keep))
+                matches = matches[keep]
             places = [points[side][matches[:, side]] for side in (0, 1)]
-            good = matches[_epipolar(*places, THRESHOLD_PX * scale, seed)]
+            # milliseconds, where pycolmap's RANSAC, which stops early only where most matches are right, takes a second
+            good = matches[epipolar.fundamental_inliers(*places, THRESHOLD_PX * scale, seed)[1]]
             estimate = pycolmap.estimate_two_view_geometry(one, points[0], two, points[1], good, options)
             inliers = len(estimate.inlier_matches)
             limits = (THRESHOLD_PX * scale,) * 2
-            sizes = [(lens.width, lens.height) for lens in (lenses[lens_of[i]], lenses[lens_of[j]])]
             alarms = pair_checks.log10_chance_epipolar(inliers, len(matches), limits, sizes)
             if inliers >= MIN_INLIERS and alarms <= MAX_LOG10_FALSE_ALARMS:
                 geometry[i, j] = estimate
+                where = [found.keypoints[index][matches[:, side]] for side, index in enumerate((i, j))]
+                agree = np.isin(matches[:, 0], np.asarray(estimate.inlier_matches)[:, 0])
+                sure[i, j] = _confidence(*where, agree, lenses[lens_of[i]], lenses[lens_of[j]], scale, seed)
         counts[i, j] = (len(matches), inliers)
-    return Verified(geometry, counts)
+    return Verified(geometry, counts, fixed=fixed, sure=sure)
 
 
-def _epipolar(points1: np.ndarray, points2: np.ndarray, threshold_px: float, seed: int) -> np.ndarray:
-    """(M,) bool: the matches that MAGSAC's fundamental matrix leaves (none where it finds no matrix).
-
-    It takes milliseconds where pycolmap's RANSAC, which stops early only where most matches are right, takes a second.
-    """
-    import cv2
-
-    params = cv2.UsacParams()
-    params.threshold = threshold_px
-    params.confidence = 0.9999
-    params.maxIterations = 10_000
-    params.randomGeneratorState = seed
-    params.score = cv2.SCORE_METHOD_MAGSAC
-    params.loMethod = cv2.LOCAL_OPTIM_SIGMA
-    params.final_polisher = cv2.MAGSAC
-    try:
-        F, inliers = cv2.findFundamentalMat(points1, points2, params)
-    except cv2.error:  # matches that all lie on one point make some OpenCV versions throw
-        return np.zeros(len(points1), dtype=bool)
-    return np.zeros(len(points1), dtype=bool) if F is None else inliers.reshape(-1) > 0
+def _confidence(
+    points1: np.ndarray, points2: np.ndarray, agree: np.ndarray, one: Lens, two: Lens, scale: float, seed: int
+) -> float:
+    """Of a pair of which `agree` (M,) bool of its matches were verified."""
+    runs = [
+        epipolar.estimate_relative_pose(points1[agree], points2[agree], one.K, two.K, THRESHOLD_PX * scale, number)
+        for number in (seed, seed + 1)
+    ]
+    poses = [epipolar.RelativePose(run.cam2_from_cam1, agree) for run in runs if run is not None]
+    if not poses:
+        return 0.0
+    sizes = (one.width, one.height), (two.width, two.height)
+    known = all(lens.fixed or lens.prior for lens in (one, two))
+    pixels = THRESHOLD_PX * scale, THRESHOLD_PX * scale
+    return confidence_of(
+        evidence_of_pair(points1, points2, one.K, two.K, poses[0], poses[1:], sizes, pixels, seed, lens_known=known)
+    )
 
 
 def open_pycolmap() -> Any:

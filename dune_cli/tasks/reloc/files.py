@@ -58,6 +58,8 @@ def _facts(result: Relocalization) -> dict[str, Any]:
             "distance": result.distance,
             "matches": result.matches,
             "inliers": result.inliers,
+            "fixed": result.fixed,
+            "turned_deg": result.turned_deg,
             "confidence": round(result.confidence, 6),
             "solver": result.solver,
             "message": result.message,
@@ -98,6 +100,8 @@ def in_words(result: Relocalization) -> str:
         if metric
         else f"  scale        arbitrary: {result.scale_from}",
     ]
+    if result.turned_deg:
+        lines.append(f"  turned       matched after the query was turned clockwise by {result.turned_deg} degrees")
     return "\n".join(lines)
 
 

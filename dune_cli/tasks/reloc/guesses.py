@@ -8,10 +8,12 @@ import numpy as np
 
 from dune_cli.geometry import pair_checks, pnp, poses
 from dune_cli.geometry.cameras import project
+from dune_cli.geometry.pose_confidence import KNOWN_POINTS_DEG, NO_EVIDENCE, Evidence, spread_of
 from dune_cli.geometry.pose_covariance import RefinedPose, refine_absolute_pose
 from dune_cli.tasks.reloc.solve import MIN_CONFIDENCE, PNP_THRESHOLD_PX
 
 MIN_INLIERS = 12
+SECOND_ITERATIONS = 1000  # of the search for a second pose
 FOCAL_FACTORS = np.geomspace(0.5, 2.5, 9)  # on a guessed focal length
 
 
@@ -106,6 +108,33 @@ def _one_each(seen: Seen, agreeing: np.ndarray) -> np.ndarray:
     index = np.flatnonzero(agreeing)
     order = index[np.argsort(-seen.observations[index], kind="stable")]
     return order[np.unique(seen.keypoint[order], return_index=True)[1]]
+
+
+def evidence_of(
+    seen: Seen, found: Found | None, size: tuple[int, int], focal_unknown: bool, config: LocateConfig, tries: int = 1
+) -> Evidence:
+    """What a pose rests on, for `confidence_of`. `tries`: how many copies of the photo were looked at."""
+    chance = log10_chance(seen, found, size, focal_unknown, config.threshold) + float(np.log10(tries))
+    if found is None or not np.isfinite(chance):
+        return NO_EVIDENCE
+    # guesses of keypoints that agree are no second opinion
+    rest = ~np.isin(seen.keypoint, seen.keypoint[found.agreeing])
+    other = None
+    if np.count_nonzero(rest) >= MIN_INLIERS:
+        threshold_px = config.threshold * seen.unit_px
+        other = pnp.estimate_absolute_pose(
+            seen.points_world[rest], seen.pixels[rest], found.pose.K, threshold_px, config.seed, SECOND_ITERATIONS
+        )
+    second = 0 if other is None else len(np.unique(seen.keypoint[rest][other.inliers]))
+    covariance = found.pose.covariance
+    return Evidence(
+        log10_chance=chance,
+        share=found.keypoints / seen.count,
+        spread=spread_of(seen.pixels[found.agreeing], size),
+        second=second / found.keypoints,
+        scatter_deg=float(np.degrees(np.sqrt(np.trace(covariance[:3, :3])))),
+        parallax_deg=KNOWN_POINTS_DEG,
+    )
 
 
 def log10_chance(

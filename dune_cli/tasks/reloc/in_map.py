@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dune_cli.geometry import poses
+from dune_cli.geometry.pose_confidence import confidence_of
 from dune_cli.geometry.world_offset import moved
 from dune_cli.io.photos import Photo
 from dune_cli.io.texts import agreement
-from dune_cli.matchers.base import FeatureMatcher
+from dune_cli.matchers.base import FeatureMatcher, SplitMatcher
+from dune_cli.matchers.evidence import TURNS
 from dune_cli.tasks.reloc.choose import Candidates
-from dune_cli.tasks.reloc.guesses import Found, LocateConfig, Seen, log10_chance, solve
+from dune_cli.tasks.reloc.guesses import Found, LocateConfig, Seen, evidence_of, solve
 from dune_cli.tasks.reloc.lens import Lens
 from dune_cli.tasks.reloc.map_files import PhotoMap
 from dune_cli.tasks.reloc.map_points import MapPoints
-from dune_cli.tasks.reloc.solve import confidence_of
 
 MAX_POSITION_STD = 0.1  # of the median distance to the points: beyond it a place is hardly one
 
@@ -49,6 +50,8 @@ class Located:
 
     `covariance` (6, 6) as in `RefinedPose`: rotation vector about the world's axes (radians), then the camera's centre
     in the map's unit. `matches`: keypoints of the query that match known points, `inliers` of them agree.
+    `turned_deg`: by how much the query had to be turned clockwise to be found. `fixed`: matches that were left out,
+    because they lie at the same pixels of a map photo.
     """
 
     name: str
@@ -64,6 +67,8 @@ class Located:
     reprojection_error_px: float | None = None
     retrieved: tuple[Retrieved, ...] = ()
     message: str = ""
+    turned_deg: int = 0
+    fixed: int = 0
 
     @property
     def success(self) -> bool:
@@ -87,21 +92,52 @@ def unread(name: str, photo_map: PhotoMap, reason: str) -> Located:
     return Located(name, photo_map, None, "", None, message=reason)
 
 
-def locate(query: Query, map_points: MapPoints, candidates: Candidates, config: LocateConfig) -> Located:
-    """The query's pose in the map, from its matches with the `candidates`."""
-    seen = _see(query, map_points, [index for index, _ in candidates])
-    return located_by(seen, query, map_points.map, candidates, config)
+def locate(
+    query: Query,
+    map_points: MapPoints,
+    candidates: Candidates,
+    config: LocateConfig,
+    candidates_of: Callable[[np.ndarray], Candidates] | None = None,
+) -> Located:
+    """The query's pose in the map, from its matches with the `candidates`.
+
+    Where there is none, and the matcher takes photos upright only, from those of the query turned by quarters, the turn
+    with which most of them agree; `candidates_of` gives the candidates of a turned photo, if they are not the same.
+    """
+    seen, fixed = _see(query, map_points, [index for index, _ in candidates])
+    upright = located_by(seen, query, map_points.map, candidates, config, fixed=fixed)
+    if upright.success or map_points.matcher.turn_invariant or not isinstance(map_points.matcher, SplitMatcher):
+        return upright
+    best = upright
+    for turns in range(1, TURNS):
+        if candidates_of is not None:
+            candidates = candidates_of(np.ascontiguousarray(np.rot90(query.photo.rgb, -turns)))
+        seen, fixed = _see(query, map_points, [index for index, _ in candidates], turns)
+        found = located_by(seen, query, map_points.map, candidates, config, 90 * turns, fixed)
+        if found.success and (not best.success or found.inliers > best.inliers):
+            best = found
+    return best
 
 
-def located_by(seen: Seen, query: Query, photo_map: PhotoMap, candidates: Candidates, config: LocateConfig) -> Located:
-    """The query's pose by what it shows of the map."""
+def located_by(
+    seen: Seen,
+    query: Query,
+    photo_map: PhotoMap,
+    candidates: Candidates,
+    config: LocateConfig,
+    turned_deg: int = 0,
+    fixed: int = 0,
+) -> Located:
+    """The query's pose by what it shows of the map, after it was turned clockwise by `turned_deg`; `fixed`: matches
+    that were left out, because they lie at the same pixels of the map's photo."""
     focal_unknown = query.focal_source == "default"
     size = (query.photo.width, query.photo.height)
     found = solve(seen, query.lens.K, focal_unknown, config) if seen.count else None
     inliers = 0 if found is None else found.keypoints
-    confidence = confidence_of(log10_chance(seen, found, size, focal_unknown, config.threshold))
+    evidence = evidence_of(seen, found, size, focal_unknown, config, TURNS if turned_deg else 1)
+    confidence = confidence_of(evidence)
     agreeing = np.zeros(len(seen.pixels), dtype=bool) if found is None else found.agreeing
-    message = _no_pose(seen, found, confidence, query, photo_map, config)
+    message = _no_pose(seen, found, confidence, query, photo_map, config, fixed)
     result = Located(
         name=str(query.photo.path),
         map=photo_map,
@@ -111,6 +147,8 @@ def located_by(seen: Seen, query: Query, photo_map: PhotoMap, candidates: Candid
         matches=seen.count,
         inliers=inliers,
         confidence=confidence,
+        turned_deg=turned_deg,
+        fixed=fixed,
         retrieved=tuple(
             Retrieved(
                 photo_map.images[index].name,
@@ -135,12 +173,25 @@ def located_by(seen: Seen, query: Query, photo_map: PhotoMap, candidates: Candid
 
 
 def _no_pose(
-    seen: Seen, found: Found | None, confidence: float, query: Query, photo_map: PhotoMap, config: LocateConfig
+    seen: Seen,
+    found: Found | None,
+    confidence: float,
+    query: Query,
+    photo_map: PhotoMap,
+    config: LocateConfig,
+    fixed: int,
 ) -> str:
     """Why no pose is given out; empty where one is."""
     name = query.photo.path.name
     if found is None or confidence < config.min_confidence:
-        agreed = agreement(seen.count, 0 if found is None else found.keypoints, "a pose")
+        inliers = 0 if found is None else found.keypoints
+        agreed = agreement(seen.count, inliers, "a pose")
+        if fixed > inliers:
+            return (
+                f"{name} agrees with {photo_map.folder} only in what lies at the same pixels of both ({fixed} "
+                "matches: a caption, a logo, a border or a part of the mount), which tells nothing of where it "
+                f"was taken; of the others: {agreed}; take a photo of what the map shows"
+            )
         return (
             f"{name} does not show enough of {photo_map.folder}: {agreed} (confidence "
             f"{confidence:.2f}); take a photo of what the map shows, or try another --matcher"
@@ -155,13 +206,16 @@ def _no_pose(
     )
 
 
-def _see(query: Query, map_points: MapPoints, indices: Sequence[int]) -> Seen:
-    features = map_points.look(query.photo)
+def _see(query: Query, map_points: MapPoints, indices: Sequence[int], turns: int = 0) -> tuple[Seen, int]:
+    """What the query, turned clockwise by quarters, shows of map images; and how many matches were left out, because
+    they lie at the same pixels of both photos."""
+    features = map_points.look(query.photo, turns)
+    fixed = 0
     pixels, points, observations, images, unit_px = [], [], [], [], 1.0
     exact = isinstance(map_points.matcher, FeatureMatcher)
     for index in indices:
         matches = map_points.match(index, query.photo, features)
-        unit_px = matches.pixel_size2
+        unit_px, fixed = matches.pixel_size2, fixed + matches.fixed
         known = map_points.points(index)
         # the matches of one photo's keypoints lie exactly on them; those of dense matchers near each other
         place = known.at(matches.points1, (0.5 if exact else 1.5) * matches.pixel_size1)
@@ -172,6 +226,6 @@ def _see(query: Query, map_points: MapPoints, indices: Sequence[int]) -> Seen:
         observations.append(known.observations[place[use]])
         images.append(np.full(int(use.sum()), index))
     if not pixels:
-        return Seen.of(np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0, dtype=np.int64), unit_px)
+        return Seen.of(np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0, dtype=np.int64), unit_px), fixed
     parts = (np.concatenate(part) for part in (pixels, points, images))
-    return Seen.of(*parts, unit_px, np.concatenate(observations))
+    return Seen.of(*parts, unit_px, np.concatenate(observations)), fixed

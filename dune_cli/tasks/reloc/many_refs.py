@@ -155,7 +155,7 @@ def _in_map_of(
     points = MapPoints(photo_map, sight.matcher, PointsConfig(seed=config.seed), WorkFolder(None))
     for index, k in enumerate(placed):
         shot, features = references[k]
-        points.remember(index, shot.photo.rgb if features is None else features)
+        points.remember(index, shot.photo.rgb if features is None else features, shot.photo.rgb)
     candidates = [(index, None) for index in range(len(placed))]
     return locate(_query(shot_of(query)), points, candidates, _config(config))
 

@@ -40,6 +40,8 @@ def document(located: Located, provenance: dict[str, Any]) -> dict[str, Any]:
             "covariance": located.covariance,
             "matches": located.matches,
             "inliers": located.inliers,
+            "fixed": located.fixed,
+            "turned_deg": located.turned_deg,
             "confidence": round(located.confidence, 6),
             "reprojection_error_px": located.reprojection_error_px,
             "retrieved": [
@@ -65,7 +67,8 @@ def in_words(located: Located) -> str:
     unit = " m" if located.map.scale == "metric" else ""
     place = ", ".join(f"{value + 0.0:.3f}" for value in located.world_from_query[:3, 3])
     spread = float(np.linalg.norm(located.position_std))
+    turned = f", turned by {located.turned_deg} degrees" if located.turned_deg else ""
     return (
         f"{located.name}: at ({place}){unit} +- {spread:.2g}, rotation +- {located.rotation_std_deg:.2g} degrees, "
-        f"{located.inliers} of {located.matches} matches agree, confidence {located.confidence:.2f}"
+        f"{located.inliers} of {located.matches} matches agree, confidence {located.confidence:.2f}{turned}"
     )

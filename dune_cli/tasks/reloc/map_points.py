@@ -12,6 +12,7 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.geometry import star_tracks
+from dune_cli.geometry.fixed_pixels import Thumbnail, moving_matches
 from dune_cli.geometry.poses import vector_angle
 from dune_cli.io.photos import Photo, read_photo
 from dune_cli.io.work_folder import WorkFolder, key_of
@@ -19,7 +20,7 @@ from dune_cli.matchers.base import FeatureMatcher, Matcher, Matches, SplitMatche
 from dune_cli.tasks.reloc.map_files import MapImage, PhotoMap
 
 FAR_TURNED = np.radians(45)  # weighs as much as the whole extent of the map
-FORMAT = 1  # of the files in the work folder; another number makes them anew
+FORMAT = 2  # of the files in the work folder; another number makes them anew
 POINTS_LAYOUT = {"pixels": ("f", ("P", 2)), "points_world": ("f", ("P", 3)), "observations": ("iu", ("P",))}
 T = TypeVar("T")
 
@@ -66,6 +67,7 @@ class MapPoints:
         self._features: _Recent[Any] = _Recent(64)
         self._matches: _Recent[Matches] = _Recent(256)
         self._points: _Recent[ImagePoints] = _Recent(4096)
+        self._thumbnails: _Recent[Thumbnail] = _Recent(4096)
 
     def without(self, index: int) -> MapPoints:
         """The map without image `index`; what was seen in the others is not looked at again."""
@@ -76,21 +78,44 @@ class MapPoints:
         )
         smaller = MapPoints(replace(self.map, images=images), self.matcher, self.config, self.work)
         smaller._features, smaller._matches = self._features, self._matches
+        smaller._thumbnails = self._thumbnails
         return smaller
 
-    def remember(self, index: int, features: Any) -> None:
-        """What `seen` would find of map image `index`, from who knows it already."""
+    def remember(self, index: int, features: Any, rgb: np.ndarray) -> None:
+        """What `seen` would find of map image `index`, and its pixels (H, W, 3), from who knows them already."""
+        self._thumbnails.get(self.map.images[index].file, lambda: Thumbnail.of(rgb))
         self._features.get(self.map.images[index].file, lambda: features)
 
     def match(self, index: int, photo: Photo, features: Any) -> Matches:
-        """Matches of map image `index` (first) with a photo and what `look` saw in it."""
+        """Matches of map image `index` (first) with a photo and what `look` saw in it, without those of captions and
+        the like, which lie at the same pixels of both."""
         if isinstance(self.matcher, SplitMatcher):
-            return self.matcher.match_features(self.seen(index), features)
-        return self.matcher.match(self.seen(index), photo.rgb)
+            found = self.matcher.match_features(self.seen(index), features)
+        else:
+            found = self.matcher.match(self.seen(index), photo.rgb)
+        image = self.map.images[index]
+        return self._moving(found, image, (photo.width, photo.height), lambda: Thumbnail.of(photo.rgb))
 
-    def look(self, photo: Photo) -> Any:
-        """What a photo's matches are made of; None with a matcher that only looks at pairs."""
-        return self.matcher.extract(photo.rgb) if isinstance(self.matcher, SplitMatcher) else None
+    def look(self, photo: Photo, turns: int = 0) -> Any:
+        """What a photo's matches are made of, after `turns` quarter turns clockwise; None with a matcher that only
+        looks at pairs."""
+        return self.matcher.extract_turned(photo.rgb, turns) if isinstance(self.matcher, SplitMatcher) else None
+
+    def _moving(
+        self, found: Matches, image: MapImage, size: tuple[int, int], thumbnail: Callable[[], Thumbnail]
+    ) -> Matches:
+        keep = moving_matches(
+            found.points1,
+            found.points2,
+            ((image.lens.width, image.lens.height), size),
+            (found.pixel_size1, found.pixel_size2),
+            lambda: (self._thumbnail(image), thumbnail()),
+            self.config.seed,
+        )
+        return found.only(keep)
+
+    def _thumbnail(self, image: MapImage) -> Thumbnail:
+        return self._thumbnails.get(image.file, lambda: Thumbnail.of(_read(image).rgb))
 
     def seen(self, index: int) -> Any:
         """The features of map image `index`; for a matcher without any, its pixels. UserError for a photo that cannot
@@ -176,7 +201,9 @@ class MapPoints:
 
     def _matched(self, first: int, second: int) -> Matches:
         match = self.matcher.match_features if isinstance(self.matcher, SplitMatcher) else self.matcher.match
-        return match(self.seen(first), self.seen(second))
+        one, two = (self.map.images[index] for index in (first, second))
+        found = match(self.seen(first), self.seen(second))
+        return self._moving(found, one, (two.lens.width, two.lens.height), lambda: self._thumbnail(two))
 
 
 def neighbours_of(photo_map: PhotoMap, index: int, count: int) -> list[int]:

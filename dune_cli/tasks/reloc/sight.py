@@ -14,7 +14,8 @@ from dune_cli.geometry.focal import focal_from_point_map
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import Prepared, prepare
 from dune_cli.matchers import mast3r
-from dune_cli.matchers.base import FeatureMatcher, Matcher, Matches
+from dune_cli.matchers.base import Matcher, Matches
+from dune_cli.matchers.evidence import Sighted, find_matches, moving, sight
 from dune_cli.provenance import Source
 
 if TYPE_CHECKING:
@@ -86,16 +87,13 @@ class MatcherSight:
         return self.matcher.source
 
     def look(self, shot: Shot) -> tuple[Shot, Any]:
-        """The photo's keypoints, for matchers that look at each photo alone."""
-        features = self.matcher.extract(shot.photo.rgb) if isinstance(self.matcher, FeatureMatcher) else None
-        return shot, features
+        """The photo's features, for matchers that look at each photo alone."""
+        return shot, sight(self.matcher, shot.photo.rgb).features
 
     def compare(self, reference: tuple[Shot, Any], query: tuple[Shot, Any]) -> Common:
         (first, features1), (second, features2) = reference, query
-        if isinstance(self.matcher, FeatureMatcher):
-            matches = self.matcher.match_features(features1, features2)
-        else:
-            matches = self.matcher.match(first.photo.rgb, second.photo.rgb)
+        photos = Sighted(first.photo.rgb, features1), Sighted(second.photo.rgb, features2)
+        matches = find_matches(self.matcher, *photos)
         points = None
         if first.depth is not None:
             points = backproject(matches.points1, sample_depth(first.depth, matches.points1), first.K)
@@ -131,7 +129,9 @@ class TwoViewSight:
         (first, prepared1, features1), (second, prepared2, features2) = reference, query
         with torch.inference_mode():
             out = self.model.decode(features1, features2)
-            matches, xy1 = mast3r.matches_of(out, prepared1, prepared2, self.subsample)
+            found, xy1 = mast3r.matches_of(out, prepared1, prepared2, self.subsample)
+            keep = moving(found, first.photo.rgb, second.photo.rgb)
+            matches, xy1 = found.only(keep), xy1[keep]
             points = _numpy(out.points1)
             if first.focal_source == "default":
                 first = _with_own_focal(first, prepared1, points, _numpy(out.confidence1))

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log10
 
 import numpy as np
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import epipolar, pair_checks, pnp, poses, two_view
+from dune_cli.geometry.pose_confidence import (
+    KNOWN_POINTS_DEG,
+    MAX_LOG10_CHANCE,
+    NO_EVIDENCE,
+    Evidence,
+    confidence_of,
+    evidence_of_matches,
+    evidence_of_pair,
+)
 from dune_cli.io.texts import agreement
 from dune_cli.tasks.reloc.sight import Common, Shot
 
 PNP_THRESHOLD_PX = 3.0  # in pixels of the matched image, whose points are known to about that
 MIN_SCALE_POINTS = 6
-# log10 of the number of such agreements to expect by chance. Chosen on photos that no benchmark here uses, with sift,
-# xfeat-lighterglue and aliked-lightglue: of the poses of two buildings every second one is right within 5 degrees at
-# -20, and none of the right ones lies above -12, which is a confidence of 0.375; of 320 pairs of different places one
-# lies below (-31, aliked-lightglue), the others above -4.
-HALF_SURE = -20.0
-MIN_CONFIDENCE = 0.375
+# of a pose that is given out: below it four of five are wrong, and none of those within 5 degrees lies there (pairs
+# with wide baselines, sift and xfeat-lighterglue)
+MIN_CONFIDENCE = 0.15
 ARBITRARY = (
     "two photos do not tell lengths: the translation is a direction of length 1; give --baseline METRES, --ref-depth "
     "of the reference, or a two-view --model"
@@ -30,8 +37,9 @@ class Relocalization:
     """A query's pose relative to a reference, or why there is none (`message`; `query_from_ref` None then).
 
     `query_from_ref` (4, 4), its translation in metres where `scale` is "metric", of length 1 where it is "arbitrary".
-    `scale_from` says in words where the length is from. `confidence` in [0, 1): the share of poses right within 5
-    degrees, by how little chance explains that `inliers` out of `matches` agree.
+    `scale_from` says in words where the length is from. `confidence` in [0, 1): the share of poses within 10
+    degrees among those with such evidence. `inliers` out of `matches` agree. `turned_deg`: by how much the query
+    had to be turned clockwise to look like the reference. `fixed`: matches at the same pixels of both photos, left out.
     """
 
     query: Shot
@@ -44,6 +52,9 @@ class Relocalization:
     confidence: float
     solver: str
     message: str = ""
+    turned_deg: int = 0
+    fixed: int = 0
+    evidence: Evidence | None = None
 
     @property
     def success(self) -> bool:
@@ -78,6 +89,7 @@ class SolverConfig:
 
 @dataclass(frozen=True)
 class _Found:
+    evidence: Evidence
     pose: np.ndarray
     inliers: int
     confidence: float
@@ -91,12 +103,6 @@ class _NoPose(JobFailed):
     def __init__(self, message: str, inliers: int = 0, confidence: float = 0.0) -> None:
         super().__init__(message)
         self.inliers, self.confidence = inliers, confidence
-
-
-def confidence_of(log10_chance: float) -> float:
-    """[0, 1): 0 where chance explains the agreement, 1/2 at HALF_SURE, towards 1 as chance explains it ever less."""
-    sure = max(0.0, -log10_chance)
-    return sure / (sure - HALF_SURE)
 
 
 def relocalize(common: Common, config: SolverConfig) -> Relocalization:
@@ -116,10 +122,13 @@ def relocalize(common: Common, config: SolverConfig) -> Relocalization:
         scale=("metric" if metric else "arbitrary") if found is None else found.scale,
         scale_from="" if found is None else found.scale_from,
         matches=len(common.matches.points1),
+        turned_deg=common.matches.turned_deg,
+        fixed=common.matches.fixed,
         inliers=(found or no_pose).inliers,
         confidence=(found or no_pose).confidence,
         solver=config.solver,
         message=str(no_pose),
+        evidence=None if found is None else found.evidence,
     )
 
 
@@ -138,29 +147,34 @@ def _by_pnp(common: Common, config: SolverConfig) -> _Found:
     threshold_px = PNP_THRESHOLD_PX * matches.pixel_size2
     pose = pnp.estimate_absolute_pose(common.points[known], matches.points2[known], query.K, threshold_px, config.seed)
     inliers = 0 if pose is None else int(pose.inliers.sum())
-    chance = pair_checks.log10_chance_pnp(inliers, count, threshold_px, query.size)
-    confidence = confidence_of(chance)
+    chance = pair_checks.log10_chance_pnp(inliers, count, threshold_px, query.size) + log10(matches.tries)
+    evidence = NO_EVIDENCE if pose is None else _pnp_evidence(common, known, pose, chance, threshold_px, config.seed)
+    confidence = confidence_of(evidence)
     if pose is None or confidence < config.min_confidence:
         depth = "" if count == len(known) else f", {count} of them at a known depth"
         raise _elsewhere(common, inliers, confidence, depth)
     where = "the depth map of the reference" if common.reference.depth is not None else "the model's metric points"
-    return _Found(pose.cam_from_world, inliers, confidence, "metric", where)
+    return _Found(evidence, pose.cam_from_world, inliers, confidence, "metric", where)
 
 
 def _by_essential(common: Common, config: SolverConfig) -> _Found:
     matches, first, second = common.matches, common.reference, common.query
     thresholds = matches.pixel_size1, matches.pixel_size2
-    pair = _best_relative_pose(common, config.seed)
+    pair, others = _best_relative_pose(common, config.seed)
     inliers = 0 if pair is None else int(pair.inliers.sum())
     chance = pair_checks.log10_chance_epipolar(inliers, len(matches.points1), thresholds, (first.size, second.size))
-    confidence = confidence_of(chance)
-    if pair is None or confidence < config.min_confidence:
+    chance += log10(matches.tries)
+    evidence = NO_EVIDENCE if pair is None else _pair_evidence(common, pair, others, config.seed)
+    confidence = confidence_of(evidence)
+    if pair is None or (chance > MAX_LOG10_CHANCE and config.min_confidence > 0):
         raise _elsewhere(common, inliers, confidence, "")
     pixels1, pixels2 = matches.points1[pair.inliers], matches.points2[pair.inliers]
     guessed = "default" in (first.focal_source, second.focal_source)
     moving = pair_checks.unexplained_by_rotation(pixels1, pixels2, first.K, second.K, thresholds[1], guessed)
     if pair_checks.is_rotation(moving, inliers):
         raise _only_turned(common, pixels1, pixels2, confidence)
+    if confidence < config.min_confidence:
+        raise _elsewhere(common, inliers, confidence, "")
     refined = two_view.refine(pixels1, pixels2, first.K, second.K, pair.cam2_from_cam1, 1.5 * max(thresholds))
     pose, agreed = refined.cam2_from_cam1, int(refined.valid.sum())
     if common.points is not None:
@@ -173,15 +187,15 @@ def _by_essential(common: Common, config: SolverConfig) -> _Found:
                 confidence,
             )
         where = "the depth map of the reference" if first.depth is not None else "the model's metric points"
-        return _Found(_with_length(pose, length), agreed, confidence, "metric", where)
+        return _Found(evidence, _with_length(pose, length), agreed, confidence, "metric", where)
     if config.baseline is not None:
-        return _Found(_with_length(pose, config.baseline), agreed, confidence, "metric", "--baseline")
-    return _Found(pose, agreed, confidence, "arbitrary", ARBITRARY)
+        return _Found(evidence, _with_length(pose, config.baseline), agreed, confidence, "metric", "--baseline")
+    return _Found(evidence, pose, agreed, confidence, "arbitrary", ARBITRARY)
 
 
-def _best_relative_pose(common: Common, seed: int) -> epipolar.RelativePose | None:
+def _best_relative_pose(common: Common, seed: int) -> tuple[epipolar.RelativePose | None, list[epipolar.RelativePose]]:
     """The one that fits best of four runs: two samplings, each from either photo to the other, so that swapped photos
-    give the same poses to choose from."""
+    give the same poses to choose from; and all that were found."""
     matches, K1, K2 = common.matches, common.reference.K, common.query.K
     thresholds = matches.pixel_size1, matches.pixel_size2
     found = []
@@ -200,7 +214,61 @@ def _best_relative_pose(common: Common, seed: int) -> epipolar.RelativePose | No
         errors = epipolar.sampson_error_px(points1, points2, units[0] @ K1, units[1] @ K2, pair.cam2_from_cam1)
         return float((1 - errors**2).sum())
 
-    return max(found, key=fit, default=None)
+    return max(found, key=fit, default=None), found
+
+
+def _pair_evidence(
+    common: Common, pair: epipolar.RelativePose, runs: list[epipolar.RelativePose], seed: int
+) -> Evidence:
+    """Of a relative pose and the `runs` of the solver, itself among them."""
+    first, second, matches = common.reference, common.query, common.matches
+    return evidence_of_pair(
+        matches.points1,
+        matches.points2,
+        first.K,
+        second.K,
+        pair,
+        runs,
+        (first.size, second.size),
+        (matches.pixel_size1, matches.pixel_size2),
+        seed,
+        matches.tries,
+        _lens_known(common),
+    )
+
+
+def _pnp_evidence(
+    common: Common, known: np.ndarray, pose: pnp.AbsolutePose, chance: float, threshold_px: float, seed: int
+) -> Evidence:
+    """Of a pose on the reference's points, those `known` (M,) of all matches."""
+    assert common.points is not None
+    matches, first, second = common.matches, common.reference, common.query
+    seen = common.points[known], matches.points2[known], second.K, threshold_px
+    again = [pnp.estimate_absolute_pose(*seen, seed + step) for step in (1, 2)]
+    errors = [
+        float(epipolar.rotation_error(run.cam_from_world[:3, :3], pose.cam_from_world[:3, :3]))
+        for run in again
+        if run is not None
+    ]
+    agree = np.zeros(len(known), dtype=bool)
+    agree[np.flatnonzero(known)[pose.inliers]] = True
+    return evidence_of_matches(
+        matches.points1,
+        matches.points2,
+        agree,
+        known,
+        (first.size, second.size),
+        (matches.pixel_size1, matches.pixel_size2),
+        chance,
+        float(np.degrees(np.median([0.0, *errors]))),
+        KNOWN_POINTS_DEG,
+        seed,
+        _lens_known(common),
+    )
+
+
+def _lens_known(common: Common) -> bool:
+    return "default" not in (common.reference.focal_source, common.query.focal_source)
 
 
 def _length(common: Common, used: np.ndarray, refined: two_view.TwoViewGeometry) -> float | None:
@@ -245,6 +313,16 @@ def _only_turned(common: Common, pixels1: np.ndarray, pixels2: np.ndarray, confi
 
 
 def _elsewhere(common: Common, inliers: int, confidence: float, depth: str) -> _NoPose:
+    matches = common.matches
+    if matches.fixed > len(matches.points1) or matches.fixed > inliers:
+        return _NoPose(
+            f"{common.query.name} and {common.reference.name} agree only in what lies at the same pixels of both "
+            f"({matches.fixed} matches: a caption, a logo, a border or a part of the camera's mount), which tells "
+            f"nothing of where they were taken; of the other {len(matches.points1)} matches{depth} "
+            f"{inliers or 'too few'} agree on a pose; crop it away, and take photos that overlap more",
+            inliers,
+            confidence,
+        )
     return _NoPose(
         f"{common.query.name} and {common.reference.name} do not show enough of the same place: "
         f"{agreement(len(common.matches.points1), inliers, 'a pose')}{depth} (confidence {confidence:.2f}); "
