@@ -114,6 +114,20 @@ def test_failures_count_as_180_degrees(tmp_path: Path) -> None:
     assert summary.matches == 100
 
 
+def test_the_calibration_has_the_poses_that_reloc_gives_out(tmp_path: Path) -> None:
+    write_set(tmp_path, "near", [entry()])
+    write_b = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
+    Image.fromarray(write_b).save(tmp_path / "b.png")  # one photo twice is refused
+    (pair,) = benchmark.read_pairs(tmp_path)
+    found = dict(benchmark.sureness({"oracle": Oracle(), "blind": Blind()}, pair, 0))
+    assert set(found) == {"oracle"} and found["oracle"].confidence > 0.9 and found["oracle"].error_deg < 0.5
+    off = [benchmark.Sureness("near", "x", sure, error) for sure, error in ((0.92, 7.0), (0.97, 30.0), (0.4, 3.0))]
+    bins = {(one.low, one.high): one for one in benchmark.calibration([found["oracle"], *off])}
+    assert bins[0.3, 0.5].poses == 1 and bins[0.3, 0.5].within5 == 1
+    assert bins[0.9, 1.0].poses == 3 and bins[0.9, 1.0].within10 == pytest.approx(2 / 3)
+    assert bins[0.5, 0.7].poses == 0 and np.isnan(bins[0.5, 0.7].within5)
+
+
 def test_chance_is_poor_and_repeatable(tmp_path: Path) -> None:
     write_set(tmp_path, "set", [entry()])
     pairs = benchmark.read_pairs(tmp_path)
