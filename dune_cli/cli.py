@@ -88,11 +88,10 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Turns errors into one line on stderr and an exit code; a traceback only with --debug."""
-        if not signals.guarded():  # a polite kill unwinds like Ctrl-C, so that temporary files go
-            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         runtime.limit_threads()
         try:
-            return super().invoke(ctx)
+            with signals.unwinding():
+                return super().invoke(ctx)
         except click.ClickException as error:
             raise _printable(error) from None
         except (click.exceptions.Exit, click.Abort):

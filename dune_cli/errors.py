@@ -1,6 +1,7 @@
 """The errors a user can meet. Each knows its exit code; `cli.py` prints its one sentence and leaves with that code.
 
-Exit codes: 0; 1 the job failed; 2 usage; 3 weights missing; 4 optional package missing; 130 interrupted.
+Exit codes: 0; 1 the job failed; 2 usage; 3 weights missing; 4 optional package missing; 130 interrupted; 143 ended by
+SIGTERM.
 A message says what was received, what is allowed, and what to do next.
 """
 

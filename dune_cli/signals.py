@@ -98,6 +98,20 @@ def kept() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
 
 
+@contextlib.contextmanager
+def unwinding() -> Iterator[None]:
+    """Without `guard`, in a process that is not the command's own: SIGTERM unwinds the block as Ctrl-C does, so that
+    temporary files go; the handler is afterwards what it was."""
+    if _guarded or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
 def finish(code: int) -> int:
     """Ends the helper; the exit code that the command leaves with: 130 or 143 after a signal, else `code`."""
     global _guarded, _pipe, _helper
