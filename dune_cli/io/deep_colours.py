@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,6 +12,7 @@ import numpy as np
 
 from dune_cli import optional
 from dune_cli.errors import UserError
+from dune_cli.io.picture_file import silent_stderr
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
@@ -52,7 +54,9 @@ def look(path: Path, file: BinaryIO) -> DeepColours | None:
         return DeepColours(width, height, False) if bits == 16 and colour in PNG_CHANNELS else None
     if head[:4] in TIFF:
         try:
-            return _look_at_tiff(file)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+                return _look_at_tiff(file)
         except Exception:  # a damaged directory provokes anything; Pillow's road has the sentence for it
             return None
         finally:
@@ -65,7 +69,8 @@ def read(path: Path, file: BinaryIO) -> tuple[np.ndarray, np.ndarray | None]:
     cv2 = optional.require("cv2", f"the colours of {path}")
     file.seek(0)
     try:
-        image = cv2.imdecode(np.frombuffer(_as_stored(file.read()), np.uint8), cv2.IMREAD_UNCHANGED)
+        with silent_stderr():
+            image = cv2.imdecode(np.frombuffer(_as_stored(file.read()), np.uint8), cv2.IMREAD_UNCHANGED)
     except (cv2.error, struct.error) as error:
         raise UserError(f"{path} is damaged or cut off; copy or download it again") from error
     if image is None or image.dtype.kind not in "uif" or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):

@@ -12,7 +12,7 @@ import numpy as np
 from dune_cli.errors import DuneError, UserError
 from dune_cli.io import deep_colours, exif
 from dune_cli.io.orientation import UPRIGHT, to_upright, turned_size, valid
-from dune_cli.io.picture_file import FILE_LIMIT_BYTES, check_size, decode, header, silent_stderr
+from dune_cli.io.picture_file import FILE_LIMIT_BYTES, check_size, decode, header
 from dune_cli.io.safe_read import open_regular
 from dune_cli.io.value_range import to_8bit
 from dune_cli.provenance import sha256_of
@@ -122,8 +122,7 @@ def _read(path: Path, file: BinaryIO) -> tuple[np.ndarray, dict[int, Any], int]:
     deep = deep_colours.look(path, file)
     if deep is not None and deep.only_here:
         check_size(path, deep.width, deep.height, SMALLEST_SIDE_PX)
-        with silent_stderr():
-            rgb = _deep_rgb8(path, file)
+        rgb = _deep_rgb8(path, file)
         orientation = valid(deep.exif.get(exif.ORIENTATION))
         return np.ascontiguousarray(to_upright(rgb, orientation)), exif.tags_of(deep.exif, path), orientation
     stored: list[int] = []

@@ -18,7 +18,7 @@ from dune_cli.io.safe_read import MIB
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LARGEST_PIXELS = 200_000_000
+LARGEST_PIXELS, LARGEST_SIDE_PX = 200_000_000, 100_000
 FILE_LIMIT_BYTES = 4096 * MIB  # 200 megapixels of four 32-bit channels have 3.2 GB
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
@@ -113,6 +113,8 @@ def check_size(path: Path, width: int, height: int, smallest_side_px: int) -> No
     """UserError for a picture that is too small or too large."""
     if min(width, height) < smallest_side_px:
         raise UserError(f"{path} has {width} x {height} px; at least {smallest_side_px} px a side are needed")
+    if max(width, height) > LARGEST_SIDE_PX:
+        raise UserError(f"{path} has {width} x {height} px; at most {LARGEST_SIDE_PX} px a side are read: cut it first")
     if width * height > LARGEST_PIXELS:
         raise UserError(
             f"{path} has {width} x {height} px ({width * height / 1e6:.0f} megapixels); at most "
@@ -137,7 +139,8 @@ def _silent_libtiff(image: Image) -> Iterator[None]:
 
 @contextmanager
 def silent_stderr() -> Iterator[None]:
-    """libtiff writes its own remarks on a damaged file to file descriptor 2; ours is the one sentence that shows."""
+    """libtiff, libpng and OpenCV write their own remarks on a damaged file to file descriptor 2; ours is the one
+    sentence that shows."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

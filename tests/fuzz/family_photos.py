@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from harness import Sample
 from PIL import Image
@@ -40,7 +41,20 @@ def samples(folder: Path) -> Sequence[Sample]:
         ("a.jp2", rgb, {}),
         ("a.tga", rgb, {"compression": "tga_rle"}),
     ]
-    found = []
+    deep_rgb = np.asarray(rgb).astype(np.uint16) * 200
+    found = [
+        Sample(
+            {name: cv2.imencode(name[1:], colours, options)[1].tobytes()},
+            lambda case, name=name: _read(case / name),
+            _is_photo,
+        )
+        for name, colours, options in (
+            ("e.png", deep_rgb, []),
+            ("e.tif", deep_rgb, [cv2.IMWRITE_TIFF_COMPRESSION, 1]),
+            ("f.tif", deep_rgb.astype(np.float32) / 60_000, [cv2.IMWRITE_TIFF_COMPRESSION, 1]),
+            ("g.tif", deep_rgb.astype(np.float32) / 60_000, []),
+        )
+    ]
     for name, picture, options in pictures:
         file = io.BytesIO()
         picture.save(file, format={"jpg": "jpeg", "tif": "tiff", "jp2": "jpeg2000"}.get(name[2:], name[2:]), **options)
