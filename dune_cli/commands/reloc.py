@@ -105,7 +105,9 @@ def command(
     exit code 1 and the reason.
 
     With --map every photo that is named is a query, and its pose is in the world of that map, with its covariance;
-    exit code 1 where none of them was found. What is computed for the map is kept in its folder dune-work.
+    exit code 1 where none of them was found. The covariance contains the uncertainty of the map's own cameras where the
+    map is a scene.json of dune reconstruct, and of a COLMAP model only with that file in its folder; the JSON says
+    whether it does. What is computed for the map is kept in its folder dune-work.
 
     \b
     Example: dune reloc query.jpg reference.jpg --fov-deg 65

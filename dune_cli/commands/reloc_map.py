@@ -129,6 +129,11 @@ def locate_in_map(words: MapWords) -> None:
     checks.weights(words.model, words.encoder)
     checks.matchers([words.matcher])
     photo_map = open_map(words.map_folder, words.images, words.scale)
+    if not photo_map.knows_calibration:
+        console.note(
+            "the map does not say how sure its cameras are: standard deviations are those of the matches alone (the "
+            "scene.json of dune reconstruct says it)"
+        )
     work, note = open_work(words.work, photo_map.folder)
     if note:
         console.note(note)

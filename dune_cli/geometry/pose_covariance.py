@@ -21,7 +21,8 @@ class RefinedPose:
 
     The covariance is that of (w, c), the error of the camera's pose as seen from the world: true rotation =
     exp(w) @ world_from_cam rotation, w in radians about the world's axes, and true centre = centre + c in the world's
-    units.
+    units. `from_calibration` (6, 6) is the part of it that comes from cameras which are not quite what they were taken
+    to be: those of the points, and this one.
     """
 
     cam_from_world: np.ndarray
@@ -29,6 +30,7 @@ class RefinedPose:
     errors_px: np.ndarray
     sigma_px: float
     covariance: np.ndarray
+    from_calibration: np.ndarray
 
     @property
     def rotation_std_deg(self) -> float:
@@ -48,13 +50,17 @@ def refine_absolute_pose(
     cam_from_world: np.ndarray,
     threshold_px: float,
     focal_unknown: bool = False,
+    shifts: np.ndarray | None = None,
+    focal_sd: float = 0.0,
 ) -> RefinedPose | None:
     """Minimises the reprojection errors of `points_world` (M, 3) at `pixels` (M, 2) under a Cauchy loss (pycolmap), all
     of them inliers; with `focal_unknown` over one factor on K's focal lengths, too.
 
     The covariance is sigma^2 (J^T J)^-1 of the plain least squares at the solution (R. Hartley and A. Zisserman,
-    "Multiple View Geometry", section 5.2), the focal length's share included, sigma from the residuals. None where the
-    points do not determine the pose: fewer than 6 (7), or all on one line.
+    "Multiple View Geometry", section 5.2), the focal length's share included, sigma from the residuals; plus
+    what the pose does when the points are off together by one of the `shifts` (M, modes, 3), one standard deviation
+    each, and when a known focal length is off by `focal_sd`, a share of it (a consider covariance: S. Schmidt, 1966).
+    None where the points do not determine the pose: fewer than 6 (7), or all on one line.
     """
     pycolmap = optional.import_pycolmap("camera pose estimation")
 
@@ -82,7 +88,9 @@ def refine_absolute_pose(
     if focal_unknown:
         factor = float(np.sqrt(camera.focal_length_x * camera.focal_length_y / (K[0, 0] * K[1, 1])))
         K = np.column_stack([K[:, :2] @ np.diag([factor, factor]), K[:, 2]])
-    return _measured(points_world, pixels, K, pose, threshold_px, parameters, spread)
+    shifts = np.zeros((len(pixels), 0, 3)) if shifts is None else shifts
+    focal_sd = 0.0 if focal_unknown else focal_sd
+    return _measured(points_world, pixels, K, pose, threshold_px, parameters, spread, shifts, focal_sd)
 
 
 def _measured(
@@ -93,6 +101,8 @@ def _measured(
     threshold_px: float,
     parameters: int,
     length: float,
+    shifts: np.ndarray,
+    focal_sd: float,
 ) -> RefinedPose | None:
     points_cam = transform_points(cam_from_world, points_world)
     residuals = project(points_cam, K) - pixels
@@ -103,15 +113,22 @@ def _measured(
     freedom = 2 * np.count_nonzero(near) - parameters
     sigma = max(float(np.sqrt((residuals[near] ** 2).sum() / freedom)), MIN_SIGMA * threshold_px)
     jacobian = pose_jacobian(points_world[near], K, cam_from_world)
+    offsets = project(points_cam[near], K) - K[:2, 2]
+    by_centre = jacobian[..., 3:6]
     if parameters == 7:
-        offsets = project(points_cam[near], K) - K[:2, 2]
         jacobian = np.concatenate([jacobian, offsets[..., None]], axis=-1)
     units = np.diag([1, 1, 1, length, length, length, 1][:parameters])  # numbers near 1, so that the rank shows
     stacked = jacobian.reshape(-1, parameters) @ units
     if np.linalg.matrix_rank(stacked, tol=1e-9 * np.linalg.norm(stacked)) < parameters:
         return None
-    covariance = (sigma**2 * units @ np.linalg.inv(stacked.T @ stacked) @ units)[:6, :6]
-    return RefinedPose(cam_from_world, K, errors, sigma, covariance)
+    inverse_normal = units @ np.linalg.inv(stacked.T @ stacked) @ units
+    # a point that moves does to its pixel what a camera does that moves the other way
+    moved = np.einsum("mik,mjk->mij", by_centre, shifts[near])
+    moved = np.concatenate([moved, -focal_sd * offsets[..., None]], axis=-1)
+    steps = (inverse_normal @ jacobian.reshape(-1, parameters).T @ moved.reshape(-1, moved.shape[-1]))[:6]
+    from_calibration = steps @ steps.T
+    covariance = (sigma**2 * inverse_normal)[:6, :6] + from_calibration
+    return RefinedPose(cam_from_world, K, errors, sigma, covariance, from_calibration)
 
 
 def pose_jacobian(points_world: np.ndarray, K: np.ndarray, cam_from_world: np.ndarray) -> np.ndarray:

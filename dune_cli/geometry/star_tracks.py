@@ -15,11 +15,14 @@ MIN_ANGLE_DEG = 1.5  # between the rays of a point; as in COLMAP
 @dataclass(frozen=True)
 class StarPoints:
     """`rows` (P,) which of the view's pixels have a point, `points_world` (P, 3), and `observations` (P,): by how many
-    views, that one included, each is seen."""
+    views, that one included, each is seen. `tracks` (Q, 2): point and view (0 the own one, then the others in their
+    order) of every observation, the points ascending, at `track_pixels` (Q, 2)."""
 
     rows: np.ndarray
     points_world: np.ndarray
     observations: np.ndarray
+    tracks: np.ndarray
+    track_pixels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -66,21 +69,29 @@ def triangulate_star(
     options.min_tri_angle = np.radians(min_angle_deg)
     options.residual_type = pycolmap.TriangulationResidualType.REPROJECTION_ERROR
     options.ransac.max_error, options.ransac.random_seed = threshold, seed
-    rows, points, counts = [], [], []
+    rows, points, counts, tracks, places = [], [], [], [], []
     for start, end in zip(starts, [*starts[1:], len(row)]):
         own = views[0].pixels[row[start]] / unit_px
         seen_by = [0, *which[start:end]]
+        spots = np.concatenate([own[None], place[start:end]])
         found = pycolmap.estimate_triangulation(
-            np.concatenate([own[None], place[start:end]]),
+            spots,
             [poses[view] for view in seen_by],
             [cameras[view] for view in seen_by],
             options,
         )
         if found is None or not found["inliers"][0] or not np.isfinite(found["xyz"]).all():
             continue
+        agreeing = np.flatnonzero(found["inliers"])
+        tracks += [(len(rows), seen_by[spot]) for spot in agreeing]
+        places += [spots[spot] * views[seen_by[spot]].unit_px for spot in agreeing]
         rows.append(row[start])
         points.append(found["xyz"])
-        counts.append(np.count_nonzero(found["inliers"]))
+        counts.append(len(agreeing))
     return StarPoints(
-        np.array(rows, dtype=np.int64), np.array(points, dtype=np.float64).reshape(-1, 3), np.array(counts, dtype=int)
+        np.array(rows, dtype=np.int64),
+        np.array(points, dtype=np.float64).reshape(-1, 3),
+        np.array(counts, dtype=int),
+        np.array(tracks, dtype=np.int64).reshape(-1, 2),
+        np.array(places, dtype=np.float64).reshape(-1, 2),
     )

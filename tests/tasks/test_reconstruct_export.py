@@ -72,7 +72,8 @@ def test_the_json_is_the_schema(scene: Scene, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert tree["schema"] == "dune.scene/1" and tree["world"] == "camera 0" and tree["mesh"] is None
     assert list(tree["cameras"][0]) == [
-        "image", "width", "height", "K", "focal_source", "world_from_cam", "cam_from_world", "registered"
+        "image", "width", "height", "K", "focal_source", "world_from_cam", "cam_from_world", "registered",
+        "camera",
     ]  # fmt: skip
     second = tree["cameras"][1]
     np.testing.assert_allclose(np.array(second["world_from_cam"]) @ second["cam_from_world"], np.eye(4), atol=1e-12)
@@ -164,7 +165,7 @@ def test_ply_holds_the_surface_where_it_is_asked_for(scene: Scene, tmp_path: Pat
 
 
 def test_ply_holds_dense_points_and_the_matched_ones_beside_them(scene: Scene, tmp_path: Path) -> None:
-    points, mesh = export.export.write_scene(scene, tmp_path / "scene.ply")
+    points, mesh = export.write_scene(scene, tmp_path / "scene.ply")
     table = read_ply(tmp_path / "scene.ply")
     assert mesh is None and points["file"] == "scene.ply"
     assert list(table) == points["fields"] == ["x", "y", "z", "red", "green", "blue", "confidence"]

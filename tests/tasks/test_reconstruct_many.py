@@ -178,7 +178,10 @@ def test_an_unknown_focal_length_is_found_and_shared(
     assert {view.focal_source for view in scene.views} == {"estimated"}
     assert len({(float(view.K[0, 0]), view.radial) for view in scene.views}) == 1
     assert scene.views[0].K[0, 0] == pytest.approx(300, rel=0.05)
-    assert "no focal length was known" in scene.notes[-1]
+    assert "focal length of 6 photos: 307 -> 3" in scene.notes[-1]
+    calibration = scene.views[0].calibration
+    assert calibration.focal_sd < 0.03 and calibration.focal_before_px == pytest.approx(307.3, abs=0.1)
+    assert abs(scene.views[0].K[0, 0] / 300 - 1) < 3 * calibration.focal_sd
 
 
 def test_portrait_and_landscape_of_two_cameras_go_together(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -14,7 +15,7 @@ from dune_cli.io.photos import PhotoFacts
 from dune_cli.provenance import Source
 from dune_cli.tasks.reconstruct.correspondences import Correspondences
 from dune_cli.tasks.reconstruct.mapping import Mapped
-from dune_cli.tasks.reconstruct.scene import Observations, Scene, SparsePoints, View
+from dune_cli.tasks.reconstruct.scene import Calibration, Observations, Scene, SparsePoints, View
 from dune_cli.tasks.reconstruct.verification import MIN_INLIERS, Lens, Verified
 
 NO_LENGTHS = "photos do not tell lengths: the median step from one camera to the next is 1; give --baseline METRES"
@@ -45,28 +46,20 @@ def assemble(
     views = []
     for index, photo in enumerate(facts):
         K, told = intrinsics[index]
-        radial, pose, reason = 0.0, NOWHERE, None
+        radial, pose, reason, calibration = 0.0, NOWHERE, None, None
         if index in best.world_from_cam:
             pose = new_from_old @ best.world_from_cam[index] if index != order[0] or world_given else np.eye(4)
             if not lenses[lens_of[index]].fixed:
+                before = float(np.sqrt(K[0, 0] * K[1, 1]))
                 (K, radial), told = best.cameras[lens_of[index]], "estimated"
+                if lens_of[index] in best.lens_sd:
+                    calibration = Calibration(before, *best.lens_sd[lens_of[index]], best.modes[index])
+                    calibration = calibration.moved(new_from_old[:3, :3])
         else:
             reason = why_missing(index, names, verified, groups, same, set(order))
-        views.append(
-            View(
-                names[index],
-                photo.width,
-                photo.height,
-                K,
-                told,
-                pose,
-                reason is None,
-                None,
-                radial,
-                reason,
-                photo.orientation,
-            )
-        )
+        name, width, height = names[index], photo.width, photo.height
+        view = View(name, width, height, K, told, pose, reason is None, None, radial, reason, photo.orientation)
+        views.append(replace(view, calibration=calibration))
     points = transform_points(new_from_old, best.points_world)
     observations, shades, amount = [], np.zeros((len(points), 3)), np.zeros(len(points))
     nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dune_cli.errors import JobFailed
+from dune_cli.geometry.bundle import PRINCIPAL_SD
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.distortion import distort_pixels
 from dune_cli.geometry.poses import inverse
@@ -135,7 +136,24 @@ def _camera_json(view: View, world_from_cam: np.ndarray) -> dict[str, Any]:
         tree["radial"] = view.radial
     if view.orientation != UPRIGHT:
         tree["orientation"] = view.orientation
+    tree["camera"] = _lens_json(view)
     return tree if view.registered else tree | {"reason": view.reason}
+
+
+def _lens_json(view: View) -> dict[str, Any]:
+    """COLMAP's name of the model, its parameters in pixels with centres at integers, and one standard deviation of each
+    where they were looked for (null: the camera was given). A focal length that was looked for also has what it was
+    before, and the `modes` of `Calibration`, in which `dune reloc --map` reads how far the map may be off."""
+    K, found = view.K, view.calibration
+    if found is None and not view.radial:
+        return {"model": "PINHOLE", "params": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]], "sd": None}
+    focal_px = float(np.sqrt(K[0, 0] * K[1, 1]))
+    tree: dict[str, Any] = {"model": "SIMPLE_RADIAL", "params": [focal_px, K[0, 2], K[1, 2], view.radial], "sd": None}
+    if found is not None:
+        principal_sd_px = PRINCIPAL_SD * max(view.width, view.height)  # not looked for: what is assumed of it
+        tree["sd"] = [found.focal_sd * focal_px, principal_sd_px, principal_sd_px, found.radial_sd]
+        tree |= {"focal_before": found.focal_before_px, "modes": found.modes}
+    return tree
 
 
 def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:

@@ -20,6 +20,7 @@ from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import matches as two_views
 from dune_cli.tasks.reconstruct import pairing
 from dune_cli.tasks.reconstruct.assemble import assemble
+from dune_cli.tasks.reconstruct.calibration_notes import calibration_notes
 from dune_cli.tasks.reconstruct.correspondences import Correspondences, match_pairs
 from dune_cli.tasks.reconstruct.fallback import two_of_many
 from dune_cli.tasks.reconstruct.gallery import Describer, FeatureShelf, Looked, look_at
@@ -122,10 +123,7 @@ def reconstruct(
         scene = _confident(scene, config.min_confidence)
     if told:
         scene = replace(scene, notes=(*scene.notes, told))
-    if "default" in {source for _, source in intrinsics}:
-        note = "no focal length was known; it was estimated with the cameras"
-        scene = replace(scene, notes=(*scene.notes, note))
-    return scene
+    return replace(scene, notes=(*scene.notes, *calibration_notes(scene.views)))
 
 
 class _Thumbnails:

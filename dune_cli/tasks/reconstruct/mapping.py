@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from dune_cli.geometry.poses import from_rotation_translation, inverse
 from dune_cli.geometry.world_offset import moved, removed
 from dune_cli.io.atomic import scratch_folder
 from dune_cli.io.colmap import HALF_PIXEL
+from dune_cli.tasks.reconstruct.calibration import calibrated, ran_away
 from dune_cli.tasks.reconstruct.correspondences import Correspondences
 from dune_cli.tasks.reconstruct.verification import MIN_INLIERS, Lens, Verified, camera_of, open_pycolmap
 
 STARTS = ((16.0, 0.95), (4.0, 0.95), (8.0, 1.0))  # of the first pair: least angle in degrees, most forward motion
 GOOD_SHARE, GOOD_ERROR = 0.95, 0.6  # of the photos, of a matched pixel: then no other start is tried
 TWO_VIEW_TRACKS_UP_TO = 50  # photos: few photos need the points that only two of them see
+CALIBRATION_ROUNDS = 3
+SETTLED = 0.01  # of the logarithm of a focal length: then the points were chosen with the one that came out
 ONE_THREAD_UP_TO = 200  # photos: above, several threads make results differ in their last digits
 
 
@@ -39,16 +42,23 @@ class MappingConfig:
     fixed_poses: bool = True
 
 
+Held = Mapping[int, tuple[np.ndarray, float]]  # lens index -> (K, radial term)
+
+
 @dataclass(frozen=True)
 class Mapped:
     """A reconstruction of some of the photos. `cameras`: lens index -> (K, radial term); `world_from_cam` by photo;
-    `points_world` (M, 3), `errors_px` (M,), and of each photo the point indices and the keypoint indices (K,)."""
+    `points_world` (M, 3), `errors_px` (M,), and of each photo the point indices and the keypoint indices (K,).
+    `lens_sd`: lens index -> standard deviations of the logarithm of its focal length and of its radial term, where they
+    were looked for; `modes` (M, 10) by photo, as in `Adjusted`."""
 
     cameras: dict[int, tuple[np.ndarray, float]]
     world_from_cam: dict[int, np.ndarray]
     points_world: np.ndarray
     errors_px: np.ndarray
     observations: dict[int, tuple[np.ndarray, np.ndarray]]
+    lens_sd: dict[int, tuple[float, float]] = field(default_factory=dict)
+    modes: dict[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def error_px(self) -> float:
@@ -72,9 +82,51 @@ def map_photos(
     known_poses: Mapping[int, np.ndarray] | None = None,
 ) -> list[Mapped]:
     """The reconstructions, largest first: one for each group of photos that hangs together. `known_poses`: photo ->
-    `world_from_cam`. `scratch` is an existing folder for files that are removed again."""
-    pycolmap = open_pycolmap()
+    `world_from_cam`. `scratch` is an existing folder for files that are removed again.
+
+    The lenses of the first one are weighed against what was known of them before (`calibrated`). Where that moves a
+    focal length, all is mapped again with it, for the points were chosen by the one that COLMAP had drifted to.
+    """
     known_poses = known_poses or {}
+    fixed = known_poses if config.fixed_poses else {}
+    centres = {} if config.fixed_poses else {index: pose[:3, 3] for index, pose in known_poses.items()}
+    centre_sd = float(np.sqrt(_prior_variance(known_poses))) if centres else 1.0
+    held: dict[int, tuple[np.ndarray, float]] = {}
+    models: list[Mapped] = []
+    for _ in range(CALIBRATION_ROUNDS):
+        again = _map(found, verified, lenses, lens_of, config, scale, scratch, known_poses, held)
+        if models and (not again or len(again[0].world_from_cam) < len(models[0].world_from_cam)):
+            break
+        models = again
+        if not models or all(lens.fixed for lens in lenses):
+            break
+        if not held and (lost := ran_away(models[0].cameras, lenses)):
+            held = lost
+            continue
+        better = calibrated(models[0], found, lenses, lens_of, scale, fixed, centres, centre_sd)
+        if better is None:
+            break
+        before, models = models[0], [better, *models[1:]]
+        held = better.cameras
+        drift = [abs(np.log(K[0, 0] / before.cameras[number][0][0, 0])) for number, (K, _) in held.items()]
+        if max(drift) < SETTLED:
+            break
+    return models
+
+
+def _map(
+    found: Correspondences,
+    verified: Verified,
+    lenses: Sequence[Lens],
+    lens_of: Sequence[int],
+    config: MappingConfig,
+    scale: float,
+    scratch: Path,
+    known_poses: Mapping[int, np.ndarray],
+    held: Held,
+) -> list[Mapped]:
+    """COLMAP's reconstructions; the lenses that are `held` stay as they are there."""
+    pycolmap = open_pycolmap()
     threads = 1 if len(lens_of) <= ONE_THREAD_UP_TO else runtime.available_threads()
     if known_poses and config.fixed_poses:
         middle = np.mean([pose[:3, 3] for pose in known_poses.values()], axis=0)
@@ -83,15 +135,15 @@ def map_photos(
             _check_room(folder, found)
             path = folder / "database.db"
             with pycolmap.Database.open(path) as database:
-                _fill(pycolmap, database, found, verified, lenses, lens_of, {})
-            models = _on_known_poses(pycolmap, path, found, lenses, lens_of, config, scale, threads, centred)
+                _fill(pycolmap, database, found, verified, lenses, lens_of, {}, held)
+            models = _on_known_poses(pycolmap, path, found, lenses, lens_of, config, scale, threads, centred, held)
     else:
         with pycolmap.Database.open(":memory:") as database:
-            _fill(pycolmap, database, found, verified, lenses, lens_of, known_poses)
+            _fill(pycolmap, database, found, verified, lenses, lens_of, known_poses, held)
             if config.mapper == "global":
-                options = _global_options(pycolmap, lenses, config, threads)
+                options = _global_options(pycolmap, lenses, config, threads, held)
                 return _largest_first(_run(pycolmap, pycolmap.GlobalPipeline, options, database), scale)
-            return _best_start(pycolmap, database, lenses, lens_of, config, scale, threads, bool(known_poses))
+            return _best_start(pycolmap, database, lenses, lens_of, config, scale, threads, bool(known_poses), held)
     placed = [_moved(_back_on(_read(model), centred), middle, known_poses) for model in models]
     return _largest_first(placed, scale)
 
@@ -105,6 +157,7 @@ def _best_start(
     scale: float,
     threads: int,
     priors: bool,
+    held: Held,
 ) -> list[Mapped]:
     """Incremental mapping from several first pairs until one is good, else the result with the most sure observations.
 
@@ -113,7 +166,7 @@ def _best_start(
     """
     best: list[Mapped] = []
     for angle_deg, forward in STARTS:
-        options = _incremental_options(pycolmap, lenses, config, scale, threads)
+        options = _incremental_options(pycolmap, lenses, config, scale, threads, held)
         options.mapper.init_min_tri_angle, options.mapper.init_max_forward_motion = angle_deg, forward
         options.triangulation.ignore_two_view_tracks = len(lens_of) > TWO_VIEW_TRACKS_UP_TO
         options.use_prior_position = priors
@@ -156,12 +209,12 @@ def _fill(
     lenses: Sequence[Lens],
     lens_of: Sequence[int],
     positions: Mapping[int, np.ndarray],
+    held: Held,
 ) -> None:
     """Camera l becomes number l + 1, photo i image i + 1 of that name."""
     with pycolmap.DatabaseTransaction(database):
         for number, lens in enumerate(lenses, 1):
-            camera = camera_of(pycolmap, lens)
-            camera.camera_id = number
+            camera = _camera(pycolmap, lens, number, held)
             database.write_camera(camera, use_camera_id=True)
             rig = pycolmap.Rig(rig_id=number)
             rig.add_ref_sensor(camera.sensor_id)
@@ -185,6 +238,16 @@ def _fill(
             database.write_two_view_geometry(i + 1, j + 1, geometry)
 
 
+def _camera(pycolmap: Any, lens: Lens, number: int, held: Held) -> Any:
+    camera = camera_of(pycolmap, lens)
+    camera.camera_id = number
+    if number - 1 in held and not lens.fixed:
+        K, radial = held[number - 1]
+        camera.params = [K[0, 0], K[0, 2] + HALF_PIXEL, K[1, 2] + HALF_PIXEL, radial]
+        camera.has_prior_focal_length = True
+    return camera
+
+
 def _prior_variance(positions: Mapping[int, np.ndarray]) -> float:
     """A hundredth of the spread of the positions, squared: how far a prior may be off."""
     centres = np.stack([pose[:3, 3] for pose in positions.values()])
@@ -192,14 +255,14 @@ def _prior_variance(positions: Mapping[int, np.ndarray]) -> float:
 
 
 def _incremental_options(
-    pycolmap: Any, lenses: Sequence[Lens], config: MappingConfig, scale: float, threads: int
+    pycolmap: Any, lenses: Sequence[Lens], config: MappingConfig, scale: float, threads: int, held: Held
 ) -> Any:
     options = pycolmap.IncrementalPipelineOptions()
     options.min_model_size = 3
     options.extract_colors = False
     options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = config.seed
     options.num_threads = options.mapper.num_threads = threads
-    options.constant_cameras = {number for number, lens in enumerate(lenses, 1) if lens.fixed}
+    options.constant_cameras = {number for number, lens in enumerate(lenses, 1) if lens.fixed or number - 1 in held}
     options.mapper.init_max_error *= scale
     options.mapper.abs_pose_max_error *= scale
     options.mapper.abs_pose_min_num_inliers = MIN_INLIERS
@@ -209,11 +272,11 @@ def _incremental_options(
     return options
 
 
-def _global_options(pycolmap: Any, lenses: Sequence[Lens], config: MappingConfig, threads: int) -> Any:
+def _global_options(pycolmap: Any, lenses: Sequence[Lens], config: MappingConfig, threads: int, held: Held) -> Any:
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = options.mapper.random_seed = config.seed
     options.num_threads = options.mapper.num_threads = threads
-    if all(lens.fixed for lens in lenses):
+    if all(lens.fixed or number in held for number, lens in enumerate(lenses)):
         options.mapper.bundle_adjustment.refine_focal_length = False
         options.mapper.bundle_adjustment.refine_extra_params = False
     return options
@@ -236,12 +299,12 @@ def _on_known_poses(
     scale: float,
     threads: int,
     known_poses: Mapping[int, np.ndarray],
+    held: Held,
 ) -> list[Any]:
     """Points triangulated from cameras that stay where they are, then the other photos placed against them."""
     model = pycolmap.Reconstruction()
     for number, lens in enumerate(lenses, 1):
-        camera = camera_of(pycolmap, lens)
-        camera.camera_id = number
+        camera = _camera(pycolmap, lens, number, held)
         model.add_camera_with_trivial_rig(camera)
     for index in sorted(known_poses):
         image = pycolmap.Image(
@@ -251,9 +314,9 @@ def _on_known_poses(
             image_id=index + 1,
         )
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(inverse(known_poses[index])[:3]))
-    options = _incremental_options(pycolmap, lenses, config, scale, threads)
+    options = _incremental_options(pycolmap, lenses, config, scale, threads, held)
     options.triangulation.ignore_two_view_tracks = len(lens_of) > TWO_VIEW_TRACKS_UP_TO
-    unsure = any(not lens.fixed for lens in lenses)
+    unsure = any(not lens.fixed and number not in held for number, lens in enumerate(lenses))
     folders = [path.parent / name for name in ("triangulated", "extended")]
     for folder in folders:
         folder.mkdir()

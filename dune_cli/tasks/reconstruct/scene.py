@@ -50,6 +50,26 @@ class FusedCloud:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How sure a view's camera is, where it was looked for. `focal_before_px`: as it was known before; `focal_sd`, a
+    share of the focal length, and `radial_sd`, of the radial term, one standard deviation each. `modes` (M, 10): the
+    independent ways in which the scene's lenses may be off by one deviation, and what goes with each in this view: the
+    logarithm of its focal length, its radial term, its principal point in pixels, the rotation vector about the world's
+    axes in radians, and the centre."""
+
+    focal_before_px: float
+    focal_sd: float
+    radial_sd: float
+    modes: np.ndarray
+
+    def moved(self, rotation: np.ndarray, factor: float = 1.0) -> Calibration:
+        """In a world that is turned by `rotation` (3, 3), lengths times `factor`."""
+        lens, turn, shift = self.modes[:, :4], self.modes[:, 4:7], self.modes[:, 7:]
+        modes = np.concatenate([lens, turn @ rotation.T, factor * shift @ rotation.T], axis=1)
+        return replace(self, modes=modes)
+
+
+@dataclass(frozen=True)
 class View:
     """A photo's camera: `K` (3, 3) in pixels of the photo, `focal_source` given | exif | estimated | default,
     `world_from_cam` (4, 4), and its dense points where there are any.
@@ -70,6 +90,7 @@ class View:
     radial: float = 0.0
     reason: str | None = None
     orientation: int = UPRIGHT
+    calibration: Calibration | None = None
 
     @property
     def depth(self) -> np.ndarray | None:
@@ -220,7 +241,8 @@ class Scene:
             pose = view.world_from_cam.copy()
             pose[:3, 3] *= factor
             dense = view.dense and replace(view.dense, points_world=view.dense.points_world * factor)
-            views.append(replace(view, world_from_cam=pose, dense=dense))
+            calibration = view.calibration and view.calibration.moved(np.eye(3), factor)
+            views.append(replace(view, world_from_cam=pose, dense=dense, calibration=calibration))
         sparse = self.sparse and replace(self.sparse, points_world=self.sparse.points_world * factor)
         fused = self.fused and replace(self.fused, points_world=self.fused.points_world * factor)
         surface = self.surface and replace(self.surface, vertices=self.surface.vertices * factor)

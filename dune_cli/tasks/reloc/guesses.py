@@ -31,7 +31,8 @@ class LocateConfig:
 class Seen:
     """Guesses of what the query shows, H of them: `keypoint` (H,) which of its `count` matched keypoints, at `pixels`
     (H, 2) of its pinhole camera, would be `points_world` (H, 3), which `observations` (H,) map images see, by its match
-    with map image `image` (H,). `unit_px`: pixels that count as one."""
+    with map image `image` (H,). `unit_px`: pixels that count as one. `shifts` (H, M, 3): where the points go with
+    the map's modes (None: it says nothing of its calibration)."""
 
     keypoint: np.ndarray
     pixels: np.ndarray
@@ -39,6 +40,7 @@ class Seen:
     observations: np.ndarray
     image: np.ndarray
     unit_px: float
+    shifts: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -48,11 +50,12 @@ class Seen:
         image: np.ndarray,
         unit_px: float,
         observations: np.ndarray | None = None,
+        shifts: np.ndarray | None = None,
     ) -> Seen:
         """Guesses less than half a unit apart are of one keypoint. Without `observations` (H,) all are seen alike."""
         keypoint = np.unique(np.rint(2 * pixels / unit_px).astype(np.int64), axis=0, return_inverse=True)[1].ravel()
         observations = np.ones(len(pixels), dtype=np.int64) if observations is None else observations
-        return cls(keypoint, pixels, points_world, observations, image, unit_px)
+        return cls(keypoint, pixels, points_world, observations, image, unit_px, shifts)
 
     @property
     def count(self) -> int:
@@ -71,8 +74,9 @@ class Found:
     error_px: float
 
 
-def solve(seen: Seen, K: np.ndarray, focal_unknown: bool, config: LocateConfig) -> Found | None:
-    """The pose that most guesses agree with, refined on one guess a keypoint: the one that most map images see."""
+def solve(seen: Seen, K: np.ndarray, focal_unknown: bool, config: LocateConfig, focal_sd: float = 0.0) -> Found | None:
+    """The pose that most guesses agree with, refined on one guess a keypoint: the one that most map images see.
+    `focal_sd`: of K's focal length, a share of it, where it is known."""
     threshold_px = config.threshold * seen.unit_px
     starts = []
     for factor in FOCAL_FACTORS if focal_unknown else (1.0,):
@@ -86,8 +90,9 @@ def solve(seen: Seen, K: np.ndarray, focal_unknown: bool, config: LocateConfig) 
     cam_from_world, agreeing, refined = start.cam_from_world, start.inliers, None
     for _ in range(3):
         kept = _one_each(seen, agreeing)
+        shifts = None if seen.shifts is None else seen.shifts[kept]
         refined = refine_absolute_pose(
-            seen.points_world[kept], seen.pixels[kept], K, cam_from_world, threshold_px, focal_unknown
+            seen.points_world[kept], seen.pixels[kept], K, cam_from_world, threshold_px, focal_unknown, shifts, focal_sd
         )
         if refined is None:
             return None

@@ -20,6 +20,7 @@ from dune_cli.tasks.reloc.lens import Lens
 from dune_cli.tasks.reloc.map_files import PhotoMap
 from dune_cli.tasks.reloc.map_points import MapPoints
 
+EXIF_SD = 0.05  # of a focal length: EXIF has whole millimetres, and knows of no crop
 MAX_POSITION_STD = 0.1  # of the median distance to the points: beyond it a place is hardly one
 
 
@@ -49,7 +50,9 @@ class Located:
     """Where a query was taken, or why that is not known (`message`; the pose None then).
 
     `covariance` (6, 6) as in `RefinedPose`: rotation vector about the world's axes (radians), then the camera's centre
-    in the map's unit. `matches`: keypoints of the query that match known points, `inliers` of them agree.
+    in the map's unit. It contains the map's calibration where `has_map_calibration`, and an EXIF focal length's error.
+    `from_calibration` (6, 6) is that part of it. `matches`: keypoints of the query that match known points, `inliers`
+    of them agree.
     `turned_deg`: by how much the query had to be turned clockwise to be found. `fixed`: matches that were left out,
     because they lie at the same pixels of a map photo.
     """
@@ -61,6 +64,7 @@ class Located:
     size: tuple[int, int] | None
     world_from_query: np.ndarray | None = None
     covariance: np.ndarray | None = None
+    from_calibration: np.ndarray | None = None
     matches: int = 0
     inliers: int = 0
     confidence: float = 0.0
@@ -73,6 +77,11 @@ class Located:
     @property
     def success(self) -> bool:
         return self.world_from_query is not None
+
+    @property
+    def has_map_calibration(self) -> bool:
+        """Whether the covariance contains how sure the map's cameras are."""
+        return self.success and self.map.knows_calibration
 
     @property
     def rotation_std_deg(self) -> float | None:
@@ -132,7 +141,8 @@ def located_by(
     that were left out, because they lie at the same pixels of the map's photo."""
     focal_unknown = query.focal_source == "default"
     size = (query.photo.width, query.photo.height)
-    found = solve(seen, query.lens.K, focal_unknown, config) if seen.count else None
+    focal_sd = EXIF_SD if query.focal_source == "exif" else 0.0
+    found = solve(seen, query.lens.K, focal_unknown, config, focal_sd) if seen.count else None
     inliers = 0 if found is None else found.keypoints
     evidence = evidence_of(seen, found, size, focal_unknown, config, TURNS if turned_deg else 1)
     confidence = confidence_of(evidence)
@@ -168,6 +178,7 @@ def located_by(
         focal_source="estimated" if focal_unknown else query.focal_source,
         world_from_query=moved(poses.inverse(found.pose.cam_from_world), photo_map.world_offset),
         covariance=found.pose.covariance,
+        from_calibration=found.pose.from_calibration,
         reprojection_error_px=found.error_px,
     )
 
@@ -196,7 +207,9 @@ def _no_pose(
             f"{name} does not show enough of {photo_map.folder}: {agreed} (confidence "
             f"{confidence:.2f}); take a photo of what the map shows, or try another --matcher"
         )
-    spread = float(np.linalg.norm(found.pose.position_std)) / found.distance
+    # a map that is not sure of its lenses has places all the same: only what the matches leave open counts
+    own = np.diag(found.pose.covariance - found.pose.from_calibration)[3:]
+    spread = float(np.sqrt(max(own.sum(), 0.0))) / found.distance
     if spread <= MAX_POSITION_STD:
         return ""
     cure = ", or give --fov-deg" if query.focal_source == "default" else ""
@@ -211,7 +224,7 @@ def _see(query: Query, map_points: MapPoints, indices: Sequence[int], turns: int
     they lie at the same pixels of both photos."""
     features = map_points.look(query.photo, turns)
     fixed = 0
-    pixels, points, observations, images, unit_px = [], [], [], [], 1.0
+    pixels, points, observations, images, shifts, unit_px = [], [], [], [], [], 1.0
     exact = isinstance(map_points.matcher, FeatureMatcher)
     for index in indices:
         matches = map_points.match(index, query.photo, features)
@@ -225,7 +238,9 @@ def _see(query: Query, map_points: MapPoints, indices: Sequence[int], turns: int
         points.append(known.points_world[place[use]])
         observations.append(known.observations[place[use]])
         images.append(np.full(int(use.sum()), index))
+        shifts.append(known.shifts[place[use]])
     if not pixels:
         return Seen.of(np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0, dtype=np.int64), unit_px), fixed
     parts = (np.concatenate(part) for part in (pixels, points, images))
-    return Seen.of(*parts, unit_px, np.concatenate(observations)), fixed
+    moved = np.concatenate(shifts) if map_points.map.knows_calibration else None
+    return Seen.of(*parts, unit_px, np.concatenate(observations), moved), fixed

@@ -73,6 +73,12 @@ class Lens:
     def _stored_from_upright(self) -> np.ndarray:
         return stored_from_upright(*self.upright_size, self.orientation)
 
+    @property
+    def radial_term(self) -> float:
+        """The first radial coefficient; 0 of models without one."""
+        place = {"SIMPLE_RADIAL": 3, "RADIAL": 3, "OPENCV": 4, "FULL_OPENCV": 4}.get(self.model)
+        return 0.0 if place is None else self.params[place]
+
     def straight(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels (M, 2) of the photo as the pinhole camera would see them; NaN where the model has no ray."""
         if len(pixels) == 0 or self.model in ("PINHOLE", "SIMPLE_PINHOLE"):

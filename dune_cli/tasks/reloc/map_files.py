@@ -13,6 +13,7 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import poses
+from dune_cli.geometry.bundle import MODE
 from dune_cli.geometry.world_offset import removed, world_offset
 from dune_cli.io.camera_fields import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.colmap_read import Model, model_files, model_folder, open_model
@@ -34,13 +35,16 @@ UNKNOWN_SCALE = "the map does not say whether its lengths are metres; if they ar
 @dataclass(frozen=True)
 class MapImage:
     """A photo of the map: `file` on the disk, its camera, `world_from_cam` (4, 4), and `neighbours`: the indices of
-    the images with which it shares points, the most first (empty where the map has no points)."""
+    the images with which it shares points, the most first (empty where the map has no points). `modes` (M, 10), M the
+    same in the whole map: how its camera goes with what the map does not know of its lenses, as in `Adjusted`; None
+    where the map does not say how sure they are."""
 
     name: str
     file: Path
     lens: Lens
     world_from_cam: np.ndarray
     neighbours: tuple[int, ...] = ()
+    modes: np.ndarray | None = None
 
     @property
     def cam_from_world(self) -> np.ndarray:
@@ -63,6 +67,11 @@ class PhotoMap:
     scale_note: str | None
     files: tuple[Path, ...] = ()
     world_offset: np.ndarray | None = None
+
+    @property
+    def knows_calibration(self) -> bool:
+        """Whether it says how sure its cameras are."""
+        return all(image.modes is not None for image in self.images)
 
     @cached_property
     def extent(self) -> float:
@@ -96,12 +105,13 @@ def open_map(folder: str | Path, images: str | Path | None = None, scale: str | 
         raise UserError(f"{folder} holds several scenes ({names}); give each its own folder")
     if model is not None:
         entries, files = _from_colmap(model), model_files(model)
+        entries = _with_modes(entries, [entry for scene in scenes.items() for entry in _from_scene(*scene)])
     else:
         path, tree = next(iter(scenes.items()))
         entries, files = _from_scene(path, tree), [path]
     if not entries:
         raise UserError(f"the map {folder} has no registered images; name another model, or reconstruct it again")
-    kept = _with_photos(entries, folder, images, list(scenes.values()))
+    kept = _with_photos(_even_modes(entries), folder, images, list(scenes.values()))
     offset = world_offset(np.stack([image.world_from_cam[:3, 3] for image in kept]))
     near = tuple(replace(image, world_from_cam=removed(image.world_from_cam, offset)) for image in kept)
     return PhotoMap(folder, near, *_scale(scale, list(scenes.values())), tuple(files), offset)
@@ -115,6 +125,7 @@ class _Entry:
     lens: Lens
     world_from_cam: np.ndarray
     neighbours: tuple[int, ...] = ()
+    modes: np.ndarray | None = None
     stored: bool = False
 
     @property
@@ -183,10 +194,43 @@ def _from_scene(path: Path, tree: dict[str, Any]) -> list[_Entry]:
             pose = rigid_pose(camera.items_of("world_from_cam"), f"{camera.where}: world_from_cam")
             radial = camera.number("radial", 0.0, -LARGEST_RADIAL, LARGEST_RADIAL)
             lens = Lens.radial(K, radial, width, height) if radial else Lens.pinhole(K, width, height)
-            entries[name] = _Entry(name, lens, pose, stored=tree.get("image_size_is") == "stored")
+            entries[name] = _Entry(name, lens, pose, (), _modes(camera), tree.get("image_size_is") == "stored")
     except UserError as error:
         raise UserError(f"the scene {path} is broken ({error}); reconstruct it again") from error
     return list(entries.values())
+
+
+def _modes(camera: Fields) -> np.ndarray | None:
+    """None where the scene does not say how sure the camera is; none of them (0, 10) where it was given."""
+    found = camera.object("camera", None)
+    modes = None if found is None else found.array("modes", (None, MODE), None)
+    if modes is None and found is not None and camera.get("focal_source") == "given":
+        return np.zeros((0, MODE))
+    return modes
+
+
+def _with_modes(entries: Sequence[_Entry], told: Sequence[_Entry]) -> list[_Entry]:
+    """The images of a model with what the scene's JSON beside it says of the same cameras in the same places."""
+    known = {entry.name: entry for entry in told if entry.modes is not None}
+
+    def modes(entry: _Entry) -> np.ndarray | None:
+        other = known.get(entry.name)
+        same = other is not None and np.allclose(
+            other.world_from_cam[:3, 3], entry.world_from_cam[:3, 3], rtol=1e-6, atol=1e-6
+        )
+        return other.modes if same else None
+
+    return [replace(entry, modes=modes(entry)) for entry in entries]
+
+
+def _even_modes(entries: Sequence[_Entry]) -> list[_Entry]:
+    """Cameras that were given have no modes, which is as good as modes of nothing beside others that have some; modes
+    of different numbers are those of different scenes."""
+    counts = {len(entry.modes) for entry in entries if entry.modes is not None} - {0}
+    if any(entry.modes is None for entry in entries) or len(counts) > 1:
+        return [replace(entry, modes=None) for entry in entries]
+    empty = np.zeros((max(counts, default=0), MODE))
+    return [replace(entry, modes=entry.modes if len(entry.modes) else empty) for entry in entries]
 
 
 def _with_photos(
@@ -215,7 +259,9 @@ def _with_photos(
         entry, orientation = entries[index], stored[str(index)]
         pose = entry.world_from_cam @ stored_cam_from_cam(orientation)
         neighbours = tuple(place[n] for n in entry.neighbours if n in place)
-        found.append(MapImage(entry.name, file, replace(entry.lens, orientation=orientation), pose, neighbours))
+        found.append(
+            MapImage(entry.name, file, replace(entry.lens, orientation=orientation), pose, neighbours, entry.modes)
+        )
     return found
 
 

@@ -14,7 +14,8 @@ from dune_cli.tasks.reloc.in_map import Located
 def document(located: Located, provenance: dict[str, Any]) -> dict[str, Any]:
     """The object of `dune.pose/1` with the map's world in the place of a reference's frame.
 
-    `covariance` (6x6): of the rotation vector about the world's axes in radians, then of the position.
+    `covariance` (6x6): of the rotation vector about the world's axes in radians, then of the position;
+    `covariance_has_map_calibration`: whether it contains how sure the map's own cameras are.
     """
     pose, photo_map = located.world_from_query, located.map
     tree: dict[str, Any] = {"schema": SCHEMA, "success": located.success, "scale": photo_map.scale}
@@ -38,6 +39,7 @@ def document(located: Located, provenance: dict[str, Any]) -> dict[str, Any]:
             "rotation_std_deg": located.rotation_std_deg,
             "position_std": located.position_std,
             "covariance": located.covariance,
+            "covariance_has_map_calibration": located.has_map_calibration,
             "matches": located.matches,
             "inliers": located.inliers,
             "fixed": located.fixed,

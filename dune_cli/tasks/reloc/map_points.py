@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.geometry import star_tracks
+from dune_cli.geometry.calibration_shifts import point_shifts
 from dune_cli.geometry.fixed_pixels import Thumbnail, moving_matches
 from dune_cli.geometry.poses import vector_angle
 from dune_cli.io.photos import Photo, read_photo
@@ -20,8 +21,13 @@ from dune_cli.matchers.base import FeatureMatcher, Matcher, Matches, SplitMatche
 from dune_cli.tasks.reloc.map_files import MapImage, PhotoMap
 
 FAR_TURNED = np.radians(45)  # weighs as much as the whole extent of the map
-FORMAT = 2  # of the files in the work folder; another number makes them anew
-POINTS_LAYOUT = {"pixels": ("f", ("P", 2)), "points_world": ("f", ("P", 3)), "observations": ("iu", ("P",))}
+FORMAT = 3  # of the files in the work folder; another number makes them anew
+POINTS_LAYOUT = {
+    "pixels": ("f", ("P", 2)),
+    "points_world": ("f", ("P", 3)),
+    "observations": ("iu", ("P",)),
+    "shifts": ("f", ("P", "M", 3)),
+}
 T = TypeVar("T")
 
 
@@ -38,11 +44,13 @@ class PointsConfig:
 
 @dataclass(frozen=True)
 class ImagePoints:
-    """A map photo's points: seen at `pixels` (P, 2) of it, `points_world` (P, 3), by `observations` (P,) photos."""
+    """A map photo's points: seen at `pixels` (P, 2) of it, `points_world` (P, 3), by `observations` (P,) photos.
+    `shifts` (P, M, 3): where they go with each of the map's modes (none where it has none)."""
 
     pixels: np.ndarray
     points_world: np.ndarray
     observations: np.ndarray
+    shifts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 3)))
 
     def at(self, pixels: np.ndarray, tolerance_px: float) -> np.ndarray:
         """(M,) the index of the point nearest to each of `pixels` (M, 2); -1 where none lies within the tolerance."""
@@ -151,7 +159,8 @@ class MapPoints:
         """Changes with whatever the points follow from."""
         images = [self.map.images[i] for i in star]
         poses = [(i.sha256, i.lens.model, i.lens.params, np.round(i.world_from_cam, 12).tolist()) for i in images]
-        return key_of(FORMAT, *self._of_matcher(), asdict(self.config), poses)
+        modes = [None if image.modes is None else np.round(image.modes, 12).tolist() for image in images]
+        return key_of(FORMAT, *self._of_matcher(), asdict(self.config), poses, modes)
 
     def _triangulated(self, star: list[int]) -> dict[str, np.ndarray]:
         """The fields of `ImagePoints` for the first of `star`, from its matches with the others."""
@@ -188,7 +197,23 @@ class MapPoints:
             "pixels": pixels[found.rows],
             "points_world": found.points_world,
             "observations": found.observations,
+            "shifts": self._shifts(star, found),
         }
+
+    def _shifts(self, star: list[int], found: star_tracks.StarPoints) -> np.ndarray:
+        """(P, M, 3) where the points of the first of `star` go with the map's modes."""
+        images = [self.map.images[index] for index in star]
+        if not self.map.knows_calibration:
+            return np.zeros((len(found.rows), 0, 3))
+        return point_shifts(
+            found.points_world,
+            found.tracks,
+            found.track_pixels,
+            np.stack([image.lens.K for image in images]),
+            np.array([image.lens.radial_term for image in images]),
+            np.stack([image.cam_from_world for image in images]),
+            np.stack([image.modes for image in images]),
+        )
 
     def _pair(self, first: int, second: int) -> Matches:
         if not isinstance(self.matcher, FeatureMatcher):
