@@ -13,7 +13,7 @@ from dune_cli import console
 from dune_cli.errors import JobFailed
 from dune_cli.evaluation.map_reloc import Place
 from dune_cli.evaluation.sift_mapping import map_by_sift
-from dune_cli.evaluation.trajectory import camera_errors, extent, pair_errors_deg
+from dune_cli.evaluation.trajectory import STILL, camera_errors, extent, pair_errors_deg
 from dune_cli.geometry.pose_auc import pose_auc
 from dune_cli.io.atomic import scratch_folder
 from dune_cli.io.intrinsics import resolve_intrinsics
@@ -170,6 +170,8 @@ def as_dict(found: SetScore) -> dict[str, Any]:
 def _scale_errors(true: np.ndarray, found: np.ndarray, scale: float) -> tuple[float, float]:
     """Shares by which lengths are off, with the first two cameras' distance given, and the median over neighbours."""
     steps = [np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1) for poses in (true, found)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        off = np.abs(steps[0] / steps[1] / scale - 1)
-    return float(off[0]), float(np.median(off))
+    moved = steps[0] > STILL * extent(true)
+    off = np.full(len(moved), np.nan)
+    with np.errstate(divide="ignore"):
+        off[moved] = np.abs(steps[0][moved] / steps[1][moved] / scale - 1)
+    return float(off[0]), float(np.nanmedian(off)) if moved.any() else float("nan")

@@ -13,6 +13,7 @@ from dune_cli.geometry.similarities import move_poses, robust_similarity, scale_
 FAILED_DEG = 180.0
 TOLERANCE = 0.1  # of the extent: where a camera's pull in the fit begins to fade
 ROUNDS = 100
+STILL = 1e-3  # of the extent: cameras that are nearer to each other stand in one place
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ def camera_errors(true: np.ndarray, found: np.ndarray) -> CameraErrors:
 def pair_errors_deg(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rotation and translation-direction errors in degrees of all pairs i < j of poses (N, 4, 4), which no similarity
     changes. A found pose of NaN makes its pairs 180; pairs whose true cameras stand in one place are left out."""
-    rotations, directions = [], []
+    rotations, directions, still = [], [], STILL * extent(true)
     for i in range(len(true)):
         for j in range(i + 1, len(true)):
             truth = inverse(true[j]) @ true[i]
-            if not np.linalg.norm(truth[:3, 3]) > 0:
+            if not np.linalg.norm(truth[:3, 3]) > still:
                 continue
             if not (np.isfinite(found[i]).all() and np.isfinite(found[j]).all()):
                 rotations.append(FAILED_DEG)

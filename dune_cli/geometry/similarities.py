@@ -11,6 +11,8 @@ import numpy as np
 
 from dune_cli.geometry.poses import nearest_rotation, rotation_angle
 
+STILL = 0.01  # of the largest step: less says nothing of the scale
+
 
 @dataclass(frozen=True)
 class RobustSimilarity:
@@ -78,7 +80,8 @@ def similarity_from_poses(a_from_cam: np.ndarray, b_from_cam: np.ndarray) -> np.
     a, b = a_from_cam[:, :3, 3], b_from_cam[:, :3, 3] @ turn.T
     i, j = np.triu_indices(len(turns), 1)
     steps = [np.linalg.norm(centres[i] - centres[j], axis=1) for centres in (a, b)]
-    apart = (steps[0] > 0) & (steps[1] > 0)
+    # cameras that stand still are apart by noise
+    apart = np.all([step > STILL * step.max(initial=0) for step in steps], axis=0)
     scale = float(np.median(steps[0][apart] / steps[1][apart])) if apart.any() else 1.0
     result = np.eye(4)
     result[:3, :3] = scale * turn

@@ -22,7 +22,8 @@ Dune = Callable[..., CompletedProcess[str]]
 SIFT = ("--matcher", "sift", "--fov-deg", "60")
 KEYS = [
     *("schema", "success", "scale", "scale_note", "query", "map", "world_from_query", "query_from_world", "position"),
-    *("rotation_std_deg", "position_std", "covariance", "matches", "inliers", "fixed", "turned_deg", "confidence"),
+    *("rotation_std_deg", "position_std", "covariance", "covariance_has_map_calibration", "matches"),
+    *("inliers", "fixed", "turned_deg", "confidence"),
     "reprojection_error_px",
     *("retrieved", "solver", "message", "provenance"),
 ]

@@ -18,7 +18,8 @@ from dune_cli.tasks.reconstruct.mapping import Mapped
 from dune_cli.tasks.reconstruct.scene import Calibration, Observations, Scene, SparsePoints, View
 from dune_cli.tasks.reconstruct.verification import MIN_INLIERS, Lens, Verified
 
-NO_LENGTHS = "photos do not tell lengths: the median step from one camera to the next is 1; give --baseline METRES"
+NO_LENGTHS = "photos do not tell lengths: the median step between cameras that moved is 1; give --baseline METRES"
+
 OF_POSES = "lengths are those of --poses"
 NOWHERE = np.full((4, 4), np.nan)
 

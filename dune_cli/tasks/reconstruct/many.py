@@ -17,8 +17,8 @@ from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.base import FeatureMatcher, Matcher, SplitMatcher
 from dune_cli.matchers.retrieval import describe_keypoints
 from dune_cli.provenance import Run
+from dune_cli.tasks.reconstruct import lengths, pairing
 from dune_cli.tasks.reconstruct import matches as two_views
-from dune_cli.tasks.reconstruct import pairing
 from dune_cli.tasks.reconstruct.assemble import assemble
 from dune_cli.tasks.reconstruct.calibration_notes import calibration_notes
 from dune_cli.tasks.reconstruct.correspondences import Correspondences, match_pairs
@@ -68,6 +68,7 @@ def reconstruct(
     `world_offset` where coordinates are large. Raises JobFailed where no two photos
     give a scene, UserError for matchers that cannot share their work and pairs that do not fit.
     """
+    lengths.check_apart(known_poses or {})
     if not isinstance(matcher, SplitMatcher):
         raise UserError(f"the matcher {matcher.name} compares two photos only; give another --matcher")
     wants = wants_descriptors(len(paths), config)
@@ -113,7 +114,7 @@ def reconstruct(
         scene = assemble(
             facts, intrinsics, lens_of, lenses, found, verified, models, same, matcher.source, scale, bool(known)
         )
-        scene = replace(_scaled(scene, config, bool(known)), world_offset=offset)
+        scene = replace(_scaled(scene, config, bool(known), scale), world_offset=offset)
         if offset is not None:
             scene = replace(scene, notes=(*scene.notes, LARGE))
     else:
@@ -123,7 +124,8 @@ def reconstruct(
         scene = _confident(scene, config.min_confidence)
     if told:
         scene = replace(scene, notes=(*scene.notes, told))
-    return replace(scene, notes=(*scene.notes, *calibration_notes(scene.views)))
+    standing = lengths.standing_notes([view.image for view in scene.views], found)
+    return replace(scene, notes=(*scene.notes, *standing, *calibration_notes(scene.views)))
 
 
 class _Thumbnails:
@@ -240,23 +242,14 @@ def _scale(found: Correspondences) -> float:
     return max(1.0, float(np.median([found.pixel_sizes[index] for index in used]))) if used else 1.0
 
 
-def _scaled(scene: Scene, config: ManyConfig, poses_given: bool) -> Scene:
+def _scaled(scene: Scene, config: ManyConfig, poses_given: bool, pixel_size: float) -> Scene:
     if poses_given:
         if config.baseline is not None:
             raise UserError("--poses and --baseline both say how long things are; give one of them")
         return scene
     if config.baseline is None:
-        centres = np.stack([scene.views[index].world_from_cam[:3, 3] for index in scene.registered])
-        steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
-        steps = steps[steps > 0]
-        return scene.scaled(1 / float(np.median(steps)), "arbitrary", scene.scale_note) if len(steps) else scene
-    for view in scene.views[:2]:
-        if not view.registered:
-            raise JobFailed(
-                f"--baseline is between the first two photos, and {view.image} could not be placed ({view.reason}); "
-                "name two others first, or leave --baseline out"
-            )
-    return scene.scaled(config.baseline / scene.baseline(), "metric", None)
+        return lengths.by_motion(scene, pixel_size)
+    return lengths.by_baseline(scene, config.baseline, pixel_size)
 
 
 def _confident(scene: Scene, minimum: float) -> Scene:

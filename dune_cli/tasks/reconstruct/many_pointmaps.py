@@ -20,6 +20,7 @@ from dune_cli.io.photos import PhotoFacts
 from dune_cli.io.work_folder import WorkFolder
 from dune_cli.provenance import Run
 from dune_cli.tasks.reconstruct import pairing
+from dune_cli.tasks.reconstruct.lengths import by_baseline, check_apart
 from dune_cli.tasks.reconstruct.merged_maps import merged_map
 from dune_cli.tasks.reconstruct.pair_maps import Encoded, PairMaker
 from dune_cli.tasks.reconstruct.scene import LARGE, Pair, PointMap, Scene, View
@@ -89,6 +90,7 @@ def reconstruct(
             "place; take photos that overlap more, or lower --min-confidence"
         )
     given = known_poses or {}
+    check_apart(given)
     offset = world_offset(np.array([pose[:3, 3] for pose in given.values()]))
     given = {path: removed(pose, offset) for path, pose in given.items()}
     known = _known(photos, [intrinsics[i] for i in own], given, config.fixed_poses)
@@ -257,12 +259,4 @@ def _parallax_deg(data: PairPoints, found: Alignment) -> float:
 def _scaled(scene: Scene, baseline: float, poses_given: bool) -> Scene:
     if poses_given:
         raise UserError("--poses and --baseline both say how long things are; give one of them")
-    for view in scene.views[:2]:
-        if not view.registered:
-            raise JobFailed(
-                f"--baseline is between the first two photos, and {view.image} could not be placed ({view.reason}); "
-                "name two others first, or leave --baseline out"
-            )
-    if not scene.baseline() > 0:
-        raise JobFailed("the first two cameras stand in one place, so --baseline cannot set the scale; leave it out")
-    return scene.scaled(baseline / scene.baseline(), "metric", None)
+    return by_baseline(scene, baseline, None)

@@ -19,6 +19,7 @@ from dune_cli.io.names import relative_names
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import Prepared, prepare
 from dune_cli.provenance import Run
+from dune_cli.tasks.reconstruct.lengths import by_baseline
 from dune_cli.tasks.reconstruct.scene import Pair, PointMap, Scene, View
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ def reconstruct(
     )
     if config.baseline is None:
         return scene
-    if not scene.baseline() > 0:
-        raise JobFailed("both cameras stand in one place, so --baseline cannot set the scale; leave it out")
-    return scene.scaled(config.baseline / scene.baseline(), "metric", None)
+    return by_baseline(scene, config.baseline, None)
 
 
 def predict(model: TwoViewModel, inputs: Sequence[Prepared], swapped: bool) -> tuple[list[ViewMap], ViewMap]:

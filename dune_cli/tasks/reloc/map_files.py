@@ -28,6 +28,7 @@ from dune_cli.tasks.reloc.lens import Lens
 
 SCENE_SCHEMA = "dune.scene/1"
 IMAGE_FOLDERS = ("", "images", "../images", "../../images")  # below the map, or beside its sparse/0
+SAME_PLACE = 1e-9  # of the coordinates: what rounding leaves
 FEW_POINTS = 15  # that two photos share, below which they are no neighbours
 UNKNOWN_SCALE = "the map does not say whether its lengths are metres; if they are, say --scale metric"
 
@@ -112,7 +113,13 @@ def open_map(folder: str | Path, images: str | Path | None = None, scale: str | 
     if not entries:
         raise UserError(f"the map {folder} has no registered images; name another model, or reconstruct it again")
     kept = _with_photos(_even_modes(entries), folder, images, list(scenes.values()))
-    offset = world_offset(np.stack([image.world_from_cam[:3, 3] for image in kept]))
+    centres = np.stack([image.world_from_cam[:3, 3] for image in kept])
+    if np.ptp(centres, axis=0).max() <= SAME_PLACE * max(float(np.abs(centres).max()), 1.0):
+        raise UserError(
+            f"all {len(kept)} cameras of the map {folder} stand in one place, from where no point has a known "
+            "distance; a map needs photos from different places"
+        )
+    offset = world_offset(centres)
     near = tuple(replace(image, world_from_cam=removed(image.world_from_cam, offset)) for image in kept)
     return PhotoMap(folder, near, *_scale(scale, list(scenes.values())), tuple(files), offset)
 
