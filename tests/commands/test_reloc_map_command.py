@@ -146,8 +146,7 @@ def test_retrieval_chooses_the_photos(place: Path, encoder: Path) -> None:
     assert len(likeness) == 2 and likeness == sorted(likeness, reverse=True) and max(likeness) <= 1
     assert first["success"] and first["retrieved"] == second["retrieved"]
     assert [model["name"] for model in first["provenance"]["models"]] == ["OpenCV SIFT", "small.pth"]
-    kept = list((place / "map" / "dune-work").glob("retrieval-*.npz"))
-    assert len(kept) == 1 and len(np.load(kept[0]).files) == 4
+    assert len(list((place / "map" / "dune-work" / "descriptors").rglob("*.safetensors"))) == 4
     # a photo of the map is most like itself
     own = json.loads(run(place, place / "map" / "images" / "c.png", *words[1:]).stdout)
     assert own["retrieved"][0]["image"] == "c.png" and own["retrieved"][0]["likeness"] == pytest.approx(1, abs=1e-4)
