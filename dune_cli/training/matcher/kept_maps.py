@@ -79,6 +79,8 @@ def _are_rigid(poses: np.ndarray) -> bool:
     if not np.isfinite(poses).all() or not np.allclose(poses[:, 3], [0, 0, 0, 1]):
         return False
     turns = poses[:, :3, :3]
+    if np.abs(turns).max(initial=0) > 2:
+        return False
     return bool(
         np.allclose(turns @ np.swapaxes(turns, 1, 2), np.eye(3), atol=1e-6) and (np.linalg.det(turns) > 0).all()
     )

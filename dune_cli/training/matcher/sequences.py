@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dune_cli.errors import UserError
+from dune_cli.io.camera_fields import pinhole_matrix, rigid_pose
 from dune_cli.io.fields import Fields
 from dune_cli.io.safe_read import read_json
 from dune_cli.training.matcher.kept_maps import kept_map
@@ -19,7 +19,6 @@ from dune_cli.training.matcher.teacher_matches import SceneMatches, labelled_sce
 
 LEAST = 20  # correspondences of a pair
 THRESHOLD_PX = 1.5  # of MAGSAC, in the photos' pixels
-RIGID = 1e-2  # what a rotation matrix may be off
 SAME_PLACE = 1e-6  # of the largest distance in a scene: cameras nearer than this fix no epipolar geometry
 
 
@@ -63,25 +62,10 @@ def posed(scene: Scene, found: SceneMatches) -> Mapped | None:
     if any(name not in frames or frames[name].get("world_from_cam") is None for name in found.names):
         return None
     known = [frames[name] for name in found.names]
-    Ks = np.array([_calibration(frame) for frame in known])
-    poses = np.linalg.inv(np.array([_pose(frame) for frame in known]))
-    return Mapped(np.arange(len(known)), Ks, poses, ())
-
-
-def _calibration(frame: Fields) -> np.ndarray:
-    K = frame.array("K", (3, 3))
-    if not (K[0, 0] > 0 and K[1, 1] > 0 and np.array_equal(K[2], [0, 0, 1]) and K[1, 0] == 0):
-        raise UserError(f"{frame.where}: K is no calibration matrix [[fx, s, cx], [0, fy, cy], [0, 0, 1]]")
-    return K
-
-
-def _pose(frame: Fields) -> np.ndarray:
-    pose = frame.array("world_from_cam", (4, 4))
-    turn = pose[:3, :3]
-    turns = np.abs(turn @ turn.T - np.eye(3)).max() < RIGID and np.linalg.det(turn) > 0
-    if not turns or not np.allclose(pose[3], [0, 0, 0, 1]):
-        raise UserError(f"{frame.where}: world_from_cam is no rigid pose (a rotation and a translation)")
-    return pose
+    sizes = found.sizes.tolist()
+    K = [pinhole_matrix(frame.get("K"), f"{frame.where}: K", *size) for frame, size in zip(known, sizes)]
+    poses = [rigid_pose(frame["world_from_cam"], f"{frame.where}: world_from_cam") for frame in known]
+    return Mapped(np.arange(len(known)), np.array(K), np.linalg.inv(poses), ())
 
 
 def _mapped_pairs(scene: Scene, found: SceneMatches, mapped: Mapped) -> list[RealPair]:
