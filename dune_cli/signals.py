@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = 2.0
 _KINDS = (signal.SIGINT, signal.SIGTERM)
 _ADDED, _REMOVED = b"+", b"-"  # as bytes these are no signal's number that is handled here
 _LONGEST_PATH = 2048  # a message is one write, which others do not cut in two
