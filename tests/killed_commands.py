@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "trainin
 SIZE = 128, 96
 IN_A_ROW = 4
 SECONDS_TO_END = 5.0  # after a signal
-LONGEST = 300.0
+LONGEST = 500.0  # of a run that is not killed
 NOT_COMPARED = ("seconds", "hours", "images_per_second", "provenance", "work", "log", "last_log", "cache", "created")
 
 
@@ -205,6 +205,9 @@ def _hit(job: Job, output: Path, kind: signal.Signals, moment: float, count: Cou
     if code is not None:
         assert code == 0, f"{job.name} ended with {code}: {_said(output)}"
         return False
+    if moment == LONGEST:
+        os.kill(pid, signal.SIGKILL)
+        raise AssertionError(f"{job.name} does not end within {LONGEST:.0f} s: {_said(output)}")
     os.kill(pid, kind)
     began = time.monotonic()
     code = ended(pid, 60)
