@@ -36,6 +36,15 @@ def model_of(verb: str, model: str | None, encoder: str | None = None) -> str:
     return chosen
 
 
+def model_options(model: str | None, matcher: str, encoder: str | None, size: int | None = None) -> None:
+    """UserError for a matcher beside a two-view model, or for a model's options without one."""
+    if model is not None and matcher not in ("auto", "mast3r"):
+        raise UserError(f"--model brings its own matching, --matcher {matcher} does not go with it; leave one out")
+    for name, value in (("--encoder", encoder), ("--size", size)):
+        if value is not None and model is None:
+            raise UserError(f"{name} belongs to a two-view --model; name that model, or leave {name} out")
+
+
 def matchers(names: Sequence[str], model: str | None = None, encoder: str | None = None) -> None:
     """UserError for an unknown matcher; WeightsMissing or PackageMissing for one that cannot run here."""
     from dune_cli.matchers import load

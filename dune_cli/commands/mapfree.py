@@ -81,7 +81,7 @@ def command(
     from dune_cli.io.jsons import dumps
     from dune_cli.provenance import Run
 
-    reloc.check_model(model, matcher, encoder, size)
+    checks.model_options(model, matcher, encoder, size)
     if model is None and not unit_translation:
         raise UserError(
             "a matcher knows no lengths, and the benchmark is in metres: give a two-view --model; with "

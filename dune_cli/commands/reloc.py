@@ -148,15 +148,6 @@ def command(
     )
 
 
-def check_model(model: str | None, matcher: str, encoder: str | None, size: int | None) -> None:
-    """UserError for a matcher beside a model, or for a model's options without one."""
-    if model is not None and matcher != "auto":
-        raise UserError(f"--model brings its own matching, --matcher {matcher} does not go with it; leave one out")
-    for name, value in (("--encoder", encoder), ("--size", size)):
-        if value is not None and model is None:
-            raise UserError(f"{name} belongs to a two-view --model; name that model, or leave {name} out")
-
-
 def load_sight(
     model: str | None, encoder: str | None, matcher: str, size: int | None, device: str, dtype: str
 ) -> Sight:

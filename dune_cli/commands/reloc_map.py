@@ -126,6 +126,7 @@ def locate_in_map(words: MapWords) -> None:
             raise UserError(
                 f"{len(paths)} queries do not fit into {target}; name a .jsonl file, which gets a line each"
             )
+    checks.model_options(words.model, words.matcher, words.encoder)
     checks.weights(words.model, words.encoder)
     checks.matchers([words.matcher])
     photo_map = open_map(words.map_folder, words.images, words.scale)
@@ -175,17 +176,11 @@ def _matcher(words: MapWords) -> Matcher:
     from dune_cli.matchers import load
 
     if words.model is None:
-        if words.encoder is not None:
-            raise UserError("--encoder belongs to a two-view --model; name that model, or leave --encoder out")
         name = words.matcher
         if name == "auto":
             name, text = load.choose_auto()
             console.note(text)
         return load.load_matcher(name, words.device, words.dtype)
-    if words.matcher not in ("auto", "mast3r"):
-        raise UserError(
-            f"--model brings its own matching, --matcher {words.matcher} does not go with it; leave one out"
-        )
     return load.load_matcher("mast3r", words.device, words.dtype, words.model, words.encoder)
 
 

@@ -116,9 +116,7 @@ def locate_by_references(words: PairWords) -> None:
 
 def _check_lengths(words: PairWords, references: int) -> None:
     """Options that contradict each other: UserError."""
-    from dune_cli.commands.reloc import check_model
-
-    check_model(words.model, words.matcher, words.encoder, words.size)
+    checks.model_options(words.model, words.matcher, words.encoder, words.size)
     ways = {"--model": words.model, "--ref-depth": words.ref_depths or None, "--baseline": words.baseline}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:

@@ -251,7 +251,7 @@ def test_eval_refuses_what_is_no_submission(root: Path, tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no archive")
     refused(evaluate(tmp_path / "climbing.zip"), 2, "points out of the archive")
     refused(evaluate(tmp_path / "empty.zip"), 2, "no estimate")
-    refused(evaluate(tmp_path / "text.zip"), 2, "damaged or not a submission ZIP")
+    refused(evaluate(tmp_path / "text.zip"), 2, "a submission ZIP is needed")
     refused(evaluate(tmp_path / "absent.zip"), 2, "absent.zip")
     refused(evaluate(tmp_path / "empty.zip", "--split", "train"), 2, "holds no scene")
     refused(evaluate(tmp_path / "empty.zip", "-o", tmp_path / "a.txt"), 2, "allowed: .json")
