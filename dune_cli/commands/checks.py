@@ -49,6 +49,8 @@ def matchers(names: Sequence[str], model: str | None = None, encoder: str | None
     """UserError for an unknown matcher; WeightsMissing or PackageMissing for one that cannot run here."""
     from dune_cli.matchers import load
 
+    if any(name != "auto" for name in names):
+        model_takers(names, model, encoder)
     for name in names:
         if name == "auto" or load.takes_model(name):
             continue
@@ -57,6 +59,17 @@ def matchers(names: Sequence[str], model: str | None = None, encoder: str | None
             missing = PackageMissing if "pip install" in (state.cure or "") else WeightsMissing
             raise missing(f"the matcher {name} cannot run here: {state.why}; run: {state.cure}")
     weights(model, encoder)
+
+
+def model_takers(names: Sequence[str], model: str | None, encoder: str | None) -> list[str]:
+    """Those of the matchers that a --model is for. UserError where a model is given and none of them takes it."""
+    from dune_cli.matchers import load
+
+    takers = [name for name in names if load.takes_model(name)]
+    if (model or encoder) and not takers:
+        asked = ",".join(names)
+        raise UserError(f"--model and --encoder are for the matchers dune and mast3r; received --matcher {asked}")
+    return takers
 
 
 def columns(specs: Sequence[str]) -> None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
-from dune_cli.errors import UserError
+from dune_cli.commands import checks, options
 
 if TYPE_CHECKING:
     from dune_cli.matchers.base import Matcher
@@ -48,10 +47,7 @@ def load_columns(
         best, note = load.choose_auto()
         console.note(note)
         names = list(dict.fromkeys(best if name == "auto" else name for name in names))
-    takers = [name for name in names if load.takes_model(name)]
-    if (model or encoder) and not takers:
-        asked = ",".join(names)
-        raise UserError(f"--model and --encoder are for the matchers dune and mast3r; received --matcher {asked}")
+    takers = checks.model_takers(names, model, encoder)
     return {
         name: load.load_matcher(name, device, dtype, *((model, encoder) if name in takers else ())) for name in names
     }

@@ -256,8 +256,10 @@ WRONG: dict[str, tuple[Callable[[Path], list[Any]], str]] = {
 def test_what_cannot_work_is_said_before_the_weights_are_read(case: str, verb: str, dune: Dune, tmp_path: Path) -> None:
     make, message = WRONG[case]
     arguments = make(tmp_path)
+    weights = tmp_path / "weights.pth"
+    weights.write_text("not weights")
     before = sorted(tmp_path.rglob("*"))
-    done = dune(verb, *arguments, "--model", "absent.pth")
+    done = dune(verb, *arguments, "--model", weights)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
