@@ -25,36 +25,14 @@ KEY = "0123456789abcdef" * 2
 
 def samples(folder: Path) -> Sequence[Sample]:
     rng = np.random.default_rng(0)
-    colours = rng.integers(0, 256, (7, 3)).astype(np.uint8)
-    kinds: dict[str, tuple[dict[str, np.ndarray], Layout]] = {
-        "features": (
-            {
-                "points": rng.random((7, 2)).astype(np.float32),
-                "descriptors": rng.random((7, 4)).astype(np.float16),
-                "size": np.array([240, 320]),
-                "original_per_pixel": np.ones(2),
-            },
-            FeatureMatcher.packed_layout or {},
-        ),
-        "matches": (
-            {"1": np.arange(5, dtype=np.uint32), "2": np.arange(5, dtype=np.uint32), "scores": np.ones(5, np.float32)},
-            INDEX_LAYOUT,
-        ),
-        "dense matches": (
-            {
-                **{side: rng.random((7, 2)) for side in "12"},
-                **{f"colors{side}": colours for side in "12"},
-                "scores": np.ones(7),
-                "sizes": np.ones(2),
-            },
-            PLACE_LAYOUT,
-        ),
-        "points": (
-            {"pixels": rng.random((6, 2)), "points_world": rng.random((6, 3)), "observations": np.full(6, 3)},
-            POINTS_LAYOUT,
-        ),
-        "two-view tokens": ({"tokens": rng.random((6, 4), np.float32), "grid": np.array([2, 3])}, TOKENS_LAYOUT),
+    layouts: dict[str, Layout] = {
+        "features": FeatureMatcher.packed_layout or {},
+        "matches": INDEX_LAYOUT,
+        "dense matches": PLACE_LAYOUT,
+        "points": POINTS_LAYOUT,
+        "two-view tokens": TOKENS_LAYOUT,
     }
+    kinds = {kind: (_made(layout, rng), layout) for kind, layout in layouts.items()}
     found = []
     for kind, (arrays, layout) in kinds.items():
         WorkFolder(folder).write(kind, KEY, arrays)
@@ -64,6 +42,18 @@ def samples(folder: Path) -> Sequence[Sample]:
         np.savez(npz, **arrays)
         found.append(Sample({"arrays.npz": npz.getvalue()}, *_of_the_layout(kind, layout)))
     return found
+
+
+def _made(layout: Layout, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Arrays of a layout, whatever it is: each letter of the shapes a length of its own."""
+    letters = sorted({side for _, shape in layout.values() for side in shape if isinstance(side, str)})
+    types = {"f": np.float32, "i": np.int64, "u": np.uint8}
+    return {
+        name: (9 * rng.random([letters.index(n) + 4 if isinstance(n, str) else n for n in shape])).astype(
+            types[kinds[0].lower()]
+        )
+        for name, (kinds, shape) in layout.items()
+    }
 
 
 def _as_written(kind: str, arrays: dict[str, np.ndarray], layout: Layout) -> Door:
