@@ -15,7 +15,7 @@ from dune_cli.geometry.bundle_normal import LENS, POSE, Derivatives, NormalEquat
 from dune_cli.geometry.epipolar import cross_matrix
 from dune_cli.geometry.poses import rotation_from_rotvec
 
-MAX_STEPS = 40
+MAX_STEPS = 200
 ENOUGH, MIN_DAMPING = 0.05, 1e-10
 MODE = 10  # log of the focal factor, radial term, principal point; rotation vector, centre
 CORRELATION = 2.0  # on the error of a match: those of one keypoint in several matches, and of neighbours, are alike
