@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dune_cli.errors import UserError
+from dune_cli.io.texts import shown
 from dune_cli.training.loggers import LOGGERS
 
 NORMS = ("mean-std", "phi-s")
 STUDENTS = ("dune-vits14", "dune-vitb14", "dune-mini", "dune-mini:STEM", "vit:WIDTHxDEPTH", "timm:MODEL")
 PROJECTORS = ("tp", "sp", "lp")
 STRATEGIES = ("none", "lowest_loss", "own_data", "own+generic_data")
-SHOWN = 80  # characters of a setting in a message
+TOLD = 4  # settings in a message
 # what may change between the runs of one training: the result is the same, with fsdp numerically close
 FREE = ("checkpoint_minutes", "workers", "device", "log_every", "logger", "fsdp")
 
@@ -106,8 +107,9 @@ def differences(old: dict[str, Any], new: DistillConfig) -> list[str]:
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Which of the settings `names` differ between two JSON objects, as `name: old → new`."""
-    differ = (name for name in names if name not in old or json.dumps(old[name]) != json.dumps(new[name]))
-    return [f"{name}: {_shown(old.get(name))} → {_shown(new[name])}" for name in differ]
+    differ = [name for name in names if name not in old or json.dumps(old[name]) != json.dumps(new[name])]
+    told = [f"{name}: {_shown(old.get(name))} → {_shown(new[name])}" for name in differ[:TOLD]]
+    return told + ([f"and {len(differ) - TOLD} more"] if len(differ) > TOLD else [])
 
 
 def as_json(config: DistillConfig) -> dict[str, Any]:
@@ -117,8 +119,7 @@ def as_json(config: DistillConfig) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-    return text.encode("utf-8", "backslashreplace").decode()  # JSON may hold half of a surrogate pair
+    return shown(text) if text else "nothing"
 
 
 def unknown_student(name: str) -> UserError:
