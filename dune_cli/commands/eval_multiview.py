@@ -81,7 +81,11 @@ def command(
 
     target = atomic.check_output(output, [".json"], overwrite) if output else None
     places = read_places(root, sets)
-    checks.matchers(matchers, model, encoder)
+    if POINTMAP in matchers and model is None:
+        raise UserError("pointmap needs a two-view model; give --model FILE or a registry name")
+    matching = [name for name in matchers if name != POINTMAP]
+    checks.matchers(matching, *((model, encoder) if len(matching) == len(matchers) else ()))
+    checks.weights(model, encoder)
 
     from dune_cli.evaluation import multiview as benchmark
 
@@ -133,8 +137,6 @@ def _methods(
         raise UserError(f"--pairs {pairs!r} is unknown here; allowed: {', '.join(WAYS)}")
     optional.import_pycolmap("dune eval multiview")
     names = names or ([POINTMAP] if model else ["auto"])
-    if POINTMAP in names and model is None:
-        raise UserError("pointmap needs a two-view model; give --model FILE or a registry name")
     matching = [name for name in names if name != POINTMAP]
     takes = POINTMAP not in names or "mast3r" in names
     given = (model, encoder) if takes else (None, None)

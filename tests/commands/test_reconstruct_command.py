@@ -187,19 +187,14 @@ def test_a_two_view_model_gives_a_metric_scene(
     exact = ExactTwoView([K, K], POSES, [(WIDTH, HEIGHT)] * 2)
     asked = []
     monkeypatch.setattr(load, "load_two_view", lambda *args: asked.append(args) or exact)
-    words = [
-        "reconstruct",
-        *map(str, photos),
-        "-o",
-        str(tmp_path / "scene.ply"),
-        "--model",
-        "m.pth",
-        "--encoder",
-        "e.pth",
-    ]
+    model, encoder = tmp_path / "m.pth", tmp_path / "e.pth"
+    for file in (model, encoder):
+        file.write_bytes(b"weights")
+    words = ["reconstruct", *map(str, photos), "-o", str(tmp_path / "scene.ply")]
+    words += ["--model", str(model), "--encoder", str(encoder)]
     done = CliRunner().invoke(main, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert asked == [("m.pth", "e.pth", "auto", "auto")]
+    assert asked == [(str(model), str(encoder), "auto", "auto")]
     scene = json.loads((tmp_path / "scene.json").read_text())
     assert scene["method"] == "pointmap" and scene["scale"] == "metric"
     assert [camera["focal_source"] for camera in scene["cameras"]] == ["estimated", "estimated"]

@@ -154,8 +154,10 @@ def test_copies_and_groups_are_named(photos: list[Path], tmp_path: Path) -> None
     scene = run(paths, model(), tmp_path / "work", pairs=str(tmp_path / "pairs.txt"))
     assert scene.registered == [0, 1, 2]
     assert scene.components == ((0, 1, 2), (3, 4))
-    assert scene.views[3].reason == "it hangs together only with 4.png, and not with the photos that were placed"
-    assert scene.views[5].reason == "it is the same picture as 1.png"
+    folder = photos[0].parent.name  # names are relative to the common folder of photos and copy
+    reason = f"it hangs together only with {folder}/4.png, and not with the photos that were placed"
+    assert scene.views[3].reason == reason
+    assert scene.views[5].reason == f"it is the same picture as {folder}/1.png"
     with pytest.raises(JobFailed, match="all 2 photos are the same picture"):
         run([photos[1], copy], model(), tmp_path / "work")
 
