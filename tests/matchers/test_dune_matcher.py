@@ -35,6 +35,7 @@ def head(eye: Eye) -> MatchHead:
     return match_files.begun_head()
 
 
+@pytest.mark.weights("xfeat", "xfeat-lighterglue")
 def test_at_its_start_it_is_xfeat_and_lighterglue(eye: Eye) -> None:
     theirs = KorniaXFeatLighterGlue(512, 512)
     ours = Dune(eye, match_files.begun_head(MatchHeadConfig(long_side_px=512, max_keypoints=512)))
