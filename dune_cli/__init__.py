@@ -12,11 +12,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LOADERS = {
-    "load_encoder": "checkpoints.load",
-    "load_two_view": "checkpoints.load",
-    "load_depth": "checkpoints.load_heads",
-    "load_classifier": "checkpoints.load_heads",
-    "load_segmenter": "checkpoints.load_heads",
+    "load_encoder": "checkpoints.loader",
+    "load_two_view": "checkpoints.loader",
+    "load_depth": "checkpoints.loader",
+    "load_classifier": "checkpoints.loader",
+    "load_segmenter": "checkpoints.loader",
     "load_human": "tasks.human",
 }
 __all__ = [*_LOADERS, "__version__"]

@@ -28,7 +28,7 @@ COMMANDS = {
     "distill": ("dune_cli.commands.distill", "One encoder out of several teachers, on unlabelled photos."),
     "train": ("dune_cli.commands.train", "A matching head on a frozen encoder."),
     "predict": ("dune_cli.commands.predict", "Several tasks on a photo at once, sharing encoder passes."),
-    "eval": ("dune_cli.commands.eval", "Score models and matchers on data with ground truth."),
+    "eval": ("dune_cli.commands.evaluate", "Score models and matchers on data with ground truth."),
     "weights": ("dune_cli.commands.weights", "List, fetch, check and convert model weights."),
     "doctor": ("dune_cli.commands.doctor", "What works on this machine, and what is missing."),
     "bench": ("dune_cli.commands.bench", "Speed, as ratios measured in one run."),

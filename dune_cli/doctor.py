@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dune_cli import __version__, runtime
-from dune_cli.checkpoints import registry, store
+from dune_cli.checkpoints import registry, weights_folder
 from dune_cli.errors import DuneError
 
 TIMEOUT_SECONDS = 180.0
@@ -48,7 +48,7 @@ class Package:
 WEIGHT_FREE_VERBS = {
     "reconstruct": "dune_cli.commands.reconstruct",
     "reloc": "dune_cli.commands.reloc",
-    "eval": "dune_cli.commands.eval",
+    "eval": "dune_cli.commands.evaluate",
     "bench": "dune_cli.commands.bench",
     "encode": "dune_cli.commands.encode",
     "weights": "dune_cli.commands.weights",
@@ -158,7 +158,7 @@ def _verb_facts(verb: str, answer: dict[str, Any], packages: list[dict[str, Any]
 
 def weights_facts() -> dict[str, Any]:
     """The weights folder (can it be written to, how much room) and the published weights on this machine."""
-    folder = store.weights_folder()
+    folder = weights_folder.weights_folder()
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     why = None
     try:
@@ -166,24 +166,24 @@ def weights_facts() -> dict[str, Any]:
             pass
     except OSError as error:
         why = f"{existing}: {error.strerror}; set DUNE_WEIGHTS to a folder you may write to"
-    present = [found for entry in registry.all_entries() if (found := store.find_present(entry)) is not None]
+    present = [found for entry in registry.all_entries() if (found := weights_folder.find_present(entry)) is not None]
     return {
         "folder": str(folder),
         "exists": folder.is_dir(),
         "writable": why is None,
         "why": why,
         "free_bytes": shutil.disk_usage(existing).free,
-        "offline": store.is_offline(),
+        "offline": weights_folder.is_offline(),
         "lock": _lock_error(folder),
         "present": [{"name": f.entry.name, "path": str(f.path), "origin": f.origin} for f in present if f.entry],
     }
 
 
 def _lock_error(folder: Path) -> str | None:
-    from dune_cli.checkpoints import lock
+    from dune_cli.checkpoints import weights_folder
 
     try:
-        lock.read_pins(folder)
+        weights_folder.read_pins(folder)
     except DuneError as error:
         return str(error)
     return None

@@ -70,11 +70,11 @@ def _devices() -> dict[str, Any]:
 
 
 def _matchers() -> dict[str, Any]:
-    from dune_cli.matchers import load
+    from dune_cli.matchers import registry
 
     found = []
-    for name in load.names():
-        state = load.availability(name)
+    for name in registry.names():
+        state = registry.availability(name)
         found.append({"name": name, "ready": state.ready, "why": state.why, "cure": state.cure})
     return {"matchers": found}
 

@@ -50,7 +50,7 @@ class Task:
         return f"{text}, {self.shown}" if self.shown else text
 
 
-class Tracker:
+class ProgressTracker:
     """The tasks at work, outermost first, and when a line about them is due. Any thread may call it."""
 
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -264,4 +264,4 @@ def _write(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-TRACKER = Tracker(_write)
+TRACKER = ProgressTracker(_write)

@@ -16,11 +16,10 @@ import json
 import statistics
 from pathlib import Path
 
-from dune_cli.training.config import DistillConfig
-from dune_cli.training.distill import distill
-from dune_cli.training.finish import finish
-from dune_cli.training.projectors import KINDS
-from dune_cli.training.sharing import STRATEGIES
+from dune_cli.training.distill.config import STRATEGIES, DistillConfig
+from dune_cli.training.distill.distiller import distill
+from dune_cli.training.distill.finalize import finish
+from dune_cli.training.distill.projectors import KINDS
 
 
 def scores(config: DistillConfig, folder: Path) -> dict[str, float]:

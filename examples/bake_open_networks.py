@@ -24,9 +24,9 @@ import torch
 from network_readers import read_tflite_convolutions
 from torch import nn
 
-from dune_cli.checkpoints import download, files, registry, store
+from dune_cli.checkpoints import download, registry, weight_files, weights_folder
 from dune_cli.errors import DuneError, UserError
-from dune_cli.io.atomic import atomic_path, check_output
+from dune_cli.io.outputs import atomic_path, check_output
 from dune_cli.models.fastdepth import FastDepth
 from dune_cli.models.mosaic import Mosaic
 from dune_cli.provenance import sha256_of
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="output folder (default: dune's weights folder)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     options = parser.parse_args()
-    folder = options.output or store.weights_folder()
+    folder = options.output or weights_folder.weights_folder()
     outputs = {
         name: check_output(folder / f"{name}.safetensors", (".safetensors",), options.overwrite) for name in NETWORKS
     }
@@ -109,7 +109,9 @@ def main() -> None:
             network = load_published(name, source)
             facts = {"notice": NETWORKS[name].notice, "source": {source.name: NETWORKS[name].sha256}}
             with atomic_path(output) as path:
-                files.write_safetensors(path, network.state_dict(), {f"dune.{name}": json.dumps(facts, sort_keys=True)})
+                weight_files.write_safetensors(
+                    path, network.state_dict(), {f"dune.{name}": json.dumps(facts, sort_keys=True)}
+                )
             sha256, entry = sha256_of(output), registry.find(name)
             same = "as" if entry is not None and sha256 == entry.sha256 else "NOT as"
             print(f"{output}: {output.stat().st_size} bytes, sha256 {sha256}, {same} the registry says")

@@ -28,9 +28,9 @@ from pathlib import Path
 import torch
 from network_readers import read_tfjs, read_tflite
 
-from dune_cli.checkpoints import files, registry, store
+from dune_cli.checkpoints import registry, weight_files, weights_folder
 from dune_cli.errors import DuneError
-from dune_cli.io.atomic import atomic_path, check_output
+from dune_cli.io.outputs import atomic_path, check_output
 from dune_cli.models.graph import Graph, describe
 from dune_cli.provenance import sha256_of
 from dune_cli.teachers.people import METADATA
@@ -92,7 +92,7 @@ def bake(
         "sources": sources,
         "graphs": {name: describe(graph) for name, graph in graphs.items()},
     }
-    files.write_safetensors(path, tensors, {METADATA: json.dumps(content, sort_keys=True)})
+    weight_files.write_safetensors(path, tensors, {METADATA: json.dumps(content, sort_keys=True)})
 
 
 def in_float16(graph: Graph) -> dict[str, torch.Tensor]:
@@ -111,7 +111,9 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args()
     output = check_output(
-        options.output or store.weights_folder() / "people-teacher.safetensors", (".safetensors",), options.overwrite
+        options.output or weights_folder.weights_folder() / "people-teacher.safetensors",
+        (".safetensors",),
+        options.overwrite,
     )
     with tempfile.TemporaryDirectory() as scratch:
         found, sources = {}, {}

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from dune_cli.checkpoints import files, layouts, registry
-from dune_cli.checkpoints.layouts import dune_matcher
-from dune_cli.checkpoints.load_matcher import begin_match_head
-from dune_cli.checkpoints.open_stems import fill_stem
+from dune_cli.checkpoints import adapters, registry, weight_files
+from dune_cli.checkpoints.adapters import dune_matcher
+from dune_cli.checkpoints.loader import begin_match_head
+from dune_cli.checkpoints.third_party import fill_stem
 from dune_cli.errors import DuneError
-from dune_cli.io.atomic import atomic_path, check_output
+from dune_cli.io.outputs import atomic_path, check_output
 from dune_cli.models.match_head import MatchHeadConfig
-from dune_cli.models.stem_xfeat import XFeatStem
+from dune_cli.models.stems import XFeatStem
 from dune_cli.provenance import sha256_of
 
 NAME = "xfeat-lighterglue-bundled"
@@ -38,7 +38,7 @@ def bake(path: Path) -> None:
     head, sources = begin_match_head(SETTINGS, 0)
     head.xfeat = XFeatStem()
     fill_stem({"xfeat": head.xfeat})
-    tensors, header = layouts.to_safetensors(dune_matcher.tree_of(head))
+    tensors, header = adapters.to_safetensors(dune_matcher.tree_of(head))
     stored = {key: value if ".running_" in key else _half(value) for key, value in tensors.items()}
     origins = {source.name: {"sha256": source.sha256, "licence": source.licence} for source in sources.values()}
     header |= {
@@ -46,7 +46,7 @@ def bake(path: Path) -> None:
         "dune.notice": NOTICE,
         "dune.sources": json.dumps(origins, sort_keys=True),
     }
-    files.write_safetensors(path, stored, header)
+    weight_files.write_safetensors(path, stored, header)
 
 
 def _half(values: torch.Tensor) -> torch.Tensor:

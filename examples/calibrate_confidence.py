@@ -23,12 +23,11 @@ from scipy.optimize import minimize
 from dune_cli.errors import UserError
 from dune_cli.evaluation import pairs as benchmark
 from dune_cli.geometry import epipolar, poses
-from dune_cli.geometry.pose_confidence import MAX_LOG10_CHANCE
+from dune_cli.geometry.pose_confidence import MAX_LOG10_NFA
 from dune_cli.io.photos import read_photo
-from dune_cli.matchers.base import Matches
-from dune_cli.matchers.load import load_matcher
-from dune_cli.tasks.reloc.sight import Common, MatcherSight, Shot
-from dune_cli.tasks.reloc.solve import SolverConfig, relocalize
+from dune_cli.matchers.matcher import Matches
+from dune_cli.matchers.registry import load_matcher
+from dune_cli.sfm.relative_pose import CameraImage, MatcherBackend, SolverConfig, TwoViewMatches, relocalize
 
 SIGNS = np.array([1, 1, 1, -1, -1, 1])  # of the weights: what makes a pose surer, and what does not
 ANGLES_DEG = (8, 16, 30, 50, 90)
@@ -39,7 +38,7 @@ RIDGE = 0.5
 LOWERED = 0.5  # the intercept, for scenes unlike these
 
 
-def pairs_below(root: Path, seed: int) -> list[benchmark.Pair]:
+def pairs_below(root: Path, seed: int) -> list[benchmark.PosedPair]:
     """Those of pairs.json files, and pairs of posed sequences."""
     try:
         found = benchmark.read_pairs(root)
@@ -58,11 +57,11 @@ def pairs_below(root: Path, seed: int) -> list[benchmark.Pair]:
                 one, two = frames[i], frames[j]
                 photos = file.parent / one["file"], file.parent / two["file"]
                 Ks = np.array(one["K"]), np.array(two["K"])
-                found.append(benchmark.Pair("sequences", f"{i}-{j}", *photos, *Ks, motion))
+                found.append(benchmark.PosedPair("sequences", f"{i}-{j}", *photos, *Ks, motion))
     return found
 
 
-def with_wrong_lens(common: Common, kind: int) -> Common:
+def with_wrong_lens(common: TwoViewMatches, kind: int) -> TwoViewMatches:
     """0, 1: focal lengths 0.6 and 1.6 times the true ones; 2: barrel distortion."""
     if kind < 2:
         zoom = np.diag([(0.6, 1.6)[kind]] * 2 + [1.0])
@@ -72,7 +71,7 @@ def with_wrong_lens(common: Common, kind: int) -> Common:
         )
         return replace(common, reference=first, query=second)
 
-    def bent(points: np.ndarray, shot: Shot) -> np.ndarray:
+    def bent(points: np.ndarray, shot: CameraImage) -> np.ndarray:
         centre, radius = shot.K[:2, 2], np.hypot(*shot.size) / 2
         square = (((points - centre) / radius) ** 2).sum(1, keepdims=True)
         return centre + (points - centre) * (1 - BARREL * square)
@@ -82,17 +81,19 @@ def with_wrong_lens(common: Common, kind: int) -> Common:
     return replace(common, matches=replace(matches, points1=ends[0], points2=ends[1]))
 
 
-def rows_of(pairs: list[benchmark.Pair], matcher: str) -> list[tuple[str, bool, bool, np.ndarray]]:
+def rows_of(pairs: list[benchmark.PosedPair], matcher: str) -> list[tuple[str, bool, bool, np.ndarray]]:
     """(scene, whether the lens is true, whether the pose is within 10 degrees, features) of poses beyond chance."""
-    sight = MatcherSight(load_matcher(matcher))
+    sight = MatcherBackend(load_matcher(matcher))
     rows = []
     for pair in pairs:
-        shots = [Shot(read_photo(path), K, "given") for path, K in ((pair.image1, pair.K1), (pair.image2, pair.K2))]
+        shots = [
+            CameraImage(read_photo(path), K, "given") for path, K in ((pair.image1, pair.K1), (pair.image2, pair.K2))
+        ]
         right = sight.compare(*(sight.look(shot) for shot in shots))
         for common in (right, with_wrong_lens(right, sum(pair.id.encode()) % 3)):
             found = relocalize(common, SolverConfig("essential", min_confidence=-1.0))
             evidence = found.evidence
-            if found.query_from_ref is None or evidence is None or evidence.log10_chance > MAX_LOG10_CHANCE:
+            if found.query_from_ref is None or evidence is None or evidence.log10_chance > MAX_LOG10_NFA:
                 continue
             error = np.degrees(max(map(float, epipolar.pose_error(found.query_from_ref, pair.cam2_from_cam1))))
             rows.append(

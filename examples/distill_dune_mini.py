@@ -19,9 +19,9 @@ import argparse
 import json
 from pathlib import Path
 
-from dune_cli.training.config import DistillConfig
-from dune_cli.training.distill import distill
-from dune_cli.training.finish import finish
+from dune_cli.training.distill.config import DistillConfig
+from dune_cli.training.distill.distiller import distill
+from dune_cli.training.distill.finalize import finish
 
 RECIPE = {
     "teachers": ("xfeat", "efficientnet-lite2", "people"),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dune_cli.models.graph import Graph, Layer
+from dune_cli.models.graph import Graph, GraphLayer
 
 FUSED = {0: "none", 1: "relu", 3: "relu6"}
 WITH_OPTIONS = (0, 1, 3, 4, 17, 18, 23)
@@ -88,7 +88,7 @@ def read_tflite(path: Path, outputs: Sequence[int] | None = None) -> Graph:
         weights[f"t{index}"] = torch.from_numpy(value.copy())
         return f"t{index}"
 
-    layers: list[Layer] = []
+    layers: list[GraphLayer] = []
     for operator in graph.tables(3):
         number, custom = codes[operator.scalar(0, "I")]
         ins = [int(index) for index in operator.array(1, "<i4")]
@@ -109,38 +109,38 @@ def read_tflite(path: Path, outputs: Sequence[int] | None = None) -> Graph:
             if fused := FUSED[options.scalar(4 if depthwise else 3, "b")]:
                 made["activation"] = fused
             kernel = weight(ins[1], (3, 0, 1, 2) if depthwise else (0, 3, 1, 2))
-            layers.append(Layer("convolution", (x, kernel, weight(ins[2])), output, made))
+            layers.append(GraphLayer("convolution", (x, kernel, weight(ins[2])), output, made))
         elif number in (0, 18):  # ADD, MUL
             assert not {*ins} & {*constants}
             name = "add" if number == 0 else "multiply"
             made = {"activation": FUSED[options.scalar(0, "b")]}
-            layers.append(Layer(name, tuple(f"t{index}" for index in ins), output, made))
+            layers.append(GraphLayer(name, tuple(f"t{index}" for index in ins), output, made))
         elif number == 1:  # AVERAGE_POOL_2D
             assert (options.scalar(4, "i"), options.scalar(3, "i")) == shapes[ins[0]][1:3], "only over whole pictures"
-            layers.append(Layer("mean", (x,), output))
+            layers.append(GraphLayer("mean", (x,), output))
         elif number == 17:  # MAX_POOL_2D
             assert options.scalar(3, "i") == options.scalar(4, "i")
             same = options.scalar(0, "b") == 0
             made = {"kernel": options.scalar(3, "i"), "stride": options.scalar(1, "i"), "same": same}
-            layers.append(Layer("max_pool", (x,), output, made))
+            layers.append(GraphLayer("max_pool", (x,), output, made))
         elif number == 23:  # RESIZE_BILINEAR
             assert options.scalar(3, "b") and not options.scalar(2, "b")
-            layers.append(Layer("enlarge", (x,), output, {"factor": _factor(shapes[ins[0]], constants[ins[1]])}))
+            layers.append(GraphLayer("enlarge", (x,), output, {"factor": _factor(shapes[ins[0]], constants[ins[1]])}))
         elif number == 34:  # PAD
             (top, bottom), (left, right) = constants[ins[1]].reshape(4, 2)[1:3].tolist()
             assert not constants[ins[1]].reshape(4, 2)[[0, 3]].any()
-            layers.append(Layer("pad", (x,), output, {"edges": [left, right, top, bottom]}))
+            layers.append(GraphLayer("pad", (x,), output, {"edges": [left, right, top, bottom]}))
         elif number == 22:  # RESHAPE
             assert len(shapes[out]) == 2
-            layers.append(Layer("flatten", (x,), output))
+            layers.append(GraphLayer("flatten", (x,), output))
         elif number in (14, 19, 117):  # LOGISTIC, RELU, HARD_SWISH
             name = {14: "sigmoid", 19: "relu", 117: "hard_swish"}[number]
-            layers.append(Layer("activate", (x,), output, {"activation": name}))
+            layers.append(GraphLayer("activate", (x,), output, {"activation": name}))
         elif custom == "Convolution2DTransposeBias":
             padding, stride, stride_w = struct.unpack("<3i", operator.array(5, "u1").tobytes())
             assert padding == 1 and stride == stride_w  # SAME, which at kernel = stride adds nothing
             kernel = weight(ins[1], (3, 0, 1, 2))
-            layers.append(Layer("transposed_convolution", (x, kernel, weight(ins[2])), output, {"stride": stride}))
+            layers.append(GraphLayer("transposed_convolution", (x, kernel, weight(ins[2])), output, {"stride": stride}))
         else:
             raise SystemExit(f"{path}: operator {number} {custom} is not known")
     given = [f"t{index}" for index in graph.array(2, "<i4")]
@@ -187,7 +187,7 @@ def read_tfjs(path: Path, outputs: Sequence[str]) -> Graph:
     constants = _tfjs_weights(model["weightsManifest"], path.parent)
     placeholder = next(name for name, node in nodes.items() if node["op"] == "Placeholder")
     weights: dict[str, torch.Tensor] = {}
-    layers: list[Layer] = []
+    layers: list[GraphLayer] = []
     made: dict[str, str] = {placeholder: placeholder}
 
     def weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> str:
@@ -211,14 +211,14 @@ def read_tfjs(path: Path, outputs: Sequence[str]) -> Graph:
             assert kind != "Sub" or ins[1] in constants
             change = lambda value: sign * (value.reshape(1, -1, 1, 1) if value.ndim else value)  # noqa: E731
             names = tuple(weight(key, change) if key in constants else visit(key) for key in ins)
-            layers.append(Layer("multiply" if kind == "Mul" else "add", names, name))
+            layers.append(GraphLayer("multiply" if kind == "Mul" else "add", names, name))
         elif kind in ("Relu", "Relu6", "Sigmoid"):
-            layers.append(Layer("activate", (visit(ins[0]),), name, {"activation": kind.lower()}))
+            layers.append(GraphLayer("activate", (visit(ins[0]),), name, {"activation": kind.lower()}))
         elif kind == "ResizeBilinear":
             assert attributes["half_pixel_centers"]["b"] and not attributes["align_corners"]["b"]
             scale = next(constants[key] for key in nodes[ins[1]]["input"] if key in constants)  # size = shape x this
             assert nodes[ins[1]]["op"] == "Mul" and scale[0] == scale[1]
-            layers.append(Layer("enlarge", (visit(ins[0]),), name, {"factor": int(scale[0])}))
+            layers.append(GraphLayer("enlarge", (visit(ins[0]),), name, {"factor": int(scale[0])}))
         else:
             raise SystemExit(f"{path}: node {name} of kind {kind} is not known")
         made[name] = name
@@ -236,7 +236,7 @@ def _tfjs_convolution(
     constant: list[str],
     weight: Callable[[str, Callable[[np.ndarray], np.ndarray]], str],
     constants: dict[str, np.ndarray],
-) -> Layer:
+) -> GraphLayer:
     """A convolution (weights HWIO) or a depthwise one (HWIM, M = 1), with what is fused to it."""
     strides = attributes["strides"]["list"]["i"]
     assert strides[1] == strides[2] and {*attributes.get("dilations", {}).get("list", {}).get("i", ["1"])} == {"1"}
@@ -253,7 +253,9 @@ def _tfjs_convolution(
         kernel = weight(constant[0], lambda value: value.transpose(2, 3, 0, 1))
     else:
         kernel = weight(constant[0], lambda value: value.transpose(3, 2, 0, 1))
-    return Layer("convolution", (x, kernel, *(weight(key, lambda value: value) for key in constant[1:])), name, options)
+    return GraphLayer(
+        "convolution", (x, kernel, *(weight(key, lambda value: value) for key in constant[1:])), name, options
+    )
 
 
 def _tfjs_weights(manifest: list[dict[str, Any]], folder: Path) -> dict[str, np.ndarray]:
@@ -278,7 +280,7 @@ def _factor(shape: tuple[int, ...], size: np.ndarray) -> int:
 
 
 def _needed(
-    layers: Sequence[Layer], inputs: Sequence[str], outputs: Sequence[str], weights: dict[str, torch.Tensor]
+    layers: Sequence[GraphLayer], inputs: Sequence[str], outputs: Sequence[str], weights: dict[str, torch.Tensor]
 ) -> Graph:
     """The graph of those layers on which the outputs depend."""
     wanted, kept = set(outputs), []

@@ -53,10 +53,10 @@ def pytest_unconfigure() -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `weights` skip, all for one reason, where the packages that hold them are not installed."""
-    from dune_cli.checkpoints import registry, store
+    from dune_cli.checkpoints import registry, weights_folder
 
     names = [name for mark in item.iter_markers("weights") for name in mark.args]
-    if any((entry := registry.find(name)) is None or store.find_present(entry) is None for name in names):
+    if any((entry := registry.find(name)) is None or weights_folder.find_present(entry) is None for name in names):
         pytest.skip("needs published weights out of packages of the registry; .ci/run shows how they are installed")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from exact_two_view import ExactTwoView
 
-from dune_cli.models.two_view import TwoViewOutput, ViewFeatures
+from dune_cli.models.mast3r import TwoViewOutput, ViewFeatures
 
 _maps: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 

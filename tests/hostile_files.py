@@ -492,7 +492,7 @@ def header(rng: random.Random, flag: str) -> bytes:
     """Our own safetensors whose header strings say what no converter writes, over tensors of another layout."""
     from published_files import dinov2_manifest, make_state_dict
 
-    from dune_cli.checkpoints.layouts import native
+    from dune_cli.checkpoints.adapters import native
 
     deep = "[" * 5000 + "]" * 5000
     words = (

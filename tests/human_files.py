@@ -11,7 +11,7 @@ import torch
 from published_files import Fixture, make_image, make_state_dict, vit_manifest
 
 from dune_cli.bodies.smplx import JOINTS, PARENTS
-from dune_cli.models.human.multihmr_anny import sine_positions
+from dune_cli.models.multihmr_anny import sine_positions
 
 SMPLX, ANNY = "multihmr_vits14_224", "multihmr_anny_vits14_224"
 SMPLX_THRESHOLD_SLACK, ANNY_THRESHOLD_SLACK = 5e-4, 2e-3

@@ -306,8 +306,8 @@ def import_everything() -> None:
     import dune_cli.matchers.sift
     import dune_cli.tasks.reconstruct.many
     import dune_cli.teachers.dinov2
-    import dune_cli.training.finish
-    import dune_cli.training.matcher.finish  # noqa: F401
+    import dune_cli.training.distill.finalize
+    import dune_cli.training.matcher.finalize  # noqa: F401
 
     cv2.setNumThreads(1)
     assert pycolmap

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dune_cli.checkpoints.foreign import Foreign
-from dune_cli.checkpoints.open_xfeat import open_lighter_glue, open_xfeat
+from dune_cli.checkpoints.third_party import Foreign, open_lighter_glue, open_xfeat
 from dune_cli.matchers import _kornia
-from dune_cli.models.keypoints import centre_of_mass, descriptors_at, detect, heatmap_of
+from dune_cli.models.match_head import centre_of_mass, descriptors_at, detect, heatmap_of
 
 UNUSED = "fine_matcher."  # the copy that comes with dune has no part that matching does not use
 

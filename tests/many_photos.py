@@ -11,7 +11,7 @@ import synthetic_scenes
 from PIL import Image
 
 from dune_cli.geometry import cameras, poses
-from dune_cli.tasks.reconstruct.scene import Scene
+from dune_cli.sfm.scene import Scene
 
 WIDTH, HEIGHT = 320, 240
 K = cameras.K_from_focal(300.0, WIDTH, HEIGHT)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from dune_cli.checkpoints.load_matcher import begin_match_head
-from dune_cli.checkpoints.open_stems import fill_stem
+from dune_cli.checkpoints.loader import begin_match_head
+from dune_cli.checkpoints.third_party import fill_stem
 from dune_cli.io.photos import read_photo
+from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
-from dune_cli.models.mini import MiniConfig, MiniEncoder
-from dune_cli.training.export import write_student
-from dune_cli.training.students import Student
+from dune_cli.training.distill.finalize import write_student
+from dune_cli.training.distill.students import Student
 
 CONFIG = MatchHeadConfig(long_side_px=256, context_px=128, max_keypoints=256)
 

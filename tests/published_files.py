@@ -17,7 +17,7 @@ sys.path.insert(0, str(PARITY))
 
 from recipe import make_image, make_state_dict  # noqa: E402
 
-from dune_cli.models.two_view import TwoViewOutput  # noqa: E402
+from dune_cli.models.mast3r import TwoViewOutput  # noqa: E402
 
 __all__ = [
     "TEACHERS",

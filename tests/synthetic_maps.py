@@ -8,8 +8,8 @@ import numpy as np
 import synthetic_scenes
 
 from dune_cli.geometry import cameras
-from dune_cli.io.colmap import write_colmap
-from dune_cli.io.mesh import Frustum
+from dune_cli.io.colmap.write import write_colmap
+from dune_cli.io.meshes import Frustum
 from dune_cli.io.png import save_png
 
 WIDTH, HEIGHT = 320, 240

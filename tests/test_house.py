@@ -23,18 +23,18 @@ GROUND = {"__init__", "errors", "console", "progress", "provenance", "runtime", 
 LOW = {"geometry", "io", "models"}
 ROOMS: dict[str, set[str]] = {
     "geometry": set(),
-    "io": set(),
     "models": set(),
+    "io": {"geometry"},
     "checkpoints": {"models", "io"},
     "bodies": {"checkpoints", "io"},
-    # Teachers and matchers prepare their own inputs (io) and matchers compare descriptors (geometry).
     "teachers": {"checkpoints", *LOW},
     "matchers": {"checkpoints", *LOW},
-    "tasks": {"matchers", "bodies", "checkpoints", *LOW},
-    "data": {"bodies", "geometry", "io"},
-    "training": {"tasks", "teachers", "matchers", "bodies", "data", "checkpoints", *LOW},
+    "sfm": {"matchers", "checkpoints", *LOW},
+    "mvs": {"sfm", *LOW},
+    "tasks": {"sfm", "mvs", "matchers", "bodies", "checkpoints", *LOW},
+    "training": {"sfm", "teachers", "matchers", "bodies", "checkpoints", *LOW},
     # untrained controls are the trainer's fresh students
-    "evaluation": {"training", "tasks", "teachers", "matchers", "bodies", "data", "checkpoints", *LOW},
+    "evaluation": {"training", "tasks", "sfm", "mvs", "teachers", "matchers", "bodies", "checkpoints", *LOW},
 }
 DOCTOR = {"doctor": {"checkpoints", "probe"}, "probe": {"matchers"}}
 UNDER_COMMANDS = {"commands", "doctor", *ROOMS}
@@ -233,7 +233,7 @@ def test_nobody_evaluates_text() -> None:
 def test_only_the_console_speaks() -> None:
     """It shows control characters in names as escapes: console.result, document, note, shown."""
     wrong = []
-    children = {"surface_process.py"}  # a process of its own, whose parent reads its output
+    children = {"meshing_process.py"}  # a process of its own, whose parent reads its output
     for path in (p for p in MODULES if _room(p) not in ("console", "cli", "progress") and p.name not in children):
         for node in ast.walk(_tree(path)):
             if isinstance(node, ast.Call):

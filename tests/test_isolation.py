@@ -8,9 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dune_cli.checkpoints import store
+from dune_cli.checkpoints import weights_folder
 
-AT_IMPORT = store.weights_folder(), store.torch_hub_folders(), Path.home()
+AT_IMPORT = weights_folder.weights_folder(), weights_folder.torch_hub_folders(), Path.home()
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -20,7 +20,7 @@ def test_what_a_module_sees_at_its_top_is_temporary() -> None:
     for path in (weights, *hubs, home, Path("~").expanduser(), Path(os.environ["HF_HOME"])):
         assert path.resolve().is_relative_to(temporary), path
     assert not weights.exists() or not any(weights.iterdir())
-    assert store.is_offline()
+    assert weights_folder.is_offline()
 
 
 def test_a_filled_weights_folder_changes_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from dune_cli import console, progress
-from dune_cli.progress import Tracker
+from dune_cli.progress import ProgressTracker
 from dune_cli.provenance import Run
 
 
@@ -46,7 +46,7 @@ def _default_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 def lines(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the tracker of this process writes, by the clock."""
     written: list[str] = []
-    monkeypatch.setattr(progress, "TRACKER", Tracker(written.append, clock))
+    monkeypatch.setattr(progress, "TRACKER", ProgressTracker(written.append, clock))
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     return written
 
@@ -122,7 +122,7 @@ def test_words_behind_a_count_are_asked_for_when_due(clock: Clock, lines: list[s
 def test_quiet_and_other_ranks_say_nothing(silence: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     err = io.StringIO()
     monkeypatch.setattr(sys, "stderr", err)
-    monkeypatch.setattr(progress, "TRACKER", Tracker(progress._write, clock))
+    monkeypatch.setattr(progress, "TRACKER", ProgressTracker(progress._write, clock))
     if silence == "quiet":
         monkeypatch.setattr(progress, "quiet", True)
     else:

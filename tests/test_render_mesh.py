@@ -9,8 +9,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from dune_cli.io.mesh import Frustum, Mesh, write_glb, write_obj
-from dune_cli.io.ply_mesh import write_ply_mesh
+from dune_cli.io.meshes import Frustum, Mesh, write_glb, write_obj
+from dune_cli.io.ply import write_ply_mesh
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "render_mesh.py"
 

@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dune_cli.bodies.arrays import read_arrays
-from dune_cli.bodies.base import Body, BodyOutput
-from dune_cli.bodies.orientations import nearest_rotation, turn_y_onto
-from dune_cli.bodies.skinning import chain, skin
+from dune_cli.bodies.body import Body, BodyOutput, read_arrays
+from dune_cli.bodies.kinematics import chain, nearest_rotation, skin, turn_y_onto
 from dune_cli.errors import CheckpointError
 from dune_cli.provenance import Source
 

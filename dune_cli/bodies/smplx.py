@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dune_cli.bodies.arrays import read_arrays
-from dune_cli.bodies.base import Body, BodyOutput
+from dune_cli.bodies.body import Body, BodyOutput, read_arrays
 from dune_cli.errors import CheckpointError, PackageMissing
 from dune_cli.provenance import Source
 

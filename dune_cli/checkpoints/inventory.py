@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dune_cli import __version__
-from dune_cli.checkpoints import lock, registry, store
+from dune_cli.checkpoints import registry, weights_folder
 from dune_cli.checkpoints.registry import Entry
-from dune_cli.checkpoints.store import Located
+from dune_cli.checkpoints.weights_folder import LocatedFile
 from dune_cli.errors import CheckpointError
 from dune_cli.provenance import sha256_of
 
@@ -30,8 +30,8 @@ class Verdict:
 def entry_facts(entry: Entry) -> dict[str, Any]:
     """What the registry and this machine say about a published file, for JSON."""
     facts = asdict(entry)
-    located = store.find_present(entry)
-    part = store.weights_folder() / f"{entry.file}.part"
+    located = weights_folder.find_present(entry)
+    part = weights_folder.weights_folder() / f"{entry.file}.part"
     facts["urls"] = list(entry.urls)
     facts["needs"] = list(entry.needs)
     facts["present"] = located is not None
@@ -46,22 +46,22 @@ def trust(entry: Entry) -> str:
     """What a published file is held against: "registry" (its hash is there), "pinned" here, or "first use"."""
     if entry.sha256 is not None:
         return "registry"
-    return "pinned" if entry.file in lock.read_pins(store.weights_folder()) else "first use"
+    return "pinned" if entry.file in weights_folder.read_pins(weights_folder.weights_folder()) else "first use"
 
 
-def file_facts(located: Located) -> dict[str, Any]:
+def file_facts(located: LocatedFile) -> dict[str, Any]:
     """What a weight file is, for JSON: format, size, hash, whether that is the pinned one, licence, layout, shape.
 
     Also for a file that no layout fits. Raises CheckpointError for one that cannot be opened or contradicts its layout.
     """
-    from dune_cli.checkpoints import files
+    from dune_cli.checkpoints import weight_files
 
     # before layouts, whose import takes seconds: a wrong file is told at once
-    file = files.read_located(located, remember=False)
-    from dune_cli.checkpoints import layouts
+    file = weight_files.read_located(located, remember=False)
+    from dune_cli.checkpoints import adapters
 
     try:
-        description = layouts.describe(file.tree, file.metadata)
+        description = adapters.describe(file.tree, file.metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{located.path}: {error}") from error
     verdict = _compare(located, file.sha256, remember=False)
@@ -85,21 +85,21 @@ def file_facts(located: Located) -> dict[str, Any]:
     }
 
 
-def licence_of(located: Located, metadata: dict[str, str]) -> str:
+def licence_of(located: LocatedFile, metadata: dict[str, str]) -> str:
     """The licence of a weight file: the registry's, else what its safetensors header says, else "unknown"."""
     return located.entry.licence if located.entry is not None else metadata.get("dune.licence", "unknown")
 
 
-def convert(located: Located, target: Path) -> None:
+def convert(located: LocatedFile, target: Path) -> None:
     """Writes the file as safetensors with official key names; layout, licence and origin go into the header.
 
     Raises CheckpointError for an unknown layout.
     """
-    from dune_cli.checkpoints import files, layouts
+    from dune_cli.checkpoints import adapters, weight_files
 
-    file = files.read_located(located)
+    file = weight_files.read_located(located)
     try:
-        tensors, header = layouts.to_safetensors(file.tree, file.metadata)
+        tensors, header = adapters.to_safetensors(file.tree, file.metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{located.path}: {error}") from error
     header |= {
@@ -108,7 +108,7 @@ def convert(located: Located, target: Path) -> None:
         "dune.source_sha256": file.sha256,
         "dune.version": __version__,
     }
-    files.write_safetensors(target, tensors, header)
+    weight_files.write_safetensors(target, tensors, header)
 
 
 def verify(names: Sequence[str]) -> Iterator[Verdict]:
@@ -116,21 +116,21 @@ def verify(names: Sequence[str]) -> Iterator[Verdict]:
 
     Without names: every published file that is here and every other file that was pinned in the weights folder.
     """
-    for located in [store.locate(name) for name in names] if names else _everything():
+    for located in [weights_folder.locate(name) for name in names] if names else _everything():
         yield _compare(located, sha256_of(located.path), remember=True)
 
 
-def _everything() -> list[Located]:
-    found = [located for entry in registry.all_entries() if (located := store.find_present(entry)) is not None]
-    home, seen = store.weights_folder(), {located.path for located in found}
-    pinned = [home / name for name in lock.read_pins(home)]
-    return found + [Located(path, None, "weights folder") for path in pinned if path.is_file() and path not in seen]
+def _everything() -> list[LocatedFile]:
+    found = [located for entry in registry.all_entries() if (located := weights_folder.find_present(entry)) is not None]
+    home, seen = weights_folder.weights_folder(), {located.path for located in found}
+    pinned = [home / name for name in weights_folder.read_pins(home)]
+    return found + [LocatedFile(path, None, "weights folder") for path in pinned if path.is_file() and path not in seen]
 
 
-def _compare(located: Located, sha256: str, remember: bool) -> Verdict:
-    path, home = located.path, store.weights_folder()
+def _compare(located: LocatedFile, sha256: str, remember: bool) -> Verdict:
+    path, home = located.path, weights_folder.weights_folder()
     name = located.entry.name if located.entry is not None else path.name
-    expected = store.expected_sha256(located)
+    expected = weights_folder.expected_sha256(located)
     if expected is not None:
         same = sha256 == expected[0]
         detail = f"{'as' if same else 'not as'} {expected[1]} says" + ("" if same else f": {expected[0]}")
@@ -141,5 +141,5 @@ def _compare(located: Located, sha256: str, remember: bool) -> Verdict:
         return Verdict(path, name, sha256, "unknown", f"no hash is known, and {home} is not writable to remember it")
     if not remember:
         return Verdict(path, name, sha256, "unknown", "no hash is known yet; 'dune weights verify' remembers this one")
-    pin = lock.pin(home, path.name, sha256, path.stat().st_size, "found in the weights folder")
+    pin = weights_folder.pin(home, path.name, sha256, path.stat().st_size, "found in the weights folder")
     return Verdict(path, name, sha256, "pinned", f"the first one seen, remembered on {pin.pinned}")

@@ -12,7 +12,7 @@ import mmap
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from dune_cli.checkpoints import archive, pickles
-from dune_cli.checkpoints.pickled_values import Builder, StorageRecord, allowed, storage_types
-from dune_cli.checkpoints.pickles import Name, PickleError
+from dune_cli.checkpoints import pickle_reader
+from dune_cli.checkpoints.pickle_reader import Name, PickleError
+from dune_cli.checkpoints.pickle_values import Builder, StorageRecord, allowed, storage_types
 from dune_cli.errors import CheckpointError
 
 _LEGACY_PICKLES = 5  # magic number, version, machine, the object, storage keys
@@ -33,11 +33,11 @@ _SHOWN = 10
 def read_zip(path: Path) -> Any:
     """The object in a zip file of torch.save. Its tensors map the file. CheckpointError: refused or damaged."""
     with _telling(path), _mapped(path) as data:
-        found = {member.name: member for member in archive.members(data)}
+        found = {member.name: member for member in members(data)}
         member = next(member for name, member in found.items() if PurePath(name).name == "data.pkl")
         prefix = member.name.removesuffix("data.pkl")
-        if member.size > pickles.MAX_BYTES:
-            raise PickleError(f"its pickle has {member.size:,} bytes; at most {pickles.MAX_BYTES:,} are read")
+        if member.size > pickle_reader.MAX_BYTES:
+            raise PickleError(f"its pickle has {member.size:,} bytes; at most {pickle_reader.MAX_BYTES:,} are read")
         text = data[member.start : member.start + member.size]
         if zlib.crc32(text) != member.crc32:
             raise _DamagedError("the checksum of its pickle is wrong")
@@ -64,7 +64,7 @@ def read_zip(path: Path) -> Any:
 def read_legacy(path: Path) -> Any:
     """The object in a file that torch.save wrote before 1.6. CheckpointError: refused or damaged."""
     with _telling(path), _mapped(path) as data:
-        text = data[: pickles.MAX_BYTES]
+        text = data[: pickle_reader.MAX_BYTES]
         magic = _read(path, text, 0, _LEGACY_PICKLES)
         version = _read(path, text, magic.end, 0)
         if version.value != _LEGACY_VERSION:
@@ -124,7 +124,7 @@ def _telling(path: Path) -> Iterator[None]:
         yield
     except PickleError as error:
         raise CheckpointError(f"{path} holds a pickle that is not allowed or damaged ({error})") from error
-    except archive.ArchiveError as error:
+    except ArchiveError as error:
         raise CheckpointError(f"{path} is a damaged archive ({error}); fetch it again") from error
     except _DamagedError as error:
         raise CheckpointError(f"{path} is a damaged or cut PyTorch file ({error.reason}); fetch it again") from error
@@ -147,21 +147,21 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
         yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def _read(path: Path, text: bytes, start: int = 0, following: int = 1) -> pickles.Pickle:
+def _read(path: Path, text: bytes, start: int = 0, following: int = 1) -> pickle_reader.Pickle:
     """A pickle; CheckpointError, with the names, if it asks for any that weights do not need.
 
     following: how many pickles from here on the message about a newer protocol is to read the names of.
     """
     try:
-        pickle = pickles.read(text, start)
-    except pickles.NewerProtocolError as error:
-        protocol, names = pickles.names_in(text[start:], following)
+        pickle = pickle_reader.read(text, start)
+    except pickle_reader.NewerProtocolError as error:
+        protocol, names = pickle_reader.names_in(text[start:], following)
         raise CheckpointError(
             f"{path} refused, nothing of it was run: it was saved with pickle protocol {protocol}, safe loading "
             f"reads torch.save's own, 2; it asks for {_listed(names) or 'no names'}; have it saved as safetensors"
         ) from error
     except PickleError:
-        _refuse(path, [n for n in pickles.names_in(text[start:])[1] if n not in allowed()])
+        _refuse(path, [n for n in pickle_reader.names_in(text[start:])[1] if n not in allowed()])
         raise
     _refuse(path, [name for name in pickle.names if name not in allowed()])
     return pickle
@@ -180,7 +180,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(name[:200] for name in names[:_SHOWN]) + more
 
 
-def _is_swapped(data: mmap.mmap, order: archive.Member | None) -> bool:
+def _is_swapped(data: mmap.mmap, order: Member | None) -> bool:
     if order is None:
         return sys.byteorder != "little"
     word = data[order.start : order.start + min(order.size, 10)]
@@ -207,21 +207,23 @@ def _storages_in(value: Any) -> Iterator[tuple[Any, tuple[torch.dtype, int]]]:
     todo = [value]
     while todo:
         item = todo.pop()
-        if id(item) in seen or not isinstance(item, (tuple, list, pickles.Pairs, pickles.Call, pickles.Storage)):
+        if id(item) in seen or not isinstance(
+            item, (tuple, list, pickle_reader.Pairs, pickle_reader.Call, pickle_reader.Storage)
+        ):
             continue
         seen.add(id(item))
-        if isinstance(item, pickles.Storage):
+        if isinstance(item, pickle_reader.Storage):
             dtype, key, numel = _identity(item.identity, 6)
             yield key, (dtype, numel)
         elif isinstance(item, (tuple, list)):
             todo.extend(item)
-        elif isinstance(item, pickles.Pairs):
+        elif isinstance(item, pickle_reader.Pairs):
             todo.extend(item.items)
         else:
             todo.extend((item.arguments, item.state, item.items))
 
 
-def _places(data: mmap.mmap, keys: pickles.Pickle, types: dict[Any, torch.dtype]) -> dict[Any, tuple[int, int]]:
+def _places(data: mmap.mmap, keys: pickle_reader.Pickle, types: dict[Any, torch.dtype]) -> dict[Any, tuple[int, int]]:
     """Where the storages lie: key -> (first byte, bytes). Each begins with its number of elements."""
     if not isinstance(keys.value, list) or {*types} - {*keys.value}:
         raise PickleError("a storage that the file does not have")
@@ -236,3 +238,116 @@ def _places(data: mmap.mmap, keys: pickles.Pickle, types: dict[Any, torch.dtype]
         places[key] = (at + 8, length)
         at += 8 + length
     return places
+
+
+# The members of a zip archive as torch.save writes it: where each one lies, every place checked. Format: APPNOTE.TXT.
+#
+# Nothing is unpacked, for PyTorch stores its members as they are. A file of any size costs little memory: the table of
+# contents has a limit, and a member may neither leave the file nor share its bytes with another.
+
+
+MAX_TABLE_BYTES = 32 << 20  # about 100 bytes a member: some 300,000 tensors
+_END, _END64, _END64_PLACE = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+_ENTRY, _LOCAL = b"PK\x01\x02", b"PK\x03\x04"
+_FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
+
+
+class ArchiveError(ValueError):
+    """A zip archive that is damaged, or that no honest writer makes."""
+
+
+class NoTableError(ArchiveError):
+    """The table of contents, at the end, is missing: the file was cut."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in the archive: its bytes are `data[start : start + size]` if `is_stored`."""
+
+    name: str
+    start: int
+    size: int
+    crc32: int
+    is_stored: bool
+
+
+def members(data: Sequence[int] | memoryview) -> list[Member]:
+    """The archive's members in the order of its table of contents. `data`: its bytes, or a mapping of them."""
+    try:
+        return _members(data)
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise ArchiveError(f"its table of contents is damaged ({type(error).__name__})") from error
+
+
+def _members(data: Sequence[int] | memoryview) -> list[Member]:
+    table, end, count = _table(data)
+    found: list[Member] = []
+    at = table
+    while at < end:
+        if bytes(data[at : at + 4]) != _ENTRY:
+            raise ArchiveError(f"its table of contents is damaged at byte {at}")
+        flags, method = struct.unpack_from("<HH", data, at + 8)
+        crc32, packed, size, name_length, extra_length, comment_length = struct.unpack_from("<IIIHHH", data, at + 16)
+        (header,) = struct.unpack_from("<I", data, at + 42)
+        name = bytes(data[at + 46 : at + 46 + name_length]).decode("utf-8")
+        extra = bytes(data[at + 46 + name_length : at + 46 + name_length + extra_length])
+        size, packed, header = _sizes(extra, size, packed, header)
+        at += 46 + name_length + extra_length + comment_length
+        is_stored = method == 0 and not flags & 1 and size == packed
+        if header + 30 > table or bytes(data[header : header + 4]) != _LOCAL:
+            raise ArchiveError(f"{name[:80]!r} is not where its table of contents says")
+        start = header + 30 + sum(struct.unpack_from("<HH", data, header + 26))
+        if start + packed > table:
+            raise ArchiveError(f"{name[:80]!r} reaches beyond the archive's data")
+        found.append(Member(name, start, packed, crc32, is_stored))
+    if at != end or len(found) != count:
+        raise ArchiveError("its table of contents is damaged: it has another length than it says")
+    _refuse_sharing(found)
+    return found
+
+
+def _table(data: Sequence[int] | memoryview) -> tuple[int, int, int]:
+    """Where the table of contents begins and ends, and how many members it has."""
+    length = len(data)
+    tail_at = max(0, length - _FULL16 - 22)
+    place = bytes(data[tail_at:length]).rfind(_END)
+    if place < 0 or tail_at + place + 22 > length:
+        raise NoTableError("its table of contents, at the end, is missing")
+    at = tail_at + place
+    count, size, table = struct.unpack_from("<HII", data, at + 10)
+    last = at
+    if count == _FULL16 or _FULL32 in (size, table):
+        if at < 20 or bytes(data[at - 20 : at - 16]) != _END64_PLACE:
+            raise ArchiveError("its table of contents is damaged: the 64-bit part is missing")
+        (last,) = struct.unpack_from("<Q", data, at - 12)
+        if last + 56 > at or bytes(data[last : last + 4]) != _END64:
+            raise ArchiveError("its table of contents is damaged: the 64-bit part is missing")
+        count, size, table = struct.unpack_from("<QQQ", data, last + 32)
+    if table + size > last:
+        raise ArchiveError("its table of contents lies outside of the file")
+    if size > MAX_TABLE_BYTES:
+        raise ArchiveError(f"its table of contents has {size:,} bytes; at most {MAX_TABLE_BYTES:,} are read")
+    return table, table + size, count
+
+
+def _sizes(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:
+    """The three numbers that stand in the extra field where 32 bits are too few."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        if kind == 1:
+            numbers = list(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
+            values = [numbers.pop(0) if value == _FULL32 else value for value in (size, packed, header)]
+            return values[0], values[1], values[2]
+        at += 4 + length
+    return size, packed, header
+
+
+def _refuse_sharing(found: list[Member]) -> None:
+    if len({member.name for member in found}) < len(found):
+        raise ArchiveError("two of its members have one name")
+    end = 0
+    for member in sorted(found, key=lambda member: member.start):
+        if member.size and member.start < end:
+            raise ArchiveError(f"{member.name[:80]!r} shares its bytes with another member")
+        end = max(end, member.start + member.size)

@@ -9,13 +9,12 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import options
-from dune_cli.commands.grouped import GroupedCommand
+from dune_cli.commands.options import GroupedCommand
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
     from dune_cli.evaluation.distill_speed import DistillSpeed
-    from dune_cli.evaluation.matching_speed import MatchingSpeed
-    from dune_cli.evaluation.speed import NetworkSpeed, Speed
+    from dune_cli.evaluation.speed import MatchingSpeed, NetworkSpeed, Speed
     from dune_cli.evaluation.task_speed import TaskSpeed
 
 MODELS = {  # of each part, the default first
@@ -77,8 +76,9 @@ def command(
     if part == "human" and size is not None:
         raise UserError("a human model takes squares of its own size; leave --size out")
 
-    from dune_cli.evaluation import distill_speed, matching_speed, speed, task_speed
-    from dune_cli.io.jsons import dumps
+    from dune_cli.evaluation import distill_speed, speed, task_speed
+    from dune_cli.evaluation import speed as matching_speed
+    from dune_cli.io.json_files import dumps
     from dune_cli.provenance import Run
 
     run = Run(seed=0)

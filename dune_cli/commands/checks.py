@@ -14,25 +14,25 @@ OTHER_MODELS = ("timm:", "random:", "teacher:")
 
 def weights(*names: str | None) -> None:
     """WeightsMissing or UserError for a file or registry name that is not here; None and `timm:MODEL` pass."""
-    from dune_cli.checkpoints import store
+    from dune_cli.checkpoints import weights_folder
 
     for name in names:
         if name is not None and not name.startswith(OTHER_MODELS):
-            store.locate(name)
+            weights_folder.locate(name)
 
 
 def model_of(verb: str, model: str | None, encoder: str | None = None) -> str:
     """`model`, or the best that is here for the verb. WeightsMissing, UserError."""
-    from dune_cli.checkpoints import registry, store
-    from dune_cli.checkpoints.present import choose
+    from dune_cli.checkpoints import registry, weights_folder
+    from dune_cli.checkpoints.defaults import default_model
 
-    chosen = model or choose(verb)
+    chosen = model or default_model(verb)
     weights(chosen, encoder)
     entry = registry.find(chosen)
     if entry is not None and entry.kind == "head" and encoder is None:
         for needed in registry.with_needs([entry]):
-            if store.find_present(needed) is None:
-                raise store.missing(needed)
+            if weights_folder.find_present(needed) is None:
+                raise weights_folder.missing(needed)
     return chosen
 
 
@@ -47,7 +47,7 @@ def model_options(model: str | None, matcher: str, encoder: str | None, size: in
 
 def matchers(names: Sequence[str], model: str | None = None, encoder: str | None = None) -> None:
     """UserError for an unknown matcher; WeightsMissing or PackageMissing for one that cannot run here."""
-    from dune_cli.matchers import load
+    from dune_cli.matchers import registry as load
 
     if any(name != "auto" for name in names):
         model_takers(names, model, encoder)
@@ -63,7 +63,7 @@ def matchers(names: Sequence[str], model: str | None = None, encoder: str | None
 
 def model_takers(names: Sequence[str], model: str | None, encoder: str | None) -> list[str]:
     """Those of the matchers that a --model is for. UserError where a model is given and none of them takes it."""
-    from dune_cli.matchers import load
+    from dune_cli.matchers import registry as load
 
     takers = [name for name in names if load.takes_model(name)]
     if (model or encoder) and not takers:
@@ -83,7 +83,7 @@ def columns(specs: Sequence[str]) -> None:
 
 def teachers(texts: Sequence[str]) -> None:
     """UserError for an unknown teacher or file, or for none; WeightsMissing for one whose weights are not here."""
-    from dune_cli.teachers import load
+    from dune_cli.teachers import registry as load
 
     if not texts:
         raise UserError(f"--teachers names none; known: {', '.join(load.names())}")
@@ -93,8 +93,8 @@ def teachers(texts: Sequence[str]) -> None:
 
 def data(sources: Sequence[str], teacher_texts: Sequence[str]) -> None:
     """UserError for a source of photos that is not there or holds none."""
-    from dune_cli.training import sources as photo_sources
+    from dune_cli.training.common import dataset
 
     names = [text.partition("=")[0] for text in teacher_texts]
     for text in sources:
-        photo_sources.check_source(photo_sources.tagged(text, names)[1])
+        dataset.check_source(dataset.tagged(text, names)[1])

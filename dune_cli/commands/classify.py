@@ -8,7 +8,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
-from dune_cli.commands.grouped import GroupedCommand
+from dune_cli.commands.options import GroupedCommand
 
 
 @click.command(cls=GroupedCommand, short_help="Photos to ImageNet classes, best first.")
@@ -44,15 +44,15 @@ def command(
              dune classify photos/ --model dinov2-vitb14-linear4 --json
     """
     from dune_cli.io.inputs import expand
-    from dune_cli.io.targets import targets
+    from dune_cli.io.outputs import targets
 
     paths = expand(images)
     outputs = targets(paths, output, None, ("json",), overwrite) if output is not None else [None] * len(paths)
 
     model = checks.model_of("classify", model, encoder)
 
-    from dune_cli.checkpoints.load_heads import load_classifier
-    from dune_cli.io.jsons import dumps, write_json
+    from dune_cli.checkpoints.loader import load_classifier
+    from dune_cli.io.json_files import dumps, write_json
     from dune_cli.io.photos import read_photo
     from dune_cli.provenance import Run
     from dune_cli.tasks import classify as task

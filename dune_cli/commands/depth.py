@@ -12,7 +12,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options, videos
-from dune_cli.commands.grouped import GroupedCommand
+from dune_cli.commands.options import GroupedCommand
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def command(
              dune depth clip.mp4 -o depths/ --fps 5 --colormap
     """
     from dune_cli.io.inputs import expand, is_video
-    from dune_cli.io.targets import places
+    from dune_cli.io.outputs import places
 
     bounds = _bounds(depth_range)
     paths = expand(images, videos=True)
@@ -102,11 +102,11 @@ def command(
 
     model = checks.model_of("depth", model, encoder)
 
-    from dune_cli.checkpoints.load_heads import load_depth
+    from dune_cli.checkpoints.loader import load_depth
     from dune_cli.io.intrinsics import one_by_one, resolve_intrinsics
-    from dune_cli.io.jsons import dumps, write_json
-    from dune_cli.io.targets import sibling
-    from dune_cli.io.video_files import frame_file
+    from dune_cli.io.json_files import dumps, write_json
+    from dune_cli.io.outputs import sibling
+    from dune_cli.io.video import frame_file
     from dune_cli.provenance import Run
     from dune_cli.tasks import depth as task
 
@@ -157,8 +157,8 @@ def command(
 def _write(result: Depth, target: Path, colormap: str | None) -> dict[str, Any]:
     """Writes the depth, and with `colormap` its picture; what the JSON says of them."""
     from dune_cli.io.depth_files import colored
+    from dune_cli.io.outputs import sibling
     from dune_cli.io.png import save_png
-    from dune_cli.io.targets import sibling
     from dune_cli.tasks import depth as task
 
     facts = task.write(result, target)

@@ -8,7 +8,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
-from dune_cli.commands.grouped import GroupedCommand
+from dune_cli.commands.options import GroupedCommand
 from dune_cli.errors import UserError
 
 SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
@@ -108,8 +108,8 @@ def command(
     from dataclasses import asdict
     from pathlib import Path
 
-    from dune_cli.io.jsons import dumps
-    from dune_cli.training.config import DistillConfig
+    from dune_cli.io.json_files import dumps
+    from dune_cli.training.distill.config import DistillConfig
 
     names = tuple(name.strip() for name in teachers.split(",") if name.strip())
     config = DistillConfig(teachers=names, data=data, compile=compile_student, **settings)
@@ -120,9 +120,9 @@ def command(
     checks.data(data, names)
     checks.weights(settings["init"])
 
-    from dune_cli.training.distill import distill
-    from dune_cli.training.finish import finish
-    from dune_cli.training.preflight import preflight as estimate
+    from dune_cli.training.distill.distiller import distill
+    from dune_cli.training.distill.finalize import finish
+    from dune_cli.training.distill.preflight import preflight as estimate
 
     if preflight:
         console.document(dumps(asdict(estimate(config, folder))))

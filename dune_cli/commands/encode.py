@@ -8,7 +8,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
-from dune_cli.commands.grouped import GroupedCommand
+from dune_cli.commands.options import GroupedCommand
 
 FORMATS = ("npz", "png")
 
@@ -55,15 +55,15 @@ def command(
              dune encode photo.jpg --model dune-vitb14-448 --teacher dino2reg_vitlarge_14 -o dino.npz
     """
     from dune_cli.io.inputs import expand
-    from dune_cli.io.targets import targets
+    from dune_cli.io.outputs import targets
 
     paths = expand(images)
     outputs = targets(paths, output, kind, FORMATS, overwrite, (".json",))
 
     checks.weights(model)
 
-    from dune_cli.checkpoints.load import load_encoder
-    from dune_cli.io.jsons import dumps, write_json
+    from dune_cli.checkpoints.loader import load_encoder
+    from dune_cli.io.json_files import dumps, write_json
     from dune_cli.io.photos import Photo, read_photo
     from dune_cli.provenance import Run
     from dune_cli.tasks import encode as task

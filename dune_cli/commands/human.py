@@ -12,7 +12,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options, videos
-from dune_cli.commands.grouped import GroupedCommand
+from dune_cli.commands.options import GroupedCommand
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def command(
     model = checks.model_of("human", model)
 
     from dune_cli.io.intrinsics import one_by_one
-    from dune_cli.io.jsons import dumps, write_json
-    from dune_cli.io.video_files import frame_file
+    from dune_cli.io.json_files import dumps, write_json
+    from dune_cli.io.video import frame_file
     from dune_cli.provenance import Run
     from dune_cli.tasks import human
 
@@ -190,7 +190,7 @@ def _targets(
     """What to write for each photo and where, checked before the work: "mesh", "overlay", "top view". A video's places
     are folders."""
     from dune_cli.io.inputs import is_video
-    from dune_cli.io.targets import places
+    from dune_cli.io.outputs import places
 
     wanted: dict[str, list[Path]] = {}
     if output is not None:

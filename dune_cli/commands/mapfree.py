@@ -8,12 +8,11 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
-from dune_cli.commands.grouped import GroupedCommand
+from dune_cli.commands.options import GroupedCommand
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
-    from dune_cli.tasks.reloc.sight import Sight
-    from dune_cli.tasks.reloc.solve import SolverConfig
+    from dune_cli.sfm.relative_pose import PairBackend, SolverConfig
 
 SPLITS = ("train", "val", "test")
 
@@ -77,8 +76,8 @@ def command(
 
     from dune_cli.commands import reloc
     from dune_cli.evaluation import mapfree_submission as submission
-    from dune_cli.io import atomic
-    from dune_cli.io.jsons import dumps
+    from dune_cli.io import outputs
+    from dune_cli.io.json_files import dumps
     from dune_cli.provenance import Run
 
     checks.model_options(model, matcher, encoder, size)
@@ -91,13 +90,13 @@ def command(
         raise UserError("--unit-translation is for matchers; a two-view --model knows lengths: leave it out")
     if solver == "pnp" and model is None:
         raise UserError("--solver pnp needs points in metres: give a two-view --model")
-    target = atomic.check_output(output, (".zip",), overwrite)
+    target = outputs.check_output(output, (".zip",), overwrite)
     folder = Path(root).expanduser() / split
     scenes = submission.read_scenes(folder)
     checks.weights(model, encoder)
     checks.matchers([matcher] if model is None else [])
 
-    from dune_cli.tasks.reloc.solve import SolverConfig
+    from dune_cli.sfm.relative_pose import SolverConfig
 
     run = Run(seed=seed)
     with run.stage("load"):
@@ -144,7 +143,7 @@ def command(
 
 
 def _settings(
-    folder: object, sight: Sight, config: SolverConfig, size: int | None, device: str, dtype: str
+    folder: object, sight: PairBackend, config: SolverConfig, size: int | None, device: str, dtype: str
 ) -> dict[str, object]:
     """What the poses depend on."""
     from pathlib import Path

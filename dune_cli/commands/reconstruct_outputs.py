@@ -12,7 +12,7 @@ from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
     from dune_cli.provenance import Run
-    from dune_cli.tasks.reconstruct.scene import Scene
+    from dune_cli.sfm.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Targets:
     def check_photos(self, photos: Sequence[Path]) -> None:
         """UserError for photos whose names one of the files cannot hold and for mirrored ones; notes where the files
         have names or pictures otherwise."""
-        from dune_cli.io import names
+        from dune_cli.io import photo_names
 
         if self.colmap is not None:
-            names.check_names_for_colmap(names.relative_names(photos), self.binary)
+            photo_names.check_names_for_colmap(photo_names.relative_names(photos), self.binary)
         if self.transforms is not None:
-            names.check_names_for_json(photos, self.transforms)
+            photo_names.check_names_for_json(photos, self.transforms)
         if self.colmap is not None or self.transforms is not None or self.depths is not None:
             refuse_mirrored(photos)
-        strange = [photo.name for photo in photos if not names.is_utf8(photo)]
+        strange = [photo.name for photo in photos if not photo_names.is_utf8(photo)]
         if strange:
             console.note(
                 f"{self.json} names {strange[0]!r} with escapes, for its name is not UTF-8; rename the file if the "
@@ -50,8 +50,8 @@ class Targets:
     ) -> None:
         """Everything, and what was written (or the JSON) to standard output. `files`: each photo and its hash; `facts`
         go into the provenance, too."""
-        from dune_cli.io.jsons import dumps, write_json
-        from dune_cli.io.names import common_folder
+        from dune_cli.io.json_files import dumps, write_json
+        from dune_cli.io.photo_names import common_folder
         from dune_cli.tasks.reconstruct import export
 
         written = [self.scene, self.json]
@@ -94,21 +94,21 @@ def check_targets(
     surface: bool = False,
 ) -> Targets:
     """UserError for what cannot be written, before any work. `surface`: whether --mesh was given."""
-    from dune_cli.io import atomic
+    from dune_cli.io import outputs
     from dune_cli.tasks.reconstruct import export
 
-    target = atomic.check_output(output, export.SUFFIXES, overwrite)
-    beside = atomic.check_output(target.with_suffix(".json"), (".json",), overwrite)
-    other = atomic.check_output(transforms, (".json",), overwrite) if transforms is not None else None
+    target = outputs.check_output(output, export.SUFFIXES, overwrite)
+    beside = outputs.check_output(target.with_suffix(".json"), (".json",), overwrite)
+    other = outputs.check_output(transforms, (".json",), overwrite) if transforms is not None else None
     if other is not None and other.absolute() == beside.absolute():
         raise UserError(f"--transforms {other} is where the scene's own JSON goes; name another file")
     return Targets(
         target,
         beside,
-        atomic.check_output_folder(colmap, overwrite) if colmap is not None else None,
+        outputs.check_output_folder(colmap, overwrite) if colmap is not None else None,
         binary,
         other,
-        atomic.check_output_folder(depths, overwrite) if depths is not None else None,
+        outputs.check_output_folder(depths, overwrite) if depths is not None else None,
         surface,
     )
 

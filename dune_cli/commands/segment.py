@@ -8,7 +8,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
-from dune_cli.commands.grouped import GroupedCommand
+from dune_cli.commands.options import GroupedCommand
 
 OVERLAY = "_overlay.png"
 
@@ -64,7 +64,7 @@ def command(
              dune segment photos/ -o classes/ --model dinov2-vits14-voc2012-ms
     """
     from dune_cli.io.inputs import expand
-    from dune_cli.io.targets import sibling, targets
+    from dune_cli.io.outputs import sibling, targets
 
     paths = expand(images)
     beside = (".json", OVERLAY) if overlay else (".json",)
@@ -72,8 +72,8 @@ def command(
 
     model = checks.model_of("segment", model, encoder)
 
-    from dune_cli.checkpoints.load_heads import load_segmenter
-    from dune_cli.io.jsons import dumps, write_json
+    from dune_cli.checkpoints.loader import load_segmenter
+    from dune_cli.io.json_files import dumps, write_json
     from dune_cli.io.photos import read_photo
     from dune_cli.provenance import Run
     from dune_cli.tasks import segment as task

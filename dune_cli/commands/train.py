@@ -8,7 +8,7 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import checks, options
-from dune_cli.commands.grouped import GroupedCommand
+from dune_cli.commands.options import GroupedCommand
 
 
 @click.group()
@@ -85,7 +85,7 @@ def matcher(output: str, as_json: bool, dtype: str, teacher_minutes: float | Non
 
     from dune_cli import runtime
     from dune_cli.errors import UserError
-    from dune_cli.io.jsons import dumps
+    from dune_cli.io.json_files import dumps
 
     if dtype == "float16":
         raise UserError("--dtype float16 is too narrow for training; allowed: auto, float32, bfloat16")
@@ -96,8 +96,8 @@ def matcher(output: str, as_json: bool, dtype: str, teacher_minutes: float | Non
                 raise UserError(f"--{name} {place} is no folder; check the path")
 
     from dune_cli.training.matcher.config import MatcherConfig
-    from dune_cli.training.matcher.finish import finish
-    from dune_cli.training.matcher.train import train
+    from dune_cli.training.matcher.finalize import finish
+    from dune_cli.training.matcher.trainer import train
 
     kind = runtime.pick_dtype(dtype, runtime.pick_device(settings["device"]))
     minutes = math.inf if teacher_minutes is None else teacher_minutes

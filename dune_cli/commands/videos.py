@@ -60,8 +60,7 @@ def work(
     `write` puts a frame's files where they belong, and returns what its line in `frames.jsonl` says and the files.
     `facts` and `provenance` are asked at the end, for `video.json`.
     """
-    from dune_cli.io.video import Video
-    from dune_cli.io.video_files import frame_lines, write_summary
+    from dune_cli.io.video import Video, frame_lines, write_summary
 
     with Video(first.path, fps) as video, frame_lines(folder) as lines:
         for frame, result in predict(_shots(video, first.sha256, task, run)):

@@ -1,9 +1,10 @@
-"""`dune weights`: list, info, pull, verify, convert, path."""
+"""What 'dune weights list' shows on one screen: for each task its command and the weights to begin with."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,85 @@ from dune_cli.errors import JobFailed, UserError
 
 if TYPE_CHECKING:
     from dune_cli.checkpoints.registry import Entry
+
+
+# (task, the command that uses its weights, those to begin with: smallest first)
+TASKS = (
+    (
+        "features",
+        "dune encode photo.jpg -o features.npz --model NAME",
+        ("dune-mini", "dinov2-vits14", "dinov2-vitl14-reg", "dune-vitb14-448"),
+    ),
+    (
+        "two views: 3-D, metric poses and depth",
+        "dune reconstruct a.jpg b.jpg -o scene.ply --model NAME",
+        ("dunemast3r-vits", "dunemast3r-vitb", "mast3r-vitl"),
+    ),
+    (
+        "matching",
+        "dune reconstruct photos/ -o scene.ply --matcher NAME",
+        ("dune-matcher", "xfeat-lighterglue-bundled", "aliked-lightglue"),
+    ),
+    (
+        "depth",
+        "dune depth photo.jpg -o depth.png --model NAME",
+        ("dinov2-vits14-nyu-dpt", "dinov2-vitl14-nyu-dpt", "dinov2-vits14-kitti-dpt"),
+    ),
+    (
+        "people",
+        "dune human photo.jpg -o people.obj --model NAME",
+        ("multihmr-672-s", "multihmr-672-l-anny", "multihmr-896-l"),
+    ),
+    ("classes", "dune classify photo.jpg --model NAME", ("dinov2-vits14-linear", "dinov2-vitl14-linear4")),
+    (
+        "classes of pixels",
+        "dune segment photo.jpg -o classes.png --model NAME",
+        ("dinov2-vits14-ade20k-linear", "dinov2-vits14-voc2012-linear"),
+    ),
+    (
+        "teachers",
+        "dune distill --data photos/ -o run/ --teachers NAME",
+        ("xfeat", "efficientnet-lite2", "people-teacher"),
+    ),
+)
+MATCHERS = {"dune-matcher": "dune", "xfeat-lighterglue-bundled": "xfeat-lighterglue"}  # weights -> --matcher
+TEACHERS = {"people-teacher": "people"}
+
+
+def lines(facts: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """`facts` of every entry by its name -> the lines of the screen."""
+    shown = [(*task, [name for name in task[2] if name in facts]) for task in TASKS]
+    width = max(len(_called(name)) for *_, names in shown for name in names)
+    for task, command, _, names in shown:
+        yield f"{task}: {command}"
+        for name in names:
+            yield f"  {_called(name).ljust(width)}  {_size(facts[name]):>8}  {_here(facts[name])}".rstrip()
+    named = {name for *_, names in shown for name in names}
+    more = [name for name, row in facts.items() if row["present"] and name not in named]
+    if more:
+        yield f"also here: {', '.join(more)}"
+    yield f"'dune weights pull NAME' fetches; all {len(facts)} with licences: 'dune weights list --all'"
+
+
+def _called(name: str) -> str:
+    alias = MATCHERS.get(name) or TEACHERS.get(name)
+    return f"{alias} ({name})" if alias else name
+
+
+def _size(row: dict[str, Any]) -> str:
+    from dune_cli.checkpoints import registry
+
+    return ("" if row["size_is_exact"] else "~") + registry.format_bytes(row["size_bytes"])
+
+
+def _here(row: dict[str, Any]) -> str:
+    if row["present"]:
+        return f"here ({row['origin']})"
+    return "non-commercial" if "non-commercial" in row["licence"] else ""
+
+
+# `dune weights`: list, info, pull, verify, convert, path.
+
 
 TRUST = {"registry": "registry", "pinned": "pinned here", "first use": "trusted on first use"}
 KINDS = ("encoder", "two-view", "human", "head", "matcher", "teacher")
@@ -45,16 +125,16 @@ def list_weights(kind: str | None, present: bool, show_all: bool, as_json: bool)
     Example: dune weights list
              dune weights list --kind encoder
     """
-    from dune_cli.checkpoints import inventory, registry, store
-    from dune_cli.commands import weights_by_task
+    from dune_cli.checkpoints import inventory, registry, weights_folder
+    # MERGED
 
     rows = [inventory.entry_facts(entry) for entry in registry.all_entries() if kind in (None, entry.kind)]
     rows = [row for row in rows if row["present"] or not present]
     if as_json:
-        _print({"schema": "dune.weights-list/1", "folder": str(store.weights_folder()), "weights": rows})
+        _print({"schema": "dune.weights-list/1", "folder": str(weights_folder.weights_folder()), "weights": rows})
         return
     if not (show_all or present or kind):
-        console.document("\n".join(weights_by_task.lines({row["name"]: row for row in rows})))
+        console.document("\n".join(lines({row["name"]: row for row in rows})))
         return
     table = [("NAME", "KIND", "SIZE", "HERE", "SHA256", "LICENCE")]
     for row in rows:
@@ -77,11 +157,11 @@ def info(weights: str, as_json: bool) -> None:
     \b
     Example: dune weights info dune_vitbase14_448.pth
     """
-    from dune_cli.checkpoints import inventory, registry, store
+    from dune_cli.checkpoints import inventory, registry, weights_folder
     from dune_cli.errors import WeightsMissing
 
     try:
-        located = store.locate(weights)
+        located = weights_folder.locate(weights)
     except WeightsMissing:
         entry = registry.find(weights) or registry.find_file(weights)
         if entry is None:
@@ -130,17 +210,16 @@ def pull(names: tuple[str, ...], accept_licence: bool, only: bool, overwrite: bo
     Example: dune weights pull dunemast3r-vitb
              dune weights pull aliked-lightglue --accept-licence
     """
-    from dune_cli.checkpoints import pull as puller
-    from dune_cli.checkpoints import registry, store
+    from dune_cli.checkpoints import download, registry, weights_folder
 
     entries = [_entry(name) for name in names]
     entries = list(dict.fromkeys(entries)) if only else registry.with_needs(entries)
-    wanted = [e for e in entries if (overwrite and e.bundled is None) or store.find_present(e) is None]
-    puller.refuse_scripts(wanted)
-    puller.refuse_offline(wanted)
+    wanted = [e for e in entries if (overwrite and e.bundled is None) or weights_folder.find_present(e) is None]
+    download.refuse_scripts(wanted)
+    download.refuse_offline(wanted)
     if wanted:
         _agree(wanted, accept_licence)
-    for located in puller.pull(entries, overwrite):
+    for located in download.pull(entries, overwrite):
         console.result(located.path)
 
 
@@ -189,11 +268,11 @@ def convert(weights: str, output: str, overwrite: bool) -> None:
     \b
     Example: dune weights convert dune_vitbase14_448.pth -o dune-vitb14-448.safetensors
     """
-    from dune_cli.checkpoints import inventory, store
-    from dune_cli.io.atomic import atomic_path, check_output
+    from dune_cli.checkpoints import inventory, weights_folder
+    from dune_cli.io.outputs import atomic_path, check_output
 
     target = check_output(output, (".safetensors",), overwrite)
-    located = store.locate(weights)
+    located = weights_folder.locate(weights)
     with atomic_path(target) as path:
         inventory.convert(located, path)
     console.result(target)
@@ -208,17 +287,17 @@ def path(name: str | None) -> None:
     \b
     Example: dune weights path xfeat
     """
-    from dune_cli.checkpoints import store
+    from dune_cli.checkpoints import weights_folder
 
-    console.result(store.weights_folder() if name is None else store.locate(name).path)
+    console.result(weights_folder.weights_folder() if name is None else weights_folder.locate(name).path)
 
 
 def _entry(name: str) -> Entry:
-    from dune_cli.checkpoints import registry, store
+    from dune_cli.checkpoints import registry, weights_folder
 
     entry = registry.find(name) or registry.find_file(name)
     if entry is None:
-        raise store.unknown(name)
+        raise weights_folder.unknown(name)
     return entry
 
 

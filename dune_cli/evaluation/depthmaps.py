@@ -15,24 +15,22 @@ from scipy.spatial import KDTree
 
 from dune_cli import console
 from dune_cli.errors import UserError
-from dune_cli.evaluation.map_reloc import Place
+from dune_cli.evaluation.localization import Place
 from dune_cli.evaluation.multiview import intrinsics_of
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse, transform_points
-from dune_cli.io.atomic import scratch_folder
-from dune_cli.io.depth_files import MILLIMETRES
-from dune_cli.io.depth_input import read_depth
-from dune_cli.io.fields import Fields
+from dune_cli.io.cache import WorkFolder
+from dune_cli.io.depth_files import MILLIMETRES, read_depth
+from dune_cli.io.json_files import Fields
+from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photos import read_photo
-from dune_cli.io.safe_read import is_file, read_json
-from dune_cli.io.texts import shown
-from dune_cli.io.work_folder import WorkFolder
-from dune_cli.matchers.base import Matcher
+from dune_cli.io.safe_read import is_file, read_json, shown
+from dune_cli.matchers.matcher import Matcher
+from dune_cli.mvs.depth_maps import dense_views
+from dune_cli.mvs.quality import DenseConfig
 from dune_cli.provenance import Run
+from dune_cli.sfm.scene import Scene, View
 from dune_cli.tasks.reconstruct import many
-from dune_cli.tasks.reconstruct.dense.config import DenseConfig
-from dune_cli.tasks.reconstruct.dense.views import dense_views
-from dune_cli.tasks.reconstruct.scene import Scene, View
 
 CLOSE, RATIO = 0.05, 1.25
 MEDIAN, NEAREST = "median depth", "nearest sparse point"

@@ -17,23 +17,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dune_cli import runtime
 from dune_cli.evaluation.speed import SQUARE, Stopwatch, best_seconds, count_flop, linear_products
-from dune_cli.io.atomic import scratch_folder
+from dune_cli.io.outputs import scratch_folder
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
 from dune_cli.teachers._vit import VitTeacher
-from dune_cli.teachers.base import CLS, PATCH, Teacher
-from dune_cli.teachers.load import load_teacher
-from dune_cli.training import parallel
-from dune_cli.training.augment import Augmentation
-from dune_cli.training.batches import Batch, Loader
-from dune_cli.training.cache import CacheKey, TeacherCache
-from dune_cli.training.config import DistillConfig
-from dune_cli.training.photos import Photos, open_photos
-from dune_cli.training.ranks import Ranks
-from dune_cli.training.sampler import Sampler
-from dune_cli.training.step import forward_backward, scale_and_clip, teacher_norms
-from dune_cli.training.students import Student, freeze_unused, new_student, weight_groups
-from dune_cli.training.teaching import teach
+from dune_cli.teachers.registry import load_teacher
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher
+from dune_cli.training.common import dist
+from dune_cli.training.common.dataset import Augmentation, Photos, open_photos
+from dune_cli.training.common.dist import Dist
+from dune_cli.training.common.schedule import Sampler
+from dune_cli.training.distill.batches import Batch, Loader
+from dune_cli.training.distill.config import DistillConfig
+from dune_cli.training.distill.step import forward_backward, run_teachers, scale_and_clip, teacher_norms
+from dune_cli.training.distill.students import Student, freeze_unused, new_student, weight_groups
+from dune_cli.training.distill.teacher_cache import CacheKey, TeacherCache
 
 # student -> teachers, side of the crops, images a step
 RECIPES = {
@@ -96,7 +94,7 @@ def measure_distill(
     size, batch = size_px or size, batch_size or batch
     where = runtime.pick_device(device)
     fast = runtime.pick_dtype("auto", where)
-    here = Ranks(0, 1, where)
+    here = Dist(0, 1, where)
     report(f"building {student} and its teachers {', '.join(names)}")
     encoder = new_student(student, size, 0, open_weights=False)
     grid = (size // encoder.patch,) * 2
@@ -116,7 +114,7 @@ def measure_distill(
         cached = replace(plain, cache=cache)
 
         images = next(plain.batches(0, 1)).images.to(where)
-        answers = teach(teachers, images, grid, fast)
+        answers = run_teachers(teachers, images, grid, fast)
         loop = _Loop(trainee, teachers, grid, config, here)
         with sdpa_kernel(SDPBackend.MATH):
             gflop = count_flop(lambda: loop.step(images, answers, torch.float32, False)) / 1e9
@@ -127,7 +125,7 @@ def measure_distill(
             way: lambda dtype=dtype, compiled=compiled: loop.step(images, answers, dtype, compiled)
             for way, (dtype, compiled) in ways.items()
         }
-        calls["teachers"] = lambda: teach(teachers, images, grid, fast)
+        calls["teachers"] = lambda: run_teachers(teachers, images, grid, fast)
         calls["load photos"] = lambda: _drain(plain, rounds)
         calls["load cache"] = lambda: _drain(cached, rounds)
         calls["on the fly"] = lambda: loop.run(plain, rounds, fast)
@@ -173,7 +171,7 @@ class _Loop:
         teachers: Mapping[str, Teacher],
         grid: tuple[int, int],
         config: DistillConfig,
-        here: Ranks,
+        here: Dist,
     ) -> None:
         self.student, self.teachers, self.grid, self.config, self.here = student.train(), teachers, grid, config, here
         self.norms = teacher_norms({n: t.widths for n, t in teachers.items()}, config.norm).to(here.device).train()
@@ -184,7 +182,7 @@ class _Loop:
     def step(self, images: torch.Tensor, answers: Mapping, dtype: torch.dtype, compiled: bool) -> None:
         targets = {n: {k: self.norms[n][k](v, 0.0) for k, v in kinds.items()} for n, kinds in answers.items()}
         model = self.compiled if compiled else self.student
-        with parallel.attention_kernel(compiled, self.here):
+        with dist.attention_kernel(compiled, self.here):
             _, factor = forward_backward(model, images, targets, self.owner, self.config, 0, self.here, dtype)
         scale_and_clip(self.student, factor)
         self.optimizer.step()
@@ -197,7 +195,7 @@ class _Loop:
 
     def _answers(self, batch: Batch, images: torch.Tensor, dtype: torch.dtype) -> Mapping:
         if batch.tokens is None:
-            return teach(self.teachers, images, self.grid, dtype)
+            return run_teachers(self.teachers, images, self.grid, dtype)
         return {n: {k: v.to(self.here.device) for k, v in kinds.items()} for n, kinds in batch.tokens.items()}
 
 

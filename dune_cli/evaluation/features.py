@@ -1,7 +1,7 @@
-"""How much features know of classes and of teachers: k-NN, linear probe, cosine to teachers.
+"""What stands in a column of `dune eval features`: encoders, teachers, untrained networks, raw pixels; one interface.
 
-k-NN as in DINO (Caron et al. 2021: votes weighted by exp(cosine / 0.07)), on centred features; the linear probe is
-multinomial logistic regression on standardised features.
+`NAME|FILE|timm:…` an encoder; `teacher:NAME[=FILE]` a teacher of dune distill; `random:STUDENT` or `random:FILE` the
+same network with fresh weights, the control of what training brought; `pixels` no network at all.
 """
 
 from __future__ import annotations
@@ -13,14 +13,127 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from dune_cli import runtime
+from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.errors import UserError
-from dune_cli.evaluation.columns import Column
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.photos import read_photo
-from dune_cli.teachers.base import CLS, PATCH, Teacher
-from dune_cli.training.held_out import cosine_sums
-from dune_cli.training.photos import centre_square
+from dune_cli.models.distilled_encoder import DistilledEncoder
+from dune_cli.provenance import Source
+from dune_cli.teachers.registry import load_teacher
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher
+from dune_cli.training.common.dataset import centre_square
+from dune_cli.training.distill.held_out import cosine_sums
+from dune_cli.training.distill.students import TimmStudent, initialise, new_student
+
+PIXELS = "pixels"
+CELL_PX = 16  # of columns without a patch grid of their own
+SMALL_PX = 16  # side of the picture that stands for the whole photo in the column `pixels`
+
+
+@dataclass(frozen=True)
+class FeatureTokens:
+    """cls (B, D) and patches (B, h, w, D), float32, on the CPU."""
+
+    cls: torch.Tensor
+    patches: torch.Tensor
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """One set of features. `encode`: images (B, 3, H, W) in [0, 1], sides multiples of `cell_px` -> Tokens.
+
+    distilled: the encoder, where it has projectors that predict teachers.
+    """
+
+    name: str
+    source: Source
+    cell_px: int
+    encode: Callable[[torch.Tensor], FeatureTokens]
+    distilled: DistilledEncoder | None = None
+
+
+def open_feature_source(spec: str, size_px: int, seed: int, device: str, dtype: str) -> FeatureSource:
+    """The column of a spec. Raises UserError, CheckpointError, WeightsMissing or PackageMissing."""
+    if spec == PIXELS:
+        return FeatureSource(spec, Source("raw pixels", None, "none"), CELL_PX, _pixels)
+    if spec.startswith("random:"):
+        return _random(spec, size_px, seed, device)
+    if spec.startswith(("teacher:", "timm:")):
+        where = runtime.pick_device(device)
+        teacher = load_teacher(spec.removeprefix("teacher:"), where, runtime.pick_dtype(dtype, where)).to(where)
+        return _of_teacher(spec, teacher, where)
+    encoder = load_encoder(spec, device, dtype)
+    return _of_encoder(spec, encoder, encoder.source)
+
+
+def _of_encoder(name: str, encoder: nn.Module, source: Source) -> FeatureSource:
+    def encode(images: torch.Tensor) -> FeatureTokens:
+        with torch.inference_mode():
+            tokens = encoder(images)
+        return FeatureTokens(tokens.cls.float().cpu(), tokens.map().float().cpu())
+
+    predicts = encoder if isinstance(encoder, DistilledEncoder) and encoder.teachers else None
+    return FeatureSource(name, source, encoder.patch, encode, predicts)
+
+
+def _of_teacher(name: str, teacher: Teacher, device: torch.device) -> FeatureSource:
+    cell_px = int(getattr(getattr(teacher, "encoder", None), "patch", CELL_PX))
+
+    def encode(images: torch.Tensor) -> FeatureTokens:
+        grid = (images.shape[-2] // cell_px, images.shape[-1] // cell_px)
+        tokens = teacher(images.to(device), grid)
+        patches = tokens[PATCH].float().cpu().unflatten(1, grid)
+        return FeatureTokens(tokens[CLS].float().cpu() if CLS in tokens else patches.mean((1, 2)), patches)
+
+    return FeatureSource(name, teacher.source, cell_px, encode)
+
+
+def _random(spec: str, size_px: int, seed: int, device: str) -> FeatureSource:
+    name = spec.removeprefix("random:")
+    where = runtime.pick_device(device)
+    source = Source(spec, None, "none")
+    if Path(name).is_file():
+        encoder = load_encoder(name, device)
+        for part in encoder.modules():
+            if isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
+                part.reset_parameters()
+        initialise(encoder, torch.Generator().manual_seed(seed))
+        return _of_encoder(spec, encoder.eval(), source)
+    encoder = new_student(name, _near(size_px, name), seed, open_weights=False).eval().to(where)
+    if not isinstance(encoder, TimmStudent):
+        return _of_encoder(spec, encoder, source)
+
+    def encode(images: torch.Tensor) -> FeatureTokens:
+        with torch.inference_mode():
+            tokens = encoder.intermediate(images.to(where), (-1,))[0]
+        return FeatureTokens(tokens.cls.float().cpu(), tokens.map().float().cpu())
+
+    return FeatureSource(spec, source, encoder.patch, encode)
+
+
+def _near(size_px: int, name: str) -> int:
+    """A size that a fresh student of any patch takes, near the wanted one."""
+    patch = 14 if name.startswith(("dune-vit", "vit:")) else 16
+    return max(1, round(size_px / patch)) * patch
+
+
+def _pixels(images: torch.Tensor) -> FeatureTokens:
+    """Each cell of 16 px as 8 x 8 RGB values, the whole photo as 16 x 16, both without their mean colour."""
+    cells = F.avg_pool2d(images, 2)
+    patches = F.pixel_unshuffle(cells, CELL_PX // 2).unflatten(1, (3, -1))
+    patches = (patches - patches.mean(2, keepdim=True)).flatten(1, 2).permute(0, 2, 3, 1)
+    small = F.interpolate(images, size=(SMALL_PX, SMALL_PX), mode="area")
+    return FeatureTokens((small - small.mean((2, 3), keepdim=True)).flatten(1), patches)
+
+
+# How much features know of classes and of teachers: k-NN, linear probe, cosine to teachers.
+#
+# k-NN as in DINO (Caron et al. 2021: votes weighted by exp(cosine / 0.07)), on centred features; the linear probe is
+# multinomial logistic regression on standardised features.
+
 
 TEMPERATURE = 0.07
 FOLDS = 5
@@ -112,7 +225,7 @@ def squares(paths: Sequence[Path], size_px: int, cell_px: int) -> torch.Tensor:
 
 
 def global_features(
-    column: Column, paths: Sequence[Path], size_px: int, pool: str, batch_size: int, tick: Callable[[int], None]
+    column: FeatureSource, paths: Sequence[Path], size_px: int, pool: str, batch_size: int, tick: Callable[[int], None]
 ) -> torch.Tensor:
     """(N, D): CLS, the mean patch, or both, each of length 1. `tick` is told of each batch's photos."""
     rows = []
@@ -187,7 +300,7 @@ def chance(data: Labelled) -> Accuracy:
 
 @torch.inference_mode()
 def teacher_cosines(
-    column: Column, teachers: Mapping[str, Teacher], paths: Sequence[Path], size_px: int, batch_size: int
+    column: FeatureSource, teachers: Mapping[str, Teacher], paths: Sequence[Path], size_px: int, batch_size: int
 ) -> list[TeacherCosine]:
     """How well a distilled encoder's projectors predict teachers on photos. Empty for encoders without projectors.
 

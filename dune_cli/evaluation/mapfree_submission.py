@@ -21,14 +21,12 @@ from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.evaluation.mapfree import DATA_LIMIT_BYTES, EVERY_NTH_FRAME
 from dune_cli.geometry.poses import quaternion_from_rotation
-from dune_cli.io.atomic import atomic_path
-from dune_cli.io.jsons import write_json
-from dune_cli.io.line_files import append_line, read_lines, seal, unseal
+from dune_cli.io.cache import append_line, read_lines, seal, unseal
+from dune_cli.io.json_files import write_json
+from dune_cli.io.outputs import atomic_path
 from dune_cli.io.photos import read_photo
-from dune_cli.io.safe_read import read_json, read_text
-from dune_cli.io.texts import forward_slashes
-from dune_cli.tasks.reloc.sight import Shot, Sight
-from dune_cli.tasks.reloc.solve import SolverConfig, relocalize
+from dune_cli.io.safe_read import forward_slashes, read_json, read_text
+from dune_cli.sfm.relative_pose import CameraImage, PairBackend, SolverConfig, relocalize
 
 REFERENCE = "seq0/frame_00000.jpg"
 SETTINGS = "settings.json"
@@ -185,7 +183,7 @@ def _is_line(text: Any, frame: str) -> bool:
 
 
 def relocalize_scene(
-    scene: SceneFolder, sight: Sight, config: SolverConfig, done: dict[str, str | None]
+    scene: SceneFolder, sight: PairBackend, config: SolverConfig, done: dict[str, str | None]
 ) -> Iterator[tuple[str, str | None]]:
     """The frames that are not `done` yet, in order: (name, line of the submission or None where there is no pose)."""
     todo = [name for name in scene.queries if name not in done]
@@ -202,14 +200,14 @@ def relocalize_scene(
         yield name, None if result.query_from_ref is None else _line(name, result.query_from_ref, result.inliers)
 
 
-def _shot(scene: SceneFolder, name: str, camera: FrameCamera) -> Shot:
+def _shot(scene: SceneFolder, name: str, camera: FrameCamera) -> CameraImage:
     photo = read_photo(scene.path / name)
     if (photo.width, photo.height) != (camera.width, camera.height):
         raise UserError(
             f"{photo.path} has {photo.width} x {photo.height} px, but {scene.path / 'intrinsics.txt'} says "
             f"{camera.width} x {camera.height}: the intrinsics are of other images"
         )
-    return Shot(photo, camera.K, "given")
+    return CameraImage(photo, camera.K, "given")
 
 
 def _line(name: str, query_from_ref: np.ndarray, inliers: int) -> str:

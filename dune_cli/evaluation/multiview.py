@@ -1,31 +1,173 @@
-"""Reconstructions of photos with known cameras: who is placed, and how well. Sets are `map_reloc.read_places`'."""
+"""Errors of cameras that are known up to a similarity: fitted, then per camera and per pair."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import JobFailed
-from dune_cli.evaluation.map_reloc import Place
-from dune_cli.evaluation.sift_mapping import map_by_sift
-from dune_cli.evaluation.trajectory import STILL, camera_errors, extent, pair_errors_deg
-from dune_cli.geometry.pose_auc import pose_auc
-from dune_cli.io.atomic import scratch_folder
+from dune_cli.evaluation.localization import Place
+from dune_cli.geometry.epipolar import pose_auc, pose_error
+from dune_cli.geometry.poses import inverse, rotation_angle
+from dune_cli.geometry.sim3 import move_poses, robust_similarity, scale_of, similarity_from_poses
+from dune_cli.io.cache import WorkFolder
 from dune_cli.io.intrinsics import resolve_intrinsics
+from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photos import PhotoFacts, read_photo
-from dune_cli.io.work_folder import WorkFolder
-from dune_cli.matchers.base import Matcher
+from dune_cli.matchers.matcher import Matcher
 from dune_cli.provenance import Run
-from dune_cli.tasks.reconstruct import many, many_pointmaps
-from dune_cli.tasks.reconstruct.scene import Scene
+from dune_cli.sfm.scene import Scene
+from dune_cli.sfm.verification import SharedCamera, camera_of, open_pycolmap
+from dune_cli.tasks.reconstruct import many, pointmaps
 
 if TYPE_CHECKING:
-    from dune_cli.models.two_view import TwoViewModel
+    from dune_cli.models.mast3r import TwoViewModel
+
+
+FAILED_DEG = 180.0
+TOLERANCE = 0.1  # of the extent: where a camera's pull in the fit begins to fade
+ROUNDS = 100
+STILL = 1e-3  # of the extent: cameras that are nearer to each other stand in one place
+
+
+@dataclass(frozen=True)
+class CameraErrors:
+    """After the fit `true_from_found` (4, 4): `rotation_deg` (N,) and `centre` (N,) in the truth's unit."""
+
+    true_from_found: np.ndarray
+    rotation_deg: np.ndarray
+    centre: np.ndarray
+
+    @property
+    def scale(self) -> float:
+        """By what the found lengths must be multiplied to be the true ones."""
+        return float(scale_of(self.true_from_found))
+
+
+def extent(world_from_cam: np.ndarray) -> float:
+    """The largest distance between two cameras (N, 4, 4)."""
+    centres = world_from_cam[:, :3, 3]
+    return float(np.linalg.norm(centres[:, None] - centres, axis=-1).max()) if len(centres) else 0.0
+
+
+def fit_cameras(true: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """(4, 4) `true_from_found` between poses (N, 4, 4) `world_from_cam`: a robust Umeyama fit.
+
+    A camera is its centre and the ends of its three axes, so that cameras in a row fix all rotations, too. The axes are
+    as long as the extent of the true cameras, and as long in the found world as the fit's own scale makes that, which
+    is repeated until it is so: the scale comes from the centres alone. Two cameras apart are the least (ValueError).
+    """
+    length = extent(true)
+    if not (length > 0 and extent(found) > 0):
+        raise ValueError("two cameras that stand apart are needed")
+    fit = similarity_from_poses(true, found)
+    weights, sizes = np.ones(4 * len(true)), np.full(4 * len(true), length)
+    corners = _corners(true, length)
+    for _ in range(ROUNDS):
+        scale = float(scale_of(fit))
+        fit = robust_similarity(corners, _corners(found, length / scale), weights, sizes, TOLERANCE, start=fit).a_from_b
+        if abs(float(scale_of(fit)) / scale - 1) < 1e-9:
+            break
+    return fit
+
+
+def camera_errors(true: np.ndarray, found: np.ndarray) -> CameraErrors:
+    """Of poses (N, 4, 4) `world_from_cam`, N >= 2; ValueError where no two stand apart."""
+    fit = fit_cameras(true, found)
+    moved = move_poses(fit, found)
+    turn = rotation_angle(np.swapaxes(moved[:, :3, :3], 1, 2) @ true[:, :3, :3])
+    return CameraErrors(fit, np.degrees(turn), np.linalg.norm(moved[:, :3, 3] - true[:, :3, 3], axis=1))
+
+
+def pair_errors_deg(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rotation and translation-direction errors in degrees of all pairs i < j of poses (N, 4, 4), which no similarity
+    changes. A found pose of NaN makes its pairs 180; pairs whose true cameras stand in one place are left out."""
+    rotations, directions, still = [], [], STILL * extent(true)
+    for i in range(len(true)):
+        for j in range(i + 1, len(true)):
+            truth = inverse(true[j]) @ true[i]
+            if not np.linalg.norm(truth[:3, 3]) > still:
+                continue
+            if not (np.isfinite(found[i]).all() and np.isfinite(found[j]).all()):
+                rotations.append(FAILED_DEG)
+                directions.append(FAILED_DEG)
+                continue
+            turn, direction = np.degrees(pose_error(inverse(found[j]) @ found[i], truth)).tolist()
+            rotations.append(turn)
+            directions.append(direction)
+    return np.array(rotations), np.array(directions)
+
+
+def _corners(world_from_cam: np.ndarray, length: float) -> np.ndarray:
+    """(4 N, 3) centres and ends of the axes."""
+    centres, axes = world_from_cam[:, :3, 3], np.swapaxes(world_from_cam[:, :3, :3], 1, 2)
+    return np.concatenate([centres[:, None], centres[:, None] + length * axes], axis=1).reshape(-1, 3)
+
+
+# The control of `dune eval multiview`: pycolmap's own SIFT, matching and incremental mapping, as they come.
+
+
+NAME = "pycolmap-sift"
+RELAXED_DEG, RELAXED_INLIERS = 2.0, 50
+
+
+def map_by_sift(paths: Sequence[Path], lenses: Sequence[SharedCamera], lens_of: Sequence[int], seed: int) -> np.ndarray:
+    """(N, 4, 4) `world_from_cam` of the photos in the largest model, NaN of the others.
+
+    All pairs are matched; cameras as in `dune reconstruct` (shared lenses, fixed where known). Default options; where
+    these find no pair to start from, once more with any direction of motion, 2 degrees and 50 matches allowed for it.
+    """
+    pycolmap = open_pycolmap()
+    found = np.full((len(paths), 4, 4), np.nan)
+    with scratch_folder(prefix="dune-sift-") as scratch:
+        folder, database = scratch / "photos", scratch / "database.db"
+        folder.mkdir()
+        names = [f"{index:08d}{path.suffix}" for index, path in enumerate(paths)]
+        for name, path in zip(names, paths):
+            (folder / name).symlink_to(path.absolute())
+        pycolmap.set_random_seed(seed)
+        pycolmap.extract_features(database, folder, names, pycolmap.CameraMode.PER_IMAGE, device=pycolmap.Device.cpu)
+        fixed = set()
+        with pycolmap.Database.open(database) as opened:
+            for name, lens in zip(names, lens_of):
+                image = opened.read_image_with_name(name)
+                camera = camera_of(pycolmap, lenses[lens])
+                camera.camera_id = image.camera_id
+                opened.update_camera(camera)
+                if lenses[lens].fixed:
+                    fixed.add(image.camera_id)
+        pycolmap.match_exhaustive(database, device=pycolmap.Device.cpu)
+        options = pycolmap.IncrementalPipelineOptions()
+        options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = seed
+        options.constant_cameras = fixed
+        options.min_model_size = 3
+        output = scratch / "models"
+        output.mkdir()
+        models = pycolmap.incremental_mapping(database, folder, output, options).values()
+        if not models:  # cameras that only go forward
+            options.mapper.init_max_forward_motion = 1.0
+            options.mapper.init_min_tri_angle = RELAXED_DEG
+            options.mapper.init_min_num_inliers = RELAXED_INLIERS
+            models = pycolmap.incremental_mapping(database, folder, output, options).values()
+        if not models:
+            console.note(f"{NAME}: no model")
+            return found
+        best = max(models, key=lambda model: (model.num_reg_images(), model.num_points3D()))
+        for number in best.reg_image_ids():
+            image = best.image(number)
+            found[names.index(image.name), :3] = image.cam_from_world().inverse().matrix()
+            found[names.index(image.name), 3] = 0, 0, 0, 1
+    return found
+
+
+# Reconstructions of photos with known cameras: who is placed, and how well. Sets are `map_reloc.read_places`'.
+
 
 AUC_DEG = (5, 10, 30)
 Intrinsics = Sequence[tuple[np.ndarray, str]]
@@ -122,14 +264,14 @@ def by_matcher(matcher: Matcher, config: many.ManyConfig) -> Method:
     return method
 
 
-def by_pointmaps(model: TwoViewModel, config: many_pointmaps.ManyPointMapsConfig) -> Method:
+def by_pointmaps(model: TwoViewModel, config: pointmaps.ManyPointMapsConfig) -> Method:
     """`dune reconstruct --method pointmap`, its work folder empty."""
 
     def method(place: Place, known_intrinsics: bool) -> np.ndarray:
         with scratch_folder(prefix="dune-eval-") as folder:
             paths = [image.file for image in place.map.images]
             of = intrinsics_of(place, known_intrinsics)
-            scene = many_pointmaps.reconstruct(paths, of, model, config, WorkFolder(folder), Run(config.seed))
+            scene = pointmaps.reconstruct(paths, of, model, config, WorkFolder(folder), Run(config.seed))
         return poses_of(scene)
 
     return method
@@ -140,7 +282,7 @@ def by_sift(seed: int) -> Method:
 
     def method(place: Place, known_intrinsics: bool) -> np.ndarray:
         facts = [read_photo(image.file).facts for image in place.map.images]
-        lenses, lens_of = many.share_lenses(facts, intrinsics_of(place, known_intrinsics)(facts))
+        lenses, lens_of = many.share_cameras(facts, intrinsics_of(place, known_intrinsics)(facts))
         return map_by_sift([photo.path for photo in facts], lenses, lens_of, seed)
 
     return method

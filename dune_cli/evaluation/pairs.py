@@ -19,15 +19,13 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import epipolar
-from dune_cli.geometry.pose_auc import pose_auc
-from dune_cli.io.camera_fields import pinhole_matrix, rigid_pose
-from dune_cli.io.fields import Fields
+from dune_cli.geometry.epipolar import pose_auc
+from dune_cli.io.intrinsics import pinhole_matrix, rigid_pose
+from dune_cli.io.json_files import Fields
 from dune_cli.io.photos import read_photo
-from dune_cli.io.safe_read import is_file, read_json
-from dune_cli.io.texts import shown
-from dune_cli.matchers.base import Matcher, resize
-from dune_cli.tasks.reloc.sight import MatcherSight, Shot
-from dune_cli.tasks.reloc.solve import SolverConfig, relocalize
+from dune_cli.io.safe_read import is_file, read_json, shown
+from dune_cli.matchers.matcher import Matcher, resize
+from dune_cli.sfm.relative_pose import CameraImage, MatcherBackend, SolverConfig, relocalize
 
 THRESHOLDS_DEG = (5, 10, 20)
 FAILED_DEG = 180.0
@@ -36,7 +34,7 @@ HARD_SETS = frozenset({"wide"})  # left out of the aggregate "easy"
 
 
 @dataclass(frozen=True)
-class Pair:
+class PosedPair:
     """Two photos, their intrinsics (3, 3) in original pixels, and the true `cam2_from_cam1` (4, 4)."""
 
     set_name: str
@@ -69,7 +67,7 @@ class PairScore:
 
 
 @dataclass(frozen=True)
-class Summary:
+class PairSummary:
     """One method on one set at one size: areas under the recall curve, medians over its pairs, failures."""
 
     auc5: float
@@ -84,7 +82,7 @@ class Summary:
     seconds_total: float
 
 
-def read_pairs(root: str | Path) -> list[Pair]:
+def read_pairs(root: str | Path) -> list[PosedPair]:
     """The pairs under `root` that have a truth, sorted by file, in the files' order.
 
     Those without true intrinsics, without a true pose, or with one that moves nothing are left out with a note a file.
@@ -115,14 +113,14 @@ def read_pairs(root: str | Path) -> list[Pair]:
     return pairs
 
 
-def select(pairs: Sequence[Pair], sets: Sequence[str], limit: int | None) -> list[Pair]:
+def select(pairs: Sequence[PosedPair], sets: Sequence[str], limit: int | None) -> list[PosedPair]:
     """The pairs of `sets` ("easy": all but wide; none named: all), at most `limit` of each set."""
     have = list(dict.fromkeys(pair.set_name for pair in pairs))
     unknown = [name for name in sets if name not in have and name != "easy"]
     if unknown:
         raise UserError(f"unknown set {', '.join(unknown)}; this folder has: {', '.join(have)}, and easy")
     wanted = {name for name in have if not sets or name in sets or ("easy" in sets and name not in HARD_SETS)}
-    chosen: list[Pair] = []
+    chosen: list[PosedPair] = []
     for name in have:
         if name in wanted:
             chosen += [pair for pair in pairs if pair.set_name == name][:limit]
@@ -130,7 +128,7 @@ def select(pairs: Sequence[Pair], sets: Sequence[str], limit: int | None) -> lis
 
 
 def score_pair(
-    matchers: Mapping[str, Matcher], pair: Pair, sizes_px: Sequence[int], threshold_px: float, seed: int
+    matchers: Mapping[str, Matcher], pair: PosedPair, sizes_px: Sequence[int], threshold_px: float, seed: int
 ) -> Iterator[tuple[str, PairScore]]:
     """Each matcher's name and score at each size: matches, MAGSAC with the true intrinsics, errors.
 
@@ -169,7 +167,7 @@ def score_pair(
 
 
 @dataclass(frozen=True)
-class Sureness:
+class ConfidenceSample:
     """A pose as `dune reloc` would give it out, with its `confidence`, and how far it is off (`error_deg`)."""
 
     set_name: str
@@ -189,18 +187,20 @@ class Bin:
     within10: float
 
 
-def sureness(matchers: Mapping[str, Matcher], pair: Pair, seed: int) -> Iterator[tuple[str, Sureness]]:
+def confidence_bins(
+    matchers: Mapping[str, Matcher], pair: PosedPair, seed: int
+) -> Iterator[tuple[str, ConfidenceSample]]:
     """Each matcher's name and pose by `dune reloc` with the true intrinsics, as far as it gives one out."""
-    shots = [Shot(read_photo(path), K, "given") for path, K in ((pair.image1, pair.K1), (pair.image2, pair.K2))]
+    shots = [CameraImage(read_photo(path), K, "given") for path, K in ((pair.image1, pair.K1), (pair.image2, pair.K2))]
     for name, matcher in matchers.items():
-        sight = MatcherSight(matcher)
+        sight = MatcherBackend(matcher)
         found = relocalize(sight.compare(*(sight.look(shot) for shot in shots)), SolverConfig("essential", seed=seed))
         if found.query_from_ref is not None:
             errors = np.degrees(epipolar.pose_error(found.query_from_ref, pair.cam2_from_cam1))
-            yield name, Sureness(pair.set_name, pair.id, found.confidence, float(max(errors)))
+            yield name, ConfidenceSample(pair.set_name, pair.id, found.confidence, float(max(errors)))
 
 
-def calibration(poses: Sequence[Sureness]) -> list[Bin]:
+def calibration(poses: Sequence[ConfidenceSample]) -> list[Bin]:
     """The poses in bins of their confidence, and in one from 0.9 on."""
     bins = []
     for low, high in (*itertools.pairwise(BINS), (0.9, 1.0)):
@@ -210,7 +210,7 @@ def calibration(poses: Sequence[Sureness]) -> list[Bin]:
     return bins
 
 
-def chance(pairs: Sequence[Pair], size_px: int, seed: int, draws: int = 200) -> list[list[PairScore]]:
+def chance(pairs: Sequence[PosedPair], size_px: int, seed: int, draws: int = 200) -> list[list[PairScore]]:
     """The control: no rotation, and a translation direction drawn at random; `draws` runs over all pairs."""
     rng = np.random.default_rng(seed)
     runs = []
@@ -225,7 +225,7 @@ def chance(pairs: Sequence[Pair], size_px: int, seed: int, draws: int = 200) -> 
     return runs
 
 
-def summarise(runs: Iterable[Sequence[PairScore]]) -> Summary:
+def summarise(runs: Iterable[Sequence[PairScore]]) -> PairSummary:
     """Mean area over runs (one run for a matcher), medians over all pairs of all runs."""
     runs = [list(run) for run in runs]
     scores = [score for run in runs for score in run]
@@ -234,7 +234,7 @@ def summarise(runs: Iterable[Sequence[PairScore]]) -> Summary:
     def median(values: Iterable[float]) -> float:
         return float(np.median(list(values)))
 
-    return Summary(
+    return PairSummary(
         *areas,
         rotation_deg=median(s.rotation_deg for s in scores),
         translation_deg=median(s.translation_deg for s in scores),
@@ -246,7 +246,7 @@ def summarise(runs: Iterable[Sequence[PairScore]]) -> Summary:
     )
 
 
-def groups(pairs: Sequence[Pair]) -> dict[str, list[str]]:
+def groups(pairs: Sequence[PosedPair]) -> dict[str, list[str]]:
     """Row name -> names of the sets in it: each set, and "easy" (all but wide) where that is more than one set."""
     names = list(dict.fromkeys(pair.set_name for pair in pairs))
     rows = {name: [name] for name in names}
@@ -270,21 +270,21 @@ def _reduced(rgb: np.ndarray, K: np.ndarray, size_px: int) -> tuple[np.ndarray, 
     return small.rgb, np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]]) @ K
 
 
-def _read_set(file: Path) -> tuple[list[Pair], list[str]]:
+def _read_set(file: Path) -> tuple[list[PosedPair], list[str]]:
     """The pairs of a file, and why others have no truth."""
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("pairs"), list):
         raise UserError(f'{file} is not a set of pairs: it needs an object with a list "pairs"')
     name = Fields(content, str(file)).text("name", None) or file.parent.name
     read = [_read_pair(file, name, index, entry) for index, entry in enumerate(content["pairs"])]
-    pairs = [pair for pair in read if isinstance(pair, Pair)]
+    pairs = [pair for pair in read if isinstance(pair, PosedPair)]
     twice = [id for id, count in Counter(pair.id for pair in pairs).items() if count > 1]
     if twice:
         raise UserError(f"{file} has the pair {shown(twice[0])} twice; give each its own id")
     return pairs, [reason for reason in read if isinstance(reason, str)]
 
 
-def _read_pair(file: Path, set_name: str, index: int, value: Any) -> Pair | str:
+def _read_pair(file: Path, set_name: str, index: int, value: Any) -> PosedPair | str:
     """The pair, or why it has no truth."""
     entry = Fields(value, f"{file}, pair {index}")
     lacks = [key for key in ("image_a", "image_b") if entry.get(key) is None]
@@ -301,4 +301,4 @@ def _read_pair(file: Path, set_name: str, index: int, value: Any) -> Pair | str:
     id = entry.get("id", index)
     if not isinstance(id, (str, int)):
         raise UserError(f"{entry.where}: its id is neither a text nor a whole number")
-    return Pair(set_name, str(id), *images, K1, K2, pose)
+    return PosedPair(set_name, str(id), *images, K1, K2, pose)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dune_cli.evaluation.columns import Column
-from dune_cli.evaluation.pairs import Pair
+from dune_cli.evaluation.features import FeatureSource
+from dune_cli.evaluation.pairs import PosedPair
 from dune_cli.geometry.epipolar import fundamental_from_pose
 from dune_cli.io.photos import read_photo
 from dune_cli.io.preprocess import Prepared, prepare
@@ -29,7 +29,9 @@ class PatchMatching:
 
 
 @torch.inference_mode()
-def match_patches(column: Column, pairs: Sequence[Pair], size_px: int, within_px: Sequence[int]) -> PatchMatching:
+def match_patches(
+    column: FeatureSource, pairs: Sequence[PosedPair], size_px: int, within_px: Sequence[int]
+) -> PatchMatching:
     """The photos at long side `size_px`, cropped to whole patches; cosine; the patches' centres are the points."""
     rows = [_match(column, pair, size_px, within_px) for pair in pairs]
     mutual, near, random_near, matches = (np.array([row[k] for row in rows], dtype=np.float64) for k in range(4))
@@ -43,7 +45,7 @@ def match_patches(column: Column, pairs: Sequence[Pair], size_px: int, within_px
 
 
 def _match(
-    column: Column, pair: Pair, size_px: int, within_px: Sequence[int]
+    column: FeatureSource, pair: PosedPair, size_px: int, within_px: Sequence[int]
 ) -> tuple[float, list[float], list[float], int]:
     inputs = [prepare(read_photo(path).rgb, size_px, column.cell_px) for path in (pair.image1, pair.image2)]
     maps = [column.encode(torch.from_numpy(np.require(i.image, requirements="W"))[None]).patches[0] for i in inputs]

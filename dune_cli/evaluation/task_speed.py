@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dune_cli import runtime
-from dune_cli.bodies.load import load_anny
+from dune_cli.bodies.registry import load_anny
 from dune_cli.evaluation.speed import (
     SQUARE,
     NetworkSpeed,
@@ -27,11 +27,11 @@ from dune_cli.evaluation.speed import (
     linear_products,
     random_two_view,
 )
-from dune_cli.models.depth import HeadDepth, PairedDepth
-from dune_cli.models.dinov2_dpt import Dinov2DptConfig, Dinov2DptHead
-from dune_cli.models.human.multihmr_anny import AnnyHeadConfig, MultiHmrAnny
-from dune_cli.models.human.multihmr_smplx import MultiHmrSmplx, SmplxHeadConfig
-from dune_cli.models.human.transformer import PersonTransformerConfig
+from dune_cli.models.depth import HeadDepth, TwoViewDepth
+from dune_cli.models.dinov2_heads import Dinov2DptConfig, Dinov2DptHead
+from dune_cli.models.multihmr_anny import AnnyHeadConfig, MultiHmrAnny
+from dune_cli.models.multihmr_common import PersonTransformerConfig
+from dune_cli.models.multihmr_smplx import MultiHmrSmplx, SmplxHeadConfig
 from dune_cli.models.precision import set_trunk_dtype
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.tasks.human import HumanModel
@@ -63,10 +63,10 @@ class TaskSpeed:
     fast_gain: dict[str, float]
 
 
-def random_depth(name: str) -> HeadDepth | PairedDepth:
+def random_depth(name: str) -> HeadDepth | TwoViewDepth:
     """A depth model of `DEPTH_MODELS` with random weights."""
     if name == "mast3r-vitl":
-        return PairedDepth(random_two_view(name)).eval()
+        return TwoViewDepth(random_two_view(name)).eval()
     width, depth, heads = VITS[name.removeprefix("dinov2-vit")[0]]
     config = Dinov2DptConfig(width, (width // 8, width // 4, width // 2, width), 256, 128, 32)
     blocks = tuple(depth * step // 4 - 1 for step in (1, 2, 3, 4))
@@ -178,14 +178,14 @@ def _filled(model: nn.Module) -> Any:
 def _input_hw(model: nn.Module, size_px: int | None) -> tuple[int, int]:
     if isinstance(model, (MultiHmrSmplx, MultiHmrAnny)):
         return model.size_px, model.size_px
-    if isinstance(model, PairedDepth):
+    if isinstance(model, TwoViewDepth):
         return input_size(size_px or model.model.size, model.model.patch)
     long_side = size_px or DEPTH_LONG_SIDE_PX
     return max(1, round(long_side * 3 / 4)), long_side  # a head pads to whole patches itself
 
 
-def _depth_calls(model: HeadDepth | PairedDepth, image: torch.Tensor) -> tuple[Calls, None]:
-    if isinstance(model, PairedDepth):
+def _depth_calls(model: HeadDepth | TwoViewDepth, image: torch.Tensor) -> tuple[Calls, None]:
+    if isinstance(model, TwoViewDepth):
         return {"encoder": lambda: model.model.encode(image), "network": lambda: model.points(image)}, None
     padded = F.interpolate(image, [-(-side // 14) * 14 for side in image.shape[-2:]])
     encoder = lambda: model.encoder.intermediate(padded, model.blocks, norm=False)  # noqa: E731
@@ -205,7 +205,7 @@ def _human_calls(network: MultiHmrSmplx | MultiHmrAnny, image: torch.Tensor) -> 
 
 def _trunk_shapes(model: nn.Module, pixels: int) -> tuple[tuple[int, int, int], ...]:
     """(m, k, n) of the matrix products to compare with: a large square one and those of the encoder's MLP."""
-    if isinstance(model, PairedDepth):
+    if isinstance(model, TwoViewDepth):
         patch, width = model.model.patch, 1024
     else:
         vit = model.encoder if isinstance(model, HeadDepth) else model.backbone

@@ -88,3 +88,83 @@ def quarter_turn(width: int, height: int, turns: int) -> np.ndarray:
         matrix = np.array([[0, -1, height - 1], [1, 0, 0], [0, 0, 1.0]]) @ matrix
         width, height = height, width
     return matrix
+
+
+# The radial distortion that COLMAP calls SIMPLE_RADIAL: one term, x' = x (1 + k r²) on the plane z = 1.
+#
+# `K` (3, 3); pixels (..., 2), centres at integers; float64. With k = 0 everything passes through untouched.
+
+
+def distort_pixels(pixels: np.ndarray, K: np.ndarray, radial: float) -> np.ndarray:
+    """(..., 2) where a camera with the term `radial` sees what an ideal one sees at `pixels`."""
+    if radial == 0:
+        return np.asarray(pixels, dtype=np.float64)
+    plane, K = _to_plane(pixels, K)
+    return _to_pixels(plane * (1 + radial * (plane**2).sum(-1, keepdims=True)), K)
+
+
+def undistort_pixels(pixels: np.ndarray, K: np.ndarray, radial: float, iterations: int = 20) -> np.ndarray:
+    """(..., 2) the inverse of `distort_pixels`, by Newton's method on the radius.
+
+    Where a barrel distortion folds (no radius gives so large a one) the radius of the fold is returned.
+    """
+    if radial == 0:
+        return np.asarray(pixels, dtype=np.float64)
+    plane, K = _to_plane(pixels, K)
+    bent = np.linalg.norm(plane, axis=-1, keepdims=True)
+    fold = np.inf if radial > 0 else np.sqrt(-1 / (3 * radial))
+    straight = np.minimum(bent, 0.999 * fold)
+    for _ in range(iterations):
+        slope = 1 + 3 * radial * straight**2
+        straight = np.clip(straight - (straight + radial * straight**3 - bent) / slope, 0, 0.999 * fold)
+    return _to_pixels(plane * np.where(bent > 0, straight / np.where(bent > 0, bent, 1), 1), K)
+
+
+def _to_plane(pixels: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pixels, K = np.asarray(pixels, dtype=np.float64), np.asarray(K, dtype=np.float64)
+    return (pixels - K[:2, 2]) / (K[0, 0], K[1, 1]), K
+
+
+def _to_pixels(plane: np.ndarray, K: np.ndarray) -> np.ndarray:
+    return plane * (K[0, 0], K[1, 1]) + K[:2, 2]
+
+
+# The focal length that a point map implies.
+
+
+def focal_from_point_map(
+    points_cam: np.ndarray, pixels: np.ndarray, principal_point: np.ndarray, valid: np.ndarray, iterations: int = 50
+) -> float | None:
+    """Focal length in pixels (square pixels) of the camera that sees `points_cam` (..., 3) at `pixels` (..., 2).
+
+    Starts at the weighted median of every point's own focal, which survives up to half of wrong points however far
+    they lie, and then minimises the sum of distances |pixel - principal_point - focal * (x, y) / z| over the points
+    near it by Weiszfeld's iterations, as S. Wang et al., "DUSt3R: Geometric 3D Vision Made Easy", CVPR 2024, section
+    3.3. `valid` (...) picks the points to use; those with z <= 0 are left out. None with fewer than 10 points, or
+    where they give no positive focal.
+    """
+    points_cam, pixels = np.asarray(points_cam, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
+    use = valid & (points_cam[..., 2] > 0) & np.isfinite(points_cam).all(-1)
+    slopes = points_cam[use][:, :2] / points_cam[use][:, 2:]
+    offsets = pixels[use] - principal_point
+    along, square = (slopes * offsets).sum(-1), (slopes**2).sum(-1)
+    usable = square > 1e-18
+    if np.count_nonzero(usable) < 10:
+        return None
+    own = np.maximum(along[usable] / square[usable], 0)
+    focal = _weighted_median(own, np.linalg.norm(offsets[usable], axis=-1))
+    distances = np.linalg.norm(offsets - focal * slopes, axis=-1)
+    near = distances <= 4 * np.median(distances)
+    for _ in range(iterations):
+        weights = near / np.maximum(distances, 1e-6)
+        previous, focal = focal, float((weights * along).sum() / max((weights * square).sum(), 1e-30))
+        if abs(focal - previous) <= 1e-9 * abs(focal):
+            break
+        distances = np.linalg.norm(offsets - focal * slopes, axis=-1)
+    return focal if np.isfinite(focal) and focal > 0 else None
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(values)
+    share = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(share, share[-1] / 2)])

@@ -13,9 +13,10 @@ from math import log10
 
 import numpy as np
 
-from dune_cli.geometry import epipolar, pair_checks, two_view
+from dune_cli.geometry import epipolar, two_view
+from dune_cli.geometry import two_view as pair_checks
 
-MAX_LOG10_CHANCE = -12.0  # above it chance may explain the agreement, and there is no confidence
+MAX_LOG10_NFA = -12.0  # above it chance may explain the agreement, and there is no confidence
 
 
 STILL = 1.5  # matched pixels: a match that moves no further lies at the same pixels
@@ -67,7 +68,7 @@ GUESSED_LENS = 0.65  # of the poses that look sure with a focal length 0.6 or 1.
 
 def confidence_of(evidence: Evidence) -> float:
     """[0, 1): the share of poses within 10 degrees; 0 where chance may explain the evidence."""
-    if not evidence.log10_chance <= MAX_LOG10_CHANCE or not np.isfinite(astuple(evidence)).all():
+    if not evidence.log10_chance <= MAX_LOG10_NFA or not np.isfinite(astuple(evidence)).all():
         return 0.0
     sure = 1 / (1 + np.exp(-(INTERCEPT + evidence.features() @ np.array(WEIGHTS))))
     return float(sure if evidence.lens_known else GUESSED_LENS * sure)
@@ -104,7 +105,7 @@ def evidence_of_pair(
     agree = pose.inliers & moving
     if np.count_nonzero(agree) < epipolar.MIN_MATCHES:
         return NO_EVIDENCE
-    chance = pair_checks.log10_chance_epipolar(int(agree.sum()), int(moving.sum()), pixel_sizes_px, sizes)
+    chance = pair_checks.log10_nfa_epipolar(int(agree.sum()), int(moving.sum()), pixel_sizes_px, sizes)
     errors = [max(map(float, epipolar.pose_error(run.cam2_from_cam1, pose.cam2_from_cam1))) for run in runs]
     points = two_view.triangulate(points1[agree], points2[agree], K1, K2, pose.cam2_from_cam1)
     with np.errstate(invalid="ignore"):

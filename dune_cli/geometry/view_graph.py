@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import coo_matrix, csgraph
 
 from dune_cli.geometry.poses import rotation_angle
-from dune_cli.geometry.similarities import rigid_part, scale_of
+from dune_cli.geometry.sim3 import rigid_part, scale_of
 
 MAX_TURN = np.radians(10.0)
 MAX_LOG_SCALE = 0.25

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dune_cli import console
 from dune_cli.errors import UserError
-from dune_cli.io.companions import companions
+from dune_cli.io.photo_names import companions
 
 # fmt: off
 IMAGE_SUFFIXES = (  # what photos.py reads

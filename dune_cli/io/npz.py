@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dune_cli.io.atomic import atomic_path
+from dune_cli.io.outputs import atomic_path
 
 
 def write_npz(path: str | Path, /, **arrays: np.ndarray) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from dune_cli.errors import DuneError, UserError
-from dune_cli.io import deep_colours, exif
+from dune_cli.io import exif, high_bit_depth
+from dune_cli.io.high_bit_depth import to_8bit
+from dune_cli.io.image_file import FILE_LIMIT_BYTES, check_size, decode, header
 from dune_cli.io.orientation import UPRIGHT, to_upright, turned_size, valid
-from dune_cli.io.picture_file import FILE_LIMIT_BYTES, check_size, decode, header
 from dune_cli.io.safe_read import open_regular
-from dune_cli.io.value_range import to_8bit
 from dune_cli.provenance import sha256_of
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def read_header(path: str | Path) -> PhotoHeader | None:
     """A photo's size and orientation without decoding it; None for what cannot be read (`read_photo` says why)."""
     try:
         with open_regular(path, "a photo", FILE_LIMIT_BYTES) as file:
-            deep = deep_colours.look(Path(path), file)
+            deep = high_bit_depth.look(Path(path), file)
             if deep is not None and deep.only_here:
                 orientation = valid(deep.exif.get(exif.ORIENTATION))
                 return PhotoHeader(*turned_size(deep.width, deep.height, orientation), orientation)
@@ -119,7 +119,7 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
 
 def _read(path: Path, file: BinaryIO) -> tuple[np.ndarray, dict[int, Any], int]:
     """The upright (H, W, 3) uint8 picture, its EXIF tags, and how it is stored."""
-    deep = deep_colours.look(path, file)
+    deep = high_bit_depth.look(path, file)
     if deep is not None and deep.only_here:
         check_size(path, deep.width, deep.height, SMALLEST_SIDE_PX)
         rgb = _deep_rgb8(path, file)
@@ -180,7 +180,7 @@ def _to_rgb8(path: Path, image: Image) -> np.ndarray:
 
 def _deep_rgb8(path: Path, file: BinaryIO) -> np.ndarray:
     """As it is stored, (H, W, 3) uint8, of a file with more than 8 bits a channel; over white where transparent."""
-    colours, alpha = deep_colours.read(path, file)
+    colours, alpha = high_bit_depth.read(path, file)
     rgb = to_8bit(colours, path)
     if rgb.ndim == 2:
         rgb = np.repeat(rgb[..., None], 3, axis=2)

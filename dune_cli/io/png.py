@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dune_cli.io.atomic import atomic_path
+from dune_cli.io.outputs import atomic_path
 
 
 def save_png(path: str | Path, picture: np.ndarray) -> None:
@@ -24,3 +24,54 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="PNG")
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+# Class maps as pictures: PNG with a palette, and the classes laid over the photo.
+
+
+LARGEST = 256
+
+
+def generated(classes: int) -> np.ndarray:
+    """(classes, 3) uint8 distinct colours: PASCAL VOC's, the bits of the class number spread over red, green, blue."""
+    if not 0 < classes <= LARGEST:
+        raise ValueError(f"a palette has 1 to {LARGEST} colours, not {classes}")
+    colors = np.zeros((classes, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            has = np.arange(classes) >> (3 * bit + channel) & 1
+            colors[:, channel] |= (has << (7 - bit)).astype(np.uint8)
+    return colors
+
+
+def write_class_png(path: str | Path, classes: np.ndarray, colors: np.ndarray) -> None:
+    """Writes (H, W) class numbers as an 8-bit palette PNG: pixel values are the numbers, `colors` (N, 3) uint8 shows.
+
+    ValueError for a number without a colour.
+    """
+    from PIL import Image
+
+    if (
+        classes.ndim != 2
+        or 0 in classes.shape
+        or len(colors) > LARGEST
+        or not 0 <= classes.min() <= classes.max() < len(colors)
+    ):
+        raise ValueError(f"class numbers (H, W) must lie below the {len(colors)} colours, at most {LARGEST}")
+    image = Image.fromarray(np.ascontiguousarray(classes, np.uint8), mode="P")
+    image.putpalette(np.ascontiguousarray(colors, np.uint8).tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def overlay(rgb: np.ndarray, classes: np.ndarray, colors: np.ndarray, share: float = 0.5) -> np.ndarray:
+    """(H, W, 3) uint8: the photo with each pixel's class colour at `share`, and dark lines between classes."""
+    picture = rgb * np.float32(1 - share)
+    picture += colors[classes] * np.float32(share)
+    border = np.zeros(classes.shape, bool)
+    border[1:] |= classes[1:] != classes[:-1]
+    border[:, 1:] |= classes[:, 1:] != classes[:, :-1]
+    picture[border] *= 0.4
+    return np.rint(picture).astype(np.uint8)

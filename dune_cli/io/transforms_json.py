@@ -23,13 +23,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dune_cli.io.jsons import write_json
-from dune_cli.io.known_poses import OPENCV_FROM_OPENGL
+from dune_cli.io.json_files import write_json
+from dune_cli.io.pose_files import OPENCV_FROM_OPENGL
 
 HALF_PIXEL = 0.5
 
 
-class Camera(Protocol):
+class TransformsCamera(Protocol):
     """What a view (or a Frustum) must tell: size, `K` (3, 3) in its pixels, `world_from_cam` (4, 4) in OpenCV axes."""
 
     @property
@@ -44,7 +44,7 @@ class Camera(Protocol):
 
 def write_transforms(
     path: str | Path,
-    views: Sequence[Camera],
+    views: Sequence[TransformsCamera],
     image_paths: Sequence[str | Path],
     points_file: str | Path | None = None,
     radials: Sequence[float] | None = None,
@@ -63,7 +63,7 @@ def write_transforms(
     write_json(path, tree)
 
 
-def _frame(view: Camera, file_path: str, radial: float) -> dict[str, Any]:
+def _frame(view: TransformsCamera, file_path: str, radial: float) -> dict[str, Any]:
     K = np.asarray(view.K, np.float64)
     return {
         "file_path": file_path,

@@ -11,7 +11,7 @@ import numpy as np
 
 from dune_cli import optional
 from dune_cli.errors import CheckpointError, DuneError
-from dune_cli.matchers.base import Availability, FeatureMatcher, Features
+from dune_cli.matchers.matcher import Availability, FeatureMatcher, Features
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +22,13 @@ CURE = "pip install 'dune-cli[matchers]'"
 
 def availability(weights: Iterable[str]) -> Availability:
     """Whether kornia and the named weights are here. Imports neither kornia nor torch."""
-    from dune_cli.checkpoints import store
+    from dune_cli.checkpoints import weights_folder
 
     if importlib.util.find_spec("kornia") is None:
         return Availability(False, "the package kornia is not installed", CURE)
     for name in weights:
         try:
-            store.locate(name)
+            weights_folder.locate(name)
         except DuneError as error:
             return Availability(False, " ".join(str(error).split()), f"dune weights pull {name}")
     return Availability(True)
@@ -61,7 +61,7 @@ def fill(
 
 def light_glue(features: str, state: Mapping[str, torch.Tensor], what: str) -> nn.Module:
     """LightGlue (Lindenberger et al. 2023) for `features` ("aliked" or "xfeat") from a published state dict."""
-    from dune_cli.checkpoints.foreign import glue_names
+    from dune_cli.checkpoints.third_party import glue_names
 
     LightGlue = require_features().LightGlue
     options = {key: value for key, value in LightGlue.features[features].items() if key != "weights"}

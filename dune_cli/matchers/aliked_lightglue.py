@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dune_cli.matchers import _kornia
-from dune_cli.matchers.base import Availability, Matcher
+from dune_cli.matchers.matcher import Availability, Matcher
 from dune_cli.runtime import pick_device
 
 NAME = "aliked-lightglue"
@@ -26,7 +26,7 @@ class AlikedLightGlue(_kornia.LightGlueMatcher):
         max_keypoints: int = 2048,
         detection_threshold: float = 0.01,
     ) -> None:
-        from dune_cli.checkpoints.foreign import open_foreign
+        from dune_cli.checkpoints.third_party import open_foreign
 
         self.device = pick_device(device)
         self.working_size_px = working_size_px

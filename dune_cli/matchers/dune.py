@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dune_cli.errors import CheckpointError, DuneError
-from dune_cli.matchers._head import HeadMatcher, XFeatEye
-from dune_cli.matchers.base import Availability, Matcher, resize
+from dune_cli.matchers._match_head import HeadMatcher, XFeatExtractor
+from dune_cli.matchers.matcher import Availability, Matcher, resize
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +25,13 @@ TAKES_MODEL = True
 ENCODER, HEAD = "dune-mini", "dune-matcher"
 
 
-class Eye(XFeatEye):
+class EncoderExtractor(XFeatExtractor):
     """The encoder's part: a photo at the matcher's size to keypoints and what surrounds them. One pass a photo."""
 
     def __init__(self, encoder: nn.Module) -> None:
         """`encoder`: what `load_encoder` gives for a dune-mini. CheckpointError for one without XFeat's and the Lite
         stem."""
-        from dune_cli.models.mini import MiniEncoder
+        from dune_cli.models.dune_mini import MiniEncoder
 
         mini = getattr(encoder, "vit", encoder)
         if not isinstance(mini, MiniEncoder) or not {"xfeat", "lite"} <= set(mini.config.parts):
@@ -69,11 +69,11 @@ class Dune(HeadMatcher):
 
 def availability() -> Availability:
     """Needs the files of the encoder and of the head."""
-    from dune_cli.checkpoints import store
+    from dune_cli.checkpoints import weights_folder
 
     for name in (ENCODER, HEAD):
         try:
-            store.locate(name)
+            weights_folder.locate(name)
         except DuneError as error:
             return Availability(False, " ".join(str(error).split()), f"dune weights pull {name}")
     return Availability(True)
@@ -81,8 +81,9 @@ def availability() -> Availability:
 
 def build(device: str, dtype: str, model: str | Path | None, encoder: str | Path | None) -> Matcher:
     """`model`: the head's file or name; `encoder`: that of the dune-mini it was trained on."""
-    from dune_cli.checkpoints.load import load_encoder
-    from dune_cli.checkpoints.load_matcher import load_match_head
+    from dune_cli.checkpoints.loader import load_encoder, load_match_head
 
     head = load_match_head(model or HEAD, device)
-    return Dune(Eye(load_encoder(encoder or ENCODER, device, "float32" if dtype == "auto" else dtype)), head)
+    return Dune(
+        EncoderExtractor(load_encoder(encoder or ENCODER, device, "float32" if dtype == "auto" else dtype)), head
+    )

@@ -10,14 +10,14 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.geometry.cameras import quarter_turn
-from dune_cli.io.cache_files import Layout
-from dune_cli.matchers.base import Availability, Matcher, Matches, SplitMatcher
+from dune_cli.io.cache import Layout
+from dune_cli.matchers.matcher import Availability, CacheableMatcher, Matcher, Matches
 
 if TYPE_CHECKING:
     import torch
 
     from dune_cli.io.preprocess import Prepared
-    from dune_cli.models.two_view import TwoViewOutput, ViewFeatures
+    from dune_cli.models.mast3r import TwoViewOutput, ViewFeatures
 
 NAME = "mast3r"
 MEASURED_AUC10 = None  # depends on the model, so "auto" leaves it out
@@ -25,14 +25,14 @@ TAKES_MODEL = True
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Mast3rFeatures:
     """A photo after the encoder: `features` of a batch of one, `network_from_image` (3, 3)."""
 
     features: ViewFeatures
     network_from_image: np.ndarray
 
 
-class Mast3r(SplitMatcher):
+class Mast3r(CacheableMatcher):
     """Any two-view model with descriptors. Every photo goes through the published preparation at the model's size."""
 
     name = NAME
@@ -46,7 +46,7 @@ class Mast3r(SplitMatcher):
         size_px: int | None = None,
         subsample: int = 8,
     ) -> None:
-        from dune_cli.checkpoints.load import load_two_view
+        from dune_cli.checkpoints.loader import load_two_view
 
         self.model = load_two_view(model, encoder, device, dtype)
         self.working_size_px = size_px or self.model.size
@@ -64,7 +64,7 @@ class Mast3r(SplitMatcher):
         output = self.model(*(torch.from_numpy(p.image)[None].to(self._device) for p in prepared), points=False)
         return matches_of(output, *prepared, self.subsample)[0]
 
-    def extract(self, rgb: np.ndarray) -> Encoded:
+    def extract(self, rgb: np.ndarray) -> Mast3rFeatures:
         import torch
 
         from dune_cli.io.preprocess import prepare
@@ -72,12 +72,12 @@ class Mast3r(SplitMatcher):
         prepared = prepare(rgb, self.working_size_px, self.model.patch, self.model.crop_square_to_4_3)
         with torch.inference_mode():
             found = self.model.encode(torch.from_numpy(prepared.image)[None].to(self._device))
-        return Encoded(found, prepared.network_from_image)
+        return Mast3rFeatures(found, prepared.network_from_image)
 
-    def _turned(self, features: Encoded, turns: int, width: int, height: int) -> Encoded:
+    def _turned(self, features: Mast3rFeatures, turns: int, width: int, height: int) -> Mast3rFeatures:
         return replace(features, network_from_image=features.network_from_image @ quarter_turn(width, height, turns))
 
-    def match_features(self, features1: Encoded, features2: Encoded) -> Matches:
+    def match_features(self, features1: Mast3rFeatures, features2: Mast3rFeatures) -> Matches:
         import torch
 
         with torch.inference_mode():
@@ -90,21 +90,21 @@ class Mast3r(SplitMatcher):
         "network_from_image": ("f", (3, 3)),
     }
 
-    def pack(self, features: Encoded) -> dict[str, np.ndarray]:
+    def pack(self, features: Mast3rFeatures) -> dict[str, np.ndarray]:
         return {
             "tokens": features.features.tokens[0].float().cpu().numpy().astype(np.float16),
             "grid": np.array(features.features.grid, np.int64),
             "network_from_image": features.network_from_image,
         }
 
-    def unpack(self, packed: Mapping[str, np.ndarray]) -> Encoded:
+    def unpack(self, packed: Mapping[str, np.ndarray]) -> Mast3rFeatures:
         import torch
 
-        from dune_cli.models.two_view import ViewFeatures
+        from dune_cli.models.mast3r import ViewFeatures
 
         rows, columns = packed["grid"].tolist()
         tokens = torch.from_numpy(packed["tokens"].astype(np.float32))[None].to(self._device)
-        return Encoded(ViewFeatures(tokens, (rows, columns)), packed["network_from_image"])
+        return Mast3rFeatures(ViewFeatures(tokens, (rows, columns)), packed["network_from_image"])
 
     @property
     def _device(self) -> torch.device:
@@ -112,11 +112,11 @@ class Mast3r(SplitMatcher):
 
 
 def matches_of(
-    output: TwoViewOutput, prepared1: Prepared | Encoded, prepared2: Prepared | Encoded, subsample: int
+    output: TwoViewOutput, prepared1: Prepared | Mast3rFeatures, prepared2: Prepared | Mast3rFeatures, subsample: int
 ) -> tuple[Matches, np.ndarray]:
     """The reciprocal matches of a pair's descriptors in the photos' pixels, and their pixels (x, y) on network grid 1,
     (M, 2) int64. Scores: c / (1 + c) with c the geometric mean of both descriptor confidences."""
-    from dune_cli.geometry.matching import reciprocal_matches
+    from dune_cli.matchers.nearest_neighbours import reciprocal_matches
 
     desc1, desc2 = output.descriptors1[0], output.descriptors2[0]
     xy1, xy2 = reciprocal_matches(desc1, desc2, subsample)

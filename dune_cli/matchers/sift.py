@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dune_cli.matchers.base import Availability, FeatureMatcher, Features, Matcher
+from dune_cli.matchers.matcher import Availability, FeatureMatcher, Features, Matcher
 from dune_cli.provenance import Source
 
 NAME = "sift"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dune_cli.errors import CheckpointError, WeightsMissing
-from dune_cli.matchers._head import HeadMatcher, XFeatEye
-from dune_cli.matchers.base import Availability, Matcher
+from dune_cli.matchers._match_head import HeadMatcher, XFeatExtractor
+from dune_cli.matchers.matcher import Availability, Matcher
 
 NAME = "xfeat-lighterglue"
 WEIGHTS = "xfeat-lighterglue-bundled"
@@ -19,20 +19,20 @@ class XFeatLighterGlue(HeadMatcher):
 
     def __init__(self, device: str = "auto") -> None:
         """WeightsMissing, CheckpointError: the file that comes with dune is lost or damaged."""
-        from dune_cli.checkpoints.load_matcher import load_match_head
+        from dune_cli.checkpoints.loader import load_match_head
 
         head = load_match_head(WEIGHTS, device)
         if head.xfeat is None:
             raise CheckpointError(f"{WEIGHTS} holds no backbone; install dune-cli again")
-        super().__init__(XFeatEye(head.xfeat), head)
+        super().__init__(XFeatExtractor(head.xfeat), head)
 
 
 def availability() -> Availability:
     """Always ready: the weights come with dune."""
-    from dune_cli.checkpoints import store
+    from dune_cli.checkpoints import weights_folder
 
     try:
-        store.locate(WEIGHTS)
+        weights_folder.locate(WEIGHTS)
     except WeightsMissing as error:
         return Availability(False, " ".join(str(error).split()), "pip install --force-reinstall dune-cli")
     return Availability(True)

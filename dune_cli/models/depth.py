@@ -6,10 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dune_cli.models.dinov2_dpt import Dinov2DptHead
-from dune_cli.models.dinov2_linear import LinearDepthHead
-from dune_cli.models.padding import pad_to_patches
-from dune_cli.models.two_view import TwoViewModel
+from dune_cli.models.dinov2_heads import Dinov2DptHead, LinearDepthHead
+from dune_cli.models.mast3r import TwoViewModel
+from dune_cli.models.patch_embed import pad_to_patches
 from dune_cli.models.vit import VisionTransformer
 from dune_cli.provenance import Source
 
@@ -55,7 +54,7 @@ class HeadDepth(nn.Module):
         return F.interpolate(depth[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
 
-class PairedDepth(nn.Module):
+class TwoViewDepth(nn.Module):
     """A two-view model that sees an image twice: its first point map lies in that image's own camera."""
 
     source = Source("none")

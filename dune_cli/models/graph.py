@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Layer:
+class GraphLayer:
     """One step: `operation` of OPERATIONS, the names of its inputs (activations and weights) and of its output."""
 
     operation: str
@@ -140,7 +140,7 @@ class Graph(nn.Module):
 
     def __init__(
         self,
-        layers: Sequence[Layer],
+        layers: Sequence[GraphLayer],
         inputs: Sequence[str],
         outputs: Sequence[str],
         weights: Mapping[str, torch.Tensor],
@@ -197,7 +197,7 @@ def build(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -
     """The graph of `describe` with its weights. Raises ValueError for what is none."""
     try:
         layers = [
-            Layer(operation, tuple(inputs), output, options)
+            GraphLayer(operation, tuple(inputs), output, options)
             for operation, inputs, output, options in description["layers"]
         ]
         return Graph(layers, description["inputs"], description["outputs"], weights)

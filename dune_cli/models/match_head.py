@@ -1,8 +1,4 @@
-"""The head of the matcher `dune`: XFeat's keypoints and descriptors, what the encoder saw around them, LightGlue.
-
-At the start it is XFeat + LighterGlue (all that is added enters by weights of zero); training goes on from there.
-Without context and refinement, with XFeat's backbone in it, it is the matcher `xfeat-lighterglue`.
-"""
+"""Keypoints out of XFeat's maps (Potje et al., "XFeat", CVPR 2024), and maps sampled at them."""
 
 from __future__ import annotations
 
@@ -12,11 +8,78 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dune_cli.models.keypoints import centre_of_mass, descriptors_at, detect, heatmap_of, values_at
-from dune_cli.models.light_glue import Assignment, LightGlue, LightGlueConfig, normalised
-from dune_cli.models.stem_xfeat import BasicLayer, XFeatStem
-from dune_cli.models.stems import Maps
+from dune_cli.models.lightglue import Assignment, LightGlue, LightGlueConfig, normalised
+from dune_cli.models.stems import BasicLayer, Maps, XFeatStem
 from dune_cli.provenance import Source
+
+CELL = 8  # pixels of a cell's side
+WINDOW = 5  # pixels of the side that a keypoint is the maximum of
+
+
+def heatmap_of(logits: torch.Tensor) -> torch.Tensor:
+    """Keypoint logits (B, 65, h, w) of 8 x 8 cells, the last one for "none" -> probabilities (B, 1, 8 h, 8 w)."""
+    return F.pixel_shuffle(logits.softmax(dim=1)[:, : CELL * CELL], CELL)
+
+
+def detect(heatmap: torch.Tensor, reliability: torch.Tensor, threshold: float, count: int) -> torch.Tensor:
+    """The best maxima of a heatmap (1, 1, H, W) above `threshold`: whole pixels (N, 2), x and y, best first.
+
+    They are ranked by heatmap times reliability (1, 1, h, w), as published; N is at most `count`.
+    """
+    peaks = heatmap == F.max_pool2d(heatmap, WINDOW, stride=1, padding=WINDOW // 2)
+    xy = (peaks & (heatmap > threshold))[0, 0].nonzero().flip(1)
+    scores = heatmap[0, 0, xy[:, 1], xy[:, 0]]
+    grid = published_grid(xy, (heatmap.shape[-1], heatmap.shape[-2]))
+    scores = scores * F.grid_sample(reliability, grid, align_corners=False)[0, 0, :, 0]
+    return xy[scores.topk(min(count, len(scores))).indices]
+
+
+def centre_of_mass(heatmap: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
+    """Pixels (N, 2) whole -> float32, moved to the centre of mass of the heatmap (1, 1, H, W) in their window.
+
+    Published keypoints are whole pixels. This lowers the median error of matches under known homographies from 0.57 to
+    0.45 px (512-px photos enlarged to 960).
+    """
+    reach = WINDOW // 2
+    steps = torch.arange(-reach, reach + 1, device=heatmap.device)
+    padded = F.pad(heatmap[0, 0], (reach,) * 4)
+    window = padded[xy[:, 1, None, None] + reach + steps[:, None], xy[:, 0, None, None] + reach + steps]
+    total = window.sum(dim=(1, 2))
+    offset = torch.stack([(window * steps).sum(dim=(1, 2)), (window * steps[:, None]).sum(dim=(1, 2))], dim=1)
+    return xy + offset / total[:, None]
+
+
+def published_grid(xy: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Pixels (N, 2) of an image of `size` (width, height) -> grid (1, N, 1, 2) as XFeat's descriptors are sampled.
+
+    As in its training: positions over (side - 1), maps aligned by their pixels' edges.
+    """
+    width, height = size
+    return (2 * xy / torch.tensor([width - 1, height - 1], device=xy.device) - 1)[None, :, None]
+
+
+def descriptors_at(descriptors: torch.Tensor, xy: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """XFeat's descriptor map (1, 64, h, w) at keypoints (N, 2) of an image of `size`: unit vectors (N, 64)."""
+    grid = published_grid(xy, size)
+    sampled = F.grid_sample(F.normalize(descriptors, dim=1), grid, mode="bicubic", align_corners=False)
+    return F.normalize(sampled[0, :, :, 0].T, dim=1)
+
+
+def values_at(values: torch.Tensor, xy: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A map (1, C, h, w) of an image at its pixels (..., 2), bilinearly -> (..., C).
+
+    `size` (width, height) is that of the image that the pixels count in, whatever size the map was made at.
+    """
+    grid = 2 * (xy + 0.5) / torch.tensor(size, device=xy.device) - 1
+    sampled = F.grid_sample(values, grid.reshape(1, -1, 1, 2), padding_mode="border", align_corners=False)
+    return sampled[0, :, :, 0].T.reshape(*xy.shape[:-1], values.shape[1])
+
+
+# The head of the matcher `dune`: XFeat's keypoints and descriptors, what the encoder saw around them, LightGlue.
+#
+# At the start it is XFeat + LighterGlue (all that is added enters by weights of zero); training goes on from there.
+# Without context and refinement, with XFeat's backbone in it, it is the matcher `xfeat-lighterglue`.
+
 
 CHANNELS = {"xfeat4": 24, "lite4": 24, "lite8": 48, "tokens": 256}  # what the context can be made of
 TAPS = 3  # samples of a fine window's side
@@ -54,7 +117,7 @@ class MatchHeadConfig:
 
 
 @dataclass(frozen=True)
-class Seen:
+class EncoderContext:
     """Keypoints of one image. xy (N, 2) pixels, centres at integers; values (N, C); size (width, height) in pixels."""
 
     xy: torch.Tensor
@@ -132,7 +195,7 @@ class MatchHead(nn.Module):
         self.refinement = Refinement(config.split[-1], config.fine) if config.fine else None
 
     @torch.no_grad()
-    def look(self, images: torch.Tensor, xfeat: Maps, around: dict[str, torch.Tensor]) -> Seen:
+    def look(self, images: torch.Tensor, xfeat: Maps, around: dict[str, torch.Tensor]) -> EncoderContext:
         """Keypoints of one image (1, 3, H, W) in [0, 1] with what is known of each, before any trained layer.
 
         xfeat: the stem's part `xfeat` of this image. around: the context's maps (1, C, h, w) by name, of the same
@@ -149,9 +212,9 @@ class MatchHead(nn.Module):
             steps = torch.arange(TAPS, device=xy.device) - (TAPS - 1) / 2
             grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * 2
             parts.append(values_at(xfeat[4], xy[:, None, None] + grid, size).flatten(1))
-        return Seen(xy, torch.cat(parts, 1), size)
+        return EncoderContext(xy, torch.cat(parts, 1), size)
 
-    def embed(self, seen: Seen) -> Seen:
+    def embed(self, seen: EncoderContext) -> EncoderContext:
         """A keypoint's values as the matcher and the refinement take them: (N, width + fine)."""
         descriptor, *around, window = seen.values.float().split(self.config.split, 1)
         x = self.glue.input_proj(descriptor)
@@ -159,18 +222,20 @@ class MatchHead(nn.Module):
             x = x + layer(values)
         if self.refinement is not None:
             x = torch.cat([x, self.refinement.embed(window)], 1)
-        return Seen(seen.xy, x, seen.size)
+        return EncoderContext(seen.xy, x, seen.size)
 
-    def assign(self, embedded0: Seen, embedded1: Seen) -> list[Assignment]:
+    def assign(self, embedded0: EncoderContext, embedded1: EncoderContext) -> list[Assignment]:
         """Every layer's assignment, for training."""
         return self.glue(*self._inputs(embedded0, embedded1))
 
-    def match(self, embedded0: Seen, embedded1: Seen) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def match(
+        self, embedded0: EncoderContext, embedded1: EncoderContext
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Matches: index0, index1 (K,), probability (K,)."""
         return self.glue.match(*self._inputs(embedded0, embedded1), self.config.match_threshold)
 
     def offsets(
-        self, embedded0: Seen, embedded1: Seen, index0: torch.Tensor, index1: torch.Tensor
+        self, embedded0: EncoderContext, embedded1: EncoderContext, index0: torch.Tensor, index1: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels (K, 2) to move the points of image 0 and of image 1 by. ValueError without a refinement."""
         if self.refinement is None:
@@ -180,7 +245,7 @@ class MatchHead(nn.Module):
         )
         return self.refinement(fine0, fine1), self.refinement(fine1, fine0)
 
-    def _inputs(self, embedded0: Seen, embedded1: Seen) -> tuple[torch.Tensor, ...]:
+    def _inputs(self, embedded0: EncoderContext, embedded1: EncoderContext) -> tuple[torch.Tensor, ...]:
         width = self.config.glue.width
         positions = (normalised(seen.xy.float(), seen.size) for seen in (embedded0, embedded1))
         return embedded0.values[:, :width], embedded1.values[:, :width], *positions

@@ -23,7 +23,7 @@ HIGH_LEVEL = 448
 PYRAMID = 128
 
 
-class Block(NamedTuple):
+class MosaicBlock(NamedTuple):
     """An inverted bottleneck: expanded channels, depthwise kernel, stride, dilation, output channels, residual."""
 
     expanded: int
@@ -35,22 +35,22 @@ class Block(NamedTuple):
 
 
 BACKBONE = (
-    Block(96, 3, 2, 1, 32, False),
-    Block(64, 3, 1, 1, 32, True),
-    Block(160, 5, 2, 1, 64, False),
-    Block(192, 3, 1, 1, 64, True),
-    Block(128, 3, 1, 1, 64, True),
-    Block(192, 3, 1, 1, 64, True),
-    Block(384, 5, 2, 1, 128, False),
-    Block(384, 3, 1, 1, 128, True),
-    Block(384, 3, 1, 1, 128, True),
-    Block(384, 3, 1, 1, 128, True),
-    Block(768, 3, 1, 1, 160, False),
-    Block(640, 3, 1, 1, 160, True),
-    Block(960, 3, 1, 1, 192, False),
-    Block(384, 5, 1, 2, 96, False),
-    Block(384, 5, 1, 2, 96, True),
-    Block(384, 5, 1, 2, 96, True),
+    MosaicBlock(96, 3, 2, 1, 32, False),
+    MosaicBlock(64, 3, 1, 1, 32, True),
+    MosaicBlock(160, 5, 2, 1, 64, False),
+    MosaicBlock(192, 3, 1, 1, 64, True),
+    MosaicBlock(128, 3, 1, 1, 64, True),
+    MosaicBlock(192, 3, 1, 1, 64, True),
+    MosaicBlock(384, 5, 2, 1, 128, False),
+    MosaicBlock(384, 3, 1, 1, 128, True),
+    MosaicBlock(384, 3, 1, 1, 128, True),
+    MosaicBlock(384, 3, 1, 1, 128, True),
+    MosaicBlock(768, 3, 1, 1, 160, False),
+    MosaicBlock(640, 3, 1, 1, 160, True),
+    MosaicBlock(960, 3, 1, 1, 192, False),
+    MosaicBlock(384, 5, 1, 2, 96, False),
+    MosaicBlock(384, 5, 1, 2, 96, True),
+    MosaicBlock(384, 5, 1, 2, 96, True),
 )
 SKIP_4, SKIP_8 = 1, 5  # blocks whose depthwise outputs (strides 4 and 8) the decoder takes
 
@@ -77,7 +77,7 @@ class SameConv2d(nn.Conv2d):
 class InvertedBottleneck(nn.Module):
     """Expansion, depthwise convolution, projection. Sandler et al., MobileNetV2, arXiv 1801.04381."""
 
-    def __init__(self, channels_in: int, block: Block) -> None:
+    def __init__(self, channels_in: int, block: MosaicBlock) -> None:
         super().__init__()
         self.residual = block.residual
         self.expand = SameConv2d(channels_in, block.expanded, 1)

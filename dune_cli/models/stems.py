@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dune_cli.models.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
+from dune_cli.models.patch_embed import HALF, IMAGENET_MEAN, IMAGENET_STD, normalise
 
 Maps = dict[int, torch.Tensor]
 
@@ -126,3 +126,87 @@ class ToTokens(nn.Module):
                 total = tokens if total is None else total + tokens
         assert total is not None
         return total.flatten(2).transpose(1, 2)
+
+
+# The stem part `lite`: EfficientNet-Lite2's first stages (Tan & Le, ICML 2019; weights by Google, Apache-2.0).
+
+
+NETWORK = "tf_efficientnet_lite2"
+STAGES = (0, 1, 2, 3)  # strides 2, 4, 8, 16
+BLOCKS = 5  # of seven: what comes after stride 16's last map is left out
+
+
+class LiteStem(FrozenStem):
+    """`lite`: 16, 24, 48 and 120 channels at strides 2, 4, 8 and 16; the ViT gets the last two."""
+
+    channels = {2: 16, 4: 24, 8: 48, 16: 120}  # noqa: RUF012 (a constant of the class)
+    tokens_from = (8, 16)
+
+    def __init__(self) -> None:
+        import timm
+
+        super().__init__()
+        self.network = timm.create_model(NETWORK, pretrained=False, features_only=True, out_indices=STAGES)
+        del self.network.blocks[BLOCKS:]
+        self.frozen(self)
+
+    def forward(self, images: torch.Tensor) -> Maps:
+        with torch.autocast(images.device.type, enabled=False), torch.no_grad():
+            x = normalise(images.float(), HALF, HALF).contiguous(memory_format=torch.channels_last)
+            return dict(zip(self.channels, self.network(x)))
+
+
+# The stem part `xfeat`: XFeat's backbone without its heads (Potje et al., "XFeat", CVPR 2024; weights Apache-2.0).
+#
+# Names of parameters are the published ones, so the file's tensors load unchanged.
+
+
+class BasicLayer(nn.Module):
+    """Convolution, batch norm without affine parameters, relu."""
+
+    def __init__(self, channels_in: int, channels_out: int, size: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, size, stride, padding=size // 2, bias=False),
+            nn.BatchNorm2d(channels_out, affine=False),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+class XFeatStem(FrozenStem):
+    """`xfeat`: 24 channels at stride 4, 64 at stride 8 (the descriptor map, not normalised). It sees no colour."""
+
+    channels = {4: 24, 8: 64}  # noqa: RUF012 (a constant of the class)
+    tokens_from = (8,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(1)
+        self.skip1 = nn.Sequential(nn.AvgPool2d(4, stride=4), nn.Conv2d(1, 24, 1))
+        self.block1 = nn.Sequential(
+            BasicLayer(1, 4), BasicLayer(4, 8, stride=2), BasicLayer(8, 8), BasicLayer(8, 24, stride=2)
+        )
+        self.block2 = nn.Sequential(BasicLayer(24, 24), BasicLayer(24, 24))
+        self.block3 = nn.Sequential(BasicLayer(24, 64, stride=2), BasicLayer(64, 64), BasicLayer(64, 64, 1))
+        self.block4 = nn.Sequential(BasicLayer(64, 64, stride=2), BasicLayer(64, 64), BasicLayer(64, 64))
+        self.block5 = nn.Sequential(
+            BasicLayer(64, 128, stride=2), BasicLayer(128, 128), BasicLayer(128, 128), BasicLayer(128, 64, 1)
+        )
+        self.block_fusion = nn.Sequential(BasicLayer(64, 64), BasicLayer(64, 64), nn.Conv2d(64, 64, 1))
+        self.frozen(self)
+
+    def forward(self, images: torch.Tensor) -> Maps:
+        with torch.autocast(images.device.type, enabled=False), torch.no_grad():
+            x = self.norm(images.float().mean(1, keepdim=True))
+            quarter = self.block2(self.block1(x) + self.skip1(x))
+            eighth = self.block3(quarter)
+            sixteenth = self.block4(eighth)
+            size = (eighth.shape[-2], eighth.shape[-1])
+            coarser = [
+                F.interpolate(values, size, mode="bilinear", align_corners=False)
+                for values in (sixteenth, self.block5(sixteenth))
+            ]
+            return {4: quarter, 8: self.block_fusion(eighth + coarser[0] + coarser[1])}

@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from dune_cli.models.blocks import Block
-from dune_cli.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, grid_of, normalise
-from dune_cli.models.positions import resample
-from dune_cli.models.tokens import Tokens
+from dune_cli.models.patch_embed import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, Tokens, grid_of, normalise, resample
 from dune_cli.provenance import Source
 
 PositionPolicy = Literal["offset", "antialias"]

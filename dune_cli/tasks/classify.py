@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dune_cli.io.photos import Photo
-from dune_cli.models.classification import Classifier
+from dune_cli.models.dinov2_heads import Classifier
 
 SCHEMA = "dune.classes/1"
 RESIZED_PX, CROP_PX = 256, 224

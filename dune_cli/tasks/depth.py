@@ -11,17 +11,15 @@ import numpy as np
 import torch
 
 from dune_cli import console
-from dune_cli.geometry.cameras import K_from_focal, backproject, pixel_grid, transform_pixels
-from dune_cli.geometry.focal import focal_from_point_map
+from dune_cli.geometry.cameras import K_from_focal, backproject, focal_from_point_map, pixel_grid, transform_pixels
 from dune_cli.io import depth_files
 from dune_cli.io.npz import write_npz
 from dune_cli.io.photos import Photo
 from dune_cli.io.ply import write_ply
 from dune_cli.io.png import save_png
-from dune_cli.io.preprocess import Prepared, prepare
-from dune_cli.io.resample import fit, to_photo
+from dune_cli.io.preprocess import Prepared, fit, prepare, to_photo
 from dune_cli.io.video import Frame
-from dune_cli.models.depth import HeadDepth, PairedDepth
+from dune_cli.models.depth import HeadDepth, TwoViewDepth
 from dune_cli.provenance import Run
 
 SCHEMA = "dune.depth/1"
@@ -55,7 +53,7 @@ class Depth:
 
 
 def predict(
-    model: HeadDepth | PairedDepth,
+    model: HeadDepth | TwoViewDepth,
     photo: Photo,
     camera: tuple[np.ndarray, str],
     size_px: int | None = None,
@@ -69,13 +67,13 @@ def predict(
     (None: its standard size), and what that crops away has no depth. `flip`: mean with the mirrored photo's.
     """
     result = _predict(model, photo, camera, size_px, flip, run or Run())
-    if isinstance(model, PairedDepth) and result.focal_source == "default":
+    if isinstance(model, TwoViewDepth) and result.focal_source == "default":
         console.note(f"no focal length fits the points of {photo.path.name}: the default field of view is kept")
     return result
 
 
 def predict_frames(
-    model: HeadDepth | PairedDepth,
+    model: HeadDepth | TwoViewDepth,
     frames: Iterable[tuple[Frame, Photo]],
     camera: tuple[np.ndarray, str],
     size_px: int | None = None,
@@ -87,7 +85,7 @@ def predict_frames(
     run, waiting, name = run or Run(), 0, None
     for frame, photo in frames:
         result = _predict(model, photo, camera, size_px, flip, run)
-        if isinstance(model, PairedDepth):
+        if isinstance(model, TwoViewDepth):
             camera, name = (result.K, result.focal_source), photo.path.name
             waiting += result.focal_source == "default"
         yield frame, result
@@ -96,7 +94,7 @@ def predict_frames(
 
 
 def _predict(
-    model: HeadDepth | PairedDepth,
+    model: HeadDepth | TwoViewDepth,
     photo: Photo,
     camera: tuple[np.ndarray, str],
     size_px: int | None,
@@ -104,7 +102,7 @@ def _predict(
     run: Run,
 ) -> Depth:
     with run.stage("prepare"):
-        if isinstance(model, PairedDepth):
+        if isinstance(model, TwoViewDepth):
             network = model.model
             prepared = prepare(photo.rgb, size_px or network.size, network.patch, network.crop_square_to_4_3)
         else:
@@ -112,7 +110,7 @@ def _predict(
     images = torch.from_numpy(prepared.image)[None]
     confidence = None
     with run.stage("network"), torch.inference_mode():
-        if isinstance(model, PairedDepth):
+        if isinstance(model, TwoViewDepth):
             points, confidence = (part[0].float().cpu().numpy() for part in model.points(images))
             depth = points[..., 2]
             if flip:

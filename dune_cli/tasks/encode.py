@@ -23,7 +23,7 @@ SUFFIXES = (".npz", ".png")
 
 
 @dataclass(frozen=True)
-class Features:
+class EncoderFeatures:
     """A photo's features: cls (D), registers (R, D), patches (h, w, D), float32, after the encoder's final norm.
 
     With `teacher` they are what the encoder predicts of that teacher, and there are no registers.
@@ -57,7 +57,7 @@ def encode(
     teacher: str | None = None,
     batch_size: int = 1,
     run: Run | None = None,
-) -> Iterator[Features]:
+) -> Iterator[EncoderFeatures]:
     """Features of each photo, in order. Neighbours of one prepared size share a forward pass of up to `batch_size`.
 
     `size_px`: long side of the network's input; None takes the encoder's native size. UserError for a teacher that
@@ -79,13 +79,13 @@ def encode(
 
 def _forward(
     encoder: nn.Module, batch: list[tuple[Photo, Prepared]], teacher: str | None, run: Run
-) -> Iterator[Features]:
+) -> Iterator[EncoderFeatures]:
     images = torch.from_numpy(np.stack([prepared.image for _, prepared in batch]))
     with run.stage("encode"), torch.inference_mode():
         tokens = encoder(images) if teacher is None else encoder.project(images, teacher)
         cls, registers, patches = (part.cpu().numpy() for part in (tokens.cls, tokens.registers, tokens.map()))
     for index, (photo, prepared) in enumerate(batch):
-        yield Features(
+        yield EncoderFeatures(
             path=photo.path,
             sha256=photo.sha256,
             width=photo.width,
@@ -118,7 +118,7 @@ def pca_picture(patches: np.ndarray, patch: int) -> np.ndarray:
     return cells.repeat(patch, 0).repeat(patch, 1)
 
 
-def at_photo_size(cells: np.ndarray, features: Features) -> np.ndarray:
+def at_photo_size(cells: np.ndarray, features: EncoderFeatures) -> np.ndarray:
     """cells (h, w, 3) of the patches -> (height, width, 3): at each pixel of the photo the patch that saw it.
 
     Pixels that the network did not see (a cropped border) have the nearest patch's colour.
@@ -135,7 +135,7 @@ def at_photo_size(cells: np.ndarray, features: Features) -> np.ndarray:
     return cells[rows[:, None], columns]
 
 
-def write(features: Features, path: Path) -> None:
+def write(features: EncoderFeatures, path: Path) -> None:
     """The features as `.npz` (arrays cls, registers, patches) or their PCA picture as `.png`, of the photo's size."""
     if path.suffix.lower() == ".png":
         save_png(path, at_photo_size(pca_picture(features.patches, 1), features))
@@ -143,7 +143,7 @@ def write(features: Features, path: Path) -> None:
         write_npz(path, cls=features.cls, registers=features.registers, patches=features.patches)
 
 
-def document(features: Features, file: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+def document(features: EncoderFeatures, file: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     """The JSON that lies beside the file."""
     h, w, width = features.patches.shape
     return {

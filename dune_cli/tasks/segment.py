@@ -10,12 +10,11 @@ import numpy as np
 import torch
 
 from dune_cli import console
-from dune_cli.io import palette
+from dune_cli.io import png
 from dune_cli.io.photos import Photo
 from dune_cli.io.png import save_png
-from dune_cli.io.preprocess import Prepared
-from dune_cli.io.resample import fit
-from dune_cli.models.segmentation import Segmenter
+from dune_cli.io.preprocess import Prepared, fit
+from dune_cli.models.dinov2_heads import Segmenter
 from dune_cli.provenance import Run
 
 SCHEMA = "dune.classmap/1"
@@ -57,7 +56,7 @@ def predict(
         rows = (np.arange(photo.height) * classes.shape[0]) // photo.height
         columns = (np.arange(photo.width) * classes.shape[1]) // photo.width
         classes = classes[rows[:, None], columns]
-    colors = np.array(model.palette, np.uint8) if model.palette else palette.generated(model.classes)
+    colors = np.array(model.palette, np.uint8) if model.palette else png.generated(model.classes)
     return ClassMap(photo, classes, colors, model.class_names, tuple(sizes), model.protocol.flip)
 
 
@@ -76,12 +75,12 @@ def _bounded(model: Segmenter, photo: Photo, prepared: Prepared, scales: int | N
 
 def write(result: ClassMap, path: Path) -> None:
     """The class map as a palette PNG whose pixel values are the class numbers."""
-    palette.write_class_png(path, result.classes, result.colors)
+    png.write_class_png(path, result.classes, result.colors)
 
 
 def write_overlay(result: ClassMap, path: Path) -> None:
     """The photo with its classes' colours over it."""
-    save_png(path, palette.overlay(result.photo.rgb, result.classes, result.colors))
+    save_png(path, png.overlay(result.photo.rgb, result.classes, result.colors))
 
 
 def document(result: ClassMap, file: Path, overlay: Path | None, provenance: dict[str, Any]) -> dict[str, Any]:

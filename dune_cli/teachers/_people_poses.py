@@ -26,7 +26,7 @@ _PEAK = 5
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedPeople:
     """What MoveNet found in B images, AT_MOST each: scores (B, P), joints (B, P, 17, 2) and boxes (B, P, 4: left, top,
     right, bottom) as shares of its square's side, joint_scores (B, P, 17)."""
 
@@ -62,7 +62,7 @@ def letterbox(images: torch.Tensor, side: int) -> tuple[torch.Tensor, float, tup
     return F.pad(images, (left, side - size[1] - left, top, side - size[0] - top)), scale, (left, top)
 
 
-def decode(heads: tuple[torch.Tensor, ...]) -> Found:
+def decode(heads: tuple[torch.Tensor, ...]) -> DetectedPeople:
     """People from MoveNet's maps (B, C, h, w): centre, box size, box shift, joints' heat, joints' places seen from the
     centre, joints' shift. Pairs in the channels are (y, x).
 
@@ -99,7 +99,7 @@ def decode(heads: tuple[torch.Tensor, ...]) -> Found:
     sure = joint_scores > MIN_JOINT
     mean = (joint_scores * sure).sum(-1) / sure.sum(-1).clamp(min=1)
     boxes = torch.cat([(low / limit).flip(-1), (high / limit).flip(-1)], -1)
-    return Found(scores * mean, (found / limit).flip(-1), joint_scores, boxes)
+    return DetectedPeople(scores * mean, (found / limit).flip(-1), joint_scores, boxes)
 
 
 def _at(values: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:

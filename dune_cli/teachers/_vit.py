@@ -9,7 +9,7 @@ from torch import nn
 
 from dune_cli.models.vit import VisionTransformer
 from dune_cli.provenance import Source
-from dune_cli.teachers.base import CLS, PATCH, Teacher, resize_to_grid
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher, resize_to_grid
 
 
 class VitTeacher(Teacher):

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from dune_cli import optional
-from dune_cli.checkpoints.foreign import open_foreign
+from dune_cli.checkpoints.third_party import open_foreign
 from dune_cli.errors import CheckpointError
 from dune_cli.provenance import Source
-from dune_cli.teachers.base import PATCH, Teacher, as_tokens
+from dune_cli.teachers.teacher import PATCH, Teacher, as_tokens
 
 CHANNELS = 128
 OWN_BUFFERS = {"dkd.hw_grid"}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from dune_cli.checkpoints.load import load_encoder
+from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.errors import CheckpointError
-from dune_cli.models.encoder import DistilledEncoder
+from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.teachers._vit import VitTeacher
-from dune_cli.teachers.base import CLS, PATCH, Teacher
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher
 
 DEFAULT = "dune-vitb14-448"
 

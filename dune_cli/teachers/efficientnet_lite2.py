@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dune_cli.checkpoints.foreign import open_foreign
-from dune_cli.checkpoints.open_stems import lite2_state, load_wanted
+from dune_cli.checkpoints.third_party import lite2_state, load_wanted, open_foreign
 from dune_cli.provenance import Source
-from dune_cli.teachers.base import CLS, PATCH, Teacher, as_tokens, resample_map, resize_to_grid
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher, as_tokens, resample_map, resize_to_grid
 
 STRIDE = 16
 CHANNELS = (120, 352)  # at strides 16 and 32

@@ -9,11 +9,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dune_cli.checkpoints.foreign import open_foreign
-from dune_cli.checkpoints.open_stems import load_wanted
+from dune_cli.checkpoints.third_party import load_wanted, open_foreign
 from dune_cli.models.fastdepth import DECODER, STRIDE, FastDepth
 from dune_cli.provenance import Source
-from dune_cli.teachers.base import CLS, PATCH, Teacher, as_tokens, resample_map
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher, as_tokens, resample_map
 
 SHORT_SIDE_PX = 224  # FastDepth was trained on squares of this size
 NEAREST_M = 0.1

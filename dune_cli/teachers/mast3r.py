@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dune_cli.checkpoints.load import load_two_view
+from dune_cli.checkpoints.loader import load_two_view
 from dune_cli.errors import CheckpointError
-from dune_cli.models.croco import CrocoEncoder
-from dune_cli.models.tokens import Tokens
+from dune_cli.models.mast3r import CrocoEncoder
+from dune_cli.models.patch_embed import Tokens
 from dune_cli.teachers._vit import VitTeacher
-from dune_cli.teachers.base import PATCH, Teacher
+from dune_cli.teachers.teacher import PATCH, Teacher
 
 DEFAULT = "mast3r-vitl"
 

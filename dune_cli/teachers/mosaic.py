@@ -9,11 +9,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dune_cli.checkpoints.foreign import open_foreign
-from dune_cli.checkpoints.open_stems import load_wanted
+from dune_cli.checkpoints.third_party import load_wanted, open_foreign
 from dune_cli.models.mosaic import CLASSES, PYRAMID, Mosaic
 from dune_cli.provenance import Source
-from dune_cli.teachers.base import CLS, PATCH, Teacher, as_tokens, resample_map
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher, as_tokens, resample_map
 
 SIDE_PX = 512  # MOSAIC was trained on squares of this size
 

@@ -11,12 +11,12 @@ import json
 import torch
 import torch.nn.functional as F
 
-from dune_cli.checkpoints import files, store
+from dune_cli.checkpoints import weight_files, weights_folder
 from dune_cli.errors import CheckpointError
 from dune_cli.models.graph import Graph, build
 from dune_cli.provenance import Source
 from dune_cli.teachers._people_poses import SIDE, Poses, body_size, find_people
-from dune_cli.teachers.base import PATCH, Teacher, as_tokens, resample_map
+from dune_cli.teachers.teacher import PATCH, Teacher, as_tokens, resample_map
 
 JOINTS = 33
 NETWORKS = {"movenet": 6, "blazepose": 3, "selfie": 1}  # and how many outputs each has
@@ -128,8 +128,8 @@ def person_mask(poses: Poses, foreground: torch.Tensor, size: tuple[int, int]) -
 
 def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """The registry's `people-teacher`, or the file `argument`. Stays in float32, whatever `dtype`."""
-    located = store.locate(argument or "people-teacher")
-    file = files.read_located(located)
+    located = weights_folder.locate(argument or "people-teacher")
+    file = weight_files.read_located(located)
     try:
         graphs = json.loads(file.metadata[METADATA])["graphs"]
         networks = [_network(name, graphs[name], file.tree) for name in NETWORKS]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from dune_cli.checkpoints.layouts import timm_models
-from dune_cli.checkpoints.load import load_encoder
+from dune_cli.checkpoints import timm_models
+from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.errors import CheckpointError, UserError
-from dune_cli.models.pixels import normalise
+from dune_cli.models.patch_embed import normalise
 from dune_cli.provenance import Source
 from dune_cli.teachers._vit import VitTeacher
-from dune_cli.teachers.base import CLS, PATCH, Teacher, as_tokens, resample_map, resize_to_grid
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher, as_tokens, resample_map, resize_to_grid
 
 CELL_PX = 16  # of a convolutional network's input that one token of the student covers
 

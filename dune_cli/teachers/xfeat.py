@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dune_cli.checkpoints.foreign import open_foreign
-from dune_cli.checkpoints.open_stems import load_wanted
-from dune_cli.checkpoints.open_xfeat import is_copy, open_xfeat
-from dune_cli.models.stem_xfeat import XFeatStem
+from dune_cli.checkpoints.third_party import is_copy, load_wanted, open_foreign, open_xfeat
+from dune_cli.models.stems import XFeatStem
 from dune_cli.provenance import Source
-from dune_cli.teachers.base import PATCH, Teacher, as_tokens, fold_map
+from dune_cli.teachers.teacher import PATCH, Teacher, as_tokens, fold_map
 
 STRIDE = 8
 CHANNELS = 64

@@ -14,10 +14,10 @@ import torch
 from body_rotations import from_rotvec, random_rotations
 
 from dune_cli.bodies.anny import PHENOTYPES, Anny, corner_weights, read_baked
-from dune_cli.bodies.load import load_anny
+from dune_cli.bodies.registry import load_anny
 from dune_cli.checkpoints import registry
 from dune_cli.errors import CheckpointError
-from dune_cli.io.raster import rasterise
+from dune_cli.io.rendering import rasterise
 
 RIGS = ("light", "full")
 BAKED = registry.folder() / "bodies" / "anny.npz"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from body_rotations import random_rotations
 
-from dune_cli.bodies.orientations import nearest_rotation, turn_y_onto
+from dune_cli.bodies.kinematics import nearest_rotation, turn_y_onto
 
 Y = torch.tensor([0.0, 1, 0], dtype=torch.float64)
 

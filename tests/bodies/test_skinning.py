@@ -4,7 +4,7 @@ import pytest
 import torch
 from body_rotations import random_rotations
 
-from dune_cli.bodies.skinning import chain, levels, skin
+from dune_cli.bodies.kinematics import chain, levels, skin
 
 PARENTS = (-1, 0, 0, 1, 3, 2, 1)
 

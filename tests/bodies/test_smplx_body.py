@@ -11,7 +11,7 @@ import pytest
 import torch
 from body_rotations import from_rotvec, random_rotations
 
-from dune_cli.bodies.load import load_smplx
+from dune_cli.bodies.registry import load_smplx
 from dune_cli.bodies.smplx import JOINTS, PARENTS
 from dune_cli.errors import CheckpointError, PackageMissing, WeightsMissing
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dune_cli.checkpoints import inventory, registry, store
-from dune_cli.checkpoints.load import load_encoder
+from dune_cli.checkpoints import inventory, registry, weights_folder
+from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.io.photos import read_photo
-from dune_cli.models.encoder import DistilledEncoder
+from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.provenance import sha256_of
 
 NAME = "dune-mini"
@@ -20,7 +20,7 @@ NAME = "dune-mini"
 
 @pytest.mark.parametrize("name", [entry.name for entry in registry.all_entries() if entry.bundled])
 def test_bundled_files_are_the_ones_that_the_registry_means(name: str) -> None:
-    located = store.locate(name)
+    located = weights_folder.locate(name)
     assert located.entry is not None and located.origin == "comes with dune"
     assert sha256_of(located.path) == located.entry.sha256
     assert located.path.stat().st_size == located.entry.size_bytes
@@ -32,7 +32,7 @@ def test_the_encoder_loads_and_sees(example_photos: Path) -> None:
     assert set(encoder.teachers) == {"xfeat", "efficientnet-lite2", "people"}
     assert sum(parameter.numel() for parameter in encoder.vit.parameters()) <= 8_000_000
     assert "Apache-2.0" in encoder.source.licence
-    header = inventory.file_facts(store.locate(NAME))["metadata"]["dune.licence"]
+    header = inventory.file_facts(weights_folder.locate(NAME))["metadata"]["dune.licence"]
     assert "stem: " in header and "distilled by dune from: " in header
     crops = []
     for name in ("astronaut.png", "chelsea.png"):

@@ -13,8 +13,8 @@ import pytest
 import torch
 from published_files import dinov2_manifest, make_state_dict
 
-from dune_cli.checkpoints import inventory, store
-from dune_cli.checkpoints.load import load_encoder
+from dune_cli.checkpoints import inventory, weights_folder
+from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.errors import CheckpointError
 
 State = dict[str, torch.Tensor]
@@ -104,7 +104,7 @@ def test_every_form_gives_the_same_features(form: str, encoder: State, tmp_path:
 
 def test_info_says_where_the_encoder_lies_and_convert_takes_it_alone(encoder: State, tmp_path: Path) -> None:
     torch.save({"model": both(encoder), "iteration": 100}, tmp_path / "model_final.pth")
-    located = store.Located(tmp_path / "model_final.pth", None)
+    located = weights_folder.LocatedFile(tmp_path / "model_final.pth", None)
     facts = inventory.file_facts(located)
     assert (facts["layout"], facts["kind"]) == ("dinov2-training", "encoder")
     assert "a training checkpoint; its encoder is model.teacher.backbone" in facts["notes"]

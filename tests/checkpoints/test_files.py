@@ -20,8 +20,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dune_cli.checkpoints import files, lock, store
-from dune_cli.checkpoints.files import read_located, read_weights, write_safetensors
+from dune_cli.checkpoints import weight_files, weights_folder
+from dune_cli.checkpoints.weight_files import read_located, read_weights, write_safetensors
 from dune_cli.errors import CheckpointError
 
 BOTH_FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -344,27 +344,27 @@ def test_equal_contents_make_equal_files_that_others_may_read(tmp_path: Path) ->
 
 def test_the_hash_is_compared_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed file is told as changed, not as what it holds: the reader does not see a byte of it."""
-    home = store.weights_folder()
+    home = weights_folder.weights_folder()
     path = save({"model": torch.ones(2)}, home / "dune_vitbase14_448.pth")
-    located = store.locate("dune-vitb14-448")
+    located = weights_folder.locate("dune-vitb14-448")
     assert read_located(located).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_bytes(b"PK\x03\x04 anything")
 
     def never(*_: object) -> None:
         pytest.fail("a changed file was read")
 
-    monkeypatch.setattr(files, "read_weights", never)
+    monkeypatch.setattr(weight_files, "read_weights", never)
     with pytest.raises(CheckpointError, match=r"changed or damaged.*first one seen"):
         read_located(located)
 
 
 def test_a_published_file_without_a_pin_gets_one_at_its_first_use(tmp_path: Path) -> None:
-    home = store.weights_folder()
+    home = weights_folder.weights_folder()
     path = save({"model": torch.ones(2)}, home / "dune_vitbase14_448.pth")
-    read_located(store.locate("dune-vitb14-448"), remember=False)
-    assert lock.read_pins(home) == {}
-    read_located(store.locate("dune-vitb14-448"))
-    assert lock.read_pins(home)[path.name].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    read_located(weights_folder.locate("dune-vitb14-448"), remember=False)
+    assert weights_folder.read_pins(home) == {}
+    read_located(weights_folder.locate("dune-vitb14-448"))
+    assert weights_folder.read_pins(home)[path.name].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     for own in (home / "mine.pth", tmp_path / "dune_vitbase14_448.pth"):  # not published, not in the weights folder
-        read_located(store.locate(save({"model": torch.ones(2)}, own)))
-    assert list(lock.read_pins(home)) == [path.name]
+        read_located(weights_folder.locate(save({"model": torch.ones(2)}, own)))
+    assert list(weights_folder.read_pins(home)) == [path.name]

@@ -12,9 +12,8 @@ import torch
 from human_files import ANNY, SMPLX, human_image, manifest_of, official_tree, small_state, write_human, write_small
 from published_files import dune_manifest, dune_tree, make_state_dict
 
-from dune_cli.checkpoints import files, layouts
-from dune_cli.checkpoints.load import load_encoder, load_two_view
-from dune_cli.checkpoints.load_human import load_human_network
+from dune_cli.checkpoints import adapters, weight_files
+from dune_cli.checkpoints.loader import load_encoder, load_human_network, load_two_view
 from dune_cli.errors import CheckpointError
 
 BOTH = pytest.mark.parametrize("name", [SMPLX, ANNY])
@@ -74,9 +73,9 @@ def test_every_form_of_the_file_gives_the_same_people(name: str, change: Callabl
 @BOTH
 def test_converted_to_safetensors_and_back(name: str, tmp_path: Path) -> None:
     path = _save(tmp_path / "a.pt", _tree(name))
-    file = files.read_weights(path)
-    tensors, header = layouts.to_safetensors(file.tree, file.metadata)
-    files.write_safetensors(tmp_path / "a.safetensors", tensors, header)
+    file = weight_files.read_weights(path)
+    tensors, header = adapters.to_safetensors(file.tree, file.metadata)
+    weight_files.write_safetensors(tmp_path / "a.safetensors", tensors, header)
     assert not any("mask_token" in key for key in tensors)
     for field in ("scores", "head", "rotations", "shape"):
         found = getattr(_people(tmp_path / "a.safetensors", name), field)
@@ -85,8 +84,8 @@ def test_converted_to_safetensors_and_back(name: str, tmp_path: Path) -> None:
 
 @BOTH
 def test_described_in_words(name: str, tmp_path: Path) -> None:
-    file = files.read_weights(write_small(tmp_path / "small.pt", name))
-    found = layouts.describe(file.tree, file.metadata)
+    file = weight_files.read_weights(write_small(tmp_path / "small.pt", name))
+    found = adapters.describe(file.tree, file.metadata)
     assert (found.layout, found.kind) == ("multihmr-anny" if name == ANNY else "multihmr", "human")
     assert "112 px" in found.notes[0]
     assert found.patch == 14
@@ -135,11 +134,11 @@ def test_all_published_sizes_are_understood(name: str, size: int, width: int, de
         manifest = manifest_of(name, width, size // 14, depth, 2)
         state = {key: torch.empty(shape) for key, shape in manifest.items()}
     tree = official_tree(name, state, img_size=size if name == ANNY else [size])
-    found = layouts.describe(tree)
+    found = adapters.describe(tree)
     assert found.width == width
     assert found.notes[0] == f"square images of {size} px"
     assert f"{depth} blocks" in found.architecture
-    adapter, _ = layouts.published(tree)
+    adapter, _ = adapters.published(tree)
     network = adapter._read(tree)[1]
     unused = {"eye", "x_attention_head.init_betas_kid"}
     ours = {key.replace("backbone.encoder.", "backbone.") for key in state if "mask_token" not in key} - unused

@@ -19,12 +19,12 @@ from published_files import (
     mast3r_tree,
 )
 
-from dune_cli.checkpoints import layouts
-from dune_cli.checkpoints.keymap import KeyMap, unwrapped
-from dune_cli.checkpoints.layouts import dinov2, dune, dune_mast3r, mast3r
-from dune_cli.checkpoints.layouts.constructor import read_constructor
+from dune_cli.checkpoints import adapters
+from dune_cli.checkpoints.adapters import dinov2, dune, dune_mast3r, mast3r
+from dune_cli.checkpoints.adapters._two_view import read_constructor
+from dune_cli.checkpoints.state_dict import KeyMap, unwrapped
 from dune_cli.errors import CheckpointError
-from dune_cli.models.two_view import ConfidenceMode
+from dune_cli.models.mast3r import ConfidenceMode
 
 INFINITY = float("inf")
 FULL = Fixture("mast3r_mini").config["model"]
@@ -50,7 +50,7 @@ def test_wrapper_prefixes_go_wherever_they_stand() -> None:
 
 def test_each_layout_is_recognised_and_described() -> None:
     fixture = Fixture("dune_vitsmall14_336")
-    found = layouts.describe(dune_tree(fixture.state()))
+    found = adapters.describe(dune_tree(fixture.state()))
     assert (found.layout, found.kind, found.teachers, found.patch, found.width) == (
         "dune",
         "encoder",
@@ -63,24 +63,24 @@ def test_each_layout_is_recognised_and_described() -> None:
     assert found.parameters == sum(t.numel() for key, t in fixture.state().items() if key != "encoder.mask_token")
     assert any("336 px" in note for note in found.notes)
     assert any("optimizer" in note for note in found.notes)
-    found = layouts.describe(Fixture("dinov2_vits14_reg").state())
+    found = adapters.describe(Fixture("dinov2_vits14_reg").state())
     assert (found.layout, found.teachers, found.width) == ("dinov2", (), 384)
-    found = layouts.describe(mast3r_tree(FULL, mini_state()))
+    found = adapters.describe(mast3r_tree(FULL, mini_state()))
     assert (found.layout, found.kind, found.patch, found.width) == ("mast3r", "two-view", 16, 192)
     config = Fixture("dunemast3r_vitsmall").config
     state = {k: v for k, v in Fixture("dunemast3r_vitsmall").state().items() if not k.startswith("dune_backbone.")}
-    found = layouts.describe({**config, "model": state})
+    found = adapters.describe({**config, "model": state})
     assert (found.layout, found.kind, found.patch, found.width) == ("dune+mast3r", "two-view", 14, 384)
     assert "dune_vitsmall14_448.pth" in found.notes[0]
 
 
 def test_an_unknown_tree_is_described_all_the_same() -> None:
     tree = {"config": {"a": 1}, "nets": [{"w": torch.zeros(2, 3)}, {"w": torch.zeros(5)}], 3: None}
-    found = layouts.describe(tree)
+    found = adapters.describe(tree)
     assert (found.layout, found.kind, found.parameters) == ("unknown", "unknown", 11)
     assert found.notes[0] == "top-level keys: config, nets, 3"
-    assert layouts.identify(tree) is None
-    assert layouts.describe({}).parameters == 0
+    assert adapters.identify(tree) is None
+    assert adapters.describe({}).parameters == 0
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
@@ -250,13 +250,13 @@ def test_a_decoder_that_names_no_encoder(name: Any) -> None:
 def test_conversion_keeps_what_counts_and_nothing_else() -> None:
     state = make_state_dict(dune_manifest(128, 2, 4, {"t": 16}), 1)
     tree = {"model": {f"module.{key}": value for key, value in state.items()}, "args": Namespace(), "optimizer": {}}
-    tensors, header = layouts.to_safetensors(tree)
+    tensors, header = adapters.to_safetensors(tree)
     assert set(tensors) == set(state) - {"encoder.mask_token"}
     assert header["dune.layout"] == "dune"
-    again = layouts.describe(tensors, header)
+    again = adapters.describe(tensors, header)
     assert (again.layout, again.teachers) == ("dune", ("t",))
-    assert layouts.to_safetensors(tensors, header)[1] == header
-    tensors, header = layouts.to_safetensors(mast3r_tree(FULL, mini_state()))
-    assert layouts.describe(tensors, header).layout == "mast3r"
+    assert adapters.to_safetensors(tensors, header)[1] == header
+    tensors, header = adapters.to_safetensors(mast3r_tree(FULL, mini_state()))
+    assert adapters.describe(tensors, header).layout == "mast3r"
     with pytest.raises(CheckpointError, match="JSON"):
-        layouts.describe(tensors, header | {"dune.facts": "{"})
+        adapters.describe(tensors, header | {"dune.facts": "{"})

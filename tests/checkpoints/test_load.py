@@ -25,16 +25,16 @@ from published_files import (
 )
 
 from dune_cli import load_encoder, load_two_view
-from dune_cli.checkpoints import layouts
-from dune_cli.checkpoints.files import read_weights, write_safetensors
+from dune_cli.checkpoints import adapters
+from dune_cli.checkpoints.weight_files import read_weights, write_safetensors
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
-from dune_cli.models.two_view import TwoViewModel
+from dune_cli.models.mast3r import TwoViewModel
 
 
 def converted(path: Path, licence: str = "test licence") -> Path:
     """The file as our own safetensors, beside it."""
     file = read_weights(path)
-    tensors, header = layouts.to_safetensors(file.tree, file.metadata)
+    tensors, header = adapters.to_safetensors(file.tree, file.metadata)
     target = path.with_suffix(".safetensors")
     write_safetensors(target, tensors, header | {"dune.licence": licence})
     return target
@@ -172,7 +172,7 @@ def test_an_encoder_for_a_model_that_has_its_own_is_refused(pair: tuple[Fixture,
 def test_sizes_are_recognised_from_shapes_alone(tmp_path: Path, width: int, name: str, registers: int) -> None:
     path = tmp_path / "own.pth"
     torch.save(make_state_dict(dinov2_manifest(width, 2, 6, registers), 1), path)
-    found = layouts.describe(read_weights(path).tree)
+    found = adapters.describe(read_weights(path).tree)
     assert name in found.architecture
     assert (found.patch, found.width, found.kind) == (14, width, "encoder")
     encoder = load_encoder(path, device="cpu")

@@ -12,10 +12,10 @@ from published_files import Fixture, deviation, dune_manifest, dune_tree, make_s
 from torch.nn import functional as F
 
 from dune_cli import load_classifier, load_depth, load_encoder, load_segmenter, load_two_view
-from dune_cli.checkpoints import layouts
-from dune_cli.checkpoints.files import read_weights, write_safetensors
+from dune_cli.checkpoints import adapters
+from dune_cli.checkpoints.weight_files import read_weights, write_safetensors
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
-from dune_cli.models.depth import PairedDepth
+from dune_cli.models.depth import TwoViewDepth
 
 NEAR, FAR = 5e-5, 5e-4
 HEADS = ("linear", "linear4", "dpt")
@@ -131,7 +131,7 @@ def test_names_and_colours_of_classes_come_from_the_file(published: tuple[Fixtur
 
 def converted(path: Path, folder: Path) -> Path:
     file = read_weights(path)
-    tensors, header = layouts.to_safetensors(file.tree, file.metadata)
+    tensors, header = adapters.to_safetensors(file.tree, file.metadata)
     target = folder / f"{path.stem}.safetensors"
     write_safetensors(target, tensors, header)
     return target
@@ -229,7 +229,7 @@ def test_a_two_view_file_pairs_an_image_with_itself(tmp_path: Path) -> None:
     path = tmp_path / "own.pth"
     torch.save(mast3r_tree(fixture.config["model"], fixture.state()), path)
     model, two_view = load_depth(path, device="cpu"), load_two_view(path, device="cpu")
-    assert isinstance(model, PairedDepth)
+    assert isinstance(model, TwoViewDepth)
     image = fixture.image(1)
     expected = two_view(image, image, descriptors=False)
     depth = model(image)

@@ -6,49 +6,49 @@ from pathlib import Path
 
 import pytest
 
-from dune_cli.checkpoints import present, registry, store
+from dune_cli.checkpoints import defaults, registry, weights_folder
 from dune_cli.errors import WeightsMissing
 
 
 @pytest.mark.parametrize("verb", ["depth", "classify", "segment"])
 def test_every_candidate_is_published(verb: str) -> None:
-    names = present.CANDIDATES[verb]
+    names = defaults.CANDIDATES[verb]
     assert len(set(names)) == len(names)
     assert all(registry.find(name) is not None for name in names)
-    assert present.ADVICE[verb] in names
+    assert defaults.ADVICE[verb] in names
 
 
 @pytest.mark.parametrize("verb", ["depth", "classify", "segment"])
 def test_without_weights_the_sentence_says_what_to_pull(verb: str) -> None:
     with pytest.raises(WeightsMissing) as caught:
-        present.choose(verb)
+        defaults.default_model(verb)
     sentence = str(caught.value)
-    assert f"dune weights pull {present.ADVICE[verb]}'" in sentence
+    assert f"dune weights pull {defaults.ADVICE[verb]}'" in sentence
     assert "MB with its encoder; licence: Apache-2.0" in sentence
     assert caught.value.exit_code == 3
 
 
 def test_the_best_one_that_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = store.weights_folder()
+    folder = weights_folder.weights_folder()
 
     def put(name: str) -> None:
         entry = registry.find(name)
         assert entry is not None
         (folder / entry.file).write_bytes(b"0")
-        monkeypatch.setattr(store, "_plausible", lambda path, entry: True)
+        monkeypatch.setattr(weights_folder, "_plausible", lambda path, entry: True)
 
     put("dinov2-vits14-nyu-linear")
     with pytest.raises(WeightsMissing):  # its encoder is not here
-        present.choose("depth")
+        defaults.default_model("depth")
     put("dinov2-vits14")
-    assert present.choose("depth") == "dinov2-vits14-nyu-linear"
+    assert defaults.default_model("depth") == "dinov2-vits14-nyu-linear"
     put("dinov2-vits14-nyu-dpt")
-    assert present.choose("depth") == "dinov2-vits14-nyu-dpt"
+    assert defaults.default_model("depth") == "dinov2-vits14-nyu-dpt"
     put("dunemast3r-vits")
-    assert present.choose("depth") == "dinov2-vits14-nyu-dpt"
+    assert defaults.default_model("depth") == "dinov2-vits14-nyu-dpt"
     put("dune-vits14-448")
-    assert present.choose("depth") == "dunemast3r-vits"
+    assert defaults.default_model("depth") == "dunemast3r-vits"
     with pytest.raises(WeightsMissing) as caught:
-        present.choose("classify")
+        defaults.default_model("classify")
     assert "with its encoder" not in str(caught.value)  # which is here already
     assert Path(folder).is_dir()

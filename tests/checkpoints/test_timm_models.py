@@ -9,7 +9,7 @@ import torch
 from published_files import make_image
 
 from dune_cli import load_encoder
-from dune_cli.checkpoints.files import write_safetensors
+from dune_cli.checkpoints.weight_files import write_safetensors
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
 
 timm = pytest.importorskip("timm")

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from dune_cli.commands import bench
-from dune_cli.evaluation.matching_speed import MatchingSpeed
-from dune_cli.evaluation.speed import NetworkSpeed, Speed
+from dune_cli.evaluation.speed import MatchingSpeed, NetworkSpeed, Speed
 from dune_cli.evaluation.task_speed import TaskSpeed
 
 

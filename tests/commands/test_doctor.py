@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from dune_cli import doctor, probe
-from dune_cli.checkpoints import store
+from dune_cli.checkpoints import weights_folder
 from dune_cli.cli import main
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
@@ -50,7 +50,7 @@ def test_everything_on_this_machine(dune: Dune) -> None:
     for name in ("sift", "xfeat-lighterglue"):
         assert {"name": name, "ready": True, "why": "", "cure": ""} in facts["matchers"]["list"]
     assert {"xfeat-lighterglue-bundled"} <= {entry["name"] for entry in facts["weights"]["present"]}
-    assert facts["weights"]["folder"] == str(store.weights_folder()) and facts["weights"]["writable"]
+    assert facts["weights"]["folder"] == str(weights_folder.weights_folder()) and facts["weights"]["writable"]
 
 
 def test_a_broken_opencv_fails_the_verbs_that_need_it(dune: Dune, fakes: Path) -> None:
@@ -105,7 +105,7 @@ def test_probe_answers_in_this_process_too() -> None:
 
 
 def test_present_weights_and_a_damaged_lock_file_are_shown(tmp_path: Path) -> None:
-    home = store.weights_folder()
+    home = weights_folder.weights_folder()
     (home / "dune_vitsmall14_448.pth").write_bytes(b"x")
     (home / "lock.json").write_text("{")
     facts = doctor.weights_facts()

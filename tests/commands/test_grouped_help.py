@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from dune_cli.cli import main
-from dune_cli.commands.grouped import HEADINGS, GroupedCommand
+from dune_cli.commands.options import HEADINGS, GroupedCommand
 
 LONG = ["reconstruct", "reloc", "distill", "human", "depth", "predict", "mapfree", "train matcher"]
 LONG += [f"eval {name}" for name in ("pairs", "multiview", "depthmaps", "reloc", "features", "mapfree")]

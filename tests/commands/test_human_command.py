@@ -20,7 +20,7 @@ from PIL import Image
 from published_files import dune_manifest, dune_tree, make_state_dict
 
 from dune_cli.commands import human as verb
-from dune_cli.models.human.rotations import from_rotvec
+from dune_cli.models.multihmr_common import from_rotvec
 from dune_cli.provenance import sha256_of
 from dune_cli.tasks.human import load_human
 

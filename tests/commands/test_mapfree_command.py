@@ -20,8 +20,7 @@ from dune_cli.cli import main
 from dune_cli.evaluation import mapfree, mapfree_submission
 from dune_cli.geometry import poses
 from dune_cli.io.photos import read_photo
-from dune_cli.tasks.reloc.sight import TwoViewSight
-from dune_cli.tasks.reloc.solve import SolverConfig
+from dune_cli.sfm.relative_pose import SolverConfig, TwoViewBackend
 
 Dune = Callable[..., CompletedProcess[str]]
 UNIT = ("--matcher", "sift", "--unit-translation", "--quiet")
@@ -112,7 +111,7 @@ def test_a_two_view_model_scores_in_metres(root: Path, tmp_path: Path, solver: s
         names = ["seq0/frame_00000.jpg", *TRACK]
         views = [np.eye(4), *(world_from_query(number, frame) for frame in (0, 5, 10, 15))]
         photos = [(read_photo(scene.path / name).rgb, K, view) for name, view in zip(names, views)]
-        sight = TwoViewSight(ExactDescriptors(photos))
+        sight = TwoViewBackend(ExactDescriptors(photos))
         found[scene.name] = dict(mapfree_submission.relocalize_scene(scene, sight, SolverConfig(solver), {}))
     mapfree_submission.write_submission(tmp_path / "s.zip", found)
     scores = mapfree.score(root / "val", tmp_path / "s.zip")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dune_cli.cli import main
 from dune_cli.models import vit
-from dune_cli.models.shared_pass import SharedTrunk, Slot, same_weights, share
+from dune_cli.models.shared_backbone import SharedBackbone, SharedBackboneSlot, same_weights, share
 
 SIDE = 112  # 8 x 8 cells
 CPU = ("--device", "cpu", "--dtype", "float32")
@@ -174,7 +174,7 @@ def small_vit(seed: int) -> vit.VisionTransformer:
 
 def test_the_shared_trunk_answers_as_the_vit_does() -> None:
     network, images = small_vit(0), torch.rand(2, 3, 70, 56)
-    trunk = SharedTrunk(network, (0, 2))
+    trunk = SharedBackbone(network, (0, 2))
     for norm in (True, False):
         for asked, own in zip(
             trunk.intermediate(images, (2, 0, -1), norm), network.intermediate(images, (2, 0, 3), norm)
@@ -198,5 +198,5 @@ def test_only_equal_weights_are_shared() -> None:
     holders = [torch.nn.Module() for _ in range(3)]
     for holder, network in zip(holders, (one, same, other)):
         holder.encoder = network
-    trunks = share([Slot(name, holder, "encoder", (1,)) for name, holder in zip("abc", holders)])
+    trunks = share([SharedBackboneSlot(name, holder, "encoder", (1,)) for name, holder in zip("abc", holders)])
     assert trunks["a"] is trunks["b"] is holders[1].encoder and trunks["c"] is not trunks["a"]

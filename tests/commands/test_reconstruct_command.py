@@ -19,12 +19,12 @@ from exact_two_view import ExactTwoView
 from PIL import Image
 from published_files import Fixture, mast3r_tree, two_files
 
-from dune_cli.checkpoints import load
+from dune_cli.checkpoints import loader
 from dune_cli.cli import main
 from dune_cli.geometry import cameras
 from dune_cli.io.ply import read_ply
 from dune_cli.io.preprocess import Prepared
-from dune_cli.tasks.reconstruct import pointmap
+from dune_cli.tasks.reconstruct import pointmaps
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
 WIDTH, HEIGHT = 320, 240
@@ -186,7 +186,7 @@ def test_a_two_view_model_gives_a_metric_scene(
 ) -> None:
     exact = ExactTwoView([K, K], POSES, [(WIDTH, HEIGHT)] * 2)
     asked = []
-    monkeypatch.setattr(load, "load_two_view", lambda *args: asked.append(args) or exact)
+    monkeypatch.setattr(loader, "load_two_view", lambda *args: asked.append(args) or exact)
     model, encoder = tmp_path / "m.pth", tmp_path / "e.pth"
     for file in (model, encoder):
         file.write_bytes(b"weights")
@@ -223,16 +223,16 @@ def test_files_in_the_official_layouts_run_and_untrained_maps_give_no_pose(
 def test_the_scene_is_made_of_the_networks_own_maps(tmp_path: Path) -> None:
     fixture = Fixture("mast3r_mini")
     torch.save(mast3r_tree(fixture.config["model"], fixture.state()), tmp_path / "mini.pth")
-    model = load.load_two_view(tmp_path / "mini.pth", None, "cpu", "float32")
+    model = loader.load_two_view(tmp_path / "mini.pth", None, "cpu", "float32")
     seeds = fixture.config["image_seeds"]
     inputs = [Prepared(fixture.image(seed)[0].numpy(), np.eye(3)) for seed in seeds]
-    maps, _ = pointmap.predict(model, inputs, swapped=False)
+    maps, _ = pointmaps.predict(model, inputs, swapped=False)
     for view, one in enumerate(maps, start=1):
         expected = fixture.expected[f"pts3d_{view}"]
         error = np.linalg.norm(one.points[::2, ::2] - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
         assert error.max() < 1e-3
         np.testing.assert_allclose(one.confidence[::2, ::2], fixture.expected[f"conf_{view}"], rtol=1e-3)
     # the swapped pair's first view is what swapped inputs give
-    _, own = pointmap.predict(model, inputs, swapped=True)
-    swapped, _ = pointmap.predict(model, inputs[::-1], swapped=False)
+    _, own = pointmaps.predict(model, inputs, swapped=True)
+    swapped, _ = pointmaps.predict(model, inputs[::-1], swapped=False)
     np.testing.assert_allclose(own.points, swapped[0].points, rtol=1e-5, atol=1e-6)

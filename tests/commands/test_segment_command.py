@@ -14,7 +14,7 @@ from dinov2_head_files import VOC_NAMES, write_small_set
 from PIL import Image
 
 from dune_cli.cli import main
-from dune_cli.io.palette import generated
+from dune_cli.io.png import generated
 
 VOC, ADE = "dinov2_vits14_voc2012_linear_head.pth", "dinov2_vits14_ade20k_linear_head.pth"
 

@@ -127,10 +127,12 @@ def test_it_is_told_before_torch_is_imported(line: str, told: dict[str, tuple[in
 
 def test_every_teacher_without_a_file_says_what_it_takes() -> None:
     """Early and late the same weights are missed."""
-    from dune_cli.teachers import load
+    from dune_cli.teachers import registry
 
-    named = {name: Path(load.__file__).with_name(f"{name.replace('-', '_')}.py").read_text() for name in load.names()}
+    named = {
+        name: Path(registry.__file__).with_name(f"{name.replace('-', '_')}.py").read_text() for name in registry.names()
+    }
     for name, source in named.items():
-        default = load.weights_of(name)
+        default = registry.weights_of(name)
         assert default is None or f'"{default}"' in source, name
-    assert {name for name in named if load.weights_of(name) is None} == {"timm", "xfeat"}
+    assert {name for name in named if registry.weights_of(name) is None} == {"timm", "xfeat"}

@@ -21,7 +21,7 @@ from published_files import Fixture, mast3r_tree
 from video_files import cut, grey_frames, index_first, panned, turned, write_video
 
 from dune_cli.cli import main
-from dune_cli.io.overlay import distinct_color
+from dune_cli.io.rendering import distinct_color
 from dune_cli.io.video import frames
 from dune_cli.provenance import sha256_of
 

@@ -21,10 +21,10 @@ from click.testing import CliRunner, Result
 from file_server import FileServer
 from published_files import TEACHERS, Fixture, dune_tree, mast3r_tree
 
-from dune_cli.checkpoints import registry, store
-from dune_cli.checkpoints.files import read_weights
+from dune_cli.checkpoints import registry, weights_folder
+from dune_cli.checkpoints.weight_files import read_weights
 from dune_cli.cli import main
-from dune_cli.commands import weights_by_task
+from dune_cli.commands import weights as weights_by_task
 from dune_cli.console import set_quiet
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
@@ -51,7 +51,7 @@ def dune_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_store(path: Path) -> Path:
-    target = store.weights_folder() / path.name
+    target = weights_folder.weights_folder() / path.name
     target.symlink_to(path)
     return target
 
@@ -94,10 +94,10 @@ def test_list_and_info_say_what_a_file_is_held_against(dune_file: Path) -> None:
 
 def test_list_tells_what_is_here_and_what_is_half_here(dune_file: Path) -> None:
     in_store(dune_file)
-    (store.weights_folder() / "dune_vitbase14_448.pth.part").write_bytes(bytes(2000))
+    (weights_folder.weights_folder() / "dune_vitbase14_448.pth.part").write_bytes(bytes(2000))
     document = json.loads(invoke("list", "--json", "--kind", "encoder").stdout)
     rows = {row["name"]: row for row in document["weights"]}
-    assert document["schema"] == "dune.weights-list/1" and document["folder"] == str(store.weights_folder())
+    assert document["schema"] == "dune.weights-list/1" and document["folder"] == str(weights_folder.weights_folder())
     assert rows[NAME]["present"] and rows[NAME]["path"].endswith(FILE) and rows[NAME]["origin"] == "weights folder"
     assert not rows["dune-vitb14-448"]["present"] and rows["dune-vitb14-448"]["partial_bytes"] == 2000
     assert {row["kind"] for row in rows.values()} == {"encoder"}
@@ -187,16 +187,16 @@ def test_info_of_bad_files_is_one_sentence(
 
 
 def test_path() -> None:
-    assert invoke("path").stdout.strip() == str(store.weights_folder())
+    assert invoke("path").stdout.strip() == str(weights_folder.weights_folder())
     missing = invoke("path", NAME)
     assert missing.exit_code == 3 and f"dune weights pull {NAME}" in missing.stderr and missing.stdout == ""
-    path = store.weights_folder() / FILE
+    path = weights_folder.weights_folder() / FILE
     path.write_bytes(b"x")
     assert invoke("path", NAME).stdout.strip() == str(path)
 
 
 def test_verify_remembers_the_first_hash_and_notices_a_change() -> None:
-    path = store.weights_folder() / FILE
+    path = weights_folder.weights_folder() / FILE
     path.write_bytes(b"first")
     first = invoke("verify", NAME)
     assert first.exit_code == 0 and first.stdout.startswith(f"pinned   {NAME}")
@@ -211,7 +211,7 @@ def test_verify_remembers_the_first_hash_and_notices_a_change() -> None:
 
 
 def test_verify_in_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    (store.weights_folder() / FILE).write_bytes(b"x")
+    (weights_folder.weights_folder() / FILE).write_bytes(b"x")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     result = invoke("verify", NAME)
     assert result.exit_code == 0 and "not writable to remember it" in result.stdout
@@ -226,21 +226,21 @@ def test_verify_of_a_file_elsewhere_says_that_nothing_is_known(tmp_path: Path) -
 
 def test_a_changed_file_is_not_loaded(dune_file: Path) -> None:
     """The pin is held against every later use, not only by `verify`."""
-    from dune_cli.checkpoints.load import load_encoder
+    from dune_cli.checkpoints.loader import load_encoder
     from dune_cli.errors import CheckpointError
 
     in_store(dune_file)
     assert invoke("verify", NAME).exit_code == 0
-    (store.weights_folder() / FILE).unlink()
+    (weights_folder.weights_folder() / FILE).unlink()
     changed = dune_tree(Fixture("dune_vitsmall14_336").state())
     changed["iter"] = 1001
-    torch.save(changed, store.weights_folder() / FILE)
+    torch.save(changed, weights_folder.weights_folder() / FILE)
     with pytest.raises(CheckpointError, match="was changed or damaged"):
         load_encoder(NAME, device="cpu")
 
 
 def test_convert_keeps_tensors_bit_for_bit_and_tells_where_they_are_from(dune_file: Path, tmp_path: Path) -> None:
-    from dune_cli.checkpoints.load import load_encoder
+    from dune_cli.checkpoints.loader import load_encoder
 
     target = tmp_path / "out" / f"{NAME}.safetensors"
     result = invoke("convert", dune_file, "-o", target)
@@ -260,7 +260,7 @@ def test_convert_keeps_tensors_bit_for_bit_and_tells_where_they_are_from(dune_fi
 
 
 def test_a_converted_file_in_the_weights_folder_counts_as_the_published_one(dune_file: Path) -> None:
-    target = store.weights_folder() / f"{NAME}.safetensors"
+    target = weights_folder.weights_folder() / f"{NAME}.safetensors"
     assert invoke("convert", dune_file, "-o", target).exit_code == 0
     assert invoke("path", NAME).stdout.strip() == str(target)
     assert invoke("verify", NAME).stdout.startswith("pinned")
@@ -304,7 +304,7 @@ def test_pull_needs_the_licence_accepted(served: FileServer) -> None:
 
 def test_pull_fetches_what_is_needed_too_and_prints_the_paths(served: FileServer) -> None:
     result = invoke("pull", "dunemast3r-vits", "--accept-licence")
-    home = store.weights_folder()
+    home = weights_folder.weights_folder()
     assert result.exit_code == 0, result.output
     assert result.stdout.split() == [
         str(home / "dune_vitsmall14_448.pth"),
@@ -365,7 +365,7 @@ def test_pull_as_a_process(served: FileServer) -> None:
     refused = real_pull(served.url, NAME)
     assert refused.returncode == 2 and refused.stderr.splitlines()[-1].startswith("dune: the licences above")
     run = real_pull(served.url, NAME, "--accept-licence", "--quiet")
-    assert (run.returncode, run.stderr) == (0, "") and run.stdout.strip() == str(store.weights_folder() / FILE)
+    assert (run.returncode, run.stderr) == (0, "") and run.stdout.strip() == str(weights_folder.weights_folder() / FILE)
 
 
 def test_a_failed_pull_is_one_sentence_and_exit_code_1(served: FileServer) -> None:

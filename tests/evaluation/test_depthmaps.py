@@ -12,10 +12,10 @@ from posed_sets import POSES, SIZE, VIEWS, K, write_set
 
 from dune_cli.errors import UserError
 from dune_cli.evaluation import depthmaps as benchmark
-from dune_cli.evaluation.map_reloc import read_places
+from dune_cli.evaluation.localization import read_places
 from dune_cli.geometry import cameras, poses
-from dune_cli.matchers.load import load_matcher
-from dune_cli.tasks.reconstruct.scene import PointMap, View
+from dune_cli.matchers.registry import load_matcher
+from dune_cli.sfm.scene import PointMap, View
 
 NAN = float("nan")
 

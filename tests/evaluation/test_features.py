@@ -15,9 +15,17 @@ from training_words import words
 
 from dune_cli.cli import main
 from dune_cli.errors import UserError
-from dune_cli.evaluation.columns import Column, Tokens, open_column
-from dune_cli.evaluation.features import Labelled, chance, knn, linear_probe, read_labelled
-from dune_cli.evaluation.pairs import Pair
+from dune_cli.evaluation.features import (
+    FeatureSource,
+    FeatureTokens,
+    Labelled,
+    chance,
+    knn,
+    linear_probe,
+    open_feature_source,
+    read_labelled,
+)
+from dune_cli.evaluation.pairs import PosedPair
 from dune_cli.evaluation.patch_matching import match_patches
 from dune_cli.provenance import Source
 
@@ -97,7 +105,7 @@ def test_reading_labelled_folders(tmp_path: Path) -> None:
         read_labelled(tmp_path / "none", 0)
 
 
-def shifted_pair(tmp_path: Path) -> Pair:
+def shifted_pair(tmp_path: Path) -> PosedPair:
     """A plane seen by a camera that moved sideways: the picture moves by 32 px, epipolar lines are the rows."""
     wide = Image.open(smooth_photo(tmp_path / "wide.png", 3, 160, 288))
     files = [tmp_path / "left.png", tmp_path / "right.png"]
@@ -106,23 +114,23 @@ def shifted_pair(tmp_path: Path) -> Pair:
     K = np.array([[200.0, 0, 127.5], [0, 200, 79.5], [0, 0, 1]])
     pose = np.eye(4)
     pose[0, 3] = -0.5
-    return Pair("shift", "0", *files, K, K, pose)
+    return PosedPair("shift", "0", *files, K, K, pose)
 
 
 def test_patches_of_a_moved_picture_match_along_the_rows(tmp_path: Path) -> None:
     pair = shifted_pair(tmp_path)
-    score = match_patches(open_column("pixels", 256, 0, "cpu", "float32"), [pair], 256, [1, 40])
+    score = match_patches(open_feature_source("pixels", 256, 0, "cpu", "float32"), [pair], 256, [1, 40])
     assert score.near[1] > 0.9 and score.mutual > 0.7 and score.matches == pytest.approx(score.mutual * 160)
     assert score.random_near[1] == pytest.approx(0.1)  # one row of ten
     assert score.random_near[40] == pytest.approx((10 * 5 - 6) / 100)  # rows up to two away
 
-    def noise(images: torch.Tensor) -> Tokens:
+    def noise(images: torch.Tensor) -> FeatureTokens:
         generator = torch.Generator().manual_seed(int(images.sum()))
-        return Tokens(
+        return FeatureTokens(
             torch.zeros(1, 8), torch.randn(1, images.shape[2] // 16, images.shape[3] // 16, 8, generator=generator)
         )
 
-    assert match_patches(Column("noise", Source("none"), 16, noise), [pair], 256, [1]).near[1] < 0.4
+    assert match_patches(FeatureSource("noise", Source("none"), 16, noise), [pair], 256, [1]).near[1] < 0.4
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +177,11 @@ def test_random_columns_are_fresh_and_seeded(student: tuple[Path, str, Path]) ->
     image = torch.rand(1, 3, 56, 56)
     for spec in (f"random:{student[0]}", "random:vit:64x2", "random:dune-mini", "random:timm:resnet10t"):
         side = image if "mini" not in spec and "timm" not in spec else image[..., :48, :48]
-        one, same, other = (open_column(spec, 56, seed, "cpu", "float32").encode(side) for seed in (0, 0, 1))
+        one, same, other = (open_feature_source(spec, 56, seed, "cpu", "float32").encode(side) for seed in (0, 0, 1))
         assert torch.equal(one.patches, same.patches) and not torch.equal(one.patches, other.patches)
-    trained = open_column(str(student[0]), 56, 0, "cpu", "float32").encode(image)
+    trained = open_feature_source(str(student[0]), 56, 0, "cpu", "float32").encode(image)
     assert not torch.allclose(
-        trained.patches, open_column(f"random:{student[0]}", 56, 0, "cpu", "float32").encode(image).patches
+        trained.patches, open_feature_source(f"random:{student[0]}", 56, 0, "cpu", "float32").encode(image).patches
     )
 
 

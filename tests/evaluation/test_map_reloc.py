@@ -17,11 +17,11 @@ from click.testing import CliRunner
 
 from dune_cli.cli import main
 from dune_cli.errors import UserError
-from dune_cli.evaluation import map_reloc
+from dune_cli.evaluation import localization
 from dune_cli.geometry import poses
 from dune_cli.io.png import save_png
 from dune_cli.matchers.sift import Sift
-from dune_cli.tasks.reloc.guesses import LocateConfig
+from dune_cli.sfm.localization import LocalizationConfig
 
 Dune = Callable[..., CompletedProcess[str]]
 
@@ -58,39 +58,39 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def places(root: Path) -> list[map_reloc.Place]:
-    return map_reloc.read_places(root)
+def places(root: Path) -> list[localization.Place]:
+    return localization.read_places(root)
 
 
-def test_places_are_read(places: list[map_reloc.Place], root: Path) -> None:
+def test_places_are_read(places: list[localization.Place], root: Path) -> None:
     here, there = places
     assert (here.name, here.metric, here.near) == ("here", True, 0.25)
     assert (there.name, there.metric) == ("there", False)
     assert there.extent == pytest.approx(10 * here.extent) and there.near == pytest.approx(0.05 * there.extent)
     assert here.extent == pytest.approx(np.linalg.norm([1.0, -0.05, -0.1]))
     assert [image.name for image in here.map.images] == list(synthetic_maps.POSES)
-    assert [place.name for place in map_reloc.read_places(root, ["there"])] == ["there"]
+    assert [place.name for place in localization.read_places(root, ["there"])] == ["there"]
     with pytest.raises(UserError, match="unknown set nowhere; this folder has: here, there"):
-        map_reloc.read_places(root, ["nowhere"])
+        localization.read_places(root, ["nowhere"])
 
 
-def test_left_out_photos_are_found_and_others_refused(places: list[map_reloc.Place]) -> None:
+def test_left_out_photos_are_found_and_others_refused(places: list[localization.Place]) -> None:
     here, there = places
-    scores = list(map_reloc.score_place(Sift(synthetic_maps.WIDTH, 1200), there, [here], LocateConfig()))
+    scores = list(localization.score_place(Sift(synthetic_maps.WIDTH, 1200), there, [here], LocalizationConfig()))
     own, wrong = scores[:4], scores[4:]
     assert [score.query for score in own] == list(synthetic_maps.POSES) and all(s.other is None for s in own)
     assert all(score.near and score.rotation_deg < 0.5 for score in own)
     assert all(score.position < 0.02 * there.extent for score in own)
     assert not any(score.control_near for score in own)  # no photo of the map was taken so near to another
     assert len(wrong) == 4 and all(s.other == "here" and not s.success and s.position == np.inf for s in wrong)
-    summary = map_reloc.summarise(scores, places)
+    summary = localization.summarise(scores, places)
     assert (summary.queries, summary.located, summary.near) == (4, 4, 1.0)
     assert (summary.wrong_queries, summary.refused, summary.control_near) == (4, 1.0, 0.0)
     assert summary.position_share == pytest.approx(summary.position / there.extent)
     # a query that is not found is infinitely wrong
     lost = [replace(score, success=False, rotation_deg=np.inf, position=np.inf, near=False) for score in own]
-    assert map_reloc.summarise([*lost[:3], own[3]], places).position == np.inf
-    assert np.isnan(map_reloc.summarise(own, places).refused)
+    assert localization.summarise([*lost[:3], own[3]], places).position == np.inf
+    assert np.isnan(localization.summarise(own, places).refused)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_broken_frames(root: Path, tmp_path: Path, change: dict[str, Any], words
     content["frames"][2] = {k: v for k, v in (content["frames"][2] | change).items() if v is not None}
     (tmp_path / "cameras.json").write_text(json.dumps(content))
     with pytest.raises(UserError) as caught:
-        map_reloc.read_places(tmp_path)
+        localization.read_places(tmp_path)
     assert words in str(caught.value) and "frame 2" in str(caught.value)
 
 
@@ -128,7 +128,7 @@ def test_photos_and_places_without_a_truth_are_left_out(
     for name, tree in {"few": few, "whole": content, "far": far, "other": {"what": "no set"}}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "cameras.json").write_text(json.dumps(tree))
-    places = {place.name: place for place in map_reloc.read_places(tmp_path)}
+    places = {place.name: place for place in localization.read_places(tmp_path)}
     assert sorted(places) == ["far", content["name"]]
     told = capsys.readouterr().err
     assert "few/cameras.json has 3 photos with a true pose" in told and "frame 2 lacks K" in told
@@ -140,15 +140,15 @@ def test_photos_and_places_without_a_truth_are_left_out(
 
 def test_roots_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no folder"):
-        map_reloc.read_places(tmp_path / "none")
+        localization.read_places(tmp_path / "none")
     with pytest.raises(UserError, match=r"no cameras\.json"):
-        map_reloc.read_places(tmp_path)
+        localization.read_places(tmp_path)
     (tmp_path / "cameras.json").write_text("[]")
     with pytest.raises(UserError, match="is no set of posed photos"):
-        map_reloc.read_places(tmp_path)
+        localization.read_places(tmp_path)
     (tmp_path / "cameras.json").write_text('{"frames": []}')
     with pytest.raises(UserError, match="at least 4"):
-        map_reloc.read_places(tmp_path)
+        localization.read_places(tmp_path)
 
 
 def test_table_and_json(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_as_a_process(dune: Dune, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_hololens_frames_are_found_again(shared_data: Path) -> None:
     """Each of five frames against the other four, by device tracking."""
-    (place,) = map_reloc.read_places(shared_data / "multiview", ["hololens"])
+    (place,) = localization.read_places(shared_data / "multiview", ["hololens"])
     few = replace(place, map=replace(place.map, images=place.map.images[1:6]))
-    scores = list(map_reloc.score_place(Sift(), few, [], LocateConfig()))
+    scores = list(localization.score_place(Sift(), few, [], LocalizationConfig()))
     assert sum(score.near for score in scores) >= 4

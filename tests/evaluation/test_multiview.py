@@ -11,10 +11,10 @@ from posed_sets import POSES, VIEWS, write_set
 
 from dune_cli.errors import JobFailed
 from dune_cli.evaluation import multiview as benchmark
-from dune_cli.evaluation.map_reloc import Place, read_places
+from dune_cli.evaluation.localization import Place, read_places
 from dune_cli.geometry import poses
-from dune_cli.geometry.similarities import move_poses
-from dune_cli.matchers.load import load_matcher
+from dune_cli.geometry.sim3 import move_poses
+from dune_cli.matchers.registry import load_matcher
 from dune_cli.tasks.reconstruct.many import ManyConfig
 
 

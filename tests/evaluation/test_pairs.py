@@ -13,7 +13,7 @@ from PIL import Image
 from dune_cli.errors import UserError
 from dune_cli.evaluation import pairs as benchmark
 from dune_cli.geometry import poses
-from dune_cli.matchers.base import Matcher, Matches
+from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.provenance import Source
 
 K = [[300.0, 0.0, 159.5], [0.0, 300.0, 119.5], [0.0, 0.0, 1.0]]
@@ -119,9 +119,11 @@ def test_the_calibration_has_the_poses_that_reloc_gives_out(tmp_path: Path) -> N
     write_b = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
     Image.fromarray(write_b).save(tmp_path / "b.png")  # one photo twice is refused
     (pair,) = benchmark.read_pairs(tmp_path)
-    found = dict(benchmark.sureness({"oracle": Oracle(), "blind": Blind()}, pair, 0))
+    found = dict(benchmark.confidence_bins({"oracle": Oracle(), "blind": Blind()}, pair, 0))
     assert set(found) == {"oracle"} and found["oracle"].confidence > 0.9 and found["oracle"].error_deg < 0.5
-    off = [benchmark.Sureness("near", "x", sure, error) for sure, error in ((0.92, 7.0), (0.97, 30.0), (0.4, 3.0))]
+    off = [
+        benchmark.ConfidenceSample("near", "x", sure, error) for sure, error in ((0.92, 7.0), (0.97, 30.0), (0.4, 3.0))
+    ]
     bins = {(one.low, one.high): one for one in benchmark.calibration([found["oracle"], *off])}
     assert bins[0.3, 0.5].poses == 1 and bins[0.3, 0.5].within5 == 1
     assert bins[0.9, 1.0].poses == 3 and bins[0.9, 1.0].within10 == pytest.approx(2 / 3)

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from dune_cli import runtime
-from dune_cli.evaluation import matching_speed, speed
+from dune_cli.evaluation import speed
+from dune_cli.evaluation import speed as matching_speed
 
 
 def test_operations_are_counted_with_attention() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dune_cli.evaluation.trajectory import camera_errors, extent, fit_cameras, pair_errors_deg
+from dune_cli.evaluation.multiview import camera_errors, extent, fit_cameras, pair_errors_deg
 from dune_cli.geometry import poses
-from dune_cli.geometry.similarities import move_poses
+from dune_cli.geometry.sim3 import move_poses
 
 RNG = np.random.default_rng(0)
 

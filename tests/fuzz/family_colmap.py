@@ -9,7 +9,7 @@ import numpy as np
 import pycolmap
 from harness import Sample
 
-from dune_cli.io.colmap_read import Model, open_model
+from dune_cli.io.colmap.read import ColmapModel, open_model
 
 
 def samples(folder: Path) -> Sequence[Sample]:
@@ -28,7 +28,7 @@ def samples(folder: Path) -> Sequence[Sample]:
     return found
 
 
-def _is_model(model: Model) -> None:
+def _is_model(model: ColmapModel) -> None:
     assert len({image.name for image in model.images.values()}) == len(model.images)
     for image in model.images.values():
         pose, camera = image.world_from_cam, image.camera

@@ -11,7 +11,7 @@ import numpy as np
 from harness import Sample
 from PIL import Image
 
-from dune_cli.io.depth_input import read_depth
+from dune_cli.io.depth_files import read_depth
 
 
 def samples(folder: Path) -> Sequence[Sample]:

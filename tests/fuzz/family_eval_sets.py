@@ -11,8 +11,8 @@ from harness import Sample
 from PIL import Image
 
 from dune_cli.evaluation.depthmaps import true_depths
-from dune_cli.evaluation.map_reloc import Place, read_places
-from dune_cli.evaluation.pairs import Pair, read_pairs
+from dune_cli.evaluation.localization import Place, read_places
+from dune_cli.evaluation.pairs import PosedPair, read_pairs
 
 K = [[300.0, 0, 16], [0, 300.0, 12], [0, 0, 1]]
 
@@ -61,7 +61,7 @@ def _are_places(found: list[tuple[Place, list[np.ndarray | None] | None]]) -> No
                 assert depth.max() <= 1e10
 
 
-def _are_pairs(pairs: list[Pair]) -> None:
+def _are_pairs(pairs: list[PosedPair]) -> None:
     assert len({(pair.set_name, pair.id) for pair in pairs}) == len(pairs)
     for pair in pairs:
         assert _is_pose(pair.cam2_from_cam1) and _is_camera(pair.K1) and _is_camera(pair.K2)

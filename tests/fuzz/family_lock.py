@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness import Sample
 
-from dune_cli.checkpoints.lock import Pin, read_pins
+from dune_cli.checkpoints.weights_folder import Pin, read_pins
 
 
 def samples(folder: Path) -> Sequence[Sample]:

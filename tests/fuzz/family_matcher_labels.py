@@ -11,10 +11,10 @@ import numpy as np
 from harness import Sample
 
 from dune_cli.errors import JobFailed
-from dune_cli.training.matcher import kept_maps
-from dune_cli.training.matcher.mapping import Mapped
-from dune_cli.training.matcher.scenes import Scene
+from dune_cli.training.matcher import sfm_cache
+from dune_cli.training.matcher.scenes import TrainingScene
 from dune_cli.training.matcher.sequences import RealPair, posed, real_pairs
+from dune_cli.training.matcher.sfm_cache import MappedSequence
 from dune_cli.training.matcher.teacher_matches import SceneMatches, read_matches, write_matches
 
 FRAMES, POINTS = 4, 30
@@ -26,25 +26,25 @@ def samples(folder: Path) -> Sequence[Sample]:
     photos[0].parent.mkdir()
     for path in photos:
         path.write_text(path.name)
-    scene = Scene("wall", photos, False)
+    scene = TrainingScene("wall", photos, False)
     found, mapped = _matches(), _map()
     write_matches(folder / "labels", scene, found)
-    with mock.patch.object(kept_maps, "map_scene", lambda *_: mapped):
-        kept_maps.kept_map(found, folder / "labels", 0)
+    with mock.patch.object(sfm_cache, "map_scene", lambda *_: mapped):
+        sfm_cache.cached_map(found, folder / "labels", 0)
     files = {path.name: path.read_bytes() for path in (folder / "labels").iterdir()}
-    with mock.patch.object(kept_maps, "map_scene", lambda *_: mapped):
+    with mock.patch.object(sfm_cache, "map_scene", lambda *_: mapped):
         wanted = real_pairs([scene], folder / "labels", 0)
     cameras = {"name": "wall", "frames": [_frame(number) for number in range(FRAMES)]}
 
     def read(case: Path) -> list[RealPair]:
-        with mock.patch.object(kept_maps, "map_scene", lambda *_: mapped):
+        with mock.patch.object(sfm_cache, "map_scene", lambda *_: mapped):
             pairs = real_pairs([scene], case, 0)
         if not pairs:
             raise JobFailed("the teacher is asked again")
         return pairs
 
-    def read_cameras(case: Path) -> Mapped | None:
-        beside = Scene("wall", tuple(case / path.name for path in photos), False)
+    def read_cameras(case: Path) -> MappedSequence | None:
+        beside = TrainingScene("wall", tuple(case / path.name for path in photos), False)
         return posed(beside, found)
 
     def accept(pairs: list[RealPair]) -> None:
@@ -88,9 +88,9 @@ def _matches() -> SceneMatches:
     return SceneMatches("wall", names, sizes, points, pairs, tuple(each for _ in pairs), scores)
 
 
-def _map() -> Mapped:
+def _map() -> MappedSequence:
     poses = np.linalg.inv([_pose(number) for number in range(FRAMES)])
-    return Mapped(np.arange(FRAMES), np.array([K] * FRAMES), poses, (np.arange(POINTS),) * FRAMES)
+    return MappedSequence(np.arange(FRAMES), np.array([K] * FRAMES), poses, (np.arange(POINTS),) * FRAMES)
 
 
 def _are_equal(value: SceneMatches | None, found: SceneMatches) -> None:
@@ -100,7 +100,7 @@ def _are_equal(value: SceneMatches | None, found: SceneMatches) -> None:
             assert all(np.array_equal(a, b) for a, b in zip(getattr(value, name), getattr(found, name), strict=True))
 
 
-def _is_map(mapped: Mapped | None) -> None:
+def _is_map(mapped: MappedSequence | None) -> None:
     if mapped is not None:
         assert mapped.K.shape == (FRAMES, 3, 3) and np.isfinite(mapped.K).all() and (mapped.K[:, 0, 0] > 0).all()
         turns = mapped.cam_from_world[:, :3, :3]

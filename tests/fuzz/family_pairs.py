@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness import Sample
 
-from dune_cli.tasks.reconstruct.pairing import read_pairs
+from dune_cli.sfm.pairs import read_pairs
 
 IMAGES = [Path(f"left/{name}") for name in ("a.jpg", "b c.jpg", "d.jpg")] + [Path("right/a.jpg")]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import Sample
 
 from dune_cli.errors import DuneError
-from dune_cli.training.sources import open_source
+from dune_cli.training.common.dataset import open_source
 
 PHOTOS = {f"photo-{number}.jpg": bytes([number]) * (300 + number) for number in range(5)}
 

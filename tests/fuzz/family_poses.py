@@ -10,7 +10,7 @@ import numpy as np
 from harness import Sample
 from scipy.spatial.transform import Rotation
 
-from dune_cli.io.known_poses import read_poses
+from dune_cli.io.pose_files import read_poses
 
 NAMES = [f"photos/{number:06d}.jpg" for number in range(4)]
 

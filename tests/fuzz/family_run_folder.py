@@ -8,10 +8,10 @@ from typing import Any
 
 from harness import Sample
 
-from dune_cli.io.jsons import write_json
-from dune_cli.training.config import DistillConfig
-from dune_cli.training.folder import RunFolder
-from dune_cli.training.matcher import train
+from dune_cli.io.json_files import write_json
+from dune_cli.training.common.run_folder import RunFolder
+from dune_cli.training.distill.config import DistillConfig
+from dune_cli.training.matcher import trainer
 from dune_cli.training.matcher.config import MatcherConfig
 
 DISTILL = DistillConfig(teachers=("xfeat",), data=("photos",), steps=12)
@@ -42,7 +42,7 @@ def samples(folder: Path) -> Sequence[Sample]:
         return found.read_log(), found.read_broken()
 
     def read_matcher(case: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        begun = train.begun_run(MATCHER, case)
+        begun = trainer.begun_run(MATCHER, case)
         assert begun is None or begun.object("inputs") is not None
         return RunFolder(case).read_log(), {}
 
@@ -60,4 +60,4 @@ def samples(folder: Path) -> Sequence[Sample]:
 
 def _matcher_run() -> dict[str, Any]:
     inputs = {"encoder": "0123", "scenes": ["wall", "rock"], "pairs": 12, "photos": "45ef"}
-    return {"schema": train.SCHEMA, "config": MATCHER.as_json(), "inputs": inputs}
+    return {"schema": trainer.SCHEMA, "config": MATCHER.as_json(), "inputs": inputs}

@@ -11,13 +11,12 @@ from harness import Sample
 from PIL import Image
 
 from dune_cli.errors import JobFailed
-from dune_cli.training.augment import Augmentation
-from dune_cli.training.cache import CacheKey, TeacherCache
-from dune_cli.training.photos import open_photos
-from dune_cli.training.ranks import Ranks
-from dune_cli.training.sampler import Slot
+from dune_cli.training.common.dataset import Augmentation, open_photos
+from dune_cli.training.common.dist import Dist
+from dune_cli.training.common.schedule import BatchSlot
+from dune_cli.training.distill.teacher_cache import CacheKey, TeacherCache
 
-HERE = Ranks(0, 1, torch.device("cpu"))
+HERE = Dist(0, 1, torch.device("cpu"))
 WIDTHS = {"mean": {"cls": 3, "patch": 3}}
 
 
@@ -40,7 +39,7 @@ def samples(folder: Path) -> Sequence[Sample]:
     photos.broken["a"] = "for the test"
     cache.fill({"mean": Mean()}, cache.unfilled(WIDTHS, HERE), Augmentation(), HERE, 1, torch.float32)
     files = {f"{key.folder}/{path.name}": path.read_bytes() for path in cache.folder.iterdir()}
-    slots = [Slot(0, 0, 0, 0), Slot(0, 2, 0, 24)]  # of the first and of the last shard
+    slots = [BatchSlot(0, 0, 0, 0), BatchSlot(0, 2, 0, 24)]  # of the first and of the last shard
     whole = {number: cache.read(slot) for number, slot in enumerate(slots)}
 
     def read(case: Path) -> dict[int, dict[str, torch.Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from harness import Sample
 from safetensors.torch import save
 
-from dune_cli.checkpoints.files import WeightFile, read_weights
+from dune_cli.checkpoints.weight_files import WeightFile, read_weights
 
 
 def samples(folder: Path) -> Sequence[Sample]:

@@ -11,13 +11,12 @@ import numpy as np
 from harness import Sample
 
 from dune_cli.errors import UserError
-from dune_cli.io.cache_files import Layout
+from dune_cli.io.cache import Layout, WorkFolder
 from dune_cli.io.safe_read import read_npz
-from dune_cli.io.work_folder import WorkFolder
-from dune_cli.matchers.base import FeatureMatcher
-from dune_cli.tasks.reconstruct.correspondences import INDEX_LAYOUT, PLACE_LAYOUT
-from dune_cli.tasks.reconstruct.pair_maps import TOKENS_LAYOUT
-from dune_cli.tasks.reloc.map_points import POINTS_LAYOUT
+from dune_cli.matchers.matcher import FeatureMatcher
+from dune_cli.sfm.landmarks import POINTS_LAYOUT
+from dune_cli.sfm.matching import INDEX_LAYOUT, PLACE_LAYOUT
+from dune_cli.tasks.reconstruct.pairwise_pointmaps import TOKENS_LAYOUT
 
 Door = tuple[Callable[[Path], Any], Callable[[Any], None]]
 KEY = "0123456789abcdef" * 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dune_cli.geometry import cameras, poses
-from dune_cli.geometry.bundle import Adjusted, Bundle, Priors, adjust
+from dune_cli.geometry.bundle_adjustment import Adjusted, Bundle, Priors, adjust
 
 WIDTH, HEIGHT = 640, 480
 

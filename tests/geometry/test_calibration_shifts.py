@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dune_cli.geometry import cameras, poses, two_view
-from dune_cli.geometry.calibration_shifts import point_shifts
-from dune_cli.geometry.pose_covariance import refine_absolute_pose
+from dune_cli.geometry.absolute_pose import refine_absolute_pose
+from dune_cli.geometry.bundle_adjustment import point_shifts
 
 K = cameras.K_from_focal(500.0, 640, 480)
 

@@ -7,7 +7,7 @@ import pytest
 import synthetic_scenes
 
 from dune_cli.geometry import cameras, poses
-from dune_cli.geometry.depth_consistency import DepthView, agreeing, compare, normals_of_depth, seen_through
+from dune_cli.mvs.consistency import DepthView, agreeing, compare, free_space_violations, normals_of_depth
 
 WIDTH, HEIGHT = 120, 90
 K = cameras.K_from_fov(60, WIDTH, HEIGHT)
@@ -39,7 +39,7 @@ def test_a_point_before_the_surface_is_seen_through_and_one_behind_is_not() -> N
     share = {}
     for factor in (0.8, 1.0, 1.2):
         moved = DepthView(one.depth * factor, K, one.world_from_cam)
-        share[factor] = seen_through(moved, compare(moved, two), 0.05).mean()
+        share[factor] = free_space_violations(moved, compare(moved, two), 0.05).mean()
     assert share[0.8] > 0.8 and share[1.0] < 0.02 and share[1.2] < 0.1
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dune_cli.geometry import cameras
-from dune_cli.geometry.depth_sampling import sample_depth
+from dune_cli.geometry.depth_maps import sample_depth
 
 K = cameras.K_from_fov(60, 40, 30)
 

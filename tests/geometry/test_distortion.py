@@ -6,7 +6,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from dune_cli.geometry.distortion import distort_pixels, undistort_pixels
+from dune_cli.geometry.cameras import distort_pixels, undistort_pixels
 
 K = np.array([[500.0, 0, 319.5], [0, 500.0, 239.5], [0, 0, 1]])
 

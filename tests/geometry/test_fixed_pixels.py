@@ -8,7 +8,7 @@ import pytest
 
 from dune_cli.geometry import cameras, poses
 from dune_cli.geometry.cameras import quarter_turn
-from dune_cli.geometry.fixed_pixels import Thumbnail, moving_matches
+from dune_cli.matchers.filtering import Thumbnail, moving_matches
 
 SIZE = (640, 480)
 K = cameras.K_from_focal(500.0, *SIZE)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dune_cli.geometry import cameras
-from dune_cli.geometry.focal import focal_from_point_map
+from dune_cli.geometry.cameras import focal_from_point_map
 
 
 def point_map(focal_px: float, seed: int, height: int = 30, width: int = 40):

@@ -9,7 +9,7 @@ import pytest
 
 from dune_cli.geometry import cameras, poses
 from dune_cli.geometry.global_alignment import Alignment, Known, PairPoints, align, anchor_points, move_alignment
-from dune_cli.geometry.similarities import move_poses, similarity_from_points
+from dune_cli.geometry.sim3 import move_poses, similarity_from_points
 from dune_cli.geometry.view_graph import components, place_views
 
 SIZE, FOCAL = (640, 480), 500.0

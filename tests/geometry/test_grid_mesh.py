@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dune_cli.geometry import cameras
-from dune_cli.geometry.grid_mesh import grid_triangles, used_vertices
+from dune_cli.geometry.depth_maps import grid_triangles, used_vertices
 
 
 @given(st.integers(2, 12), st.integers(2, 12))

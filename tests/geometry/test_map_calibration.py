@@ -6,12 +6,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dune_cli.evaluation.trajectory import fit_cameras
-from dune_cli.geometry import cameras, poses, star_tracks
-from dune_cli.geometry.bundle import Adjusted, Bundle, Priors, adjust
-from dune_cli.geometry.calibration_shifts import point_shifts
-from dune_cli.geometry.pose_covariance import RefinedPose, refine_absolute_pose
-from dune_cli.geometry.similarities import scale_of
+from dune_cli.evaluation.multiview import fit_cameras
+from dune_cli.geometry import cameras, poses, triangulation
+from dune_cli.geometry.absolute_pose import RefinedPose, refine_absolute_pose
+from dune_cli.geometry.bundle_adjustment import Adjusted, Bundle, Priors, adjust, point_shifts
+from dune_cli.geometry.sim3 import scale_of
 
 WIDTH, HEIGHT, NOISE_PX = 640, 480, 0.4
 TRUE = cameras.K_from_focal(600.0, WIDTH, HEIGHT)
@@ -55,8 +54,8 @@ def located(found: Adjusted, pixels: np.ndarray, query_pixels: np.ndarray, query
     cam_from_world = np.stack([poses.inverse(pose) for pose in bundle.world_from_cam])
     K = np.repeat(bundle.K, len(pixels), axis=0)
     everyone = np.arange(pixels.shape[1])
-    rays = [star_tracks.Ray(everyone, pixels[i], K[i], cam_from_world[i], 1.0) for i in range(1, len(pixels))]
-    star = star_tracks.triangulate_star(pixels[0], K[0], cam_from_world[0], 1.0, rays, 4.0)
+    rays = [triangulation.Ray(everyone, pixels[i], K[i], cam_from_world[i], 1.0) for i in range(1, len(pixels))]
+    star = triangulation.triangulate_with_known_poses(pixels[0], K[0], cam_from_world[0], 1.0, rays, 4.0)
     radial = np.repeat(bundle.radial, len(pixels))
     modes = np.swapaxes(found.modes, 0, 1)
     shifts = point_shifts(star.points_world, star.tracks, star.track_pixels, K, radial, cam_from_world, modes)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dune_cli.geometry import matching
+from dune_cli.matchers import nearest_neighbours
 
 
 def unit_map(height: int, width: int, channels: int, seed: int) -> torch.Tensor:
@@ -44,7 +44,7 @@ def flat_pairs(xy1: torch.Tensor, xy2: torch.Tensor, width1: int, width2: int) -
 @pytest.mark.parametrize("subsample", [1, 8])
 def test_fixture_is_met_exactly(parity: Path, subsample: int, max_bytes: int | None) -> None:
     fixture = np.load(parity / "reciprocal_matching.npz")
-    xy1, xy2 = matching.reciprocal_matches(
+    xy1, xy2 = nearest_neighbours.reciprocal_matches(
         torch.from_numpy(fixture["desc1"]), torch.from_numpy(fixture["desc2"]), subsample, max_bytes=max_bytes
     )
     np.testing.assert_array_equal(xy1.numpy(), fixture[f"xy1_sub{subsample}"])
@@ -54,7 +54,7 @@ def test_fixture_is_met_exactly(parity: Path, subsample: int, max_bytes: int | N
 def test_fixture_mutual_set(parity: Path) -> None:
     fixture = np.load(parity / "reciprocal_matching.npz")
     flat = [torch.from_numpy(fixture[key]).flatten(0, 1) for key in ("desc1", "desc2")]
-    index1, index2 = matching.mutual_nearest(*flat)
+    index1, index2 = nearest_neighbours.mutual_nearest(*flat)
     np.testing.assert_array_equal(index1.numpy(), fixture["mutual_idx1"])
     np.testing.assert_array_equal(index2.numpy(), fixture["mutual_idx2"])
 
@@ -71,7 +71,7 @@ def test_equals_the_plain_walk(
     sizes: tuple[int, int, int, int], subsample: int, iterations: int, seed: int, max_bytes: int | None
 ) -> None:
     desc1, desc2 = unit_map(sizes[0], sizes[1], 6, seed), unit_map(sizes[2], sizes[3], 6, seed + 1)
-    xy1, xy2 = matching.reciprocal_matches(desc1, desc2, subsample, iterations, max_bytes)
+    xy1, xy2 = nearest_neighbours.reciprocal_matches(desc1, desc2, subsample, iterations, max_bytes)
     pairs = flat_pairs(xy1, xy2, sizes[1], sizes[3])
     assert pairs == sorted(pairs), "sorted by the flat index in image 1"
     assert set(pairs) == plain_walk(desc1, desc2, subsample, iterations)
@@ -80,15 +80,15 @@ def test_equals_the_plain_walk(
 
 def test_matching_a_map_with_itself_is_the_identity() -> None:
     desc = unit_map(9, 7, 24, 3)
-    xy1, xy2 = matching.reciprocal_matches(desc, desc, 1)
+    xy1, xy2 = nearest_neighbours.reciprocal_matches(desc, desc, 1)
     assert torch.equal(xy1, xy2)
     assert len(xy1) == 63
 
 
 def test_swapping_the_images_swaps_the_full_set() -> None:
     desc1, desc2 = unit_map(11, 12, 8, 0), unit_map(10, 14, 8, 1)
-    forward = matching.reciprocal_matches(desc1, desc2, 1)
-    backward = matching.reciprocal_matches(desc2, desc1, 1)
+    forward = nearest_neighbours.reciprocal_matches(desc1, desc2, 1)
+    backward = nearest_neighbours.reciprocal_matches(desc2, desc1, 1)
     assert set(flat_pairs(*forward, 12, 14)) == {(a, b) for b, a in flat_pairs(*backward, 14, 12)}
 
 
@@ -96,23 +96,23 @@ def test_swapping_the_images_swaps_the_full_set() -> None:
 def test_ties_go_to_the_lowest_index(max_bytes: int | None) -> None:
     queries = torch.eye(3)
     database = torch.eye(3).repeat(50, 1)
-    assert matching.nearest(queries, database, max_bytes).tolist() == [0, 1, 2]
-    index1, index2 = matching.mutual_nearest(database, queries.repeat(2, 1), max_bytes)
+    assert nearest_neighbours.nearest(queries, database, max_bytes).tolist() == [0, 1, 2]
+    index1, index2 = nearest_neighbours.mutual_nearest(database, queries.repeat(2, 1), max_bytes)
     assert index1.tolist() == [0, 1, 2]
     assert index2.tolist() == [0, 1, 2]
 
 
 def test_empty_descriptor_sets_give_no_matches() -> None:
-    index1, index2 = matching.mutual_nearest(torch.zeros(0, 8), torch.ones(5, 8))
+    index1, index2 = nearest_neighbours.mutual_nearest(torch.zeros(0, 8), torch.ones(5, 8))
     assert len(index1) == len(index2) == 0
-    xy1, xy2 = matching.reciprocal_matches(unit_map(3, 3, 8, 0), unit_map(9, 9, 8, 1), 8)
+    xy1, xy2 = nearest_neighbours.reciprocal_matches(unit_map(3, 3, 8, 0), unit_map(9, 9, 8, 1), 8)
     assert xy1.shape == xy2.shape == (0, 2), "no grid point inside a 3x3 map"
 
 
 def test_float64_is_compared_in_float64() -> None:
     queries = torch.ones(1, 1, dtype=torch.float64)
     database = torch.tensor([[1.0], [1.0 + 1e-12]], dtype=torch.float64)
-    assert matching.nearest(queries, database).item() == 1
+    assert nearest_neighbours.nearest(queries, database).item() == 1
 
 
 def test_memory_of_scores_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_memory_of_scores_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         return scores
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
-    matching.reciprocal_matches(unit_map(40, 50, 8, 0), unit_map(41, 43, 8, 1), 1, max_bytes=100_000)
+    nearest_neighbours.reciprocal_matches(unit_map(40, 50, 8, 0), unit_map(41, 43, 8, 1), 1, max_bytes=100_000)
     assert 50_000 < largest <= 100_000
 
 
@@ -135,4 +135,4 @@ def test_memory_of_scores_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_maps_that_do_not_fit_are_refused(shape1: tuple, shape2: tuple, subsample: int) -> None:
     with pytest.raises(ValueError, match="must be"):
-        matching.reciprocal_matches(torch.zeros(shape1), torch.zeros(shape2), subsample)
+        nearest_neighbours.reciprocal_matches(torch.zeros(shape1), torch.zeros(shape2), subsample)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dune_cli.geometry import cameras, epipolar, pair_checks, pnp, poses
+from dune_cli.geometry import absolute_pose, cameras, epipolar, poses, two_view
 
 K = np.array([[500.0, 0, 319.5], [0, 500.0, 239.5], [0, 0, 1]])
 SIZE = (640, 480)
@@ -13,7 +13,7 @@ SIZE = (640, 480)
 
 def test_chance_is_told_from_structure() -> None:
     def alarms(inliers: int, matches: int) -> float:
-        return pair_checks.log10_chance_epipolar(inliers, matches, (1.0, 1.0), [SIZE, SIZE])
+        return two_view.log10_nfa_epipolar(inliers, matches, (1.0, 1.0), [SIZE, SIZE])
 
     assert alarms(12, 300) > 0  # what random matches give
     assert alarms(60, 300) < -20
@@ -23,10 +23,10 @@ def test_chance_is_told_from_structure() -> None:
 
 
 def test_the_photo_matched_more_coarsely_decides() -> None:
-    coarse = pair_checks.log10_chance_epipolar(40, 60, (3.0, 3.0), [SIZE, SIZE])
-    assert pair_checks.log10_chance_epipolar(40, 60, (1.0, 3.0), [SIZE, SIZE]) == coarse
-    assert pair_checks.log10_chance_epipolar(40, 60, (3.0, 1.0), [SIZE, SIZE]) == coarse
-    assert pair_checks.log10_chance_epipolar(40, 60, (1.0, 1.0), [SIZE, SIZE]) < coarse - 5
+    coarse = two_view.log10_nfa_epipolar(40, 60, (3.0, 3.0), [SIZE, SIZE])
+    assert two_view.log10_nfa_epipolar(40, 60, (1.0, 3.0), [SIZE, SIZE]) == coarse
+    assert two_view.log10_nfa_epipolar(40, 60, (3.0, 1.0), [SIZE, SIZE]) == coarse
+    assert two_view.log10_nfa_epipolar(40, 60, (1.0, 1.0), [SIZE, SIZE]) < coarse - 5
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -35,25 +35,25 @@ def test_random_matches_and_points_are_chance(seed: int) -> None:
     pixels1, pixels2 = rng.uniform(0, SIZE, (2, 150, 2))
     found = epipolar.estimate_relative_pose(pixels1, pixels2, K, K, 1.0, seed)
     inliers = 0 if found is None else int(found.inliers.sum())
-    assert pair_checks.log10_chance_epipolar(inliers, 150, (1.0, 1.0), [SIZE, SIZE]) > -2
+    assert two_view.log10_nfa_epipolar(inliers, 150, (1.0, 1.0), [SIZE, SIZE]) > -2
     points = cameras.backproject(pixels1, rng.uniform(1, 5, 150), K)
-    camera = pnp.estimate_absolute_pose(points, pixels2, K, 3.0, seed)
+    camera = absolute_pose.estimate_absolute_pose(points, pixels2, K, 3.0, seed)
     inliers = 0 if camera is None else int(camera.inliers.sum())
-    assert pair_checks.log10_chance_pnp(inliers, 150, 3.0, SIZE) > -2
+    assert two_view.log10_nfa_pnp(inliers, 150, 3.0, SIZE) > -2
 
 
 def test_a_few_points_that_agree_fix_a_camera_more_surely_than_a_pair() -> None:
-    assert pair_checks.log10_chance_pnp(10, 60, 3.0, SIZE) < -8
-    assert pair_checks.log10_chance_epipolar(10, 60, (1.0, 1.0), [SIZE, SIZE]) > 0
-    assert pair_checks.log10_chance_pnp(3, 60, 3.0, SIZE) == float("inf")
+    assert two_view.log10_nfa_pnp(10, 60, 3.0, SIZE) < -8
+    assert two_view.log10_nfa_epipolar(10, 60, (1.0, 1.0), [SIZE, SIZE]) > 0
+    assert two_view.log10_nfa_pnp(3, 60, 3.0, SIZE) == float("inf")
 
 
 def test_one_view_twice() -> None:
     pixels = np.random.default_rng(0).uniform(0, SIZE, (50, 2))
-    assert pair_checks.is_same_view(pixels, pixels + 0.3, (1.0, 1.0))
-    assert not pair_checks.is_same_view(pixels, pixels + 0.9, (1.0, 1.0))
-    assert pair_checks.is_same_view(pixels, pixels + 0.9, (1.0, 2.0))
-    assert not pair_checks.is_same_view(pixels[:0], pixels[:0], (1.0, 1.0))
+    assert two_view.is_same_view(pixels, pixels + 0.3, (1.0, 1.0))
+    assert not two_view.is_same_view(pixels, pixels + 0.9, (1.0, 1.0))
+    assert two_view.is_same_view(pixels, pixels + 0.9, (1.0, 2.0))
+    assert not two_view.is_same_view(pixels[:0], pixels[:0], (1.0, 1.0))
 
 
 @pytest.mark.parametrize("shift, guess, rotation", [(0.0, 1.0, True), (0.0, 1.3, True), (0.5, 1.0, False)])
@@ -64,10 +64,10 @@ def test_a_turn_on_the_spot(shift: float, guess: float, rotation: bool) -> None:
     pixels1 = cameras.project(points, K) + rng.normal(0, 0.3, (200, 2))
     pixels2 = cameras.project(poses.transform_points(pose, points), K) + rng.normal(0, 0.3, (200, 2))
     guessed = K * np.array([[guess, 1, 1], [1, guess, 1], [1, 1, 1]])
-    moving = pair_checks.unexplained_by_rotation(pixels1, pixels2, guessed, guessed, 1.0, focal_unknown=guess != 1)
-    assert pair_checks.is_rotation(moving, 200) is rotation
+    moving = two_view.unexplained_by_rotation(pixels1, pixels2, guessed, guessed, 1.0, focal_unknown=guess != 1)
+    assert two_view.is_rotation(moving, 200) is rotation
 
 
 def test_how_many_must_move() -> None:
-    assert pair_checks.is_rotation(7, 20) and not pair_checks.is_rotation(8, 20)
-    assert pair_checks.is_rotation(49, 500) and not pair_checks.is_rotation(50, 500)
+    assert two_view.is_rotation(7, 20) and not two_view.is_rotation(8, 20)
+    assert two_view.is_rotation(49, 500) and not two_view.is_rotation(50, 500)

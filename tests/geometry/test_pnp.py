@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dune_cli.geometry import cameras, poses
-from dune_cli.geometry.pnp import estimate_absolute_pose
+from dune_cli.geometry.absolute_pose import estimate_absolute_pose
 
 K = np.array([[500.0, 3.0, 319.5], [0, 540.0, 239.5], [0, 0, 1]])
 

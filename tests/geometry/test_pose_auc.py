@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dune_cli.geometry.pose_auc import pose_auc
+from dune_cli.geometry.epipolar import pose_auc
 
 errors = st.lists(st.floats(0, 180), min_size=1, max_size=30)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dune_cli.geometry import cameras, poses
-from dune_cli.geometry.pose_covariance import RefinedPose, pose_jacobian, refine_absolute_pose
+from dune_cli.geometry.absolute_pose import RefinedPose, pose_jacobian, refine_absolute_pose
 
 K = cameras.K_from_fov(60, 640, 480)
 CAM_FROM_WORLD = poses.from_rotation_translation(poses.rotation_from_rotvec([0.1, 0.4, -0.2]), [0.3, -0.2, 1.0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dune_cli.geometry import poses
-from dune_cli.geometry.similarities import (
+from dune_cli.geometry.sim3 import (
     move_poses,
     rigid_part,
     robust_similarity,

@@ -8,7 +8,8 @@ import synthetic_scenes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dune_cli.geometry import cameras, poses, stereo
+from dune_cli.geometry import cameras, poses
+from dune_cli.mvs import stereo
 
 WIDTH, HEIGHT = 240, 180
 K = cameras.K_from_fov(60, WIDTH, HEIGHT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dune_cli.geometry.sweep_directions import dominant_normals
+from dune_cli.mvs.view_selection import dominant_normals
 
 
 def test_a_floor_and_a_wall_are_found() -> None:

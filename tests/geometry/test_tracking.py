@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dune_cli.geometry.tracking import Tracker, TrackerConfig
+from dune_cli.tasks.human.tracking import PersonTracker, PersonTrackerConfig
 
 
 def walk(start: tuple, speed: tuple, times: np.ndarray) -> np.ndarray:
     return np.array(start, float) + np.array(speed, float) * times[:, None]
 
 
-def follow(times: np.ndarray, people: list[np.ndarray], config: TrackerConfig | None = None) -> list[list[int]]:
-    tracker = Tracker(config)
+def follow(times: np.ndarray, people: list[np.ndarray], config: PersonTrackerConfig | None = None) -> list[list[int]]:
+    tracker = PersonTracker(config)
     return [tracker.update(time, np.array([track[k] for track in people])) for k, time in enumerate(times)]
 
 
@@ -33,7 +33,7 @@ def test_people_who_cross_keep_their_identities(rate: int, apart: float) -> None
 @given(seed=st.integers(0, 10**6))
 def test_the_order_of_detections_does_not_matter(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    one, other = Tracker(), Tracker()
+    one, other = PersonTracker(), PersonTracker()
     for k in range(12):
         positions = rng.uniform(-2, 2, (rng.integers(0, 6), 3))
         order = rng.permutation(len(positions))
@@ -44,7 +44,7 @@ def test_the_order_of_detections_does_not_matter(seed: int) -> None:
 
 @pytest.mark.parametrize(("unseen_s", "same"), [(0.3, True), (0.9, True), (1.0, True), (1.1, False), (30, False)])
 def test_a_gap_of_up_to_a_second(unseen_s: float, same: bool) -> None:
-    tracker, times = Tracker(), np.arange(20) / 10
+    tracker, times = PersonTracker(), np.arange(20) / 10
     for time in times:
         assert tracker.update(time, walk((0, 0, 4), (1, 0, 0), times)[[int(time * 10 + 0.5)]]) == [0]
     back = times[-1] + unseen_s
@@ -54,7 +54,7 @@ def test_a_gap_of_up_to_a_second(unseen_s: float, same: bool) -> None:
 
 
 def test_somebody_seen_is_not_taken_by_somebody_lost() -> None:
-    tracker = Tracker()
+    tracker = PersonTracker()
     assert tracker.update(0.0, np.array([[0, 0, 4], [1.0, 0, 4.1]])) == [0, 1]
     for k in range(1, 9):
         assert tracker.update(k / 10, np.array([[1.0, 0, 4.1]])) == [1]
@@ -63,16 +63,16 @@ def test_somebody_seen_is_not_taken_by_somebody_lost() -> None:
 
 
 def test_nobody_jumps_farther_than_the_gate() -> None:
-    config = TrackerConfig(speed_m_s=4, slack_m=0.2)
+    config = PersonTrackerConfig(speed_m_s=4, slack_m=0.2)
     for distance, identity in ((0.59, 0), (0.61, 1)):
-        tracker = Tracker(config)
+        tracker = PersonTracker(config)
         tracker.update(0, np.array([[0, 0, 5.0]]))
         assert tracker.update(0.1, np.array([[distance, 0, 5.0]])) == [identity]
 
 
 def test_a_newcomer_does_not_shift_everybody() -> None:
     """Three in a row, half a metre apart; one leaves at one end while another comes at the other."""
-    tracker = Tracker()
+    tracker = PersonTracker()
     row = np.array([[0.5 * k, 0, 4.0] for k in range(4)])
     assert sorted(tracker.update(0, row[:3])) == [0, 1, 2]
     before = tracker.update(0.1, row[:3])
@@ -82,13 +82,13 @@ def test_a_newcomer_does_not_shift_everybody() -> None:
 
 
 def test_identities_begin_with_the_nearest_and_are_never_given_twice() -> None:
-    tracker = Tracker()
+    tracker = PersonTracker()
     assert tracker.update(0, np.array([[0, 0, 9.0], [0, 0, 3.0]])) == [1, 0]
     assert tracker.update(5, np.array([[0, 0, 9.0], [0, 0, 3.0]])) == [3, 2]
 
 
 def test_what_cannot_be_tracked() -> None:
-    tracker = Tracker()
+    tracker = PersonTracker()
     assert tracker.update(1, []) == []
     for time, positions in ((1, []), (0.5, []), (2, [[0, 1]]), (2, [[0, 0, np.nan]]), (2, np.zeros((1, 1, 3)))):
         with pytest.raises(ValueError, match=r"times must grow|must be finite \(P, 3\)"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dune_cli.geometry.world_offset import moved, removed, world_offset
+from dune_cli.geometry.poses import moved, removed, world_offset
 
 STEPS = np.random.default_rng(0).normal(0, 3, (20, 3))
 

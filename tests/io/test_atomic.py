@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dune_cli.errors import UserError
-from dune_cli.io.atomic import atomic_directory, atomic_path, check_output, check_output_folder
+from dune_cli.io.outputs import atomic_directory, atomic_path, check_output, check_output_folder
 
 
 def _names(folder: Path) -> list[str]:

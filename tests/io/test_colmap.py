@@ -9,8 +9,8 @@ import pycolmap
 import pytest
 
 from dune_cli.errors import UserError
-from dune_cli.io.colmap import write_colmap
-from dune_cli.io.mesh import Frustum
+from dune_cli.io.colmap.write import write_colmap
+from dune_cli.io.meshes import Frustum
 
 
 def _camera(seed: int, name: str) -> Frustum:

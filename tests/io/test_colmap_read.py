@@ -13,7 +13,7 @@ import pycolmap
 import pytest
 
 from dune_cli.errors import UserError
-from dune_cli.io.colmap_read import open_model
+from dune_cli.io.colmap.read import open_model
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_model_is_what_pycolmap_reads(models: Path, form: str) -> None:
 
 
 def test_every_camera_model_has_its_number_and_parameters() -> None:
-    from dune_cli.io.colmap_tables import MODELS
+    from dune_cli.io.colmap.tables import MODELS
 
     theirs = {}
     for name, number in pycolmap.CameraModelId.__members__.items():

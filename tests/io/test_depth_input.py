@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dune_cli.errors import UserError
-from dune_cli.io.depth_input import read_depth
+from dune_cli.io.depth_files import read_depth
 from dune_cli.io.npz import write_npz
 from dune_cli.io.png import save_png
 

@@ -10,9 +10,9 @@ import pytest
 
 from dune_cli.errors import UserError
 from dune_cli.geometry import poses
-from dune_cli.io.colmap import write_colmap
-from dune_cli.io.known_poses import read_poses
-from dune_cli.io.mesh import Frustum
+from dune_cli.io.colmap.write import write_colmap
+from dune_cli.io.meshes import Frustum
+from dune_cli.io.pose_files import read_poses
 from dune_cli.io.transforms_json import write_transforms
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg"]

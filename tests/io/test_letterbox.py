@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dune_cli.io.letterbox import letterbox
+from dune_cli.io.preprocess import letterbox
 
 
 @pytest.mark.parametrize(("height", "width"), [(90, 160), (160, 90), (100, 100), (31, 200), (901, 640), (16, 1000)])

@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 
 from dune_cli.errors import UserError
-from dune_cli.io.cache_files import check_cached, read_cached, text_array, text_of, write_cached
-from dune_cli.io.line_files import append_line, read_lines, seal, unseal
+from dune_cli.io.cache import (
+    append_line,
+    check_cached,
+    read_cached,
+    read_lines,
+    seal,
+    text_array,
+    text_of,
+    unseal,
+    write_cached,
+)
 
 
 def test_lines_come_back_without_those_that_are_damaged(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dune_cli.io.colmap import write_colmap
-from dune_cli.io.colmap_read import model_folder, open_model
-from dune_cli.io.mesh import Frustum
+from dune_cli.io.colmap.read import model_folder, open_model
+from dune_cli.io.colmap.write import write_colmap
+from dune_cli.io.meshes import Frustum
 
 K = np.array([[50.0, 0, 31.5], [0, 50, 23.5], [0, 0, 1]])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dune_cli.errors import UserError
-from dune_cli.io.names import check_names_for_colmap, check_names_for_json, is_utf8, relative_names
+from dune_cli.io.photo_names import check_names_for_colmap, check_names_for_json, is_utf8, relative_names
 
 STRANGE = os.fsdecode(b"caf\xe9.jpg")
 

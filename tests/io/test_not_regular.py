@@ -14,25 +14,25 @@ import pytest
 from click.testing import CliRunner
 
 from dune_cli.bodies.smplx import read_model
-from dune_cli.checkpoints.files import read_weights
-from dune_cli.checkpoints.lock import read_pins
+from dune_cli.checkpoints.weight_files import read_weights
+from dune_cli.checkpoints.weights_folder import read_pins
 from dune_cli.commands.options import FiniteRange
 from dune_cli.errors import DuneError
-from dune_cli.evaluation.map_reloc import read_places
+from dune_cli.evaluation.localization import read_places
 from dune_cli.evaluation.pairs import read_pairs as read_pair_sets
-from dune_cli.io.cache_files import read_cached, write_cached
-from dune_cli.io.colmap_read import open_model
-from dune_cli.io.depth_input import read_depth
+from dune_cli.io.cache import read_cached, write_cached
+from dune_cli.io.colmap.read import open_model
+from dune_cli.io.depth_files import read_depth
 from dune_cli.io.inputs import expand
 from dune_cli.io.intrinsics import resolve_intrinsics
-from dune_cli.io.known_poses import read_poses
 from dune_cli.io.photos import PhotoFacts, read_header, read_photo
 from dune_cli.io.ply import read_ply
+from dune_cli.io.pose_files import read_poses
 from dune_cli.io.safe_read import read_json, read_npz, read_text
 from dune_cli.io.video import Video
 from dune_cli.provenance import sha256_of
-from dune_cli.tasks.reconstruct.pairing import read_pairs
-from dune_cli.tasks.reloc.map_files import open_map
+from dune_cli.sfm.pairs import read_pairs
+from dune_cli.sfm.photo_map import open_map
 
 PHOTO = PhotoFacts(Path("a.jpg"), 640, 480, "0" * 64, None)
 READERS: dict[str, Callable[[Path], Any]] = {

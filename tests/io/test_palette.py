@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dune_cli.io.palette import generated, overlay, write_class_png
+from dune_cli.io.png import generated, overlay, write_class_png
 
 
 def test_generated_colours_are_pascal_vocs_and_distinct() -> None:

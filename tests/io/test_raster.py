@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dune_cli.io.mesh import Mesh
-from dune_cli.io.overlay import PALETTE, distinct_color, overlay, top_view, vertex_normals
-from dune_cli.io.raster import rasterise
+from dune_cli.io.meshes import Mesh
+from dune_cli.io.rendering import PALETTE, distinct_color, overlay, rasterise, top_view, vertex_normals
 
 WIDTH, HEIGHT = 37, 29
 K = np.array([[40.0, 0.3, 17.2], [0, 44.0, 15.1], [0, 0, 1]])
@@ -130,7 +129,7 @@ def test_overlay_is_translucent_and_equal_in_bands(monkeypatch: pytest.MonkeyPat
     half = overlay(photo, [mesh], camera, alpha=0.5).astype(float)
     np.testing.assert_allclose(half, (opaque + photo) / 2, atol=1)
     before = photo.copy()
-    monkeypatch.setattr("dune_cli.io.overlay.BAND_PIXELS", 700)
+    monkeypatch.setattr("dune_cli.io.rendering.BAND_PIXELS", 700)
     in_bands = overlay(photo, [mesh], camera, alpha=0.5)
     np.testing.assert_allclose(in_bands, half, atol=1)
     assert (in_bands != half).mean() < 1e-3  # halves round by the last bit
@@ -140,7 +139,7 @@ def test_overlay_is_translucent_and_equal_in_bands(monkeypatch: pytest.MonkeyPat
 def test_overlay_of_a_big_photo_has_one_sample_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     camera = np.array([[100.0, 0, 49.5], [0, 100, 39.5], [0, 0, 1]])
     mesh = Mesh(*ball(0.2, (0.3, -0.2, 2)))
-    monkeypatch.setattr("dune_cli.io.overlay.FINE_PIXELS", 0)
+    monkeypatch.setattr("dune_cli.io.rendering.FINE_PIXELS", 0)
     painted = overlay(np.zeros((80, 100, 3), np.uint8), [mesh], camera, alpha=1.0).any(-1)
     np.testing.assert_array_equal(painted, rasterise(mesh.vertices, mesh.faces, camera, 100, 80).covered)
 

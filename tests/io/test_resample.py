@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dune_cli.io.preprocess import prepare
-from dune_cli.io.resample import fit, to_photo
+from dune_cli.io.preprocess import fit, prepare, to_photo
 
 
 @pytest.mark.parametrize("size", [(40, 61), (61, 40), (33, 33)])

@@ -11,11 +11,11 @@ from turned_photos import save_turned
 
 from dune_cli.geometry import poses
 from dune_cli.io import orientation
-from dune_cli.io.colmap import write_colmap
-from dune_cli.io.known_poses import OPENCV_FROM_OPENGL, read_poses
-from dune_cli.io.mesh import Frustum
+from dune_cli.io.colmap.write import write_colmap
+from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import PhotoHeader, read_header, read_photo
-from dune_cli.io.stored_photos import GivenCamera, means_stored
+from dune_cli.io.pose_files import OPENCV_FROM_OPENGL, read_poses
+from dune_cli.io.stored_cameras import GivenCamera, means_stored
 
 K = np.array([[50.0, 0, 31.5], [0, 50, 23.5], [0, 0, 1]])
 POSE = poses.from_rotation_translation(poses.rotation_from_rotvec(np.array([0.3, -0.2, 0.1])), np.array([1.0, 2, 3]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dune_cli.errors import UserError
-from dune_cli.io.targets import places, sibling, targets
+from dune_cli.io.outputs import places, sibling, targets
 
 FORMATS = ("png", "npz")
 

@@ -10,12 +10,11 @@ import pytest
 
 from dune_cli.errors import UserError
 from dune_cli.io.intrinsics import resolve_intrinsics
-from dune_cli.io.known_poses import read_poses
 from dune_cli.io.photos import PhotoFacts
-from dune_cli.io.safe_read import read_json, read_text
-from dune_cli.io.texts import file_in
-from dune_cli.tasks.reconstruct.pairing import read_pairs
-from dune_cli.training.sources import open_source
+from dune_cli.io.pose_files import read_poses
+from dune_cli.io.safe_read import file_in, read_json, read_text
+from dune_cli.sfm.pairs import read_pairs
+from dune_cli.training.common.dataset import open_source
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
 OPENGL = np.diag([1.0, -1, -1, 1])

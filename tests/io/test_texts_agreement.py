@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dune_cli.io.texts import agreement
+from dune_cli.io.safe_read import agreement
 
 
 @pytest.mark.parametrize(

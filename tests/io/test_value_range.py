@@ -185,7 +185,7 @@ def test_formats_of_light_are_named(tmp_path: Path) -> None:
 
 def test_a_pair_of_12_bits_matches_as_one_of_8(example_photos: Path, tmp_path: Path) -> None:
     """Case 11: in 16 grey levels hardly anything matches."""
-    from dune_cli.matchers.load import load_matcher
+    from dune_cli.matchers.registry import load_matcher
 
     sift = load_matcher("sift", "cpu")
     counts = {}

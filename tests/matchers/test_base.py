@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dune_cli.matchers import base
+from dune_cli.matchers import matcher
 
 
 def blob(width: int, height: int, x: float, y: float, sigma: float) -> np.ndarray:
@@ -20,7 +20,7 @@ def blob(width: int, height: int, x: float, y: float, sigma: float) -> np.ndarra
 @pytest.mark.parametrize("size_px", [60, 97, 120, 241, 400])
 @pytest.mark.parametrize("multiple", [1, 32])
 def test_a_spot_keeps_its_place(size_px: int, multiple: int) -> None:
-    resized = base.resize(blob(120, 90, 70.3, 40.6, 6), size_px, multiple)
+    resized = matcher.resize(blob(120, 90, 70.3, 40.6, 6), size_px, multiple)
     weights = resized.rgb[..., 0].astype(np.float64)
     ys, xs = np.mgrid[: weights.shape[0], : weights.shape[1]]
     centre = np.array([(weights * xs).sum(), (weights * ys).sum()]) / weights.sum()
@@ -35,7 +35,7 @@ def test_a_spot_keeps_its_place(size_px: int, multiple: int) -> None:
     multiple=st.sampled_from([1, 8, 32]),
 )
 def test_sides_and_corners(width: int, height: int, size_px: int, multiple: int) -> None:
-    resized = base.resize(np.zeros((height, width, 3), np.uint8), size_px, multiple)
+    resized = matcher.resize(np.zeros((height, width, 3), np.uint8), size_px, multiple)
     new_height, new_width = resized.rgb.shape[:2]
     assert new_height % multiple == new_width % multiple == 0
     assert abs(max(new_height, new_width) - size_px) <= multiple / 2
@@ -46,7 +46,7 @@ def test_sides_and_corners(width: int, height: int, size_px: int, multiple: int)
 
 def test_a_photo_of_the_working_size_is_untouched() -> None:
     rgb = blob(64, 32, 10, 10, 3)
-    resized = base.resize(rgb, 64)
+    resized = matcher.resize(rgb, 64)
     assert resized.original_per_pixel == (1.0, 1.0)
     np.testing.assert_array_equal(resized.rgb, rgb)
 
@@ -54,4 +54,4 @@ def test_a_photo_of_the_working_size_is_untouched() -> None:
 @pytest.mark.parametrize("rgb", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3)), np.zeros((0, 9, 3), np.uint8)])
 def test_what_is_no_photo_is_refused(rgb: np.ndarray) -> None:
     with pytest.raises(ValueError, match="must be"):
-        base.resize(rgb, 64)
+        matcher.resize(rgb, 64)

@@ -12,31 +12,31 @@ import torch
 import warped
 from kornia_xfeat import KorniaXFeatLighterGlue
 
-from dune_cli.checkpoints import layouts
-from dune_cli.checkpoints.load_matcher import continue_match_head, load_match_head
+from dune_cli.checkpoints import adapters
+from dune_cli.checkpoints.loader import continue_match_head, load_match_head
 from dune_cli.errors import CheckpointError
-from dune_cli.matchers import load
-from dune_cli.matchers.base import Resized
-from dune_cli.matchers.dune import Dune, Eye
+from dune_cli.matchers import registry
+from dune_cli.matchers.dune import Dune, EncoderExtractor
+from dune_cli.matchers.matcher import Resized
+from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
-from dune_cli.models.mini import MiniConfig, MiniEncoder
-from dune_cli.training.matcher.export import write_head
+from dune_cli.training.matcher.finalize import write_head
 
 pytestmark = pytest.mark.weights("efficientnet-lite2")  # the stem's part lite
 
 
 @pytest.fixture(scope="module")
-def eye() -> Eye:
-    return Eye(match_files.small_encoder())
+def eye() -> EncoderExtractor:
+    return EncoderExtractor(match_files.small_encoder())
 
 
 @pytest.fixture(scope="module")
-def head(eye: Eye) -> MatchHead:
+def head(eye: EncoderExtractor) -> MatchHead:
     return match_files.begun_head()
 
 
 @pytest.mark.weights("xfeat", "xfeat-lighterglue")
-def test_at_its_start_it_is_xfeat_and_lighterglue(eye: Eye) -> None:
+def test_at_its_start_it_is_xfeat_and_lighterglue(eye: EncoderExtractor) -> None:
     theirs = KorniaXFeatLighterGlue(512, 512)
     ours = Dune(eye, match_files.begun_head(MatchHeadConfig(long_side_px=512, max_keypoints=512)))
     rgb = warped.astronaut()
@@ -54,12 +54,12 @@ def test_at_its_start_it_is_xfeat_and_lighterglue(eye: Eye) -> None:
     np.testing.assert_allclose(index[2], expected[2], atol=5e-4)  # float32 sums in another order
 
 
-def test_known_homography(eye: Eye) -> None:
+def test_known_homography(eye: EncoderExtractor) -> None:
     matcher = Dune(eye, match_files.begun_head(MatchHeadConfig(long_side_px=640, max_keypoints=1024)))
     warped.check(warped.errors_px(matcher, warped.SHIFT), 200, 0.8, 0.2)
 
 
-def test_packed_descriptors_match_alike(eye: Eye, head: MatchHead) -> None:
+def test_packed_descriptors_match_alike(eye: EncoderExtractor, head: MatchHead) -> None:
     matcher = Dune(eye, head)
     rgb = warped.astronaut()
     features = [matcher.extract(photo) for photo in (rgb, rgb[10:, 20:])]
@@ -70,7 +70,7 @@ def test_packed_descriptors_match_alike(eye: Eye, head: MatchHead) -> None:
     assert abs(len(once.points1) - len(twice.points1)) <= 3
 
 
-def test_no_texture_gives_no_matches(eye: Eye, head: MatchHead) -> None:
+def test_no_texture_gives_no_matches(eye: EncoderExtractor, head: MatchHead) -> None:
     grey = Resized(np.full((64, 96, 3), 128, np.uint8), (1.0, 1.0)).rgb
     found = Dune(eye, head).match(grey, grey)
     assert found.points1.shape == found.points2.shape
@@ -83,8 +83,8 @@ def test_the_file_holds_the_head(head: MatchHead, tmp_path: Path) -> None:
     assert again.config == head.config
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), head.state_dict().values()))
     assert again.source.sha256
-    tensors, header = layouts.to_safetensors(layouts.dune_matcher.tree_of(head))
-    described = layouts.describe(tensors, header)
+    tensors, header = adapters.to_safetensors(adapters.dune_matcher.tree_of(head))
+    described = adapters.describe(tensors, header)
     assert described.kind == "matcher"
     assert "tokens" in " ".join(described.notes)
 
@@ -97,27 +97,27 @@ def test_a_head_can_go_on_with_more_context() -> None:
 
 
 def test_settings_that_do_not_fit_are_refused(head: MatchHead, tmp_path: Path) -> None:
-    tree = layouts.dune_matcher.tree_of(head)
+    tree = adapters.dune_matcher.tree_of(head)
     for wrong, says in (
         ({"max_keypoints": "many"}, "max_keypoints is 'many'"),
         ({"context": ["colour"]}, "no context out of xfeat4"),
         ({"surprise": 1}, "its settings are"),
     ):
         with pytest.raises(CheckpointError, match=says):
-            layouts.dune_matcher.build({**tree, "settings": tree["settings"] | wrong})
+            adapters.dune_matcher.build({**tree, "settings": tree["settings"] | wrong})
 
 
-def test_encoders_and_files_of_another_kind_are_refused(eye: Eye, tmp_path: Path) -> None:
+def test_encoders_and_files_of_another_kind_are_refused(eye: EncoderExtractor, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"stem is xfeat\+lite"):
-        Eye(MiniEncoder(MiniConfig(depth=1)))
+        EncoderExtractor(MiniEncoder(MiniConfig(depth=1)))
     path = match_files.write_encoder(tmp_path / "mini.safetensors", eye.mini)
     with pytest.raises(CheckpointError, match="not a matcher model"):
         load_match_head(path, "cpu")
 
 
-def test_by_name_it_takes_the_two_files(eye: Eye, head: MatchHead, tmp_path: Path) -> None:
+def test_by_name_it_takes_the_two_files(eye: EncoderExtractor, head: MatchHead, tmp_path: Path) -> None:
     encoder = match_files.write_encoder(tmp_path / "mini.safetensors", eye.mini)
     write_head(tmp_path / "head.safetensors", head, {}, torch.float32)
-    matcher = load.load_matcher("dune", "cpu", model=str(tmp_path / "head.safetensors"), encoder=str(encoder))
+    matcher = registry.load_matcher("dune", "cpu", model=str(tmp_path / "head.safetensors"), encoder=str(encoder))
     assert matcher.name == "dune"
     assert matcher.working_size_px == head.config.long_side_px

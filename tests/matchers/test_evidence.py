@@ -9,8 +9,8 @@ from upright_sift import UprightSift
 
 from dune_cli.geometry import cameras, epipolar, poses
 from dune_cli.geometry.cameras import quarter_turn, transform_pixels
-from dune_cli.matchers.base import Matcher
-from dune_cli.matchers.evidence import find_matches, sight
+from dune_cli.matchers.filtering import extract, find_matches
+from dune_cli.matchers.matcher import Matcher
 from dune_cli.matchers.xfeat_lighterglue import XFeatLighterGlue
 
 WIDTH, HEIGHT = 320, 240
@@ -30,9 +30,9 @@ def matcher(request: pytest.FixtureRequest) -> Matcher:
 
 @pytest.mark.parametrize("turns", range(4))
 def test_a_turned_photo_is_matched_at_its_own_pixels(matcher: Matcher, pictures: list[np.ndarray], turns: int) -> None:
-    one = sight(matcher, pictures[0])
+    one = extract(matcher, pictures[0])
     turned = np.ascontiguousarray(np.rot90(pictures[1], -turns))
-    found = find_matches(matcher, one, sight(matcher, turned))
+    found = find_matches(matcher, one, extract(matcher, turned))
     assert (found.turned_deg, found.tries) == ((-90 * turns) % 360, 1 if turns == 0 else 4)
     assert len(found.points1) > 100
     upright = transform_pixels(np.linalg.inv(quarter_turn(WIDTH, HEIGHT, turns)), found.points2)
@@ -42,9 +42,9 @@ def test_a_turned_photo_is_matched_at_its_own_pixels(matcher: Matcher, pictures:
 
 def test_upright_photos_are_looked_at_once_and_other_places_stay_refused(pictures: list[np.ndarray]) -> None:
     matcher = UprightSift()
-    one, two = (sight(matcher, rgb) for rgb in pictures)
+    one, two = (extract(matcher, rgb) for rgb in pictures)
     assert find_matches(matcher, one, two).tries == 1 and matcher.extracted == 2
-    elsewhere = sight(matcher, synthetic_scenes.render(K, np.eye(4), WIDTH, HEIGHT, 7)[0])
+    elsewhere = extract(matcher, synthetic_scenes.render(K, np.eye(4), WIDTH, HEIGHT, 7)[0])
     assert find_matches(matcher, one, elsewhere).turned_deg == 0 and matcher.extracted == 6
 
 

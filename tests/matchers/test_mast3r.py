@@ -9,10 +9,10 @@ import pytest
 import torch
 from published_files import Fixture, mast3r_tree
 
-from dune_cli.geometry.matching import reciprocal_matches
 from dune_cli.io.preprocess import prepare
-from dune_cli.matchers.load import load_matcher
 from dune_cli.matchers.mast3r import Mast3r
+from dune_cli.matchers.nearest_neighbours import reciprocal_matches
+from dune_cli.matchers.registry import load_matcher
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import warped
 from kornia_xfeat import KorniaXFeatLighterGlue
 from scipy.spatial import cKDTree
 
-from dune_cli.checkpoints import store
+from dune_cli.checkpoints import weights_folder
 from dune_cli.errors import CheckpointError, PackageMissing
 from dune_cli.io.photos import read_photo
-from dune_cli.matchers import _kornia, aliked_lightglue, load, xfeat_lighterglue
-from dune_cli.matchers.base import Matcher
-from dune_cli.models.keypoints import centre_of_mass
+from dune_cli.matchers import _kornia, aliked_lightglue, registry, xfeat_lighterglue
+from dune_cli.matchers.matcher import Matcher
+from dune_cli.models.match_head import centre_of_mass
 
 # the learned detectors place keypoints up to about a quarter pixel of the matched image off, alike in both photos
 LIMITS = {"xfeat-lighterglue": (700, 0.65, 0.15), "aliked-lightglue": (700, 0.65, 0.25)}
@@ -29,7 +29,7 @@ ALIKED = pytest.param("aliked-lightglue", marks=pytest.mark.weights("aliked-n16"
 def matcher(request: pytest.FixtureRequest) -> Matcher:
     if request.param == "aliked-lightglue":
         return aliked_lightglue.AlikedLightGlue(working_size_px=512)  # its own size takes several times as long
-    return load.load_matcher(request.param)
+    return registry.load_matcher(request.param)
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_xfeat_keypoints_are_moved_to_the_centre_of_mass() -> None:
 @pytest.mark.weights("xfeat", "xfeat-lighterglue")
 def test_xfeat_lighterglue_matches_as_kornia_does(example_photos: Path) -> None:
     """The bundled float16 weights against kornia on the published float32 ones. Measured: 99.2 % of 1107 matches."""
-    ours, theirs = load.load_matcher("xfeat-lighterglue", "cpu"), KorniaXFeatLighterGlue()
+    ours, theirs = registry.load_matcher("xfeat-lighterglue", "cpu"), KorniaXFeatLighterGlue()
     pair = [read_photo(example_photos / f"motorcycle_{side}.png").rgb for side in ("left", "right")]
     found, wanted = ours.match(*pair), theirs.match(*pair)
     assert len(wanted.points1) > 1000
@@ -90,11 +90,11 @@ def test_xfeat_lighterglue_matches_as_kornia_does(example_photos: Path) -> None:
 
 def test_xfeat_lighterglue_needs_neither_kornia_nor_a_weights_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kornia.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(store, "_installed", lambda entry: iter(()))
+    monkeypatch.setattr(weights_folder, "_installed", lambda entry: iter(()))
     monkeypatch.setitem(sys.modules, "kornia", None)
-    assert load.availability("xfeat-lighterglue").ready
-    assert load.choose_auto()[0] == "xfeat-lighterglue"
-    matcher = load.load_matcher("auto", "cpu")
+    assert registry.availability("xfeat-lighterglue").ready
+    assert registry.choose_auto()[0] == "xfeat-lighterglue"
+    matcher = registry.load_matcher("auto", "cpu")
     assert matcher.name == "xfeat-lighterglue"
     assert matcher.source.name == xfeat_lighterglue.WEIGHTS
     assert matcher.source.licence == "Apache-2.0"
@@ -103,7 +103,7 @@ def test_xfeat_lighterglue_needs_neither_kornia_nor_a_weights_folder(monkeypatch
 
 
 def test_xfeat_features_can_be_kept() -> None:
-    matcher = load.load_matcher("xfeat-lighterglue", "cpu")
+    matcher = registry.load_matcher("xfeat-lighterglue", "cpu")
     rgb = warped.astronaut()[100:300, 100:360]
     features = [matcher.extract(photo) for photo in (rgb, rgb[10:, 5:])]
     again = [matcher.unpack(matcher.pack(f)) for f in features]
@@ -114,7 +114,7 @@ def test_xfeat_features_can_be_kept() -> None:
 
 def test_without_kornia_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kornia.importlib.util, "find_spec", lambda name: None)
-    state = load.availability("aliked-lightglue")
+    state = registry.availability("aliked-lightglue")
     assert not state.ready
     assert state.cure == "pip install 'dune-cli[matchers]'"
     monkeypatch.setitem(sys.modules, "kornia", None)

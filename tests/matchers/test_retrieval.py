@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from dune_cli.io.photos import read_photo
-from dune_cli.matchers import retrieval
-from dune_cli.matchers.load import load_matcher, names
-from dune_cli.models.tokens import Tokens
+from dune_cli.matchers.registry import load_matcher, names
+from dune_cli.models.patch_embed import Tokens
+from dune_cli.sfm import retrieval
 
 
 class Pixels(nn.Module):

@@ -11,7 +11,7 @@ import warped
 
 from dune_cli.geometry import epipolar
 from dune_cli.io.photos import read_photo
-from dune_cli.matchers.load import load_matcher
+from dune_cli.matchers.registry import load_matcher
 from dune_cli.matchers.sift import Sift
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from dune_cli.io.photos import read_photo
-from dune_cli.matchers.base import Matcher
+from dune_cli.matchers.matcher import Matcher
 
 SHIFT = np.array([[1, 0, -7.3], [0, 1, 4.6], [0, 0, 1]])
 ENLARGED = np.array([[1.3, 0, -59.85], [0, 1.3, -49.85], [0, 0, 1]])  # pixel centres: x' = (x + 0.5) * 1.3 - 0.5 - 60

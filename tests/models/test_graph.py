@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dune_cli.models import graph
-from dune_cli.models.graph import Graph, Layer, build, describe, same_padding
+from dune_cli.models.graph import Graph, GraphLayer, build, describe, same_padding
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_the_rest() -> None:
 
 def tiny() -> Graph:
     layers = [
-        Layer("convolution", ("x", "kernel.0"), "a", {"stride": 1, "same": True}),
-        Layer("activate", ("a",), "b", {"activation": "relu"}),
-        Layer("add", ("a", "b", "x"), "c"),
-        Layer("mean", ("c",), "d"),
+        GraphLayer("convolution", ("x", "kernel.0"), "a", {"stride": 1, "same": True}),
+        GraphLayer("activate", ("a",), "b", {"activation": "relu"}),
+        GraphLayer("add", ("a", "b", "x"), "c"),
+        GraphLayer("mean", ("c",), "d"),
     ]
     return Graph(layers, ["x"], ["d", "b"], {"kernel.0": torch.tensor([-1.0, 0, 1], dtype=torch.half).view(1, 1, 1, 3)})
 

@@ -9,12 +9,11 @@ import torch
 from published_files import Fixture, dinov2_manifest, dune_manifest, make_image, make_state_dict, mast3r_tree
 from torch.nn import functional as F
 
-from dune_cli.checkpoints.layouts import dinov2, dune, mast3r
-from dune_cli.models.blocks import GatedMlp
-from dune_cli.models.positions import resample
+from dune_cli.checkpoints.adapters import dinov2, dune, mast3r
+from dune_cli.models.blocks import GatedMlp, Rope2d, rotate
+from dune_cli.models.mast3r import TwoViewModel
+from dune_cli.models.patch_embed import resample
 from dune_cli.models.precision import set_trunk_dtype
-from dune_cli.models.rope import Rope2d, rotate
-from dune_cli.models.two_view import TwoViewModel
 from dune_cli.models.vit import VisionTransformer
 
 

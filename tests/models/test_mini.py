@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dune_cli.models.mini import PARTS, MiniConfig, MiniEncoder
+from dune_cli.models.dune_mini import PARTS, MiniConfig, MiniEncoder
 from dune_cli.models.stems import ConvStem, ToTokens
 
 SMALL = {"width": 64, "depth": 2, "heads": 1, "hidden": 64, "conv": (8, 16, 16), "conv_blocks": (1, 1)}

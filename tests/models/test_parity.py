@@ -6,9 +6,9 @@ import pytest
 import torch
 from published_files import TEACHERS, TOKENS, Fixture, check_two_view, deviation, mast3r_tree
 
-from dune_cli.checkpoints.layouts import dinov2, dune, dune_mast3r, mast3r
+from dune_cli.checkpoints.adapters import dinov2, dune, dune_mast3r, mast3r
 from dune_cli.models.dpt import to_channels_last
-from dune_cli.models.two_view import TwoViewModel
+from dune_cli.models.mast3r import TwoViewModel
 
 
 def test_dune_tokens_and_projections() -> None:

@@ -10,14 +10,14 @@ import synthetic_scenes
 
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry import cameras, poses
-from dune_cli.io.mesh import Frustum
+from dune_cli.io.meshes import Frustum
+from dune_cli.mvs import view_selection
+from dune_cli.mvs.depth_maps import dense_views
+from dune_cli.mvs.fusion import fuse
+from dune_cli.mvs.meshing import surface
+from dune_cli.mvs.quality import QUALITIES, DenseConfig, Quality
 from dune_cli.provenance import Run
-from dune_cli.tasks.reconstruct.dense import neighbours
-from dune_cli.tasks.reconstruct.dense.config import QUALITIES, DenseConfig, Quality
-from dune_cli.tasks.reconstruct.dense.fusion import fuse
-from dune_cli.tasks.reconstruct.dense.surface import surface
-from dune_cli.tasks.reconstruct.dense.views import dense_views
-from dune_cli.tasks.reconstruct.scene import FusedCloud, PointMap, SparsePoints
+from dune_cli.sfm.scene import FusedCloud, PointMap, SparsePoints
 
 WIDTH, HEIGHT = 160, 120
 K = cameras.K_from_fov(60, WIDTH, HEIGHT)
@@ -242,18 +242,18 @@ def test_neighbours_share_points_at_a_useful_angle() -> None:
     xs = [0.0, 0.05, 0.9, 2.0, 6.0]
     places = [synthetic_scenes.pose((0, 0, 0), (x, 0, 0)) for x in xs]
     points = np.random.default_rng(0).uniform([-2, -2, 10], [2, 2, 10], (200, 3))
-    views = neighbours.points_of_views(points, [np.arange(200)] * 5, places)
-    chosen = neighbours.view_neighbours(points, views, [K] * 5, places, 3)
+    views = view_selection.points_of_views(points, [np.arange(200)] * 5, places)
+    chosen = view_selection.select_views(points, views, [K] * 5, places, 3)
     assert chosen[0][:2] == (2, 3) and 1 not in chosen[0][:2]
     closer = [*places[:4], synthetic_scenes.pose((0, 0, 0), (0.9, 0.3, 9.0))]  # sees ten times the detail
-    views = neighbours.points_of_views(points, [np.arange(200)] * 5, closer)
-    assert neighbours.view_neighbours(points, views, [K] * 5, closer, 4)[0].index(2) < 2
-    few = neighbours.points_of_views(points, [np.arange(200), np.arange(4)], places[:2])
-    assert neighbours.view_neighbours(points, few, [K] * 2, places[:2], 3) == [(), ()]
+    views = view_selection.points_of_views(points, [np.arange(200)] * 5, closer)
+    assert view_selection.select_views(points, views, [K] * 5, closer, 4)[0].index(2) < 2
+    few = view_selection.points_of_views(points, [np.arange(200), np.arange(4)], places[:2])
+    assert view_selection.select_views(points, few, [K] * 2, places[:2], 3) == [(), ()]
 
 
 def test_a_depth_range_holds_the_points_with_a_margin() -> None:
     depth = np.linspace(2, 10, 1000)
-    far, near = neighbours.inverse_depth_range(neighbours.ViewPoints(np.arange(1000), depth)) or (0, 0)
+    far, near = view_selection.inverse_depth_range(view_selection.ViewPoints(np.arange(1000), depth)) or (0, 0)
     assert 0.06 < far < 0.1 and 0.5 < near < 0.7
-    assert neighbours.inverse_depth_range(neighbours.ViewPoints(np.arange(7), depth[:7])) is None
+    assert view_selection.inverse_depth_range(view_selection.ViewPoints(np.arange(7), depth[:7])) is None

@@ -10,8 +10,8 @@ import torch
 
 from dune_cli.geometry.cameras import K_from_focal, K_from_fov, project
 from dune_cli.io.photos import Photo
-from dune_cli.models.depth import PairedDepth
-from dune_cli.models.two_view import TwoViewModel
+from dune_cli.models.depth import TwoViewDepth
+from dune_cli.models.mast3r import TwoViewModel
 from dune_cli.tasks import depth as task
 
 
@@ -21,7 +21,7 @@ class Network(torch.nn.Module):
     patch, size, crop_square_to_4_3 = 16, 128, False
 
 
-class FlatGround(PairedDepth):
+class FlatGround(TwoViewDepth):
     """Sees a tilted plane through a camera of known focal length, `focal_px` on its own grid; noise where unsure."""
 
     def __init__(self, focal_px: float, confidence: float = 3.0) -> None:

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from published_files import dune_manifest, make_state_dict
 
-from dune_cli.checkpoints.layouts import dune
+from dune_cli.checkpoints.adapters import dune
 from dune_cli.errors import UserError
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import prepare
-from dune_cli.models.encoder import DistilledEncoder
-from dune_cli.tasks.encode import Features, document, encode, pca_picture, write
+from dune_cli.models.distilled_encoder import DistilledEncoder
+from dune_cli.tasks.encode import EncoderFeatures, document, encode, pca_picture, write
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_the_picture_has_the_photos_size_and_its_places(tmp_path: Path) -> None:
     """A photo of 100 x 60 px seen as 64 x 32 without its border: each pixel has the colour of the patch that saw it."""
     patches = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float32)
     A = np.array([[0.8, 0, -8.0], [0, 0.8, -8.0], [0, 0, 1.0]])
-    features = Features(
+    features = EncoderFeatures(
         path=tmp_path / "p.png", sha256="", width=100, height=60, cls=np.zeros(8), registers=np.zeros((0, 8)),
         patches=patches, patch=16, network_from_image=A, teacher=None,
     )  # fmt: skip

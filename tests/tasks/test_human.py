@@ -12,7 +12,7 @@ from published_files import Fixture, deviation
 
 from dune_cli.errors import UserError, WeightsMissing
 from dune_cli.io.photos import Photo
-from dune_cli.models.human.rotations import from_rotvec
+from dune_cli.models.multihmr_common import from_rotvec
 from dune_cli.tasks.human import HumanModel, Person, PhotoPeople, cameras, load_human, predict, select
 
 FAR = 1e-3

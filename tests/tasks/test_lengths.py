@@ -11,13 +11,14 @@ from many_photos import K, arc, write
 from PIL import Image
 
 from dune_cli.errors import JobFailed, UserError
-from dune_cli.evaluation import trajectory
-from dune_cli.geometry.similarities import scale_of, similarity_from_poses
-from dune_cli.io.work_folder import WorkFolder
+from dune_cli.evaluation import multiview
+from dune_cli.geometry.sim3 import scale_of, similarity_from_poses
+from dune_cli.io.cache import WorkFolder
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
-from dune_cli.tasks.reconstruct import lengths, many
-from dune_cli.tasks.reconstruct.scene import Scene, SparsePoints, View
+from dune_cli.sfm import scale
+from dune_cli.sfm.scene import Scene, SparsePoints, View
+from dune_cli.tasks.reconstruct import many
 
 
 def reconstruct(paths: list[Path], work: Path, poses=None, **settings) -> Scene:
@@ -81,23 +82,23 @@ def _scene(centres: list[float], depth: float) -> Scene:
 
 def test_a_video_that_begins_on_the_spot_has_the_unit_of_its_steps() -> None:
     still = [0.0, 1e-4, -2e-4, 1.5e-4, 0.0, 1e-4]
-    scene = lengths.by_motion(_scene([*still, 0.3, 0.6, 0.9], depth=5.0), 1.0)
+    scene = scale.by_motion(_scene([*still, 0.3, 0.6, 0.9], depth=5.0), 1.0)
     centres = [view.world_from_cam[0, 3] for view in scene.views]
     assert centres[-1] - centres[-2] == pytest.approx(1)
 
 
 def test_tiny_steps_that_add_up_are_a_unit() -> None:
-    scene = lengths.by_motion(_scene([0.0, 1e-3, 2e-3, 3e-3], depth=5.0), 1.0)
+    scene = scale.by_motion(_scene([0.0, 1e-3, 2e-3, 3e-3], depth=5.0), 1.0)
     centres = np.array([view.world_from_cam[0, 3] for view in scene.views])
     assert 2 < np.ptp(centres) < 4
     with pytest.raises(JobFailed, match="stand in one place"):
-        lengths.by_motion(_scene([0.0, 0.0, 0.0], depth=5.0), 1.0)
+        scale.by_motion(_scene([0.0, 0.0, 0.0], depth=5.0), 1.0)
 
 
 def test_a_baseline_of_less_than_the_matches_can_tell_is_refused() -> None:
-    assert lengths.by_baseline(_scene([0.0, 0.3, 0.6], depth=5.0), 2.0, 1.0).baseline() == pytest.approx(2)
+    assert scale.by_baseline(_scene([0.0, 0.3, 0.6], depth=5.0), 2.0, 1.0).baseline() == pytest.approx(2)
     with pytest.raises(JobFailed, match="taken in one place"):
-        lengths.by_baseline(_scene([0.0, 0.02, 0.6], depth=5.0), 2.0, 1.0)
+        scale.by_baseline(_scene([0.0, 0.02, 0.6], depth=5.0), 2.0, 1.0)
 
 
 def test_still_cameras_do_not_set_the_scale_of_an_alignment() -> None:
@@ -110,5 +111,5 @@ def test_still_cameras_do_not_set_the_scale_of_an_alignment() -> None:
     found[:6, :3, 3] += 1e-2 * rng.standard_normal((6, 3))
     assert scale_of(similarity_from_poses(true, found)) == pytest.approx(1 / 3, rel=0.02)
     # and directions between them are none
-    rotations, _ = trajectory.pair_errors_deg(true, found)
+    rotations, _ = multiview.pair_errors_deg(true, found)
     assert len(rotations) == 13

@@ -13,13 +13,13 @@ from exact_many_views import ExactManyViews, marked
 from PIL import Image
 from published_files import Fixture, mast3r_tree
 
-from dune_cli.checkpoints.load import load_two_view
+from dune_cli.checkpoints.loader import load_two_view
 from dune_cli.errors import DuneError, JobFailed, UserError
 from dune_cli.geometry import cameras, poses
-from dune_cli.io.work_folder import WorkFolder
+from dune_cli.io.cache import WorkFolder
 from dune_cli.provenance import Run
-from dune_cli.tasks.reconstruct.many_pointmaps import ManyPointMapsConfig, reconstruct
-from dune_cli.tasks.reconstruct.scene import Scene
+from dune_cli.sfm.scene import Scene
+from dune_cli.tasks.reconstruct.pointmaps import ManyPointMapsConfig, reconstruct
 
 VIEWS = 6
 SIZES = [(320, 240) if view != 2 else (240, 320) for view in range(VIEWS)]  # one is in portrait

@@ -15,13 +15,13 @@ from PIL import Image
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import cameras, poses
 from dune_cli.io import orientation
-from dune_cli.io.jsons import dumps
-from dune_cli.io.known_poses import read_poses
-from dune_cli.io.mesh import Mesh
+from dune_cli.io.json_files import dumps
+from dune_cli.io.meshes import Mesh
 from dune_cli.io.ply import read_ply
+from dune_cli.io.pose_files import read_poses
 from dune_cli.provenance import Source
+from dune_cli.sfm.scene import FusedCloud, ImagePair, PointMap, Scene, SparsePoints, View
 from dune_cli.tasks.reconstruct import export
-from dune_cli.tasks.reconstruct.scene import FusedCloud, Pair, PointMap, Scene, SparsePoints, View
 
 K = np.array([[50.0, 0, 19.5], [0, 52.0, 14.5], [0, 0, 1]])
 
@@ -49,7 +49,7 @@ def scene() -> Scene:
             View("a.png", 40, 30, K, "given", np.eye(4), dense=dense),
             View("b.png", 40, 30, K, "exif", world_from_2),
         ),
-        pairs=(Pair((0, 1), 10, 8),),
+        pairs=(ImagePair((0, 1), 10, 8),),
         sparse=sparse,
         scale="arbitrary",
         scale_note="why",
@@ -245,7 +245,7 @@ def many(scene: Scene) -> Scene:
     return replace(
         scene,
         views=(first, lost, replace(second, radial=-0.05, dense=first.dense)),
-        pairs=(Pair((0, 2), 10, 8), Pair((0, 1), 3, 0)),
+        pairs=(ImagePair((0, 2), 10, 8), ImagePair((0, 1), 3, 0)),
         sparse=replace(scene.sparse, observations=(one, nothing, two)),
         components=((0, 2), (1,)),
         fused=FusedCloud(points, colors, normals, confidence),

@@ -16,14 +16,14 @@ from upright_sift import UprightSift
 
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry import cameras, poses
-from dune_cli.io import cache_files
+from dune_cli.io import cache
+from dune_cli.io.cache import WorkFolder
 from dune_cli.io.photos import PhotoFacts, read_photo
-from dune_cli.io.work_folder import WorkFolder
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
-from dune_cli.tasks.reconstruct import gallery, many
-from dune_cli.tasks.reconstruct import matches as two_views
-from dune_cli.tasks.reconstruct.scene import LARGE, Scene
+from dune_cli.sfm import features
+from dune_cli.sfm.scene import LARGE, Scene
+from dune_cli.tasks.reconstruct import many, two_view
 
 PLACES = range(6)
 
@@ -92,7 +92,7 @@ def test_a_rendered_scene_gives_its_cameras_and_points(done: tuple[Scene, Path])
         seen = poses.transform_points(poses.inverse(view.world_from_cam), scene.sparse.points_world[index])
         off = np.linalg.norm(cameras.project(seen, K) - pixels, axis=1)
         assert np.median(off) < 0.5
-        shade = gallery.colours_at(many_photos.picture(int(view.image[1])), pixels).astype(float)
+        shade = features.colours_at(many_photos.picture(int(view.image[1])), pixels).astype(float)
         assert np.median(np.abs(shade - scene.sparse.colors[index])) < 12
     assert 1 < scene.parallax_deg < 20
 
@@ -130,7 +130,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same(
 def test_a_full_disk_keeps_what_was_finished(
     photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, written = cache_files.atomic_path, []
+    real, written = cache.atomic_path, []
 
     def full(path: Path):
         written.append(path)
@@ -138,10 +138,10 @@ def test_a_full_disk_keeps_what_was_finished(
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return real(path)
 
-    monkeypatch.setattr(cache_files, "atomic_path", full)
+    monkeypatch.setattr(cache, "atomic_path", full)
     with pytest.raises(OSError, match="No space left"):
         reconstruct(photos, tmp_path / "work")
-    monkeypatch.setattr(cache_files, "atomic_path", real)
+    monkeypatch.setattr(cache, "atomic_path", real)
     rest = Counting()
     scene, _ = reconstruct(photos, tmp_path / "work", rest)
     assert rest.extracted == 2 and len(scene.registered) == 6  # 9 files: facts and features of four, facts of a fifth
@@ -199,13 +199,13 @@ def test_cameras_are_shared_by_size_and_focal_length(tmp_path: Path) -> None:
 
     wide, tall = (640, 480), (480, 640)
     one = facts(wide, wide, wide, wide, tall)
-    lenses, lens_of = many.share_lenses(one, guessed(one))
+    lenses, lens_of = many.share_cameras(one, guessed(one))
     assert lens_of == [0, 0, 0, 0, 1] and not lenses[0].fixed and not lenses[0].prior
     crowd = facts(wide, tall, wide, (600, 400))
-    assert many.share_lenses(crowd, guessed(crowd))[1] == [0, 1, 2, 3]
-    assert many.share_lenses(crowd, known(crowd))[1] == [0, 1, 0, 2]
+    assert many.share_cameras(crowd, guessed(crowd))[1] == [0, 1, 2, 3]
+    assert many.share_cameras(crowd, known(crowd))[1] == [0, 1, 0, 2]
     own = [(cameras.K_from_focal(f, 640, 480), "exif") for f in (500.0, 500.0, 700.0)]
-    lenses, lens_of = many.share_lenses(facts(wide, wide, wide), own)
+    lenses, lens_of = many.share_cameras(facts(wide, wide, wide), own)
     assert lens_of == [0, 0, 1] and lenses[0].prior
 
 
@@ -396,7 +396,7 @@ def test_pairs_by_retrieval_describe_each_photo_once(
         small = rgb[::40, ::40].astype(np.float32).ravel()
         return small / np.linalg.norm(small)
 
-    describer = gallery.Describer("thumbnail", ("1",), describe)
+    describer = features.GlobalDescriptor("thumbnail", ("1",), describe)
     shutil.copytree(done[1], tmp_path / "work")
     for _ in range(2):
         scene, _ = reconstruct(photos, tmp_path / "work", describer=describer, pairs="retrieval", neighbours=3)
@@ -420,9 +420,9 @@ def test_matchers_without_lasting_keypoints(photos: list[Path], tmp_path: Path, 
 
 
 def split_only(inner: Counting) -> object:
-    from dune_cli.matchers.base import SplitMatcher
+    from dune_cli.matchers.matcher import CacheableMatcher
 
-    class Split(SplitMatcher):
+    class Split(CacheableMatcher):
         name, source, working_size_px = "split", inner.source, inner.working_size_px
         extract: Callable = staticmethod(inner.extract)
         match_features: Callable = staticmethod(inner.match_features)
@@ -467,8 +467,8 @@ def test_a_caption_on_all_photos_joins_no_places(tmp_path: Path) -> None:
         reconstruct(paths, tmp_path / "work")
     with pytest.raises(JobFailed, match=r"agree only in what lies at the same pixels of both"):
         two = [read_photo(path) for path in paths[:2]]
-        config = two_views.MatchesConfig()
-        two_views.reconstruct(two, [(K, "given")] * 2, Counting(), config, Run())
+        config = two_view.MatchesConfig()
+        two_view.reconstruct(two, [(K, "given")] * 2, Counting(), config, Run())
 
 
 def test_a_list_of_pairs_may_name_a_copy(photos: list[Path], done: tuple[Scene, Path], tmp_path: Path) -> None:

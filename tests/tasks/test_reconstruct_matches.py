@@ -16,11 +16,11 @@ from PIL import Image
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import cameras, poses
 from dune_cli.io.photos import Photo, read_photo
-from dune_cli.matchers.base import Matcher
-from dune_cli.matchers.load import load_matcher
+from dune_cli.matchers.matcher import Matcher
+from dune_cli.matchers.registry import load_matcher
 from dune_cli.provenance import Run
-from dune_cli.tasks.reconstruct import matches
-from dune_cli.tasks.reconstruct.scene import Scene
+from dune_cli.sfm.scene import Scene
+from dune_cli.tasks.reconstruct import two_view
 
 WIDTH, HEIGHT = 400, 300
 K = cameras.K_from_fov(60, WIDTH, HEIGHT)
@@ -38,7 +38,7 @@ def photo(name: str, rgb: np.ndarray) -> Photo:
 
 def reconstruct(sift: Matcher, one: Photo, two: Photo, K=K, source: str = "given", **settings) -> Scene:
     cameras_ = [(K, source), (K, source)]
-    return matches.reconstruct([one, two], cameras_, sift, matches.MatchesConfig(**settings), Run())
+    return two_view.reconstruct([one, two], cameras_, sift, two_view.MatchesConfig(**settings), Run())
 
 
 def cam2_from_cam1(scene: Scene) -> np.ndarray:
@@ -79,7 +79,7 @@ def test_the_motorcycle_pair_meets_its_ground_truth(sift: Matcher, example_photo
     photos = [read_photo(example_photos / f"motorcycle_{side}.png") for side in ("left", "right")]
     table = json.loads((example_photos / "motorcycle_intrinsics.json").read_text())
     given = [(np.array(table[p.path.name], dtype=np.float64), "given") for p in photos]
-    scene = matches.reconstruct(photos, given, sift, matches.MatchesConfig(), Run())
+    scene = two_view.reconstruct(photos, given, sift, two_view.MatchesConfig(), Run())
     truth = poses.inverse(synthetic_scenes.pose((0, 0, 0), (1, 0, 0)))
     rotation, direction = errors_deg(cam2_from_cam1(scene), truth)
     assert rotation < 0.3 and direction < 2
@@ -136,8 +136,8 @@ def test_photos_of_different_cameras_sizes_and_a_vertical_baseline(sift: Matcher
     world_from_2 = synthetic_scenes.pose((-0.05, 0.02, 0.03), (0.02, -0.4, 0.0))
     first = photo("a.png", synthetic_scenes.render(K, np.eye(4), WIDTH, HEIGHT)[0])
     second = photo("b.png", synthetic_scenes.render(portrait, world_from_2, 240, 360)[0])
-    scene = matches.reconstruct(
-        [first, second], [(K, "given"), (portrait, "exif")], sift, matches.MatchesConfig(dense_side_px=200), Run()
+    scene = two_view.reconstruct(
+        [first, second], [(K, "given"), (portrait, "exif")], sift, two_view.MatchesConfig(dense_side_px=200), Run()
     )
     assert max(errors_deg(cam2_from_cam1(scene), poses.inverse(world_from_2))) < 0.2
     dense = scene.views[0].dense

@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dune_cli.errors import UserError
-from dune_cli.tasks.reconstruct import pairing
+from dune_cli.sfm import pairs as pairing
 
 IMAGES = [Path("/data/left/a.jpg"), Path("/data/right/a.jpg"), Path("/data/b c.jpg"), Path("/data/d.jpg")]
 
@@ -36,7 +36,7 @@ def no_descriptors() -> np.ndarray:
 
 
 def test_every_pair_and_the_ones_that_follow() -> None:
-    assert pairing.every_pair(4) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert pairing.exhaustive_pairs(4) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     pairs = pairing.sequential_pairs(100, 6)
     assert well_formed(100, pairs) and groups(100, pairs) == 1
     assert sorted({j - i for i, j in pairs}) == [1, 2, 3, 4, 8, 16, 32]
@@ -85,7 +85,7 @@ def test_the_plan_of_auto_depends_on_how_many_there_are() -> None:
     film = pairing.plan("auto", many, 10, True, lambda: rows)
     assert film.way == "retrieval and sequential" and set(film.pairs) >= set(pairing.sequential_pairs(60, 10))
     assert pairing.plan("sequential", many, 4, False, no_descriptors).pairs == pairing.sequential_pairs(60, 4)
-    assert pairing.plan("all", many, 4, False, no_descriptors).pairs == pairing.every_pair(60)
+    assert pairing.plan("all", many, 4, False, no_descriptors).pairs == pairing.exhaustive_pairs(60)
 
 
 def test_a_file_of_pairs(tmp_path: Path) -> None:

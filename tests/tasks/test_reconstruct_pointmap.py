@@ -13,8 +13,8 @@ from dune_cli.errors import JobFailed
 from dune_cli.geometry import cameras, poses
 from dune_cli.io.photos import Photo
 from dune_cli.provenance import Run
-from dune_cli.tasks.reconstruct import pointmap
-from dune_cli.tasks.reconstruct.scene import Scene
+from dune_cli.sfm.scene import Scene
+from dune_cli.tasks.reconstruct import pointmaps
 
 SIZES = [(400, 300), (240, 330)]
 K = [cameras.K_from_focal(350.0, *SIZES[0]), cameras.K_from_focal(310.0, *SIZES[1])]
@@ -29,8 +29,8 @@ def photos() -> list[Photo]:
 
 
 def reconstruct(photos: list[Photo], model: ExactTwoView, intrinsics=None, **settings) -> Scene:
-    config = pointmap.PointMapConfig(**settings)
-    return pointmap.reconstruct(photos, intrinsics or GUESS, model, config, Run())
+    config = pointmaps.PointMapConfig(**settings)
+    return pointmaps.reconstruct_pair(photos, intrinsics or GUESS, model, config, Run())
 
 
 def model(**settings) -> ExactTwoView:

@@ -9,7 +9,7 @@ import pytest
 from many_photos import write
 
 from dune_cli.errors import JobFailed
-from dune_cli.io.work_folder import WorkFolder
+from dune_cli.io.cache import WorkFolder
 from dune_cli.matchers.sift import Sift
 from dune_cli.tasks.reconstruct import preflight
 from dune_cli.tasks.reconstruct.many import ManyConfig
@@ -20,7 +20,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write(tmp_path_factory.mktemp("photos"), range(6))
 
 
-def ask(photos: list[Path], work: Path, **settings) -> preflight.Estimate:
+def ask(photos: list[Path], work: Path, **settings) -> preflight.ReconstructionEstimate:
     folder = WorkFolder(work)
     return preflight.preflight(photos, Sift(working_size_px=320, max_keypoints=500), ManyConfig(**settings), folder)
 

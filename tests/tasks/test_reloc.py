@@ -12,23 +12,32 @@ from exact_descriptors import ExactDescriptors
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import cameras, poses
-from dune_cli.io.depth_input import read_depth
+from dune_cli.io.depth_files import read_depth
 from dune_cli.io.photos import Photo, read_photo
 from dune_cli.io.safe_read import read_json
 from dune_cli.matchers.sift import Sift
-from dune_cli.tasks.reloc import files, solve
-from dune_cli.tasks.reloc.sight import Common, MatcherSight, Shot, Sight, TwoViewSight
-from dune_cli.tasks.reloc.solve import Relocalization, SolverConfig, relocalize
+from dune_cli.sfm import relative_pose
+from dune_cli.sfm.relative_pose import (
+    CameraImage,
+    MatcherBackend,
+    PairBackend,
+    Relocalization,
+    SolverConfig,
+    TwoViewBackend,
+    TwoViewMatches,
+    relocalize,
+)
+from dune_cli.tasks import reloc
 
 WIDTH, HEIGHT = 320, 240
 K = cameras.K_from_fov(60, WIDTH, HEIGHT)
 CENTRE = np.array([0.4, 0.02, 0.1])
 
 
-def shot(name: str, world_from_cam: np.ndarray, seed: int = 0, source: str = "given") -> Shot:
+def shot(name: str, world_from_cam: np.ndarray, seed: int = 0, source: str = "given") -> CameraImage:
     rgb, depth = synthetic_scenes.render(K, world_from_cam, WIDTH, HEIGHT, seed)
     camera = K if source == "given" else cameras.K_from_fov(55, WIDTH, HEIGHT)
-    return Shot(Photo(Path(name), rgb, "0" * 64), camera, source, depth)
+    return CameraImage(Photo(Path(name), rgb, "0" * 64), camera, source, depth)
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +46,22 @@ def moved() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def pair(moved: np.ndarray) -> tuple[Shot, Shot]:
+def pair(moved: np.ndarray) -> tuple[CameraImage, CameraImage]:
     """Reference (camera 0) and query, both with their depth."""
     return shot("reference.png", np.eye(4)), shot("query.png", moved)
 
 
 @pytest.fixture(scope="module")
-def sift() -> MatcherSight:
+def sift() -> MatcherBackend:
     """At the photos' own size and with few keypoints: quick."""
-    return MatcherSight(Sift(WIDTH, 1500))
+    return MatcherBackend(Sift(WIDTH, 1500))
 
 
-def compare(sight: Sight, reference: Shot, query: Shot) -> Common:
+def compare(sight: PairBackend, reference: CameraImage, query: CameraImage) -> TwoViewMatches:
     return sight.compare(sight.look(reference), sight.look(query))
 
 
-def without_depth(one: Shot) -> Shot:
+def without_depth(one: CameraImage) -> CameraImage:
     return replace(one, depth=None)
 
 
@@ -66,7 +75,7 @@ def errors(result: Relocalization, truth: np.ndarray) -> tuple[float, float, flo
 
 
 @pytest.mark.parametrize("solver", ["pnp", "essential"])
-def test_depth_of_the_reference_gives_metres(sift: MatcherSight, pair, moved: np.ndarray, solver: str) -> None:
+def test_depth_of_the_reference_gives_metres(sift: MatcherBackend, pair, moved: np.ndarray, solver: str) -> None:
     common = compare(sift, *pair)
     result = relocalize(common, SolverConfig(solver))
     rotation, direction, metres = errors(result, moved)
@@ -82,7 +91,7 @@ def test_depth_of_the_reference_gives_metres(sift: MatcherSight, pair, moved: np
 
 
 @pytest.mark.parametrize("solver", ["pnp", "essential"])
-def test_swapped_photos_give_the_inverse(sift: MatcherSight, pair, solver: str) -> None:
+def test_swapped_photos_give_the_inverse(sift: MatcherBackend, pair, solver: str) -> None:
     there, back = (relocalize(compare(sift, *two), SolverConfig(solver)) for two in (pair, pair[::-1]))
     assert there.query_from_ref is not None and back.ref_from_query is not None
     rotation = poses.rotation_angle(there.query_from_ref[:3, :3] @ back.ref_from_query[:3, :3].T)
@@ -90,18 +99,18 @@ def test_swapped_photos_give_the_inverse(sift: MatcherSight, pair, solver: str) 
     np.testing.assert_allclose(there.query_from_ref[:3, 3], back.ref_from_query[:3, 3], atol=0.004)
 
 
-def test_without_lengths_only_the_direction(sift: MatcherSight, pair, moved: np.ndarray) -> None:
+def test_without_lengths_only_the_direction(sift: MatcherBackend, pair, moved: np.ndarray) -> None:
     common = compare(sift, without_depth(pair[0]), pair[1])
     result = relocalize(common, SolverConfig("essential"))
     assert (result.scale, result.distance) == ("arbitrary", pytest.approx(1.0))
-    assert "--baseline" in result.scale_from and "unknown" in files.in_words(result)
+    assert "--baseline" in result.scale_from and "unknown" in reloc.in_words(result)
     assert max(errors(result, moved)[:2]) < 0.3
     known = relocalize(common, SolverConfig("essential", baseline=2.5))
     assert (known.scale, known.distance) == ("metric", pytest.approx(2.5))
     np.testing.assert_allclose(known.ref_from_query[:3, 3], 2.5 * result.ref_from_query[:3, 3])
 
 
-def test_a_wrong_depth_in_places_is_outvoted(sift: MatcherSight, pair, moved: np.ndarray) -> None:
+def test_a_wrong_depth_in_places_is_outvoted(sift: MatcherBackend, pair, moved: np.ndarray) -> None:
     depth = pair[0].depth.copy()
     depth[:, :100] *= np.random.default_rng(0).uniform(0.5, 2, (HEIGHT, 100))
     depth[:60] = 0
@@ -110,7 +119,7 @@ def test_a_wrong_depth_in_places_is_outvoted(sift: MatcherSight, pair, moved: np
         assert errors(result, moved)[2] < 0.01
 
 
-def test_a_turn_on_the_spot_needs_lengths(sift: MatcherSight, pair) -> None:
+def test_a_turn_on_the_spot_needs_lengths(sift: MatcherBackend, pair) -> None:
     turned = shot("turned.png", synthetic_scenes.pose((0.0, 0.12, 0.0), (0.0, 0.0, 0.0)))
     common = compare(sift, pair[0], turned)
     refused = relocalize(common, SolverConfig("essential"))
@@ -122,7 +131,7 @@ def test_a_turn_on_the_spot_needs_lengths(sift: MatcherSight, pair) -> None:
     assert found.success and found.distance < 0.01 and found.rotation_deg == pytest.approx(np.degrees(0.12), abs=0.05)
 
 
-def test_one_photo_twice_gives_no_pose(sift: MatcherSight, pair) -> None:
+def test_one_photo_twice_gives_no_pose(sift: MatcherBackend, pair) -> None:
     again = replace(pair[0], photo=replace(pair[0].photo, path=Path("copy.png")))
     for solver in ("pnp", "essential"):
         result = relocalize(compare(sift, pair[0], again), SolverConfig(solver))
@@ -136,27 +145,27 @@ def test_one_photo_twice_gives_no_pose(sift: MatcherSight, pair) -> None:
 
 
 @pytest.mark.parametrize("solver", ["pnp", "essential"])
-def test_another_place_gives_no_pose(sift: MatcherSight, pair, solver: str) -> None:
+def test_another_place_gives_no_pose(sift: MatcherBackend, pair, solver: str) -> None:
     elsewhere = shot("elsewhere.png", np.eye(4), seed=7)
     result = relocalize(compare(sift, pair[0], elsewhere), SolverConfig(solver))
-    assert not result.success and result.query_from_ref is None and result.confidence < solve.MIN_CONFIDENCE
+    assert not result.success and result.query_from_ref is None and result.confidence < relative_pose.MIN_CONFIDENCE
     assert "elsewhere.png and reference.png do not show enough of the same place" in result.message
 
 
-def test_the_gate_is_the_confidence(sift: MatcherSight, pair) -> None:
+def test_the_gate_is_the_confidence(sift: MatcherBackend, pair) -> None:
     common = compare(sift, *pair)
     confidence = relocalize(common, SolverConfig("pnp")).confidence
     assert not relocalize(common, SolverConfig("pnp", min_confidence=confidence + 1e-6)).success
     assert relocalize(common, SolverConfig("pnp", min_confidence=confidence - 1e-6)).success
 
 
-def overlaid(one: Shot, mark: np.ndarray) -> Shot:
+def overlaid(one: CameraImage, mark: np.ndarray) -> CameraImage:
     rgb = one.photo.rgb.copy()
     rgb[-50:, :160] = mark
     return replace(one, photo=replace(one.photo, rgb=rgb))
 
 
-def test_a_caption_on_two_places_is_no_pose_and_the_reason_is_told(sift: MatcherSight, pair) -> None:
+def test_a_caption_on_two_places_is_no_pose_and_the_reason_is_told(sift: MatcherBackend, pair) -> None:
     mark = synthetic_scenes.texture(77, 0)[:50, :160].astype(np.uint8)
     one, two = overlaid(pair[0], mark), overlaid(shot("elsewhere.png", np.eye(4), seed=7), mark)
     for solver in ("pnp", "essential"):
@@ -166,23 +175,23 @@ def test_a_caption_on_two_places_is_no_pose_and_the_reason_is_told(sift: Matcher
 
 
 @pytest.mark.parametrize("solver", ["pnp", "essential"])
-def test_a_caption_on_one_place_does_not_draw_the_pose(sift: MatcherSight, pair, moved, solver: str) -> None:
+def test_a_caption_on_one_place_does_not_draw_the_pose(sift: MatcherBackend, pair, moved, solver: str) -> None:
     mark = synthetic_scenes.texture(77, 0)[:50, :160].astype(np.uint8)
     result = relocalize(compare(sift, *(overlaid(each, mark) for each in pair)), SolverConfig(solver))
     assert result.fixed > 10 and errors(result, moved)[0] < 0.1 and errors(result, moved)[1] < 1
 
 
-def test_too_few_depths_are_named(sift: MatcherSight, pair) -> None:
+def test_too_few_depths_are_named(sift: MatcherBackend, pair) -> None:
     sparse = np.zeros_like(pair[0].depth)
     sparse[100:112, 100:112] = pair[0].depth[100:112, 100:112]
     common = compare(sift, replace(pair[0], depth=sparse), pair[1])
-    assert np.isfinite(common.points[:, 0]).sum() < solve.MIN_SCALE_POINTS
+    assert np.isfinite(common.points[:, 0]).sum() < relative_pose.MIN_SCALE_POINTS
     essential, pnp = (relocalize(common, SolverConfig(solver)) for solver in ("essential", "pnp"))
     assert not essential.success and "the distance is unknown" in essential.message
     assert not pnp.success and "at a known depth" in pnp.message
 
 
-def test_the_same_seed_gives_the_same_pose(sift: MatcherSight, pair) -> None:
+def test_the_same_seed_gives_the_same_pose(sift: MatcherBackend, pair) -> None:
     common = compare(sift, *pair)
     for solver in ("pnp", "essential"):
         one, two = (relocalize(common, SolverConfig(solver, seed=3)) for _ in range(2))
@@ -196,7 +205,7 @@ def model(pair, moved: np.ndarray) -> ExactDescriptors:
 
 @pytest.mark.parametrize("solver", ["pnp", "essential"])
 def test_a_two_view_model_gives_metres(model: ExactDescriptors, pair, moved: np.ndarray, solver: str) -> None:
-    sight = TwoViewSight(model)
+    sight = TwoViewBackend(model)
     one, two = (without_depth(each) for each in pair)
     there = relocalize(compare(sight, one, two), SolverConfig(solver))
     rotation, direction, metres = errors(there, moved)
@@ -209,18 +218,18 @@ def test_a_two_view_model_gives_metres(model: ExactDescriptors, pair, moved: np.
 def test_a_two_view_model_tells_unknown_focal_lengths(model: ExactDescriptors, pair, moved: np.ndarray) -> None:
     guessed = cameras.K_from_fov(40, WIDTH, HEIGHT)
     unknown = [replace(without_depth(each), K=guessed, focal_source="default") for each in pair]
-    result = relocalize(compare(TwoViewSight(model), *unknown), SolverConfig("pnp"))
+    result = relocalize(compare(TwoViewBackend(model), *unknown), SolverConfig("pnp"))
     for found in (result.query, result.reference):
         assert found.focal_source == "estimated" and found.K[0, 0] == pytest.approx(K[0, 0], rel=0.01)
     assert errors(result, moved)[2] < 0.02
-    mixed = relocalize(compare(TwoViewSight(model), without_depth(pair[0]), unknown[1]), SolverConfig("pnp"))
+    mixed = relocalize(compare(TwoViewBackend(model), without_depth(pair[0]), unknown[1]), SolverConfig("pnp"))
     assert (mixed.reference.focal_source, mixed.query.focal_source) == ("given", "estimated")
 
 
 def test_a_two_view_model_and_another_place(model: ExactDescriptors, pair) -> None:
     elsewhere = without_depth(shot("elsewhere.png", np.eye(4), seed=7))
     for solver in ("pnp", "essential"):
-        result = relocalize(compare(TwoViewSight(model), without_depth(pair[0]), elsewhere), SolverConfig(solver))
+        result = relocalize(compare(TwoViewBackend(model), without_depth(pair[0]), elsewhere), SolverConfig(solver))
         assert not result.success and "do not show enough of the same place" in result.message
 
 
@@ -235,21 +244,21 @@ def test_a_point_map_without_a_focal_length_is_told(model: ExactDescriptors, pai
 
     monkeypatch.setattr(model, "decode", unsure)
     with pytest.raises(JobFailed, match=r"no focal length fits the model's points of reference.png"):
-        compare(TwoViewSight(model), unknown, without_depth(pair[1]))
+        compare(TwoViewBackend(model), unknown, without_depth(pair[1]))
 
 
-def test_the_best_of_several_references(sift: MatcherSight, pair, moved: np.ndarray) -> None:
+def test_the_best_of_several_references(sift: MatcherBackend, pair, moved: np.ndarray) -> None:
     near = shot("near.png", synthetic_scenes.pose((0.02, -0.06, 0.0), (0.3, 0.0, 0.1)))
     elsewhere = shot("elsewhere.png", np.eye(4), seed=7)
     seen = sift.look(pair[1])
     results = [relocalize(sift.compare(sift.look(s), seen), SolverConfig("pnp")) for s in (elsewhere, pair[0], near)]
     assert [result.success for result in results] == [False, True, True]
-    best = files.best_of(results)
+    best = reloc.best_of(results)
     assert best.reference.name == "near.png" and best.confidence == max(result.confidence for result in results)
-    tree = files.document(results, {"seed": 0})
+    tree = reloc.document(results, {"seed": 0})
     assert tree["reference"]["image"] == "near.png" and len(tree["candidates"]) == 3
     assert [candidate["success"] for candidate in tree["candidates"]] == [False, True, True]
-    assert files.best_of(results[:1]) is results[0] and "candidates" not in files.document(results[:1], {})
+    assert reloc.best_of(results[:1]) is results[0] and "candidates" not in reloc.document(results[:1], {})
     # both references tell one place of the query
     world_from_query = [pose @ result.ref_from_query for pose, result in zip((np.eye(4),), results[1:2])]
     np.testing.assert_allclose(world_from_query[0][:3, 3], moved[:3, 3], atol=0.01)
@@ -260,13 +269,13 @@ def test_real_photos_with_depth(shared_data: Path) -> None:
     folder = shared_data / "multiview" / "hololens"
     frames = {entry["file"]: entry for entry in read_json(folder / "cameras.json")["frames"]}
 
-    def real(number: str) -> tuple[Shot, np.ndarray]:
+    def real(number: str) -> tuple[CameraImage, np.ndarray]:
         entry = frames[f"images/{number}.jpg"]
         depth = read_depth(folder / "depth" / f"{number}.png", 1000)
         photo = read_photo(folder / "images" / f"{number}.jpg")
-        return Shot(photo, np.array(entry["K"]), "given", depth), np.array(entry["T_cam_to_world"])
+        return CameraImage(photo, np.array(entry["K"]), "given", depth), np.array(entry["T_cam_to_world"])
 
-    sight = MatcherSight(Sift())
+    sight = MatcherBackend(Sift())
     (one, world_from_one), (two, world_from_two) = real("00061"), real("00066")
     truth = poses.inverse(world_from_one) @ world_from_two
     common = compare(sight, one, two)

@@ -14,23 +14,31 @@ import synthetic_maps
 
 from dune_cli.errors import UserError
 from dune_cli.geometry import cameras, poses
-from dune_cli.io.colmap import write_colmap
-from dune_cli.io.jsons import dumps
-from dune_cli.io.mesh import Frustum
+from dune_cli.io.cache import WorkFolder, open_work
+from dune_cli.io.colmap.write import write_colmap
+from dune_cli.io.json_files import dumps
+from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import read_photo
-from dune_cli.io.work_folder import WorkFolder, open_work
-from dune_cli.matchers.base import Matcher, Matches
+from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Source
-from dune_cli.tasks.reloc import map_json
-from dune_cli.tasks.reloc.guesses import LocateConfig, Seen, log10_chance, solve
-from dune_cli.tasks.reloc.in_map import Located, Query, locate, located_by
-from dune_cli.tasks.reloc.lens import Lens
-from dune_cli.tasks.reloc.map_files import PhotoMap, open_map
-from dune_cli.tasks.reloc.map_points import ImagePoints, MapPoints, PointsConfig, neighbours_of
+from dune_cli.sfm.cameras import UndistortedCamera
+from dune_cli.sfm.landmarks import ImageLandmarks, LandmarkConfig, Landmarks, neighbours_of
+from dune_cli.sfm.localization import (
+    LocalizationConfig,
+    LocalizationResult,
+    Matches2D3D,
+    Query,
+    localization_from_matches,
+    localize,
+    log10_nfa,
+    solve_pnp,
+)
+from dune_cli.sfm.photo_map import PhotoMap, open_map
+from dune_cli.tasks import reloc
 
 K, QUERY = synthetic_maps.K, synthetic_maps.QUERY
-LENS = Lens.pinhole(K, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
+LENS = UndistortedCamera.pinhole(K, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +55,16 @@ def sift() -> Sift:
 
 
 @pytest.fixture(scope="module")
-def points(folder: Path, sift: Sift) -> MapPoints:
-    return MapPoints(open_map(folder), sift, PointsConfig(), WorkFolder(None))
+def points(folder: Path, sift: Sift) -> Landmarks:
+    return Landmarks(open_map(folder), sift, LandmarkConfig(), WorkFolder(None))
 
 
-def find(points: MapPoints, file: Path, source: str = "given", lens: Lens = LENS) -> Located:
+def find(points: Landmarks, file: Path, source: str = "given", lens: UndistortedCamera = LENS) -> LocalizationResult:
     everyone = [(index, None) for index in range(len(points.map.images))]
-    return locate(Query(read_photo(file), lens, source), points, everyone, LocateConfig())
+    return localize(Query(read_photo(file), lens, source), points, everyone, LocalizationConfig())
 
 
-def errors(found: Located, truth: np.ndarray = QUERY) -> tuple[float, float]:
+def errors(found: LocalizationResult, truth: np.ndarray = QUERY) -> tuple[float, float]:
     """Degrees and the distance of the centres."""
     turned = truth[:3, :3].T @ found.world_from_query[:3, :3]
     return (
@@ -68,7 +76,7 @@ def errors(found: Located, truth: np.ndarray = QUERY) -> tuple[float, float]:
 # laws on exact numbers, without photos
 
 
-def guesses(count: int, noise_px: float = 0.0, copies: int = 1, seed: int = 0) -> Seen:
+def guesses(count: int, noise_px: float = 0.0, copies: int = 1, seed: int = 0) -> Matches2D3D:
     """`count` keypoints of the query, each guessed `copies` times, half of them wrong."""
     rng = np.random.default_rng(seed)
     pixels = rng.uniform(0, [synthetic_maps.WIDTH, synthetic_maps.HEIGHT], (count, 2))
@@ -76,12 +84,12 @@ def guesses(count: int, noise_px: float = 0.0, copies: int = 1, seed: int = 0) -
     points_world[count // 2 :] = rng.uniform([-4, -4, 4], [4, 4, 12], (count - count // 2, 3))
     noisy = pixels + rng.normal(0, noise_px, pixels.shape)
     image = np.repeat(np.arange(copies), count)
-    return Seen.of(np.tile(noisy, (copies, 1)), np.tile(points_world, (copies, 1)), image, 1.0)
+    return Matches2D3D.of(np.tile(noisy, (copies, 1)), np.tile(points_world, (copies, 1)), image, 1.0)
 
 
 def test_known_poses_come_back() -> None:
     seen = guesses(80)
-    found = solve(seen, K, False, LocateConfig())
+    found = solve_pnp(seen, K, False, LocalizationConfig())
     np.testing.assert_allclose(poses.inverse(found.pose.cam_from_world), QUERY, atol=1e-6)
     assert found.keypoints >= 40 and found.agreeing[:40].all()
 
@@ -89,17 +97,18 @@ def test_known_poses_come_back() -> None:
 def test_an_unknown_focal_length_comes_back() -> None:
     seen = guesses(200)
     wrong = cameras.K_from_fov(40, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
-    found = solve(seen, wrong, True, LocateConfig())
+    found = solve_pnp(seen, wrong, True, LocalizationConfig())
     np.testing.assert_allclose(found.pose.K[0, 0], K[0, 0], rtol=1e-3)
     np.testing.assert_allclose(poses.inverse(found.pose.cam_from_world), QUERY, atol=1e-3)
 
 
 def test_more_points_less_doubt_and_copies_are_no_points() -> None:
     spreads = [
-        np.linalg.norm(solve(guesses(n, 0.5), K, False, LocateConfig()).pose.position_std) for n in (40, 160, 640)
+        np.linalg.norm(solve_pnp(guesses(n, 0.5), K, False, LocalizationConfig()).pose.position_std)
+        for n in (40, 160, 640)
     ]
     assert spreads[0] > 1.5 * spreads[1] > 2 * spreads[2]
-    once, thrice = (solve(guesses(100, 0.5, copies), K, False, LocateConfig()) for copies in (1, 3))
+    once, thrice = (solve_pnp(guesses(100, 0.5, copies), K, False, LocalizationConfig()) for copies in (1, 3))
     assert once.keypoints == thrice.keypoints
     np.testing.assert_allclose(
         np.linalg.norm(once.pose.position_std), np.linalg.norm(thrice.pose.position_std), rtol=0.15
@@ -112,8 +121,11 @@ def test_the_covariance_is_that_of_repeated_noise() -> None:
         seen = guesses(120, 0.5, seed=1000)
         noise = np.random.default_rng(seed).normal(0, 0.5, seen.pixels.shape)
         exact = guesses(120, 0.0, seed=1000)
-        found = solve(
-            Seen.of(exact.pixels + noise, exact.points_world, exact.image, 1.0), K, False, LocateConfig(seed=seed)
+        found = solve_pnp(
+            Matches2D3D.of(exact.pixels + noise, exact.points_world, exact.image, 1.0),
+            K,
+            False,
+            LocalizationConfig(seed=seed),
         )
         moved.append(poses.inverse(found.pose.cam_from_world)[:3, 3] - QUERY[:3, 3])
         told.append(np.diag(found.pose.covariance)[3:])
@@ -124,8 +136,8 @@ def test_the_covariance_is_that_of_repeated_noise() -> None:
 def test_chance_grows_with_guesses_focal_lengths_and_small_spots() -> None:
     size = (320, 240)
 
-    def chance(seen: Seen, focal_unknown: bool = False) -> float:
-        return log10_chance(seen, solve(seen, K, False, LocateConfig()), size, focal_unknown, 3.0)
+    def chance(seen: Matches2D3D, focal_unknown: bool = False) -> float:
+        return log10_nfa(seen, solve_pnp(seen, K, False, LocalizationConfig()), size, focal_unknown, 3.0)
 
     one = chance(guesses(100))
     assert one < -100
@@ -133,29 +145,29 @@ def test_chance_grows_with_guesses_focal_lengths_and_small_spots() -> None:
     exact = guesses(100)
     spot = replace(exact, pixels=0.2 * exact.pixels + 100)
     lens = np.array([[0.2 * K[0, 0], 0, 0.2 * K[0, 2] + 100], [0, 0.2 * K[1, 1], 0.2 * K[1, 2] + 100], [0, 0, 1]])
-    found = solve(spot, lens, False, LocateConfig(threshold=0.6))
+    found = solve_pnp(spot, lens, False, LocalizationConfig(threshold=0.6))
     # the same number of agreeing keypoints of as many all over the photo would be surer
-    assert log10_chance(spot, found, size, False, 0.6) > log10_chance(exact, found, size, False, 0.6) + 20
-    assert log10_chance(guesses(10), None, size, False, 3.0) == np.inf
+    assert log10_nfa(spot, found, size, False, 0.6) > log10_nfa(exact, found, size, False, 0.6) + 20
+    assert log10_nfa(guesses(10), None, size, False, 3.0) == np.inf
     assert chance(guesses(20)) == np.inf  # ten agree, too few
 
 
-def test_a_loose_pose_is_refused(points: MapPoints, folder: Path) -> None:
+def test_a_loose_pose_is_refused(points: Landmarks, folder: Path) -> None:
     """Points in a tiny spot agree on many poses at once."""
     rng = np.random.default_rng(0)
     centre = np.array([160.0, 120.0])
     pixels = centre + rng.uniform(-6, 6, (40, 2))
     world = poses.transform_points(QUERY, cameras.backproject(pixels, rng.uniform(5, 5.05, 40), K))
-    seen = Seen.of(pixels + rng.normal(0, 0.6, pixels.shape), world, np.zeros(40, dtype=int), 0.1)
+    seen = Matches2D3D.of(pixels + rng.normal(0, 0.6, pixels.shape), world, np.zeros(40, dtype=int), 0.1)
     query = Query(read_photo(folder / "query.png"), LENS, "given")
-    found = located_by(seen, query, points.map, [(0, None)], LocateConfig(threshold=20.0))
+    found = localization_from_matches(seen, query, points.map, [(0, None)], LocalizationConfig(threshold=20.0))
     assert not found.success and "leave its place open by" in found.message and found.covariance is None
 
 
 # photos
 
 
-def test_a_query_is_found_in_the_map(points: MapPoints, folder: Path) -> None:
+def test_a_query_is_found_in_the_map(points: Landmarks, folder: Path) -> None:
     found = find(points, folder / "query.png")
     degrees, metres = errors(found)
     assert found.success and degrees < 0.15 and metres < 0.02
@@ -166,7 +178,7 @@ def test_a_query_is_found_in_the_map(points: MapPoints, folder: Path) -> None:
     assert all(seen.inliers <= seen.matches for seen in found.retrieved) and found.retrieved[0].inliers > 20
 
 
-def test_large_coordinates_cost_no_digits(points: MapPoints, folder: Path, sift: Sift, tmp_path: Path) -> None:
+def test_large_coordinates_cost_no_digits(points: Landmarks, folder: Path, sift: Sift, tmp_path: Path) -> None:
     """A map in UTM, as a model and as a scene: the pose is that of the near map, moved."""
     shift = np.array([512345.678, 4567890.123, 187.5])
     frusta, cameras_json = [], []
@@ -183,31 +195,31 @@ def test_large_coordinates_cost_no_digits(points: MapPoints, folder: Path, sift:
     for kind in ("model", "scene"):
         far_map = open_map(tmp_path / kind, folder / "images")
         assert max(np.abs(image.world_from_cam).max() for image in far_map.images) < 20
-        found = find(MapPoints(far_map, sift, PointsConfig(), WorkFolder(None)), folder / "query.png")
+        found = find(Landmarks(far_map, sift, LandmarkConfig(), WorkFolder(None)), folder / "query.png")
         there = near.world_from_query.copy()
         there[:3, 3] += shift
         np.testing.assert_allclose(found.world_from_query, there, atol=1e-6)
         np.testing.assert_allclose(found.covariance, near.covariance, rtol=1e-3, atol=1e-12)
-        tree = json.loads(dumps(map_json.document(found, {})))
+        tree = json.loads(dumps(reloc.map_document(found, {})))
         np.testing.assert_allclose(tree["position"], there[:3, 3], atol=1e-6)
-        assert "512345.9" in map_json.in_words(found)
+        assert "512345.9" in reloc.map_pose_in_words(found)
 
 
-def test_twice_the_same(points: MapPoints, folder: Path, sift: Sift) -> None:
-    again = MapPoints(open_map(folder), sift, PointsConfig(), WorkFolder(None))
+def test_twice_the_same(points: Landmarks, folder: Path, sift: Sift) -> None:
+    again = Landmarks(open_map(folder), sift, LandmarkConfig(), WorkFolder(None))
     first, second = find(points, folder / "query.png"), find(again, folder / "query.png")
     np.testing.assert_array_equal(first.world_from_query, second.world_from_query)
     np.testing.assert_array_equal(first.covariance, second.covariance)
 
 
-def test_a_guessed_focal_length_is_estimated(points: MapPoints, folder: Path) -> None:
-    wide = Lens.pinhole(cameras.K_from_fov(75, synthetic_maps.WIDTH, synthetic_maps.HEIGHT), 320, 240)
+def test_a_guessed_focal_length_is_estimated(points: Landmarks, folder: Path) -> None:
+    wide = UndistortedCamera.pinhole(cameras.K_from_fov(75, synthetic_maps.WIDTH, synthetic_maps.HEIGHT), 320, 240)
     found = find(points, folder / "query.png", "default", wide)
     assert found.focal_source == "estimated" and found.K[0, 0] == pytest.approx(K[0, 0], rel=0.03)
     assert errors(found)[1] < 0.1
 
 
-def test_another_place_is_refused(points: MapPoints, folder: Path) -> None:
+def test_another_place_is_refused(points: Landmarks, folder: Path) -> None:
     for source in ("given", "default"):
         found = find(points, folder / "elsewhere.png", source)
         assert not found.success and found.world_from_query is None and found.position_std is None
@@ -218,7 +230,7 @@ def test_the_scale_of_the_map_is_that_of_the_pose(folder: Path, sift: Sift, tmp_
     synthetic_maps.write_model(tmp_path, scale=250.0)
     metric = open_map(tmp_path, folder / "images", "metric")
     assert (metric.scale, metric.scale_note) == ("metric", None)
-    found = find(MapPoints(metric, sift, PointsConfig(), WorkFolder(None)), folder / "query.png")
+    found = find(Landmarks(metric, sift, LandmarkConfig(), WorkFolder(None)), folder / "query.png")
     truth = QUERY.copy()
     truth[:3, 3] *= 250
     degrees, distance = errors(found, truth)
@@ -229,7 +241,7 @@ def test_lens_distortion_of_the_map(folder: Path, sift: Sift, tmp_path: Path) ->
     """Photos bent by a radial term, and a model that knows it, give the pose all the same."""
     import cv2
 
-    bent = Lens.radial(K, -0.12, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
+    bent = UndistortedCamera.radial(K, -0.12, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
     there = bent.straight(cameras.pixel_grid(synthetic_maps.HEIGHT, synthetic_maps.WIDTH).reshape(-1, 2))
     where = there.reshape(synthetic_maps.HEIGHT, synthetic_maps.WIDTH, 2).astype(np.float32)
     for name in synthetic_maps.POSES:
@@ -241,7 +253,7 @@ def test_lens_distortion_of_the_map(folder: Path, sift: Sift, tmp_path: Path) ->
     model.write(str(tmp_path))
     bent_map = open_map(tmp_path)
     assert bent_map.images[0].lens == bent
-    found = find(MapPoints(bent_map, sift, PointsConfig(), WorkFolder(None)), folder / "query.png")
+    found = find(Landmarks(bent_map, sift, LandmarkConfig(), WorkFolder(None)), folder / "query.png")
     degrees, metres = errors(found)
     assert degrees < 0.3 and metres < 0.05
 
@@ -250,7 +262,7 @@ def test_lenses() -> None:
     pixels = np.array([[0.0, 0.0], [159.5, 119.5], [300.0, 20.0]])
     np.testing.assert_array_equal(LENS.straight(pixels), pixels)
     np.testing.assert_allclose(LENS.K, K)
-    bent = Lens.radial(K, -0.1, 320, 240)
+    bent = UndistortedCamera.radial(K, -0.1, 320, 240)
     straight = bent.straight(pixels)
     np.testing.assert_allclose(straight[1], pixels[1])
     assert np.linalg.norm(straight[0] - pixels[1]) > np.linalg.norm(pixels[0] - pixels[1])  # barrel bends inwards
@@ -274,7 +286,7 @@ class Dense(Matcher):
         return replace(found, points1=found.points1 + moved[0], points2=found.points2 + moved[1])
 
 
-def test_points_lie_where_the_scene_is(points: MapPoints) -> None:
+def test_points_lie_where_the_scene_is(points: Landmarks) -> None:
     own = points.points(0)
     image = points.map.images[0]
     seen = cameras.project(poses.transform_points(image.cam_from_world, own.points_world), K)
@@ -283,14 +295,14 @@ def test_points_lie_where_the_scene_is(points: MapPoints) -> None:
 
 
 def test_nearest_points() -> None:
-    own = ImagePoints(np.array([[10.0, 10.0], [50.0, 50.0]]), np.zeros((2, 3)), np.ones(2))
+    own = ImageLandmarks(np.array([[10.0, 10.0], [50.0, 50.0]]), np.zeros((2, 3)), np.ones(2))
     np.testing.assert_array_equal(own.at(np.array([[50.4, 50.0], [10.0, 11.0], [30.0, 30.0]]), 0.5), [1, -1, -1])
-    empty = ImagePoints(np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0))
+    empty = ImageLandmarks(np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0))
     np.testing.assert_array_equal(empty.at(np.array([[1.0, 1.0]]), 5.0), [-1])
 
 
 def test_a_matcher_without_keypoints(folder: Path, sift: Sift) -> None:
-    dense = MapPoints(open_map(folder), Dense(sift), PointsConfig(), WorkFolder(None))
+    dense = Landmarks(open_map(folder), Dense(sift), LandmarkConfig(), WorkFolder(None))
     found = find(dense, folder / "query.png")
     degrees, metres = errors(found)
     assert found.success and degrees < 0.3 and metres < 0.04
@@ -316,7 +328,7 @@ def test_what_is_kept_is_not_computed_again(folder: Path, tmp_path: Path, capsys
     counts, found = [], []
     for _ in range(2):
         matcher = Counting()
-        points = MapPoints(open_map(folder), matcher, PointsConfig(), WorkFolder(tmp_path / "work"))
+        points = Landmarks(open_map(folder), matcher, LandmarkConfig(), WorkFolder(tmp_path / "work"))
         found.append(find(points, folder / "query.png"))
         counts.append((matcher.extracted, matcher.compared))
     assert counts == [(5, 6 + 4), (1, 4)]  # four photos and the query, six pairs of the map, four with the query
@@ -325,12 +337,12 @@ def test_what_is_kept_is_not_computed_again(folder: Path, tmp_path: Path, capsys
         file.write_bytes(file.read_bytes()[:50])  # damaged: made again
     capsys.readouterr()
     matcher = Counting()
-    find(MapPoints(open_map(folder), matcher, PointsConfig(), WorkFolder(tmp_path / "work")), folder / "query.png")
+    find(Landmarks(open_map(folder), matcher, LandmarkConfig(), WorkFolder(tmp_path / "work")), folder / "query.png")
     assert matcher.extracted == 5 and capsys.readouterr().err.count("is damaged") == 8
     # another pose is another map
     synthetic_maps.write_model(tmp_path, scale=2.0)
     moved = Counting()
-    other = MapPoints(open_map(tmp_path, folder / "images"), moved, PointsConfig(), WorkFolder(tmp_path / "work"))
+    other = Landmarks(open_map(tmp_path, folder / "images"), moved, LandmarkConfig(), WorkFolder(tmp_path / "work"))
     find(other, folder / "query.png")
     assert (moved.extracted, moved.compared) == (1, 10)
 
@@ -344,7 +356,7 @@ def test_a_read_only_map_is_not_written_to(tmp_path: Path) -> None:
         open_work("/proc/work", tmp_path)
 
 
-def test_neighbours(points: MapPoints) -> None:
+def test_neighbours(points: Landmarks) -> None:
     photo_map = points.map
     assert sorted(neighbours_of(photo_map, 0, 8)) == [1, 2, 3]
     assert len(neighbours_of(photo_map, 0, 2)) == 2
@@ -358,7 +370,7 @@ def test_neighbours(points: MapPoints) -> None:
     assert chosen[:4] == [1, 2, 3, 4] and len(chosen) == 8 and chosen[-1] == 29
 
 
-def test_without_an_image(points: MapPoints, folder: Path) -> None:
+def test_without_an_image(points: Landmarks, folder: Path) -> None:
     smaller = points.without(1)
     assert [image.name for image in smaller.map.images] == ["a.png", "c.png", "d.png"]
     assert errors(find(smaller, folder / "query.png"))[1] < 0.05
@@ -498,6 +510,6 @@ def test_photos_of_another_size_are_refused(folder: Path, tmp_path: Path, sift: 
     synthetic_maps.write_model(tmp_path)
     for name in synthetic_maps.POSES:
         cv2.imwrite(str(tmp_path / name), cv2.imread(str(folder / "images" / name))[::2, ::2])
-    points = MapPoints(open_map(tmp_path), sift, PointsConfig(), WorkFolder(None))
+    points = Landmarks(open_map(tmp_path), sift, LandmarkConfig(), WorkFolder(None))
     with pytest.raises(UserError, match="160 x 120 px, but the model says 320 x 240"):
         find(points, folder / "query.png")

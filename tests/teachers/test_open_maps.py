@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from dune_cli.checkpoints.files import write_safetensors
+from dune_cli.checkpoints.weight_files import write_safetensors
 from dune_cli.errors import CheckpointError, WeightsMissing
 from dune_cli.models.fastdepth import FastDepth
 from dune_cli.models.mosaic import Mosaic
-from dune_cli.teachers.load import load_teacher
+from dune_cli.teachers.registry import load_teacher
 
 CPU = torch.device("cpu")
 

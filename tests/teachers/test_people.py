@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from dune_cli.checkpoints import files
+from dune_cli.checkpoints import weight_files
 from dune_cli.errors import CheckpointError, WeightsMissing
 from dune_cli.io.photos import read_photo
-from dune_cli.models.graph import Graph, Layer, describe
+from dune_cli.models.graph import Graph, GraphLayer, describe
 from dune_cli.teachers import _people_poses as poses
 from dune_cli.teachers import people
 from dune_cli.teachers._people_poses import SHARED, SIDE, Poses
-from dune_cli.teachers.load import load_teacher
+from dune_cli.teachers.registry import load_teacher
 
 CPU = torch.device("cpu")
 CELLS = 64  # of MoveNet's maps, each way
@@ -128,12 +128,12 @@ def blazepose(shift: tuple[float, float] = (0, 0), score: float = 1.0) -> Graph:
     values[33:35, :2] = torch.tensor([[SIDE / 2, SIDE / 2], [SIDE / 2, SIDE / 2 - SIDE / 2 / poses.CIRCLE]])
     values[:, 3] = 9
     layers = [
-        Layer("mean", ("x",), "colour"),
-        Layer("convolution", ("colour", "none", "values"), "points", {"stride": 1, "same": False}),
-        Layer("flatten", ("points",), "flat"),
-        Layer("convolution", ("colour", "one", "score"), "scored", {"stride": 1, "same": False}),
-        Layer("flatten", ("scored",), "scores"),
-        Layer("convolution", ("x", "one", "mask"), "masks", {"stride": 1, "same": False}),
+        GraphLayer("mean", ("x",), "colour"),
+        GraphLayer("convolution", ("colour", "none", "values"), "points", {"stride": 1, "same": False}),
+        GraphLayer("flatten", ("points",), "flat"),
+        GraphLayer("convolution", ("colour", "one", "score"), "scored", {"stride": 1, "same": False}),
+        GraphLayer("flatten", ("scored",), "scores"),
+        GraphLayer("convolution", ("x", "one", "mask"), "masks", {"stride": 1, "same": False}),
     ]
     weights = {
         "none": torch.zeros(195, 3, 1, 1),
@@ -203,7 +203,7 @@ def test_the_mask_needs_a_person_and_is_halved_without_a_foreground() -> None:
 
 def constant(channels: int, value: float) -> Graph:
     """A made-up network: 3 channels in, `channels` out, the same everywhere, at a quarter of the size."""
-    layers = [Layer("convolution", ("x", "none", "value"), "y", {"stride": 4, "same": True})]
+    layers = [GraphLayer("convolution", ("x", "none", "value"), "y", {"stride": 4, "same": True})]
     weights = {"none": torch.zeros(channels, 3, 1, 1), "value": torch.full((channels,), value)}
     return Graph(layers, ["x"], ["y"], weights)
 
@@ -213,7 +213,7 @@ def empty_movenet() -> Graph:
     for number, (channels, value) in enumerate(((1, -9), (2, 0), (2, 0), (17, -9), (34, 0), (34, 0))):
         weights |= {f"w{number}": torch.zeros(channels, 3, 1, 1), f"b{number}": torch.full((channels,), float(value))}
         layers.append(
-            Layer("convolution", ("x", f"w{number}", f"b{number}"), f"y{number}", {"stride": 4, "same": True})
+            GraphLayer("convolution", ("x", f"w{number}", f"b{number}"), f"y{number}", {"stride": 4, "same": True})
         )
     return Graph(layers, ["x"], [layer.output for layer in layers], weights)
 
@@ -222,7 +222,7 @@ def baked(path: Path, **networks: Graph) -> Path:
     graphs = {"movenet": empty_movenet(), "blazepose": blazepose(), "selfie": constant(1, 1.0)} | networks
     tensors = {f"{name}/{key}": graph.weight(key) for name, graph in graphs.items() for key in graph.weights}
     described = {name: describe(graph) for name, graph in graphs.items()}
-    files.write_safetensors(path, tensors, {people.METADATA: json.dumps({"graphs": described})})
+    weight_files.write_safetensors(path, tensors, {people.METADATA: json.dumps({"graphs": described})})
     return path
 
 
@@ -244,7 +244,7 @@ def test_a_baked_file_makes_the_teacher(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, networks: dict[str, Graph], message: str) -> None:
     with pytest.raises(CheckpointError, match=rf"not what examples/bake_people_teacher\.py writes \({message}\)"):
         people.load(str(baked(tmp_path / "made.safetensors", **networks)), CPU, torch.float32)
-    files.write_safetensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {})
+    weight_files.write_safetensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {})
     with pytest.raises(CheckpointError, match="run it again"):
         people.load(str(tmp_path / "other.safetensors"), CPU, torch.float32)
 

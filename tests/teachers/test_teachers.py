@@ -16,15 +16,13 @@ from PIL import Image
 from published_files import deviation, dinov2_manifest, dune_manifest, dune_tree, make_image, make_state_dict
 from teacher_files import write_teachers
 
-from dune_cli.checkpoints import open_stems, store
-from dune_cli.checkpoints import open_xfeat as open_xfeat_module
-from dune_cli.checkpoints.foreign import Foreign, open_foreign
-from dune_cli.checkpoints.load import load_encoder, load_two_view
-from dune_cli.checkpoints.open_xfeat import open_xfeat
+from dune_cli.checkpoints import third_party, weights_folder
+from dune_cli.checkpoints.loader import load_encoder, load_two_view
+from dune_cli.checkpoints.third_party import Foreign, open_foreign, open_xfeat
 from dune_cli.errors import UserError
-from dune_cli.models.positions import resample
-from dune_cli.teachers.base import as_tokens, fold_map, resample_map, resize_to_grid
-from dune_cli.teachers.load import load_teacher, names
+from dune_cli.models.patch_embed import resample
+from dune_cli.teachers.registry import load_teacher, names
+from dune_cli.teachers.teacher import as_tokens, fold_map, resample_map, resize_to_grid
 
 CPU = torch.device("cpu")
 
@@ -155,7 +153,7 @@ def published_lite2(seed: int = 0) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
     network = timm.create_model("tf_efficientnet_lite2", pretrained=False)
     flat = [(s, b) for s, stage in enumerate(network.blocks) for b in range(len(stage))]
-    top = {new: old for old, new in open_stems._TOP.items()}
+    top = {new: old for old, new in third_party._TOP.items()}
     state = {}
     for key, value in network.state_dict().items():
         parts = key.split(".")
@@ -164,7 +162,7 @@ def published_lite2(seed: int = 0) -> dict[str, torch.Tensor]:
             continue
         stage, block = int(parts[1]), int(parts[2])
         expanded = hasattr(network.blocks[stage][block], "conv_pwl")
-        words = {new: old for old, new in (open_stems._EXPANDED if expanded else open_stems._FIRST).items()}
+        words = {new: old for old, new in (third_party._EXPANDED if expanded else third_party._FIRST).items()}
         state[f"_blocks.{flat.index((stage, block))}.{words[parts[3]]}.{parts[4]}"] = value
     return state
 
@@ -241,16 +239,16 @@ def test_xfeat_without_kornia_is_kornias(open_file: Callable[[], Foreign], examp
 
 def test_the_teacher_xfeat_comes_with_dune(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kornia", None)
-    monkeypatch.setattr(open_xfeat_module, "_is_here", lambda name: False)
+    monkeypatch.setattr(third_party, "_is_here", lambda name: False)
     teacher = load_teacher("xfeat", CPU)
-    copy = store.locate("xfeat-lighterglue-bundled")
+    copy = weights_folder.locate("xfeat-lighterglue-bundled")
     assert copy.entry is not None and teacher.source.sha256 == copy.entry.sha256
     assert teacher.source.name == "xfeat" and "comes with dune" in teacher.note
 
 
 @pytest.mark.weights("xfeat")
 def test_the_copy_of_xfeat_is_the_published_file_rounded() -> None:
-    copy = open_xfeat_module._copy("xfeat", ("xfeat.", "detector.")).tree
+    copy = third_party._copy("xfeat", ("xfeat.", "detector.")).tree
     published = published_xfeat().tree
     assert {key for key in published if key not in copy and not key.startswith(kornia_xfeat.UNUSED)} == set()
     for key, value in copy.items():

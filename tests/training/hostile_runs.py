@@ -17,9 +17,8 @@ import torch
 from hostile_files import CALLS, Pickle, safe
 from torch import nn
 
-from dune_cli.training.checkpoints import INDEX
-from dune_cli.training.ranks import Ranks
-from dune_cli.training.state import RunState
+from dune_cli.training.common.checkpoints import INDEX, RunState
+from dune_cli.training.common.dist import Dist
 
 STEP = 4
 FILE = "rank-00000.safetensors"
@@ -37,8 +36,8 @@ def new_run() -> RunState:
     return RunState(student, optimizer, nn.ModuleDict({"teacher": nn.BatchNorm1d(3, affine=False)}))
 
 
-def alone() -> Ranks:
-    return Ranks(0, 1, torch.device("cpu"))
+def alone() -> Dist:
+    return Dist(0, 1, torch.device("cpu"))
 
 
 def write_honest(folder: Path) -> Path:

@@ -17,8 +17,8 @@ import torch
 
 import dune_cli.commands.distill
 import dune_cli.teachers.dinov2
-import dune_cli.training.distill
-import dune_cli.training.finish
+import dune_cli.training.distill.distiller
+import dune_cli.training.distill.finalize
 from dune_cli.cli import main
 
 
@@ -83,5 +83,5 @@ def run(output: Path, kills: int, words: list[str]) -> tuple[int, int]:
 
 if __name__ == "__main__":
     assert dune_cli.commands.distill and dune_cli.teachers.dinov2
-    assert dune_cli.training.distill and dune_cli.training.finish
+    assert dune_cli.training.distill and dune_cli.training.distill.finalize
     print(*run(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))

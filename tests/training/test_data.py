@@ -11,13 +11,11 @@ import torch
 from teacher_files import smooth_photo
 
 from dune_cli.errors import UserError
-from dune_cli.training.augment import Augmentation
-from dune_cli.training.cache import CacheKey, TeacherCache
-from dune_cli.training.photos import fixed_crop, open_photos
-from dune_cli.training.ranks import Ranks
-from dune_cli.training.sampler import Slot
-from dune_cli.training.sources import open_source
-from dune_cli.training.teaching import teach
+from dune_cli.training.common.dataset import Augmentation, fixed_crop, open_photos, open_source
+from dune_cli.training.common.dist import Dist
+from dune_cli.training.common.schedule import BatchSlot
+from dune_cli.training.distill.step import run_teachers
+from dune_cli.training.distill.teacher_cache import CacheKey, TeacherCache
 
 CPU = torch.device("cpu")
 
@@ -37,28 +35,28 @@ def test_the_cache_holds_what_teachers_say_of_the_same_crops(photos: Path, tmp_p
     found = open_photos([str(photos)], ["mean"], 0.1)
     key = CacheKey({"mean": "0"}, 28, (2, 2), 3, 5, True, found.hash, "float32")
     cache, settings = TeacherCache(tmp_path, key, found), Augmentation()
-    here, widths = Ranks(0, 1, CPU), {"mean": Mean.widths}
+    here, widths = Dist(0, 1, CPU), {"mean": Mean.widths}
     unfilled = cache.unfilled(widths, here)
     assert unfilled == list(range(cache.shards))
     cache.fill({"mean": Mean()}, unfilled, settings, here, 2, torch.float32, at_once=7)
     assert cache.unfilled(widths, here) == [] and cache.shards == -(-sum(found.sizes) * 3 // 64)
     for index, epoch in ((0, 0), (4, 1), (sum(found.sizes) - 1, 2), (4, 4)):
-        slot = Slot(0, index, position=99, epoch=epoch)
+        slot = BatchSlot(0, index, position=99, epoch=epoch)
         read = cache.read(slot)
         crop = fixed_crop(found, slot, epoch % 3, 28, settings, 5)
         assert torch.equal(read["image"], (crop * 255).round().to(torch.uint8))
-        fresh = teach({"mean": Mean()}, read["image"][None].float() / 255, (2, 2), torch.float32)["mean"]
+        fresh = run_teachers({"mean": Mean()}, read["image"][None].float() / 255, (2, 2), torch.float32)["mean"]
         for kind, value in fresh.items():
             torch.testing.assert_close(read[f"mean/{kind}"], value[0].half())
-    assert torch.equal(cache.read(Slot(0, 4, 0, 1))["image"], cache.read(Slot(0, 4, 7, 4))["image"])
+    assert torch.equal(cache.read(BatchSlot(0, 4, 0, 1))["image"], cache.read(BatchSlot(0, 4, 7, 4))["image"])
     other = TeacherCache(tmp_path, CacheKey(**{**key.__dict__, "crops": 2}), found)
     assert other.folder != cache.folder and len(other.unfilled(widths, here)) == other.shards
 
 
 def test_teachers_asked_in_pieces_say_the_same() -> None:
     images = torch.rand(5, 3, 8, 8)
-    whole = teach({"mean": Mean()}, images, (2, 2), torch.float32)
-    parts = teach({"mean": Mean()}, images, (2, 2), torch.float32, at_once=2)
+    whole = run_teachers({"mean": Mean()}, images, (2, 2), torch.float32)
+    parts = run_teachers({"mean": Mean()}, images, (2, 2), torch.float32, at_once=2)
     assert all(torch.equal(whole["mean"][kind], parts["mean"][kind]) for kind in ("cls", "patch"))
 
 
@@ -123,6 +121,6 @@ def test_a_broken_photo_gives_way_to_the_next(tmp_path: Path) -> None:
     photos = open_photos([str(tmp_path)], ["dinov2"], 0.0)
     told = []
     photos.on_broken = lambda label, why: told.append((label, why))
-    second, third = (photos.load(Slot(0, index, 0, 0)) for index in (1, 2))
-    assert torch.equal(second, third) and torch.equal(second, photos.load(Slot(0, 1, 5, 2)))
+    second, third = (photos.load(BatchSlot(0, index, 0, 0)) for index in (1, 2))
+    assert torch.equal(second, third) and torch.equal(second, photos.load(BatchSlot(0, 1, 5, 2)))
     assert [Path(label).name for label, _ in told] == ["1.png"] and "not a picture" in told[0][1]

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from teacher_files import NAMES
 
-from dune_cli.checkpoints.load import load_encoder
+from dune_cli.checkpoints.loader import load_encoder
 
 Distill = Callable[..., Result]
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from dune_cli.provenance import Source
-from dune_cli.teachers.base import PATCH, Teacher
-from dune_cli.training.held_out import held_out_scores
-from dune_cli.training.photos import open_photos
-from dune_cli.training.step import teacher_norms
+from dune_cli.teachers.teacher import PATCH, Teacher
+from dune_cli.training.common.dataset import open_photos
+from dune_cli.training.distill.held_out import held_out_scores
+from dune_cli.training.distill.step import teacher_norms
 
 GRID = (2, 2)
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from published_files import dinov2_manifest, make_state_dict
 
-from dune_cli.training.folder import RunFolder
+from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.matcher import teacher_matches
-from dune_cli.training.matcher.scenes import Scene
+from dune_cli.training.matcher.scenes import TrainingScene
 from dune_cli.training.matcher.teacher_matches import SceneMatches, match_scenes, read_matches
 
 TINY = ("--student", "vit:64x1", "--size", 28, "--batch-size", 2, "--steps", 2, "--log-every", 1, "--held-out", 0)
@@ -80,7 +80,7 @@ def test_settings_that_are_none_are_one_sentence(
 
 def test_a_damaged_scene_is_matched_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "wall").mkdir()
-    scene = Scene("wall", tuple(tmp_path / "wall" / f"{k}.jpg" for k in range(3)), False)
+    scene = TrainingScene("wall", tuple(tmp_path / "wall" / f"{k}.jpg" for k in range(3)), False)
     for path in scene.photos:
         path.write_text(path.name)
     names = tuple(path.name for path in scene.photos)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from published_files import dinov2_manifest, make_state_dict
 
-from dune_cli.training import preflight
+from dune_cli.training.distill import preflight
 
 TINY = ("--student", "vit:64x1", "--size", 28, "--batch-size", 2, "--steps", 1000)
 

@@ -174,9 +174,9 @@ def test_a_damaged_checkpoint_is_named(distill, teacher: str, photos: Path, tmp_
 @pytest.mark.parametrize("student", ["timm:resnet18", "dune-mini"])
 def test_an_interrupted_run_of_other_students(student: str, teacher: str, photos: Path, tmp_path: Path) -> None:
     """Batch norms and group norms: stopped after two of four steps, it ends with the weights of the whole run."""
-    from dune_cli.training import state
-    from dune_cli.training.config import DistillConfig
-    from dune_cli.training.distill import distill as train
+    from dune_cli.training.common import checkpoints
+    from dune_cli.training.distill.config import DistillConfig
+    from dune_cli.training.distill.distiller import distill as train
 
     config = DistillConfig(
         teachers=(teacher,), data=(str(photos),), student=student, size_px=32, batch_size=4, steps=4,
@@ -187,7 +187,7 @@ def test_an_interrupted_run_of_other_students(student: str, teacher: str, photos
     class Stop(Exception):
         pass
 
-    save = state.RunState.save
+    save = checkpoints.RunState.save
 
     def stop_after_two(self, folder, step, ranks):
         save(self, folder, step, ranks)
@@ -195,7 +195,7 @@ def test_an_interrupted_run_of_other_students(student: str, teacher: str, photos
             raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state.RunState, "save", stop_after_two)
+        patch.setattr(checkpoints.RunState, "save", stop_after_two)
         with pytest.raises(Stop):
             train(config, tmp_path / "parts")
     parts = train(config, tmp_path / "parts").student.state_dict()

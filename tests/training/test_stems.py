@@ -11,12 +11,11 @@ import torch
 from click.testing import Result
 from safetensors import safe_open
 
-from dune_cli.checkpoints import store
-from dune_cli.checkpoints.foreign import Foreign, open_foreign
-from dune_cli.checkpoints.load import load_encoder
-from dune_cli.checkpoints.open_xfeat import open_xfeat
+from dune_cli.checkpoints import weights_folder
+from dune_cli.checkpoints.loader import load_encoder
+from dune_cli.checkpoints.third_party import Foreign, open_foreign, open_xfeat
 from dune_cli.errors import UserError, WeightsMissing
-from dune_cli.training.students import new_student
+from dune_cli.training.distill.students import new_student
 
 
 def published() -> Foreign:
@@ -35,7 +34,7 @@ def test_a_missing_file_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise WeightsMissing(f"{name} is not here")
 
-    monkeypatch.setattr(store, "locate", missing)
+    monkeypatch.setattr(weights_folder, "locate", missing)
     with pytest.raises(WeightsMissing, match="efficientnet-lite2 is not here"):
         new_student("dune-mini:lite", 64, 0)
     assert new_student("dune-mini:lite", 64, 0, open_weights=False).open_stem == {}
@@ -52,7 +51,7 @@ def test_the_xfeat_stem_is_the_published_network(open_weights: Callable[[], Fore
 
 @needs_lite
 def test_the_lite_stem_is_the_teachers_network() -> None:
-    from dune_cli.teachers.load import load_teacher
+    from dune_cli.teachers.registry import load_teacher
 
     encoder = new_student("dune-mini:lite", 64, 0).eval()
     teacher = load_teacher("efficientnet-lite2", torch.device("cpu"), torch.float32)

@@ -10,8 +10,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from dune_cli.teachers.load import load_teacher
-from dune_cli.training.students import Student, freeze_unused, new_student
+from dune_cli.teachers.registry import load_teacher
+from dune_cli.training.distill.students import Student, freeze_unused, new_student
 
 STUDENTS = ("resnet18", "convnext_atto", "vit_tiny_patch16_224")
 

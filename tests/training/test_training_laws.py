@@ -7,14 +7,12 @@ import pytest
 import torch
 
 from dune_cli.errors import UserError
-from dune_cli.training.augment import Augmentation, augment
-from dune_cli.training.phi_s import PhiSFit, PhiSNorm, balancing_rotation
-from dune_cli.training.projectors import PROJECTORS
-from dune_cli.training.sampler import Sampler, held_out
-from dune_cli.training.schedule import learning_rate, norm_momentum
-from dune_cli.training.step import scale_and_clip
-from dune_cli.training.students import Student, freeze_unused, ladder_levels, new_student, weight_groups
-from dune_cli.training.teacher_norm import RunningTokenNorm
+from dune_cli.training.common.dataset import Augmentation, augment
+from dune_cli.training.common.schedule import Sampler, held_out, learning_rate, norm_momentum
+from dune_cli.training.distill.projectors import PROJECTORS
+from dune_cli.training.distill.step import scale_and_clip
+from dune_cli.training.distill.students import Student, freeze_unused, ladder_levels, new_student, weight_groups
+from dune_cli.training.distill.teacher_norm import PhiSFit, PhiSNorm, RunningTokenNorm, balancing_rotation
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,7 @@ from dune_cli.tasks.human.files import (
     write_top_view,
 )
 from dune_cli.tasks.human.model import HumanModel, Person, load_human
-from dune_cli.tasks.human.photo import PhotoPeople, cameras, parse_selection, predict, select
-from dune_cli.tasks.human.video import Sightings, predict_frames
+from dune_cli.tasks.human.photo import PhotoPeople, Sightings, cameras, parse_selection, predict, predict_frames, select
 
 __all__ = [
     "HumanModel",

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dune_cli.io.mesh import Frustum, Mesh, write_glb, write_obj
-from dune_cli.io.overlay import AMBIENT, LIGHT_CAM, distinct_color, overlay, top_view, vertex_normals
-from dune_cli.io.ply_mesh import write_ply_mesh
+from dune_cli.io.meshes import Frustum, Mesh, write_glb, write_obj
+from dune_cli.io.ply import write_ply_mesh
 from dune_cli.io.png import save_png
+from dune_cli.io.rendering import AMBIENT, LIGHT_CAM, distinct_color, overlay, top_view, vertex_normals
 from dune_cli.tasks.human.model import HumanModel, Person
 from dune_cli.tasks.human.photo import PhotoPeople
 

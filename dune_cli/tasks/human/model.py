@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dune_cli.bodies.base import Body, BodyOutput
-from dune_cli.bodies.load import load_anny, load_smplx
-from dune_cli.checkpoints.load_human import HumanNetwork, load_human_network
-from dune_cli.models.human.detection import MIN_SCORE, Detections
-from dune_cli.models.human.rotations import to_rotvec
+from dune_cli.bodies.body import Body, BodyOutput
+from dune_cli.bodies.registry import load_anny, load_smplx
+from dune_cli.checkpoints.loader import HumanNetwork, load_human_network
+from dune_cli.models.multihmr_common import MIN_SCORE, Detections, to_rotvec
 from dune_cli.provenance import Source
 
 HANDS, JAW, EYES = 30, 1, 2

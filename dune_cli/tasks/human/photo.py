@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from dune_cli.errors import UserError
 from dune_cli.io.intrinsics import resolve_intrinsics
-from dune_cli.io.letterbox import letterbox
 from dune_cli.io.photos import Photo
-from dune_cli.models.human.detection import MIN_SCORE
+from dune_cli.io.preprocess import letterbox
+from dune_cli.io.video import Frame
+from dune_cli.models.multihmr_common import MIN_SCORE
+from dune_cli.provenance import Run
 from dune_cli.tasks.human.model import HumanModel, Person
+from dune_cli.tasks.human.tracking import PersonTracker, PersonTrackerConfig
 
 # the heads count pixels from the image's corner, this package from the centre of its first pixel
 CORNER_FROM_CENTRE = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
@@ -117,3 +120,57 @@ def _moved(person: Person, scale: torch.Tensor, shift: torch.Tensor) -> Person:
             "joints2d": on_cpu["joints2d"] * scale + shift,
         },
     )
+
+
+# People in a video: each frame's, and who is who from frame to frame.
+
+
+def predict_frames(
+    model: HumanModel,
+    frames: Iterable[tuple[Frame, Photo]],
+    K: np.ndarray | None = None,
+    source: CameraSource | None = None,
+    min_score: float = MIN_SCORE,
+    tracking: PersonTrackerConfig | None = None,
+    run: Run | None = None,
+) -> Iterator[tuple[Frame, PhotoPeople]]:
+    """The people of each frame of a video, given with its picture; `numbers` says who they are (geometry/tracking.py).
+
+    All frames are of one camera: where `K` is None and the model predicts it, the first frame with people decides.
+    """
+    run, tracker = run or Run(), PersonTracker(tracking)
+    for frame, photo in frames:
+        with run.stage("predict"):
+            found = predict(model, photo, K, source, min_score)
+            heads = np.array([person.head.numpy() for person in found.people], np.float64).reshape(-1, 3)
+            numbers = tuple(tracker.update(frame.time_s, heads))
+        if K is None and found.people:
+            K, source = found.K, found.camera_source
+        yield frame, replace(found, numbers=numbers)
+
+
+@dataclass
+class _Seen:
+    first: int
+    last: int
+    frames: int
+
+
+class Sightings:
+    """When each person of a video was seen."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, _Seen] = {}
+
+    def add(self, frame: Frame, found: PhotoPeople) -> None:
+        """Counts one frame's people."""
+        for number in found.ids:
+            seen = self._seen.setdefault(number, _Seen(frame.index, frame.index, 0))
+            seen.last, seen.frames = frame.index, seen.frames + 1
+
+    def facts(self) -> list[dict[str, Any]]:
+        """For the JSON: of each person the id, the first and the last frame's index, and in how many frames."""
+        return [
+            {"id": number, "first_frame": seen.first, "last_frame": seen.last, "frames": seen.frames}
+            for number, seen in sorted(self._seen.items())
+        ]

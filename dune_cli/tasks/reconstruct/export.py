@@ -10,23 +10,20 @@ from typing import Any
 import numpy as np
 
 from dune_cli.errors import JobFailed
-from dune_cli.geometry.bundle import PRINCIPAL_SD
-from dune_cli.geometry.cameras import pixel_grid, transform_pixels
-from dune_cli.geometry.distortion import distort_pixels
+from dune_cli.geometry.bundle_adjustment import PRINCIPAL_SD
+from dune_cli.geometry.cameras import distort_pixels, pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse
-from dune_cli.io.atomic import atomic_directory
-from dune_cli.io.colmap import Observation, write_colmap
+from dune_cli.io.colmap.write import Observation, write_colmap
 from dune_cli.io.depth_files import to_png16
-from dune_cli.io.jsons import write_json
-from dune_cli.io.mesh import Frustum, write_glb, write_obj
+from dune_cli.io.json_files import write_json
+from dune_cli.io.meshes import Frustum, write_glb, write_obj
 from dune_cli.io.npz import write_npz
 from dune_cli.io.orientation import UPRIGHT, StoredCamera, stored_camera, to_stored
-from dune_cli.io.ply import write_ply
-from dune_cli.io.ply_mesh import write_ply_mesh
+from dune_cli.io.outputs import atomic_directory, unique_stems
+from dune_cli.io.ply import write_ply, write_ply_mesh
 from dune_cli.io.png import save_png
-from dune_cli.io.targets import unique_stems
 from dune_cli.io.transforms_json import write_transforms
-from dune_cli.tasks.reconstruct.scene import Scene, View
+from dune_cli.sfm.scene import Scene, View
 
 SUFFIXES = (".ply", ".obj", ".glb", ".npz")
 OFFSET_SUFFIXES = (".obj", ".glb")  # whose readers have float32

@@ -1,4 +1,4 @@
-"""N photos to a scene by matches: chosen pairs, verified matches, structure from motion. Dense points come later."""
+"""A mapped reconstruction as a scene: views in the order of the photos, reasons for those that are missing."""
 
 from __future__ import annotations
 
@@ -7,28 +7,283 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
-from dune_cli.geometry.fixed_pixels import Thumbnail
-from dune_cli.geometry.world_offset import removed, world_offset
+from dune_cli.geometry.poses import inverse, removed, transform_points, vector_angle, world_offset
+from dune_cli.io.cache import WorkFolder
+from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import PhotoFacts, read_photo
-from dune_cli.io.work_folder import WorkFolder
-from dune_cli.matchers.base import FeatureMatcher, Matcher, SplitMatcher
-from dune_cli.matchers.retrieval import describe_keypoints
-from dune_cli.provenance import Run
-from dune_cli.tasks.reconstruct import lengths, pairing
-from dune_cli.tasks.reconstruct import matches as two_views
-from dune_cli.tasks.reconstruct.assemble import assemble
-from dune_cli.tasks.reconstruct.calibration_notes import calibration_notes
-from dune_cli.tasks.reconstruct.correspondences import Correspondences, match_pairs
-from dune_cli.tasks.reconstruct.fallback import two_of_many
-from dune_cli.tasks.reconstruct.gallery import Describer, FeatureShelf, Looked, look_at
-from dune_cli.tasks.reconstruct.mapping import MappingConfig, map_photos
-from dune_cli.tasks.reconstruct.orientation import turn_strays
-from dune_cli.tasks.reconstruct.scene import LARGE, Scene
-from dune_cli.tasks.reconstruct.turning import find_turned
-from dune_cli.tasks.reconstruct.verification import Lens, Verified, verify
+from dune_cli.io.safe_read import agreement
+from dune_cli.matchers.filtering import Thumbnail
+from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher
+from dune_cli.provenance import Run, Source
+from dune_cli.sfm import pairs as pairing
+from dune_cli.sfm import scale as lengths
+from dune_cli.sfm.calibration import calibration_notes
+from dune_cli.sfm.features import FeatureStore, GlobalDescriptor, ImageFeatures, extract_features
+from dune_cli.sfm.mapper import MappingConfig, SfmModel, map_photos
+from dune_cli.sfm.matching import Correspondences, match_pairs
+from dune_cli.sfm.pure_rotation import find_pure_rotations
+from dune_cli.sfm.quarter_turns import match_quarter_turns
+from dune_cli.sfm.retrieval import describe_keypoints
+from dune_cli.sfm.scene import LARGE, Calibration, Observations, Scene, SparsePoints, View
+from dune_cli.sfm.verification import MIN_INLIERS, SharedCamera, Verified, verify
+from dune_cli.tasks.reconstruct import two_view
+
+NO_LENGTHS = "photos do not tell lengths: the median step between cameras that moved is 1; give --baseline METRES"
+
+OF_POSES = "lengths are those of --poses"
+NOWHERE = np.full((4, 4), np.nan)
+
+
+def to_scene(
+    facts: Sequence[PhotoFacts],
+    intrinsics: Sequence[tuple[np.ndarray, str]],
+    lens_of: Sequence[int],
+    lenses: Sequence[SharedCamera],
+    found: Correspondences,
+    verified: Verified,
+    models: Sequence[SfmModel],
+    same: Mapping[int, int],
+    source: Source,
+    scale: float,
+    world_given: bool,
+) -> Scene:
+    """The scene of the largest of `models`. `same`: photos that are copies -> of which one; `scale`: pixels of a photo
+    per matched pixel. The world becomes the first placed camera, unless it is `world_given`, the known poses' own."""
+    best = models[0]
+    order = sorted(best.world_from_cam)
+    new_from_old = np.eye(4) if world_given else inverse(best.world_from_cam[order[0]])
+    groups = photo_groups(len(facts), verified, models)
+    names = relative_names([photo.path for photo in facts])
+    views = []
+    for index, photo in enumerate(facts):
+        K, told = intrinsics[index]
+        radial, pose, reason, calibration = 0.0, NOWHERE, None, None
+        if index in best.world_from_cam:
+            pose = new_from_old @ best.world_from_cam[index] if index != order[0] or world_given else np.eye(4)
+            if not lenses[lens_of[index]].fixed:
+                before = float(np.sqrt(K[0, 0] * K[1, 1]))
+                (K, radial), told = best.cameras[lens_of[index]], "estimated"
+                if lens_of[index] in best.lens_sd:
+                    calibration = Calibration(before, *best.lens_sd[lens_of[index]], best.modes[index])
+                    calibration = calibration.moved(new_from_old[:3, :3])
+        else:
+            reason = why_missing(index, names, verified, groups, same, set(order))
+        name, width, height = names[index], photo.width, photo.height
+        view = View(name, width, height, K, told, pose, reason is None, None, radial, reason, photo.orientation)
+        views.append(replace(view, calibration=calibration))
+    points = transform_points(new_from_old, best.points_world)
+    observations, shades, amount = [], np.zeros((len(points), 3)), np.zeros(len(points))
+    nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for index in range(len(facts)):
+        point, keypoint = best.observations.get(index, nothing)
+        observations.append((point, found.keypoints[index][keypoint]))
+        np.add.at(shades, point, found.colors[index][keypoint])
+        np.add.at(amount, point, 1)
+    sparse = SparsePoints(
+        points,
+        np.rint(shades / np.maximum(amount, 1)[:, None]).astype(np.uint8),
+        (1 / (1 + (best.errors_px / scale) ** 2)).astype(np.float32),
+        tuple(observations),
+    )
+    return Scene(
+        method="matches",
+        views=tuple(views),
+        pairs=tuple(verified.pairs()),
+        sparse=sparse,
+        scale="arbitrary",
+        scale_note=OF_POSES if world_given else NO_LENGTHS,
+        reprojection_error_px=float(np.sqrt(np.mean(best.errors_px**2))) if len(points) else float("nan"),
+        parallax_deg=_parallax_deg(points, views, observations),
+        sources=(source,),
+        components=tuple(groups) if len(groups) > 1 else (),
+        world="that of --poses" if world_given else None,
+    )
+
+
+def why_missing(
+    index: int,
+    names: Sequence[str],
+    verified: Verified,
+    groups: Sequence[tuple[int, ...]],
+    same: Mapping[int, int],
+    placed: set[int],
+) -> str:
+    """Why a photo has no pose, in one line. `names` of all photos."""
+    if index in same:
+        return f"it is the same picture as {names[same[index]]}"
+    others = {a if b == index else b: pair for pair in verified.counts for a, b in (pair,) if index in pair}
+    if not others:
+        return "no match: it was compared with no other photo"
+    turned = [o for o, pair in others.items() if pair in verified.turned]
+    if turned:
+        best = max(turned, key=lambda o: verified.counts[others[o]][1])
+        return f"the camera only turned between it and {names[best]}: no parallax"
+    agreeing = {o: verified.counts[pair][1] for o, pair in others.items() if pair in verified.geometry}
+    near = {o: inliers for o, inliers in agreeing.items() if o in placed}
+    if near:
+        best = max(near, key=near.__getitem__)
+        return f"no common tracks: {near[best]} matches agree with {names[best]}, but too few are points in the scene"
+    if agreeing:
+        group = next((g for g in groups if index in g), tuple(agreeing))
+        others_of = ", ".join(names[o] for o in group if o != index)
+        return f"it hangs together only with {others_of}, and not with the photos that were placed"
+    best = max(others, key=lambda o: verified.counts[others[o]])
+    fixed = {o: verified.fixed.get(pair, 0) for o, pair in others.items()}
+    most = max(fixed, key=fixed.__getitem__)
+    if fixed[most] > verified.counts[others[best]][1]:
+        return f"what it shares with {names[most]} lies at the same pixels of both photos (a caption, a logo, a border)"
+    matches, inliers = verified.counts[others[best]]
+    if matches < MIN_INLIERS:
+        return f"no match: at most {matches} matches, with {names[best]}"
+    return f"too few inliers: {inliers} of {matches} matches with {names[best]}, the best, agree on a motion"
+
+
+def photo_groups(count: int, verified: Verified, models: Sequence[SfmModel]) -> list[tuple[int, ...]]:
+    """Photos that hang together: those of the first model, those of the others, and what verified pairs join of the
+    rest without joining it to one of these."""
+    groups = []
+    taken: set[int] = set()
+    for model in models:
+        own = tuple(sorted(set(model.world_from_cam) - taken))
+        if len(own) > 1:
+            groups.append(own)
+            taken |= set(own)
+    edges = np.array(list(verified.geometry), dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
+    total, label = connected_components(graph, directed=False)
+    for group in range(total):
+        members = tuple(np.flatnonzero(label == group).tolist())
+        if len(members) > 1 and not taken & set(members):
+            groups.append(members)
+    return groups
+
+
+def _parallax_deg(points: np.ndarray, views: Sequence[View], observations: Sequence[Observations]) -> float:
+    """Median over the points of the widest angle between their first view and another one, in degrees."""
+    first = np.full((len(points), 3), np.nan)
+    widest = np.zeros(len(points))
+    for view, (index, _) in zip(views, observations):
+        rays = view.world_from_cam[:3, 3] - points[index]
+        fresh = np.isnan(first[index, 0])
+        first[index[fresh]] = rays[fresh]
+        np.maximum.at(widest, index, vector_angle(first[index], rays))
+    return float(np.degrees(np.median(widest))) if len(points) else 0.0
+
+
+# Where of many photos only two hang together: their scene, as `dune reconstruct` makes it of a pair.
+
+
+PAIRS_TO_TRY = 3
+
+
+def two_of_many(
+    facts: Sequence[PhotoFacts],
+    intrinsics: Sequence[tuple[np.ndarray, str]],
+    verified: Verified,
+    models: Sequence[SfmModel],
+    same: Mapping[int, int],
+    matcher: CacheableMatcher,
+    looks: Sequence[ImageFeatures],
+    settings: two_view.MatchesConfig,
+    work: WorkFolder,
+    run: Run,
+) -> Scene:
+    """Where no three photos hang together: the scene of two of them, as `dune reconstruct` makes it of a pair.
+
+    JobFailed where no pair gives one.
+    """
+    ranked = sorted(verified.geometry, key=lambda pair: -verified.counts[pair][1])
+    if models:
+        pair = tuple(sorted(models[0].world_from_cam))
+        ranked = [pair] + [other for other in ranked if other != pair]
+    shelf = FeatureStore(matcher, work)
+    failures = []
+    for pair in ranked[:PAIRS_TO_TRY]:
+        photos = [read_photo(facts[index].path) for index in pair]
+        matches = matcher.match_features(*(shelf.take(looks[index]) for index in pair))
+        own = settings if pair == (0, 1) else replace(settings, baseline=None)
+        try:
+            scene = two_view.reconstruct_matched(
+                photos, [intrinsics[index] for index in pair], matches, matcher.source, own, run
+            )
+        except JobFailed as error:
+            failures.append(str(error))
+            continue
+        return _among(scene, pair, facts, intrinsics, verified, same)
+    if failures:
+        raise JobFailed(f"no three of the {len(facts)} photos hang together, and the best pair fails: {failures[0]}")
+    if verified.fixed and not verified.geometry:
+        pair = max(verified.fixed, key=lambda pair: verified.fixed[pair])
+        one, two = (facts[index].path.name for index in pair)
+        raise JobFailed(
+            f"no two of the {len(facts)} photos agree in more than what lies at the same pixels of both: {one} and "
+            f"{two} have {verified.fixed[pair]} such matches (a caption, a logo, a border or a part of the mount), "
+            "which tell nothing of how the camera moved; crop it away, and take photos that overlap by half or more"
+        )
+    pair = max(verified.counts, key=lambda pair: verified.counts[pair])
+    matches, inliers = verified.counts[pair]
+    names = relative_names([photo.path for photo in facts])
+    one, two = (names[index] for index in pair)
+    raise JobFailed(
+        f"no two of the {len(facts)} photos show enough of the same place: {one} and {two}, the best pair, have "
+        f"{agreement(matches, inliers, 'a motion')}; take photos that overlap by half or more, or try "
+        "another --matcher"
+    )
+
+
+def _among(
+    scene: Scene,
+    pair: tuple[int, int],
+    facts: Sequence[PhotoFacts],
+    intrinsics: Sequence[tuple[np.ndarray, str]],
+    verified: Verified,
+    same: Mapping[int, int],
+) -> Scene:
+    """The scene of a `pair` as one of all photos, the others not placed."""
+    assert scene.sparse is not None
+    views, observations = [], []
+    groups = photo_groups(len(facts), verified, [])
+    groups = [pair, *(group for group in groups if not set(group) & set(pair))]
+    nothing = (np.zeros(0, np.int64), np.zeros((0, 2)))
+    names = relative_names([photo.path for photo in facts])
+    for index, photo in enumerate(facts):
+        if index in pair:
+            views.append(replace(scene.views[pair.index(index)], image=names[index]))
+            observations.append(scene.sparse.observations[pair.index(index)])
+            continue
+        reason = why_missing(index, names, verified, groups, same, set(pair))
+        K, told = intrinsics[index]
+        views.append(
+            View(
+                names[index],
+                photo.width,
+                photo.height,
+                K,
+                told,
+                NOWHERE,
+                registered=False,
+                reason=reason,
+                orientation=photo.orientation,
+            )
+        )
+        observations.append(nothing)
+    return replace(
+        scene,
+        views=tuple(views),
+        pairs=tuple(verified.pairs()),
+        sparse=replace(scene.sparse, observations=tuple(observations)),
+        components=tuple(groups) if len(groups) > 1 else (),
+        notes=(*scene.notes, f"only two photos could be placed: {names[pair[0]]} and {names[pair[1]]}"),
+    )
+
+
+# N photos to a scene by matches: chosen pairs, verified matches, structure from motion. Dense points come later.
+
 
 Intrinsics = Sequence[tuple[np.ndarray, str]]
 SAME_SIZE_SHARE = 0.8  # of photos without a known focal length: then one camera took all of a size
@@ -58,7 +313,7 @@ def reconstruct(
     config: ManyConfig,
     work: WorkFolder,
     run: Run,
-    describer: Describer | None = None,
+    describer: GlobalDescriptor | None = None,
     known_poses: Mapping[Path, np.ndarray] | None = None,
 ) -> Scene:
     """The scene of three or more photos, without dense points.
@@ -69,18 +324,18 @@ def reconstruct(
     give a scene, UserError for matchers that cannot share their work and pairs that do not fit.
     """
     lengths.check_apart(known_poses or {})
-    if not isinstance(matcher, SplitMatcher):
+    if not isinstance(matcher, CacheableMatcher):
         raise UserError(f"the matcher {matcher.name} compares two photos only; give another --matcher")
     wants = wants_descriptors(len(paths), config)
     with run.stage("look"):
-        looks = look_at(paths, matcher, work, describer if wants else None)
+        looks = extract_features(paths, matcher, work, describer if wants else None)
     same = _same_photos([look.facts for look in looks])
     own = [index for index in range(len(looks)) if index not in same]
     if len(own) == 1:
         raise JobFailed(f"all {len(looks)} photos are the same picture; take photos from different places")
     facts = [look.facts for look in looks]
     intrinsics = intrinsics_of(facts)
-    lenses, lens_of = share_lenses(facts, intrinsics)
+    lenses, lens_of = share_cameras(facts, intrinsics)
     with run.stage("pair"):
         plan = _plan(looks, own, same, matcher, config, work)
     console.note(f"{len(looks)} photos, {len(plan.pairs)} pairs ({plan.way})")
@@ -91,7 +346,7 @@ def reconstruct(
         thumbnails = _Thumbnails(paths)
         verified = verify(found, lenses, lens_of, config.seed, scale, thumbnails.of)
     with run.stage("turn"):
-        turned = turn_strays(looks, plan.pairs, verified, same, matcher, work, config.seed)
+        turned = match_quarter_turns(looks, plan.pairs, verified, same, matcher, work, config.seed)
         told = _told_turns(turned)
         if told:
             looks = turned
@@ -111,14 +366,14 @@ def reconstruct(
     if known or (models and len(models[0].world_from_cam) > 2):
         if not models:
             raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")
-        scene = assemble(
+        scene = to_scene(
             facts, intrinsics, lens_of, lenses, found, verified, models, same, matcher.source, scale, bool(known)
         )
         scene = replace(_scaled(scene, config, bool(known), scale), world_offset=offset)
         if offset is not None:
             scene = replace(scene, notes=(*scene.notes, LARGE))
     else:
-        pair = two_views.MatchesConfig(baseline=config.baseline, seed=config.seed)
+        pair = two_view.MatchesConfig(baseline=config.baseline, seed=config.seed)
         scene = two_of_many(facts, intrinsics, verified, models, same, matcher, looks, pair, work, run)
     if config.min_confidence > 0:
         scene = _confident(scene, config.min_confidence)
@@ -140,7 +395,7 @@ class _Thumbnails:
         return self._made[index]
 
 
-def _told_turns(looks: Sequence[Looked]) -> str:
+def _told_turns(looks: Sequence[ImageFeatures]) -> str:
     """Which photos were matched in turned copies; empty for none."""
     parts = []
     for turns in sorted({look.turns for look in looks} - {0}):
@@ -151,10 +406,10 @@ def _told_turns(looks: Sequence[Looked]) -> str:
 
 
 def _without_turned(
-    found: Correspondences, verified: Verified, lenses: Sequence[Lens], lens_of: Sequence[int], scale: float
+    found: Correspondences, verified: Verified, lenses: Sequence[SharedCamera], lens_of: Sequence[int], scale: float
 ) -> Verified:
     """Without the groups of photos whose camera only turned; JobFailed where no other group is left."""
-    turned = find_turned(found, verified, lenses, lens_of, scale)
+    turned = find_pure_rotations(found, verified, lenses, lens_of, scale)
     if not turned.pairs:
         return verified
     rest = {pair: geometry for pair, geometry in verified.geometry.items() if pair not in turned.pairs}
@@ -174,7 +429,7 @@ def wants_descriptors(count: int, config: ManyConfig) -> bool:
 
 
 def _plan(
-    looks: Sequence[Looked],
+    looks: Sequence[ImageFeatures],
     own: Sequence[int],
     same: Mapping[int, int],
     matcher: Matcher,
@@ -183,7 +438,7 @@ def _plan(
 ) -> pairing.PairPlan:
     """Pairs of the photos that are no copies (`own`); a pair of a user's list that names a copy means the first."""
     paths = [look.facts.path for look in looks]
-    if config.pairs not in pairing.WAYS:
+    if config.pairs not in pairing.STRATEGIES:
         named = [(same.get(i, i), same.get(j, j)) for i, j in pairing.read_pairs(config.pairs, paths)]
         pairs = sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]})
         return pairing.PairPlan(pairs, f"from {config.pairs}")
@@ -197,7 +452,7 @@ def _plan(
     return pairing.PairPlan([(own[i], own[j]) for i, j in plan.pairs], plan.way)
 
 
-def _descriptors(looks: Sequence[Looked], matcher: Matcher, work: WorkFolder, seed: int) -> np.ndarray:
+def _descriptors(looks: Sequence[ImageFeatures], matcher: Matcher, work: WorkFolder, seed: int) -> np.ndarray:
     rows = [look.descriptor for look in looks if look.descriptor is not None]
     if len(rows) == len(looks):
         return np.stack(rows)
@@ -206,17 +461,17 @@ def _descriptors(looks: Sequence[Looked], matcher: Matcher, work: WorkFolder, se
             f"{len(looks)} photos need an encoder to choose pairs, and the matcher {matcher.name} has no keypoints to "
             "do it with; name one with --retrieval-model, or give --pairs sequential, all or a file"
         )
-    shelf = FeatureShelf(matcher, work)
+    shelf = FeatureStore(matcher, work)
     return describe_keypoints(len(looks), lambda i: shelf.descriptors(looks[i]), seed)
 
 
-def share_lenses(facts: Sequence[PhotoFacts], intrinsics: Intrinsics) -> tuple[list[Lens], list[int]]:
+def share_cameras(facts: Sequence[PhotoFacts], intrinsics: Intrinsics) -> tuple[list[SharedCamera], list[int]]:
     """The cameras, and which of them took each photo: one for photos of the same size and the same given or EXIF
     intrinsics. Of unknown focal length, photos of a size share a camera where most photos have one size (a video, one
     camera's folder), and else each has its own (pictures of many people)."""
     sizes = [(photo.width, photo.height) for photo in facts]
     most = max(sizes.count(size) for size in set(sizes)) / len(sizes)
-    lenses: list[Lens] = []
+    lenses: list[SharedCamera] = []
     place: dict[tuple[object, ...], int] = {}
     lens_of = []
     for index, (photo, (K, source)) in enumerate(zip(facts, intrinsics)):
@@ -225,7 +480,7 @@ def share_lenses(facts: Sequence[PhotoFacts], intrinsics: Intrinsics) -> tuple[l
             key = (index,)
         if key not in place:
             place[key] = len(lenses)
-            lenses.append(Lens(photo.width, photo.height, K, source == "given", source == "exif"))
+            lenses.append(SharedCamera(photo.width, photo.height, K, source == "given", source == "exif"))
         lens_of.append(place[key])
     return lenses, lens_of
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dune_cli.errors import JobFailed
-from dune_cli.io.work_folder import WorkFolder
-from dune_cli.matchers.base import SplitMatcher
-from dune_cli.tasks.reconstruct import pairing
-from dune_cli.tasks.reconstruct.correspondences import MATCHES, match_pairs
-from dune_cli.tasks.reconstruct.gallery import DESCRIPTORS, FEATURES, MEMORY_BYTES, Describer, look_at
+from dune_cli.io.cache import WorkFolder
+from dune_cli.matchers.matcher import CacheableMatcher
+from dune_cli.sfm import pairs as pairing
+from dune_cli.sfm.features import DESCRIPTORS, FEATURES, MEMORY_BYTES, GlobalDescriptor, extract_features
+from dune_cli.sfm.matching import MATCHES, match_pairs
 from dune_cli.tasks.reconstruct.many import ManyConfig, wants_descriptors
 
 PHOTOS, PAIRS = 4, 4  # that are timed
@@ -24,7 +24,7 @@ VERIFY_SECONDS, MAP_SECONDS = 0.04, 0.25  # a pair; a photo, and more where ther
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ReconstructionEstimate:
     """Photos and pairs; how many of each the work folder has already; minutes for what is left; bytes of memory and
     disk that will be needed and that are there."""
 
@@ -42,22 +42,22 @@ class Estimate:
 
 def preflight(
     paths: Sequence[Path],
-    matcher: SplitMatcher,
+    matcher: CacheableMatcher,
     config: ManyConfig,
     work: WorkFolder,
-    describer: Describer | None = None,
-) -> Estimate:
+    describer: GlobalDescriptor | None = None,
+) -> ReconstructionEstimate:
     """Looks at a few photos that are new, matches a few of their pairs (all of which is kept), and scales that up.
 
     Raises JobFailed when memory or disk cannot hold the run, and whatever the run itself would raise.
     """
     wants = wants_descriptors(len(paths), config)
     started = time.perf_counter()
-    looks = look_at(paths, matcher, work, describer if wants else None, limit=PHOTOS)
+    looks = extract_features(paths, matcher, work, describer if wants else None, limit=PHOTOS)
     new = max(work.counts[FEATURES], work.counts[DESCRIPTORS], 1)
     photo_seconds = (time.perf_counter() - started) / new
     started = time.perf_counter()
-    some = [(i, j) for i, j in pairing.every_pair(len(looks)) if looks[i].key != looks[j].key]
+    some = [(i, j) for i, j in pairing.exhaustive_pairs(len(looks)) if looks[i].key != looks[j].key]
     found = match_pairs(looks, some, matcher, work, limit=PAIRS)
     pair_seconds = (time.perf_counter() - started) / max(work.counts[MATCHES], 1)
     count, pairs = len(paths), pair_count(paths, config)
@@ -67,7 +67,7 @@ def preflight(
     keypoints = sum(map(len, found.keypoints)) / max(sum(1 for k in found.keypoints if len(k)), 1)
     left = max(count - len(looks), 0)
     seconds = left * photo_seconds + pairs * (pair_seconds + VERIFY_SECONDS) + count * MAP_SECONDS * max(1, count / 200)
-    estimate = Estimate(
+    estimate = ReconstructionEstimate(
         photos=count,
         pairs=pairs,
         photos_done=done,
@@ -96,7 +96,7 @@ def pair_count(paths: Sequence[Path], config: ManyConfig) -> int:
     sequential = len(pairing.sequential_pairs(count, config.neighbours))
     if way == "sequential":
         return sequential
-    if way not in pairing.WAYS:
+    if way not in pairing.STRATEGIES:
         return len(pairing.read_pairs(way, paths))
     retrieved = min(count * config.neighbours, count * (count - 1) // 2)
     return retrieved + (sequential if way == "auto" and config.ordered else 0)
@@ -114,7 +114,7 @@ def available_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _refuse(estimate: Estimate, work: WorkFolder) -> None:
+def _refuse(estimate: ReconstructionEstimate, work: WorkFolder) -> None:
     if estimate.disk_bytes > estimate.disk_free_bytes:
         raise JobFailed(
             f"{estimate.photos} photos and {estimate.pairs} pairs need {_gb(estimate.disk_bytes)} in {work.folder}, "

@@ -9,7 +9,7 @@ from typing import Any
 
 from dune_cli.errors import UserError
 from dune_cli.models.match_head import CHANNELS
-from dune_cli.training.config import changes
+from dune_cli.training.distill.config import changes
 
 FREE = {"device", "checkpoint_minutes", "log_every", "teacher_minutes"}  # may change on resume
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dune_cli.errors import UserError
-from dune_cli.training.sampler import held_out
+from dune_cli.training.common.schedule import held_out
 
 # the scenes of the `wide` pairs of `dune eval pairs`
 BENCHMARK = frozenset(
@@ -21,7 +21,7 @@ PHOTOS = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
-class Scene:
+class TrainingScene:
     """Photos of one static scene, in the order of their names. `held_out`: for validation, not for training."""
 
     name: str
@@ -29,7 +29,7 @@ class Scene:
     held_out: bool
 
 
-def find_scenes(folders: Iterable[Path], held_out_fraction: float, validate: Sequence[str] = ()) -> list[Scene]:
+def find_scenes(folders: Iterable[Path], held_out_fraction: float, validate: Sequence[str] = ()) -> list[TrainingScene]:
     """The scenes below `folders`: each folder with two or more photos is one.
 
     The benchmark's scenes are left out. `validate` names the scenes to hold out; without any, a share of them is by
@@ -57,7 +57,7 @@ def find_scenes(folders: Iterable[Path], held_out_fraction: float, validate: Seq
     else:
         kept = dict(zip(groups, held_out(groups, held_out_fraction)))
     order = sorted(found, key=lambda n: (part_of(n) > 0, not kept[group_of(n)], len(found[n]) < 5, part_of(n), n))
-    return [Scene(name, found[name], kept[group_of(name)]) for name in order]
+    return [TrainingScene(name, found[name], kept[group_of(name)]) for name in order]
 
 
 def refuse_benchmark(names: Iterable[str]) -> None:

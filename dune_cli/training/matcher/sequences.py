@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dune_cli.io.camera_fields import pinhole_matrix, rigid_pose
-from dune_cli.io.fields import Fields
+from dune_cli.io.intrinsics import pinhole_matrix, rigid_pose
+from dune_cli.io.json_files import Fields
 from dune_cli.io.safe_read import read_json
-from dune_cli.training.matcher.kept_maps import kept_map
-from dune_cli.training.matcher.labels import fundamental
-from dune_cli.training.matcher.mapping import Mapped
-from dune_cli.training.matcher.scenes import Scene, refuse_benchmark
+from dune_cli.training.matcher.loss import fundamental
+from dune_cli.training.matcher.scenes import TrainingScene, refuse_benchmark
+from dune_cli.training.matcher.sfm_cache import MappedSequence, cached_map
 from dune_cli.training.matcher.teacher_matches import SceneMatches, labelled_scenes, read_matches
 
 LEAST = 20  # correspondences of a pair
@@ -40,19 +39,19 @@ class RealPair:
     held_out: bool
 
 
-def real_pairs(scenes: Iterable[Scene], folder: Path, seed: int) -> list[RealPair]:
+def real_pairs(scenes: Iterable[TrainingScene], folder: Path, seed: int) -> list[RealPair]:
     """The pairs of those scenes whose matches lie in `folder`. UserError if a benchmark's scene is among them."""
     refuse_benchmark(labelled_scenes(folder))
     pairs: list[RealPair] = []
     for scene in scenes:
         found = read_matches(folder, scene)
         if found is not None:
-            mapped = posed(scene, found) or kept_map(found, folder, seed)
+            mapped = posed(scene, found) or cached_map(found, folder, seed)
             pairs += _mapped_pairs(scene, found, mapped) if mapped is not None else _loose_pairs(scene, found, seed)
     return pairs
 
 
-def posed(scene: Scene, found: SceneMatches) -> Mapped | None:
+def posed(scene: TrainingScene, found: SceneMatches) -> MappedSequence | None:
     """The poses that `cameras.json` beside the photos tells; None where it has none. Points are the matches' tracks."""
     path = scene.photos[0].parent / "cameras.json"
     if not path.is_file():
@@ -65,10 +64,10 @@ def posed(scene: Scene, found: SceneMatches) -> Mapped | None:
     sizes = found.sizes.tolist()
     K = [pinhole_matrix(frame.get("K"), f"{frame.where}: K", *size) for frame, size in zip(known, sizes)]
     poses = [rigid_pose(frame["world_from_cam"], f"{frame.where}: world_from_cam") for frame in known]
-    return Mapped(np.arange(len(known)), np.array(K), np.linalg.inv(poses), ())
+    return MappedSequence(np.arange(len(known)), np.array(K), np.linalg.inv(poses), ())
 
 
-def _mapped_pairs(scene: Scene, found: SceneMatches, mapped: Mapped) -> list[RealPair]:
+def _mapped_pairs(scene: TrainingScene, found: SceneMatches, mapped: MappedSequence) -> list[RealPair]:
     direct = {(int(i), int(j)): matches for (i, j), matches in zip(found.pairs, found.matches)}
     centres = np.linalg.inv(mapped.cam_from_world)[:, :3, 3]
     distances = np.linalg.norm(centres[:, None] - centres, axis=2)
@@ -95,7 +94,7 @@ def _mapped_pairs(scene: Scene, found: SceneMatches, mapped: Mapped) -> list[Rea
     return pairs
 
 
-def _loose_pairs(scene: Scene, found: SceneMatches, seed: int) -> list[RealPair]:
+def _loose_pairs(scene: TrainingScene, found: SceneMatches, seed: int) -> list[RealPair]:
     import cv2
 
     pairs = []
@@ -120,7 +119,7 @@ def _loose_pairs(scene: Scene, found: SceneMatches, seed: int) -> list[RealPair]
 
 
 def _pair(
-    scene: Scene,
+    scene: TrainingScene,
     found: SceneMatches,
     i: int,
     j: int,
@@ -145,6 +144,6 @@ def _shared(points0: np.ndarray, points1: np.ndarray) -> np.ndarray:
 
 
 def _distance(points0: np.ndarray, points1: np.ndarray, F: np.ndarray) -> np.ndarray:
-    from dune_cli.training.matcher.labels import epipolar_distance
+    from dune_cli.training.matcher.loss import epipolar_distance
 
     return np.maximum(epipolar_distance(points0, points1, F), epipolar_distance(points1, points0, F.T))

@@ -17,12 +17,12 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import JobFailed
-from dune_cli.io.cache_files import note_damaged, read_cached, text_array, text_of, write_cached
+from dune_cli.io.cache import note_damaged, read_cached, text_array, text_of, write_cached
 from dune_cli.io.photos import read_photo
 from dune_cli.io.safe_read import parse_json
-from dune_cli.matchers.base import FeatureMatcher
+from dune_cli.matchers.matcher import FeatureMatcher
 from dune_cli.provenance import sha256_of
-from dune_cli.training.matcher.scenes import Scene
+from dune_cli.training.matcher.scenes import TrainingScene
 
 FRAMES = 10  # of a scene, evenly chosen: the fewer, the wider the baselines
 OFFSETS = (1, 2, 4)  # in the chosen frames, of the pairs that are matched
@@ -49,7 +49,7 @@ class SceneMatches:
     scores: tuple[np.ndarray, ...]
 
 
-def match_scene(scene: Scene, teacher: FeatureMatcher, frames: int = FRAMES) -> SceneMatches:
+def match_scene(scene: TrainingScene, teacher: FeatureMatcher, frames: int = FRAMES) -> SceneMatches:
     """Matches of a scene's evenly chosen frames, each with those 1, 2 and 4 places on."""
     photos = chosen_photos(scene, frames)
     features, sizes = [], []
@@ -70,7 +70,9 @@ def match_scene(scene: Scene, teacher: FeatureMatcher, frames: int = FRAMES) -> 
     )
 
 
-def match_scenes(scenes: Sequence[Scene], teacher: FeatureMatcher, folder: Path, minutes: float = math.inf) -> int:
+def match_scenes(
+    scenes: Sequence[TrainingScene], teacher: FeatureMatcher, folder: Path, minutes: float = math.inf
+) -> int:
     """Fills `folder` with a file for each of `scenes`, in order; returns how many it made.
 
     It stops after `minutes`. JobFailed when a file cannot be written.
@@ -94,13 +96,13 @@ def labelled_scenes(folder: Path) -> list[str]:
     return sorted(path.name.removesuffix(ENDING) for path in folder.glob(f"*{ENDING}"))
 
 
-def chosen_photos(scene: Scene, frames: int = FRAMES) -> list[Path]:
+def chosen_photos(scene: TrainingScene, frames: int = FRAMES) -> list[Path]:
     """The evenly chosen photos of a scene that the teacher matches."""
     chosen = np.unique(np.linspace(0, len(scene.photos) - 1, frames).round().astype(int))
     return [scene.photos[i] for i in chosen]
 
 
-def made_of(scene: Scene) -> str:
+def made_of(scene: TrainingScene) -> str:
     """A hash of what a scene's matches depend on: the chosen photos' names and contents, the pairs."""
     digest = hashlib.sha256(json.dumps([scene.name, OFFSETS]).encode())
     for path in chosen_photos(scene):
@@ -108,7 +110,7 @@ def made_of(scene: Scene) -> str:
     return digest.hexdigest()
 
 
-def write_matches(folder: Path, scene: Scene, found: SceneMatches) -> None:
+def write_matches(folder: Path, scene: TrainingScene, found: SceneMatches) -> None:
     """The matches of a scene in their file, whole or not at all, with a checksum. JobFailed if it cannot be written."""
     arrays = {"names": text_array(json.dumps(found.names)), "sizes": found.sizes, "pairs": found.pairs}
     for key, (width, kind) in _LISTS.items():
@@ -123,7 +125,7 @@ def write_matches(folder: Path, scene: Scene, found: SceneMatches) -> None:
         raise JobFailed(f"cannot write {path} ({error.strerror or error}); make room and run it again") from error
 
 
-def read_matches(folder: Path, scene: Scene) -> SceneMatches | None:
+def read_matches(folder: Path, scene: TrainingScene) -> SceneMatches | None:
     """What `write_matches` wrote of the same photos; None, with a note, for a file that is damaged or something else.
 
     None without a note where there is no file, or one of other photos.
@@ -139,7 +141,7 @@ def read_matches(folder: Path, scene: Scene) -> SceneMatches | None:
         return None
 
 
-def _matches_of(arrays: dict[str, np.ndarray], scene: Scene) -> SceneMatches:
+def _matches_of(arrays: dict[str, np.ndarray], scene: TrainingScene) -> SceneMatches:
     """ValueError or KeyError for arrays that are no matches of the scene's photos."""
     names = parse_json(text_of(arrays["names"]), "the list of names")
     if names != [path.name for path in chosen_photos(scene)]:

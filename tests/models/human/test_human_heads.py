@@ -9,11 +9,10 @@ import torch
 from human_files import ANNY, SMPLX, human_image, human_state, min_score, official_tree, small_state
 from published_files import Fixture, deviation
 
-from dune_cli.checkpoints.layouts import multihmr, multihmr_anny
-from dune_cli.models.human.detection import Detections, suppress
-from dune_cli.models.human.multihmr_anny import MultiHmrAnny, sine_positions
-from dune_cli.models.human.multihmr_smplx import MultiHmrSmplx, distance
-from dune_cli.models.human.rotations import to_rotvec
+from dune_cli.checkpoints.adapters import multihmr, multihmr_anny
+from dune_cli.models.multihmr_anny import MultiHmrAnny, sine_positions
+from dune_cli.models.multihmr_common import Detections, suppress, to_rotvec
+from dune_cli.models.multihmr_smplx import MultiHmrSmplx, distance
 
 SAFE = 1e-4
 FAR = 1e-3  # metres and pixels of people up to 100 m away

@@ -10,8 +10,8 @@ import pytest
 
 from dune_cli.errors import UserError
 from dune_cli.training.matcher import scenes
-from dune_cli.training.matcher.homographies import apply, noisy, random_homography, warped_pair
-from dune_cli.training.matcher.labels import carried, exact_labels, fundamental, sparse_labels
+from dune_cli.training.matcher.dataset import apply, noisy, random_homography, warped_pair
+from dune_cli.training.matcher.loss import carried, exact_labels, fundamental, sparse_labels
 
 SIZE = (320, 256)
 

@@ -10,12 +10,12 @@ import pytest
 
 from dune_cli.geometry.epipolar import pose_error
 from dune_cli.geometry.poses import rotation_from_rotvec
-from dune_cli.training.matcher import kept_maps, sequences
-from dune_cli.training.matcher.labels import epipolar_distance
-from dune_cli.training.matcher.mapping import map_scene
-from dune_cli.training.matcher.scenes import Scene
+from dune_cli.training.matcher import sequences, sfm_cache
+from dune_cli.training.matcher.finalize import choose
+from dune_cli.training.matcher.loss import epipolar_distance
+from dune_cli.training.matcher.scenes import TrainingScene
+from dune_cli.training.matcher.sfm_cache import map_scene
 from dune_cli.training.matcher.teacher_matches import SceneMatches, write_matches
-from dune_cli.training.matcher.validation import choose
 
 SIZE = (448, 336)
 FRAMES = 6
@@ -50,13 +50,13 @@ def found() -> SceneMatches:
     return SceneMatches("rock", names, sizes, tuple(points), pairs, matches, tuple(np.ones(400) for _ in pairs))
 
 
-def scene_of(found: SceneMatches, tmp_path: Path, held_out: bool = False) -> Scene:
+def scene_of(found: SceneMatches, tmp_path: Path, held_out: bool = False) -> TrainingScene:
     """The scene of the matches, its photos being files of any content."""
     folder = tmp_path / found.scene
     folder.mkdir(exist_ok=True)
     for name in found.names:
         (folder / name).write_text(name)
-    return Scene(found.scene, tuple(folder / name for name in found.names), held_out)
+    return TrainingScene(found.scene, tuple(folder / name for name in found.names), held_out)
 
 
 def check(pair: sequences.RealPair) -> None:
@@ -116,19 +116,19 @@ def test_a_scene_is_mapped_once(found: SceneMatches, tmp_path: Path, monkeypatch
         calls.append(1)
         return map_scene(*arguments)
 
-    monkeypatch.setattr(kept_maps, "map_scene", counted)
+    monkeypatch.setattr(sfm_cache, "map_scene", counted)
     write_matches(tmp_path, scene_of(found, tmp_path), found)
-    first, second = (kept_maps.kept_map(found, tmp_path, 0) for _ in range(2))
+    first, second = (sfm_cache.cached_map(found, tmp_path, 0) for _ in range(2))
     assert len(calls) == 1
     for name in ("frames", "K", "cam_from_world"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     for one, other in zip(first.points, second.points, strict=True):
         np.testing.assert_array_equal(one, other)
-    kept_maps.kept_map(found, tmp_path, 1)
+    sfm_cache.cached_map(found, tmp_path, 1)
     assert len(calls) == 2  # another seed
     path = tmp_path / "rock.map.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    kept_maps.kept_map(found, tmp_path, 1)
+    sfm_cache.cached_map(found, tmp_path, 1)
     assert len(calls) == 3  # a cut file
 
 
@@ -137,6 +137,6 @@ def test_that_a_scene_cannot_be_mapped_is_kept_too(tmp_path: Path, found: SceneM
         "rock", found.names[:2], found.sizes[:2], found.points[:2], found.pairs[:1], found.matches[:1], found.scores[:1]
     )
     write_matches(tmp_path, scene_of(two, tmp_path), two)
-    assert kept_maps.kept_map(two, tmp_path, 0) is None
-    monkeypatch.setattr(kept_maps, "map_scene", None)
-    assert kept_maps.kept_map(two, tmp_path, 0) is None
+    assert sfm_cache.cached_map(two, tmp_path, 0) is None
+    monkeypatch.setattr(sfm_cache, "map_scene", None)
+    assert sfm_cache.cached_map(two, tmp_path, 0) is None

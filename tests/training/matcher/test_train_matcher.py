@@ -15,11 +15,11 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from dune_cli.cli import main
-from dune_cli.matchers.dune import Eye
-from dune_cli.training.matcher import train as trainer
+from dune_cli.matchers.dune import EncoderExtractor
+from dune_cli.training.matcher import trainer
 from dune_cli.training.matcher.config import MatcherConfig
-from dune_cli.training.matcher.examples import Examples
-from dune_cli.training.matcher.scenes import Scene
+from dune_cli.training.matcher.dataset import TrainingPairs
+from dune_cli.training.matcher.scenes import TrainingScene
 from dune_cli.training.matcher.sequences import real_pairs
 from dune_cli.training.matcher.teacher_matches import SceneMatches, read_matches, write_matches
 
@@ -41,8 +41,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, example_photos: Path) -> Pat
     return folder
 
 
-def wall(world: Path) -> Scene:
-    return Scene("wall", tuple(sorted((world / "scenes" / "wall").iterdir())), False)
+def wall(world: Path) -> TrainingScene:
+    return TrainingScene("wall", tuple(sorted((world / "scenes" / "wall").iterdir())), False)
 
 
 def labels_of(scene: Path) -> SceneMatches:
@@ -83,9 +83,9 @@ def test_it_trains_reports_and_its_file_matches(run: Callable[..., Result], worl
     assert report["validation"]["pairs"] == []  # the scene has no poses
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2, 3]
-    from dune_cli.matchers import load
+    from dune_cli.matchers import registry
 
-    matcher = load.load_matcher(
+    matcher = registry.load_matcher(
         "dune", "cpu", model=str(tmp_path / "run" / "matcher_fp16.safetensors"), encoder=str(world / "mini.safetensors")
     )
     assert "Apache-2.0" in matcher.source.licence
@@ -97,16 +97,16 @@ def test_killed_in_the_middle_it_goes_on_bit_for_bit(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(tmp_path / "whole", "--steps", 4).exit_code == 0
-    draw = Examples.draw
+    draw = TrainingPairs.draw
 
-    def killed(self: Examples, step: int, place: int) -> object:
+    def killed(self: TrainingPairs, step: int, place: int) -> object:
         if step == 2:
             raise KeyboardInterrupt
         return draw(self, step, place)
 
-    monkeypatch.setattr(Examples, "draw", killed)
+    monkeypatch.setattr(TrainingPairs, "draw", killed)
     assert run(tmp_path / "killed", "--steps", 4).exit_code == 130
-    monkeypatch.setattr(Examples, "draw", draw)
+    monkeypatch.setattr(TrainingPairs, "draw", draw)
     assert run(tmp_path / "killed", "--steps", 4).exit_code == 0
     one, other = (load_file(tmp_path / name / "matcher.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -130,8 +130,8 @@ def test_it_learns_a_single_pair(world: Path, warped: bool) -> None:
     head, _ = trainer.start(config)
     pairs = real_pairs([wall(world)], world / "labels", 0)
     assert len(pairs) == 1 and pairs[0].F is None  # a plane fixes no epipolar geometry
-    eye = Eye(match_files.small_encoder())
-    example = Examples(config, eye, head, pairs, sorted((world / "photos").iterdir())).draw(1, 0)
+    eye = EncoderExtractor(match_files.small_encoder())
+    example = TrainingPairs(config, eye, head, pairs, sorted((world / "photos").iterdir())).draw(1, 0)
     optimizer = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], 1e-4)
     values = []
     for _ in range(16):

@@ -1,0 +1,240 @@
+"""The only place that opens weight files: PyTorch's .pth/.pt without running anything in them, and safetensors."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+from dune_cli.checkpoints import torch_files
+from dune_cli.errors import CheckpointError
+from dune_cli.provenance import sha256_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from dune_cli.checkpoints.weights_folder import LocatedFile
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """An opened weight file.
+
+    `tree`: the dictionary as it lies in the file (containers, state dicts, scalars); for safetensors the flat state
+    dict. `metadata`: the strings of a safetensors header; empty for PyTorch files. Tensors are on the CPU and, where
+    the format allows, mapped: their bytes are read when used.
+    """
+
+    path: Path
+    format: Literal["torch", "safetensors"]
+    tree: dict[str, Any]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hexadecimal sha256 of the file (reads it once)."""
+        return sha256_of(self.path)
+
+
+def read_weights(path: str | Path) -> WeightFile:
+    """Opens a weight file, told by its content and not by its ending.
+
+    A PyTorch pickle may build tensors, plain containers, `argparse.Namespace`, NumPy arrays and numbers, and paths.
+    Any other name in it is refused with that name, and never run. Raises CheckpointError: unreadable, empty, cut,
+    hostile, or something else (then it says what).
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; a weight file (.pth, .pt, .safetensors) is needed")
+    if not path.exists():
+        raise CheckpointError(f"no such file: {path}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no regular file; a weight file (.pth, .pt, .safetensors) is needed")
+    try:
+        kind = sniff(path)
+        if kind == "safetensors":
+            return _read_safetensors(path)
+        from dune_cli.checkpoints import torch_files
+
+        tree = torch_files.read_legacy(path) if kind == "torch-legacy" else torch_files.read_zip(path)
+        if not isinstance(tree, Mapping):
+            raise CheckpointError(f"{path} holds a {type(tree).__name__}; a dictionary of weights is needed")
+        return WeightFile(path, "torch", dict(tree))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_located(located: LocatedFile, remember: bool = True) -> WeightFile:
+    """Opens a file that `store.locate` found. Its hash is compared before any of its content is read.
+
+    A published file in the weights folder that is seen for the first time is pinned (`remember`). CheckpointError: not
+    the pinned file, or as `read_weights`.
+    """
+    from dune_cli.checkpoints import weights_folder
+
+    path = located.path
+    if not path.is_file() or not weights_folder.has_hash(located):
+        return read_weights(path)
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    weights_folder.check(located, sha256)
+    file = read_weights(path)
+    vars(file)["sha256"] = sha256  # the cached property's place
+    if remember:
+        weights_folder.remember(located, sha256)
+    return file
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a flat state dict and its header strings, bit for bit; tensors that share memory are stored apart.
+
+    Equal contents make equal files, which others may read as they may any new file. OSError if it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path, dict(metadata))
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    _sort_metadata(path)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # safetensors makes it the owner's alone
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the header strings in an order that changes from run to run."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
+
+
+def _read_safetensors(path: Path) -> WeightFile:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tree = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return WeightFile(path, "safetensors", tree, dict(file.metadata() or {}))
+    except OSError:
+        raise
+    except Exception as error:  # SafetensorError, and what the library's numbers out of range raise
+        why = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is a damaged or cut safetensors file ({why}); fetch it again") from error
+
+
+# What a file is, told from its first bytes, so that a wrong file can be named instead of "corrupt".
+
+
+# torch.save before 1.6 wrote one pickle after the other, this number first (torch/serialization.py, MAGIC_NUMBER).
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+
+MAX_HEADER_BYTES = 16 << 20  # of a safetensors file: about 100 bytes a tensor
+
+_STRANGERS = (
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89PNG\r\n", "a PNG picture"),
+    (b"GIF8", "a GIF picture"),
+    (b"RIFF", "a RIFF file (WebP, WAV or AVI)"),
+    (b"%PDF", "a PDF document"),
+    (b"\x1f\x8b", "a gzip archive (unpack it first)"),
+    (b"BZh", "a bzip2 archive (unpack it first)"),
+    (b"\xfd7zXZ", "an xz archive (unpack it first)"),
+    (b"\x93NUMPY", "a NumPy array (.npy)"),
+    (b"\x89HDF", "an HDF5 file (Keras or MATLAB)"),
+    (b"ply\n", "a PLY point cloud"),
+    (b"glTF", "a GLB mesh"),
+    (b"GGUF", "a GGUF file"),
+)
+
+
+def sniff(path: Path) -> str:
+    """ "torch", "torch-legacy" or "safetensors".
+
+    Raises CheckpointError naming what the file is instead: empty, cut, a picture, a web page, a git-lfs pointer, …
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes); fetch the file again")
+    with path.open("rb") as file:
+        head = file.read(1024)
+        if size >= 512:
+            file.seek(257)
+            tar = file.read(5) == b"ustar"
+        else:
+            tar = False
+    if head.startswith(b"PK\x03\x04"):
+        return _zip_kind(path)
+    if LEGACY_MAGIC in head[:32]:
+        return "torch-legacy"
+    if _has_safetensors_header(head):
+        return "safetensors"
+    raise CheckpointError(f"{path} is no weight file but {_stranger(head, tar)}; allowed: .pth, .pt and .safetensors")
+
+
+def _has_safetensors_header(head: bytes) -> bool:
+    length = int.from_bytes(head[:8], "little")
+    return len(head) > 8 and head[8:9] == b"{" and 2 <= length <= MAX_HEADER_BYTES
+
+
+def _zip_kind(path: Path) -> str:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            members = torch_files.members(data)
+    except torch_files.NoTableError as error:
+        raise CheckpointError(
+            f"{path} is cut short: its table of contents, at the end, is missing; fetch it again"
+        ) from error
+    except torch_files.ArchiveError as error:
+        raise CheckpointError(f"{path} is a damaged archive ({error}); fetch it again") from error
+    names = {PurePosixPath(member.name).name for member in members}
+    if "constants.pkl" in names:
+        raise CheckpointError(f"{path} is a TorchScript program, not a weight file; dune loads state dicts only")
+    if "data.pkl" not in names:
+        what = "a NumPy archive (.npz)" if any(name.endswith(".npy") for name in names) else "a zip archive"
+        raise CheckpointError(f"{path} is no weight file but {what}; allowed: .pth, .pt and .safetensors")
+    if not all(member.is_stored for member in members):
+        raise CheckpointError(
+            f"{path} was packed again with compression, which PyTorch does not write; use the original"
+        )
+    return "torch"
+
+
+def _stranger(head: bytes, tar: bool) -> str:
+    text = head.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer to one (run 'git lfs pull' where it came from)"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page (a login or error page saved in its place?)"
+    if text.startswith(b"<?xml"):
+        return "an XML document (an error answer saved in its place?)"
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
+    if tar:
+        return "a tar archive (unpack it; PyTorch's own tar format, before 2017, is not read)"
+    for magic, what in _STRANGERS:
+        if head.startswith(magic):
+            return what
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
+        return "a bare Python pickle (never opened: it could run any program)"
+    if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
+        return "a text file"
+    return f"of an unknown kind (it starts with {head[:8].hex(' ')})"

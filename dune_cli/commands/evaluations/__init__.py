@@ -1,0 +1,1 @@
+"""The benchmarks of `dune eval`, one file each."""

@@ -1,0 +1,91 @@
+"""Depth at places between pixels, without inventing surfaces across edges."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dune_cli import optional
+
+MAX_STEP = 0.05  # of the depth, between neighbouring pixels of one surface
+
+
+def sample_depth(depth: np.ndarray, pixels: np.ndarray, max_step: float = MAX_STEP) -> np.ndarray:
+    """(M,) depth z at `pixels` (M, 2), NaN where there is none.
+
+    `depth` (H, W), no depth where it is not finite and positive. Bilinear in 1/z, which is linear in the pixel on a
+    plane, over those of the four pixels around that have a depth. NaN outside the map, where the nearest pixel has no
+    depth, and at a depth edge: where another one differs from it by more than `max_step` of its depth.
+    """
+    depth, pixels = np.asarray(depth, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
+    height, width = depth.shape
+    inside = ((pixels > -0.5) & (pixels < [width - 0.5, height - 0.5])).all(-1)
+    place = np.where(inside[:, None], pixels, 0).clip(0, [width - 1, height - 1])
+    first = np.minimum(np.floor(place), [max(width - 2, 0), max(height - 2, 0)]).astype(int)
+    share = place - first
+    weights, values = [], []
+    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        x, y = np.minimum(first[:, 0] + dx, width - 1), np.minimum(first[:, 1] + dy, height - 1)
+        weights.append(np.abs(1 - dx - share[:, 0]) * np.abs(1 - dy - share[:, 1]))
+        values.append(depth[y, x])
+    weight, z = np.stack(weights), np.stack(values)
+    known = np.isfinite(z) & (z > 0)
+    z = np.where(known, z, np.nan)
+    nearest = weight.argmax(0), np.arange(len(pixels))
+    at_edge = (known & (np.abs(z - z[nearest]) > max_step * z[nearest])).any(0)
+    weight = np.where(known, weight, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(known, weight / z, 0).sum(0) / weight.sum(0)
+        return np.where(inside & known[nearest] & ~at_edge, 1 / inverse, np.nan)
+
+
+# A mesh from a point map: neighbouring pixels become triangles, except across depth edges.
+
+
+MAX_DEPTH_JUMP = 0.04  # of the nearest corner's depth
+
+
+def grid_triangles(depth: np.ndarray, valid: np.ndarray, max_jump: float = MAX_DEPTH_JUMP) -> np.ndarray:
+    """(F, 3) triangles as flat pixel indices y * W + x over a grid of `depth` (H, W), z in the view's camera.
+
+    A triangle needs three `valid` (H, W) corners whose depths differ by at most `max_jump` of the nearest one's: a
+    surface that jumps further is taken for two. A square is cut along the diagonal whose ends are closer in depth.
+    Triangles are counter-clockwise seen from the camera.
+    """
+    height, width = depth.shape
+    index = np.arange(height * width).reshape(height, width)
+    corners = [slice(None, -1), slice(1, None)]
+    a, b, c, d = (index[rows, columns] for rows in corners for columns in corners)  # a b above c d
+    flat = np.where(valid, depth, np.nan).ravel()
+    with np.errstate(invalid="ignore"):
+        along_bc = ~(np.abs(flat[a] - flat[d]) < np.abs(flat[b] - flat[c]))
+    # where one corner is missing, the diagonal that avoids it leaves a triangle
+    along_bc = np.where(np.isnan(flat[b]) | np.isnan(flat[c]), False, along_bc)
+    along_bc = np.where(np.isnan(flat[a]) | np.isnan(flat[d]), True, along_bc)
+    first = np.where(along_bc[..., None], np.stack([a, c, b], -1), np.stack([a, c, d], -1))
+    second = np.where(along_bc[..., None], np.stack([b, c, d], -1), np.stack([a, d, b], -1))
+    triangles = np.stack([first, second], axis=2).reshape(-1, 3)
+    z = flat[triangles]
+    near = z.min(axis=1)
+    with np.errstate(invalid="ignore"):
+        keep = (near > 0) & (z.max(axis=1) - near <= max_jump * near)
+    return triangles[keep]
+
+
+def used_vertices(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The vertices that triangles use: their old indices (V,) ascending, and the triangles (F, 3) over the new ones."""
+    kept, renumbered = np.unique(triangles, return_inverse=True)
+    return kept, renumbered.reshape(triangles.shape)
+
+
+def depth_edges(depth: np.ndarray, valid: np.ndarray, max_jump: float = 2 * MAX_DEPTH_JUMP) -> np.ndarray:
+    """(H, W) bool: the pixels in whose 3x3 neighbourhood `valid` depths differ by more than `max_jump` of the nearest.
+
+    A network smears depth edges over such pixels: their points hang in the air between two surfaces.
+    """
+    cv2 = optional.require("cv2", "finding depth edges")
+
+    kernel = np.ones((3, 3), np.uint8)
+    near = cv2.erode(np.where(valid, depth, np.inf), kernel, borderType=cv2.BORDER_REPLICATE)
+    far = cv2.dilate(np.where(valid, depth, -np.inf), kernel, borderType=cv2.BORDER_REPLICATE)
+    with np.errstate(invalid="ignore"):
+        return valid & (far - near > max_jump * near)

@@ -1,0 +1,367 @@
+"""Arrays kept between runs: one safetensors file with its schema, what it was made of, and a checksum.
+
+A file that is missing, damaged, of another schema or made of something else is not used: the caller computes it anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dune_cli import __version__, console
+from dune_cli.errors import DuneError, UserError
+from dune_cli.io.json_files import json_line
+from dune_cli.io.outputs import atomic_path, check_output_folder
+from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, MIB, open_regular, parse_json, read_bytes
+
+Layout = Mapping[str, tuple[str, tuple[int | str, ...]]]
+_HEADER = "dune"
+HEADER_LIMIT_BYTES = 100_000_000  # safetensors' own
+
+
+def write_cached(path: str | Path, schema: str, made_of: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes `arrays` (booleans and numbers of any shape) atomically; equal contents make equal files.
+
+    `schema` names the layout of the arrays and its version, `made_of` what they depend on (hashes, settings).
+    OSError (a full disk) passes.
+    """
+    from safetensors.numpy import save
+
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    facts = {"schema": schema, "made_of": made_of, "sha256": _checksum(whole)}
+    content = save(whole, {_HEADER: json.dumps(facts)})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_cached(
+    path: str | Path,
+    schema: str,
+    made_of: str,
+    limit_bytes: int = ARRAYS_LIMIT_BYTES,
+    layout: Layout | None = None,
+) -> dict[str, np.ndarray] | None:
+    """The arrays of a file that `write_cached` wrote with the same `schema` and `made_of`; None otherwise.
+
+    A note says so where a file is there and is damaged, of another schema, changed since it was written, or without the
+    arrays of `layout` (see `check_layout`). A file made of something else is passed over without a note.
+    """
+    from safetensors import deserialize
+
+    path = Path(path)
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = read_bytes(path, "a cache file", limit_bytes)
+        facts = _facts(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        if not _fits(facts, schema, made_of, path):
+            return None
+        arrays = {
+            name: np.frombuffer(bytearray(tensor["data"]), _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+            for name, tensor in deserialize(content)
+        }
+        if facts["sha256"] != _checksum(arrays):
+            raise UserError("its checksum does not fit")
+        if layout is not None:
+            check_layout(arrays, layout)
+    except Exception as error:  # damaged bytes provoke anything
+        note_damaged(path, error)
+        return None
+    return arrays
+
+
+def check_layout(arrays: Mapping[str, np.ndarray], layout: Layout) -> None:
+    """Raises ValueError unless there are all arrays of `layout`: name -> (kinds, shape).
+
+    Kinds are NumPy's letters of dtypes, such as "iu"; "f" stands for finite floats and "F" for any. A letter in a shape
+    stands for one length wherever it comes.
+    """
+    lengths: dict[str, int] = {}
+    for name, (kinds, shape) in layout.items():
+        if name not in arrays:
+            raise ValueError(f"it lacks {name}")
+        array = arrays[name]
+        fits = array.dtype.kind in kinds.lower() and array.ndim == len(shape)
+        for side, length in zip(shape, array.shape) if fits else ():
+            fits &= length == (lengths.setdefault(side, length) if isinstance(side, str) else side)
+        if not fits:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}")
+        if array.dtype.kind == "f" and "f" in kinds and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def check_cached(path: str | Path, schema: str, made_of: str, limit_bytes: int = ARRAYS_LIMIT_BYTES) -> bool:
+    """Whether `read_cached` would give the arrays of a file; with the same notes, and one array in memory at a time."""
+    from safetensors import safe_open
+
+    path = Path(path)
+    if not os.path.lexists(path):
+        return False
+    try:
+        with open_regular(path, "a cache file", limit_bytes) as file:
+            length = int.from_bytes(file.read(8), "little")
+            facts = _facts(file.read(min(length, HEADER_LIMIT_BYTES)))
+        if not _fits(facts, schema, made_of, path):
+            return False
+        digest = hashlib.sha256()
+        with safe_open(path, "np") as tensors:
+            for name in sorted(tensors.keys()):
+                _add(digest, name, tensors.get_tensor(name))
+        if facts["sha256"] != digest.hexdigest():
+            raise UserError("its checksum does not fit")
+    except Exception as error:  # damaged bytes provoke anything
+        note_damaged(path, error)
+        return False
+    return True
+
+
+def note_damaged(path: Path, why: object) -> None:
+    """Tells that a kept file is not used, and why."""
+    text = " ".join(str(why).split())[:120]
+    console.note(f"{path} is damaged ({text}); it is computed again")
+
+
+def text_array(text: str) -> np.ndarray:
+    """A text as the array of its UTF-8 bytes."""
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def text_of(array: np.ndarray) -> str:
+    """The text that `text_array` made an array of. ValueError for other arrays."""
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise ValueError("it holds numbers where a text is needed")
+    return array.tobytes().decode()
+
+
+def _facts(header: bytes) -> dict[str, str]:
+    facts = parse_json(parse_json(header, "its header")["__metadata__"][_HEADER], "its header")
+    if not all(isinstance(facts[name], str) for name in ("schema", "made_of", "sha256")):
+        raise UserError("its header is of another form")
+    return facts
+
+
+def _fits(facts: dict[str, str], schema: str, made_of: str, path: Path) -> bool:
+    if facts["schema"] != schema:
+        console.note(f"{path} was written by another version of dune; it is computed again")
+        return False
+    return facts["made_of"] == made_of
+
+
+_DTYPES = {
+    "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
+    "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "F32": np.float32, "F64": np.float64,
+}  # fmt: skip
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        _add(digest, name, arrays[name])
+    return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, array: np.ndarray) -> None:
+    digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+    digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+
+
+# JSON Lines kept between runs: every line carries a checksum, so that one which was cut off or damaged is never used.
+#
+# `seal` and `unseal` do the same for one JSON object.
+
+
+CHECK = "check"
+LINES_LIMIT_BYTES = 2048 * MIB
+LINE_LIMIT_BYTES = MIB
+
+
+def seal(entry: Mapping[str, Any], made_of: str = "") -> dict[str, Any]:
+    """`entry` as plain JSON values with a checksum of them and of `made_of`, what they depend on, in "check"."""
+    plain = json.loads(json_line(entry))
+    plain.pop(CHECK, None)
+    return plain | {CHECK: _checksum_line_files(plain, made_of)}
+
+
+def unseal(value: Any, made_of: str = "") -> dict[str, Any] | None:
+    """The entry that `seal` sealed with the same `made_of`; None for anything else."""
+    if not isinstance(value, dict) or not isinstance(value.get(CHECK), str):
+        return None
+    plain = {name: item for name, item in value.items() if name != CHECK}
+    return plain if _checksum_line_files(plain, made_of) == value[CHECK] else None
+
+
+def append_line(path: str | Path, entry: Mapping[str, Any], made_of: str = "") -> None:
+    """One more line at the end of a file, sealed; begins a new line after one that a kill cut off.
+
+    UserError where `path` is a folder, a FIFO or a device. OSError (a full disk) passes.
+    """
+    line = json.dumps(seal(entry, made_of)).encode() + b"\n"
+    try:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags, 0o666)
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder, where a log is written; remove it") from error
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is not a regular file, where a log is written; remove it")
+        cut_off = False
+        if status.st_size:
+            file.seek(status.st_size - 1)
+            cut_off = file.read(1) != b"\n"
+        file.write((b"\n" if cut_off else b"") + line)
+
+
+def read_lines(path: str | Path, what: str, made_of: str = "") -> tuple[list[dict[str, Any]], int]:
+    """The whole entries of a file that `append_line` wrote with the same `made_of`, in order, and how many lines of it
+    are damaged or of something else. A last line without its end, which a kill leaves, is passed over.
+
+    A missing file has no lines. Raises UserError as `open_regular`; `what` names the kind of file in its message.
+    """
+    entries: list[dict[str, Any]] = []
+    damaged = 0
+    if not os.path.lexists(path):
+        return entries, damaged
+    with open_regular(path, what, LINES_LIMIT_BYTES) as file:
+        while line := file.readline(LINE_LIMIT_BYTES):
+            if not line.endswith(b"\n") and len(line) < LINE_LIMIT_BYTES:
+                break  # cut off by a kill
+            if not line.strip():
+                continue
+            entry = _entry(line, made_of)
+            if entry is None:
+                damaged += 1
+            else:
+                entries.append(entry)
+    return entries, damaged
+
+
+def _entry(line: bytes, made_of: str) -> dict[str, Any] | None:
+    try:
+        return unseal(parse_json(line, "a line"), made_of)
+    except (DuneError, UnicodeDecodeError):
+        return None
+
+
+def _checksum_line_files(plain: Mapping[str, Any], made_of: str) -> str:
+    text = json.dumps([made_of, plain], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+# A folder for what was computed once, keyed by what it depends on, so that a second run, or one that was killed, goes
+# on.
+#
+# Every entry is one file of cache_files.py that is there whole or not at all: `KIND/ab/KEY.safetensors`.
+
+
+SCHEMA = "dune.work/1"
+NAME = "dune-work"
+
+
+class WorkFolder:
+    """Arrays by kind and key. `counts` tells what a run computed ("KIND") and what it found ("KIND, found").
+
+    `folder` None: nothing is kept.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        """UserError where `folder` is a file or cannot be written to."""
+        self.folder = None if folder is None else Path(folder).expanduser()
+        self.counts: Counter[str] = Counter()
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"the work folder {self.folder} cannot be made: {error.strerror}; name another one with --work"
+            ) from error
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether there is such an entry; what is in it, `read` finds out."""
+        return self.folder is not None and self._path(kind, key).is_file()
+
+    def read(self, kind: str, key: str, layout: Layout | None = None) -> dict[str, np.ndarray] | None:
+        """The arrays of an entry, None where there is none.
+
+        One that is damaged, was changed, or lacks the arrays of `layout` (`cache_files.check_layout`) is removed, and a
+        note says so.
+        """
+        if self.folder is None:
+            return None
+        path = self._path(kind, key)
+        arrays = read_cached(path, f"{SCHEMA} {kind}", key, layout=layout)
+        if arrays is None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+        self.counts[f"{kind}, found"] += 1
+        return arrays
+
+    def write(self, kind: str, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keeps the arrays; OSError of a full disk passes, and what was kept before stays."""
+        self.counts[kind] += 1
+        if self.folder is None:
+            return
+        path = self._path(kind, key)
+        if path.is_dir():
+            raise UserError(f"{path} is a folder where the work folder keeps a file; remove it")
+        write_cached(path, f"{SCHEMA} {kind}", key, arrays)
+
+    def arrays(
+        self,
+        kind: str,
+        key: Callable[[], str],
+        make: Callable[[], Mapping[str, np.ndarray]],
+        layout: Layout | None = None,
+    ) -> Mapping[str, np.ndarray]:
+        """What `read` finds under `key()`; else that of `make`, then kept."""
+        if self.folder is None:
+            return make()
+        name = key()
+        found = self.read(kind, name, layout)
+        if found is None:
+            found = dict(make())
+            self.write(kind, name, found)
+        return found
+
+    def entries(self, kind: str) -> list[Path]:
+        """The files of a kind."""
+        return [] if self.folder is None else list((self.folder / kind).glob("*/[!.]*.safetensors"))
+
+    def bytes_of(self, kind: str) -> int:
+        """What the entries of a kind take on the disk."""
+        return sum(path.stat().st_size for path in self.entries(kind))
+
+    def _path(self, kind: str, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / kind / key[:2] / f"{key}.safetensors"
+
+
+def open_work(asked: str | Path | None, beside: Path) -> tuple[WorkFolder, str]:
+    """The folder that was `asked` for (UserError if it cannot be written), else "dune-work" in `beside`; where that is
+    read-only none, and the second value says so."""
+    if asked is not None:
+        return WorkFolder(check_output_folder(asked, overwrite=True)), ""
+    try:
+        return WorkFolder(check_output_folder(beside / NAME, overwrite=True)), ""
+    except UserError as error:
+        return WorkFolder(None), f"nothing is kept for the next run, name a --work folder ({error})"
+
+
+def key_of(*parts: object) -> str:
+    """32 hexadecimal digits of what an entry depends on: names, hashes, numbers; and the version of dune."""
+    text = json.dumps([__version__, *parts], ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

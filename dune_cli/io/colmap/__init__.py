@@ -1,0 +1,1 @@
+"""COLMAP models in and out, text and binary."""

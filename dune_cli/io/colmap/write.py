@@ -1,0 +1,146 @@
+"""Cameras, poses and points as a COLMAP model (text or binary), the input of most splatting and MVS tools.
+
+The three files of COLMAP's documentation, "Output Format" (cameras, images, points3D), which every version reads.
+Written here and not by pycolmap, whose writer takes no notice of a full disk.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dune_cli.io.meshes import Frustum, check_colors, check_points
+from dune_cli.io.outputs import atomic_directory
+from dune_cli.io.photo_names import check_names_for_colmap
+
+HALF_PIXEL = 0.5  # COLMAP puts (0.5, 0.5) at the centre of the top-left pixel, everything else here (0, 0)
+PINHOLE, SIMPLE_RADIAL = (1, "PINHOLE"), (2, "SIMPLE_RADIAL")  # COLMAP's numbers and names of camera models
+UNKNOWN_ERROR = -1.0
+# Newer versions add rigs and frames; a stale one beside our files would be read with them
+MODEL_FILES = [
+    f"{name}.{end}" for name in ("cameras", "images", "points3D", "rigs", "frames") for end in ("bin", "txt")
+]
+
+Observation = tuple[int, float, float]
+
+
+def write_colmap(
+    folder: str | Path,
+    cameras: Sequence[Frustum],
+    points: np.ndarray | None = None,
+    colors: np.ndarray | None = None,
+    tracks: Sequence[Sequence[Observation]] | None = None,
+    binary: bool = True,
+    radials: Sequence[float] | None = None,
+) -> None:
+    """Writes a model of PINHOLE cameras, one an image, that pycolmap and COLMAP read back; SIMPLE_RADIAL ones where
+    `radials` has a term for the camera that is not 0.
+
+    A camera's `name` is its image's file name; its K is in pixels with centres at integers. `points` (M, 3) in the
+    world with `colors` (M, 3) uint8 (grey without), and `tracks`: for each point the (camera index, x_px, y_px) that
+    see it. A model that is in `folder` already is replaced, other files there stay. UserError for names
+    that it cannot hold, as `check_names_for_colmap`.
+    """
+    check_names_for_colmap([camera.name for camera in cameras], binary)
+    points = np.empty((0, 3)) if points is None else points
+    colors = np.full((len(points), 3), 128, np.uint8) if colors is None else colors
+    tracks = [()] * len(points) if tracks is None else tracks
+    check_points(points, "points")
+    check_colors(colors, len(points), "points")
+    if len(tracks) != len(points):
+        raise ValueError(f"{len(tracks)} tracks for {len(points)} points")
+    terms = [0.0] * len(cameras) if radials is None else radials
+    images = [_Image.of(camera, i, float(k)) for i, (camera, k) in enumerate(zip(cameras, terms), 1)]
+    elements = [[images[index].see(point, x, y) for index, x, y in track] for point, track in enumerate(tracks, 1)]
+    files = (_binary_files if binary else _text_files)(images, points.astype(np.float64), colors, elements)
+    with atomic_directory(folder, replaces=MODEL_FILES) as temporary:
+        for name, pieces in files.items():
+            with (temporary / name).open("wb") as file:
+                file.writelines(pieces)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A camera as COLMAP has it: its `model` and `params` (fx fy cx cy, or f cx cy k), `pose` qw qx qy qz tx ty tz of
+    the camera from the world."""
+
+    id: int
+    name: str
+    size: tuple[int, int]
+    model: tuple[int, str]
+    params: list[float]
+    pose: list[float]
+    seen: list[tuple[float, float, int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, camera: Frustum, id: int, radial: float = 0.0) -> _Image:
+        K = np.asarray(camera.K, np.float64)
+        model, params = PINHOLE, [K[0, 0], K[1, 1], K[0, 2] + HALF_PIXEL, K[1, 2] + HALF_PIXEL]
+        if radial:
+            model, params = SIMPLE_RADIAL, [np.sqrt(K[0, 0] * K[1, 1]), *params[2:], radial]
+        cam_from_world = np.linalg.inv(np.asarray(camera.world_from_cam, np.float64))
+        pose = [*_quaternion(cam_from_world[:3, :3]), *cam_from_world[:3, 3]]
+        return cls(id, camera.name, (camera.width, camera.height), model, [*map(float, params)], [*map(float, pose)])
+
+    def see(self, point: int, x_px: float, y_px: float) -> tuple[int, int]:
+        """Adds an observation of `point`; returns how the point's track names it."""
+        self.seen.append((float(x_px) + HALF_PIXEL, float(y_px) + HALF_PIXEL, point))
+        return self.id, len(self.seen) - 1
+
+
+Elements = Sequence[Sequence[tuple[int, int]]]
+
+
+def _binary_files(
+    images: Sequence[_Image], points: np.ndarray, colors: np.ndarray, elements: Elements
+) -> dict[str, Iterable[bytes]]:
+    count = [struct.pack("<Q", len(images))]
+    cameras = [struct.pack("<IiQQ4d", image.id, image.model[0], *image.size, *image.params) for image in images]
+    views = []
+    for image in images:
+        views += [struct.pack("<I7dI", image.id, *image.pose, image.id), os.fsencode(image.name), b"\0"]
+        views += [struct.pack("<Q", len(image.seen)), *(struct.pack("<2dQ", *seen) for seen in image.seen)]
+    cloud = [struct.pack("<Q", len(points))]
+    for i, (point, color, track) in enumerate(zip(points.tolist(), colors.tolist(), elements), 1):
+        cloud += [struct.pack("<Q3d3BdQ", i, *point, *color, UNKNOWN_ERROR, len(track))]
+        cloud += [struct.pack("<II", *element) for element in track]
+    return {"cameras.bin": count + cameras, "images.bin": count + views, "points3D.bin": cloud}
+
+
+def _text_files(
+    images: Sequence[_Image], points: np.ndarray, colors: np.ndarray, elements: Elements
+) -> dict[str, Iterable[bytes]]:
+    cameras = [("# CAMERA_ID MODEL WIDTH HEIGHT, then fx fy cx cy (PINHOLE) or f cx cy k (SIMPLE_RADIAL)",)]
+    views = [("# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then a line of X Y POINT3D_ID",)]
+    for image in images:
+        cameras.append((image.id, image.model[1], *image.size, *image.params))
+        views.append((image.id, *image.pose, image.id, image.name))
+        views.append(tuple(value for seen in image.seen for value in seen))
+    cloud = [("# POINT3D_ID X Y Z R G B ERROR, then IMAGE_ID POINT2D_IDX of each image that sees it",)]
+    for i, (point, color, track) in enumerate(zip(points.tolist(), colors.tolist(), elements), 1):
+        cloud.append((i, *point, *color, UNKNOWN_ERROR, *(value for element in track for value in element)))
+    return {"cameras.txt": _lines(cameras), "images.txt": _lines(views), "points3D.txt": _lines(cloud)}
+
+
+def _lines(rows: Iterable[Sequence[object]]) -> Iterable[bytes]:
+    return (os.fsencode(" ".join(map(str, row)) + "\n") for row in rows)
+
+
+def _quaternion(rotation: np.ndarray) -> np.ndarray:
+    """Unit wxyz of a rotation (3, 3), w >= 0: the eigenvector of Bar-Itzhack (2000), exact in all directions."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
+    matrix = np.array(
+        [
+            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
+            [zy - yz, xx - yy - zz, xy + yx, xz + zx],
+            [xz - zx, xy + yx, yy - xx - zz, yz + zy],
+            [yx - xy, xz + zx, yz + zy, zz - xx - yy],
+        ]
+    )
+    quaternion = np.linalg.eigh(matrix)[1][:, -1]
+    return quaternion if quaternion[0] >= 0 else -quaternion

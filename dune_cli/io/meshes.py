@@ -1,0 +1,285 @@
+"""The container of binary glTF 2.0 (Khronos specification, "GLB File Format"): one JSON chunk, one binary chunk.
+
+Own code, because trimesh's exporter knows one camera, paints points black and sets no unlit material, without which
+photographed colours show as shaded metal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dune_cli.io.outputs import atomic_path
+
+COMPONENT_TYPES = {np.dtype("<f4"): 5126, np.dtype("<u4"): 5125}
+POINTS, LINES, TRIANGLES = 0, 1, 4  # primitive modes
+ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
+UNLIT = "KHR_materials_unlit"
+
+
+@dataclass
+class GlbFile:
+    """Collects buffers, meshes, cameras and nodes; `to_bytes` is the file."""
+
+    materials: list[dict[str, Any]] = field(default_factory=list)
+    meshes: list[dict[str, Any]] = field(default_factory=list)
+    cameras: list[dict[str, Any]] = field(default_factory=list)
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    accessors: list[dict[str, Any]] = field(default_factory=list)
+    views: list[dict[str, Any]] = field(default_factory=list)
+    chunks: list[bytes] = field(default_factory=list)
+    extras: dict[str, Any] = field(default_factory=dict)
+    length: int = 0
+
+    def add_material(self, name: str, color: tuple[float, float, float]) -> int:
+        """An unlit, double-sided material of a linear RGB colour, multiplied with vertex colours."""
+        self.materials.append(
+            {
+                "name": name,
+                "pbrMetallicRoughness": {
+                    "baseColorFactor": [*color, 1.0],
+                    "metallicFactor": 0.0,
+                    "roughnessFactor": 1.0,
+                },
+                "doubleSided": True,
+                "extensions": {UNLIT: {}},
+            }
+        )
+        return len(self.materials) - 1
+
+    def add_mesh(
+        self,
+        name: str,
+        mode: int,
+        vertices: np.ndarray,
+        material: int,
+        indices: np.ndarray | None = None,
+        colors: np.ndarray | None = None,
+    ) -> int:
+        """A mesh of one primitive: `vertices` (V, 3), flat `indices`, `colors` (V, 3) linear RGB in [0, 1]."""
+        attributes = {"POSITION": self._accessor(vertices.astype("<f4"), "VEC3", ARRAY_BUFFER, bounds=True)}
+        if colors is not None:
+            attributes["COLOR_0"] = self._accessor(colors.astype("<f4"), "VEC3", ARRAY_BUFFER)
+        primitive: dict[str, Any] = {"attributes": attributes, "mode": mode, "material": material}
+        if indices is not None:
+            primitive["indices"] = self._accessor(indices.reshape(-1).astype("<u4"), "SCALAR", ELEMENT_ARRAY_BUFFER)
+        self.meshes.append({"name": name, "primitives": [primitive]})
+        return len(self.meshes) - 1
+
+    def add_node(self, node: dict[str, Any]) -> None:
+        """A node at the root of the scene."""
+        self.nodes.append(node)
+
+    def to_bytes(self) -> bytes:
+        """The whole GLB file."""
+        asset: dict[str, Any] = {"version": "2.0", "generator": "dune"}
+        if self.extras:
+            asset["extras"] = self.extras
+        tree: dict[str, Any] = {"asset": asset, "scene": 0, "scenes": [{}]}
+        if self.nodes:
+            tree["scenes"] = [{"nodes": list(range(len(self.nodes)))}]
+        if self.length:
+            tree["buffers"] = [{"byteLength": self.length}]
+        if self.materials:
+            tree["extensionsUsed"] = [UNLIT]
+        lists = {
+            "nodes": self.nodes,
+            "meshes": self.meshes,
+            "materials": self.materials,
+            "cameras": self.cameras,
+            "accessors": self.accessors,
+            "bufferViews": self.views,
+        }
+        tree.update({name: values for name, values in lists.items() if values})
+        text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 4)
+        parts = [struct.pack("<I4s", len(text), b"JSON"), text]
+        if self.length:
+            parts += [struct.pack("<I4s", self.length, b"BIN\0"), *self.chunks]
+        total = 12 + sum(map(len, parts))
+        if total >= 1 << 32:
+            raise ValueError(f"a GLB file holds at most 4 GiB, this one would need {total / 2**30:.1f}")
+        return b"".join([struct.pack("<4sII", b"glTF", 2, total), *parts])
+
+    def _accessor(self, array: np.ndarray, kind: str, target: int, bounds: bool = False) -> int:
+        """Four-byte components only, so every view is aligned."""
+        content = array.tobytes()
+        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": len(content), "target": target})
+        self.chunks.append(content)
+        self.length += len(content)
+        accessor: dict[str, Any] = {
+            "bufferView": len(self.views) - 1,
+            "componentType": COMPONENT_TYPES[array.dtype],
+            "count": len(array),
+            "type": kind,
+        }
+        if bounds:
+            accessor |= {"min": array.min(axis=0).tolist(), "max": array.max(axis=0).tolist()}
+        self.accessors.append(accessor)
+        return len(self.accessors) - 1
+
+
+# Triangle meshes with vertex colours as OBJ, and whole scenes (meshes, points, cameras) as GLB.
+
+
+GLTF_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # y up, z backward; its own inverse
+FRUSTUM_LINES = np.array([0, 1, 0, 2, 0, 3, 0, 4, 1, 2, 2, 3, 3, 4, 4, 1])
+FRUSTUM_COLOR = (0.9, 0.25, 0.05)
+OBJ_LINES = 50_000
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """`vertices` (V, 3) in OpenCV axes, `faces` (F, 3) integers, `colors` (V, 3) uint8 sRGB or None, a `name`."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    colors: np.ndarray | None = None
+    name: str = "mesh"
+
+    def __post_init__(self) -> None:
+        count = len(self.vertices)
+        check_points(self.vertices, self.name)
+        if self.faces.shape != (len(self.faces), 3) or self.faces.dtype.kind not in "iu":
+            raise ValueError(f"{self.name}: faces must be (F, 3) integers, got {self.faces.shape} {self.faces.dtype}")
+        if len(self.faces) and not 0 <= self.faces.min() <= self.faces.max() < count:
+            raise ValueError(f"{self.name}: faces must name vertices 0 to {count - 1}")
+        check_colors(self.colors, count, self.name)
+
+
+@dataclass(frozen=True)
+class Frustum:
+    """A camera to draw: `K` (3, 3) in pixels of a `width` x `height` image, `world_from_cam` (4, 4), OpenCV axes."""
+
+    K: np.ndarray
+    world_from_cam: np.ndarray
+    width: int
+    height: int
+    name: str = "camera"
+
+
+def write_obj(path: str | Path, meshes: Sequence[Mesh], world_offset: np.ndarray | None = None) -> None:
+    """One group a mesh (`g NAME`); vertices `x y z` or, with colours, `x y z r g b` in [0, 1]; OpenCV axes.
+
+    A comment names `world_offset` (3,), which the vertices lack to the world's coordinates.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("# dune: OpenCV axes (x right, y down, z forward)\n")
+        if world_offset is not None:
+            file.write(f"# world_offset {' '.join(map(str, world_offset.tolist()))} (to be added to every vertex)\n")
+        first = 1
+        for mesh in meshes:
+            file.write(f"g {re.sub(r'[^0-9A-Za-z_.-]+', '_', mesh.name) or 'mesh'}\n")
+            rows = mesh.vertices if mesh.colors is None else np.hstack([mesh.vertices, mesh.colors / 255.0])
+            line = "v %.8g %.8g %.8g\n" if mesh.colors is None else "v %.8g %.8g %.8g %.4f %.4f %.4f\n"
+            for start in range(0, len(rows), OBJ_LINES):
+                part = rows[start : start + OBJ_LINES]
+                file.write(line * len(part) % tuple(part.ravel().tolist()))
+            faces = mesh.faces.astype(np.int64) + first
+            for start in range(0, len(faces), OBJ_LINES):
+                part = faces[start : start + OBJ_LINES]
+                file.write("f %d %d %d\n" * len(part) % tuple(part.ravel().tolist()))
+            first += len(mesh.vertices)
+
+
+def write_glb(
+    path: str | Path,
+    meshes: Sequence[Mesh],
+    points: np.ndarray | None = None,
+    colors: np.ndarray | None = None,
+    cameras: Sequence[Frustum] = (),
+    world_offset: np.ndarray | None = None,
+) -> None:
+    """Meshes, `points` (M, 3) with `colors` (M, 3) uint8, and cameras in one binary glTF file.
+
+    OpenCV axes become glTF's (y up, z backward) and sRGB colours linear ones, as that format wants them; materials are
+    unlit, so that photographed colours show as they are. A camera is a glTF camera (fields of view about the optical
+    axis) with its exact K and size in `extras`, and the outline of its frustum, 5 % of the scene long. Empty meshes are
+    left out. `asset.extras` names `world_offset` (3,), which everything lacks to the world's coordinates (OpenCV axes).
+    """
+    file = GlbFile()
+    meshes = [mesh for mesh in meshes if len(mesh.faces)]
+    clouds = [mesh.vertices for mesh in meshes]
+    photo = file.add_material("photo", (1.0, 1.0, 1.0))
+    for mesh in meshes:
+        shown = None if mesh.colors is None else _linear(mesh.colors)
+        index = file.add_mesh(mesh.name, TRIANGLES, _to_gltf(mesh.vertices), photo, mesh.faces, shown)
+        file.add_node({"name": mesh.name, "mesh": index})
+    if points is not None and len(points):
+        check_points(points, "points")
+        check_colors(colors, len(points), "points")
+        shown = None if colors is None else _linear(colors)
+        file.add_node({"name": "points", "mesh": file.add_mesh("points", POINTS, _to_gltf(points), photo, None, shown)})
+        clouds.append(points)
+    if cameras:
+        length = _frustum_length(clouds, cameras)
+        material = file.add_material("camera", FRUSTUM_COLOR)
+        for camera in cameras:
+            _add_camera(file, camera, length, material)
+    if world_offset is not None:
+        file.extras["world_offset"] = world_offset.tolist()
+    content = file.to_bytes()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def check_points(points: np.ndarray, name: str) -> None:
+    """ValueError unless `points` are (M, 3) and finite."""
+    if points.shape != (len(points), 3) or not np.isfinite(points).all():
+        raise ValueError(f"{name}: positions must be (M, 3) and finite, got {points.shape}")
+
+
+def check_colors(colors: np.ndarray | None, count: int, name: str) -> None:
+    """ValueError unless `colors` are None or (count, 3) uint8."""
+    if colors is not None and (colors.shape != (count, 3) or colors.dtype != np.uint8):
+        raise ValueError(f"{name}: colors must be {(count, 3)} uint8, got {colors.shape} {colors.dtype}")
+
+
+def _to_gltf(points: np.ndarray) -> np.ndarray:
+    return points * np.diag(GLTF_FROM_OPENCV)[:3]
+
+
+def _linear(colors: np.ndarray) -> np.ndarray:
+    """sRGB (M, 3) uint8 to linear RGB (M, 3) float32 (IEC 61966-2-1)."""
+    levels = np.arange(256) / 255.0
+    table = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    return table.astype(np.float32)[colors]
+
+
+def _frustum_length(clouds: Sequence[np.ndarray], cameras: Sequence[Frustum]) -> float:
+    """5 % of the diagonal of the box that holds the middle 90 % of the points, or of the cameras without any."""
+    centres = np.array([camera.world_from_cam[:3, 3] for camera in cameras])
+    low, high = np.percentile(np.concatenate(clouds), [5, 95], axis=0) if clouds else (centres.min(0), centres.max(0))
+    return 0.05 * float(np.linalg.norm(high - low)) or 1.0
+
+
+def _add_camera(file: GlbFile, camera: Frustum, length: float, material: int) -> None:
+    K, width, height = np.asarray(camera.K, np.float64), camera.width, camera.height
+    x, y = np.array([-0.5, width - 0.5]), np.array([-0.5, height - 0.5])
+    corners = np.array([[x[0], y[0], 1], [x[1], y[0], 1], [x[1], y[1], 1], [x[0], y[1], 1]])
+    rays = corners @ np.linalg.inv(K).T
+    outline = _to_gltf(np.vstack([np.zeros(3), rays * length]))
+    file.cameras.append(
+        {
+            "name": camera.name,
+            "type": "perspective",
+            "perspective": {
+                "yfov": 2 * float(np.arctan(height / 2 / K[1, 1])),
+                "aspectRatio": float(width / K[0, 0] / (height / K[1, 1])),
+                "znear": 0.01 * length,
+            },
+            "extras": {"K": K.tolist(), "width": width, "height": height},
+        }
+    )
+    pose = GLTF_FROM_OPENCV @ np.asarray(camera.world_from_cam, np.float64) @ GLTF_FROM_OPENCV
+    placed = {"name": camera.name, "matrix": pose.T.ravel().tolist()}
+    frustum = file.add_mesh(f"{camera.name} frustum", LINES, outline, material, FRUSTUM_LINES)
+    file.add_node(placed | {"camera": len(file.cameras) - 1})
+    file.add_node(placed | {"name": f"{camera.name} frustum", "mesh": frustum})  # readers drop a mesh beside a camera

@@ -1,0 +1,220 @@
+"""Outputs that are whole or not there: checked before the work, written beside the target, renamed when complete."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dune_cli import signals
+from dune_cli.errors import UserError
+from dune_cli.io.inputs import is_video
+
+
+def check_output(path: str | Path, suffixes: Sequence[str], overwrite: bool) -> Path:
+    """`path` once it is sure, before any work, that a file can be written there: UserError otherwise.
+
+    Refused: an ending that is not one of `suffixes` (such as ".ply"), a folder, a path below a file, a folder that
+    cannot be written to, and an existing file without `overwrite`. Missing folders are made when the file is written.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in suffixes:
+        got = f"the ending {path.suffix}" if path.suffix else "no ending"
+        raise UserError(f"the output {path} has {got}; allowed: {' '.join(suffixes)}")
+    with _as_user_error(path):
+        if path.is_dir():
+            raise UserError(f"the output {path} is a folder; name a file in it")
+        if path.exists() or path.is_symlink():
+            refuse_existing(path, overwrite)
+        _check_writable(path.parent)
+    return path
+
+
+def check_output_folder(path: str | Path, overwrite: bool) -> Path:
+    """The same for a folder of output files; one that holds anything counts as existing."""
+    path = Path(path).expanduser()
+    with _as_user_error(path):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"the output folder {path} is a file; name another folder")
+        if path.is_dir() and any(path.iterdir()):
+            refuse_existing(path, overwrite)
+        _check_writable(path)
+    return path
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """UserError about an existing `path`, unless `overwrite`."""
+    if not overwrite:
+        raise UserError(f"{path} exists already; add --overwrite to replace it, or name another output")
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` (same ending) to write to; renamed to `path` at success, removed on failure.
+
+    The file is on the disk before it takes its name, and an old file stays as it is until then. Makes missing folders.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(target)
+    with signals.temporary(temporary):
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: str | Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """A temporary folder beside `path` to write files into; at success they are in `path`, on failure nothing is.
+
+    In a folder that exists, files of the same name are replaced, those named in `replaces` removed, and others kept.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(target.parent, ".dune-") as temporary:
+        yield temporary
+        files = sorted(temporary.iterdir())
+        for file in files:
+            _flush(file)
+        if not target.exists():
+            temporary.rename(target)
+            return
+        for name in set(replaces) - {file.name for file in files}:
+            (target / name).unlink(missing_ok=True)
+        for file in files:
+            file.replace(target / file.name)
+
+
+@contextmanager
+def scratch_folder(below: str | Path | None = None, prefix: str = "dune-") -> Iterator[Path]:
+    """A folder below `below` (None: the system's for temporary files) that goes after the block, however it ends."""
+    path = Path(below or tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(6)}"
+    with signals.temporary(path):
+        path.mkdir(mode=0o700 if below is None else 0o777)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _temporary_beside(target: Path) -> Path:
+    return target.with_name(f".dune-{secrets.token_hex(6)}{target.suffix}")
+
+
+def _flush(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_writable(folder: Path) -> None:
+    """UserError unless a file can be made in `folder` or, where that is missing, in the nearest folder above it."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"cannot write into {folder}: {existing} is a file, not a folder; name another output")
+    with tempfile.TemporaryFile(dir=existing, prefix=".dune-"):  # the only test that read-only file systems do not fool
+        pass
+
+
+@contextmanager
+def _as_user_error(path: Path) -> Iterator[None]:
+    """What the system says about a path, as a UserError; a full disk stays a failed job."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {reason}; name another output") from error
+
+
+# Where results go: one file for one photo, a folder with one file a photo, a folder for a video.
+
+
+def targets(
+    paths: Sequence[Path],
+    output: str | Path,
+    kind: str | None,
+    formats: Sequence[str],
+    overwrite: bool,
+    beside: Sequence[str] = (),
+) -> list[Path]:
+    """One output file a photo of `paths`, checked to be writable before the work.
+
+    `output` names a file with one of the endings `formats` ("png", ...; the first is a folder's default) for a single
+    photo, or a folder, whose files are called as the photos and have the ending `kind`. `beside`: what replaces the
+    ending in the names of further files that must be writable too (".json", "_color.png"). UserError otherwise.
+    """
+    suffixes = tuple(f".{name}" for name in formats)
+    target = Path(output).expanduser()
+    if target.suffix.lower() in suffixes and not target.is_dir():
+        if len(paths) > 1:
+            raise UserError(f"{len(paths)} photos do not fit into one file {target}; name a folder with -o")
+        if kind is not None and target.suffix.lower() != f".{kind}":
+            raise UserError(f"--format {kind} contradicts the output {target}; leave one of them out")
+        found = [target]
+    elif target.suffix and not target.is_dir():
+        raise UserError(
+            f"the output {target} has the ending {target.suffix}; allowed: {' '.join(suffixes)}, or a folder"
+        )
+    else:
+        found = [target / f"{name}.{kind or formats[0]}" for name in unique_stems(paths)]
+    for path in found:
+        check_output(path, suffixes, overwrite)
+        for ending in beside:
+            check_output(sibling(path, ending), (Path(ending).suffix or ending,), overwrite)
+    return found
+
+
+def places(
+    paths: Sequence[Path],
+    output: str | Path,
+    kind: str | None,
+    formats: Sequence[str],
+    overwrite: bool,
+    beside: Sequence[str] = (),
+) -> list[Path]:
+    """As `targets`, but a video of `paths` gets a folder: `output` itself where it is the only input, else one in
+    `output` that is called as the video. UserError where such a folder holds something already, without `overwrite`."""
+    videos = [path for path in paths if is_video(path)]
+    if not videos:
+        return targets(paths, output, kind, formats, overwrite, beside)
+    target = Path(output).expanduser()
+    if target.suffix and not target.is_dir():
+        raise UserError(f"the frames of {videos[0].name} do not fit into one file {target}; name a folder with -o")
+    folders = [target] if len(paths) == 1 else [target / name for name in unique_stems(videos)]
+    for folder in folders:
+        check_output_folder(folder, overwrite)
+    photos = [path for path in paths if not is_video(path)]
+    files = iter(targets(photos, target, kind, formats, overwrite, beside)) if photos else iter(())
+    rest = iter(folders)
+    return [next(rest if is_video(path) else files) for path in paths]
+
+
+def sibling(path: Path, ending: str) -> Path:
+    """`path` with `ending` instead of its own: depth.png and "_color.png" give depth_color.png."""
+    return path.with_name(path.stem + ending)
+
+
+def unique_stems(paths: Sequence[Path]) -> list[str]:
+    """File names without endings; the second `a` becomes `a_2`."""
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        name, count = path.stem, 1
+        while name in taken:
+            count += 1
+            name = f"{path.stem}_{count}"
+        taken.add(name)
+        names.append(name)
+    return names

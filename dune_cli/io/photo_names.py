@@ -1,0 +1,93 @@
+"""What photos are called in the files that name them: relative to the folder that all of them lie in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dune_cli.errors import UserError
+
+
+def common_folder(paths: Sequence[str | Path]) -> Path:
+    """The innermost folder below which all of the files lie, absolute; links are not followed."""
+    return Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))  # noqa: PTH100, PTH120
+
+
+def relative_names(paths: Sequence[str | Path]) -> list[str]:
+    """The files' names relative to their common folder, with forward slashes: their file names where it is the same
+    folder for all, else as COLMAP has them below its image folder, `cam1/IMG_0000.jpg`."""
+    if not paths:
+        return []
+    folder = str(common_folder(paths))
+    return [Path(os.path.relpath(os.path.abspath(path), folder)).as_posix() for path in paths]  # noqa: PTH100
+
+
+def is_utf8(name: str | Path) -> bool:
+    """Whether a file's name is UTF-8 text; others come with surrogates in them."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_names_for_colmap(names: Sequence[str], binary: bool) -> None:
+    """UserError for image names that a COLMAP model cannot hold: two of one name, bytes that are not UTF-8 (which
+    pycolmap cannot read back) and, in the text form, white space."""
+    taken: set[str] = set()
+    for name in names:
+        if name in taken:
+            raise UserError(f"a COLMAP model needs different image names, got {name} twice; leave one of them out")
+        taken.add(name)
+        if not is_utf8(name):
+            raise UserError(f"a COLMAP model cannot hold the image name {name!r}, which is not UTF-8; rename the file")
+        if not binary and name.split() != [name]:
+            raise UserError(
+                f"COLMAP's text form cannot hold the image name {name!r}, which has white space in it; write the "
+                "binary form (--colmap-format binary), or rename the file"
+            )
+
+
+def check_names_for_json(paths: Sequence[str | Path], file: str | Path) -> None:
+    """UserError for photos whose paths the JSON `file`, which leads to them, cannot hold: those that are not UTF-8, and
+    one photo twice."""
+    taken: set[str] = set()
+    for path in paths:
+        absolute = os.path.abspath(path)  # noqa: PTH100
+        if not is_utf8(absolute):
+            raise UserError(f"{file} cannot hold the path {absolute!r}, which is not UTF-8; rename the file or folder")
+        if absolute in taken:
+            raise UserError(f"{file} needs different photos, got {path} twice; leave one of them out")
+        taken.add(absolute)
+
+
+# Files that lie beside photos and belong to them, but are none of the photos: the moving part of a live photo, masks,
+# depth maps.
+
+
+VIDEO, MASK = "the moving part of a live photo", "a mask or map"
+BESIDE = re.compile(r"(?:mask|depth)[_.-](?P<after>.+)|(?P<before>.+)[_.-](?:mask|depth)", re.IGNORECASE)
+
+
+def companions(images: Iterable[Path], videos: Iterable[Path]) -> dict[Path, str]:
+    """Those of the files that belong to one of the `images` in the same folder, and what they are.
+
+    A video that is called as an image (`IMG_1.mov`, `IMG_1.heic`), and an image that is called as another one with its
+    ending (COLMAP's masks, `a.jpg.png`), or as one with the word mask or depth (`mask_a.png`, `a_depth.png`).
+    """
+    images = list(images)
+    names = {_key(image, image.name) for image in images}
+    stems = {_key(image, image.stem) for image in images}
+    found = {video: VIDEO for video in videos if _key(video, video.stem) in stems}
+    for image in images:
+        match = BESIDE.fullmatch(image.stem)
+        other = "" if match is None else match["after"] or match["before"]
+        if _key(image, image.stem) in names or (other and (_key(image, other) in stems or _key(image, other) in names)):
+            found[image] = MASK
+    return found
+
+
+def _key(path: Path, name: str) -> tuple[Path, str]:
+    return path.parent, name.casefold()

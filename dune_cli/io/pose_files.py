@@ -1,0 +1,247 @@
+"""Camera poses that a user already has: JSON of four kinds, a COLMAP model, TUM and KITTI trajectories.
+
+World and axes stay the file's; cameras are in OpenCV axes (x right, y down, z forward), lengths as in the file.
+Poses are those of upright photos. Where EXIF turns a photo, a COLMAP model and transforms.json mean its stored pixels,
+the other forms the upright photo, unless the size that the file gives the camera is the other one.
+Formats: nerfstudio, "Data conventions" (its cameras are OpenGL's); TUM RGB-D benchmark, "File formats" (timestamp tx ty
+tz qx qy qz qw); KITTI odometry, "Ground truth poses" (the first three rows of the matrix, row-major).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dune_cli import console
+from dune_cli.errors import UserError
+from dune_cli.io.colmap.read import open_model
+from dune_cli.io.intrinsics import FARTHEST, rigid_pose
+from dune_cli.io.safe_read import LINES_LIMIT_BYTES, forward_slashes, quoted, read_json, read_text, shown
+from dune_cli.io.stored_cameras import GivenCamera, upright_poses
+
+FORMS = (
+    "a JSON file ({\"image\": 4x4 world_from_cam}, dune's scene.json, cameras.json, or nerfstudio's transforms.json), "
+    "a COLMAP model's folder, or a trajectory in TUM (8 numbers a line) or KITTI form (12 numbers a line)"
+)
+OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+TUM_SECONDS = 0.02  # the association tolerance of the TUM benchmark's own tools
+QUATERNION_OFF = 1e-2
+Poses = dict[str, np.ndarray]
+Given = dict[str, GivenCamera]
+
+
+def read_poses(path: str | Path, names: Sequence[str] | None = None) -> Poses:
+    """`world_from_cam` (4, 4) float64 of each image that the file knows.
+
+    With `names` (image names or paths): of those among them that have a pose, under these names. A name is found by
+    the longest common tail of the paths, else by its stem; in a TUM file by its stem as a timestamp (within 0.02 s), in
+    a KITTI file by its stem as the line's number from 0, and in both, if that does not find all, by order where there
+    are as many lines as names. Without `names`: under the file's own names, trajectories under timestamps or line
+    numbers. UserError (with the path) for files of no such kind, matrices that are no rigid poses, and where no name
+    finds a pose; notes say how trajectories were joined and how many poses are of no image.
+    """
+    path = Path(path).expanduser()
+    if not os.path.exists(path):  # noqa: PTH110 (names that no file can have, too)
+        raise UserError(f"no such file or folder: {path}; allowed poses: {FORMS}")
+    if path.is_dir():
+        return _pick(path, _from_colmap(path), names)
+    if path.suffix.lower() == ".json":
+        return _pick(path, _from_json(path), names)
+    poses = _from_trajectory(path, names)
+    if names is None:
+        return poses
+    given = {name: GivenCamera(pose) for name, pose in poses.items()}
+    return upright_poses(path, given, {name: Path(name) for name in given})
+
+
+def _from_colmap(folder: Path) -> Given:
+    """COLMAP reads photos as they are stored."""
+    images = open_model(folder).images.values()
+    return {i.name: GivenCamera(i.world_from_cam, (i.camera.width, i.camera.height), stored=True) for i in images}
+
+
+def _from_json(path: Path) -> Given:
+    tree = read_json(path)
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no poses; allowed: {FORMS}")
+    if isinstance(tree.get("cameras"), list):
+        cameras = [c for c in tree["cameras"] if not isinstance(c, dict) or c.get("registered", True)]
+        stored = tree.get("image_size_is") == "stored"
+        return _listed(path, cameras, ("image", "world_from_cam", "width", "height"), np.eye(4), stored)
+    if isinstance(tree.get("frames"), list):
+        frames = tree["frames"]
+        if any(isinstance(frame, dict) and "T_cam_to_world" in frame for frame in frames):
+            return _listed(path, frames, ("file", "T_cam_to_world", "width", "height"), np.eye(4), False)
+        keys = ("file_path", "transform_matrix", "w", "h")
+        shared = {key: tree.get(key) for key in keys[2:]}
+        frames = [shared | frame if isinstance(frame, dict) else frame for frame in frames]
+        return _listed(path, frames, keys, OPENCV_FROM_OPENGL, True)  # its readers read photos as they are stored
+    return {name: GivenCamera(_rigid(value, f"{path}: {quoted(name)}")) for name, value in tree.items()}
+
+
+def _listed(
+    path: Path, entries: list[Any], keys: tuple[str, str, str, str], own_from_opencv: np.ndarray, stored: bool
+) -> Given:
+    """`keys` of an entry's name, pose, width and height."""
+    found: Given = {}
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get(keys[0]), str) or keys[1] not in entry:
+            raise UserError(f"{path}, entry {index}, lacks {keys[0]} or {keys[1]}; allowed: {FORMS}")
+        name = entry[keys[0]]
+        if name in found:
+            raise UserError(f"{path} names {shown(name)} twice; keep one of its poses")
+        pose = _rigid(entry[keys[1]], f"{path}: {quoted(name)}") @ own_from_opencv
+        width, height = (entry.get(key) for key in keys[2:])
+        size = (int(width), int(height)) if _is_side(width) and _is_side(height) else None
+        found[name] = GivenCamera(pose, size, stored)
+    return found
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 1 <= value < 1e6
+
+
+def _from_trajectory(path: Path, names: Sequence[str] | None) -> Poses:
+    rows = _numbers(path)
+    if rows.shape[1] == 8:
+        from scipy.spatial.transform import Rotation
+
+        _check_tum(path, rows)
+        poses = np.tile(np.eye(4), (len(rows), 1, 1))
+        poses[:, :3, :3], poses[:, :3, 3] = Rotation.from_quat(rows[:, 4:]).as_matrix(), rows[:, 1:4]
+        keys, kind = rows[:, 0], "timestamps"
+    else:
+        matrices = np.concatenate([rows.reshape(-1, 3, 4), np.tile([[[0, 0, 0, 1.0]]], (len(rows), 1, 1))], axis=1)
+        poses = np.stack([_rigid(m, f"{path}, line {i}") for i, m in enumerate(matrices)])
+        keys, kind = np.arange(len(rows), dtype=np.float64), "line numbers"
+    if names is None:
+        return {f"{key:.6f}" if kind == "timestamps" else str(int(key)): pose for key, pose in zip(keys, poses)}
+    found = {}
+    for name in names:
+        stem = _as_number(Path(name).stem)
+        if stem is not None and (gaps := np.abs(keys - stem)).min() <= (TUM_SECONDS if kind == "timestamps" else 0):
+            found[name] = poses[int(gaps.argmin())]
+    if len(found) < len(names) and len(names) == len(poses):
+        console.note(f"{path}: its {len(poses)} poses are taken in the order of the images")
+        return dict(zip(names, poses))
+    if not found:
+        raise UserError(
+            f"{path} holds {len(poses)} poses for {len(names)} images whose names are no {kind} in it; give as many "
+            f"poses as images, name the images by {kind}, or give the poses as JSON"
+        )
+    console.note(f"{path}: {len(found)} of {len(names)} images have a pose, found by {kind} in their names")
+    return found
+
+
+def _check_tum(path: Path, rows: np.ndarray) -> None:
+    """Rows (N, 8): quaternions are unit ones to the digits that people write."""
+    with np.errstate(over="ignore"):
+        wrong = np.flatnonzero(~(np.abs(np.linalg.norm(rows[:, 4:], axis=1) - 1) <= QUATERNION_OFF))
+    if len(wrong):
+        raise UserError(
+            f"{path}, pose {wrong[0] + 1}, has no unit quaternion; each line is timestamp tx ty tz qx qy qz qw"
+        )
+    if np.abs(rows[:, 1:4]).max() > FARTHEST:
+        raise UserError(f"{path} holds coordinates beyond {FARTHEST:g}; each line is timestamp tx ty tz qx qy qz qw")
+
+
+def _numbers(path: Path) -> np.ndarray:
+    """(lines, 8 or 12) float64 of a trajectory; empty lines and # comments left out."""
+    try:
+        lines = read_text(path, "a pose file", LINES_LIMIT_BYTES).splitlines()
+    except UserError as error:
+        raise UserError(f"{error}; allowed: {FORMS}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].replace(",", " ").split()
+        if not words:
+            continue
+        values = [_as_number(word) for word in words]
+        if None in values or len(values) not in (8, 12) or len(values) != len(rows[0] if rows else values):
+            raise UserError(f"{path}, line {number}, has not the 8 or 12 numbers of a pose; allowed: {FORMS}")
+        rows.append(values)
+    if not rows:
+        raise UserError(f"{path} is empty; allowed: {FORMS}")
+    return np.array(rows, np.float64)
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        value = float(text) if text.isascii() and "_" not in text else np.nan  # 0001_0002 is a name, no number
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _rigid(value: Any, where: str) -> np.ndarray:
+    try:
+        return rigid_pose(value, where)
+    except UserError as error:
+        raise UserError(f"{error}; allowed: {FORMS}") from error
+
+
+def _pick(path: Path, poses: Given, names: Sequence[str] | None) -> Poses:
+    if not poses:
+        raise UserError(f"{path} holds no poses; allowed: {FORMS}")
+    if names is None:
+        return {name: camera.world_from_cam for name, camera in poses.items()}
+    keys = _keys_of(names, list(poses))
+    found = {name: poses[key] for name, key in keys.items()}
+    if not found:
+        have = ", ".join(map(shown, list(poses)[:3])) + (", ..." if len(poses) > 3 else "")
+        raise UserError(f"{path} has a pose for none of the {len(names)} images; it names {have}")
+    twice = len(found) - len(set(keys.values()))
+    if twice:
+        raise UserError(f"{path}: {twice} images share another image's pose; name them by more of their paths")
+    unused = len(poses) - len(found)
+    if unused:
+        console.note(f"{path}: {unused} of its {len(poses)} poses are of images that are not among these")
+    return upright_poses(path, found, {name: Path(name) for name in found})
+
+
+def _keys_of(names: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
+    """The key of each name that has one: with the longest tail of path parts in common, else the only one with its
+    stem; where there is none, the same with slashes for backslashes. Of several names whose best key is the same one,
+    it is that of the name with the longest tail alone."""
+    spellings = [_Keys({key: key for key in keys}), _Keys({forward_slashes(key): key for key in keys})]
+    found: dict[str, tuple[str, int]] = {}
+    longest: dict[str, int] = {}
+    for name in names:
+        match = next((match for match in (table.of(name) for table in spellings) if match is not None), None)
+        if match is not None:
+            found[name] = match
+            longest[match[0]] = max(match[1], longest.get(match[0], 0))
+    return {name: key for name, (key, common) in found.items() if common == longest[key]}
+
+
+class _Keys:
+    """The keys of a file, spelled in one way -> as they are."""
+
+    def __init__(self, spelled: Mapping[str, str]) -> None:
+        self._by_name: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+        self._by_stem: dict[str, list[str]] = {}
+        for spelling, key in spelled.items():
+            path = Path(spelling)
+            self._by_name.setdefault(path.name, []).append((path.parts[::-1], key))
+            for stem in {path.stem, spelling}:
+                self._by_stem.setdefault(stem, []).append(key)
+
+    def of(self, name: str) -> tuple[str, int] | None:
+        """The key of an image, and how many parts of their paths are the same."""
+        path = Path(name)
+        parts = path.parts[::-1]
+        near = [(_common(parts, own), key) for own, key in self._by_name.get(path.name, [])]
+        if near:
+            common, key = max(near, key=lambda entry: entry[0])
+            return key, common
+        stems = self._by_stem.get(path.stem, [])
+        return (stems[0], 0) if len(stems) == 1 else None
+
+
+def _common(one: Sequence[str], two: Sequence[str]) -> int:
+    """How many of the first parts are the same."""
+    return next((i for i, (a, b) in enumerate(zip(one, two)) if a != b), min(len(one), len(two)))

@@ -1,0 +1,240 @@
+"""What a matcher is: two photos in, pixel correspondences with scores out, at the size it was found to work best at."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dune_cli.geometry.cameras import quarter_turn, transform_pixels
+from dune_cli.io.cache import Layout
+from dune_cli.provenance import Source
+
+
+@dataclass(frozen=True)
+class Matches:
+    """M correspondences between two photos.
+
+    points1, points2 (M, 2) float64: pixels (x, y) of the original photos, pixel centres at integers. scores (M,)
+    float32 in [0, 1]. keypoints1, keypoints2: how many keypoints (or pixels) were compared. pixel_size1, pixel_size2:
+    how many original pixels one pixel of the matched image spans, the unit in which a match is accurate. turned_deg:
+    by how much photo 2 was turned clockwise (0, 90, 180, 270) before it was matched; its points are those of the photo
+    as it is. tries: out of how many such turns the matches were chosen. fixed: how many matches were left out because
+    they lie at the same pixels of both photos (`dune_cli/matchers/filtering.py`).
+    """
+
+    points1: np.ndarray
+    points2: np.ndarray
+    scores: np.ndarray
+    keypoints1: int
+    keypoints2: int
+    pixel_size1: float
+    pixel_size2: float
+    turned_deg: int = 0
+    tries: int = 1
+    fixed: int = 0
+
+    def only(self, keep: np.ndarray) -> Matches:
+        """Those of `keep` (M,) bool; the others count as `fixed`."""
+        if keep.all():
+            return self
+        left_out = int(np.count_nonzero(~keep))
+        return replace(
+            self,
+            points1=self.points1[keep],
+            points2=self.points2[keep],
+            scores=self.scores[keep],
+            fixed=self.fixed + left_out,
+        )
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A photo at a matcher's size: `rgb` (h, w, 3) uint8, and original pixels per pixel of it, (x, y). `turns`: how
+    many quarters the photo was turned clockwise before."""
+
+    rgb: np.ndarray
+    original_per_pixel: tuple[float, float]
+    turns: int = 0
+
+    @property
+    def pixel_size(self) -> float:
+        return float(np.sqrt(np.prod(self.original_per_pixel)))
+
+    def to_original(self, points: np.ndarray) -> np.ndarray:
+        """Pixels (M, 2) of `rgb` as float64 pixels of the original photo, as it was before it was turned."""
+        found = (np.asarray(points, dtype=np.float64) + 0.5) * np.asarray(self.original_per_pixel) - 0.5
+        if not self.turns:
+            return found
+        height, width = (
+            round(side * scale) for side, scale in zip(self.rgb.shape[:2], reversed(self.original_per_pixel))
+        )
+        return transform_pixels(quarter_turn(width, height, -self.turns), found)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Keypoints of one photo. points (N, 2) in pixels of `photo.rgb`; `descriptors` is the matcher's own business."""
+
+    photo: Resized
+    points: np.ndarray
+    descriptors: Any
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a matcher can run here; if not, `why`, and the command that cures it."""
+
+    ready: bool
+    why: str = ""
+    cure: str = ""
+
+
+class Matcher(ABC):
+    """Base of all matchers. `turn_invariant`: it matches a photo that is turned as well as one that is not."""
+
+    name: str
+    turn_invariant: bool = False
+    working_size_px: int
+    source: Source
+
+    @abstractmethod
+    def match(self, rgb1: np.ndarray, rgb2: np.ndarray) -> Matches:
+        """Matches of two photos (H, W, 3) uint8 at their original resolution."""
+
+
+class CacheableMatcher(Matcher):
+    """A matcher that first looks at each photo alone, so that many pairs share that work, which can be kept, too.
+
+    `packed_layout`: what `pack` gives, as io/cache_files.py has it; None: kept arrays are not looked at.
+    """
+
+    packed_layout: ClassVar[Layout | None] = None
+
+    def match(self, rgb1: np.ndarray, rgb2: np.ndarray) -> Matches:
+        return self.match_features(self.extract(rgb1), self.extract(rgb2))
+
+    @abstractmethod
+    def extract(self, rgb: np.ndarray) -> Any:
+        """What a pair needs to know of a photo (H, W, 3) uint8 of any size."""
+
+    def extract_turned(self, rgb: np.ndarray, turns: int) -> Any:
+        """What `extract` finds in the photo after `turns` quarter turns clockwise, at the pixels of the photo as it
+        is."""
+        if turns % 4 == 0:
+            return self.extract(rgb)
+        features = self.extract(np.ascontiguousarray(np.rot90(rgb, -turns)))
+        return self._turned(features, turns % 4, rgb.shape[1], rgb.shape[0])
+
+    @abstractmethod
+    def _turned(self, features: Any, turns: int, width: int, height: int) -> Any:
+        """Features of a photo of `width` x `height` px that was turned, as ones of the photo as it is."""
+
+    @abstractmethod
+    def match_features(self, features1: Any, features2: Any) -> Matches:
+        """Matches of two photos out of what `extract` gave."""
+
+    @abstractmethod
+    def pack(self, features: Any) -> dict[str, np.ndarray]:
+        """`features` as arrays to keep, floats of networks in half precision."""
+
+    @abstractmethod
+    def unpack(self, packed: Mapping[str, np.ndarray]) -> Any:
+        """Features from what `pack` gave."""
+
+
+class FeatureMatcher(CacheableMatcher):
+    """A matcher of keypoints, which are the same ones in all pairs of a photo."""
+
+    side_multiple: int = 1
+    packed_layout: ClassVar[Layout | None] = {
+        "points": ("f", ("N", 2)),
+        "descriptors": ("f", ("N", "C")),
+        "size": ("i", (2,)),
+        "original_per_pixel": ("f", (2,)),
+        "turns": ("i", (1,)),
+    }
+
+    def extract(self, rgb: np.ndarray) -> Features:
+        """Keypoints of a photo (H, W, 3) uint8 of any size."""
+        photo = resize(rgb, self.working_size_px, self.side_multiple)
+        points, descriptors = self._detect(photo.rgb)
+        return Features(photo, points, descriptors)
+
+    def match_features(self, features1: Features, features2: Features) -> Matches:
+        """Matches of two photos' keypoints."""
+        index1, index2, scores = self.match_indices(features1, features2)
+        return Matches(
+            features1.photo.to_original(features1.points[index1]),
+            features2.photo.to_original(features2.points[index2]),
+            scores,
+            len(features1.points),
+            len(features2.points),
+            features1.photo.pixel_size,
+            features2.photo.pixel_size,
+        )
+
+    def _turned(self, features: Features, turns: int, width: int, height: int) -> Features:
+        return replace(features, photo=replace(features.photo, turns=turns))
+
+    def match_indices(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which keypoints match: indices (M,) into `features1.points` and `features2.points`, scores (M,) float32."""
+        if min(len(features1.points), len(features2.points)) == 0:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        index1, index2, scores = self._compare(features1, features2)
+        return index1, index2, scores.astype(np.float32)
+
+    def pack(self, features: Features) -> dict[str, np.ndarray]:
+        return {
+            "points": np.asarray(features.points, np.float32),
+            "descriptors": self._as_array(features.descriptors).astype(np.float16),
+            "size": np.array(features.photo.rgb.shape[:2], np.int64),
+            "original_per_pixel": np.array(features.photo.original_per_pixel, np.float64),
+            "turns": np.array([features.photo.turns], np.int64),
+        }
+
+    def unpack(self, packed: Mapping[str, np.ndarray]) -> Features:
+        """The features without the photo, of which only the size is left."""
+        height, width = packed["size"].tolist()
+        blank = np.broadcast_to(np.zeros((), np.uint8), (height, width, 3))
+        x, y = packed["original_per_pixel"].tolist()
+        descriptors = self._from_array(packed["descriptors"].astype(np.float32))
+        turns = int(packed["turns"][0])
+        return Features(Resized(blank, (x, y), turns), packed["points"].astype(np.float64), descriptors)
+
+    def _as_array(self, descriptors: Any) -> np.ndarray:
+        return np.asarray(descriptors)
+
+    def _from_array(self, descriptors: np.ndarray) -> Any:
+        """Descriptors as this matcher has them, from (N, C) float32."""
+        return descriptors
+
+    @abstractmethod
+    def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Keypoints (N, 2) in pixels, centres at integers, of rgb (h, w, 3) uint8, and their descriptors."""
+
+    @abstractmethod
+    def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """index1, index2, scores (M,) of the matches; neither image is without keypoints."""
+
+
+def resize(rgb: np.ndarray, long_side_px: int, side_multiple: int = 1) -> Resized:
+    """A photo (H, W, 3) uint8 with its long side at `long_side_px`: enlarged bicubically or reduced by area.
+
+    Both sides are rounded to multiples of `side_multiple`; the two scales are kept apart, so no bias arises.
+    """
+    import cv2
+
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or min(rgb.shape) == 0:
+        raise ValueError(f"a photo must be (H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
+    height, width = rgb.shape[:2]
+    scale = long_side_px / max(height, width)
+    new_width, new_height = (max(1, round(side * scale / side_multiple)) * side_multiple for side in (width, height))
+    if (new_width, new_height) == (width, height):
+        return Resized(np.ascontiguousarray(rgb), (1.0, 1.0))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    resized = cv2.resize(rgb, (new_width, new_height), interpolation=interpolation)
+    return Resized(resized, (width / new_width, height / new_height))

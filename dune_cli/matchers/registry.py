@@ -1,0 +1,79 @@
+"""Matchers by name. Each lives in a file of this folder: `xfeat_lighterglue.py` is "xfeat-lighterglue".
+
+A plug-in module has NAME, MEASURED_AUC10 (on the `wide` pairs of `dune eval pairs`; None where it depends on the
+model), TAKES_MODEL, availability() -> Availability, and build(device, dtype, model, encoder) -> Matcher.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+from dune_cli.errors import UserError
+from dune_cli.matchers.matcher import Availability, Matcher
+
+_HELPERS = {"filtering", "matcher", "nearest_neighbours", "registry"}
+
+
+def names() -> list[str]:
+    """Every matcher's name, in alphabetical order, whether it can run here or not."""
+    package = importlib.import_module("dune_cli.matchers")
+    files = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name.replace("_", "-") for name in files if name not in _HELPERS and not name.startswith("_"))
+
+
+def availability(name: str) -> Availability:
+    """Whether the matcher can run here, and what it would take. UserError for an unknown name."""
+    return _plugin(name).availability()
+
+
+def takes_model(name: str) -> bool:
+    """Whether the matcher takes `model` and `encoder` files. UserError for an unknown name."""
+    return _plugin(name).TAKES_MODEL
+
+
+def choose_auto() -> tuple[str, str]:
+    """The best matcher that can run here, by measured AUC@10, and a note: which it is and what a better one takes."""
+    plugins = [_plugin(name) for name in names()]
+    ranked = sorted((p for p in plugins if p.MEASURED_AUC10 is not None), key=lambda p: -p.MEASURED_AUC10)
+    better = []
+    for plugin in ranked:
+        state = plugin.availability()
+        if state.ready:
+            note = f"matcher {plugin.NAME} (AUC@10 {plugin.MEASURED_AUC10:.2f} on wide baselines)"
+            return plugin.NAME, "; ".join([note, *better])
+        better.append(f"{plugin.NAME} would reach {plugin.MEASURED_AUC10:.2f}: {state.cure}")
+    raise AssertionError("sift needs nothing and is always ready")
+
+
+def load_matcher(
+    name: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    model: str | None = None,
+    encoder: str | None = None,
+) -> Matcher:
+    """The matcher `name`, or the best one present for "auto".
+
+    `model`, `encoder`: weight files or registry names, for mast3r (a two-view model) and dune (its head). Raises
+    UserError for an unknown name or a model that the matcher has no use for, PackageMissing and WeightsMissing for
+    what is not here.
+    """
+    if name == "auto":
+        name, _ = choose_auto()
+    plugin = _plugin(name)
+    if (model is not None or encoder is not None) and not plugin.TAKES_MODEL:
+        takers = ", ".join(other for other in names() if takes_model(other))
+        raise UserError(f"matcher {name} runs on its own weights and takes no --model or --encoder; these do: {takers}")
+    return plugin.build(device, dtype, model, encoder)
+
+
+def _plugin(name: str) -> ModuleType:
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"unknown matcher {name!r}; allowed: auto, {', '.join(known)}{hint}")
+    return importlib.import_module(f"dune_cli.matchers.{name.replace('-', '_')}")

@@ -1,1 +1,0 @@
-"""The two published human heads (spec 4): networks only, from a square image to people's parameters."""

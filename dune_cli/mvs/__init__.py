@@ -1,0 +1,1 @@
+"""Multi-view stereo: view selection, plane sweeps, depth maps, consistency, fusion, meshing."""

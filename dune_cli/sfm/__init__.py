@@ -1,0 +1,1 @@
+"""Structure from motion: photos, features, pairs, matches, verification, mapping, localization."""

@@ -1,0 +1,270 @@
+"""What a reconstruction is: cameras, dense point maps, sparse points with their tracks, and how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dune_cli.geometry.cameras import transform_pixels, undistort_pixels
+from dune_cli.geometry.depth_maps import grid_triangles, used_vertices
+from dune_cli.geometry.poses import inverse, moved, transform_points
+from dune_cli.io.meshes import Frustum, Mesh
+from dune_cli.io.orientation import UPRIGHT
+from dune_cli.provenance import Source
+
+LARGE = (
+    "the poses' coordinates are large: PLY and NPZ have them in double precision, GLB and OBJ less the world_offset "
+    "that the JSON names"
+)
+
+
+@dataclass(frozen=True)
+class PointMap:
+    """A view's dense points on its own pixel grid (h, w), which may be coarser than the photo.
+
+    `points_world` (h, w, 3), `confidence` (h, w), `valid` (h, w) bool (the others are NaN or below the confidence that
+    was asked for), `colors` (h, w, 3) uint8, `image_from_map` (3, 3) the photo's pixels from the map's (of the
+    undistorted photo, where the view has a `radial` term).
+    """
+
+    points_world: np.ndarray
+    confidence: np.ndarray
+    valid: np.ndarray
+    colors: np.ndarray
+    image_from_map: np.ndarray
+
+
+@dataclass(frozen=True)
+class FusedCloud:
+    """The views' dense points made one cloud: `points_world` (M, 3), `colors` (M, 3) uint8, unit `normals` (M, 3),
+    `confidence` (M,)."""
+
+    points_world: np.ndarray
+    colors: np.ndarray
+    normals: np.ndarray
+    confidence: np.ndarray
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How sure a view's camera is, where it was looked for. `focal_before_px`: as it was known before; `focal_sd`, a
+    share of the focal length, and `radial_sd`, of the radial term, one standard deviation each. `modes` (M, 10): the
+    independent ways in which the scene's lenses may be off by one deviation, and what goes with each in this view: the
+    logarithm of its focal length, its radial term, its principal point in pixels, the rotation vector about the world's
+    axes in radians, and the centre."""
+
+    focal_before_px: float
+    focal_sd: float
+    radial_sd: float
+    modes: np.ndarray
+
+    def moved(self, rotation: np.ndarray, factor: float = 1.0) -> Calibration:
+        """In a world that is turned by `rotation` (3, 3), lengths times `factor`."""
+        lens, turn, shift = self.modes[:, :4], self.modes[:, 4:7], self.modes[:, 7:]
+        modes = np.concatenate([lens, turn @ rotation.T, factor * shift @ rotation.T], axis=1)
+        return replace(self, modes=modes)
+
+
+@dataclass(frozen=True)
+class View:
+    """A photo's camera: `K` (3, 3) in pixels of the photo, `focal_source` given | exif | estimated | default,
+    `world_from_cam` (4, 4), and its dense points where there are any.
+
+    A photo that could not be placed has `registered` False, the `reason`, and a `world_from_cam` of NaN. `radial` is
+    COLMAP's k of SIMPLE_RADIAL: a point at (x, y) on the plane z = 1 is seen where K puts (x, y) (1 + k (x² + y²)).
+    Size, K, pose and maps are those of the upright photo; `orientation` (EXIF) tells how its file stores the pixels.
+    """
+
+    image: str
+    width: int
+    height: int
+    K: np.ndarray
+    focal_source: str
+    world_from_cam: np.ndarray
+    registered: bool = True
+    dense: PointMap | None = None
+    radial: float = 0.0
+    reason: str | None = None
+    orientation: int = UPRIGHT
+    calibration: Calibration | None = None
+
+    @property
+    def depth(self) -> np.ndarray | None:
+        """(h, w) z of the dense points in this camera, NaN where not valid."""
+        if self.dense is None:
+            return None
+        z = transform_points(inverse(self.world_from_cam), self.dense.points_world)[..., 2]
+        return np.where(self.dense.valid, z, np.nan)
+
+
+Observations = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class SparsePoints:
+    """Triangulated matches: `points_world` (M, 3), `colors` (M, 3) uint8, `confidence` (M,) in [0, 1], and for each
+    view of the scene its `observations`: the indices (K,) of the points that it sees, and where, (K, 2) in pixels of
+    the photo."""
+
+    points_world: np.ndarray
+    colors: np.ndarray
+    confidence: np.ndarray
+    observations: tuple[Observations, ...]
+
+    @classmethod
+    def seen_by_all(
+        cls, points_world: np.ndarray, colors: np.ndarray, confidence: np.ndarray, pixels: Sequence[np.ndarray]
+    ) -> SparsePoints:
+        """Points that every view sees, at the `pixels` (M, 2) of each."""
+        everyone = np.arange(len(points_world))
+        return cls(points_world, colors, confidence, tuple((everyone, places) for places in pixels))
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """How two views were joined: correspondences, those that agree with the pose, and how `sure` that is (of point
+    maps it is the share that agrees)."""
+
+    images: tuple[int, int]
+    matches: int
+    inliers: int
+    sure: float | None = None
+
+    @property
+    def confidence(self) -> float:
+        """In [0, 1], as that of `dune reloc`."""
+        return self.inliers / max(self.matches, 1) if self.sure is None else self.sure
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The result of `dune reconstruct`: `views` in the order of the photos, those that could not be placed among them.
+
+    The world is the camera of the first registered view, unless `world` names another frame. `scale` is "metric"
+    (metres) or "arbitrary", and then `scale_note` says why. `parallax_deg`: median angle at which the points see two
+    cameras. `components`: where the photos fall into several groups that do not hang together, the view indices of
+    each, the one that was reconstructed first. `fused` and `surface`: the dense points as one cloud and one mesh.
+    `notes`: what the user should know about how it went. `sources`: the matcher or model, with its licence.
+    `world_offset` (3,): where the world's coordinates are large, what was taken off all of them here; the files get it
+    back (`in_world`, `pose_in_world`).
+    """
+
+    method: str
+    views: tuple[View, ...]
+    pairs: tuple[ImagePair, ...]
+    sparse: SparsePoints | None
+    scale: str
+    scale_note: str | None
+    reprojection_error_px: float
+    parallax_deg: float
+    sources: tuple[Source, ...]
+    notes: tuple[str, ...] = ()
+    components: tuple[tuple[int, ...], ...] = ()
+    fused: FusedCloud | None = None
+    surface: Mesh | None = None
+    world: str | None = None
+    world_offset: np.ndarray | None = None
+
+    @property
+    def registered(self) -> list[int]:
+        """The indices of the views that have a pose."""
+        return [index for index, view in enumerate(self.views) if view.registered]
+
+    @property
+    def is_dense(self) -> bool:
+        return any(view.dense is not None for view in self.views)
+
+    @property
+    def coverage(self) -> float:
+        """The share of the dense maps' pixels that have a point; 0 without dense maps."""
+        valid = [view.dense.valid for view in self.views if view.dense is not None]
+        return float(np.concatenate([v.ravel() for v in valid]).mean()) if valid else 0.0
+
+    def cloud(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Points (M, 3), colours (M, 3) uint8, confidence (M,): the fused ones; without those the dense ones of all
+        views, and the matched ones that no view has a dense point for."""
+        if self.fused is not None:
+            return self.fused.points_world, self.fused.colors, self.fused.confidence
+        parts = [
+            (m.points_world[m.valid], m.colors[m.valid], m.confidence[m.valid])
+            for m in (view.dense for view in self.views)
+            if m is not None
+        ]
+        if self.sparse is not None:
+            new = np.ones(len(self.sparse.points_world), dtype=bool)
+            for view, (index, pixels) in zip(self.views, self.sparse.observations):
+                new[index[_covered(view, pixels)]] = False
+            parts.append((self.sparse.points_world[new], self.sparse.colors[new], self.sparse.confidence[new]))
+        points, colors, confidence = (np.concatenate(column) for column in zip(*parts))
+        return points, colors, confidence
+
+    def meshes(self) -> list[Mesh]:
+        """The fused surface; without it a mesh for each dense map, cut at depth edges, but for those that have no
+        triangle."""
+        if self.surface is not None:
+            return [self.surface]
+        meshes = []
+        for view in self.views:
+            depth = view.depth
+            if view.dense is None or depth is None:
+                continue
+            kept, faces = used_vertices(grid_triangles(depth, view.dense.valid))
+            if len(faces):
+                points, colors = view.dense.points_world.reshape(-1, 3)[kept], view.dense.colors.reshape(-1, 3)[kept]
+                meshes.append(Mesh(points, faces, colors, view.image))
+        return meshes
+
+    def in_world(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 3) of the scene in the coordinates of its world: float64 where there is a `world_offset`."""
+        return points if self.world_offset is None else points.astype(np.float64) + self.world_offset
+
+    def pose_in_world(self, view: View) -> np.ndarray:
+        """(4, 4) `world_from_cam` of a view of the scene in the coordinates of its world."""
+        return moved(view.world_from_cam, self.world_offset)
+
+    def frusta(self) -> list[Frustum]:
+        """The registered cameras."""
+        return [
+            Frustum(view.K, view.world_from_cam, view.width, view.height, view.image)
+            for view in self.views
+            if view.registered
+        ]
+
+    def scaled(self, factor: float, scale: str, scale_note: str | None) -> Scene:
+        """The same scene with all lengths times `factor`."""
+        views = []
+        for view in self.views:
+            pose = view.world_from_cam.copy()
+            pose[:3, 3] *= factor
+            dense = view.dense and replace(view.dense, points_world=view.dense.points_world * factor)
+            calibration = view.calibration and view.calibration.moved(np.eye(3), factor)
+            views.append(replace(view, world_from_cam=pose, dense=dense, calibration=calibration))
+        sparse = self.sparse and replace(self.sparse, points_world=self.sparse.points_world * factor)
+        fused = self.fused and replace(self.fused, points_world=self.fused.points_world * factor)
+        surface = self.surface and replace(self.surface, vertices=self.surface.vertices * factor)
+        return replace(
+            self,
+            views=tuple(views),
+            sparse=sparse,
+            fused=fused,
+            surface=surface,
+            scale=scale,
+            scale_note=scale_note,
+        )
+
+    def baseline(self) -> float:
+        """The distance of the first two cameras."""
+        return float(np.linalg.norm(self.views[1].world_from_cam[:3, 3] - self.views[0].world_from_cam[:3, 3]))
+
+
+def _covered(view: View, pixels: np.ndarray) -> np.ndarray:
+    """(K,) bool: the photo's `pixels` (K, 2) that have a dense point."""
+    dense = view.dense
+    if dense is None:
+        return np.zeros(len(pixels), dtype=bool)
+    height, width = dense.valid.shape
+    straight = undistort_pixels(pixels, view.K, view.radial)
+    x, y = np.rint(transform_pixels(np.linalg.inv(dense.image_from_map), straight)).astype(int).T
+    return dense.valid[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]

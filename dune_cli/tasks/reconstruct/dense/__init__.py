@@ -1,1 +1,0 @@
-"""Dense points of N registered views: depth per view by plane sweeps, one fused cloud, one surface."""

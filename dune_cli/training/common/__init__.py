@@ -1,0 +1,1 @@
+"""What every training has: run folder, checkpoints, processes, schedule, data set, report."""

@@ -1,0 +1,1 @@
+"""Distillation of one encoder from several teachers."""

@@ -1,0 +1,128 @@
+"""The distillation loss of DUNE: half cosine, half smooth L1, per image, teacher and token type.
+
+Source: arXiv 2503.14405, section 3; UNIC (arXiv 2408.05088), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from dune_cli.errors import UserError
+from dune_cli.training.distill.config import STRATEGIES
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Losses (B) of one token type of one teacher: 1 - cosine, smooth L1, and their half sum."""
+
+    cosine: torch.Tensor
+    smooth_l1: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        """(B) 0.5 (1 - cos) + 0.5 smooth L1."""
+        return 0.5 * self.cosine + 0.5 * self.smooth_l1
+
+
+def token_loss(prediction: torch.Tensor, target: torch.Tensor) -> TokenLoss:
+    """Losses of predictions and standardised targets, both (B, D) [CLS] or (B, N, D) [patches, averaged over N].
+
+    In float32 whatever the autocast type. Smooth L1 has beta 1 and is the mean over channels.
+    """
+    prediction, target = prediction.float(), target.float()
+    if prediction.shape != target.shape:
+        raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
+    cosine = 1 - F.cosine_similarity(prediction, target, dim=-1)
+    smooth_l1 = F.smooth_l1_loss(prediction, target, reduction="none", beta=1.0).mean(-1)
+    if prediction.ndim == 3:
+        cosine, smooth_l1 = cosine.mean(1), smooth_l1.mean(1)
+    return TokenLoss(cosine, smooth_l1)
+
+
+def teacher_losses(token_losses: dict[str, dict[str, TokenLoss]]) -> torch.Tensor:
+    """(B, T): each teacher's loss, the mean over its token types; teachers in the order of the dictionary."""
+    return torch.stack(
+        [torch.stack([loss.total for loss in types.values()]).mean(0) for types in token_losses.values()], dim=1
+    )
+
+
+# Data-sharing strategies: which teachers an image trains. Source: arXiv 2503.14405, section 3.2.
+
+
+GENERIC = "dinov2"  # the teacher whose images are of everything (spec 2, "Data sets by teacher")
+
+
+def teacher_mask(
+    losses: torch.Tensor,
+    strategy: str,
+    owner: torch.Tensor | None = None,
+    generic_teacher: int = 0,
+    drop_probability: float = 0.5,
+    draws: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(B, T) ones where an image trains a teacher, zeros elsewhere; no gradient.
+
+    losses (B, T): a loss per image and teacher. owner (B): index of the teacher whose data an image came from (needed
+    by `own_data` and `own+generic_data`). generic_teacher: the one whose images train all teachers. `lowest_loss`
+    keeps the teacher with the highest loss and drops each other one with `drop_probability`, independently per image,
+    by the uniform numbers `draws` (B, T).
+    """
+    losses = losses.detach()
+    everywhere = torch.arange(len(losses), device=losses.device)
+    if strategy == "none":
+        return torch.ones_like(losses)
+    if strategy == "lowest_loss":
+        if draws is None:
+            draws = torch.rand(losses.shape, device=losses.device)
+        keep = (draws.to(losses.device) >= drop_probability).to(losses.dtype)
+        keep[everywhere, losses.argmax(1)] = 1
+        return keep
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown sharing strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}")
+    if owner is None or bool((owner < 0).any()):
+        raise ValueError(f"the strategy {strategy!r} needs the teacher that each image came from")
+    keep = torch.zeros_like(losses)
+    keep[everywhere, owner] = 1
+    if strategy == "own+generic_data":
+        keep[owner == generic_teacher] = 1
+    return keep
+
+
+def coefficients(
+    losses: torch.Tensor,
+    strategy: str,
+    owner: torch.Tensor | None = None,
+    generic_teacher: int = 0,
+    drop_probability: float = 0.5,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """(B, T) weights without gradient that sum to 1 over the batch; arguments as for `kept`."""
+    draws = torch.rand(losses.shape, generator=generator) if generator is not None else None
+    keep = teacher_mask(losses, strategy, owner, generic_teacher, drop_probability, draws)
+    return keep / keep.sum()
+
+
+def check_owners(strategy: str, teachers: Sequence[str], owners: Sequence[str | None]) -> None:
+    """UserError where a strategy needs tags that `--data` lacks, or would leave a teacher without any image."""
+    if not strategy.startswith("own"):
+        return
+    example = f"--data {teachers[0]}=photos/"
+    if None in owners:
+        raise UserError(f"--sharing {strategy} needs every --data source tagged with its teacher, such as {example}")
+    lacking = [name for name in teachers if name not in owners]
+    generic = teachers[generic_index(teachers)]
+    if strategy == "own_data" and lacking:
+        raise UserError(
+            f"--sharing own_data: no --data is tagged for {', '.join(lacking)}; tag some, such as {example}"
+        )
+    if strategy == "own+generic_data" and lacking and generic not in owners:
+        raise UserError(f"--sharing {strategy}: tag generic images for all teachers, --data {generic}=photos/")
+
+
+def generic_index(teachers: Sequence[str]) -> int:
+    """The teacher whose images count as generic: dinov2 where it is one, else the first."""
+    return list(teachers).index(GENERIC) if GENERIC in teachers else 0

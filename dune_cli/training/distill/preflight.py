@@ -1,0 +1,155 @@
+"""What a run will take, from a few timed steps: memory, disk, hours; and a refusal of what cannot fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dune_cli import runtime
+from dune_cli.errors import JobFailed, UserError
+from dune_cli.io.outputs import scratch_folder
+from dune_cli.training.common.run_folder import RunFolder
+from dune_cli.training.distill.config import DistillConfig
+from dune_cli.training.distill.distiller import Trained, distill, training_dtype
+from dune_cli.training.distill.step import run_teachers
+
+STEPS = 4
+MARGIN = 1.1  # of memory: what longer runs allocate beyond the first steps
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """hours in all, of which cache_hours fill the cache; images a second of the steps after that; the most memory that
+    the steps held and what the device has; disk for the cache and for three checkpoints, and what is free there."""
+
+    hours: float
+    cache_hours: float
+    images_per_second: float
+    memory_bytes: int
+    memory_available_bytes: int
+    cache_bytes: int
+    cache_disk_free_bytes: int
+    checkpoint_bytes: int
+    disk_free_bytes: int
+
+
+def preflight(config: DistillConfig, output: Path) -> TrainingEstimate:
+    """Times four steps in a scratch folder (teachers on the fly, nothing kept) and scales them up.
+
+    Raises JobFailed when the disk or the memory cannot hold the run, and whatever the run itself would raise.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--preflight measures one process; run it without torchrun")
+    RunFolder(output).check(config)
+    home = _existing(output)
+    with scratch_folder(home, ".dune-preflight-") as scratch:
+        trial = dataclasses.replace(config, steps=STEPS, cache=None, log_every=1, checkpoint_minutes=1e9)
+        try:
+            trained = distill(trial, scratch)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise JobFailed(_too_big("a step does not fit into the memory")) from error
+            raise
+        log = RunFolder(scratch).read_log()
+        checkpoint = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
+    estimate = _estimate(config, trained, [entry["seconds"] for entry in log], checkpoint, home)
+    _refuse(estimate, config, output)
+    return estimate
+
+
+def _estimate(
+    config: DistillConfig, trained: Trained, seconds: list[float], checkpoint: int, home: Path
+) -> TrainingEstimate:
+    per_step = (seconds[-1] - seconds[0]) / (len(seconds) - 1)  # the first one warms up
+    cache_bytes, cache_seconds = 0, 0.0
+    if config.cache:
+        crops = sum(trained.photos.sizes) * config.crops
+        tokens = (config.size_px // trained.student.encoder.patch) ** 2
+        channels = sum(
+            width * (tokens if kind == "patch" else 1)
+            for teacher in trained.teachers.values()
+            for kind, width in teacher.widths.items()
+        )
+        cache_bytes = crops * (2 * channels + 3 * config.size_px**2)
+        teaching = _teaching_seconds(config, trained)
+        cache_seconds = crops * teaching
+        per_step = max(per_step - teaching * config.batch_size, per_step / 100)
+    memory, available = _memory(config)
+    return TrainingEstimate(
+        hours=(cache_seconds + config.steps * per_step) / 3600,
+        cache_hours=cache_seconds / 3600,
+        images_per_second=config.batch_size / max(per_step, 1e-9),
+        memory_bytes=memory,
+        memory_available_bytes=available,
+        cache_bytes=cache_bytes,
+        cache_disk_free_bytes=shutil.disk_usage(_existing(Path(config.cache)) if config.cache else home).free,
+        checkpoint_bytes=3 * checkpoint,  # two are kept while a third is written
+        disk_free_bytes=shutil.disk_usage(home).free,
+    )
+
+
+def _teaching_seconds(config: DistillConfig, trained: Trained) -> float:
+    """Seconds that all teachers take for an image."""
+    device = runtime.pick_device(config.device)
+    images = torch.rand(config.batch_size // config.accumulate, 3, config.size_px, config.size_px, device=device)
+    grid = (config.size_px // trained.student.encoder.patch,) * 2
+    started = time.perf_counter()
+    answers = run_teachers(trained.teachers, images, grid, training_dtype(config.dtype, device))
+    for kinds in answers.values():
+        for value in kinds.values():
+            value.sum().item()  # waits for the device
+    return (time.perf_counter() - started) / len(images)
+
+
+def _refuse(estimate: TrainingEstimate, config: DistillConfig, output: Path) -> None:
+    same_disk = not config.cache or os.stat(_existing(Path(config.cache))).st_dev == os.stat(_existing(output)).st_dev  # noqa: PTH116
+    needed = estimate.checkpoint_bytes + (estimate.cache_bytes if same_disk else 0)
+    if needed > estimate.disk_free_bytes:
+        raise JobFailed(
+            f"the run needs {_gb(estimate.cache_bytes)} for the teacher cache and {_gb(estimate.checkpoint_bytes)} for "
+            f"checkpoints, the disk of {output} has {_gb(estimate.disk_free_bytes)} free; use fewer --crops or another "
+            "disk"
+        )
+    if estimate.cache_bytes > estimate.cache_disk_free_bytes:
+        raise JobFailed(
+            f"the teacher cache needs {_gb(estimate.cache_bytes)}, the disk of {config.cache} has "
+            f"{_gb(estimate.cache_disk_free_bytes)} free; use fewer --crops or another disk"
+        )
+    if estimate.memory_bytes * MARGIN > estimate.memory_available_bytes:
+        raise JobFailed(
+            _too_big(
+                f"{STEPS} steps took {_gb(estimate.memory_bytes)} of memory, {_gb(estimate.memory_available_bytes)} "
+                "are there"
+            )
+        )
+
+
+def _too_big(what: str) -> str:
+    return f"{what}; use a smaller --batch-size or --size, or a larger --accumulate"
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def _memory(config: DistillConfig) -> tuple[int, int]:
+    """The most bytes that this process has held on the device, and what the device has."""
+    device = runtime.pick_device(config.device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak if sys.platform == "darwin" else peak * 1024
+    return peak, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
