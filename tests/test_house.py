@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A room and the rooms that it may import besides itself. Modules at the root of the package (errors, console, ...)
 # are no rooms: everyone may import those of GROUND, and they import none.
-GROUND = {"__init__", "errors", "console", "progress", "provenance", "runtime", "optional", "signals"}
+GROUND = {"__init__", "errors", "console", "progress", "provenance", "runtime", "optional", "plugins", "signals"}
 LOW = {"geometry", "io", "models"}
 ROOMS: dict[str, set[str]] = {
     "geometry": set(),
@@ -38,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
 }
 DOCTOR = {"doctor": {"checkpoints", "probe"}, "probe": {"matchers"}}
 UNDER_COMMANDS = {"commands", "doctor", *ROOMS}
-COMMAND_TOP = {"errors", "console", "runtime", "provenance", "signals", "commands"}
+COMMAND_TOP = {"errors", "console", "runtime", "plugins", "provenance", "signals", "commands"}
 HEAVY = ("torch", "numpy", "cv2", "PIL", "timm", "pycolmap", "open3d", "trimesh")
 
 
