@@ -1,6 +1,6 @@
 """Killed at random moments and started again, the long commands write what they write without kills.
 
-By hand, at many moments: `python tests/killed_commands.py FOLDER --kills 30`.
+By hand, at many moments: `python tests/support/killed_commands.py FOLDER --kills 30`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from support import TESTS
+
 
 @pytest.mark.slow
 @pytest.mark.weights("efficientnet-lite2")
 def test_killed_commands_go_on_and_write_the_same(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("killed_commands.py")
+    script = TESTS / "support" / "killed_commands.py"
     done = subprocess.run(
         [sys.executable, script, tmp_path, "--kills", "1"], capture_output=True, text=True, timeout=580, check=False
     )

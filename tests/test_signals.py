@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from killed_commands import Job, make_jobs
-from published_files import dune_manifest, make_state_dict
 
 from dune_cli.cli import main
+from support.killed_commands import Job, make_jobs
+from support.published_files import dune_manifest, make_state_dict
 
 SECONDS = 5.0
 BOTH = pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT], ids=lambda kind: kind.name)

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from body_rotations import from_rotvec, random_rotations
 
 from dune_cli.bodies.anny import PHENOTYPES, Anny, corner_weights, read_baked
 from dune_cli.bodies.registry import load_anny
 from dune_cli.checkpoints import registry
 from dune_cli.errors import CheckpointError
 from dune_cli.io.rendering import rasterise
+from support.body_rotations import from_rotvec, random_rotations
 
 RIGS = ("light", "full")
 BAKED = registry.folder() / "bodies" / "anny.npz"

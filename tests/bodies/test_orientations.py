@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from body_rotations import random_rotations
 
 from dune_cli.bodies.kinematics import nearest_rotation, turn_y_onto
+from support.body_rotations import random_rotations
 
 Y = torch.tensor([0.0, 1, 0], dtype=torch.float64)
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from body_rotations import random_rotations
 
 from dune_cli.bodies.kinematics import chain, levels, skin
+from support.body_rotations import random_rotations
 
 PARENTS = (-1, 0, 0, 1, 3, 2, 1)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from body_rotations import from_rotvec, random_rotations
 
 from dune_cli.bodies.registry import load_smplx
 from dune_cli.bodies.smplx import JOINTS, PARENTS
 from dune_cli.errors import CheckpointError, PackageMissing, WeightsMissing
+from support.body_rotations import from_rotvec, random_rotations
 
 VERTICES = 10475  # the library's own extra joints need the real number
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from file_server import FileServer
 
 from dune_cli.checkpoints import download
 from dune_cli.errors import JobFailed, UserError
+from support.file_server import FileServer
 
 CONTENT = bytes(range(256)) * 4096 + b"the end"  # 1 MiB and a bit
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from file_server import FileServer
 
 from dune_cli.checkpoints import download, registry, weights_folder
 from dune_cli.checkpoints.registry import Entry, PackageSource
 from dune_cli.errors import JobFailed, PackageMissing, UserError, WeightsMissing
+from support.file_server import FileServer
 
 FILE = "dune_vitbase14_448.pth"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_files import make_image
 
 from dune_cli import load_encoder
 from dune_cli.checkpoints.weight_files import write_safetensors
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
+from support.published_files import make_image
 
 timm = pytest.importorskip("timm")
 TINY = "vit_tiny_patch16_224"

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from odd_photos import BAD, GOOD
 from PIL import Image
-from published_files import dune_manifest, make_state_dict
 
 from dune_cli.io.ply import read_ply
+from support.odd_photos import BAD, GOOD
+from support.published_files import dune_manifest, make_state_dict
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
 

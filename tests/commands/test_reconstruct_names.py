@@ -11,9 +11,9 @@ import numpy as np
 import pycolmap
 import pytest
 from click.testing import CliRunner
-from many_photos import INTRINSICS, arc, write
 
 from dune_cli.cli import main
+from support.many_photos import INTRINSICS, arc, write
 
 SIFT = ("--matcher", "sift", "--no-dense")
 

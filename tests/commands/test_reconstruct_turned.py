@@ -10,13 +10,13 @@ import numpy as np
 import pycolmap
 import pytest
 from click.testing import CliRunner
-from many_photos import HEIGHT, INTRINSICS, WIDTH, K, arc, picture
 from PIL import Image
-from synthetic_scenes import render
-from turned_photos import save_turned
 
 from dune_cli.cli import main
 from dune_cli.geometry import poses
+from support.many_photos import HEIGHT, INTRINSICS, WIDTH, K, arc, picture
+from support.synthetic_scenes import render
+from support.turned_photos import save_turned
 
 TAGS = {0: 6, 1: 8, 2: 3, 3: 1}  # of the places
 

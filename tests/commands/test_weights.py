@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from file_server import FileServer
-from published_files import TEACHERS, Fixture, dune_tree, mast3r_tree
 
 from dune_cli.checkpoints import registry, weights_folder
 from dune_cli.checkpoints.weight_files import read_weights
 from dune_cli.cli import main
 from dune_cli.commands import weights as weights_by_task
 from dune_cli.console import set_quiet
+from support.file_server import FileServer
+from support.published_files import TEACHERS, Fixture, dune_tree, mast3r_tree
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
 NAME, FILE = "dune-vits14-336", "dune_vitsmall14_336.pth"

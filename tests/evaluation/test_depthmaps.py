@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from posed_sets import POSES, SIZE, VIEWS, K, write_set
 
 from dune_cli.errors import UserError
 from dune_cli.evaluation import depthmaps as benchmark
@@ -16,6 +15,7 @@ from dune_cli.evaluation.localization import read_places
 from dune_cli.geometry import cameras, poses
 from dune_cli.matchers.registry import load_matcher
 from dune_cli.sfm.scene import PointMap, View
+from support.posed_sets import POSES, SIZE, VIEWS, K, write_set
 
 NAN = float("nan")
 

@@ -10,8 +10,6 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from teacher_files import smooth_photo, write_teachers
-from training_words import words
 
 from dune_cli.cli import main
 from dune_cli.errors import UserError
@@ -28,6 +26,8 @@ from dune_cli.evaluation.features import (
 from dune_cli.evaluation.pairs import PosedPair
 from dune_cli.evaluation.patch_matching import match_patches
 from dune_cli.provenance import Source
+from support.teacher_files import smooth_photo, write_teachers
+from support.training_words import words
 
 
 def dune_eval(*arguments: object) -> Result:

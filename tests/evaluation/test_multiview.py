@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic_scenes
-from posed_sets import POSES, VIEWS, write_set
 
 from dune_cli.errors import JobFailed
 from dune_cli.evaluation import multiview as benchmark
@@ -16,6 +14,8 @@ from dune_cli.geometry import poses
 from dune_cli.geometry.sim3 import move_poses
 from dune_cli.matchers.registry import load_matcher
 from dune_cli.tasks.reconstruct.many import ManyConfig
+from support import synthetic_scenes
+from support.posed_sets import POSES, VIEWS, write_set
 
 
 @pytest.fixture(scope="module")

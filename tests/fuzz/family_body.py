@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from harness import Sample
 
 from dune_cli.bodies.smplx import JOINTS, PARENTS, SmplX, read_model
 from dune_cli.provenance import Source
+from fuzz.harness import Sample
 
 
 def samples(folder: Path) -> Sequence[Sample]:

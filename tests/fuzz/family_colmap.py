@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
-from harness import Sample
 
 from dune_cli.io.colmap.read import ColmapModel, open_model
+from fuzz.harness import Sample
 
 
 def samples(folder: Path) -> Sequence[Sample]:

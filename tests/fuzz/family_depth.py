@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from harness import Sample
 from PIL import Image
 
 from dune_cli.io.depth_files import read_depth
+from fuzz.harness import Sample
 
 
 def samples(folder: Path) -> Sequence[Sample]:

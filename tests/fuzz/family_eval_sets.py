@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from harness import Sample
 from PIL import Image
 
 from dune_cli.evaluation.depthmaps import true_depths
 from dune_cli.evaluation.localization import Place, read_places
 from dune_cli.evaluation.pairs import PosedPair, read_pairs
+from fuzz.harness import Sample
 
 K = [[300.0, 0, 16], [0, 300.0, 12], [0, 0, 1]]
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from harness import Sample
 
 from dune_cli.io.intrinsics import resolve_intrinsics
 from dune_cli.io.photos import PhotoFacts
+from fuzz.harness import Sample
 
 PHOTOS = [PhotoFacts(Path(f"photos/{name}.jpg"), 640, 480, "0" * 64, None) for name in "abc"]
 

@@ -7,9 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import Sample
-
 from dune_cli.checkpoints.weights_folder import Pin, read_pins
+from fuzz.harness import Sample
 
 
 def samples(folder: Path) -> Sequence[Sample]:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from harness import Sample
 
 from dune_cli.evaluation import mapfree, mapfree_submission
+from fuzz.harness import Sample
 
 NAMES = ["seq0/frame_00000.jpg", *(f"seq1/frame_{number:05d}.jpg" for number in range(12))]
 

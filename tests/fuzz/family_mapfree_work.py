@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from harness import Sample
 
 from dune_cli.errors import JobFailed
 from dune_cli.evaluation.mapfree_submission import FrameCamera, SceneFolder, Work
+from fuzz.harness import Sample
 
 SETTINGS = {"dune": "1.0", "data": "/data/val", "weights": "sift", "sha256": None, "solver": "essential", "seed": 0}
 CAMERA = FrameCamera(np.diag([100.0, 100.0, 1.0]), 64, 48)

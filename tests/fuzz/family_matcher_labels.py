@@ -8,7 +8,6 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from harness import Sample
 
 from dune_cli.errors import JobFailed
 from dune_cli.training.matcher import sfm_cache
@@ -16,6 +15,7 @@ from dune_cli.training.matcher.scenes import TrainingScene
 from dune_cli.training.matcher.sequences import RealPair, posed, real_pairs
 from dune_cli.training.matcher.sfm_cache import MappedSequence
 from dune_cli.training.matcher.teacher_matches import SceneMatches, read_matches, write_matches
+from fuzz.harness import Sample
 
 FRAMES, POINTS = 4, 30
 K = np.array([[100.0, 0, 31.5], [0, 100, 23.5], [0, 0, 1]])

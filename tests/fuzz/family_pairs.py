@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import Sample
-
 from dune_cli.sfm.pairs import read_pairs
+from fuzz.harness import Sample
 
 IMAGES = [Path(f"left/{name}") for name in ("a.jpg", "b c.jpg", "d.jpg")] + [Path("right/a.jpg")]
 

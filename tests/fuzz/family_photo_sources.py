@@ -7,10 +7,9 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import Sample
-
 from dune_cli.errors import DuneError
 from dune_cli.training.common.dataset import open_source
+from fuzz.harness import Sample
 
 PHOTOS = {f"photo-{number}.jpg": bytes([number]) * (300 + number) for number in range(5)}
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from harness import Sample
 from PIL import Image
 
 from dune_cli.io.photos import Photo, read_header, read_photo
+from fuzz.harness import Sample
 
 
 def samples(folder: Path) -> Sequence[Sample]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from harness import Sample
 
 from dune_cli.io.ply import read_ply, write_ply
+from fuzz.harness import Sample
 
 
 def samples(folder: Path) -> Sequence[Sample]:

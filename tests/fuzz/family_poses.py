@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from harness import Sample
 from scipy.spatial.transform import Rotation
 
 from dune_cli.io.pose_files import read_poses
+from fuzz.harness import Sample
 
 NAMES = [f"photos/{number:06d}.jpg" for number in range(4)]
 

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import Sample
-
 from dune_cli.io.json_files import write_json
 from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.distill.config import DistillConfig
 from dune_cli.training.matcher import trainer
 from dune_cli.training.matcher.config import MatcherConfig
+from fuzz.harness import Sample
 
 DISTILL = DistillConfig(teachers=("xfeat",), data=("photos",), steps=12)
 MATCHER = MatcherConfig(encoder="dune-mini", data=("scenes",), photos=("photos",))

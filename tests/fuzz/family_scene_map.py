@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from harness import Sample
 
 from dune_cli.geometry.cameras import K_from_fov
 from dune_cli.io.colmap.write import write_colmap
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.png import save_png
 from dune_cli.sfm.photo_map import PhotoMap, open_map
+from fuzz.harness import Sample
 
 NAMES = ("a.png", "b.png", "c.png")
 

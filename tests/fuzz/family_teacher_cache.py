@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Sample
 from PIL import Image
 
 from dune_cli.errors import JobFailed
@@ -15,6 +14,7 @@ from dune_cli.training.common.dataset import Augmentation, open_photos
 from dune_cli.training.common.dist import Dist
 from dune_cli.training.common.schedule import BatchSlot
 from dune_cli.training.distill.teacher_cache import CacheKey, TeacherCache
+from fuzz.harness import Sample
 
 HERE = Dist(0, 1, torch.device("cpu"))
 WIDTHS = {"mean": {"cls": 3, "patch": 3}}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from harness import Sample
 from safetensors.torch import save
 
 from dune_cli.checkpoints.weight_files import WeightFile, read_weights
+from fuzz.harness import Sample
 
 
 def samples(folder: Path) -> Sequence[Sample]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Sample
 
 from dune_cli.errors import UserError
 from dune_cli.io.cache import Layout, WorkFolder
@@ -17,6 +16,7 @@ from dune_cli.matchers.matcher import FeatureMatcher
 from dune_cli.sfm.landmarks import POINTS_LAYOUT
 from dune_cli.sfm.matching import INDEX_LAYOUT, PLACE_LAYOUT
 from dune_cli.tasks.reconstruct.pairwise_pointmaps import TOKENS_LAYOUT
+from fuzz.harness import Sample
 
 Door = tuple[Callable[[Path], Any], Callable[[Any], None]]
 KEY = "0123456789abcdef" * 2

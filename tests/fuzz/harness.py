@@ -42,10 +42,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mutators import mutate
-
 from dune_cli import console
 from dune_cli.errors import DuneError
+from fuzz.mutators import mutate
 
 SECONDS = 20.0
 GROWTH_BYTES = 600 << 20

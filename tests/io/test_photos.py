@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from odd_photos import BAD, GOOD, huge_png
 from PIL import Image
 
 from dune_cli.errors import PackageMissing, UserError
 from dune_cli.io import photos
 from dune_cli.io.photos import read_photo
+from support.odd_photos import BAD, GOOD, huge_png
 
 # A 48 x 64 HEIC file that this project made with pillow-heif: red above, blue below.
 HEIC = Path(__file__).with_name("two_halves.heic.b64")

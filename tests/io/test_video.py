@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from video_files import cut, grey_frames, index_first, turned, write_video
 
 from dune_cli.errors import UserError
 from dune_cli.io.video import Frame, Video, _nearest, frames
+from support.video_files import cut, grey_frames, index_first, turned, write_video
 
 KINDS = pytest.mark.parametrize("ending", [".mp4", ".avi", ".mkv"])
 

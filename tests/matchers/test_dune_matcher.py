@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
-import match_files
 import numpy as np
 import pytest
 import torch
-import warped
-from kornia_xfeat import KorniaXFeatLighterGlue
 
 from dune_cli.checkpoints import adapters
 from dune_cli.checkpoints.loader import continue_match_head, load_match_head
@@ -21,6 +18,8 @@ from dune_cli.matchers.matcher import Resized
 from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
 from dune_cli.training.matcher.finalize import write_head
+from support import match_files, warped
+from support.kornia_xfeat import KorniaXFeatLighterGlue
 
 pytestmark = pytest.mark.weights("efficientnet-lite2")  # the stem's part lite
 

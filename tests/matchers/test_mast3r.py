@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published_files import Fixture, mast3r_tree
 
 from dune_cli.io.preprocess import prepare
 from dune_cli.matchers.mast3r import Mast3r
 from dune_cli.matchers.nearest_neighbours import reciprocal_matches
 from dune_cli.matchers.registry import load_matcher
+from support.published_files import Fixture, mast3r_tree
 
 
 @pytest.fixture(scope="module")

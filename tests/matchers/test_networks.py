@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import warped
-from kornia_xfeat import KorniaXFeatLighterGlue
 from scipy.spatial import cKDTree
 
 from dune_cli.checkpoints import weights_folder
@@ -17,6 +15,8 @@ from dune_cli.io.photos import read_photo
 from dune_cli.matchers import _kornia, aliked_lightglue, registry, xfeat_lighterglue
 from dune_cli.matchers.matcher import Matcher
 from dune_cli.models.match_head import centre_of_mass
+from support import warped
+from support.kornia_xfeat import KorniaXFeatLighterGlue
 
 # the learned detectors place keypoints up to about a quarter pixel of the matched image off, alike in both photos
 LIMITS = {"xfeat-lighterglue": (700, 0.65, 0.15), "aliked-lightglue": (700, 0.65, 0.25)}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import warped
 
 from dune_cli.geometry import epipolar
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers.registry import load_matcher
 from dune_cli.matchers.sift import Sift
+from support import warped
 
 
 @pytest.mark.parametrize("homography", [warped.SHIFT, warped.ENLARGED, warped.TILTED])

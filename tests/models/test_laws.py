@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from published_files import Fixture, dinov2_manifest, dune_manifest, make_image, make_state_dict, mast3r_tree
 from torch.nn import functional as F
 
 from dune_cli.checkpoints.adapters import dinov2, dune, mast3r
@@ -15,6 +14,7 @@ from dune_cli.models.mast3r import TwoViewModel
 from dune_cli.models.patch_embed import resample
 from dune_cli.models.precision import set_trunk_dtype
 from dune_cli.models.vit import VisionTransformer
+from support.published_files import Fixture, dinov2_manifest, dune_manifest, make_image, make_state_dict, mast3r_tree
 
 
 def small_vit(registers: int = 0, width: int = 128, depth: int = 3, side: int = 5) -> VisionTransformer:

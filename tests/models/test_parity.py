@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from published_files import TEACHERS, TOKENS, Fixture, check_two_view, deviation, mast3r_tree
 
 from dune_cli.checkpoints.adapters import dinov2, dune, dune_mast3r, mast3r
 from dune_cli.models.dpt import to_channels_last
 from dune_cli.models.mast3r import TwoViewModel
+from support.published_files import TEACHERS, TOKENS, Fixture, check_two_view, deviation, mast3r_tree
 
 
 def test_dune_tokens_and_projections() -> None:

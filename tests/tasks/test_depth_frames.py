@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from test_depth import FlatGround, default, photo
+from tasks.test_depth import FlatGround, default, photo
 
 from dune_cli.geometry.cameras import K_from_focal
 from dune_cli.io.photos import Photo

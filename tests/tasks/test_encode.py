@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from published_files import dune_manifest, make_state_dict
 
 from dune_cli.checkpoints.adapters import dune
 from dune_cli.errors import UserError
@@ -16,6 +15,7 @@ from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import prepare
 from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.tasks.encode import EncoderFeatures, document, encode, pca_picture, write
+from support.published_files import dune_manifest, make_state_dict
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dinov2_head_files import write_encoder, write_head
 
 from dune_cli import load_segmenter
 from dune_cli.io.photos import Photo
 from dune_cli.models.dinov2_heads import Segmenter, window_starts
 from dune_cli.tasks import segment as task
+from support.dinov2_head_files import write_encoder, write_head
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import kornia_xfeat
 import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from published_files import deviation, dinov2_manifest, dune_manifest, dune_tree, make_image, make_state_dict
-from teacher_files import write_teachers
 
 from dune_cli.checkpoints import third_party, weights_folder
 from dune_cli.checkpoints.loader import load_encoder, load_two_view
@@ -23,6 +20,9 @@ from dune_cli.errors import UserError
 from dune_cli.models.patch_embed import resample
 from dune_cli.teachers.registry import load_teacher, names
 from dune_cli.teachers.teacher import as_tokens, fold_map, resample_map, resize_to_grid
+from support import kornia_xfeat
+from support.published_files import deviation, dinov2_manifest, dune_manifest, dune_tree, make_image, make_state_dict
+from support.teacher_files import write_teachers
 
 CPU = torch.device("cpu")
 

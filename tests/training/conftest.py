@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from teacher_files import write_photos, write_teachers
-from training_words import words
 
 from dune_cli.cli import main
+from support.teacher_files import write_photos, write_teachers
+from support.training_words import words
 
 
 @pytest.fixture(scope="session", autouse=True)
