@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+HALF_PIXEL = 0.5  # COLMAP and nerfstudio put (0.5, 0.5) at the centre of the top-left pixel, everything here (0, 0)
+
 
 def K_from_focal(focal_px: float, width: int, height: int) -> np.ndarray:
     """(3, 3) intrinsics with square pixels and the principal point at the image's centre, ((W-1)/2, (H-1)/2)."""

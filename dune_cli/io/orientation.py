@@ -10,18 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dune_cli.geometry.cameras import quarter_turn
+
 UPRIGHT = 1
 MIRRORED = (2, 4, 5, 7)
-_STORED_FROM_UPRIGHT = {
-    1: ((1, 0), (0, 1)),
-    2: ((-1, 0), (0, 1)),
-    3: ((-1, 0), (0, -1)),
-    4: ((1, 0), (0, -1)),
-    5: ((0, 1), (1, 0)),
-    6: ((0, 1), (-1, 0)),
-    7: ((0, -1), (-1, 0)),
-    8: ((0, -1), (1, 0)),
-}  # of directions (x, y)
+# Quarter turns clockwise from the upright picture to the stored one; where it is MIRRORED, after a left-right mirroring
+_QUARTER_TURNS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 3, 6: 3, 7: 1, 8: 1}
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,7 @@ class StoredCamera:
 
 def valid(value: object) -> int:
     """The orientation that a tag's value means: 1 to 8, and 1 for anything else."""
-    return value if isinstance(value, int) and value in _STORED_FROM_UPRIGHT else UPRIGHT
+    return value if isinstance(value, int) and value in _QUARTER_TURNS else UPRIGHT
 
 
 def swapped(orientation: int) -> bool:
@@ -65,12 +59,10 @@ def to_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
 
 def stored_from_upright(width: int, height: int, orientation: int) -> np.ndarray:
     """(3, 3) pixel transform from the upright photo of `width` x `height` px to its stored pixels."""
-    linear = _linear(orientation)
-    stored = np.array(turned_size(width, height, orientation), np.float64)
-    transform = np.eye(3)
-    transform[:2, :2] = linear
-    transform[:2, 2] = np.where(linear.sum(axis=1) < 0, stored - 1, 0)
-    return transform
+    turn = quarter_turn(width, height, _QUARTER_TURNS[orientation])
+    if orientation in MIRRORED:
+        turn = turn @ np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1.0]])
+    return turn + 0.0  # no -0.0
 
 
 def stored_cam_from_cam(orientation: int) -> np.ndarray:
@@ -94,7 +86,8 @@ def stored_camera(K: np.ndarray, world_from_cam: np.ndarray, width: int, height:
 
 
 def _linear(orientation: int) -> np.ndarray:
-    return np.array(_STORED_FROM_UPRIGHT[orientation], np.float64)
+    """(2, 2) the turn and mirroring of directions (x, y)."""
+    return stored_from_upright(1, 1, orientation)[:2, :2]
 
 
 def _flipped(picture: np.ndarray, linear: np.ndarray) -> np.ndarray:

@@ -23,10 +23,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.io.json_files import write_json
 from dune_cli.io.pose_files import OPENCV_FROM_OPENGL
-
-HALF_PIXEL = 0.5
 
 
 class TransformsCamera(Protocol):

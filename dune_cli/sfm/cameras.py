@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dune_cli import optional
-from dune_cli.geometry.cameras import transform_pixels
+from dune_cli.geometry.cameras import HALF_PIXEL, transform_pixels
 from dune_cli.io.orientation import UPRIGHT, stored_cam_from_cam, stored_from_upright, turned_size
 
 if TYPE_CHECKING:
     import pycolmap
-
-HALF_PIXEL = 0.5  # COLMAP puts (0.5, 0.5) at the centre of the top-left pixel
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from dune_cli import console, runtime
+from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.geometry.poses import from_rotation_translation, inverse, moved, removed
-from dune_cli.io.colmap.write import HALF_PIXEL
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.sfm.calibration import calibrated, ran_away
 from dune_cli.sfm.matching import Correspondences

@@ -10,8 +10,8 @@ import numpy as np
 
 from dune_cli import console, optional
 from dune_cli.geometry import epipolar, two_view
+from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.geometry.pose_confidence import confidence_of, evidence_of_pair
-from dune_cli.io.colmap.write import HALF_PIXEL
 from dune_cli.matchers.filtering import Thumbnail, moving_matches
 from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.scene import ImagePair

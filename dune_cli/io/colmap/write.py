@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.io.meshes import Frustum, check_colors, check_points
 from dune_cli.io.outputs import atomic_directory
 from dune_cli.io.photo_names import check_names_for_colmap
 
-HALF_PIXEL = 0.5  # COLMAP puts (0.5, 0.5) at the centre of the top-left pixel, everything else here (0, 0)
 PINHOLE, SIMPLE_RADIAL = (1, "PINHOLE"), (2, "SIMPLE_RADIAL")  # COLMAP's numbers and names of camera models
 UNKNOWN_ERROR = -1.0
 # Newer versions add rigs and frames; a stale one beside our files would be read with them
