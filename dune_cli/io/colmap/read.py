@@ -16,6 +16,7 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import UserError
+from dune_cli.geometry.poses import from_rotation_translation, inverse, rotation_from_quaternion
 from dune_cli.io.colmap import binary as colmap_binary
 from dune_cli.io.colmap import text as colmap_text
 from dune_cli.io.colmap.tables import CAMERA_SENSOR, FOCALS, Broken, CameraRow, FrameRow, ImageRow, PointTable, RigRow
@@ -50,10 +51,7 @@ class ColmapImage:
 
     @property
     def world_from_cam(self) -> np.ndarray:
-        pose = np.eye(4)
-        pose[:3, :3] = self.cam_from_world[:3, :3].T
-        pose[:3, 3] = -pose[:3, :3] @ self.cam_from_world[:3, 3]
-        return pose
+        return inverse(self.cam_from_world)
 
 
 @dataclass(frozen=True)
@@ -229,14 +227,7 @@ def _pose(values: Sequence[float], what: str) -> np.ndarray:
     length = math.hypot(*values[:4])
     if abs(length - 1) > 1e-2:
         raise Broken(f"{what} has a quaternion of length {length:.3g}, not 1")
-    w, x, y, z = (value / length for value in values[:4])
-    pose = np.eye(4)
-    pose[:3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y), values[4]],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x), values[5]],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y), values[6]],
-    ]
-    return pose
+    return from_rotation_translation(rotation_from_quaternion(values[:4]), values[4:])
 
 
 def _check_points(points: PointTable, images: Sequence[ImageRow]) -> None:

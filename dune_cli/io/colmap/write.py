@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dune_cli.geometry.cameras import HALF_PIXEL
+from dune_cli.geometry.poses import quaternion_from_rotation
 from dune_cli.io.meshes import Frustum, check_colors, check_points
 from dune_cli.io.outputs import atomic_directory
 from dune_cli.io.photo_names import check_names_for_colmap
@@ -84,7 +85,7 @@ class _Image:
         if radial:
             model, params = SIMPLE_RADIAL, [np.sqrt(K[0, 0] * K[1, 1]), *params[2:], radial]
         cam_from_world = np.linalg.inv(np.asarray(camera.world_from_cam, np.float64))
-        pose = [*_quaternion(cam_from_world[:3, :3]), *cam_from_world[:3, 3]]
+        pose = [*quaternion_from_rotation(cam_from_world[:3, :3]), *cam_from_world[:3, 3]]
         return cls(id, camera.name, (camera.width, camera.height), model, [*map(float, params)], [*map(float, pose)])
 
     def see(self, point: int, x_px: float, y_px: float) -> tuple[int, int]:
@@ -129,18 +130,3 @@ def _text_files(
 
 def _lines(rows: Iterable[Sequence[object]]) -> Iterable[bytes]:
     return (os.fsencode(" ".join(map(str, row)) + "\n") for row in rows)
-
-
-def _quaternion(rotation: np.ndarray) -> np.ndarray:
-    """Unit wxyz of a rotation (3, 3), w >= 0: the eigenvector of Bar-Itzhack (2000), exact in all directions."""
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
-    matrix = np.array(
-        [
-            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
-            [zy - yz, xx - yy - zz, xy + yx, xz + zx],
-            [xz - zx, xy + yx, yy - xx - zz, yz + zy],
-            [yx - xy, xz + zx, yz + zy, zz - xx - yy],
-        ]
-    )
-    quaternion = np.linalg.eigh(matrix)[1][:, -1]
-    return quaternion if quaternion[0] >= 0 else -quaternion
