@@ -35,7 +35,7 @@ def test_a_name_is_shown_on_one_line_without_controls(name: str) -> None:
 SPEAK = """
 import sys
 from dune_cli import console
-from dune_cli.io.jsons import dumps
+from dune_cli.io.json_files import dumps
 names = [bytes.fromhex(word).decode("utf-8", "surrogateescape") for word in sys.argv[1:]]
 console.result(*names)
 console.document(dumps({"photos": names}))

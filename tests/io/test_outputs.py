@@ -119,7 +119,7 @@ def test_check_output_folder_refuses(tmp_path: Path) -> None:
 WRITES_SLOWLY = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits "ignore"
-from dune_cli.io.atomic import atomic_path
+from dune_cli.io.outputs import atomic_path
 with atomic_path(sys.argv[1]) as temporary, temporary.open("w") as file:
     file.write("half"); file.flush()
     print("writing", flush=True)

@@ -24,18 +24,18 @@ import json, resource, sys, time
 from pathlib import Path
 from support import audited
 from dune_cli.errors import UserError
-from dune_cli.training import state
+from dune_cli.training.common import checkpoints
 from support.hostile_runs import alone, new_run
 audited.install()
 run, here = new_run(), alone()
-run.restore(state.latest(Path(sys.argv[1]) / "honest" / "checkpoints"), here)  # imports what it imports
+run.restore(checkpoints.latest(Path(sys.argv[1]) / "honest" / "checkpoints"), here)  # imports what it imports
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for folder in sorted(Path(sys.argv[1]).glob("0*")):
     audited.heard.clear()
     start = time.process_time()
     try:
         with audited.listening():
-            run.restore(state.latest(folder / "checkpoints"), here)
+            run.restore(checkpoints.latest(folder / "checkpoints"), here)
         said = None
     except UserError as error:
         said = str(error)
