@@ -98,21 +98,25 @@ class MiniEncoder(nn.Module):
 
     def pyramid(self, images: torch.Tensor, norm: bool = True) -> Pyramid:
         """As `forward`, with the stem's maps."""
-        x, rotation, grid, maps = self._embed(images)
-        for block in self.blocks:
-            x = block(x, rotation)
-        return Pyramid(maps, self._tokens(x, grid, norm))
+        maps, (tokens,) = self.levels(images, (-1,), norm)
+        return Pyramid(maps, tokens)
 
     def intermediate(self, images: torch.Tensor, layers: Sequence[int], norm: bool = True) -> list[Tokens]:
         """Outputs of the blocks `layers` (counted from 0; negative from the end), in that order."""
+        return self.levels(images, layers, norm)[1]
+
+    def levels(
+        self, images: torch.Tensor, layers: Sequence[int], norm: bool = True
+    ) -> tuple[dict[str, Maps], list[Tokens]]:
+        """The stem's maps by part and stride, and the outputs of the blocks `layers` as `intermediate` gives them."""
         wanted = [range(len(self.blocks))[layer] for layer in layers]
-        x, rotation, grid, _ = self._embed(images)
+        x, rotation, grid, maps = self._embed(images)
         kept: dict[int, Tokens] = {}
         for index, block in enumerate(self.blocks[: max(wanted) + 1]):
             x = block(x, rotation)
             if index in wanted:
                 kept[index] = self._tokens(x, grid, norm)
-        return [kept[layer] for layer in wanted]
+        return maps, [kept[layer] for layer in wanted]
 
     def project(self, images: torch.Tensor, teacher: str) -> Tokens:
         """A bare encoder has no projectors: always ValueError."""
