@@ -83,17 +83,17 @@ def with_wrong_lens(common: TwoViewMatches, kind: int) -> TwoViewMatches:
 
 def rows_of(pairs: list[benchmark.PosedPair], matcher: str) -> list[tuple[str, bool, bool, np.ndarray]]:
     """(scene, whether the lens is true, whether the pose is within 10 degrees, features) of poses beyond chance."""
-    sight = MatcherBackend(load_matcher(matcher))
+    backend = MatcherBackend(load_matcher(matcher))
     rows = []
     for pair in pairs:
         shots = [
             CameraImage(read_photo(path), K, "given") for path, K in ((pair.image1, pair.K1), (pair.image2, pair.K2))
         ]
-        right = sight.compare(*(sight.look(shot) for shot in shots))
+        right = backend.match(*(backend.extract(shot) for shot in shots))
         for common in (right, with_wrong_lens(right, sum(pair.id.encode()) % 3)):
             found = relocalize(common, SolverConfig("essential", min_confidence=-1.0))
             evidence = found.evidence
-            if found.query_from_ref is None or evidence is None or evidence.log10_chance > MAX_LOG10_NFA:
+            if found.query_from_ref is None or evidence is None or evidence.log10_nfa > MAX_LOG10_NFA:
                 continue
             error = np.degrees(max(map(float, epipolar.pose_error(found.query_from_ref, pair.cam2_from_cam1))))
             rows.append(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dune_cli.commands.reconstruct_outputs import Targets
     from dune_cli.io.cache import WorkFolder
     from dune_cli.provenance import Run
-    from dune_cli.sfm.features import GlobalDescriptor
+    from dune_cli.sfm.features import DescriptorExtractor
     from dune_cli.sfm.scene import Scene
 
     Done = tuple[Scene, list[tuple[Path, str]], dict[str, Any]]
@@ -183,7 +183,7 @@ def run_many(
     what the work would take."""
     from dune_cli.io.cache import WorkFolder
     from dune_cli.io.inputs import is_video
-    from dune_cli.sfm.keyframes import photos_of
+    from dune_cli.sfm.keyframes import extract_keyframes
 
     suffix = targets.scene.suffix.lower()
     if many.mesh is not None and suffix not in SURFACE_SUFFIXES:
@@ -193,7 +193,7 @@ def run_many(
     work = WorkFolder(many.work or targets.scene.with_suffix(".work"))
     ordered = all(map(is_video, paths))
     with run.stage("read"):
-        images = photos_of(paths, many.fps, work)
+        images = extract_keyframes(paths, many.fps, work)
     if len(images) < 2:
         raise UserError(f"two photos are needed, got {len(images)} of {paths[0].name}; raise --fps")
     if images != list(paths):
@@ -250,11 +250,11 @@ def _known_poses(many: Many, images: list[Path], shared: dict[str, Any]) -> dict
     return {Path(name): pose for name, pose in found.items()}
 
 
-def _describer(name: str | None, compute: Compute) -> GlobalDescriptor | None:
+def _describer(name: str | None, compute: Compute) -> DescriptorExtractor | None:
     """The encoder that compares photos; None where the user named none and the default one is not here."""
     from dune_cli.checkpoints import registry, weights_folder
     from dune_cli.checkpoints.loader import load_encoder
-    from dune_cli.sfm.features import encoder_describer
+    from dune_cli.sfm.features import encoder_descriptor_extractor
     from dune_cli.sfm.retrieval import DEFAULT_MODEL
 
     if name is None:
@@ -264,7 +264,7 @@ def _describer(name: str | None, compute: Compute) -> GlobalDescriptor | None:
                 f"the encoder {DEFAULT_MODEL} is not here: photos that look alike are found by their keypoints"
             )
             return None
-    return encoder_describer(load_encoder(name or DEFAULT_MODEL, compute.device))
+    return encoder_descriptor_extractor(load_encoder(name or DEFAULT_MODEL, compute.device))
 
 
 def _work_facts(work: WorkFolder) -> dict[str, Any]:

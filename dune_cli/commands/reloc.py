@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dune_cli.matchers.matcher import Matcher
     from dune_cli.sfm.landmarks import Landmarks
     from dune_cli.sfm.localization import LocalizationConfig, LocalizationResult
-    from dune_cli.sfm.map_retrieval import ImageRetriever
     from dune_cli.sfm.multi_reference import MultiReferencePose
     from dune_cli.sfm.relative_pose import CameraImage, PairBackend
+    from dune_cli.sfm.retrieval import ImageRetriever
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -188,7 +188,7 @@ def _matcher(words: MapWords) -> Matcher:
 
 
 def _chooser(words: MapWords, points: Landmarks) -> ImageRetriever:
-    from dune_cli.sfm.map_retrieval import ImageRetriever
+    from dune_cli.sfm.retrieval import ImageRetriever
 
     count, images = words.top_k or TOP_K, len(points.map.images)
 
@@ -220,15 +220,15 @@ def _locate(
     """The query's pose, and its hash; what is wrong with the query itself is a pose that is not known."""
     from dune_cli.io.intrinsics import resolve_intrinsics
     from dune_cli.io.photos import read_photo
-    from dune_cli.sfm.cameras import UndistortedCamera
-    from dune_cli.sfm.localization import Query, localize, unreadable_query
+    from dune_cli.sfm.cameras import Camera
+    from dune_cli.sfm.localization import Query, failed_localization, localize
 
     try:
         photo = read_photo(path)
         K, source = resolve_intrinsics([photo], intrinsics, fov_deg)[0]
     except UserError as error:
-        return unreadable_query(str(path), points.map, str(error)), None
-    query = Query(photo, UndistortedCamera.pinhole(K, photo.width, photo.height), source)
+        return failed_localization(str(path), points.map, str(error)), None
+    query = Query(photo, Camera.pinhole(K, photo.width, photo.height), source)
     return localize(query, points, chooser.for_query(photo.rgb), config, chooser.for_query), photo.sha256
 
 
@@ -307,7 +307,7 @@ def locate_by_references(words: PairWords) -> None:
     with run.stage("read"):
         shots = _shots([*paths[0], *paths[1]], words.intrinsics, words.fov_deg, words.ref_depths, words.depth_scale)
     with run.stage("load"):
-        sight = load_sight(words.model, words.encoder, words.matcher, words.size, words.device, words.dtype)
+        backend = load_sight(words.model, words.encoder, words.matcher, words.size, words.device, words.dtype)
     config = relative_pose.SolverConfig(
         words.solver or ("pnp" if metric_points else "essential"),
         words.baseline,
@@ -316,23 +316,23 @@ def locate_by_references(words: PairWords) -> None:
     )
     results, commons, references = [], [], []
     with run.stage("look"):
-        seen_query = sight.look(shots[0])
+        seen_query = backend.extract(shots[0])
     for shot in console.progress(shots[1:], "reloc", unit="reference"):
         with run.stage("look"):
-            references.append(sight.look(shot))
+            references.append(backend.extract(shot))
         with run.stage("match"):
             try:
-                commons.append(sight.compare(references[-1], seen_query))
+                commons.append(backend.match(references[-1], seen_query))
             except JobFailed as error:
                 commons.append(None)
-                results.append(relative_pose.failed(shot, shots[0], config, str(error), metric_points))
+                results.append(relative_pose.failed_relocalization(shot, shots[0], config, str(error), metric_points))
                 continue
         with run.stage("pose"):
             results.append(relative_pose.relocalize(commons[-1], config))
     joint = None
     if len(references) > 1:
         with run.stage("joint"):
-            joint = multi_reference.localize_from_references(sight, references, seen_query, commons, results, config)
+            joint = multi_reference.localize_from_references(backend, references, seen_query, commons, results, config)
     best = reloc.best_of(results) if joint is None else joint.pose
     if "default" in (best.query.focal_source, best.reference.focal_source):
         console.note(
@@ -340,7 +340,7 @@ def locate_by_references(words: PairWords) -> None:
             "--fov-deg"
         )
     provenance = run.provenance(
-        [sight.source],
+        [backend.source],
         [(shot.photo.path, shot.photo.sha256) for shot in shots] + _hashed(words.ref_depths),
         units="metre" if best.scale == "metric" else "baseline",
         axes="OpenCV: x right, y down, z forward",

@@ -121,9 +121,9 @@ def true_depths(place: Place) -> list[np.ndarray | None] | None:
         if not is_file(path):
             raise UserError(f"{frame.where}: the depth map {shown(frame['depth'])} is not there")
         depth = read_depth(path, frame.number("depth_scale", MILLIMETRES, 1e-6, 1e9))
-        if depth.shape != (image.lens.height, image.lens.width):
+        if depth.shape != (image.camera.height, image.camera.width):
             size = f"{depth.shape[1]} x {depth.shape[0]}"
-            raise UserError(f"{path} has {size} px, its photo {image.lens.width} x {image.lens.height}")
+            raise UserError(f"{path} has {size} px, its photo {image.camera.width} x {image.camera.height}")
         depths.append(depth if (depth > 0).any() else None)
     lacking = [image.name for image, depth in zip(place.map.images, depths) if depth is None]
     if lacking:

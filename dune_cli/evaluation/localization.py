@@ -18,18 +18,18 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import epipolar
-from dune_cli.geometry.poses import removed, world_offset
+from dune_cli.geometry.poses import subtract_world_offset, world_offset
 from dune_cli.io.cache import WorkFolder
 from dune_cli.io.intrinsics import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.json_files import Fields
 from dune_cli.io.photos import read_photo
 from dune_cli.io.safe_read import is_file, read_json, shown
 from dune_cli.matchers.matcher import Matcher
-from dune_cli.sfm.cameras import UndistortedCamera
+from dune_cli.sfm.cameras import Camera
 from dune_cli.sfm.landmarks import LandmarkConfig, Landmarks
 from dune_cli.sfm.localization import LocalizationConfig, Query, localize
-from dune_cli.sfm.map_retrieval import Candidates
 from dune_cli.sfm.photo_map import MapImage, PhotoMap
+from dune_cli.sfm.retrieval import Candidates
 
 NEAR_M, NEAR_DEG, NEAR_SHARE = 0.25, 2.0, 0.05  # of the size of the place, where the scale is arbitrary
 MIN_FRAMES = 4  # a map of three is left
@@ -178,7 +178,7 @@ def summarise(scores: Sequence[QueryScore], places: Sequence[Place]) -> Localiza
 def _score(
     image: MapImage, map_points: Landmarks, place: Place, other: str | None, config: LocalizationConfig
 ) -> QueryScore:
-    query = Query(read_photo(image.file), image.lens, "given")
+    query = Query(read_photo(image.file), image.camera, "given")
     candidates: Candidates = [(index, None) for index in range(len(map_points.map.images))]
     for index, _ in candidates:
         map_points.points(index)  # of the map, not of the query: not in its seconds
@@ -232,7 +232,9 @@ def _read_place(file: Path) -> Place:
     scale = "metric" if fields.text("scale", "").startswith("metric") else "arbitrary"
     centres = np.stack([image.world_from_cam[:3, 3] for image in images])
     offset = world_offset(centres)  # no error depends on where the origin is
-    images = tuple(replace(image, world_from_cam=removed(image.world_from_cam, offset)) for image in images)
+    images = tuple(
+        replace(image, world_from_cam=subtract_world_offset(image.world_from_cam, offset)) for image in images
+    )
     extent = float(np.linalg.norm(centres[:, None] - centres, axis=-1).max())
     if extent == 0:
         raise NoTruth(f"the cameras of {file} all stand in one place; leaving one out says nothing")
@@ -253,5 +255,5 @@ def _read_frame(file: Path, index: int, value: Any) -> MapImage | str:
     K = pinhole_matrix(frame["K"], f"{frame.where}: K", width, height)
     pose = rigid_pose(frame["T_cam_to_world"], f"{frame.where}: T_cam_to_world")
     k1 = frame.number("dist_k1", 0.0, -LARGEST_RADIAL, LARGEST_RADIAL)
-    lens = UndistortedCamera.radial(K, k1, width, height) if k1 else UndistortedCamera.pinhole(K, width, height)
+    lens = Camera.radial(K, k1, width, height) if k1 else Camera.pinhole(K, width, height)
     return MapImage(photo.name, photo, lens, pose)

@@ -183,17 +183,17 @@ def _is_line(text: Any, frame: str) -> bool:
 
 
 def relocalize_scene(
-    scene: SceneFolder, sight: PairBackend, config: SolverConfig, done: dict[str, str | None]
+    scene: SceneFolder, backend: PairBackend, config: SolverConfig, done: dict[str, str | None]
 ) -> Iterator[tuple[str, str | None]]:
     """The frames that are not `done` yet, in order: (name, line of the submission or None where there is no pose)."""
     todo = [name for name in scene.queries if name not in done]
     if not todo:
         return
-    reference = sight.look(_shot(scene, REFERENCE, scene.reference))
+    reference = backend.extract(_shot(scene, REFERENCE, scene.reference))
     for name in todo:
-        query = sight.look(_shot(scene, name, scene.queries[name]))
+        query = backend.extract(_shot(scene, name, scene.queries[name]))
         try:
-            result = relocalize(sight.compare(reference, query), config)
+            result = relocalize(backend.match(reference, query), config)
         except JobFailed:
             yield name, None
             continue

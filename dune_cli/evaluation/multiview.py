@@ -23,7 +23,7 @@ from dune_cli.io.photos import PhotoFacts, read_photo
 from dune_cli.matchers.matcher import Matcher
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene
-from dune_cli.sfm.verification import SharedCamera, camera_of, open_pycolmap
+from dune_cli.sfm.verification import SharedCamera, colmap_camera, quiet_pycolmap
 from dune_cli.tasks.reconstruct import many, pointmaps
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def map_by_sift(paths: Sequence[Path], lenses: Sequence[SharedCamera], lens_of: 
     All pairs are matched; cameras as in `dune reconstruct` (shared lenses, fixed where known). Default options; where
     these find no pair to start from, once more with any direction of motion, 2 degrees and 50 matches allowed for it.
     """
-    pycolmap = open_pycolmap()
+    pycolmap = quiet_pycolmap()
     found = np.full((len(paths), 4, 4), np.nan)
     with scratch_folder(prefix="dune-sift-") as scratch:
         folder, database = scratch / "photos", scratch / "database.db"
@@ -137,7 +137,7 @@ def map_by_sift(paths: Sequence[Path], lenses: Sequence[SharedCamera], lens_of: 
         with pycolmap.Database.open(database) as opened:
             for name, lens in zip(names, lens_of):
                 image = opened.read_image_with_name(name)
-                camera = camera_of(pycolmap, lenses[lens])
+                camera = colmap_camera(pycolmap, lenses[lens])
                 camera.camera_id = image.camera_id
                 opened.update_camera(camera)
                 if lenses[lens].fixed:
@@ -293,7 +293,7 @@ def intrinsics_of(place: Place, known: bool) -> Callable[[Sequence[PhotoFacts]],
 
     def of(facts: Sequence[PhotoFacts]) -> Intrinsics:
         if known:
-            return [(image.lens.K, "given") for image in place.map.images]
+            return [(image.camera.K, "given") for image in place.map.images]
         return resolve_intrinsics(facts, None, None)
 
     return of

@@ -193,8 +193,8 @@ def confidence_bins(
     """Each matcher's name and pose by `dune reloc` with the true intrinsics, as far as it gives one out."""
     shots = [CameraImage(read_photo(path), K, "given") for path, K in ((pair.image1, pair.K1), (pair.image2, pair.K2))]
     for name, matcher in matchers.items():
-        sight = MatcherBackend(matcher)
-        found = relocalize(sight.compare(*(sight.look(shot) for shot in shots)), SolverConfig("essential", seed=seed))
+        backend = MatcherBackend(matcher)
+        found = relocalize(backend.match(*(backend.extract(shot) for shot in shots)), SolverConfig("essential", seed=seed))
         if found.query_from_ref is not None:
             errors = np.degrees(epipolar.pose_error(found.query_from_ref, pair.cam2_from_cam1))
             yield name, ConfidenceSample(pair.set_name, pair.id, found.confidence, float(max(errors)))

@@ -213,7 +213,7 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class Adjusted:
+class AdjustedBundle:
     """The solution, and how sure its lenses are.
 
     `log_focal_sd` and `radial_sd` (L,): standard deviations, the priors included (0 where fixed). `modes` (M, V, 10):
@@ -229,7 +229,7 @@ class Adjusted:
     sigma_px: float
 
 
-def adjust(bundle: Bundle, priors: Priors, start_K: np.ndarray) -> Adjusted | None:
+def adjust_bundle(bundle: Bundle, priors: Priors, start_K: np.ndarray) -> AdjustedBundle | None:
     """Minimises the reprojection errors under a Cauchy loss, weighed against the priors: the focal lengths' about those
     of `start_K` (L, 3, 3). Levenberg-Marquardt on the Schur complement of the points (B. Triggs et al., "Bundle
     adjustment: a modern synthesis", 2000, sections 6 and 9).
@@ -250,7 +250,7 @@ def adjust(bundle: Bundle, priors: Priors, start_K: np.ndarray) -> Adjusted | No
         return None
     modes[:, :, 7:] *= length
     adjusted = _moved(problem.bundle, -middle / length, length)
-    return Adjusted(adjusted, sds[:, 0], sds[:, 1], modes, problem.sigma_px)
+    return AdjustedBundle(adjusted, sds[:, 0], sds[:, 1], modes, problem.sigma_px)
 
 
 def _frame_of(world_from_cam: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:

@@ -226,7 +226,7 @@ class PairPoints:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownCameras:
     """What is known of V cameras: `K` (V, 3, 3), NaN where it is not; `world_from_cam` (V, 4, 4), NaN where it is not.
 
     Known intrinsics are kept. Known poses are kept, or with `poses_are_priors` pulled towards with the strength of
@@ -239,7 +239,7 @@ class Known:
     prior_share: float = 0.2
 
     @classmethod
-    def nothing(cls, views: int) -> Known:
+    def nothing(cls, views: int) -> KnownCameras:
         return cls(np.full((views, 3, 3), np.nan), np.full((views, 4, 4), np.nan))
 
     @property
@@ -287,14 +287,14 @@ class Alignment:
     groups: tuple[tuple[int, ...], ...]
 
 
-def align(data: PairPoints, known: Known | None = None, config: AlignConfig | None = None) -> Alignment | None:
+def align(data: PairPoints, known: KnownCameras | None = None, config: AlignConfig | None = None) -> Alignment | None:
     """The cameras of the largest group of views. None where no two views' maps agree.
 
     Raises ValueError for views that are the first one of no pair, and where shapes do not fit.
     """
     config = config or AlignConfig()
     views = len(data.anchors)
-    known = known or Known.nothing(views)
+    known = known or KnownCameras.nothing(views)
     _check(data, known, views)
     own = _own_points(data, views, config.tolerance)
     steps, shares = _edges(data, own, config)
@@ -350,7 +350,7 @@ def align(data: PairPoints, known: Known | None = None, config: AlignConfig | No
     return Alignment(supported, poses, solved.K, depth, seen, inliers, scales, solved.error, groups)
 
 
-def _check(data: PairPoints, known: Known, views: int) -> None:
+def _check(data: PairPoints, known: KnownCameras, views: int) -> None:
     pairs, anchors = len(data.pairs), data.anchors.shape[1]
     if data.points.shape != (pairs, 2, anchors, 3) or data.confidence.shape != (pairs, 2, anchors):
         raise ValueError(f"{pairs} pairs and {anchors} anchors do not go with points {data.points.shape}")
@@ -401,7 +401,7 @@ def _edges(data: PairPoints, own: np.ndarray, config: AlignConfig) -> tuple[np.n
     return steps, np.minimum(fits[0].inlier_share, fits[1].inlier_share)
 
 
-def _intrinsics(data: PairPoints, own: np.ndarray, known: Known) -> np.ndarray:
+def _intrinsics(data: PairPoints, own: np.ndarray, known: KnownCameras) -> np.ndarray:
     """(V, 3, 3): the known ones, else square pixels about the photo's centre with the focal of the view's own map."""
     K = known.K.copy()
     for view in np.flatnonzero(~known.has_K):
@@ -413,7 +413,7 @@ def _intrinsics(data: PairPoints, own: np.ndarray, known: Known) -> np.ndarray:
     return K
 
 
-def _to_known_world(root_from_own: np.ndarray, placed: np.ndarray, known: Known) -> np.ndarray:
+def _to_known_world(root_from_own: np.ndarray, placed: np.ndarray, known: KnownCameras) -> np.ndarray:
     """(V, 4, 4) the placement moved to where the known poses are: rotation by theirs, scale and place by their
     centres; both robust, for a placed view may be wrong."""
     have = np.flatnonzero(placed & known.has_pose)
@@ -427,7 +427,7 @@ def _spread(world_from_cam: np.ndarray) -> float:
     return float(np.linalg.norm(centres - centres[0], axis=1).max()) if len(centres) else 0.0
 
 
-def _anchor_centre(known: Known, placed: np.ndarray) -> np.ndarray:
+def _anchor_centre(known: KnownCameras, placed: np.ndarray) -> np.ndarray:
     """(3,) the place that a change of scale leaves where it is."""
     have = np.flatnonzero(known.has_pose & placed)
     return known.world_from_cam[have[0], :3, 3] if len(have) else np.zeros(3)

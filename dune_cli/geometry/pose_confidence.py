@@ -28,30 +28,30 @@ KNOWN_POINTS_DEG = 10.0  # in the place of the parallax, where the points are kn
 class Evidence:
     """What a pose rests on.
 
-    `log10_chance`: of the number of such agreements to expect by chance. `share` of the matches that agree. `spread`:
+    `log10_nfa`: of the number of such agreements to expect by chance. `share` of the matches that agree. `spread`:
     of the photo which they cover less, the share that a rectangle with their spread fills. `second`: matches outside
-    that agree on another motion, per agreeing one. `scatter_deg`: how far repeated runs of the solver lie from the pose
+    that agree on another motion, per agreeing one. `repeatability_deg`: how far repeated runs of the solver lie from the pose
     (rotation or direction, whichever is more; the median). `parallax_deg`: median angle at which the agreeing points
-    see both cameras (KNOWN_POINTS_DEG for a pose on known points). `lens_known`: the focal lengths are no guesses.
+    see both cameras (KNOWN_POINTS_DEG for a pose on known points). `focal_known`: the focal lengths are no guesses.
     """
 
-    log10_chance: float
+    log10_nfa: float
     share: float
     spread: float
     second: float
-    scatter_deg: float
+    repeatability_deg: float
     parallax_deg: float
-    lens_known: bool = True
+    focal_known: bool = True
 
     def features(self) -> np.ndarray:
-        """(6,) what the logistic regression sees; each grows with sureness but for `second` and `scatter_deg`."""
+        """(6,) what the logistic regression sees; each grows with score but for `second` and `repeatability_deg`."""
         return np.array(
             [
-                np.log10(np.clip(-self.log10_chance, 1.0, 1000.0)),
+                np.log10(np.clip(-self.log10_nfa, 1.0, 1000.0)),
                 np.log10(np.clip(self.share, 0.05, 1.0)),
                 np.log10(np.clip(self.spread, 0.01, 1.0)),
                 min(self.second, 0.5),
-                np.log10(np.clip(self.scatter_deg, 0.3, 30.0)),
+                np.log10(np.clip(self.repeatability_deg, 0.3, 30.0)),
                 np.log10(np.clip(self.parallax_deg, 0.3, 10.0)),
             ]
         )
@@ -66,15 +66,15 @@ WEIGHTS = (1.865, 1.397, 1.191, -4.56, -1.201, 2.976)
 GUESSED_LENS = 0.65  # of the poses that look sure with a focal length 0.6 or 1.6 times the true one, so many are right
 
 
-def confidence_of(evidence: Evidence) -> float:
+def confidence_from_evidence(evidence: Evidence) -> float:
     """[0, 1): the share of poses within 10 degrees; 0 where chance may explain the evidence."""
-    if not evidence.log10_chance <= MAX_LOG10_NFA or not np.isfinite(astuple(evidence)).all():
+    if not evidence.log10_nfa <= MAX_LOG10_NFA or not np.isfinite(astuple(evidence)).all():
         return 0.0
     sure = 1 / (1 + np.exp(-(INTERCEPT + evidence.features() @ np.array(WEIGHTS))))
-    return float(sure if evidence.lens_known else GUESSED_LENS * sure)
+    return float(sure if evidence.focal_known else GUESSED_LENS * sure)
 
 
-def spread_of(pixels: np.ndarray, size: tuple[int, int]) -> float:
+def coverage(pixels: np.ndarray, size: tuple[int, int]) -> float:
     """The share of a photo of `size` (width, height) that a rectangle with the spread of `pixels` (M, 2) fills."""
     if len(pixels) < 3:
         return 0.0
@@ -82,7 +82,7 @@ def spread_of(pixels: np.ndarray, size: tuple[int, int]) -> float:
     return min(1.0, area / (size[0] * size[1]))
 
 
-def evidence_of_pair(
+def two_view_evidence(
     points1: np.ndarray,
     points2: np.ndarray,
     K1: np.ndarray,
@@ -93,7 +93,7 @@ def evidence_of_pair(
     pixel_sizes_px: tuple[float, float],
     seed: int,
     tries: int = 1,
-    lens_known: bool = True,
+    focal_known: bool = True,
 ) -> Evidence:
     """Of a relative pose from matches (M, 2) in pixels; `runs`: what the solver found in several runs, at best `pose`
     each time; `tries`: out of how many ways to match the photos these matches were chosen.
@@ -110,7 +110,7 @@ def evidence_of_pair(
     points = two_view.triangulate(points1[agree], points2[agree], K1, K2, pose.cam2_from_cam1)
     with np.errstate(invalid="ignore"):
         angles = two_view.parallax_angles(np.nan_to_num(points, posinf=1e9, neginf=-1e9), pose.cam2_from_cam1)
-    return evidence_of_matches(
+    return match_evidence(
         points1,
         points2,
         agree,
@@ -121,32 +121,32 @@ def evidence_of_pair(
         float(np.degrees(np.median(errors))) if errors else 0.0,
         float(np.degrees(np.median(angles))),
         seed,
-        lens_known,
+        focal_known,
     )
 
 
-def evidence_of_matches(
+def match_evidence(
     points1: np.ndarray,
     points2: np.ndarray,
     agree: np.ndarray,
     use: np.ndarray,
     sizes: tuple[tuple[int, int], tuple[int, int]],
     pixel_sizes_px: tuple[float, float],
-    log10_chance: float,
-    scatter_deg: float,
+    log10_nfa: float,
+    repeatability_deg: float,
     parallax_deg: float,
     seed: int,
-    lens_known: bool = True,
+    focal_known: bool = True,
 ) -> Evidence:
     """Of matches (M, 2) of which `agree` (M,) agree with a pose, out of those in `use` (M,)."""
     rest = use & ~agree
     _, other = epipolar.fundamental_inliers(points1[rest], points2[rest], max(pixel_sizes_px), seed, SECOND_ITERATIONS)
     return Evidence(
-        log10_chance=log10_chance,
+        log10_nfa=log10_nfa,
         share=float(agree.sum() / max(use.sum(), 1)),
-        spread=min(spread_of(points[agree], size) for points, size in zip((points1, points2), sizes)),
+        spread=min(coverage(points[agree], size) for points, size in zip((points1, points2), sizes)),
         second=float(other.sum() / max(agree.sum(), 1)),
-        scatter_deg=scatter_deg,
+        repeatability_deg=repeatability_deg,
         parallax_deg=parallax_deg,
-        lens_known=lens_known,
+        focal_known=focal_known,
     )

@@ -161,7 +161,7 @@ def world_offset(centres: np.ndarray) -> np.ndarray | None:
     return np.rint(np.median(centres, axis=0) / unit) * unit + 0.0
 
 
-def moved(world_from_cam: np.ndarray, shift: np.ndarray | None) -> np.ndarray:
+def add_world_offset(world_from_cam: np.ndarray, shift: np.ndarray | None) -> np.ndarray:
     """(..., 4, 4) the poses in a world whose coordinates are larger by `shift` (3,); the same ones for None."""
     if shift is None:
         return world_from_cam
@@ -170,6 +170,6 @@ def moved(world_from_cam: np.ndarray, shift: np.ndarray | None) -> np.ndarray:
     return poses
 
 
-def removed(world_from_cam: np.ndarray, offset: np.ndarray | None) -> np.ndarray:
+def subtract_world_offset(world_from_cam: np.ndarray, offset: np.ndarray | None) -> np.ndarray:
     """(..., 4, 4) the poses in a world whose coordinates are smaller by `offset` (3,): the inverse of `moved`."""
-    return moved(world_from_cam, None if offset is None else -offset)
+    return add_world_offset(world_from_cam, None if offset is None else -offset)

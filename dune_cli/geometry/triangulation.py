@@ -26,7 +26,7 @@ class TriangulatedPoints:
 
 
 @dataclass(frozen=True)
-class Ray:
+class ViewObservations:
     """What another view sees: `rows` (M,) of the first view's pixels, at `pixels` (M, 2); its pinhole `K` (3, 3),
     `cam_from_world` (4, 4), and `unit_px`, the pixels that count as one."""
 
@@ -42,7 +42,7 @@ def triangulate_with_known_poses(
     K: np.ndarray,
     cam_from_world: np.ndarray,
     unit_px: float,
-    others: Sequence[Ray],
+    others: Sequence[ViewObservations],
     threshold: float,
     min_angle_deg: float = MIN_ANGLE_DEG,
     seed: int = 0,
@@ -53,7 +53,10 @@ def triangulate_with_known_poses(
     none of its own."""
     pycolmap = optional.import_pycolmap("triangulation")
 
-    views = [Ray(np.arange(len(pixels)), np.asarray(pixels, dtype=np.float64), K, cam_from_world, unit_px), *others]
+    views = [
+        ViewObservations(np.arange(len(pixels)), np.asarray(pixels, dtype=np.float64), K, cam_from_world, unit_px),
+        *others,
+    ]
     cameras, poses = [], []
     for view in views:
         fx, fy, cx, cy = (view.K[i, j] / view.unit_px for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))

@@ -56,7 +56,7 @@ class Thumbnail:
         return np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]])
 
 
-def moving_matches(
+def non_static_matches(
     points1: np.ndarray,
     points2: np.ndarray,
     sizes: tuple[tuple[int, int], tuple[int, int]],
@@ -172,10 +172,10 @@ def _agreeing(
 # takes photos upright only, those of the quarter turn of the second photo with which most of them verify.
 
 
-TURNS = 4
+QUARTER_TURNS = 4
 # log10 of the number of such agreements to expect by chance, above which a pair counts as not verified and quarter
 # turns are tried; `dune reloc` refuses such pairs
-VERIFIED = -12.0
+MAX_LOG10_NFA_VERIFIED = -12.0
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class ExtractedImage:
         return self.rgb.shape[1], self.rgb.shape[0]
 
 
-def extract(matcher: Matcher, rgb: np.ndarray) -> ExtractedImage:
+def extract_image(matcher: Matcher, rgb: np.ndarray) -> ExtractedImage:
     """A photo with its features."""
     return ExtractedImage(rgb, matcher.extract(rgb) if isinstance(matcher, CacheableMatcher) else None)
 
@@ -203,29 +203,31 @@ def find_matches(matcher: Matcher, one: ExtractedImage, two: ExtractedImage, see
     taken only where they verify in spite of the number of tries.
     """
     if not isinstance(matcher, CacheableMatcher):
-        return without_static_pixels(matcher.match(one.rgb, two.rgb), one.rgb, two.rgb, seed)
-    upright = without_static_pixels(matcher.match_features(one.features, two.features), one.rgb, two.rgb, seed)
-    if matcher.turn_invariant or verify(upright, one.size, two.size, seed)[1] <= VERIFIED:
+        return without_static_matches(matcher.match(one.rgb, two.rgb), one.rgb, two.rgb, seed)
+    upright = without_static_matches(matcher.match_features(one.features, two.features), one.rgb, two.rgb, seed)
+    if matcher.rotation_invariant or verify_epipolar(upright, one.size, two.size, seed)[1] <= MAX_LOG10_NFA_VERIFIED:
         return upright
     best, most = upright, 0
-    for turns in range(1, TURNS):
-        found = matcher.match_features(one.features, matcher.extract_turned(two.rgb, turns))
-        found = replace(without_static_pixels(found, one.rgb, two.rgb, seed), turned_deg=90 * turns, tries=TURNS)
-        inliers, chance = verify(found, one.size, two.size, seed)
-        if inliers > most and chance <= VERIFIED:
+    for turns in range(1, QUARTER_TURNS):
+        found = matcher.match_features(one.features, matcher.extract_rotated(two.rgb, turns))
+        found = replace(
+            without_static_matches(found, one.rgb, two.rgb, seed), rotated_deg=90 * turns, tries=QUARTER_TURNS
+        )
+        inliers, chance = verify_epipolar(found, one.size, two.size, seed)
+        if inliers > most and chance <= MAX_LOG10_NFA_VERIFIED:
             best, most = found, inliers
     return best
 
 
-def without_static_pixels(matches: Matches, rgb1: np.ndarray, rgb2: np.ndarray, seed: int = 0) -> Matches:
+def without_static_matches(matches: Matches, rgb1: np.ndarray, rgb2: np.ndarray, seed: int = 0) -> Matches:
     """Without what lies at the same pixels of both photos and does not agree with the rest."""
-    return matches.only(is_moving(matches, rgb1, rgb2, seed))
+    return matches.select(non_static_mask(matches, rgb1, rgb2, seed))
 
 
-def is_moving(matches: Matches, rgb1: np.ndarray, rgb2: np.ndarray, seed: int = 0) -> np.ndarray:
+def non_static_mask(matches: Matches, rgb1: np.ndarray, rgb2: np.ndarray, seed: int = 0) -> np.ndarray:
     """(M,) bool: which matches `moving_only` leaves."""
     sizes = (rgb1.shape[1], rgb1.shape[0]), (rgb2.shape[1], rgb2.shape[0])
-    return moving_matches(
+    return non_static_matches(
         matches.points1,
         matches.points2,
         sizes,
@@ -235,7 +237,9 @@ def is_moving(matches: Matches, rgb1: np.ndarray, rgb2: np.ndarray, seed: int = 
     )
 
 
-def verify(matches: Matches, size1: tuple[int, int], size2: tuple[int, int], seed: int = 0) -> tuple[int, float]:
+def verify_epipolar(
+    matches: Matches, size1: tuple[int, int], size2: tuple[int, int], seed: int = 0
+) -> tuple[int, float]:
     """How many matches agree with one epipolar geometry, and log10 of the number of such agreements to expect by
     chance, all `tries` counted."""
     sizes_px = matches.pixel_size1, matches.pixel_size2

@@ -74,7 +74,7 @@ class Mast3r(CacheableMatcher):
             found = self.model.encode(torch.from_numpy(prepared.image)[None].to(self._device))
         return Mast3rFeatures(found, prepared.network_from_image)
 
-    def _turned(self, features: Mast3rFeatures, turns: int, width: int, height: int) -> Mast3rFeatures:
+    def _rotated(self, features: Mast3rFeatures, turns: int, width: int, height: int) -> Mast3rFeatures:
         return replace(features, network_from_image=features.network_from_image @ quarter_turn(width, height, turns))
 
     def match_features(self, features1: Mast3rFeatures, features2: Mast3rFeatures) -> Matches:

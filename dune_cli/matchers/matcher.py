@@ -20,7 +20,7 @@ class Matches:
 
     points1, points2 (M, 2) float64: pixels (x, y) of the original photos, pixel centres at integers. scores (M,)
     float32 in [0, 1]. keypoints1, keypoints2: how many keypoints (or pixels) were compared. pixel_size1, pixel_size2:
-    how many original pixels one pixel of the matched image spans, the unit in which a match is accurate. turned_deg:
+    how many original pixels one pixel of the matched image spans, the unit in which a match is accurate. rotated_deg:
     by how much photo 2 was turned clockwise (0, 90, 180, 270) before it was matched; its points are those of the photo
     as it is. tries: out of how many such turns the matches were chosen. fixed: how many matches were left out because
     they lie at the same pixels of both photos (`dune_cli/matchers/filtering.py`).
@@ -33,11 +33,11 @@ class Matches:
     keypoints2: int
     pixel_size1: float
     pixel_size2: float
-    turned_deg: int = 0
+    rotated_deg: int = 0
     tries: int = 1
-    fixed: int = 0
+    static_matches: int = 0
 
-    def only(self, keep: np.ndarray) -> Matches:
+    def select(self, keep: np.ndarray) -> Matches:
         """Those of `keep` (M,) bool; the others count as `fixed`."""
         if keep.all():
             return self
@@ -47,12 +47,12 @@ class Matches:
             points1=self.points1[keep],
             points2=self.points2[keep],
             scores=self.scores[keep],
-            fixed=self.fixed + left_out,
+            static_matches=self.static_matches + left_out,
         )
 
 
 @dataclass(frozen=True)
-class Resized:
+class ResizedImage:
     """A photo at a matcher's size: `rgb` (h, w, 3) uint8, and original pixels per pixel of it, (x, y). `turns`: how
     many quarters the photo was turned clockwise before."""
 
@@ -79,7 +79,7 @@ class Resized:
 class Features:
     """Keypoints of one photo. points (N, 2) in pixels of `photo.rgb`; `descriptors` is the matcher's own business."""
 
-    photo: Resized
+    photo: ResizedImage
     points: np.ndarray
     descriptors: Any
 
@@ -94,10 +94,10 @@ class Availability:
 
 
 class Matcher(ABC):
-    """Base of all matchers. `turn_invariant`: it matches a photo that is turned as well as one that is not."""
+    """Base of all matchers. `rotation_invariant`: it matches a photo that is turned as well as one that is not."""
 
     name: str
-    turn_invariant: bool = False
+    rotation_invariant: bool = False
     working_size_px: int
     source: Source
 
@@ -121,16 +121,16 @@ class CacheableMatcher(Matcher):
     def extract(self, rgb: np.ndarray) -> Any:
         """What a pair needs to know of a photo (H, W, 3) uint8 of any size."""
 
-    def extract_turned(self, rgb: np.ndarray, turns: int) -> Any:
+    def extract_rotated(self, rgb: np.ndarray, turns: int) -> Any:
         """What `extract` finds in the photo after `turns` quarter turns clockwise, at the pixels of the photo as it
         is."""
         if turns % 4 == 0:
             return self.extract(rgb)
         features = self.extract(np.ascontiguousarray(np.rot90(rgb, -turns)))
-        return self._turned(features, turns % 4, rgb.shape[1], rgb.shape[0])
+        return self._rotated(features, turns % 4, rgb.shape[1], rgb.shape[0])
 
     @abstractmethod
-    def _turned(self, features: Any, turns: int, width: int, height: int) -> Any:
+    def _rotated(self, features: Any, turns: int, width: int, height: int) -> Any:
         """Features of a photo of `width` x `height` px that was turned, as ones of the photo as it is."""
 
     @abstractmethod
@@ -177,7 +177,7 @@ class FeatureMatcher(CacheableMatcher):
             features2.photo.pixel_size,
         )
 
-    def _turned(self, features: Features, turns: int, width: int, height: int) -> Features:
+    def _rotated(self, features: Features, turns: int, width: int, height: int) -> Features:
         return replace(features, photo=replace(features.photo, turns=turns))
 
     def match_indices(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -203,7 +203,7 @@ class FeatureMatcher(CacheableMatcher):
         x, y = packed["original_per_pixel"].tolist()
         descriptors = self._from_array(packed["descriptors"].astype(np.float32))
         turns = int(packed["turns"][0])
-        return Features(Resized(blank, (x, y), turns), packed["points"].astype(np.float64), descriptors)
+        return Features(ResizedImage(blank, (x, y), turns), packed["points"].astype(np.float64), descriptors)
 
     def _as_array(self, descriptors: Any) -> np.ndarray:
         return np.asarray(descriptors)
@@ -221,7 +221,7 @@ class FeatureMatcher(CacheableMatcher):
         """index1, index2, scores (M,) of the matches; neither image is without keypoints."""
 
 
-def resize(rgb: np.ndarray, long_side_px: int, side_multiple: int = 1) -> Resized:
+def resize(rgb: np.ndarray, long_side_px: int, side_multiple: int = 1) -> ResizedImage:
     """A photo (H, W, 3) uint8 with its long side at `long_side_px`: enlarged bicubically or reduced by area.
 
     Both sides are rounded to multiples of `side_multiple`; the two scales are kept apart, so no bias arises.
@@ -234,7 +234,7 @@ def resize(rgb: np.ndarray, long_side_px: int, side_multiple: int = 1) -> Resize
     scale = long_side_px / max(height, width)
     new_width, new_height = (max(1, round(side * scale / side_multiple)) * side_multiple for side in (width, height))
     if (new_width, new_height) == (width, height):
-        return Resized(np.ascontiguousarray(rgb), (1.0, 1.0))
+        return ResizedImage(np.ascontiguousarray(rgb), (1.0, 1.0))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     resized = cv2.resize(rgb, (new_width, new_height), interpolation=interpolation)
-    return Resized(resized, (width / new_width, height / new_height))
+    return ResizedImage(resized, (width / new_width, height / new_height))

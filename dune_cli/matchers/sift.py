@@ -16,7 +16,7 @@ class Sift(FeatureMatcher):
     """OpenCV's SIFT."""
 
     name = NAME
-    turn_invariant = True
+    rotation_invariant = True
 
     def __init__(
         self,

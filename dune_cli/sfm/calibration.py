@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dune_cli.geometry.bundle_adjustment import Bundle, Priors, adjust
+from dune_cli.geometry.bundle_adjustment import Bundle, Priors, adjust_bundle
 from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.scene import View
 from dune_cli.sfm.verification import SharedCamera
@@ -27,7 +27,7 @@ MIN_POINTS = 6
 MAX_ERROR_PX = 4.0  # of a point, in matched pixels, as in COLMAP
 
 
-def ran_away(
+def implausible_cameras(
     cameras: Mapping[int, tuple[np.ndarray, float]], lenses: Sequence[SharedCamera]
 ) -> dict[int, tuple[np.ndarray, float]]:
     """Where a lens of `cameras` is no lens that one would expect, all as they were known before; else empty."""
@@ -47,7 +47,7 @@ def _start(lens: SharedCamera) -> np.ndarray:
     return K
 
 
-def calibrated(
+def calibrate(
     mapped: SfmModel,
     found: Correspondences,
     lenses: Sequence[SharedCamera],
@@ -79,14 +79,14 @@ def calibrated(
     part, _, _ = _restricted(bundle, good, wanted)
     if len(part.points_world) < MIN_POINTS:
         return None
-    adjusted = adjust(part, priors, start)
+    adjusted = adjust_bundle(part, priors, start)
     if adjusted is None:
         return None
     moved = np.abs(np.log(adjusted.bundle.K[:, 0, 0] / start[:, 0, 0]))
     surprised = np.array([lenses[n].prior for n in used]) & (moved > SURPRISE * sds)
     if surprised.any():
         priors = replace(priors, log_focal_sd=np.where(surprised, GUESS_SD, sds))
-        adjusted = adjust(part, priors, start) or adjusted
+        adjusted = adjust_bundle(part, priors, start) or adjusted
     K, radial = adjusted.bundle.K, adjusted.bundle.radial
     cameras = mapped.cameras | {n: (K[row], float(radial[row])) for row, n in enumerate(used)}
     sds_of = {

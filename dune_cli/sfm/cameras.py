@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class UndistortedCamera:
+class Camera:
     """`model` and `params` in COLMAP's words and pixels, of photos of `width` x `height` px.
 
     `orientation`: where these are a photo's stored pixels, how EXIF says they lie. All pixels given and returned, and
@@ -34,19 +34,19 @@ class UndistortedCamera:
         stored_cam_from_cam(self.orientation)
 
     @classmethod
-    def pinhole(cls, K: np.ndarray, width: int, height: int) -> UndistortedCamera:
+    def pinhole(cls, K: np.ndarray, width: int, height: int) -> Camera:
         """From K (3, 3) in pixels with centres at integers."""
         params = (K[0, 0], K[1, 1], K[0, 2] + HALF_PIXEL, K[1, 2] + HALF_PIXEL)
         return cls("PINHOLE", tuple(map(float, params)), width, height)
 
     @classmethod
-    def radial(cls, K: np.ndarray, k1: float, width: int, height: int) -> UndistortedCamera:
+    def radial(cls, K: np.ndarray, k1: float, width: int, height: int) -> Camera:
         """Like `pinhole`, with COLMAP's first radial term; both focal lengths may differ."""
         params = (K[0, 0], K[1, 1], K[0, 2] + HALF_PIXEL, K[1, 2] + HALF_PIXEL, k1, 0.0, 0.0, 0.0)
         return cls("OPENCV", tuple(map(float, params)), width, height)
 
     @cached_property
-    def camera(self) -> pycolmap.Camera:
+    def colmap(self) -> pycolmap.Camera:
         pycolmap = optional.import_pycolmap("camera models")
         return pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=list(self.params))
 
@@ -57,13 +57,13 @@ class UndistortedCamera:
 
     @cached_property
     def K(self) -> np.ndarray:
-        """(3, 3) of the pinhole camera that `straight` leads to, in pixels with centres at integers."""
+        """(3, 3) of the pinhole camera that `undistort` leads to, in pixels with centres at integers."""
         turn = stored_cam_from_cam(self.orientation)[:3, :3]
         return np.linalg.inv(self._stored_from_upright) @ self._stored_K @ turn
 
     @cached_property
     def _stored_K(self) -> np.ndarray:
-        matrix = self.camera.calibration_matrix()
+        matrix = self.colmap.calibration_matrix()
         matrix[:2, 2] -= HALF_PIXEL
         return matrix
 
@@ -77,15 +77,15 @@ class UndistortedCamera:
         place = {"SIMPLE_RADIAL": 3, "RADIAL": 3, "OPENCV": 4, "FULL_OPENCV": 4}.get(self.model)
         return 0.0 if place is None else self.params[place]
 
-    def straight(self, pixels: np.ndarray) -> np.ndarray:
+    def undistort(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels (M, 2) of the photo as the pinhole camera would see them; NaN where the model has no ray."""
         if len(pixels) == 0 or self.model in ("PINHOLE", "SIMPLE_PINHOLE"):
             return np.asarray(pixels, dtype=np.float64)
-        rays = self.camera.cam_from_img(transform_pixels(self._stored_from_upright, pixels) + HALF_PIXEL)
+        rays = self.colmap.cam_from_img(transform_pixels(self._stored_from_upright, pixels) + HALF_PIXEL)
         straight = transform_pixels(self._stored_K, np.asarray(rays, dtype=np.float64))
         return transform_pixels(np.linalg.inv(self._stored_from_upright), straight)
 
-    def resized(self, width: int, height: int) -> UndistortedCamera:
+    def resized(self, width: int, height: int) -> Camera:
         """The same lens for an upright photo that was resized."""
         width, height = turned_size(width, height, self.orientation)
         if (width, height) == (self.width, self.height):
@@ -93,4 +93,4 @@ class UndistortedCamera:
         pycolmap = optional.import_pycolmap("camera models")
         camera = pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=list(self.params))
         camera.rescale(width, height)
-        return UndistortedCamera(self.model, tuple(map(float, camera.params)), width, height, self.orientation)
+        return Camera(self.model, tuple(map(float, camera.params)), width, height, self.orientation)

@@ -15,18 +15,18 @@ from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.photos import Photo, PhotoFacts, read_photo
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher
 from dune_cli.provenance import sha256_of
-from dune_cli.sfm.retrieval import describe_photo, encoder_key
+from dune_cli.sfm.retrieval import encoder_descriptor, encoder_key
 
 if TYPE_CHECKING:
     from torch import nn
 
-FEATURES, FACTS, DESCRIPTORS = "features", "photos", "descriptors"
+FEATURES, PHOTOS, DESCRIPTORS = "features", "photos", "descriptors"
 FACT_COUNT = 4  # of a photo: width, height, EXIF focal length, EXIF orientation
 MEMORY_BYTES = 1_000_000_000  # of features that are held at once
 
 
 @dataclass(frozen=True)
-class GlobalDescriptor:
+class DescriptorExtractor:
     """What makes a photo's global descriptor: `describe(rgb)` gives (D,) float32 of unit length, and depends on
     `key`."""
 
@@ -35,9 +35,11 @@ class GlobalDescriptor:
     describe: Callable[[np.ndarray], np.ndarray]
 
 
-def encoder_describer(encoder: nn.Module) -> GlobalDescriptor:
+def encoder_descriptor_extractor(encoder: nn.Module) -> DescriptorExtractor:
     """Pooled patch tokens of an encoder, as `load_encoder` gives it."""
-    return GlobalDescriptor(encoder.source.name, tuple(encoder_key(encoder)), lambda rgb: describe_photo(encoder, rgb))
+    return DescriptorExtractor(
+        encoder.source.name, tuple(encoder_key(encoder)), lambda rgb: encoder_descriptor(encoder, rgb)
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def extract_features(
     paths: Sequence[Path],
     matcher: CacheableMatcher,
     work: WorkFolder,
-    describer: GlobalDescriptor | None = None,
+    describer: DescriptorExtractor | None = None,
     limit: int | None = None,
 ) -> list[ImageFeatures]:
     """Every photo's facts, features (in the work folder) and descriptor; at most `limit` photos that are new to it.
@@ -74,14 +76,14 @@ def extract_features(
     return found
 
 
-def extract_turned(looked: ImageFeatures, turns: int, matcher: CacheableMatcher, work: WorkFolder) -> ImageFeatures:
+def extract_rotated(looked: ImageFeatures, turns: int, matcher: CacheableMatcher, work: WorkFolder) -> ImageFeatures:
     """The same photo after `turns` quarter turns clockwise."""
     again = _look(looked.facts.path, matcher, work, None, turns)
     return replace(looked, key=again.key, turns=turns)
 
 
 def _look(
-    path: Path, matcher: CacheableMatcher, work: WorkFolder, describer: GlobalDescriptor | None, turns: int = 0
+    path: Path, matcher: CacheableMatcher, work: WorkFolder, describer: DescriptorExtractor | None, turns: int = 0
 ) -> ImageFeatures:
     photo: Photo | None = None
     facts = _known_facts(path, work)
@@ -90,15 +92,15 @@ def _look(
         facts = photo.facts
         exif = np.nan if facts.exif_focal_px is None else facts.exif_focal_px
         work.write(
-            FACTS, key_of(facts.sha256), {"facts": np.array([facts.width, facts.height, exif, facts.orientation])}
+            PHOTOS, key_of(facts.sha256), {"facts": np.array([facts.width, facts.height, exif, facts.orientation])}
         )
     key = features_key(facts.sha256, matcher, turns)
     if not work.has(FEATURES, key):
         photo = photo or read_photo(path)
-        features = matcher.extract_turned(photo.rgb, turns)
+        features = matcher.extract_rotated(photo.rgb, turns)
         packed = matcher.pack(features)
         if isinstance(matcher, FeatureMatcher):
-            packed["colors"] = colours_at(photo.rgb, features.photo.to_original(features.points))
+            packed["colors"] = colors_at(photo.rgb, features.photo.to_original(features.points))
         work.write(FEATURES, key, packed)
     descriptor = None
     if describer is not None:
@@ -116,7 +118,7 @@ def _known_facts(path: Path, work: WorkFolder) -> PhotoFacts | None:
     if not path.is_file():
         return None
     sha256 = sha256_of(path)
-    kept = work.read(FACTS, key_of(sha256), {"facts": ("F", (FACT_COUNT,))})
+    kept = work.read(PHOTOS, key_of(sha256), {"facts": ("F", (FACT_COUNT,))})
     if kept is None:
         return None
     width, height, exif, orientation = kept["facts"].tolist()
@@ -130,7 +132,7 @@ def features_key(sha256: str, matcher: CacheableMatcher, turns: int = 0) -> str:
     return key_of(sha256, matcher.name, source.name, source.sha256, matcher.working_size_px, *turned)
 
 
-def colours_at(rgb: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+def colors_at(rgb: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """(K, 3) uint8 of the pixels nearest to `pixels` (K, 2)."""
     x, y = np.rint(pixels).astype(int).reshape(-1, 2).T
     return rgb[np.clip(y, 0, rgb.shape[0] - 1), np.clip(x, 0, rgb.shape[1] - 1)]

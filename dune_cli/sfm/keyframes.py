@@ -26,7 +26,7 @@ JPEG_QUALITY = 97
 LIST, SCHEMA = "frames.json", "dune.frames/1"
 
 
-def photos_of(paths: Sequence[Path], fps: float | None, work: WorkFolder) -> list[Path]:
+def extract_keyframes(paths: Sequence[Path], fps: float | None, work: WorkFolder) -> list[Path]:
     """The photos of `paths`, and instead of each video its frames: of every 1 / fps seconds the sharpest one.
 
     Frames are files FOLDER/frames/KEY/VIDEO_000123.jpg, numbered by their place in the video, and there all together
@@ -49,7 +49,7 @@ def _frames_of(path: Path, stem: str, fps: float, work: WorkFolder) -> list[Path
             hashes = {}
             with atomic_directory(folder) as temporary:
                 shown = console.progress(iter(video), f"frames of {path.name}", video.expected, "frame")
-                for frame in sharpest(shown, fps):
+                for frame in sharpest_frames(shown, fps):
                     good, data = cv2.imencode(
                         ".jpg", np.ascontiguousarray(frame.rgb[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
                     )
@@ -80,7 +80,7 @@ def _are_whole(folder: Path) -> bool:
     return True
 
 
-def sharpest(frames: Iterator[Frame], fps: float) -> Iterator[Frame]:
+def sharpest_frames(frames: Iterator[Frame], fps: float) -> Iterator[Frame]:
     """Of the frames within each 1 / fps seconds the one with the most detail; the earlier one of equals."""
     held: Frame | None = None
     best, window = -math.inf, 0

@@ -16,7 +16,7 @@ from dune_cli.geometry.bundle_adjustment import point_shifts
 from dune_cli.geometry.poses import vector_angle
 from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.photos import Photo, read_photo
-from dune_cli.matchers.filtering import Thumbnail, moving_matches
+from dune_cli.matchers.filtering import Thumbnail, non_static_matches
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher, Matches
 from dune_cli.sfm.photo_map import MapImage, PhotoMap
 
@@ -107,20 +107,20 @@ class Landmarks:
     def look(self, photo: Photo, turns: int = 0) -> Any:
         """What a photo's matches are made of, after `turns` quarter turns clockwise; None with a matcher that only
         looks at pairs."""
-        return self.matcher.extract_turned(photo.rgb, turns) if isinstance(self.matcher, CacheableMatcher) else None
+        return self.matcher.extract_rotated(photo.rgb, turns) if isinstance(self.matcher, CacheableMatcher) else None
 
     def _moving(
         self, found: Matches, image: MapImage, size: tuple[int, int], thumbnail: Callable[[], Thumbnail]
     ) -> Matches:
-        keep = moving_matches(
+        keep = non_static_matches(
             found.points1,
             found.points2,
-            ((image.lens.width, image.lens.height), size),
+            ((image.camera.width, image.camera.height), size),
             (found.pixel_size1, found.pixel_size2),
             lambda: (self._thumbnail(image), thumbnail()),
             self.config.seed,
         )
-        return found.only(keep)
+        return found.select(keep)
 
     def _thumbnail(self, image: MapImage) -> Thumbnail:
         return self._thumbnails.get(image.file, lambda: Thumbnail.of(_read(image).rgb))
@@ -151,14 +151,14 @@ class Landmarks:
         return [self.matcher.name, self.matcher.working_size_px, self.matcher.source.name, self.matcher.source.sha256]
 
     def _kept_points(self, index: int) -> ImageLandmarks:
-        star = [index, *neighbours_of(self.map, index, self.config.neighbours)]
+        star = [index, *matching_neighbours(self.map, index, self.config.neighbours)]
         arrays = self.work.arrays("points", lambda: self._key(star), lambda: self._triangulated(star), POINTS_LAYOUT)
         return ImageLandmarks(**arrays)
 
     def _key(self, star: list[int]) -> str:
         """Changes with whatever the points follow from."""
         images = [self.map.images[i] for i in star]
-        poses = [(i.sha256, i.lens.model, i.lens.params, np.round(i.world_from_cam, 12).tolist()) for i in images]
+        poses = [(i.sha256, i.camera.model, i.camera.params, np.round(i.world_from_cam, 12).tolist()) for i in images]
         modes = [None if image.modes is None else np.round(image.modes, 12).tolist() for image in images]
         return key_of(FORMAT, *self._of_matcher(), asdict(self.config), poses, modes)
 
@@ -177,15 +177,17 @@ class Landmarks:
         for other, pair in zip(star[1:], pairs):
             image, rows = self.map.images[other], row[start : start + len(pair.points1)]
             start += len(rows)
-            straight = image.lens.straight(pair.points2)
+            straight = image.camera.undistort(pair.points2)
             best = _best_of_each(rows, pair.scores, np.isfinite(straight).all(-1))
             rays.append(
-                triangulation.Ray(rows[best], straight[best], image.lens.K, image.cam_from_world, pair.pixel_size2)
+                triangulation.ViewObservations(
+                    rows[best], straight[best], image.camera.K, image.cam_from_world, pair.pixel_size2
+                )
             )
-        straight = first.lens.straight(pixels)
+        straight = first.camera.undistort(pixels)
         found = triangulation.triangulate_with_known_poses(
             np.nan_to_num(straight, nan=-1e6),  # no ray meets a pixel so far out
-            first.lens.K,
+            first.camera.K,
             first.cam_from_world,
             unit_px,
             rays,
@@ -209,8 +211,8 @@ class Landmarks:
             found.points_world,
             found.tracks,
             found.track_pixels,
-            np.stack([image.lens.K for image in images]),
-            np.array([image.lens.radial_term for image in images]),
+            np.stack([image.camera.K for image in images]),
+            np.array([image.camera.radial_term for image in images]),
             np.stack([image.cam_from_world for image in images]),
             np.stack([image.modes for image in images]),
         )
@@ -228,10 +230,10 @@ class Landmarks:
         match = self.matcher.match_features if isinstance(self.matcher, CacheableMatcher) else self.matcher.match
         one, two = (self.map.images[index] for index in (first, second))
         found = match(self.seen(first), self.seen(second))
-        return self._moving(found, one, (two.lens.width, two.lens.height), lambda: self._thumbnail(two))
+        return self._moving(found, one, (two.camera.width, two.camera.height), lambda: self._thumbnail(two))
 
 
-def neighbours_of(photo_map: PhotoMap, index: int, count: int) -> list[int]:
+def matching_neighbours(photo_map: PhotoMap, index: int, count: int) -> list[int]:
     """Images to match image `index` with: those that share points with it, without points those that look from nearby
     in a like direction. Half of them the best ones, half spread over the further ones, for their wider angles."""
     images = photo_map.images
@@ -252,7 +254,7 @@ def neighbours_of(photo_map: PhotoMap, index: int, count: int) -> list[int]:
 
 def _read(image: MapImage) -> Photo:
     photo = read_photo(image.file)
-    width, height = image.lens.upright_size
+    width, height = image.camera.upright_size
     if (photo.width, photo.height) != (width, height):
         raise UserError(
             f"the map's photo {image.file} has {photo.width} x {photo.height} px, but the model says "

@@ -10,17 +10,23 @@ import numpy as np
 from dune_cli.geometry import absolute_pose, poses, two_view
 from dune_cli.geometry.absolute_pose import RefinedPose, refine_absolute_pose
 from dune_cli.geometry.cameras import project
-from dune_cli.geometry.pose_confidence import KNOWN_POINTS_DEG, NO_EVIDENCE, Evidence, confidence_of, spread_of
-from dune_cli.geometry.poses import moved
+from dune_cli.geometry.pose_confidence import (
+    KNOWN_POINTS_DEG,
+    NO_EVIDENCE,
+    Evidence,
+    confidence_from_evidence,
+    coverage,
+)
+from dune_cli.geometry.poses import add_world_offset
 from dune_cli.io.photos import Photo
 from dune_cli.io.safe_read import agreement
-from dune_cli.matchers.filtering import TURNS
+from dune_cli.matchers.filtering import QUARTER_TURNS
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher
-from dune_cli.sfm.cameras import UndistortedCamera
+from dune_cli.sfm.cameras import Camera
 from dune_cli.sfm.landmarks import Landmarks
-from dune_cli.sfm.map_retrieval import Candidates
 from dune_cli.sfm.photo_map import PhotoMap
 from dune_cli.sfm.relative_pose import MIN_CONFIDENCE, PNP_THRESHOLD_PX
+from dune_cli.sfm.retrieval import Candidates
 
 MIN_INLIERS = 12
 SECOND_ITERATIONS = 1000  # of the search for a second pose
@@ -127,7 +133,7 @@ def _one_each(seen: Matches2D3D, agreeing: np.ndarray) -> np.ndarray:
     return order[np.unique(seen.keypoint[order], return_index=True)[1]]
 
 
-def evidence_of(
+def pnp_evidence(
     seen: Matches2D3D,
     found: PnPResult | None,
     size: tuple[int, int],
@@ -136,7 +142,7 @@ def evidence_of(
     tries: int = 1,
 ) -> Evidence:
     """What a pose rests on, for `confidence_of`. `tries`: how many copies of the photo were looked at."""
-    chance = log10_nfa(seen, found, size, focal_unknown, config.threshold) + float(np.log10(tries))
+    chance = pnp_log10_nfa(seen, found, size, focal_unknown, config.threshold) + float(np.log10(tries))
     if found is None or not np.isfinite(chance):
         return NO_EVIDENCE
     # guesses of keypoints that agree are no second opinion
@@ -150,16 +156,16 @@ def evidence_of(
     second = 0 if other is None else len(np.unique(seen.keypoint[rest][other.inliers]))
     covariance = found.pose.covariance
     return Evidence(
-        log10_chance=chance,
+        log10_nfa=chance,
         share=found.keypoints / seen.count,
-        spread=spread_of(seen.pixels[found.agreeing], size),
+        spread=coverage(seen.pixels[found.agreeing], size),
         second=second / found.keypoints,
-        scatter_deg=float(np.degrees(np.sqrt(np.trace(covariance[:3, :3])))),
+        repeatability_deg=float(np.degrees(np.sqrt(np.trace(covariance[:3, :3])))),
         parallax_deg=KNOWN_POINTS_DEG,
     )
 
 
-def log10_nfa(
+def pnp_log10_nfa(
     seen: Matches2D3D, found: PnPResult | None, size: tuple[int, int], focal_unknown: bool, threshold: float
 ) -> float:
     """As `log10_chance_pnp`, a keypoint with several guesses having as many chances, and every focal length tried.
@@ -191,7 +197,7 @@ class Query:
     for, too)."""
 
     photo: Photo
-    lens: UndistortedCamera
+    camera: Camera
     focal_source: str
 
 
@@ -201,7 +207,7 @@ class RetrievedImage:
     known points, and how many of these agree with the pose."""
 
     name: str
-    likeness: float | None
+    similarity: float | None
     matches: int
     inliers: int
 
@@ -214,7 +220,7 @@ class LocalizationResult:
     in the map's unit. It contains the map's calibration where `has_map_calibration`, and an EXIF focal length's error.
     `from_calibration` (6, 6) is that part of it. `matches`: keypoints of the query that match known points, `inliers`
     of them agree.
-    `turned_deg`: by how much the query had to be turned clockwise to be found. `fixed`: matches that were left out,
+    `rotated_deg`: by how much the query had to be turned clockwise to be found. `fixed`: matches that were left out,
     because they lie at the same pixels of a map photo.
     """
 
@@ -232,8 +238,8 @@ class LocalizationResult:
     reprojection_error_px: float | None = None
     retrieved: tuple[RetrievedImage, ...] = ()
     message: str = ""
-    turned_deg: int = 0
-    fixed: int = 0
+    rotated_deg: int = 0
+    static_matches: int = 0
 
     @property
     def success(self) -> bool:
@@ -257,7 +263,7 @@ class LocalizationResult:
         return None if self.covariance is None else np.sqrt(np.diag(self.covariance)[3:])
 
 
-def unreadable_query(name: str, photo_map: PhotoMap, reason: str) -> LocalizationResult:
+def failed_localization(name: str, photo_map: PhotoMap, reason: str) -> LocalizationResult:
     """A query that could not even be read."""
     return LocalizationResult(name, photo_map, None, "", None, message=reason)
 
@@ -275,51 +281,51 @@ def localize(
     with which most of them agree; `candidates_of` gives the candidates of a turned photo, if they are not the same.
     """
     seen, fixed = _match_landmarks(query, map_points, [index for index, _ in candidates])
-    upright = localization_from_matches(seen, query, map_points.map, candidates, config, fixed=fixed)
-    if upright.success or map_points.matcher.turn_invariant or not isinstance(map_points.matcher, CacheableMatcher):
+    upright = localize_from_matches(seen, query, map_points.map, candidates, config, fixed=fixed)
+    if upright.success or map_points.matcher.rotation_invariant or not isinstance(map_points.matcher, CacheableMatcher):
         return upright
     best = upright
-    for turns in range(1, TURNS):
+    for turns in range(1, QUARTER_TURNS):
         if candidates_of is not None:
             candidates = candidates_of(np.ascontiguousarray(np.rot90(query.photo.rgb, -turns)))
         seen, fixed = _match_landmarks(query, map_points, [index for index, _ in candidates], turns)
-        found = localization_from_matches(seen, query, map_points.map, candidates, config, 90 * turns, fixed)
+        found = localize_from_matches(seen, query, map_points.map, candidates, config, 90 * turns, fixed)
         if found.success and (not best.success or found.inliers > best.inliers):
             best = found
     return best
 
 
-def localization_from_matches(
+def localize_from_matches(
     seen: Matches2D3D,
     query: Query,
     photo_map: PhotoMap,
     candidates: Candidates,
     config: LocalizationConfig,
-    turned_deg: int = 0,
+    rotated_deg: int = 0,
     fixed: int = 0,
 ) -> LocalizationResult:
-    """The query's pose by what it shows of the map, after it was turned clockwise by `turned_deg`; `fixed`: matches
+    """The query's pose by what it shows of the map, after it was turned clockwise by `rotated_deg`; `fixed`: matches
     that were left out, because they lie at the same pixels of the map's photo."""
     focal_unknown = query.focal_source == "default"
     size = (query.photo.width, query.photo.height)
     focal_sd = EXIF_SD if query.focal_source == "exif" else 0.0
-    found = solve_pnp(seen, query.lens.K, focal_unknown, config, focal_sd) if seen.count else None
+    found = solve_pnp(seen, query.camera.K, focal_unknown, config, focal_sd) if seen.count else None
     inliers = 0 if found is None else found.keypoints
-    evidence = evidence_of(seen, found, size, focal_unknown, config, TURNS if turned_deg else 1)
-    confidence = confidence_of(evidence)
+    evidence = pnp_evidence(seen, found, size, focal_unknown, config, QUARTER_TURNS if rotated_deg else 1)
+    confidence = confidence_from_evidence(evidence)
     agreeing = np.zeros(len(seen.pixels), dtype=bool) if found is None else found.agreeing
     message = _no_pose(seen, found, confidence, query, photo_map, config, fixed)
     result = LocalizationResult(
         name=str(query.photo.path),
         map=photo_map,
-        K=query.lens.K,
+        K=query.camera.K,
         focal_source=query.focal_source,
         size=size,
         matches=seen.count,
         inliers=inliers,
         confidence=confidence,
-        turned_deg=turned_deg,
-        fixed=fixed,
+        rotated_deg=rotated_deg,
+        static_matches=fixed,
         retrieved=tuple(
             RetrievedImage(
                 photo_map.images[index].name,
@@ -337,7 +343,7 @@ def localization_from_matches(
         result,
         K=found.pose.K,
         focal_source="estimated" if focal_unknown else query.focal_source,
-        world_from_query=moved(poses.inverse(found.pose.cam_from_world), photo_map.world_offset),
+        world_from_query=add_world_offset(poses.inverse(found.pose.cam_from_world), photo_map.world_offset),
         covariance=found.pose.covariance,
         from_calibration=found.pose.from_calibration,
         reprojection_error_px=found.error_px,
@@ -391,11 +397,11 @@ def _match_landmarks(
     exact = isinstance(map_points.matcher, FeatureMatcher)
     for index in indices:
         matches = map_points.match(index, query.photo, features)
-        unit_px, fixed = matches.pixel_size2, fixed + matches.fixed
+        unit_px, fixed = matches.pixel_size2, fixed + matches.static_matches
         known = map_points.points(index)
         # the matches of one photo's keypoints lie exactly on them; those of dense matchers near each other
         place = known.at(matches.points1, (0.5 if exact else 1.5) * matches.pixel_size1)
-        straight = query.lens.straight(matches.points2)
+        straight = query.camera.undistort(matches.points2)
         use = (place >= 0) & np.isfinite(straight).all(-1)
         pixels.append(straight[use])
         points.append(known.points_world[place[use]])

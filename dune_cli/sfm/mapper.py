@@ -17,11 +17,11 @@ import numpy as np
 
 from dune_cli import console, runtime
 from dune_cli.geometry.cameras import HALF_PIXEL
-from dune_cli.geometry.poses import from_rotation_translation, inverse, moved, removed
+from dune_cli.geometry.poses import add_world_offset, from_rotation_translation, inverse, subtract_world_offset
 from dune_cli.io.outputs import scratch_folder
-from dune_cli.sfm.calibration import calibrated, ran_away
+from dune_cli.sfm.calibration import calibrate, implausible_cameras
 from dune_cli.sfm.matching import Correspondences
-from dune_cli.sfm.verification import MIN_INLIERS, SharedCamera, Verified, camera_of, open_pycolmap
+from dune_cli.sfm.verification import MIN_INLIERS, SharedCamera, VerifiedPairs, colmap_camera, quiet_pycolmap
 
 STARTS = ((16.0, 0.95), (4.0, 0.95), (8.0, 1.0))  # of the first pair: least angle in degrees, most forward motion
 GOOD_SHARE, GOOD_ERROR = 0.95, 0.6  # of the photos, of a matched pixel: then no other start is tried
@@ -64,7 +64,7 @@ class SfmModel:
         """Root mean square over the points."""
         return float(np.sqrt(np.mean(self.errors_px**2))) if len(self.errors_px) else float("inf")
 
-    def sureness(self, scale: float) -> float:
+    def score(self, scale: float) -> float:
         """How many observations there are, each counting less the further its point is off."""
         weights = 1 / (1 + (self.errors_px / scale) ** 2)
         return float(sum(weights[index].sum() for index, _ in self.observations.values()))
@@ -72,7 +72,7 @@ class SfmModel:
 
 def map_photos(
     found: Correspondences,
-    verified: Verified,
+    verified: VerifiedPairs,
     lenses: Sequence[SharedCamera],
     lens_of: Sequence[int],
     config: MappingConfig,
@@ -99,10 +99,10 @@ def map_photos(
         models = again
         if not models or all(lens.fixed for lens in lenses):
             break
-        if not held and (lost := ran_away(models[0].cameras, lenses)):
+        if not held and (lost := implausible_cameras(models[0].cameras, lenses)):
             held = lost
             continue
-        better = calibrated(models[0], found, lenses, lens_of, scale, fixed, centres, centre_sd)
+        better = calibrate(models[0], found, lenses, lens_of, scale, fixed, centres, centre_sd)
         if better is None:
             break
         before, models = models[0], [better, *models[1:]]
@@ -115,7 +115,7 @@ def map_photos(
 
 def _map(
     found: Correspondences,
-    verified: Verified,
+    verified: VerifiedPairs,
     lenses: Sequence[SharedCamera],
     lens_of: Sequence[int],
     config: MappingConfig,
@@ -125,11 +125,13 @@ def _map(
     held: Held,
 ) -> list[SfmModel]:
     """COLMAP's reconstructions; the lenses that are `held` stay as they are there."""
-    pycolmap = open_pycolmap()
+    pycolmap = quiet_pycolmap()
     threads = 1 if len(lens_of) <= ONE_THREAD_UP_TO else runtime.available_threads()
     if known_poses and config.fixed_poses:
         middle = np.mean([pose[:3, 3] for pose in known_poses.values()], axis=0)
-        centred = {index: removed(pose, middle) for index, pose in known_poses.items()}  # wherever their origin is
+        centred = {
+            index: subtract_world_offset(pose, middle) for index, pose in known_poses.items()
+        }  # wherever their origin is
         with scratch_folder(scratch, ".mapping-") as folder:
             _check_room(folder, found)
             path = folder / "database.db"
@@ -161,7 +163,7 @@ def _best_start(
     """Incremental mapping from several first pairs until one is good, else the result with the most sure observations.
 
     A pair far apart that sees a plane has two poses, and the wrong one can draw all others after it; a camera that
-    moves along its line of sight has no pair that COLMAP would begin with by itself.
+    moves along its line of backend has no pair that COLMAP would begin with by itself.
     """
     best: list[SfmModel] = []
     for angle_deg, forward in STARTS:
@@ -170,7 +172,7 @@ def _best_start(
         options.triangulation.ignore_two_view_tracks = len(lens_of) > TWO_VIEW_TRACKS_UP_TO
         options.use_prior_position = priors
         found = _largest_first(_run(pycolmap, pycolmap.IncrementalPipeline, options, database), scale)
-        if found and (not best or found[0].sureness(scale) > best[0].sureness(scale)):
+        if found and (not best or found[0].score(scale) > best[0].score(scale)):
             best = found
         complete = best and len(best[0].world_from_cam) >= GOOD_SHARE * len(lens_of)
         if complete and best[0].error_px < GOOD_ERROR * scale:
@@ -197,14 +199,14 @@ def _run(pycolmap: Any, pipeline: Any, options: Any, database: Any) -> list[SfmM
 
 def _largest_first(models: Sequence[SfmModel], scale: float) -> list[SfmModel]:
     usable = [model for model in models if len(model.world_from_cam) >= 2]
-    return sorted(usable, key=lambda model: (len(model.world_from_cam), model.sureness(scale)), reverse=True)
+    return sorted(usable, key=lambda model: (len(model.world_from_cam), model.score(scale)), reverse=True)
 
 
 def _fill(
     pycolmap: Any,
     database: Any,
     found: Correspondences,
-    verified: Verified,
+    verified: VerifiedPairs,
     lenses: Sequence[SharedCamera],
     lens_of: Sequence[int],
     positions: Mapping[int, np.ndarray],
@@ -238,7 +240,7 @@ def _fill(
 
 
 def _camera(pycolmap: Any, lens: SharedCamera, number: int, held: Held) -> Any:
-    camera = camera_of(pycolmap, lens)
+    camera = colmap_camera(pycolmap, lens)
     camera.camera_id = number
     if number - 1 in held and not lens.fixed:
         K, radial = held[number - 1]
@@ -349,7 +351,9 @@ def _back_on(mapped: SfmModel, known_poses: Mapping[int, np.ndarray]) -> SfmMode
 
 def _moved(mapped: SfmModel, shift: np.ndarray, known_poses: Mapping[int, np.ndarray]) -> SfmModel:
     """The same in a world whose coordinates are larger by `shift` (3,); known poses to the last digit."""
-    poses = {index: known_poses.get(index, moved(pose, shift)) for index, pose in mapped.world_from_cam.items()}
+    poses = {
+        index: known_poses.get(index, add_world_offset(pose, shift)) for index, pose in mapped.world_from_cam.items()
+    }
     return replace(mapped, world_from_cam=poses, points_world=mapped.points_world + shift)
 
 

@@ -12,7 +12,7 @@ from dune_cli.errors import UserError
 from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher
-from dune_cli.sfm.features import FeatureStore, ImageFeatures, colours_at
+from dune_cli.sfm.features import FeatureStore, ImageFeatures, colors_at
 from dune_cli.sfm.pairs import Pairs
 
 MATCHES = "matches"
@@ -77,7 +77,7 @@ def _match(
             arrays = {"1": found.points1, "2": found.points2, "scores": found.scores}
             arrays["sizes"] = np.array([found.pixel_size1, found.pixel_size2])
             for name, look, points in (("1", first, found.points1), ("2", second, found.points2)):
-                arrays[f"colors{name}"] = colours_at(read_photo(look.facts.path).rgb, points)
+                arrays[f"colors{name}"] = colors_at(read_photo(look.facts.path).rgb, points)
         work.write(MATCHES, key, arrays)
     if first is one:
         return arrays

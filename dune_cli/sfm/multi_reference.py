@@ -17,15 +17,15 @@ import numpy as np
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import poses
 from dune_cli.io.cache import WorkFolder
-from dune_cli.sfm.cameras import UndistortedCamera
+from dune_cli.sfm.cameras import Camera
 from dune_cli.sfm.landmarks import LandmarkConfig, Landmarks
 from dune_cli.sfm.localization import (
     LocalizationConfig,
     LocalizationResult,
     Matches2D3D,
     Query,
-    localization_from_matches,
     localize,
+    localize_from_matches,
 )
 from dune_cli.sfm.photo_map import MapImage, PhotoMap
 from dune_cli.sfm.relative_pose import (
@@ -61,7 +61,7 @@ class MultiReferencePose:
 
 
 def localize_from_references(
-    sight: PairBackend,
+    backend: PairBackend,
     seen_references: Sequence[Any],
     seen_query: Any,
     commons: Sequence[TwoViewMatches | None],
@@ -70,7 +70,7 @@ def localize_from_references(
 ) -> MultiReferencePose | None:
     """The query's pose by all references together; None where fewer than two can be brought together.
 
-    `seen_references` and `seen_query` as `sight.look` gave them; `commons` and `pairs` what each reference alone has
+    `seen_references` and `seen_query` as `backend.look` gave them; `commons` and `pairs` what each reference alone has
     in common with the query (None: not even that) and the pose that follows; the best one gives the frame, if it takes
     part.
     """
@@ -78,20 +78,20 @@ def localize_from_references(
     references = [seen_references[i] for i in order]
     if len(references) < 2:
         return None
-    if sight.is_metric or all(shot_of(seen).depth is not None for seen in references):
-        return _on_metric_points(sight, references, [commons[i] for i in order], config)
-    if isinstance(sight, MatcherBackend):
-        return _on_triangulated_points(sight, references, seen_query, config)
+    if backend.is_metric or all(shot_of(seen).depth is not None for seen in references):
+        return _on_metric_points(backend, references, [commons[i] for i in order], config)
+    if isinstance(backend, MatcherBackend):
+        return _on_triangulated_points(backend, references, seen_query, config)
     return None
 
 
 def shot_of(seen: Any) -> CameraImage:
-    """The photo that a sight looked at."""
+    """The photo that a backend looked at."""
     return seen[0]
 
 
 def _on_metric_points(
-    sight: PairBackend, references: Sequence[Any], commons: Sequence[TwoViewMatches | None], config: SolverConfig
+    backend: PairBackend, references: Sequence[Any], commons: Sequence[TwoViewMatches | None], config: SolverConfig
 ) -> MultiReferencePose | None:
     """The references are placed by PnP on the first one's points, and the query on the points of all."""
     by_pnp = SolverConfig("pnp", None, config.min_confidence, config.seed)
@@ -102,7 +102,7 @@ def _on_metric_points(
         if common is None:
             continue
         try:
-            other = relocalize(sight.compare(references[0], reference), by_pnp)
+            other = relocalize(backend.match(references[0], reference), by_pnp)
         except JobFailed:
             continue  # it has nothing to say about the scene; the pair's own result tells why
         if other.ref_from_query is not None:
@@ -112,7 +112,7 @@ def _on_metric_points(
     first = placed[0][1]
     seen = _seen_by(placed)
     photo_map = _map_of([(common.reference, pose) for pose, common in placed], "metric", None)
-    found = localization_from_matches(
+    found = localize_from_matches(
         seen, _query(first.query), photo_map, [(i, None) for i in range(len(placed))], _config(config)
     )
     where = "the depth maps of the references" if first.reference.depth is not None else "the model's metric points"
@@ -132,12 +132,12 @@ def _seen_by(placed: Sequence[tuple[np.ndarray, TwoViewMatches]]) -> Matches2D3D
 
 
 def _on_triangulated_points(
-    sight: MatcherBackend, references: Sequence[Any], query: Any, config: SolverConfig
+    backend: MatcherBackend, references: Sequence[Any], query: Any, config: SolverConfig
 ) -> MultiReferencePose | None:
     essential = SolverConfig("essential", None, config.min_confidence, config.seed)
     best: tuple[float, int, int, np.ndarray] | None = None
     for i, j in combinations(range(min(len(references), SEEDS)), 2):
-        pair = relocalize(sight.compare(references[i], references[j]), essential)
+        pair = relocalize(backend.match(references[i], references[j]), essential)
         if pair.ref_from_query is not None and (best is None or pair.confidence > best[0]):
             best = pair.confidence, i, j, pair.ref_from_query
     if best is None:
@@ -147,19 +147,19 @@ def _on_triangulated_points(
     names = [shot_of(references[k]).name for k in (i, j)]
     note = f"lengths are in units of the distance between {names[0]} and {names[1]}; give --ref-depth of each reference"
     for k in [k for k in range(len(references)) if k not in placed]:
-        found = _in_map_of(sight, references, placed, references[k], config, note)
+        found = _in_map_of(backend, references, placed, references[k], config, note)
         if found.world_from_query is not None:
             placed[k] = found.world_from_query
     # the frame is that of the reference which shows most of the query
     first, *others = sorted(placed)
     frame = poses.inverse(placed[first])
     placed = {k: frame @ placed[k] for k in (first, *others)}
-    found = _in_map_of(sight, references, placed, query, config, note)
+    found = _in_map_of(backend, references, placed, query, config, note)
     return _joint(found, shot_of(query), [(shot_of(references[k]), pose) for k, pose in placed.items()], note)
 
 
 def _in_map_of(
-    sight: MatcherBackend,
+    backend: MatcherBackend,
     references: Sequence[Any],
     placed: dict[int, np.ndarray],
     query: Any,
@@ -167,7 +167,7 @@ def _in_map_of(
     note: str,
 ) -> LocalizationResult:
     photo_map = _map_of([(shot_of(references[k]), pose) for k, pose in placed.items()], "arbitrary", note)
-    points = Landmarks(photo_map, sight.matcher, LandmarkConfig(seed=config.seed), WorkFolder(None))
+    points = Landmarks(photo_map, backend.matcher, LandmarkConfig(seed=config.seed), WorkFolder(None))
     for index, k in enumerate(placed):
         shot, features = references[k]
         points.remember(index, shot.photo.rgb if features is None else features, shot.photo.rgb)
@@ -177,7 +177,7 @@ def _in_map_of(
 
 def _map_of(placed: Sequence[tuple[CameraImage, np.ndarray]], scale: str, note: str | None) -> PhotoMap:
     images = [
-        MapImage(shot.name, shot.photo.path, UndistortedCamera.pinhole(shot.K, *shot.size), world_from_ref)
+        MapImage(shot.name, shot.photo.path, Camera.pinhole(shot.K, *shot.size), world_from_ref)
         for shot, world_from_ref in placed
     ]
     return PhotoMap(Path("the references"), tuple(images), scale, note)
@@ -186,7 +186,7 @@ def _map_of(placed: Sequence[tuple[CameraImage, np.ndarray]], scale: str, note: 
 def _query(shot: CameraImage) -> Query:
     # a guessed focal length stays the guess that the references share
     source = "given" if shot.focal_source == "default" else shot.focal_source
-    return Query(shot.photo, UndistortedCamera.pinhole(shot.K, *shot.size), source)
+    return Query(shot.photo, Camera.pinhole(shot.K, *shot.size), source)
 
 
 def _config(config: SolverConfig) -> LocalizationConfig:

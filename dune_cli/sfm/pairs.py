@@ -12,40 +12,40 @@ from scipy.sparse.csgraph import connected_components
 
 from dune_cli.errors import UserError
 from dune_cli.io.safe_read import LINES_LIMIT_BYTES, forward_slashes, quoted, read_text
-from dune_cli.sfm.retrieval import BLOCK_ROWS, centred, nearest
+from dune_cli.sfm.retrieval import BLOCK_ROWS, nearest_neighbours, subtract_mean
 
-ALL_UP_TO = 20  # photos: more pairs than 190 cost more than choosing them
+EXHAUSTIVE_UP_TO = 20  # photos: more pairs than 190 cost more than choosing them
 NEIGHBOURS = 10
 LONGEST_LINE = 16_384  # characters of two paths
 STRATEGIES = ("auto", "retrieval", "sequential", "all")
-FORM = "two image names a line, separated by a space, tab or comma"
+LINE_FORMAT = "two image names a line, separated by a space, tab or comma"
 Pairs = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class PairPlan:
-    """`pairs` of photo indices (i < j), sorted; `way` says how they were chosen."""
+class PairSelection:
+    """`pairs` of photo indices (i < j), sorted; `strategy` says how they were chosen."""
 
     pairs: Pairs
-    way: str
+    strategy: str
 
 
-def plan(
+def select_pairs(
     way: str, images: Sequence[Path], neighbours: int, ordered: bool, descriptors: Callable[[], np.ndarray]
-) -> PairPlan:
+) -> PairSelection:
     """The pairs that `way` (one of WAYS, or a file) means for these photos. `descriptors` gives the global ones, unit
     rows (N, D), and is asked only where they are needed; `ordered`: the photos follow one another."""
     count = len(images)
-    if way == "all" or (way == "auto" and count <= ALL_UP_TO):
-        return PairPlan(exhaustive_pairs(count), "all")
+    if way == "all" or (way == "auto" and count <= EXHAUSTIVE_UP_TO):
+        return PairSelection(exhaustive_pairs(count), "all")
     if way == "sequential":
-        return PairPlan(sequential_pairs(count, neighbours), "sequential")
+        return PairSelection(sequential_pairs(count, neighbours), "sequential")
     if way not in STRATEGIES:
-        return PairPlan(read_pairs(way, images), f"from {way}")
+        return PairSelection(read_pairs(way, images), f"from {way}")
     pairs = retrieval_pairs(descriptors(), neighbours)
     if way == "auto" and ordered:
-        return PairPlan(sorted({*pairs, *sequential_pairs(count, neighbours)}), "retrieval and sequential")
-    return PairPlan(pairs, "retrieval")
+        return PairSelection(sorted({*pairs, *sequential_pairs(count, neighbours)}), "retrieval and sequential")
+    return PairSelection(pairs, "retrieval")
 
 
 def exhaustive_pairs(count: int) -> Pairs:
@@ -66,8 +66,8 @@ def sequential_pairs(count: int, neighbours: int = NEIGHBOURS) -> Pairs:
 def retrieval_pairs(descriptors: np.ndarray, neighbours: int = NEIGHBOURS) -> Pairs:
     """Each photo with the `neighbours` most alike by its global descriptor, unit rows (N, D), and the most alike pairs
     that make one graph of it: at most N * (neighbours + 1) pairs."""
-    rows = centred(descriptors) if len(descriptors) > 2 else descriptors
-    indices, _ = nearest(rows, neighbours)
+    rows = subtract_mean(descriptors) if len(descriptors) > 2 else descriptors
+    indices, _ = nearest_neighbours(rows, neighbours)
     first = np.repeat(np.arange(len(rows)), indices.shape[1])
     found = np.unique(np.sort(np.stack([first, indices.reshape(-1)], axis=1), axis=1), axis=0)
     return sorted({*map(tuple, found.tolist()), *_bridges(rows, found)})
@@ -116,7 +116,8 @@ def read_pairs(path: str | Path, images: Sequence[Path]) -> Pairs:
         lines = read_text(path, "a pairs file", LINES_LIMIT_BYTES).splitlines()
     except UserError as error:
         raise UserError(
-            f"cannot read the pairs file {path}: {error}; --pairs takes {', '.join(STRATEGIES)}, or a file with {FORM}"
+            f"cannot read the pairs file {path}: {error}; --pairs takes {', '.join(STRATEGIES)}, or a file with "
+            f"{LINE_FORMAT}"
         ) from error
     table = _tails(images)
     pairs = set()
@@ -126,13 +127,13 @@ def read_pairs(path: str | Path, images: Sequence[Path]) -> Pairs:
             one, two = sorted(_pair_of(text, table, f"{path}, line {number}"))
             pairs.add((one, two))
     if not pairs:
-        raise UserError(f"the pairs file {path} names no pair; it needs {FORM}")
+        raise UserError(f"the pairs file {path} names no pair; it needs {LINE_FORMAT}")
     return sorted(pairs)
 
 
 def _pair_of(text: str, table: dict[str, list[int]], where: str) -> tuple[int, int]:
     if len(text) > LONGEST_LINE:
-        raise UserError(f"{where}: a line of {len(text)} characters is no pair; it needs {FORM}")
+        raise UserError(f"{where}: a line of {len(text)} characters is no pair; it needs {LINE_FORMAT}")
     splits = []
     for separator in ("\t", ","):
         if text.count(separator) == 1:
@@ -142,7 +143,7 @@ def _pair_of(text: str, table: dict[str, list[int]], where: str) -> tuple[int, i
     splits = [names for names in splits if all(names)]
     splits += [[forward_slashes(name) for name in names] for names in splits if "\\" in text]
     if not splits:
-        raise UserError(f"{where}: {quoted(text)} is no pair; it needs {FORM}")
+        raise UserError(f"{where}: {quoted(text)} is no pair; it needs {LINE_FORMAT}")
     known = [names for names in splits if all(name in table for name in names)]
     if not known:
         strange = next((name for name in splits[0] if name not in table), splits[0][0])

@@ -14,7 +14,7 @@ from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import poses
 from dune_cli.geometry.bundle_adjustment import MODE
-from dune_cli.geometry.poses import removed, world_offset
+from dune_cli.geometry.poses import subtract_world_offset, world_offset
 from dune_cli.io.colmap.read import ColmapModel, model_files, model_folder, open_model
 from dune_cli.io.colmap.tables import FOCALS
 from dune_cli.io.intrinsics import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
@@ -23,7 +23,7 @@ from dune_cli.io.orientation import stored_cam_from_cam
 from dune_cli.io.safe_read import forward_slashes, is_file, open_regular, read_json, shown
 from dune_cli.io.stored_cameras import GivenCamera, stored_orientations
 from dune_cli.provenance import sha256_of
-from dune_cli.sfm.cameras import UndistortedCamera
+from dune_cli.sfm.cameras import Camera
 
 SCENE_SCHEMA = "dune.scene/1"
 IMAGE_FOLDERS = ("", "images", "../images", "../../images")  # below the map, or beside its sparse/0
@@ -41,7 +41,7 @@ class MapImage:
 
     name: str
     file: Path
-    lens: UndistortedCamera
+    camera: Camera
     world_from_cam: np.ndarray
     neighbours: tuple[int, ...] = ()
     modes: np.ndarray | None = None
@@ -119,7 +119,7 @@ def open_map(folder: str | Path, images: str | Path | None = None, scale: str | 
             "distance; a map needs photos from different places"
         )
     offset = world_offset(centres)
-    near = tuple(replace(image, world_from_cam=removed(image.world_from_cam, offset)) for image in kept)
+    near = tuple(replace(image, world_from_cam=subtract_world_offset(image.world_from_cam, offset)) for image in kept)
     return PhotoMap(folder, near, *_scale(scale, list(scenes.values())), tuple(files), offset)
 
 
@@ -128,7 +128,7 @@ class _Entry:
     """An image as the model has it; `stored`: whether it means the stored pixels, where the size does not tell."""
 
     name: str
-    lens: UndistortedCamera
+    camera: Camera
     world_from_cam: np.ndarray
     neighbours: tuple[int, ...] = ()
     modes: np.ndarray | None = None
@@ -136,7 +136,7 @@ class _Entry:
 
     @property
     def given(self) -> GivenCamera:
-        return GivenCamera(self.world_from_cam, (self.lens.width, self.lens.height), self.stored)
+        return GivenCamera(self.world_from_cam, (self.camera.width, self.camera.height), self.stored)
 
 
 def _from_colmap(folder: Path) -> list[_Entry]:
@@ -151,7 +151,7 @@ def _from_colmap(folder: Path) -> list[_Entry]:
                 f"the image {shown(image.name)} of the map {folder} is a panorama ({camera.model_name}); photos of a "
                 "camera with a focal length are needed"
             )
-        lens = UndistortedCamera(camera.model_name, camera.params, camera.width, camera.height)
+        lens = Camera(camera.model_name, camera.params, camera.width, camera.height)
         entries.append(_Entry(image.name, lens, image.world_from_cam, row, stored=True))
     return entries
 
@@ -199,11 +199,7 @@ def _from_scene(path: Path, tree: dict[str, Any]) -> list[_Entry]:
             K = pinhole_matrix(camera.items_of("K"), f"{camera.where}: K", width, height)
             pose = rigid_pose(camera.items_of("world_from_cam"), f"{camera.where}: world_from_cam")
             radial = camera.number("radial", 0.0, -LARGEST_RADIAL, LARGEST_RADIAL)
-            lens = (
-                UndistortedCamera.radial(K, radial, width, height)
-                if radial
-                else UndistortedCamera.pinhole(K, width, height)
-            )
+            lens = Camera.radial(K, radial, width, height) if radial else Camera.pinhole(K, width, height)
             entries[name] = _Entry(name, lens, pose, (), _modes(camera), tree.get("image_size_is") == "stored")
     except UserError as error:
         raise UserError(f"the scene {path} is broken ({error}); reconstruct it again") from error
@@ -270,7 +266,7 @@ def _with_photos(
         pose = entry.world_from_cam @ stored_cam_from_cam(orientation)
         neighbours = tuple(place[n] for n in entry.neighbours if n in place)
         found.append(
-            MapImage(entry.name, file, replace(entry.lens, orientation=orientation), pose, neighbours, entry.modes)
+            MapImage(entry.name, file, replace(entry.camera, orientation=orientation), pose, neighbours, entry.modes)
         )
     return found
 

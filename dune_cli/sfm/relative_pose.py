@@ -18,15 +18,15 @@ from dune_cli.geometry.pose_confidence import (
     MAX_LOG10_NFA,
     NO_EVIDENCE,
     Evidence,
-    confidence_of,
-    evidence_of_matches,
-    evidence_of_pair,
+    confidence_from_evidence,
+    match_evidence,
+    two_view_evidence,
 )
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import Prepared, prepare
 from dune_cli.io.safe_read import agreement
 from dune_cli.matchers import mast3r
-from dune_cli.matchers.filtering import ExtractedImage, extract, find_matches, is_moving
+from dune_cli.matchers.filtering import ExtractedImage, extract_image, find_matches, non_static_mask
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.provenance import Source
 
@@ -82,9 +82,9 @@ class PairBackend(Protocol):
     @property
     def source(self) -> Source: ...
 
-    def look(self, shot: CameraImage) -> Any: ...
+    def extract(self, shot: CameraImage) -> Any: ...
 
-    def compare(self, reference: Any, query: Any) -> TwoViewMatches: ...
+    def match(self, reference: Any, query: Any) -> TwoViewMatches: ...
 
 
 class MatcherBackend:
@@ -99,11 +99,11 @@ class MatcherBackend:
     def source(self) -> Source:
         return self.matcher.source
 
-    def look(self, shot: CameraImage) -> tuple[CameraImage, Any]:
+    def extract(self, shot: CameraImage) -> tuple[CameraImage, Any]:
         """The photo's features, for matchers that look at each photo alone."""
-        return shot, extract(self.matcher, shot.photo.rgb).features
+        return shot, extract_image(self.matcher, shot.photo.rgb).features
 
-    def compare(self, reference: tuple[CameraImage, Any], query: tuple[CameraImage, Any]) -> TwoViewMatches:
+    def match(self, reference: tuple[CameraImage, Any], query: tuple[CameraImage, Any]) -> TwoViewMatches:
         (first, features1), (second, features2) = reference, query
         photos = ExtractedImage(first.photo.rgb, features1), ExtractedImage(second.photo.rgb, features2)
         matches = find_matches(self.matcher, *photos)
@@ -125,7 +125,7 @@ class TwoViewBackend:
     def source(self) -> Source:
         return self.model.source
 
-    def look(self, shot: CameraImage) -> tuple[CameraImage, Prepared, Any]:
+    def extract(self, shot: CameraImage) -> tuple[CameraImage, Prepared, Any]:
         """The photo's encoder features."""
         import torch
 
@@ -135,7 +135,7 @@ class TwoViewBackend:
         with torch.inference_mode():
             return shot, prepared, model.encode(torch.from_numpy(prepared.image)[None].to(where))
 
-    def compare(
+    def match(
         self, reference: tuple[CameraImage, Prepared, Any], query: tuple[CameraImage, Prepared, Any]
     ) -> TwoViewMatches:
         """JobFailed where no focal length is given and none fits the point maps."""
@@ -145,8 +145,8 @@ class TwoViewBackend:
         with torch.inference_mode():
             out = self.model.decode(features1, features2)
             found, xy1 = mast3r.matches_of(out, prepared1, prepared2, self.subsample)
-            keep = is_moving(found, first.photo.rgb, second.photo.rgb)
-            matches, xy1 = found.only(keep), xy1[keep]
+            keep = non_static_mask(found, first.photo.rgb, second.photo.rgb)
+            matches, xy1 = found.select(keep), xy1[keep]
             points = _numpy(out.points1)
             if first.focal_source == "default":
                 first = _with_own_focal(first, prepared1, points, _numpy(out.confidence1))
@@ -183,7 +183,7 @@ MIN_SCALE_POINTS = 6
 # of a pose that is given out: below it four of five are wrong, and none of those within 5 degrees lies there (pairs
 # with wide baselines, sift and xfeat-lighterglue)
 MIN_CONFIDENCE = 0.15
-ARBITRARY = (
+ARBITRARY_SCALE = (
     "two photos do not tell lengths: the translation is a direction of length 1; give --baseline METRES, --ref-depth "
     "of the reference, or a two-view --model"
 )
@@ -195,7 +195,7 @@ class Relocalization:
 
     `query_from_ref` (4, 4), its translation in metres where `scale` is "metric", of length 1 where it is "arbitrary".
     `scale_from` says in words where the length is from. `confidence` in [0, 1): the share of poses within 10
-    degrees among those with such evidence. `inliers` out of `matches` agree. `turned_deg`: by how much the query
+    degrees among those with such evidence. `inliers` out of `matches` agree. `rotated_deg`: by how much the query
     had to be turned clockwise to look like the reference. `fixed`: matches at the same pixels of both photos, left out.
     """
 
@@ -209,8 +209,8 @@ class Relocalization:
     confidence: float
     solver: str
     message: str = ""
-    turned_deg: int = 0
-    fixed: int = 0
+    rotated_deg: int = 0
+    static_matches: int = 0
     evidence: Evidence | None = None
 
     @property
@@ -279,8 +279,8 @@ def relocalize(common: TwoViewMatches, config: SolverConfig) -> Relocalization:
         scale=("metric" if metric else "arbitrary") if found is None else found.scale,
         scale_from="" if found is None else found.scale_from,
         matches=len(common.matches.points1),
-        turned_deg=common.matches.turned_deg,
-        fixed=common.matches.fixed,
+        rotated_deg=common.matches.rotated_deg,
+        static_matches=common.matches.static_matches,
         inliers=(found or no_pose).inliers,
         confidence=(found or no_pose).confidence,
         solver=config.solver,
@@ -289,7 +289,7 @@ def relocalize(common: TwoViewMatches, config: SolverConfig) -> Relocalization:
     )
 
 
-def failed(
+def failed_relocalization(
     reference: CameraImage, query: CameraImage, config: SolverConfig, reason: str, metric: bool
 ) -> Relocalization:
     """A pair that did not even come to matches."""
@@ -310,7 +310,7 @@ def _by_pnp(common: TwoViewMatches, config: SolverConfig) -> _Found:
     inliers = 0 if pose is None else int(pose.inliers.sum())
     chance = pair_checks.log10_nfa_pnp(inliers, count, threshold_px, query.size) + log10(matches.tries)
     evidence = NO_EVIDENCE if pose is None else _pnp_evidence(common, known, pose, chance, threshold_px, config.seed)
-    confidence = confidence_of(evidence)
+    confidence = confidence_from_evidence(evidence)
     if pose is None or confidence < config.min_confidence:
         depth = "" if count == len(known) else f", {count} of them at a known depth"
         raise _elsewhere(common, inliers, confidence, depth)
@@ -326,7 +326,7 @@ def _by_essential(common: TwoViewMatches, config: SolverConfig) -> _Found:
     chance = pair_checks.log10_nfa_epipolar(inliers, len(matches.points1), thresholds, (first.size, second.size))
     chance += log10(matches.tries)
     evidence = NO_EVIDENCE if pair is None else _pair_evidence(common, pair, others, config.seed)
-    confidence = confidence_of(evidence)
+    confidence = confidence_from_evidence(evidence)
     if pair is None or (chance > MAX_LOG10_NFA and config.min_confidence > 0):
         raise _elsewhere(common, inliers, confidence, "")
     pixels1, pixels2 = matches.points1[pair.inliers], matches.points2[pair.inliers]
@@ -351,7 +351,7 @@ def _by_essential(common: TwoViewMatches, config: SolverConfig) -> _Found:
         return _Found(evidence, _with_length(pose, length), agreed, confidence, "metric", where)
     if config.baseline is not None:
         return _Found(evidence, _with_length(pose, config.baseline), agreed, confidence, "metric", "--baseline")
-    return _Found(evidence, pose, agreed, confidence, "arbitrary", ARBITRARY)
+    return _Found(evidence, pose, agreed, confidence, "arbitrary", ARBITRARY_SCALE)
 
 
 def _best_relative_pose(
@@ -385,7 +385,7 @@ def _pair_evidence(
 ) -> Evidence:
     """Of a relative pose and the `runs` of the solver, itself among them."""
     first, second, matches = common.reference, common.query, common.matches
-    return evidence_of_pair(
+    return two_view_evidence(
         matches.points1,
         matches.points2,
         first.K,
@@ -420,7 +420,7 @@ def _pnp_evidence(
     ]
     agree = np.zeros(len(known), dtype=bool)
     agree[np.flatnonzero(known)[pose.inliers]] = True
-    return evidence_of_matches(
+    return match_evidence(
         matches.points1,
         matches.points2,
         agree,
@@ -482,10 +482,10 @@ def _only_turned(common: TwoViewMatches, pixels1: np.ndarray, pixels2: np.ndarra
 
 def _elsewhere(common: TwoViewMatches, inliers: int, confidence: float, depth: str) -> _NoPose:
     matches = common.matches
-    if matches.fixed > len(matches.points1) or matches.fixed > inliers:
+    if matches.static_matches > len(matches.points1) or matches.static_matches > inliers:
         return _NoPose(
             f"{common.query.name} and {common.reference.name} agree only in what lies at the same pixels of both "
-            f"({matches.fixed} matches: a caption, a logo, a border or a part of the camera's mount), which tells "
+            f"({matches.static_matches} matches: a caption, a logo, a border or a part of the camera's mount), which tells "
             f"nothing of where they were taken; of the other {len(matches.points1)} matches{depth} "
             f"{inliers or 'too few'} agree on a pose; crop it away, and take photos that overlap more",
             inliers,

@@ -22,7 +22,7 @@ SAME_PLACE = 1e-9  # of the coordinates: what rounding leaves
 NAMED = 3  # views in a note
 
 
-def by_motion(scene: Scene, pixel_size: float) -> Scene:
+def scale_by_motion(scene: Scene, pixel_size: float) -> Scene:
     """The median step from one camera to the next as the unit, of the cameras that moved. `pixel_size`: pixels of a
     photo per matched pixel."""
     placed = scene.registered
@@ -37,7 +37,7 @@ def by_motion(scene: Scene, pixel_size: float) -> Scene:
     return scene.scaled(1 / float(np.median(steps[moved])), "arbitrary", scene.scale_note)
 
 
-def by_baseline(scene: Scene, baseline: float, pixel_size: float | None) -> Scene:
+def scale_by_baseline(scene: Scene, baseline: float, pixel_size: float | None) -> Scene:
     """The distance of the first two cameras as `baseline` metres. `pixel_size`: pixels of a photo per matched pixel;
     None where no pixels were matched. JobFailed where they were not placed, or hardly stand apart."""
     one, two = scene.views[:2]
@@ -56,7 +56,7 @@ def by_baseline(scene: Scene, baseline: float, pixel_size: float | None) -> Scen
     return scene.scaled(baseline / length, "metric", None)
 
 
-def check_apart(known_poses: Mapping[object, np.ndarray]) -> None:
+def check_distinct_centres(known_poses: Mapping[object, np.ndarray]) -> None:
     """UserError where all of the known poses (4, 4) have one centre."""
     if len(known_poses) < 2:
         return
@@ -68,7 +68,7 @@ def check_apart(known_poses: Mapping[object, np.ndarray]) -> None:
         )
 
 
-def standing_notes(names: Sequence[str], found: Correspondences) -> tuple[str, ...]:
+def same_viewpoint_notes(names: Sequence[str], found: Correspondences) -> tuple[str, ...]:
     """Which photos show what another one shows from the same place: copies, and a camera that stands still."""
     same: dict[int, int] = {}
     for (i, j), matches in found.matches.items():

@@ -9,12 +9,12 @@ import numpy as np
 
 from dune_cli.geometry.cameras import transform_pixels, undistort_pixels
 from dune_cli.geometry.depth_maps import grid_triangles, used_vertices
-from dune_cli.geometry.poses import inverse, moved, transform_points
+from dune_cli.geometry.poses import add_world_offset, inverse, transform_points
 from dune_cli.io.meshes import Frustum, Mesh
 from dune_cli.io.orientation import UPRIGHT
 from dune_cli.provenance import Source
 
-LARGE = (
+LARGE_COORDINATES_NOTE = (
     "the poses' coordinates are large: PLY and NPZ have them in double precision, GLB and OBJ less the world_offset "
     "that the JSON names"
 )
@@ -222,7 +222,7 @@ class Scene:
 
     def pose_in_world(self, view: View) -> np.ndarray:
         """(4, 4) `world_from_cam` of a view of the scene in the coordinates of its world."""
-        return moved(view.world_from_cam, self.world_offset)
+        return add_world_offset(view.world_from_cam, self.world_offset)
 
     def frusta(self) -> list[Frustum]:
         """The registered cameras."""

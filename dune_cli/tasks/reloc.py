@@ -1,4 +1,4 @@
-"""The pose of one photo's camera relative to another's: `sight.py` matches, `solve.py` finds it, `files.py` says it."""
+"""The pose of one photo's camera relative to another's: `backend.py` matches, `solve.py` finds it, `files.py` says it."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def _facts(result: Relocalization) -> dict[str, Any]:
             "distance": result.distance,
             "matches": result.matches,
             "inliers": result.inliers,
-            "fixed": result.fixed,
-            "turned_deg": result.turned_deg,
+            "fixed": result.static_matches,
+            "turned_deg": result.rotated_deg,
             "confidence": round(result.confidence, 6),
             "solver": result.solver,
             "message": result.message,
@@ -104,8 +104,8 @@ def in_words(result: Relocalization) -> str:
         if metric
         else f"  scale        arbitrary: {result.scale_from}",
     ]
-    if result.turned_deg:
-        lines.append(f"  turned       matched after the query was turned clockwise by {result.turned_deg} degrees")
+    if result.rotated_deg:
+        lines.append(f"  turned       matched after the query was turned clockwise by {result.rotated_deg} degrees")
     return "\n".join(lines)
 
 
@@ -161,14 +161,14 @@ def map_document(located: LocalizationResult, provenance: dict[str, Any]) -> dic
             "covariance_has_map_calibration": located.has_map_calibration,
             "matches": located.matches,
             "inliers": located.inliers,
-            "fixed": located.fixed,
-            "turned_deg": located.turned_deg,
+            "fixed": located.static_matches,
+            "turned_deg": located.rotated_deg,
             "confidence": round(located.confidence, 6),
             "reprojection_error_px": located.reprojection_error_px,
             "retrieved": [
                 {
                     "image": seen.name,
-                    "likeness": None if seen.likeness is None else round(seen.likeness, 6),
+                    "likeness": None if seen.similarity is None else round(seen.similarity, 6),
                     "matches": seen.matches,
                     "inliers": seen.inliers,
                 }
@@ -188,7 +188,7 @@ def map_pose_in_words(located: LocalizationResult) -> str:
     unit = " m" if located.map.scale == "metric" else ""
     place = ", ".join(f"{value + 0.0:.3f}" for value in located.world_from_query[:3, 3])
     spread = float(np.linalg.norm(located.position_std))
-    turned = f", turned by {located.turned_deg} degrees" if located.turned_deg else ""
+    turned = f", turned by {located.rotated_deg} degrees" if located.rotated_deg else ""
     return (
         f"{located.name}: at ({place}){unit} +- {spread:.2g}, rotation +- {located.rotation_std_deg:.2g} degrees, "
         f"{located.inliers} of {located.matches} matches agree, confidence {located.confidence:.2f}{turned}"

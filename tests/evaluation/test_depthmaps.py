@@ -138,4 +138,4 @@ def test_the_dense_part_beats_its_controls(tmp_path: Path) -> None:
     assert mean["dense low"].abs_rel < 0.05
     assert mean[benchmark.MEDIAN].completeness == 1
     assert len(found["dense low"]) == VIEWS
-    assert K[0, 0] == place.map.images[0].lens.K[0, 0]
+    assert K[0, 0] == place.map.images[0].camera.K[0, 0]

@@ -77,7 +77,7 @@ def test_both_paths_reconstruct_a_made_up_set(place: Place, known: bool) -> None
         assert found.rotation_deg < (0.5 if known else 3), name
         assert found.centre_share < (0.02 if known else 0.1), name
         assert found.seconds > 0
-    truth = [image.lens.K for image in place.map.images]
+    truth = [image.camera.K for image in place.map.images]
     facts = [benchmark.read_photo(image.file).facts for image in place.map.images]
     assert [source for _, source in benchmark.intrinsics_of(place, True)(facts)] == ["given"] * VIEWS
     np.testing.assert_allclose(benchmark.intrinsics_of(place, True)(facts)[2][0], truth[2])

@@ -54,10 +54,10 @@ def _are_places(found: list[tuple[Place, list[np.ndarray | None] | None]]) -> No
         assert np.isfinite(place.extent) and place.extent > 0
         for image in place.map.images:
             assert image.file.is_file() and _is_pose(image.world_from_cam)
-            assert _is_camera(image.lens.K) and 0 < image.lens.width <= 1e6 and 0 < image.lens.height <= 1e6
+            assert _is_camera(image.camera.K) and 0 < image.camera.width <= 1e6 and 0 < image.camera.height <= 1e6
         for depth, image in zip(depths or (), place.map.images):
             if depth is not None:
-                assert depth.shape == (image.lens.height, image.lens.width) and np.isfinite(depth).all()
+                assert depth.shape == (image.camera.height, image.camera.width) and np.isfinite(depth).all()
                 assert depth.max() <= 1e10
 
 

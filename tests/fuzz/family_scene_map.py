@@ -61,7 +61,7 @@ def _is_map(found: PhotoMap) -> None:
     assert found.scale in ("metric", "arbitrary") and np.isfinite(found.extent)
     assert found.scale == "metric" or found.scale_note
     for image in found.images:
-        pose, lens = image.world_from_cam, image.lens
+        pose, lens = image.world_from_cam, image.camera
         assert (
             pose.shape == (4, 4) and np.isfinite(pose).all() and np.allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3))
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dune_cli.geometry import cameras, poses
-from dune_cli.geometry.bundle_adjustment import Adjusted, Bundle, Priors, adjust
+from dune_cli.geometry.bundle_adjustment import AdjustedBundle, Bundle, Priors, adjust_bundle
 
 WIDTH, HEIGHT = 640, 480
 
@@ -46,15 +46,15 @@ def scene(seed: int, views: int, turning: bool = True, focal_px: float = 600.0, 
     )
 
 
-def with_prior(bundle: Bundle, focal_px: float, sd: float = 0.4) -> Adjusted:
+def with_prior(bundle: Bundle, focal_px: float, sd: float = 0.4) -> AdjustedBundle:
     K = bundle.K.copy()
     K[:, [0, 1], [0, 1]] = focal_px
-    found = adjust(bundle, Priors(np.array([sd]), np.array([0.05])), K)
+    found = adjust_bundle(bundle, Priors(np.array([sd]), np.array([0.05])), K)
     assert found is not None
     return found
 
 
-def log_error(found: Adjusted, focal_px: float) -> float:
+def log_error(found: AdjustedBundle, focal_px: float) -> float:
     return float(np.log(found.bundle.K[0, 0, 0] / focal_px))
 
 
@@ -82,7 +82,7 @@ def test_a_fixed_lens_stays_and_its_poses_are_found() -> None:
     bundle = scene(2, 4)
     turned = bundle.world_from_cam.copy()
     turned[2, :3, 3] += (0.05, 0.02, 0)
-    found = adjust(replace(bundle, world_from_cam=turned), Priors(np.zeros(1), np.zeros(1)), bundle.K)
+    found = adjust_bundle(replace(bundle, world_from_cam=turned), Priors(np.zeros(1), np.zeros(1)), bundle.K)
     np.testing.assert_array_equal(found.bundle.K, bundle.K)
     assert found.log_focal_sd[0] == found.radial_sd[0] == 0 and len(found.modes) == 0
     size = np.linalg.norm(found.bundle.residuals_px(), axis=1)
@@ -109,7 +109,7 @@ def test_modes_tell_how_the_views_go_with_the_lens() -> None:
     mode = found.modes[np.argmax(np.abs(found.modes[:, 0, 0]))]
     K = found.bundle.K.copy()
     K[:, [0, 1], [0, 1]] *= np.exp(mode[0, 0])
-    moved = adjust(
+    moved = adjust_bundle(
         replace(found.bundle, K=K, radial=found.bundle.radial + mode[0, 1]), Priors(np.zeros(1), np.zeros(1)), K
     )
     steps = [np.linalg.norm(np.diff(b.world_from_cam[:, :3, 3], axis=0), axis=1) for b in (found.bundle, moved.bundle)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dune_cli.geometry import cameras, poses
-from dune_cli.geometry.global_alignment import Alignment, Known, PairPoints, align, anchor_points, move_alignment
+from dune_cli.geometry.global_alignment import Alignment, KnownCameras, PairPoints, align, anchor_points, move_alignment
 from dune_cli.geometry.sim3 import move_poses, similarity_from_points
 from dune_cli.geometry.view_graph import components, place_views
 
@@ -67,8 +67,8 @@ def made(
     return data, truth, depth, broken
 
 
-def known_K(views: int) -> Known:
-    return replace(Known.nothing(views), K=np.tile(K, (views, 1, 1)))
+def known_K(views: int) -> KnownCameras:
+    return replace(KnownCameras.nothing(views), K=np.tile(K, (views, 1, 1)))
 
 
 def errors(found: Alignment, truth: np.ndarray) -> tuple[float, float]:
@@ -211,7 +211,7 @@ def test_what_cannot_be_aligned_is_named() -> None:
     with pytest.raises(ValueError, match="do not go with points"):
         align(replace(data, points=data.points[:, :, :-1]))
     with pytest.raises(ValueError, match="3 known cameras for 4 views"):
-        align(data, Known.nothing(3))
+        align(data, KnownCameras.nothing(3))
 
 
 def test_the_tree_avoids_wrong_edges() -> None:

@@ -9,7 +9,7 @@ import pytest
 from dune_cli.evaluation.multiview import fit_cameras
 from dune_cli.geometry import cameras, poses, triangulation
 from dune_cli.geometry.absolute_pose import RefinedPose, refine_absolute_pose
-from dune_cli.geometry.bundle_adjustment import Adjusted, Bundle, Priors, adjust, point_shifts
+from dune_cli.geometry.bundle_adjustment import AdjustedBundle, Bundle, Priors, adjust_bundle, point_shifts
 from dune_cli.geometry.sim3 import scale_of
 
 WIDTH, HEIGHT, NOISE_PX = 640, 480, 0.4
@@ -27,7 +27,9 @@ def seen(rng: np.random.Generator, points: np.ndarray, pose: np.ndarray) -> np.n
     return exact + NOISE_PX * rng.standard_normal(exact.shape)
 
 
-def mapped(seed: int, views: int, prior_px: float, turn: float) -> tuple[Adjusted, np.ndarray, np.ndarray, np.ndarray]:
+def mapped(
+    seed: int, views: int, prior_px: float, turn: float
+) -> tuple[AdjustedBundle, np.ndarray, np.ndarray, np.ndarray]:
     """The map out of a start with the prior's focal length; pixels, true poses and true points."""
     rng = np.random.default_rng(seed)
     points = rng.uniform((-2, -1.5, 4), (2, 1.5, 8), (120, 3))
@@ -43,18 +45,20 @@ def mapped(seed: int, views: int, prior_px: float, turn: float) -> tuple[Adjuste
         prior[None], np.zeros(1), np.array([float(WIDTH)]), np.zeros(views, np.int64), start,
         points * (1, 1, stretch), view, point, pixels.reshape(-1, 2),
     )  # fmt: skip
-    found = adjust(bundle, Priors(np.array([0.4]), np.array([0.05])), prior[None])
+    found = adjust_bundle(bundle, Priors(np.array([0.4]), np.array([0.05])), prior[None])
     assert found is not None
     return found, pixels, true, points
 
 
-def located(found: Adjusted, pixels: np.ndarray, query_pixels: np.ndarray, query: np.ndarray) -> RefinedPose:
+def located(found: AdjustedBundle, pixels: np.ndarray, query_pixels: np.ndarray, query: np.ndarray) -> RefinedPose:
     """By the points of the first view, triangulated with the others, and a query whose camera is known."""
     bundle = found.bundle
     cam_from_world = np.stack([poses.inverse(pose) for pose in bundle.world_from_cam])
     K = np.repeat(bundle.K, len(pixels), axis=0)
     everyone = np.arange(pixels.shape[1])
-    rays = [triangulation.Ray(everyone, pixels[i], K[i], cam_from_world[i], 1.0) for i in range(1, len(pixels))]
+    rays = [
+        triangulation.ViewObservations(everyone, pixels[i], K[i], cam_from_world[i], 1.0) for i in range(1, len(pixels))
+    ]
     star = triangulation.triangulate_with_known_poses(pixels[0], K[0], cam_from_world[0], 1.0, rays, 4.0)
     radial = np.repeat(bundle.radial, len(pixels))
     modes = np.swapaxes(found.modes, 0, 1)

@@ -12,9 +12,9 @@ from dune_cli.geometry.pose_confidence import (
     GUESSED_LENS,
     NO_EVIDENCE,
     Evidence,
-    confidence_of,
-    evidence_of_pair,
-    spread_of,
+    confidence_from_evidence,
+    coverage,
+    two_view_evidence,
 )
 
 SIZE = (640, 480)
@@ -25,35 +25,38 @@ GOOD = Evidence(-400.0, 0.8, 0.6, 0.05, 0.2, 8.0)
 @pytest.mark.parametrize(
     "worse",
     [
-        {"log10_chance": -40.0},
+        {"log10_nfa": -40.0},
         {"share": 0.2},
         {"spread": 0.05},
         {"second": 0.4},
-        {"scatter_deg": 20.0},
+        {"repeatability_deg": 20.0},
         {"parallax_deg": 0.5},
-        {"lens_known": False},
+        {"focal_known": False},
     ],
 )
 def test_every_part_of_the_evidence_counts(worse: dict[str, float]) -> None:
-    assert 0 < confidence_of(replace(GOOD, **worse)) < confidence_of(GOOD) < 1
+    assert 0 < confidence_from_evidence(replace(GOOD, **worse)) < confidence_from_evidence(GOOD) < 1
 
 
 def test_chance_has_no_confidence_and_a_guessed_lens_is_never_sure() -> None:
-    assert confidence_of(NO_EVIDENCE) == confidence_of(replace(GOOD, log10_chance=-11.9)) == 0
-    assert confidence_of(replace(GOOD, parallax_deg=float("nan"))) == 0
-    assert confidence_of(GOOD) > 0.9 and confidence_of(replace(GOOD, lens_known=False)) <= GUESSED_LENS
+    assert confidence_from_evidence(NO_EVIDENCE) == confidence_from_evidence(replace(GOOD, log10_nfa=-11.9)) == 0
+    assert confidence_from_evidence(replace(GOOD, parallax_deg=float("nan"))) == 0
+    assert (
+        confidence_from_evidence(GOOD) > 0.9
+        and confidence_from_evidence(replace(GOOD, focal_known=False)) <= GUESSED_LENS
+    )
 
 
 def test_spread_is_the_share_of_a_rectangle() -> None:
     pixels = np.random.default_rng(0).uniform((0, 0), (320, 240), (20_000, 2))
-    assert spread_of(pixels, SIZE) == pytest.approx(0.25, rel=0.02)
-    assert spread_of(pixels[:2], SIZE) == 0
+    assert coverage(pixels, SIZE) == pytest.approx(0.25, rel=0.02)
+    assert coverage(pixels[:2], SIZE) == 0
 
 
 def _of(pose: np.ndarray, points1: np.ndarray, points2: np.ndarray) -> Evidence:
     inliers = epipolar.sampson_error_px(points1, points2, K, K, pose) < 1
     found = epipolar.RelativePose(pose, inliers)
-    return evidence_of_pair(points1, points2, K, K, found, [found], (SIZE, SIZE), (1.0, 1.0), 0)
+    return two_view_evidence(points1, points2, K, K, found, [found], (SIZE, SIZE), (1.0, 1.0), 0)
 
 
 def test_a_second_motion_takes_the_confidence_away() -> None:
@@ -71,7 +74,7 @@ def test_a_second_motion_takes_the_confidence_away() -> None:
     one = _of(unit, pixels, seen[0])
     two = _of(unit, pixels, np.where(np.arange(400)[:, None] < 220, seen[0], seen[1]))
     assert one.second < 0.05 and one.share > 0.99 and two.second > 0.5
-    assert confidence_of(one) > 0.9 > confidence_of(two) + 0.05
+    assert confidence_from_evidence(one) > 0.9 > confidence_from_evidence(two) + 0.05
 
 
 def test_what_stays_at_its_pixels_is_no_evidence() -> None:

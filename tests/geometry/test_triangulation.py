@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dune_cli.geometry import cameras, poses
-from dune_cli.geometry.triangulation import Ray, triangulate_with_known_poses
+from dune_cli.geometry.triangulation import ViewObservations, triangulate_with_known_poses
 
 K = cameras.K_from_fov(60, 640, 480)
 CAMS = [
@@ -25,8 +25,8 @@ def seen(points: np.ndarray, view: int) -> np.ndarray:
     return cameras.project(poses.transform_points(CAMS[view], points), K)
 
 
-def rays(points: np.ndarray, unit_px: float = 1.0) -> list[Ray]:
-    return [Ray(np.arange(len(points)), seen(points, i), K, CAMS[i], unit_px) for i in range(1, 5)]
+def rays(points: np.ndarray, unit_px: float = 1.0) -> list[ViewObservations]:
+    return [ViewObservations(np.arange(len(points)), seen(points, i), K, CAMS[i], unit_px) for i in range(1, 5)]
 
 
 def test_exact_pixels_give_exact_points(points: np.ndarray) -> None:
@@ -56,7 +56,7 @@ def test_the_view_itself_must_agree(points: np.ndarray) -> None:
 def test_narrow_rays_and_single_views_give_none(points: np.ndarray) -> None:
     near = CAMS[0].copy()
     near[0, 3] -= 0.02  # 0.3 degrees at 4 units
-    narrow = [Ray(np.arange(60), cameras.project(poses.transform_points(near, points), K), K, near, 1.0)]
+    narrow = [ViewObservations(np.arange(60), cameras.project(poses.transform_points(near, points), K), K, near, 1.0)]
     assert len(triangulate_with_known_poses(seen(points, 0), K, CAMS[0], 1.0, narrow, 2.0).rows) == 0
     assert triangulate_with_known_poses(seen(points, 0), K, CAMS[0], 1.0, [], 2.0).points_world.shape == (0, 3)
 
@@ -64,7 +64,7 @@ def test_narrow_rays_and_single_views_give_none(points: np.ndarray) -> None:
 def test_thresholds_count_in_each_views_own_unit(points: np.ndarray) -> None:
     others = rays(points, unit_px=4.0)
     noise = np.random.default_rng(2).uniform(-5, 5, (4, 60, 2))
-    noisy = [Ray(o.rows, o.pixels + n, o.K, o.cam_from_world, o.unit_px) for o, n in zip(others, noise)]
+    noisy = [ViewObservations(o.rows, o.pixels + n, o.K, o.cam_from_world, o.unit_px) for o, n in zip(others, noise)]
     coarse = triangulate_with_known_poses(seen(points, 0), K, CAMS[0], 4.0, noisy, 2.0)
     assert len(coarse.rows) >= 55
     np.testing.assert_allclose(coarse.points_world, points[coarse.rows], rtol=0.2, atol=0.2)

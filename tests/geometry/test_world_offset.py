@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dune_cli.geometry.poses import moved, removed, world_offset
+from dune_cli.geometry.poses import add_world_offset, subtract_world_offset, world_offset
 
 STEPS = np.random.default_rng(0).normal(0, 3, (20, 3))
 
@@ -37,5 +37,5 @@ def test_there_and_back() -> None:
     poses = np.tile(np.eye(4), (2, 1, 1))
     poses[:, :3, 3] = STEPS[:2]
     offset = np.array([1.0, 2, 3])
-    np.testing.assert_allclose(moved(removed(poses, offset), offset), poses)
-    assert moved(poses, None) is poses and removed(poses, None) is poses
+    np.testing.assert_allclose(add_world_offset(subtract_world_offset(poses, offset), offset), poses)
+    assert add_world_offset(poses, None) is poses and subtract_world_offset(poses, None) is poses

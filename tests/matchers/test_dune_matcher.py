@@ -14,7 +14,7 @@ from dune_cli.checkpoints.loader import continue_match_head, load_match_head
 from dune_cli.errors import CheckpointError
 from dune_cli.matchers import registry
 from dune_cli.matchers.dune import Dune, EncoderExtractor
-from dune_cli.matchers.matcher import Resized
+from dune_cli.matchers.matcher import ResizedImage
 from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
 from dune_cli.training.matcher.finalize import write_head
@@ -70,7 +70,7 @@ def test_packed_descriptors_match_alike(eye: EncoderExtractor, head: MatchHead) 
 
 
 def test_no_texture_gives_no_matches(eye: EncoderExtractor, head: MatchHead) -> None:
-    grey = Resized(np.full((64, 96, 3), 128, np.uint8), (1.0, 1.0)).rgb
+    grey = ResizedImage(np.full((64, 96, 3), 128, np.uint8), (1.0, 1.0)).rgb
     found = Dune(eye, head).match(grey, grey)
     assert found.points1.shape == found.points2.shape
 

@@ -8,7 +8,7 @@ import pytest
 
 from dune_cli.geometry import cameras, poses
 from dune_cli.geometry.cameras import quarter_turn
-from dune_cli.matchers.filtering import Thumbnail, moving_matches
+from dune_cli.matchers.filtering import Thumbnail, non_static_matches
 
 SIZE = (640, 480)
 K = cameras.K_from_focal(500.0, *SIZE)
@@ -41,7 +41,7 @@ def caption_matches(count: int, seed: int = 1) -> np.ndarray:
 
 def moving(one, two, points1, points2, sizes=(SIZE, SIZE)) -> np.ndarray:
     looks = Thumbnail.of(one), Thumbnail.of(two)
-    return moving_matches(points1, points2, sizes, (1.0, 1.0), lambda: looks)
+    return non_static_matches(points1, points2, sizes, (1.0, 1.0), lambda: looks)
 
 
 def test_a_caption_on_photos_of_two_places_is_no_evidence() -> None:
@@ -79,8 +79,8 @@ def test_one_view_twice_is_no_overlay_and_few_coincidences_are_no_matter() -> No
     def never() -> tuple[Thumbnail, Thumbnail]:
         raise AssertionError("the photos are not needed")
 
-    assert moving_matches(pixels, pixels + np.array([30.0, 0.0]), (SIZE, SIZE), (1.0, 1.0), never).all()
-    assert moving_matches(pixels[:0], pixels[:0], (SIZE, SIZE), (1.0, 1.0), never).shape == (0,)
+    assert non_static_matches(pixels, pixels + np.array([30.0, 0.0]), (SIZE, SIZE), (1.0, 1.0), never).all()
+    assert non_static_matches(pixels[:0], pixels[:0], (SIZE, SIZE), (1.0, 1.0), never).shape == (0,)
 
 
 @pytest.mark.parametrize("turns", range(4))

@@ -7,7 +7,7 @@ import pytest
 
 from dune_cli.geometry import cameras, epipolar, poses
 from dune_cli.geometry.cameras import quarter_turn, transform_pixels
-from dune_cli.matchers.filtering import extract, find_matches
+from dune_cli.matchers.filtering import extract_image, find_matches
 from dune_cli.matchers.matcher import Matcher
 from dune_cli.matchers.xfeat_lighterglue import XFeatLighterGlue
 from support import synthetic_scenes
@@ -30,10 +30,10 @@ def matcher(request: pytest.FixtureRequest) -> Matcher:
 
 @pytest.mark.parametrize("turns", range(4))
 def test_a_turned_photo_is_matched_at_its_own_pixels(matcher: Matcher, pictures: list[np.ndarray], turns: int) -> None:
-    one = extract(matcher, pictures[0])
+    one = extract_image(matcher, pictures[0])
     turned = np.ascontiguousarray(np.rot90(pictures[1], -turns))
-    found = find_matches(matcher, one, extract(matcher, turned))
-    assert (found.turned_deg, found.tries) == ((-90 * turns) % 360, 1 if turns == 0 else 4)
+    found = find_matches(matcher, one, extract_image(matcher, turned))
+    assert (found.rotated_deg, found.tries) == ((-90 * turns) % 360, 1 if turns == 0 else 4)
     assert len(found.points1) > 100
     upright = transform_pixels(np.linalg.inv(quarter_turn(WIDTH, HEIGHT, turns)), found.points2)
     off = epipolar.sampson_error_px(found.points1, upright, K, K, poses.inverse(MOVED))
@@ -42,15 +42,15 @@ def test_a_turned_photo_is_matched_at_its_own_pixels(matcher: Matcher, pictures:
 
 def test_upright_photos_are_looked_at_once_and_other_places_stay_refused(pictures: list[np.ndarray]) -> None:
     matcher = UprightSift()
-    one, two = (extract(matcher, rgb) for rgb in pictures)
+    one, two = (extract_image(matcher, rgb) for rgb in pictures)
     assert find_matches(matcher, one, two).tries == 1 and matcher.extracted == 2
-    elsewhere = extract(matcher, synthetic_scenes.render(K, np.eye(4), WIDTH, HEIGHT, 7)[0])
-    assert find_matches(matcher, one, elsewhere).turned_deg == 0 and matcher.extracted == 6
+    elsewhere = extract_image(matcher, synthetic_scenes.render(K, np.eye(4), WIDTH, HEIGHT, 7)[0])
+    assert find_matches(matcher, one, elsewhere).rotated_deg == 0 and matcher.extracted == 6
 
 
 def test_features_of_a_turned_copy_can_be_kept(pictures: list[np.ndarray]) -> None:
     matcher = UprightSift()
-    features = matcher.extract_turned(pictures[0], 3)
+    features = matcher.extract_rotated(pictures[0], 3)
     again = matcher.unpack(matcher.pack(features))
     np.testing.assert_allclose(
         again.photo.to_original(again.points), features.photo.to_original(features.points), atol=1e-3

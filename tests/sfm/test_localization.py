@@ -21,16 +21,16 @@ from dune_cli.io.photos import read_photo
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Source
-from dune_cli.sfm.cameras import UndistortedCamera
-from dune_cli.sfm.landmarks import ImageLandmarks, LandmarkConfig, Landmarks, neighbours_of
+from dune_cli.sfm.cameras import Camera
+from dune_cli.sfm.landmarks import ImageLandmarks, LandmarkConfig, Landmarks, matching_neighbours
 from dune_cli.sfm.localization import (
     LocalizationConfig,
     LocalizationResult,
     Matches2D3D,
     Query,
-    localization_from_matches,
     localize,
-    log10_nfa,
+    localize_from_matches,
+    pnp_log10_nfa,
     solve_pnp,
 )
 from dune_cli.sfm.photo_map import PhotoMap, open_map
@@ -38,7 +38,7 @@ from dune_cli.tasks import reloc
 from support import synthetic_maps
 
 K, QUERY = synthetic_maps.K, synthetic_maps.QUERY
-LENS = UndistortedCamera.pinhole(K, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
+LENS = Camera.pinhole(K, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def points(folder: Path, sift: Sift) -> Landmarks:
     return Landmarks(open_map(folder), sift, LandmarkConfig(), WorkFolder(None))
 
 
-def find(points: Landmarks, file: Path, source: str = "given", lens: UndistortedCamera = LENS) -> LocalizationResult:
+def find(points: Landmarks, file: Path, source: str = "given", lens: Camera = LENS) -> LocalizationResult:
     everyone = [(index, None) for index in range(len(points.map.images))]
     return localize(Query(read_photo(file), lens, source), points, everyone, LocalizationConfig())
 
@@ -137,7 +137,7 @@ def test_chance_grows_with_guesses_focal_lengths_and_small_spots() -> None:
     size = (320, 240)
 
     def chance(seen: Matches2D3D, focal_unknown: bool = False) -> float:
-        return log10_nfa(seen, solve_pnp(seen, K, False, LocalizationConfig()), size, focal_unknown, 3.0)
+        return pnp_log10_nfa(seen, solve_pnp(seen, K, False, LocalizationConfig()), size, focal_unknown, 3.0)
 
     one = chance(guesses(100))
     assert one < -100
@@ -147,8 +147,8 @@ def test_chance_grows_with_guesses_focal_lengths_and_small_spots() -> None:
     lens = np.array([[0.2 * K[0, 0], 0, 0.2 * K[0, 2] + 100], [0, 0.2 * K[1, 1], 0.2 * K[1, 2] + 100], [0, 0, 1]])
     found = solve_pnp(spot, lens, False, LocalizationConfig(threshold=0.6))
     # the same number of agreeing keypoints of as many all over the photo would be surer
-    assert log10_nfa(spot, found, size, False, 0.6) > log10_nfa(exact, found, size, False, 0.6) + 20
-    assert log10_nfa(guesses(10), None, size, False, 3.0) == np.inf
+    assert pnp_log10_nfa(spot, found, size, False, 0.6) > pnp_log10_nfa(exact, found, size, False, 0.6) + 20
+    assert pnp_log10_nfa(guesses(10), None, size, False, 3.0) == np.inf
     assert chance(guesses(20)) == np.inf  # ten agree, too few
 
 
@@ -160,7 +160,7 @@ def test_a_loose_pose_is_refused(points: Landmarks, folder: Path) -> None:
     world = poses.transform_points(QUERY, cameras.backproject(pixels, rng.uniform(5, 5.05, 40), K))
     seen = Matches2D3D.of(pixels + rng.normal(0, 0.6, pixels.shape), world, np.zeros(40, dtype=int), 0.1)
     query = Query(read_photo(folder / "query.png"), LENS, "given")
-    found = localization_from_matches(seen, query, points.map, [(0, None)], LocalizationConfig(threshold=20.0))
+    found = localize_from_matches(seen, query, points.map, [(0, None)], LocalizationConfig(threshold=20.0))
     assert not found.success and "leave its place open by" in found.message and found.covariance is None
 
 
@@ -213,7 +213,7 @@ def test_twice_the_same(points: Landmarks, folder: Path, sift: Sift) -> None:
 
 
 def test_a_guessed_focal_length_is_estimated(points: Landmarks, folder: Path) -> None:
-    wide = UndistortedCamera.pinhole(cameras.K_from_fov(75, synthetic_maps.WIDTH, synthetic_maps.HEIGHT), 320, 240)
+    wide = Camera.pinhole(cameras.K_from_fov(75, synthetic_maps.WIDTH, synthetic_maps.HEIGHT), 320, 240)
     found = find(points, folder / "query.png", "default", wide)
     assert found.focal_source == "estimated" and found.K[0, 0] == pytest.approx(K[0, 0], rel=0.03)
     assert errors(found)[1] < 0.1
@@ -241,8 +241,8 @@ def test_lens_distortion_of_the_map(folder: Path, sift: Sift, tmp_path: Path) ->
     """Photos bent by a radial term, and a model that knows it, give the pose all the same."""
     import cv2
 
-    bent = UndistortedCamera.radial(K, -0.12, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
-    there = bent.straight(cameras.pixel_grid(synthetic_maps.HEIGHT, synthetic_maps.WIDTH).reshape(-1, 2))
+    bent = Camera.radial(K, -0.12, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
+    there = bent.undistort(cameras.pixel_grid(synthetic_maps.HEIGHT, synthetic_maps.WIDTH).reshape(-1, 2))
     where = there.reshape(synthetic_maps.HEIGHT, synthetic_maps.WIDTH, 2).astype(np.float32)
     for name in synthetic_maps.POSES:
         photo = cv2.imread(str(folder / "images" / name))
@@ -252,7 +252,7 @@ def test_lens_distortion_of_the_map(folder: Path, sift: Sift, tmp_path: Path) ->
         camera.model, camera.params = pycolmap.CameraModelId.OPENCV, list(bent.params)
     model.write(str(tmp_path))
     bent_map = open_map(tmp_path)
-    assert bent_map.images[0].lens == bent
+    assert bent_map.images[0].camera == bent
     found = find(Landmarks(bent_map, sift, LandmarkConfig(), WorkFolder(None)), folder / "query.png")
     degrees, metres = errors(found)
     assert degrees < 0.3 and metres < 0.05
@@ -260,10 +260,10 @@ def test_lens_distortion_of_the_map(folder: Path, sift: Sift, tmp_path: Path) ->
 
 def test_lenses() -> None:
     pixels = np.array([[0.0, 0.0], [159.5, 119.5], [300.0, 20.0]])
-    np.testing.assert_array_equal(LENS.straight(pixels), pixels)
+    np.testing.assert_array_equal(LENS.undistort(pixels), pixels)
     np.testing.assert_allclose(LENS.K, K)
-    bent = UndistortedCamera.radial(K, -0.1, 320, 240)
-    straight = bent.straight(pixels)
+    bent = Camera.radial(K, -0.1, 320, 240)
+    straight = bent.undistort(pixels)
     np.testing.assert_allclose(straight[1], pixels[1])
     assert np.linalg.norm(straight[0] - pixels[1]) > np.linalg.norm(pixels[0] - pixels[1])  # barrel bends inwards
 
@@ -358,15 +358,15 @@ def test_a_read_only_map_is_not_written_to(tmp_path: Path) -> None:
 
 def test_neighbours(points: Landmarks) -> None:
     photo_map = points.map
-    assert sorted(neighbours_of(photo_map, 0, 8)) == [1, 2, 3]
-    assert len(neighbours_of(photo_map, 0, 2)) == 2
+    assert sorted(matching_neighbours(photo_map, 0, 8)) == [1, 2, 3]
+    assert len(matching_neighbours(photo_map, 0, 2)) == 2
     many = PhotoMap(
         photo_map.folder,
         tuple(replace(photo_map.images[0], neighbours=tuple(j for j in range(30) if j != i)) for i in range(30)),
         "metric",
         None,
     )
-    chosen = neighbours_of(many, 0, 8)
+    chosen = matching_neighbours(many, 0, 8)
     assert chosen[:4] == [1, 2, 3, 4] and len(chosen) == 8 and chosen[-1] == 29
 
 
@@ -404,7 +404,7 @@ def test_where_photos_are_looked_for(folder: Path, tmp_path: Path, place: str) -
     found = open_map(tmp_path)
     assert [image.name for image in found.images] == list(synthetic_maps.POSES)
     np.testing.assert_allclose(found.images[1].world_from_cam, synthetic_maps.POSES["b.png"], atol=1e-9)
-    np.testing.assert_allclose(found.images[1].lens.K, K, atol=1e-9)
+    np.testing.assert_allclose(found.images[1].camera.K, K, atol=1e-9)
     assert found.scale == "arbitrary" and "--scale metric" in found.scale_note
 
 

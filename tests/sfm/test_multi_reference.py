@@ -21,7 +21,7 @@ from dune_cli.sfm.relative_pose import (
     Relocalization,
     SolverConfig,
     TwoViewBackend,
-    failed,
+    failed_relocalization,
     relocalize,
 )
 from dune_cli.tasks import reloc
@@ -55,19 +55,19 @@ def sift() -> MatcherBackend:
 
 
 def joint(
-    sight: PairBackend, query: CameraImage, references: Sequence[CameraImage], solver: str
+    backend: PairBackend, query: CameraImage, references: Sequence[CameraImage], solver: str
 ) -> tuple[MultiReferencePose | None, list[Relocalization]]:
     config = SolverConfig(solver)
-    seen_query, seen = sight.look(query), [sight.look(one) for one in references]
+    seen_query, seen = backend.extract(query), [backend.extract(one) for one in references]
     commons, pairs = [], []
     for reference, one in zip(seen, references):
         try:
-            commons.append(sight.compare(reference, seen_query))
+            commons.append(backend.match(reference, seen_query))
             pairs.append(relocalize(commons[-1], config))
         except JobFailed as error:
             commons.append(None)
-            pairs.append(failed(one, query, config, str(error), True))
-    return localize_from_references(sight, seen, seen_query, commons, pairs, config), pairs
+            pairs.append(failed_relocalization(one, query, config, str(error), True))
+    return localize_from_references(backend, seen, seen_query, commons, pairs, config), pairs
 
 
 def truth(name: str, frame: str) -> np.ndarray:
@@ -133,9 +133,9 @@ def test_depths_of_references_are_put_together(sift: MatcherBackend, shots: dict
 
 def test_a_two_view_model_knows_metres(shots: dict[str, CameraImage]) -> None:
     known = [(shots[name].photo.rgb, K, POSES[name]) for name in ("query", "left", "right")]
-    sight = TwoViewBackend(ExactDescriptors(known))
+    backend = TwoViewBackend(ExactDescriptors(known))
     query, *references = without_depth(shots, "query", "left", "right")
-    found, _ = joint(sight, query, references, "pnp")
+    found, _ = joint(backend, query, references, "pnp")
     assert found.pose.scale == "metric" and len(found.references) == 2
     check(found, 1.0, degrees=0.5, share=0.05)
 

@@ -78,14 +78,14 @@ def test_pairs_of_a_large_graph(count: int) -> None:
 def test_the_plan_of_auto_depends_on_how_many_there_are() -> None:
     few, many = [Path(f"{i}.png") for i in range(20)], [Path(f"{i}.png") for i in range(60)]
     rows = unit(np.random.default_rng(2).standard_normal((60, 16)))
-    assert pairing.plan("auto", few, 10, False, no_descriptors).way == "all"
-    assert len(pairing.plan("auto", few, 10, False, no_descriptors).pairs) == 190
-    alike = pairing.plan("auto", many, 10, False, lambda: rows)
-    assert alike.way == "retrieval" and len(alike.pairs) <= 660
-    film = pairing.plan("auto", many, 10, True, lambda: rows)
-    assert film.way == "retrieval and sequential" and set(film.pairs) >= set(pairing.sequential_pairs(60, 10))
-    assert pairing.plan("sequential", many, 4, False, no_descriptors).pairs == pairing.sequential_pairs(60, 4)
-    assert pairing.plan("all", many, 4, False, no_descriptors).pairs == pairing.exhaustive_pairs(60)
+    assert pairing.select_pairs("auto", few, 10, False, no_descriptors).strategy == "all"
+    assert len(pairing.select_pairs("auto", few, 10, False, no_descriptors).pairs) == 190
+    alike = pairing.select_pairs("auto", many, 10, False, lambda: rows)
+    assert alike.strategy == "retrieval" and len(alike.pairs) <= 660
+    film = pairing.select_pairs("auto", many, 10, True, lambda: rows)
+    assert film.strategy == "retrieval and sequential" and set(film.pairs) >= set(pairing.sequential_pairs(60, 10))
+    assert pairing.select_pairs("sequential", many, 4, False, no_descriptors).pairs == pairing.sequential_pairs(60, 4)
+    assert pairing.select_pairs("all", many, 4, False, no_descriptors).pairs == pairing.exhaustive_pairs(60)
 
 
 def test_a_file_of_pairs(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_file_of_pairs(tmp_path: Path) -> None:
         "# mine\n\nleft/a.jpg right/a.jpg\nd.jpg\t/data/b c.jpg  # late\nb c.jpg, left/a.jpg\nb c.jpg d.jpg\n"
     )
     assert pairing.read_pairs(file, IMAGES) == [(0, 1), (0, 2), (2, 3)]
-    assert pairing.plan(str(file), IMAGES, 9, False, no_descriptors).way == f"from {file}"
+    assert pairing.select_pairs(str(file), IMAGES, 9, False, no_descriptors).strategy == f"from {file}"
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def sift() -> MatcherBackend:
     return MatcherBackend(Sift(WIDTH, 1500))
 
 
-def compare(sight: PairBackend, reference: CameraImage, query: CameraImage) -> TwoViewMatches:
-    return sight.compare(sight.look(reference), sight.look(query))
+def compare(backend: PairBackend, reference: CameraImage, query: CameraImage) -> TwoViewMatches:
+    return backend.match(backend.extract(reference), backend.extract(query))
 
 
 def without_depth(one: CameraImage) -> CameraImage:
@@ -170,7 +170,7 @@ def test_a_caption_on_two_places_is_no_pose_and_the_reason_is_told(sift: Matcher
     one, two = overlaid(pair[0], mark), overlaid(shot("elsewhere.png", np.eye(4), seed=7), mark)
     for solver in ("pnp", "essential"):
         result = relocalize(compare(sift, one, two), SolverConfig(solver))
-        assert not result.success and result.fixed > 10 and result.confidence == 0
+        assert not result.success and result.static_matches > 10 and result.confidence == 0
         assert "agree only in what lies at the same pixels" in result.message
 
 
@@ -178,7 +178,7 @@ def test_a_caption_on_two_places_is_no_pose_and_the_reason_is_told(sift: Matcher
 def test_a_caption_on_one_place_does_not_draw_the_pose(sift: MatcherBackend, pair, moved, solver: str) -> None:
     mark = synthetic_scenes.texture(77, 0)[:50, :160].astype(np.uint8)
     result = relocalize(compare(sift, *(overlaid(each, mark) for each in pair)), SolverConfig(solver))
-    assert result.fixed > 10 and errors(result, moved)[0] < 0.1 and errors(result, moved)[1] < 1
+    assert result.static_matches > 10 and errors(result, moved)[0] < 0.1 and errors(result, moved)[1] < 1
 
 
 def test_too_few_depths_are_named(sift: MatcherBackend, pair) -> None:
@@ -205,13 +205,13 @@ def model(pair, moved: np.ndarray) -> ExactDescriptors:
 
 @pytest.mark.parametrize("solver", ["pnp", "essential"])
 def test_a_two_view_model_gives_metres(model: ExactDescriptors, pair, moved: np.ndarray, solver: str) -> None:
-    sight = TwoViewBackend(model)
+    backend = TwoViewBackend(model)
     one, two = (without_depth(each) for each in pair)
-    there = relocalize(compare(sight, one, two), SolverConfig(solver))
+    there = relocalize(compare(backend, one, two), SolverConfig(solver))
     rotation, direction, metres = errors(there, moved)
     assert rotation < 0.3 and direction < 2 and metres < 0.02
     assert (there.scale, there.scale_from) == ("metric", "the model's metric points")
-    back = relocalize(compare(sight, two, one), SolverConfig(solver))
+    back = relocalize(compare(backend, two, one), SolverConfig(solver))
     np.testing.assert_allclose(back.query_from_ref, there.ref_from_query, atol=0.02)
 
 
@@ -250,8 +250,8 @@ def test_a_point_map_without_a_focal_length_is_told(model: ExactDescriptors, pai
 def test_the_best_of_several_references(sift: MatcherBackend, pair, moved: np.ndarray) -> None:
     near = shot("near.png", synthetic_scenes.pose((0.02, -0.06, 0.0), (0.3, 0.0, 0.1)))
     elsewhere = shot("elsewhere.png", np.eye(4), seed=7)
-    seen = sift.look(pair[1])
-    results = [relocalize(sift.compare(sift.look(s), seen), SolverConfig("pnp")) for s in (elsewhere, pair[0], near)]
+    seen = sift.extract(pair[1])
+    results = [relocalize(sift.match(sift.extract(s), seen), SolverConfig("pnp")) for s in (elsewhere, pair[0], near)]
     assert [result.success for result in results] == [False, True, True]
     best = reloc.best_of(results)
     assert best.reference.name == "near.png" and best.confidence == max(result.confidence for result in results)
@@ -275,10 +275,10 @@ def test_real_photos_with_depth(shared_data: Path) -> None:
         photo = read_photo(folder / "images" / f"{number}.jpg")
         return CameraImage(photo, np.array(entry["K"]), "given", depth), np.array(entry["T_cam_to_world"])
 
-    sight = MatcherBackend(Sift())
+    backend = MatcherBackend(Sift())
     (one, world_from_one), (two, world_from_two) = real("00061"), real("00066")
     truth = poses.inverse(world_from_one) @ world_from_two
-    common = compare(sight, one, two)
+    common = compare(backend, one, two)
     for solver in ("pnp", "essential"):
         rotation, direction, metres = errors(relocalize(common, SolverConfig(solver)), truth)
         assert rotation < 0.5 and direction < 2 and metres < 0.02  # 0.012 m measured by both

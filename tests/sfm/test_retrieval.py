@@ -47,18 +47,18 @@ def unit(rows: np.ndarray) -> np.ndarray:
 def test_every_photo_is_encoded_once_at_the_small_size() -> None:
     encoder, rng = Pixels(), np.random.default_rng(0)
     photos = [rng.integers(0, 256, shape).astype(np.uint8) for shape in ((320, 448, 3), (448, 320, 3), (90, 90, 3))]
-    found = retrieval.describe_photos(encoder, iter(photos))
+    found = retrieval.encoder_descriptors(encoder, iter(photos))
     assert encoder.shapes == [(1, 3, 160, 224), (1, 3, 224, 160), (1, 3, 224, 224)]
     assert found.shape == (3, 64) and found.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(found[1], retrieval.describe_photo(encoder, photos[1]))
-    assert retrieval.describe_photos(encoder, []).shape == (0, 64)
+    np.testing.assert_array_equal(found[1], retrieval.encoder_descriptor(encoder, photos[1]))
+    assert retrieval.encoder_descriptors(encoder, []).shape == (0, 64)
 
 
 @pytest.mark.parametrize("k", [1, 5, 400])
 def test_nearest_is_what_brute_force_finds(k: int) -> None:
     rows = unit(np.random.default_rng(1).standard_normal((700, 24)))
-    indices, cosines = retrieval.nearest(rows, k)
+    indices, cosines = retrieval.nearest_neighbours(rows, k)
     full = rows @ rows.T
     np.fill_diagonal(full, -np.inf)
     np.testing.assert_array_equal(indices, np.argsort(-full, axis=1, kind="stable")[:, :k])
@@ -71,7 +71,7 @@ def test_rank_orders_the_rows_and_ties_keep_theirs() -> None:
     assert indices.tolist() == [[0, 2, 3, 1]]
     np.testing.assert_allclose(cosines, [[1, 1, 2**-0.5, 0]], atol=1e-6)
     assert retrieval.rank(rows[:1], rows, 2)[0].tolist() == [[0, 2]]
-    assert retrieval.nearest(rows[:1], 3)[0].shape == (1, 0)
+    assert retrieval.nearest_neighbours(rows[:1], 3)[0].shape == (1, 0)
 
 
 def test_keypoints_of_one_place_are_alike(example_photos: Path) -> None:
@@ -81,13 +81,13 @@ def test_keypoints_of_one_place_are_alike(example_photos: Path) -> None:
         rgb = read_photo(example_photos / name).rgb
         photos.append(cv2.resize(rgb, (480, 360), interpolation=cv2.INTER_AREA))
     sets = [sift.extract(rgb).descriptors for rgb in photos]
-    found = retrieval.describe_keypoints(len(sets), sets.__getitem__)
-    indices, _ = retrieval.nearest(found, 1)
+    found = retrieval.vlad_descriptors(len(sets), sets.__getitem__)
+    indices, _ = retrieval.nearest_neighbours(found, 1)
     assert indices[0, 0] == 1 and indices[1, 0] == 0
-    np.testing.assert_array_equal(found, retrieval.describe_keypoints(len(sets), sets.__getitem__))
-    empty = retrieval.describe_keypoints(2, lambda i: sets[0] if i else np.zeros((0, 128), np.float32))
+    np.testing.assert_array_equal(found, retrieval.vlad_descriptors(len(sets), sets.__getitem__))
+    empty = retrieval.vlad_descriptors(2, lambda i: sets[0] if i else np.zeros((0, 128), np.float32))
     assert not empty[0].any() and empty[1].any()
-    assert not retrieval.describe_keypoints(2, lambda i: np.zeros((0, 128), np.float32)).any()
+    assert not retrieval.vlad_descriptors(2, lambda i: np.zeros((0, 128), np.float32)).any()
 
 
 def test_centring_keeps_what_tells_photos_apart() -> None:
@@ -95,7 +95,7 @@ def test_centring_keeps_what_tells_photos_apart() -> None:
     own = unit(rng.standard_normal((40, 16)))
     shared = unit(own + 20 * unit(rng.standard_normal((1, 16))))
     assert (shared @ shared.T).min() > 0.9
-    again = retrieval.centred(shared)
+    again = retrieval.subtract_mean(shared)
     assert np.median(np.sum(again * own, axis=1)) > 0.8
 
 
@@ -103,7 +103,7 @@ def test_ten_thousand_photos_take_little_memory() -> None:
     rows = unit(np.random.default_rng(3).standard_normal((10_000, 192)))
     tracemalloc.start()
     start = time.process_time()
-    indices, _ = retrieval.nearest(rows, 10)
+    indices, _ = retrieval.nearest_neighbours(rows, 10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert indices.shape == (10_000, 10)

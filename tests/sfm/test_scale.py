@@ -82,23 +82,23 @@ def _scene(centres: list[float], depth: float) -> Scene:
 
 def test_a_video_that_begins_on_the_spot_has_the_unit_of_its_steps() -> None:
     still = [0.0, 1e-4, -2e-4, 1.5e-4, 0.0, 1e-4]
-    scene = scale.by_motion(_scene([*still, 0.3, 0.6, 0.9], depth=5.0), 1.0)
+    scene = scale.scale_by_motion(_scene([*still, 0.3, 0.6, 0.9], depth=5.0), 1.0)
     centres = [view.world_from_cam[0, 3] for view in scene.views]
     assert centres[-1] - centres[-2] == pytest.approx(1)
 
 
 def test_tiny_steps_that_add_up_are_a_unit() -> None:
-    scene = scale.by_motion(_scene([0.0, 1e-3, 2e-3, 3e-3], depth=5.0), 1.0)
+    scene = scale.scale_by_motion(_scene([0.0, 1e-3, 2e-3, 3e-3], depth=5.0), 1.0)
     centres = np.array([view.world_from_cam[0, 3] for view in scene.views])
     assert 2 < np.ptp(centres) < 4
     with pytest.raises(JobFailed, match="stand in one place"):
-        scale.by_motion(_scene([0.0, 0.0, 0.0], depth=5.0), 1.0)
+        scale.scale_by_motion(_scene([0.0, 0.0, 0.0], depth=5.0), 1.0)
 
 
 def test_a_baseline_of_less_than_the_matches_can_tell_is_refused() -> None:
-    assert scale.by_baseline(_scene([0.0, 0.3, 0.6], depth=5.0), 2.0, 1.0).baseline() == pytest.approx(2)
+    assert scale.scale_by_baseline(_scene([0.0, 0.3, 0.6], depth=5.0), 2.0, 1.0).baseline() == pytest.approx(2)
     with pytest.raises(JobFailed, match="taken in one place"):
-        scale.by_baseline(_scene([0.0, 0.02, 0.6], depth=5.0), 2.0, 1.0)
+        scale.scale_by_baseline(_scene([0.0, 0.02, 0.6], depth=5.0), 2.0, 1.0)
 
 
 def test_still_cameras_do_not_set_the_scale_of_an_alignment() -> None:

@@ -11,7 +11,7 @@ from dune_cli.matchers.sift import Sift
 class UprightSift(Sift):
     """Counts how often a photo is looked at."""
 
-    turn_invariant = False
+    rotation_invariant = False
 
     def __init__(self, working_size_px: int = 480, max_keypoints: int = 2000) -> None:
         super().__init__(working_size_px, max_keypoints)

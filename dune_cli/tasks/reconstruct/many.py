@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
-from dune_cli.geometry.poses import inverse, removed, transform_points, vector_angle, world_offset
+from dune_cli.geometry.poses import inverse, subtract_world_offset, transform_points, vector_angle, world_offset
 from dune_cli.io.cache import WorkFolder
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import PhotoFacts, read_photo
@@ -23,14 +23,19 @@ from dune_cli.provenance import Run, Source
 from dune_cli.sfm import pairs as pairing
 from dune_cli.sfm import scale as lengths
 from dune_cli.sfm.calibration import calibration_notes
-from dune_cli.sfm.features import FeatureStore, GlobalDescriptor, ImageFeatures, extract_features
+from dune_cli.sfm.features import DescriptorExtractor, FeatureStore, ImageFeatures, extract_features
 from dune_cli.sfm.mapper import MappingConfig, SfmModel, map_photos
 from dune_cli.sfm.matching import Correspondences, match_pairs
-from dune_cli.sfm.pure_rotation import find_pure_rotations
-from dune_cli.sfm.quarter_turns import match_quarter_turns
-from dune_cli.sfm.retrieval import describe_keypoints
-from dune_cli.sfm.scene import LARGE, Calibration, Observations, Scene, SparsePoints, View
-from dune_cli.sfm.verification import MIN_INLIERS, SharedCamera, Verified, verify
+from dune_cli.sfm.retrieval import vlad_descriptors
+from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SparsePoints, View
+from dune_cli.sfm.verification import (
+    MIN_INLIERS,
+    SharedCamera,
+    VerifiedPairs,
+    find_pure_rotations,
+    rotate_disconnected_components,
+    verify_pairs,
+)
 from dune_cli.tasks.reconstruct import two_view
 
 NO_LENGTHS = "photos do not tell lengths: the median step between cameras that moved is 1; give --baseline METRES"
@@ -45,7 +50,7 @@ def to_scene(
     lens_of: Sequence[int],
     lenses: Sequence[SharedCamera],
     found: Correspondences,
-    verified: Verified,
+    verified: VerifiedPairs,
     models: Sequence[SfmModel],
     same: Mapping[int, int],
     source: Source,
@@ -108,7 +113,7 @@ def to_scene(
 def why_missing(
     index: int,
     names: Sequence[str],
-    verified: Verified,
+    verified: VerifiedPairs,
     groups: Sequence[tuple[int, ...]],
     same: Mapping[int, int],
     placed: set[int],
@@ -119,7 +124,7 @@ def why_missing(
     others = {a if b == index else b: pair for pair in verified.counts for a, b in (pair,) if index in pair}
     if not others:
         return "no match: it was compared with no other photo"
-    turned = [o for o, pair in others.items() if pair in verified.turned]
+    turned = [o for o, pair in others.items() if pair in verified.pure_rotations]
     if turned:
         best = max(turned, key=lambda o: verified.counts[others[o]][1])
         return f"the camera only turned between it and {names[best]}: no parallax"
@@ -133,7 +138,7 @@ def why_missing(
         others_of = ", ".join(names[o] for o in group if o != index)
         return f"it hangs together only with {others_of}, and not with the photos that were placed"
     best = max(others, key=lambda o: verified.counts[others[o]])
-    fixed = {o: verified.fixed.get(pair, 0) for o, pair in others.items()}
+    fixed = {o: verified.static_matches.get(pair, 0) for o, pair in others.items()}
     most = max(fixed, key=fixed.__getitem__)
     if fixed[most] > verified.counts[others[best]][1]:
         return f"what it shares with {names[most]} lies at the same pixels of both photos (a caption, a logo, a border)"
@@ -143,7 +148,7 @@ def why_missing(
     return f"too few inliers: {inliers} of {matches} matches with {names[best]}, the best, agree on a motion"
 
 
-def photo_groups(count: int, verified: Verified, models: Sequence[SfmModel]) -> list[tuple[int, ...]]:
+def photo_groups(count: int, verified: VerifiedPairs, models: Sequence[SfmModel]) -> list[tuple[int, ...]]:
     """Photos that hang together: those of the first model, those of the others, and what verified pairs join of the
     rest without joining it to one of these."""
     groups = []
@@ -184,7 +189,7 @@ PAIRS_TO_TRY = 3
 def two_of_many(
     facts: Sequence[PhotoFacts],
     intrinsics: Sequence[tuple[np.ndarray, str]],
-    verified: Verified,
+    verified: VerifiedPairs,
     models: Sequence[SfmModel],
     same: Mapping[int, int],
     matcher: CacheableMatcher,
@@ -217,12 +222,12 @@ def two_of_many(
         return _among(scene, pair, facts, intrinsics, verified, same)
     if failures:
         raise JobFailed(f"no three of the {len(facts)} photos hang together, and the best pair fails: {failures[0]}")
-    if verified.fixed and not verified.geometry:
-        pair = max(verified.fixed, key=lambda pair: verified.fixed[pair])
+    if verified.static_matches and not verified.geometry:
+        pair = max(verified.static_matches, key=lambda pair: verified.static_matches[pair])
         one, two = (facts[index].path.name for index in pair)
         raise JobFailed(
             f"no two of the {len(facts)} photos agree in more than what lies at the same pixels of both: {one} and "
-            f"{two} have {verified.fixed[pair]} such matches (a caption, a logo, a border or a part of the mount), "
+            f"{two} have {verified.static_matches[pair]} such matches (a caption, a logo, a border or a part of the mount), "
             "which tell nothing of how the camera moved; crop it away, and take photos that overlap by half or more"
         )
     pair = max(verified.counts, key=lambda pair: verified.counts[pair])
@@ -241,7 +246,7 @@ def _among(
     pair: tuple[int, int],
     facts: Sequence[PhotoFacts],
     intrinsics: Sequence[tuple[np.ndarray, str]],
-    verified: Verified,
+    verified: VerifiedPairs,
     same: Mapping[int, int],
 ) -> Scene:
     """The scene of a `pair` as one of all photos, the others not placed."""
@@ -313,7 +318,7 @@ def reconstruct(
     config: ManyConfig,
     work: WorkFolder,
     run: Run,
-    describer: GlobalDescriptor | None = None,
+    describer: DescriptorExtractor | None = None,
     known_poses: Mapping[Path, np.ndarray] | None = None,
 ) -> Scene:
     """The scene of three or more photos, without dense points.
@@ -323,7 +328,7 @@ def reconstruct(
     `world_offset` where coordinates are large. Raises JobFailed where no two photos
     give a scene, UserError for matchers that cannot share their work and pairs that do not fit.
     """
-    lengths.check_apart(known_poses or {})
+    lengths.check_distinct_centres(known_poses or {})
     if not isinstance(matcher, CacheableMatcher):
         raise UserError(f"the matcher {matcher.name} compares two photos only; give another --matcher")
     wants = wants_descriptors(len(paths), config)
@@ -338,24 +343,24 @@ def reconstruct(
     lenses, lens_of = share_cameras(facts, intrinsics)
     with run.stage("pair"):
         plan = _plan(looks, own, same, matcher, config, work)
-    console.note(f"{len(looks)} photos, {len(plan.pairs)} pairs ({plan.way})")
+    console.note(f"{len(looks)} photos, {len(plan.pairs)} pairs ({plan.strategy})")
     with run.stage("match"):
         found = match_pairs(looks, plan.pairs, matcher, work)
     scale = _scale(found)
     with run.stage("verify"):
         thumbnails = _Thumbnails(paths)
-        verified = verify(found, lenses, lens_of, config.seed, scale, thumbnails.of)
+        verified = verify_pairs(found, lenses, lens_of, config.seed, scale, thumbnails.of)
     with run.stage("turn"):
-        turned = match_quarter_turns(looks, plan.pairs, verified, same, matcher, work, config.seed)
+        turned = rotate_disconnected_components(looks, plan.pairs, verified, same, matcher, work, config.seed)
         told = _told_turns(turned)
         if told:
             looks = turned
             console.note(told)
             found = match_pairs(looks, plan.pairs, matcher, work)
-            verified = verify(found, lenses, lens_of, config.seed, scale, thumbnails.of)
+            verified = verify_pairs(found, lenses, lens_of, config.seed, scale, thumbnails.of)
     known = {i: known_poses[path] for i, path in enumerate(paths) if known_poses and path in known_poses}
     offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
-    known = {index: removed(pose, offset) for index, pose in known.items()}
+    known = {index: subtract_world_offset(pose, offset) for index, pose in known.items()}
     if not known:
         verified = _without_turned(found, verified, lenses, lens_of, scale)
     with run.stage("map", "mapping"):
@@ -371,7 +376,7 @@ def reconstruct(
         )
         scene = replace(_scaled(scene, config, bool(known), scale), world_offset=offset)
         if offset is not None:
-            scene = replace(scene, notes=(*scene.notes, LARGE))
+            scene = replace(scene, notes=(*scene.notes, LARGE_COORDINATES_NOTE))
     else:
         pair = two_view.MatchesConfig(baseline=config.baseline, seed=config.seed)
         scene = two_of_many(facts, intrinsics, verified, models, same, matcher, looks, pair, work, run)
@@ -379,7 +384,7 @@ def reconstruct(
         scene = _confident(scene, config.min_confidence)
     if told:
         scene = replace(scene, notes=(*scene.notes, told))
-    standing = lengths.standing_notes([view.image for view in scene.views], found)
+    standing = lengths.same_viewpoint_notes([view.image for view in scene.views], found)
     return replace(scene, notes=(*scene.notes, *standing, *calibration_notes(scene.views)))
 
 
@@ -406,8 +411,12 @@ def _told_turns(looks: Sequence[ImageFeatures]) -> str:
 
 
 def _without_turned(
-    found: Correspondences, verified: Verified, lenses: Sequence[SharedCamera], lens_of: Sequence[int], scale: float
-) -> Verified:
+    found: Correspondences,
+    verified: VerifiedPairs,
+    lenses: Sequence[SharedCamera],
+    lens_of: Sequence[int],
+    scale: float,
+) -> VerifiedPairs:
     """Without the groups of photos whose camera only turned; JobFailed where no other group is left."""
     turned = find_pure_rotations(found, verified, lenses, lens_of, scale)
     if not turned.pairs:
@@ -420,12 +429,12 @@ def _without_turned(
             f"{turned.matches} matches of the {photos} photos that hang together, so depth cannot be seen; move it "
             "between photos, a step to the side of about a tenth of the distance"
         )
-    return replace(verified, geometry=rest, turned=turned.pairs)
+    return replace(verified, geometry=rest, pure_rotations=turned.pairs)
 
 
 def wants_descriptors(count: int, config: ManyConfig) -> bool:
     """Whether photos are to be compared by global descriptors."""
-    return config.pairs == "retrieval" or (config.pairs == "auto" and count > pairing.ALL_UP_TO)
+    return config.pairs == "retrieval" or (config.pairs == "auto" and count > pairing.EXHAUSTIVE_UP_TO)
 
 
 def _plan(
@@ -435,21 +444,21 @@ def _plan(
     matcher: Matcher,
     config: ManyConfig,
     work: WorkFolder,
-) -> pairing.PairPlan:
+) -> pairing.PairSelection:
     """Pairs of the photos that are no copies (`own`); a pair of a user's list that names a copy means the first."""
     paths = [look.facts.path for look in looks]
     if config.pairs not in pairing.STRATEGIES:
         named = [(same.get(i, i), same.get(j, j)) for i, j in pairing.read_pairs(config.pairs, paths)]
         pairs = sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]})
-        return pairing.PairPlan(pairs, f"from {config.pairs}")
-    plan = pairing.plan(
+        return pairing.PairSelection(pairs, f"from {config.pairs}")
+    plan = pairing.select_pairs(
         config.pairs,
         [paths[index] for index in own],
         config.neighbours,
         config.ordered,
         lambda: _descriptors([looks[index] for index in own], matcher, work, config.seed),
     )
-    return pairing.PairPlan([(own[i], own[j]) for i, j in plan.pairs], plan.way)
+    return pairing.PairSelection([(own[i], own[j]) for i, j in plan.pairs], plan.strategy)
 
 
 def _descriptors(looks: Sequence[ImageFeatures], matcher: Matcher, work: WorkFolder, seed: int) -> np.ndarray:
@@ -462,7 +471,7 @@ def _descriptors(looks: Sequence[ImageFeatures], matcher: Matcher, work: WorkFol
             "do it with; name one with --retrieval-model, or give --pairs sequential, all or a file"
         )
     shelf = FeatureStore(matcher, work)
-    return describe_keypoints(len(looks), lambda i: shelf.descriptors(looks[i]), seed)
+    return vlad_descriptors(len(looks), lambda i: shelf.descriptors(looks[i]), seed)
 
 
 def share_cameras(facts: Sequence[PhotoFacts], intrinsics: Intrinsics) -> tuple[list[SharedCamera], list[int]]:
@@ -503,8 +512,8 @@ def _scaled(scene: Scene, config: ManyConfig, poses_given: bool, pixel_size: flo
             raise UserError("--poses and --baseline both say how long things are; give one of them")
         return scene
     if config.baseline is None:
-        return lengths.by_motion(scene, pixel_size)
-    return lengths.by_baseline(scene, config.baseline, pixel_size)
+        return lengths.scale_by_motion(scene, pixel_size)
+    return lengths.scale_by_baseline(scene, config.baseline, pixel_size)
 
 
 def _confident(scene: Scene, minimum: float) -> Scene:

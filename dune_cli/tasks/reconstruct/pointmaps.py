@@ -14,8 +14,8 @@ from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry.absolute_pose import AbsolutePose, estimate_absolute_pose
 from dune_cli.geometry.cameras import K_from_focal, focal_from_point_map, pixel_grid, project, transform_pixels
 from dune_cli.geometry.depth_maps import depth_edges
-from dune_cli.geometry.global_alignment import AlignConfig, Alignment, Known, PairPoints, align, anchor_points
-from dune_cli.geometry.poses import inverse, removed, transform_points, vector_angle, world_offset
+from dune_cli.geometry.global_alignment import AlignConfig, Alignment, KnownCameras, PairPoints, align, anchor_points
+from dune_cli.geometry.poses import inverse, subtract_world_offset, transform_points, vector_angle, world_offset
 from dune_cli.geometry.two_view import parallax_angles
 from dune_cli.io.cache import WorkFolder
 from dune_cli.io.photo_names import relative_names
@@ -23,8 +23,8 @@ from dune_cli.io.photos import Photo, PhotoFacts
 from dune_cli.io.preprocess import Prepared, prepare
 from dune_cli.provenance import Run
 from dune_cli.sfm import pairs as pairing
-from dune_cli.sfm.scale import by_baseline, check_apart
-from dune_cli.sfm.scene import LARGE, ImagePair, PointMap, Scene, View
+from dune_cli.sfm.scale import check_distinct_centres, scale_by_baseline
+from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, ImagePair, PointMap, Scene, View
 from dune_cli.tasks.reconstruct.pairwise_pointmaps import EncodedPhoto, PairDecoder, fuse_pointmaps
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def reconstruct_pair(
     )
     if config.baseline is None:
         return scene
-    return by_baseline(scene, config.baseline, None)
+    return scale_by_baseline(scene, config.baseline, None)
 
 
 def predict(model: TwoViewModel, inputs: Sequence[Prepared], swapped: bool) -> tuple[list[ViewMap], ViewMap]:
@@ -230,7 +230,7 @@ def reconstruct(
     photos = [every[index] for index in own]
     intrinsics = intrinsics_of([photo.facts for photo in every])
     plan = plan_pairs(photos, config)
-    console.note(f"{len(every)} photos, {len(plan.pairs)} pairs ({plan.way}), each decoded in both orders")
+    console.note(f"{len(every)} photos, {len(plan.pairs)} pairs ({plan.strategy}), each decoded in both orders")
     with run.stage("decode"):
         data = maker.decode(photos, plan.pairs, config.min_confidence)
     joined = sorted({view for pair in plan.pairs for view in pair})
@@ -243,9 +243,9 @@ def reconstruct(
             "place; take photos that overlap more, or lower --min-confidence"
         )
     given = known_poses or {}
-    check_apart(given)
+    check_distinct_centres(given)
     offset = world_offset(np.array([pose[:3, 3] for pose in given.values()]))
-    given = {path: removed(pose, offset) for path, pose in given.items()}
+    given = {path: subtract_world_offset(pose, offset) for path, pose in given.items()}
     known = _known(photos, [intrinsics[i] for i in own], given, config.fixed_poses)
     with run.stage("align"):
         found = align(data, known, AlignConfig(seed=config.seed))
@@ -271,27 +271,27 @@ def reconstruct(
         components=tuple(tuple(own[v] for v in group) for group in found.groups) if len(found.groups) > 1 else (),
         world="that of --poses" if known.has_pose.any() else None,
         world_offset=offset,
-        notes=() if offset is None else (LARGE,),
+        notes=() if offset is None else (LARGE_COORDINATES_NOTE,),
     )
     if not any(view.dense is not None and view.dense.valid.any() for view in views):
         raise JobFailed("no point lies on a surface: the model's point maps are noise for these photos")
     return scene if config.baseline is None else _scaled(scene, config.baseline, bool(known.has_pose.any()))
 
 
-def plan_pairs(photos: Sequence[EncodedPhoto], config: ManyPointMapsConfig) -> pairing.PairPlan:
+def plan_pairs(photos: Sequence[EncodedPhoto], config: ManyPointMapsConfig) -> pairing.PairSelection:
     """Which photos are decoded together."""
     count, way = len(photos), config.pairs
-    if way == "all" or (way == "auto" and count <= pairing.ALL_UP_TO):
-        return pairing.PairPlan(pairing.exhaustive_pairs(count), "all")
+    if way == "all" or (way == "auto" and count <= pairing.EXHAUSTIVE_UP_TO):
+        return pairing.PairSelection(pairing.exhaustive_pairs(count), "all")
     if way == "sequential":
-        return pairing.PairPlan(pairing.sequential_pairs(count, config.neighbours), "sequential")
+        return pairing.PairSelection(pairing.sequential_pairs(count, config.neighbours), "sequential")
     if way not in pairing.STRATEGIES:
-        return pairing.PairPlan(pairing.read_pairs(way, [photo.facts.path for photo in photos]), f"from {way}")
+        return pairing.PairSelection(pairing.read_pairs(way, [photo.facts.path for photo in photos]), f"from {way}")
     alike = pairing.retrieval_pairs(np.stack([photo.pooled for photo in photos]), config.neighbours)
     if way == "auto" and config.ordered:
         both = {*alike, *pairing.sequential_pairs(count, config.neighbours)}
-        return pairing.PairPlan(sorted(both), "retrieval and sequential")
-    return pairing.PairPlan(alike, "retrieval")
+        return pairing.PairSelection(sorted(both), "retrieval and sequential")
+    return pairing.PairSelection(alike, "retrieval")
 
 
 def _different(photos: Sequence[EncodedPhoto]) -> list[int]:
@@ -308,14 +308,14 @@ def _renumbered(data: PairPoints, joined: Sequence[int]) -> PairPoints:
 
 def _known(
     photos: Sequence[EncodedPhoto], intrinsics: Intrinsics, poses: Mapping[Path, np.ndarray], fixed_poses: bool
-) -> Known:
-    nothing = Known.nothing(len(photos))
+) -> KnownCameras:
+    nothing = KnownCameras.nothing(len(photos))
     for index, (photo, (K, source)) in enumerate(zip(photos, intrinsics)):
         if source != "default":
             nothing.K[index] = K
         if photo.facts.path in poses:
             nothing.world_from_cam[index] = poses[photo.facts.path]
-    return Known(nothing.K, nothing.world_from_cam, poses_are_priors=not fixed_poses)
+    return KnownCameras(nothing.K, nothing.world_from_cam, poses_are_priors=not fixed_poses)
 
 
 def _views(
@@ -412,4 +412,4 @@ def _parallax_deg(data: PairPoints, found: Alignment) -> float:
 def _scaled(scene: Scene, baseline: float, poses_given: bool) -> Scene:
     if poses_given:
         raise UserError("--poses and --baseline both say how long things are; give one of them")
-    return by_baseline(scene, baseline, None)
+    return scale_by_baseline(scene, baseline, None)

@@ -13,7 +13,7 @@ from dune_cli.errors import JobFailed
 from dune_cli.io.cache import WorkFolder
 from dune_cli.matchers.matcher import CacheableMatcher
 from dune_cli.sfm import pairs as pairing
-from dune_cli.sfm.features import DESCRIPTORS, FEATURES, MEMORY_BYTES, GlobalDescriptor, extract_features
+from dune_cli.sfm.features import DESCRIPTORS, FEATURES, MEMORY_BYTES, DescriptorExtractor, extract_features
 from dune_cli.sfm.matching import MATCHES, match_pairs
 from dune_cli.tasks.reconstruct.many import ManyConfig, wants_descriptors
 
@@ -45,7 +45,7 @@ def preflight(
     matcher: CacheableMatcher,
     config: ManyConfig,
     work: WorkFolder,
-    describer: GlobalDescriptor | None = None,
+    describer: DescriptorExtractor | None = None,
 ) -> ReconstructionEstimate:
     """Looks at a few photos that are new, matches a few of their pairs (all of which is kept), and scales that up.
 
@@ -91,7 +91,7 @@ def preflight(
 def pair_count(paths: Sequence[Path], config: ManyConfig) -> int:
     """How many pairs there will be, at most."""
     count, way = len(paths), config.pairs
-    if way == "all" or (way == "auto" and count <= pairing.ALL_UP_TO):
+    if way == "all" or (way == "auto" and count <= pairing.EXHAUSTIVE_UP_TO):
         return count * (count - 1) // 2
     sequential = len(pairing.sequential_pairs(count, config.neighbours))
     if way == "sequential":

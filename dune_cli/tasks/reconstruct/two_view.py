@@ -14,12 +14,12 @@ from dune_cli.geometry import two_view
 from dune_cli.geometry import two_view as pair_checks
 from dune_cli.geometry.cameras import backproject, pixel_grid, project, resize_transform
 from dune_cli.geometry.epipolar import estimate_relative_pose
-from dune_cli.geometry.pose_confidence import confidence_of, evidence_of_pair
+from dune_cli.geometry.pose_confidence import confidence_from_evidence, two_view_evidence
 from dune_cli.geometry.poses import inverse
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import Photo
 from dune_cli.io.safe_read import agreement
-from dune_cli.matchers.filtering import extract, find_matches, without_static_pixels
+from dune_cli.matchers.filtering import extract_image, find_matches, without_static_matches
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.mvs import stereo
 from dune_cli.provenance import Run, Source
@@ -73,7 +73,7 @@ def reconstruct(
     if first.rgb.shape == second.rgb.shape and np.array_equal(first.rgb, second.rgb):
         raise JobFailed(f"{first.path.name} and {second.path.name} are the same photo twice; {MOVE}")
     with run.stage("match"):
-        matches = find_matches(matcher, *(extract(matcher, photo.rgb) for photo in photos), config.seed)
+        matches = find_matches(matcher, *(extract_image(matcher, photo.rgb) for photo in photos), config.seed)
     return reconstruct_matched(photos, intrinsics, matches, matcher.source, config, run)
 
 
@@ -88,7 +88,7 @@ def reconstruct_matched(
     """`reconstruct` of photos whose matches, by `source`, are there."""
     first, second = photos
     (K1, source1), (K2, source2) = intrinsics
-    matches = without_static_pixels(matches, first.rgb, second.rgb, config.seed)
+    matches = without_static_matches(matches, first.rgb, second.rgb, config.seed)
     with run.stage("pose"):
         sparse = _sparse(matches, first, second, K1, K2, "default" in (source1, source2), config.seed)
     with run.stage("dense"):
@@ -96,9 +96,9 @@ def reconstruct_matched(
     notes = [] if dense is not None else [f"no dense points, only the {len(sparse.points_cam1)} matched ones: {reason}"]
     if sparse.pair.inliers < FEW_INLIERS:
         notes.append(f"only {sparse.pair.inliers} matches agree with the pose: look at the result before you trust it")
-    if matches.turned_deg:
+    if matches.rotated_deg:
         notes.append(
-            f"{second.path.name} was matched after it was turned clockwise by {matches.turned_deg} degrees: one of "
+            f"{second.path.name} was matched after it was turned clockwise by {matches.rotated_deg} degrees: one of "
             "both photos lies on its side or its head"
         )
     if "default" in (source1, source2):
@@ -148,9 +148,9 @@ def _sparse(
     sizes = [(photo.width, photo.height) for photo in (first, second)]
     alarms = pair_checks.log10_nfa_epipolar(inliers, count, thresholds, sizes) + log10(matches.tries)
     if found is None or inliers < MIN_INLIERS or alarms > MAX_LOG10_FALSE_ALARMS:
-        if matches.fixed > inliers:
+        if matches.static_matches > inliers:
             raise JobFailed(
-                f"{names} agree only in what lies at the same pixels of both ({matches.fixed} matches: a caption, a "
+                f"{names} agree only in what lies at the same pixels of both ({matches.static_matches} matches: a caption, a "
                 "logo, a border or a part of the camera's mount), which tells nothing of how the camera moved; of the "
                 f"other {count} matches {inliers or 'too few'} agree on a motion; crop it away, and take photos that "
                 "overlap by half or more"
@@ -178,7 +178,7 @@ def _sparse(
         raise JobFailed(f"{names} show no parallax: the camera hardly moved against the distance of the scene; {MOVE}")
     index = np.flatnonzero(valid)[placed]
     again = estimate_relative_pose(matches.points1, matches.points2, K1, K2, thresholds, seed + 1)
-    evidence = evidence_of_pair(
+    evidence = two_view_evidence(
         matches.points1,
         matches.points2,
         K1,
@@ -199,7 +199,7 @@ def _sparse(
         confidence=1 / (1 + (refined.errors_px[index] / max(thresholds)) ** 2),
         error_px=refined.reprojection_error_px,
         parallax_deg=float(np.degrees(np.median(angles[placed]))),
-        pair=ImagePair((0, 1), count, int(valid.sum()), confidence_of(evidence)),
+        pair=ImagePair((0, 1), count, int(valid.sum()), confidence_from_evidence(evidence)),
     )
 
 

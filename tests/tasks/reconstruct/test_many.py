@@ -18,7 +18,7 @@ from dune_cli.io.photos import PhotoFacts, read_photo
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
 from dune_cli.sfm import features
-from dune_cli.sfm.scene import LARGE, Scene
+from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Scene
 from dune_cli.tasks.reconstruct import many, two_view
 from support import many_photos, synthetic_scenes
 from support.many_photos import HEIGHT, WIDTH, K, arc, worst_errors_deg, write
@@ -91,7 +91,7 @@ def test_a_rendered_scene_gives_its_cameras_and_points(done: tuple[Scene, Path])
         seen = poses.transform_points(poses.inverse(view.world_from_cam), scene.sparse.points_world[index])
         off = np.linalg.norm(cameras.project(seen, K) - pixels, axis=1)
         assert np.median(off) < 0.5
-        shade = features.colours_at(many_photos.picture(int(view.image[1])), pixels).astype(float)
+        shade = features.colors_at(many_photos.picture(int(view.image[1])), pixels).astype(float)
         assert np.median(np.abs(shade - scene.sparse.colors[index])) < 12
     assert 1 < scene.parallax_deg < 20
 
@@ -317,7 +317,11 @@ def test_large_coordinates_cost_no_digits(
     given = {path: far @ pose for path, pose in near.items()}
     local, _ = reconstruct(photos, tmp_path / "work", poses=near, fixed_poses=fixed)
     scene, _ = reconstruct(photos, tmp_path / "work", poses=given, fixed_poses=fixed)
-    assert local.world_offset is None and LARGE not in local.notes and LARGE in scene.notes
+    assert (
+        local.world_offset is None
+        and LARGE_COORDINATES_NOTE not in local.notes
+        and LARGE_COORDINATES_NOTE in scene.notes
+    )
     assert np.abs(scene.sparse.points_world).max() < 100
     tolerance = 1e-6 if frame == "utm" else 1e-3
     for view, pose in zip(scene.views, given.values()):
@@ -395,7 +399,7 @@ def test_pairs_by_retrieval_describe_each_photo_once(
         small = rgb[::40, ::40].astype(np.float32).ravel()
         return small / np.linalg.norm(small)
 
-    describer = features.GlobalDescriptor("thumbnail", ("1",), describe)
+    describer = features.DescriptorExtractor("thumbnail", ("1",), describe)
     shutil.copytree(done[1], tmp_path / "work")
     for _ in range(2):
         scene, _ = reconstruct(photos, tmp_path / "work", describer=describer, pairs="retrieval", neighbours=3)
@@ -427,7 +431,7 @@ def split_only(inner: Counting) -> object:
         match_features: Callable = staticmethod(inner.match_features)
         pack: Callable = staticmethod(inner.pack)
         unpack: Callable = staticmethod(inner.unpack)
-        _turned: Callable = staticmethod(inner._turned)
+        _rotated: Callable = staticmethod(inner._rotated)
 
     return Split()
 

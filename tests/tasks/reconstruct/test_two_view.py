@@ -150,7 +150,7 @@ def test_forward_motion_gives_matched_points_and_says_why_not_more(sift: Matcher
     ahead = photo("b.png", synthetic_scenes.render(K, world_from_2, WIDTH, HEIGHT)[0])
     scene = reconstruct(sift, pair[0], ahead)
     assert not scene.is_dense and len(scene.cloud()[0]) > 100
-    assert any("no dense points" in note and "line of sight" in note for note in scene.notes)
+    assert any("no dense points" in note and "line of backend" in note for note in scene.notes)
     assert max(errors_deg(cam2_from_cam1(scene), poses.inverse(world_from_2))) < 0.3
 
 
