@@ -194,7 +194,8 @@ def confidence_bins(
     shots = [CameraImage(read_photo(path), K, "given") for path, K in ((pair.image1, pair.K1), (pair.image2, pair.K2))]
     for name, matcher in matchers.items():
         backend = MatcherBackend(matcher)
-        found = relocalize(backend.match(*(backend.extract(shot) for shot in shots)), SolverConfig("essential", seed=seed))
+        matches = backend.match(*(backend.extract(shot) for shot in shots))
+        found = relocalize(matches, SolverConfig("essential", seed=seed))
         if found.query_from_ref is not None:
             errors = np.degrees(epipolar.pose_error(found.query_from_ref, pair.cam2_from_cam1))
             yield name, ConfidenceSample(pair.set_name, pair.id, found.confidence, float(max(errors)))

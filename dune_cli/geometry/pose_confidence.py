@@ -30,9 +30,10 @@ class Evidence:
 
     `log10_nfa`: of the number of such agreements to expect by chance. `share` of the matches that agree. `spread`:
     of the photo which they cover less, the share that a rectangle with their spread fills. `second`: matches outside
-    that agree on another motion, per agreeing one. `repeatability_deg`: how far repeated runs of the solver lie from the pose
-    (rotation or direction, whichever is more; the median). `parallax_deg`: median angle at which the agreeing points
-    see both cameras (KNOWN_POINTS_DEG for a pose on known points). `focal_known`: the focal lengths are no guesses.
+    that agree on another motion, per agreeing one. `repeatability_deg`: how far repeated runs of the solver lie from
+    the pose (rotation or direction, whichever is more; the median). `parallax_deg`: median angle at which the agreeing
+    points see both cameras (KNOWN_POINTS_DEG for a pose on known points). `focal_known`: the focal lengths are
+    no guesses.
     """
 
     log10_nfa: float

@@ -485,8 +485,8 @@ def _elsewhere(common: TwoViewMatches, inliers: int, confidence: float, depth: s
     if matches.static_matches > len(matches.points1) or matches.static_matches > inliers:
         return _NoPose(
             f"{common.query.name} and {common.reference.name} agree only in what lies at the same pixels of both "
-            f"({matches.static_matches} matches: a caption, a logo, a border or a part of the camera's mount), which tells "
-            f"nothing of where they were taken; of the other {len(matches.points1)} matches{depth} "
+            f"({matches.static_matches} matches: a caption, a logo, a border or a part of the camera's mount), which "
+            f"tells nothing of where they were taken; of the other {len(matches.points1)} matches{depth} "
             f"{inliers or 'too few'} agree on a pose; crop it away, and take photos that overlap more",
             inliers,
             confidence,

@@ -49,9 +49,10 @@ class SharedCamera:
 @dataclass(frozen=True)
 class VerifiedPairs:
     """Pairs whose matches agree on a motion: for each pair its `geometry` (pycolmap's), and for every pair that was
-    compared how many matches there were and how many agree. `pure_rotations`: pairs that agree and are left out of `geometry`,
-    because their group of photos shows no parallax at all. `fixed`: how many matches of a pair were left out, because
-    they lie at the same pixels of both photos. `sure`: the confidence of those with a geometry."""
+    compared how many matches there were and how many agree. `pure_rotations`: pairs that agree and are
+    left out of `geometry`, because their connected component shows no parallax. `static_matches`: how many matches of a
+    pair were left out, because they lie at the same pixels of both photos. `sure`: the confidence of those with
+    a geometry."""
 
     geometry: dict[tuple[int, int], Any]
     counts: dict[tuple[int, int], tuple[int, int]]

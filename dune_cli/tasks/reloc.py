@@ -1,4 +1,4 @@
-"""The pose of one photo's camera relative to another's: `backend.py` matches, `solve.py` finds it, `files.py` says it."""
+"""Poses of query photos as JSON (`dune.pose/1`) and in words: relative to reference photos, and in a map."""
 
 from __future__ import annotations
 

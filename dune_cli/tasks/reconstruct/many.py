@@ -227,8 +227,9 @@ def two_of_many(
         one, two = (facts[index].path.name for index in pair)
         raise JobFailed(
             f"no two of the {len(facts)} photos agree in more than what lies at the same pixels of both: {one} and "
-            f"{two} have {verified.static_matches[pair]} such matches (a caption, a logo, a border or a part of the mount), "
-            "which tell nothing of how the camera moved; crop it away, and take photos that overlap by half or more"
+            f"{two} have {verified.static_matches[pair]} such matches (a caption, a logo, a border or a part of the "
+            "mount), which tell nothing of how the camera moved; crop it away, and take photos that overlap by half or "
+            "more"
         )
     pair = max(verified.counts, key=lambda pair: verified.counts[pair])
     matches, inliers = verified.counts[pair]

@@ -150,10 +150,10 @@ def _sparse(
     if found is None or inliers < MIN_INLIERS or alarms > MAX_LOG10_FALSE_ALARMS:
         if matches.static_matches > inliers:
             raise JobFailed(
-                f"{names} agree only in what lies at the same pixels of both ({matches.static_matches} matches: a caption, a "
-                "logo, a border or a part of the camera's mount), which tells nothing of how the camera moved; of the "
-                f"other {count} matches {inliers or 'too few'} agree on a motion; crop it away, and take photos that "
-                "overlap by half or more"
+                f"{names} agree only in what lies at the same pixels of both ({matches.static_matches} matches: a "
+                "caption, a logo, a border or a part of the camera's mount), which tells nothing of how the camera "
+                f"moved; of the other {count} matches {inliers or 'too few'} agree on a motion; crop it away, and take "
+                "photos that overlap by half or more"
             )
         guess = ", or give --intrinsics or --fov-deg (the focal length is a guess)" if focal_unknown else ""
         raise JobFailed(
