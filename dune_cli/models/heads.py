@@ -52,7 +52,7 @@ class Feature:
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class FeatureHeadConfig:
     """Sizes of a head.
 
     outputs: channels of the result (1 for depth, else the number of classes). widths: channels at scales 1, 2 and 4
@@ -248,10 +248,10 @@ class FeatureNorm(nn.Module):
         return ((x - self.mean.view(shape)) * self.scale.view(shape)).clamp(-LARGEST, LARGEST)
 
 
-class Head(nn.Module):
+class FeatureHead(nn.Module):
     """Base of the heads: the features' norms, by name. A dot and a colon cannot be in a module's name."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FeatureHeadConfig) -> None:
         super().__init__()
         self.config = config
         self.norms = nn.ModuleDict({_key(f.name): FeatureNorm(f.channels) for f in config.features})
@@ -269,10 +269,10 @@ def _key(name: str) -> str:
     return name.replace(":", "_")
 
 
-class PointwiseHead(Head):
+class PointwiseHead(FeatureHead):
     """`linear` and `mlp` at each cell of the patch grid; finer maps are averaged over it, vectors repeated."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FeatureHeadConfig) -> None:
         super().__init__(config)
         inputs = sum(f.channels for f in config.features)
         self.hidden = PointConv2d(inputs, MLP_HIDDEN) if config.kind == "mlp" else None
@@ -304,14 +304,14 @@ class HeadUnit(nn.Module):
         return x + self.conv2(F.relu(self.conv1(F.relu(self.norm(x)))))
 
 
-class PyramidHead(Head):
+class PyramidHead(FeatureHead):
     """`dpt`: coarse to fine with a skip at each scale, after Ranftl et al., "Vision Transformers for Dense Prediction".
 
     Scale 1: all its maps, a learned map of places and the photo's mean, two residual units. Scales 2 and 4: the path,
     enlarged, plus that scale's maps, and one unit each. Then a convolution to the outputs.
     """
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FeatureHeadConfig) -> None:
         super().__init__(config)
         c1, c2, c4 = config.widths
         if not self.channels(1):
@@ -367,10 +367,10 @@ def convex_upsample(coarse: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return fine.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, factor * height, factor * width)
 
 
-class GlobalHead(Head):
+class GlobalHead(FeatureHead):
     """`linear` and `mlp` for whole images: all features, maps averaged over the image, to class logits."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FeatureHeadConfig) -> None:
         super().__init__(config)
         inputs = sum(f.channels for f in config.features)
         self.hidden = nn.Linear(inputs, MLP_HIDDEN) if config.kind == "mlp" else None
@@ -387,13 +387,13 @@ class GlobalHead(Head):
         return self.project(x if self.hidden is None else F.gelu(self.hidden(x)))
 
 
-class LiteClassifier(Head):
+class LiteClassifier(FeatureHead):
     """`efficientnet-lite2`: what follows the stem's part `lite` in EfficientNet-Lite2, to ImageNet's 1000 classes.
 
     Tan & Le, ICML 2019; the published network from stride 16 on, its parameters in timm's names.
     """
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FeatureHeadConfig) -> None:
         import timm
 
         super().__init__(config)
@@ -409,7 +409,7 @@ class LiteClassifier(Head):
         return self.classifier(self.bn2(self.conv_head(self.blocks(x))).mean((2, 3)))
 
 
-def build_head(config: HeadConfig) -> Head:
+def build_head(config: FeatureHeadConfig) -> FeatureHead:
     """A head of these sizes with random weights."""
     if config.kind == "efficientnet-lite2":
         return LiteClassifier(config)
@@ -445,12 +445,12 @@ class HeadedEncoder(nn.Module):
 
     source = Source("none")
 
-    def __init__(self, extractor: FeatureExtractor, head: Head, card: HeadCard) -> None:
+    def __init__(self, extractor: FeatureExtractor, head: FeatureHead, card: HeadCard) -> None:
         super().__init__()
         self.extractor, self.head, self.card = extractor, head, card
 
     @property
-    def config(self) -> HeadConfig:
+    def config(self) -> FeatureHeadConfig:
         return self.head.config
 
     @property

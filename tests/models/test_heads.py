@@ -8,7 +8,7 @@ from torch import nn
 
 from dune_cli.models import heads
 from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
-from dune_cli.models.heads import Feature, FeatureExtractor, HeadCard, HeadConfig, HeadedEncoder
+from dune_cli.models.heads import Feature, FeatureExtractor, FeatureHeadConfig, HeadCard, HeadedEncoder
 from dune_cli.models.stems import HALF, NETWORK, normalise
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
@@ -32,7 +32,7 @@ def vit() -> VisionTransformer:
 
 def head_on(encoder: nn.Module, task: str, kind: str, outputs: int = 1, **sizes: object) -> HeadedEncoder:
     names = heads.default_features(encoder, task, kind)
-    config = HeadConfig(task, kind, heads.measure(encoder, names), outputs, **sizes)
+    config = FeatureHeadConfig(task, kind, heads.measure(encoder, names), outputs, **sizes)
     torch.manual_seed(1)
     return HeadedEncoder(FeatureExtractor(encoder, names), heads.build_head(config), CARD).eval()
 
@@ -86,11 +86,13 @@ def test_names_that_an_encoder_does_not_give_are_refused() -> None:
     with pytest.raises(ValueError, match="'lite16' is no feature of this encoder; its stem gives: none"):
         heads.extract(vit(), torch.rand(1, 3, 28, 28), ("lite16",))
     with pytest.raises(ValueError, match="kind 'dpt' for 'classification'; allowed: linear, mlp, efficientnet-lite2"):
-        HeadConfig("classification", "dpt", (Feature("cls0", 4, 0),), 3)
+        FeatureHeadConfig("classification", "dpt", (Feature("cls0", 4, 0),), 3)
 
 
 def test_a_linear_head_is_a_product_of_the_standardised_features() -> None:
-    config = HeadConfig("segmentation", "linear", (Feature("a", 3, 1), Feature("b", 2, 2), Feature("c", 1, 0)), 4)
+    config = FeatureHeadConfig(
+        "segmentation", "linear", (Feature("a", 3, 1), Feature("b", 2, 2), Feature("c", 1, 0)), 4
+    )
     head = heads.build_head(config)
     head.norms["a"].mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
     head.norms["a"].scale.fill_(0.5)
