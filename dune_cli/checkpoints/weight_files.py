@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from dune_cli.checkpoints import torch_files
+from dune_cli.checkpoints import zip_archive
 from dune_cli.errors import CheckpointError
 from dune_cli.provenance import sha256_of
 
@@ -198,12 +198,12 @@ def _has_safetensors_header(head: bytes) -> bool:
 def _zip_kind(path: Path) -> str:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            members = torch_files.members(data)
-    except torch_files.NoTableError as error:
+            members = zip_archive.members(data)
+    except zip_archive.NoTableError as error:
         raise CheckpointError(
             f"{path} is cut short: its table of contents, at the end, is missing; fetch it again"
         ) from error
-    except torch_files.ArchiveError as error:
+    except zip_archive.ArchiveError as error:
         raise CheckpointError(f"{path} is a damaged archive ({error}); fetch it again") from error
     names = {PurePosixPath(member.name).name for member in members}
     if "constants.pkl" in names:

@@ -7,21 +7,22 @@ import importlib.metadata
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
 from dune_cli import console
 from dune_cli.checkpoints import registry
 from dune_cli.checkpoints.registry import Entry
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
-from dune_cli.io.json_files import Fields
 from dune_cli.io.safe_read import MIB, quoted, read_json
 from dune_cli.provenance import sha256_of
+
+if TYPE_CHECKING:
+    from dune_cli.io.json_files import Fields
 
 _SUFFIXES = {".pth", ".pt", ".safetensors", ".ckpt", ".bin"}
 
@@ -207,20 +208,26 @@ class Pin:
 
 
 @contextmanager
-def only_one(folder: Path, name: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(folder: Path, name: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Holds `folder/.locks/name.lock` for this process; waits while another one holds it (`on_wait` is called once).
 
     The operating system drops the lock when its process ends, however it ends, so there are no stale locks.
     """
+    from filelock import FileLock, Timeout
+
     path = folder / ".locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if not _try_lock(file):
-            if on_wait is not None:
-                on_wait()
-            while not _try_lock(file):
-                time.sleep(0.1)
+    lock = FileLock(path, poll_interval=0.1)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if on_wait is not None:
+            on_wait()
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def read_pins(folder: Path) -> dict[str, Pin]:
@@ -228,6 +235,8 @@ def read_pins(folder: Path) -> dict[str, Pin]:
     path = folder / LOCK_FILE
     if not os.path.lexists(path):
         return {}
+    from dune_cli.io.json_files import Fields  # imports numpy, which listing and fetching weights do not need
+
     try:
         files = Fields(read_json(path, "lock.json", LOCK_LIMIT_BYTES), LOCK_FILE).object("files")
         return {name: _pin_of(files.object(name)) for name in files}
@@ -249,7 +258,7 @@ def _pin_of(fields: Fields) -> Pin:
 
 def pin(folder: Path, name: str, sha256: str, size_bytes: int, source: str) -> Pin:
     """Remembers the hash of a file for good. Returns the pin, which is the older one if the file is pinned already."""
-    with only_one(folder, LOCK_FILE):
+    with locked(folder, LOCK_FILE):
         pins = read_pins(folder)
         if name in pins:
             return pins[name]
@@ -270,24 +279,3 @@ def _replace(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        file.seek(0)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-else:
-    import fcntl
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -203,7 +203,7 @@ def test_two_processes_lose_no_pin(tmp_path: Path) -> None:
 
 def test_a_lock_waits_for_its_holder_and_outlives_its_death(tmp_path: Path) -> None:
     script = "import sys, time; from pathlib import Path; from dune_cli.checkpoints import weights_folder\n"
-    script += "with weights_folder.only_one(Path(sys.argv[1]), 'a'): print('held', flush=True); time.sleep(60)"
+    script += "with weights_folder.locked(Path(sys.argv[1]), 'a'): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     waited: list[float] = []
@@ -212,9 +212,9 @@ def test_a_lock_waits_for_its_holder_and_outlives_its_death(tmp_path: Path) -> N
         waited.append(time.monotonic())
         holder.kill()
 
-    with weights_folder.only_one(tmp_path, "b", on_wait=lambda: pytest.fail("another name is another lock")):
+    with weights_folder.locked(tmp_path, "b", on_wait=lambda: pytest.fail("another name is another lock")):
         pass
-    with weights_folder.only_one(tmp_path, "a", on_wait=kill):
+    with weights_folder.locked(tmp_path, "a", on_wait=kill):
         assert len(waited) == 1
     holder.wait()
 
