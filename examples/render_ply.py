@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dune_cli.io.ply import read_ply
+from dune_cli.io.formats.ply import read_ply
 
 
 def render(

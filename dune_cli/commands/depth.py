@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dune_cli import console
+from dune_cli import console, plugins
 from dune_cli.commands import checks, options, videos
 from dune_cli.commands.options import GroupedCommand
 from dune_cli.errors import UserError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dune_cli.io.video import Frame
     from dune_cli.tasks.depth import Depth
 
-FORMATS = ("png", "npz", "exr", "ply")
+FORMATS = sorted(plugins.names("dune_cli.io.formats", "write_depth"), key=lambda name: name != "png")  # default first
 COLORMAPS = ("turbo", "inferno", "magma", "viridis", "grey")
 COLOR_ENDING = "_color.png"
 

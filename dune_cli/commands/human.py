@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dune_cli import console
+from dune_cli import console, plugins
 from dune_cli.commands import checks, options, videos
 from dune_cli.commands.options import GroupedCommand
 from dune_cli.errors import UserError
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
     Shot = tuple[Any, Any, Any]  # a photo, its camera K or None, and where that came from
 
-FORMATS = ("obj", "glb", "ply")
+FORMATS = [  # of those for scenes, default first
+    name
+    for name in sorted(plugins.names("dune_cli.io.formats", "write_scene"), key=lambda name: name != "obj")
+    if "surface" in plugins.constant("dune_cli.io.formats", name, "CONTENT")
+]
 
 
 @click.command(cls=GroupedCommand)

@@ -127,9 +127,6 @@ def many_options(function: Callable[..., Any]) -> Callable[..., Any]:
 # `dune reconstruct` of three photos or more: the work folder, the encoder, the preflight, and what to run on them.
 
 
-SURFACE_SUFFIXES = (".obj", ".glb", ".ply")
-
-
 @dataclass(frozen=True)
 class Compute:
     """Which method, with what, on what."""
@@ -181,12 +178,13 @@ def run_many(
 ) -> Done | None:
     """The scene, each photo with its hash, and what was new to the work folder; None after --preflight, which prints
     what the work would take."""
+    from dune_cli.io import formats
     from dune_cli.io.cache import WorkFolder
     from dune_cli.io.inputs import is_video
     from dune_cli.sfm.keyframes import extract_keyframes
 
-    suffix = targets.scene.suffix.lower()
-    if many.mesh is not None and suffix not in SURFACE_SUFFIXES:
+    content = formats.constant(targets.scene, "CONTENT", ())
+    if many.mesh is not None and "surface" not in content:
         raise UserError(
             f"--mesh makes a surface, which {targets.scene.name} does not hold; write -o scene.glb, .obj or .ply"
         )
@@ -198,7 +196,7 @@ def run_many(
         raise UserError(f"two photos are needed, got {len(images)} of {paths[0].name}; raise --fps")
     if images != list(paths):
         targets.check_photos(images)
-    surface = many.mesh or ("tsdf" if suffix in (".obj", ".glb") else None)
+    surface = many.mesh or ("tsdf" if content[0] == "surface" else None)
     job = Job(images, many, compute, cameras, shared, work, run, ordered, surface)
     return _by_pointmaps(job) if compute.method == "pointmap" else _by_matches(job)
 

@@ -50,6 +50,7 @@ class Targets:
     ) -> None:
         """Everything, and what was written (or the JSON) to standard output. `files`: each photo and its hash; `facts`
         go into the provenance, too."""
+        from dune_cli.io import formats
         from dune_cli.io.json_files import dumps, write_json
         from dune_cli.io.photo_names import common_folder
         from dune_cli.tasks.reconstruct import export
@@ -72,9 +73,7 @@ class Targets:
                 written += [self.depths] if count else []
                 if not count:
                     console.note(f"no view has dense points, so there are no depths in {self.depths}")
-        axes = "OpenCV: x right, y down, z forward"
-        if self.scene.suffix.lower() == ".glb":
-            axes += "; GLB: y up, z backward"
+        axes = "; ".join(filter(None, ["OpenCV: x right, y down, z forward", formats.constant(self.scene, "AXES", "")]))
         provenance = run.provenance(list(scene.sources), files, units=_units(scene), axes=axes, **facts)
         result = export.scene_json(scene, points, mesh, provenance)
         write_json(self.json, result)
@@ -94,10 +93,10 @@ def check_targets(
     surface: bool = False,
 ) -> Targets:
     """UserError for what cannot be written, before any work. `surface`: whether --mesh was given."""
-    from dune_cli.io import outputs
-    from dune_cli.tasks.reconstruct import export
+    from dune_cli.io import formats, outputs
 
-    target = outputs.check_output(output, export.SUFFIXES, overwrite)
+    suffixes = [f".{name}" for name in formats.names("write_scene", first="ply")]
+    target = outputs.check_output(output, suffixes, overwrite)
     beside = outputs.check_output(target.with_suffix(".json"), (".json",), overwrite)
     other = outputs.check_output(transforms, (".json",), overwrite) if transforms is not None else None
     if other is not None and other.absolute() == beside.absolute():

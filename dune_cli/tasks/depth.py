@@ -11,19 +11,15 @@ import numpy as np
 import torch
 
 from dune_cli import console
-from dune_cli.geometry.cameras import K_from_focal, backproject, focal_from_point_map, pixel_grid, transform_pixels
-from dune_cli.io import depth_files
-from dune_cli.io.npz import write_npz
+from dune_cli.geometry.cameras import K_from_focal, focal_from_point_map, pixel_grid, transform_pixels
+from dune_cli.io import depth_files, formats
 from dune_cli.io.photos import Photo
-from dune_cli.io.ply import write_ply
-from dune_cli.io.png import save_png
 from dune_cli.io.preprocess import Prepared, fit, prepare, to_photo
 from dune_cli.io.video import Frame
 from dune_cli.models.depth import HeadDepth, TwoViewDepth
 from dune_cli.provenance import Run
 
 SCHEMA = "dune.depth/1"
-FORMATS = ("png", "npz", "exr", "ply")
 NYU_LONG_SIDE_PX, KITTI_LONG_SIDE_PX = 640, 1216
 NYU_RANGE = 10.0
 MIN_CONFIDENCE = 1.5  # of the points that give the focal length, as in `dune reconstruct`
@@ -143,39 +139,14 @@ def _camera(
     return K_from_focal(focal_px, photo.width, photo.height), "estimated"
 
 
-def point_cloud(result: Depth) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
-    """(points (M, 3) in the camera's frame, colors (M, 3) uint8, confidence (M,) or None, stride).
-
-    Every `stride`-th pixel of the photo, so that there are about as many points as the network saw pixels: each lies on
-    the ray of its pixel's centre.
-    """
-    stride = max(1, round(max(result.depth.shape) / max(result.network_size)))
-    some = slice(None, None, stride)
-    depth = result.depth[some, some]
-    valid = depth_files.valid_depth(depth)
-    pixels = stride * pixel_grid(*depth.shape)[valid]
-    points = backproject(pixels, depth[valid], result.K)
-    confidence = None if result.confidence is None else result.confidence[some, some][valid]
-    return points, result.photo.rgb[some, some][valid], confidence, stride
-
-
 def write(result: Depth, path: Path) -> dict[str, Any]:
-    """Writes `path` (.png, .npz, .exr or .ply) and returns what the JSON says of that format."""
-    kind = path.suffix.lower()
-    if kind == ".png":
-        pixels, scale = depth_files.to_png16(result.depth)
-        save_png(path, pixels)
-        return {"png_scale": scale, "invalid": 0}
-    if kind == ".ply":
-        points, colors, confidence, stride = point_cloud(result)
-        write_ply(path, points, colors, confidence)
-        return {"points": {"file": path.name, "count": len(points), "stride_px": stride}}
-    if kind == ".exr":
-        depth_files.write_exr(path, result.depth)
-    else:
-        extra = {} if result.confidence is None else {"confidence": result.confidence}
-        write_npz(path, depth=result.depth, K=result.K, **extra)
-    return {"invalid": "NaN"}
+    """Writes `path` in the format of its extension and returns what the JSON says of that format.
+
+    Of a point cloud every `stride_px`-th pixel is taken, so that it has about as many points as the network saw pixels.
+    """
+    stride_px = max(1, round(max(result.depth.shape) / max(result.network_size)))
+    data = formats.DepthData(result.depth, result.photo.rgb, result.K, result.confidence, stride_px)
+    return formats.of(path).write_depth(path, data)
 
 
 def document(result: Depth, file: Path, format_facts: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:

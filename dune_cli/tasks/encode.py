@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dune_cli.errors import UserError
-from dune_cli.io.npz import write_npz
+from dune_cli.io.formats.npz import write_npz
 from dune_cli.io.photos import Photo
 from dune_cli.io.png import save_png
 from dune_cli.io.preprocess import Prepared, prepare

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dune_cli.cli import main
 from dune_cli.geometry.cameras import project
-from dune_cli.io.ply import read_ply
+from dune_cli.io.formats.ply import read_ply
 from support.dinov2_head_files import write_small_set
 
 HEAD, KITTI = "dinov2_vits14_nyu_dpt_head.pth", "dinov2_vits14_kitti_linear_head.pth"
@@ -220,7 +220,7 @@ def test_bad_input_is_one_sentence(
 
 
 def test_outputs_are_checked_before_the_work(photos: Path, tmp_path: Path) -> None:
-    for name, message in (("d.tiff", "allowed: .png .npz .exr .ply, or a folder"), ("d.png", "d.json exists already")):
+    for name, message in (("d.tiff", "allowed: .png .exr .npz .ply, or a folder"), ("d.png", "d.json exists already")):
         (tmp_path / "d.json").write_text("{}")
         result = run(photos / "landscape.png", "--model", "missing.pth", "-o", tmp_path / name)
         assert result.exit_code == 2

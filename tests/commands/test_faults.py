@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dune_cli.io.ply import read_ply
+from dune_cli.io.formats.ply import read_ply
 from support.odd_photos import BAD, GOOD
 from support.published_files import dune_manifest, make_state_dict
 

@@ -19,7 +19,7 @@ from PIL import Image
 from dune_cli.checkpoints import loader
 from dune_cli.cli import main
 from dune_cli.geometry import cameras
-from dune_cli.io.ply import read_ply
+from dune_cli.io.formats.ply import read_ply
 from dune_cli.io.preprocess import Prepared
 from dune_cli.tasks.reconstruct import pointmaps
 from support import synthetic_scenes
@@ -149,7 +149,7 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_outputs_and_photos_are_checked_before_the_work(dune: Dune, photos: list[Path], tmp_path: Path) -> None:
-    refused(dune(*arguments(photos, tmp_path / "scene.xyz")), 2, ".xyz", ".ply .obj .glb .npz")
+    refused(dune(*arguments(photos, tmp_path / "scene.xyz")), 2, ".xyz", ".ply .glb .npz .obj")
     refused(dune(*arguments(photos[:1], tmp_path / "scene.ply")), 2, "two photos are needed, got 1")
     refused(dune(*arguments([photos[0], tmp_path / "none.png"], tmp_path / "scene.ply")), 2, "none.png")
     (tmp_path / "scene.json").write_text("mine")

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dune_cli.cli import main
-from dune_cli.io.ply import read_ply
+from dune_cli.io.formats.ply import read_ply
 from support.many_photos import INTRINSICS, arc, write
 from support.video_files import write_video
 

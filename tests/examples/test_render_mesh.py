@@ -9,8 +9,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from dune_cli.io.meshes import Frustum, Mesh, write_glb, write_obj
-from dune_cli.io.ply import write_ply_mesh
+from dune_cli.io.formats.glb import write_glb
+from dune_cli.io.formats.obj import write_obj
+from dune_cli.io.formats.ply import write_ply_mesh
+from dune_cli.io.meshes import Frustum, Mesh
 from support import EXAMPLES
 
 EXAMPLE = EXAMPLES / "render_mesh.py"

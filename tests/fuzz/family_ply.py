@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dune_cli.io.ply import read_ply, write_ply
+from dune_cli.io.formats.ply import read_ply, write_ply
 from fuzz.harness import Sample
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dune_cli.io.depth_files import COLORMAPS, colored, to_png16, write_exr
+from dune_cli.io.depth_files import COLORMAPS, colored, to_png16
+from dune_cli.io.formats.exr import write_exr
 from dune_cli.io.png import save_png
 
 

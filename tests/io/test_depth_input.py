@@ -11,7 +11,7 @@ from PIL import Image
 
 from dune_cli.errors import UserError
 from dune_cli.io.depth_files import read_depth
-from dune_cli.io.npz import write_npz
+from dune_cli.io.formats.npz import write_npz
 from dune_cli.io.png import save_png
 
 VALUES = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30) * 40

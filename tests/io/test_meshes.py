@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import trimesh
 
-from dune_cli.io.meshes import Frustum, Mesh, write_glb, write_obj
+from dune_cli.io.formats.glb import write_glb
+from dune_cli.io.formats.obj import write_obj
+from dune_cli.io.meshes import Frustum, Mesh
 
 SRGB_LINEAR = {0: 0.0, 10: 0.0030353, 128: 0.2158605, 188: 0.5028865, 255: 1.0}  # IEC 61966-2-1
 

@@ -23,10 +23,10 @@ from dune_cli.evaluation.pairs import read_pairs as read_pair_sets
 from dune_cli.io.cache import read_cached, write_cached
 from dune_cli.io.colmap.read import open_model
 from dune_cli.io.depth_files import read_depth
+from dune_cli.io.formats.ply import read_ply
 from dune_cli.io.inputs import expand
 from dune_cli.io.intrinsics import resolve_intrinsics
 from dune_cli.io.photos import PhotoFacts, read_header, read_photo
-from dune_cli.io.ply import read_ply
 from dune_cli.io.pose_files import read_poses
 from dune_cli.io.safe_read import read_json, read_npz, read_text
 from dune_cli.io.video import Video

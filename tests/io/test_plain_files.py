@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dune_cli.errors import UserError
+from dune_cli.io.formats.npz import write_npz
 from dune_cli.io.json_files import dumps, json_lines, write_json
-from dune_cli.io.npz import write_npz
 from dune_cli.io.png import save_png
 from dune_cli.io.safe_read import read_json
 

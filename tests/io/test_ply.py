@@ -8,7 +8,7 @@ import pytest
 import trimesh
 
 from dune_cli.errors import UserError
-from dune_cli.io.ply import read_ply, write_ply
+from dune_cli.io.formats.ply import read_ply, write_ply
 
 
 @pytest.fixture

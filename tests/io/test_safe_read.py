@@ -13,8 +13,8 @@ import pytest
 
 from dune_cli.errors import CheckpointError, UserError
 from dune_cli.io.cache import read_cached, write_cached
+from dune_cli.io.formats.npz import write_npz
 from dune_cli.io.json_files import Fields, finite_array
-from dune_cli.io.npz import write_npz
 from dune_cli.io.safe_read import open_zip, parse_json, read_bytes, read_json, read_member, read_npz, read_text
 
 

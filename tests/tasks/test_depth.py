@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dune_cli.geometry.cameras import K_from_focal, K_from_fov, project
+from dune_cli.io.formats.ply import read_ply
 from dune_cli.io.photos import Photo
 from dune_cli.models.depth import TwoViewDepth
 from dune_cli.models.mast3r import TwoViewModel
@@ -76,7 +77,14 @@ def test_points_that_are_not_trusted_give_no_focal_length() -> None:
     assert result.focal_source == "default"
 
 
-def test_what_the_network_did_not_see_has_no_depth() -> None:
+def cloud(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Points, colours and confidence of a PLY."""
+    read = read_ply(path)
+    points, colors = (np.stack([read[name] for name in names], 1) for names in ("xyz", ("red", "green", "blue")))
+    return points, colors, read.get("confidence")
+
+
+def test_what_the_network_did_not_see_has_no_depth(tmp_path: Path) -> None:
     seen = photo(128, 90)  # 90 is cropped to 80
     result = task.predict(FlatGround(110.0), seen, default(seen))
     assert result.network_size == (128, 80)
@@ -86,10 +94,10 @@ def test_what_the_network_did_not_see_has_no_depth() -> None:
     assert np.allclose(
         result.depth[5:85], FlatGround(110.0).points(torch.zeros(1, 3, 80, 128))[0][0, ..., 2], atol=1e-6
     )
-    points, colors, confidence, stride = task.point_cloud(result)
-    assert stride == 1
+    assert task.write(result, tmp_path / "cloud.ply")["points"]["stride_px"] == 1
+    points, colors, confidence = cloud(tmp_path / "cloud.ply")
     pixels = project(points, result.K)
-    assert np.allclose(pixels, np.rint(pixels), atol=1e-9)
+    assert np.allclose(pixels, np.rint(pixels), atol=1e-4)
     x, y = np.rint(pixels).astype(int).T
     assert np.array_equal(colors, seen.rgb[y, x])
     assert confidence is not None
@@ -103,12 +111,13 @@ def test_flip_is_the_mean_with_the_mirror_image() -> None:
     assert np.allclose(mean, (plain + plain[:, ::-1]) / 2, atol=1e-6)
 
 
-def test_a_large_photos_cloud_is_as_dense_as_the_network_saw() -> None:
+def test_a_large_photos_cloud_is_as_dense_as_the_network_saw(tmp_path: Path) -> None:
     seen = photo(512, 384)
     result = task.predict(FlatGround(110.0), seen, default(seen))
-    points, colors, _, stride = task.point_cloud(result)
-    assert stride == 4
-    assert len(points) == 128 * 96
+    facts = task.write(result, tmp_path / "cloud.ply")["points"]
+    points, colors, _ = cloud(tmp_path / "cloud.ply")
+    assert facts["stride_px"] == 4
+    assert len(points) == facts["count"] == 128 * 96
     pixels = np.rint(project(points, result.K)).astype(int)
     assert np.array_equal(colors, seen.rgb[pixels[:, 1], pixels[:, 0]])
     assert (pixels % 4 == 0).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from dune_cli.io.meshes import Frustum, Mesh, write_glb, write_obj
-from dune_cli.io.ply import write_ply_mesh
+from dune_cli.io import formats
+from dune_cli.io.meshes import Frustum, Mesh
 from dune_cli.io.png import save_png
 from dune_cli.io.rendering import AMBIENT, LIGHT_CAM, distinct_color, overlay, top_view, vertex_normals
 from dune_cli.tasks.human.model import HumanModel, Person
 from dune_cli.tasks.human.photo import PhotoPeople
 
 SCHEMA = "dune.human/1"
-SUFFIXES = (".obj", ".glb", ".ply")
 
 
 def name_of(number: int) -> str:
@@ -42,15 +41,12 @@ def meshes(model: HumanModel, people: Sequence[Person], ids: Sequence[int] | Non
 
 
 def write_meshes(path: Path, found: Sequence[Mesh], people: PhotoPeople) -> None:
-    """`path` ends in .obj (a group a person), .glb (also the camera; light is in the colours) or .ply (one mesh)."""
+    """Writes `path` in the format of its extension: the meshes and, in GLB, the camera. Where the format is shown
+    without a light, the colours are shaded."""
     photo = people.photo
     camera = Frustum(people.K, np.eye(4), photo.width, photo.height, photo.path.stem)
-    writers: dict[str, Callable[[], None]] = {
-        ".obj": lambda: write_obj(path, found),
-        ".glb": lambda: write_glb(path, [_lit(mesh) for mesh in found], cameras=[camera]),
-        ".ply": lambda: write_ply_mesh(path, found),
-    }
-    writers[path.suffix.lower()]()
+    shown = [_lit(mesh) for mesh in found] if formats.constant(path, "UNLIT", False) else found
+    formats.of(path).write_scene(path, formats.SceneData(meshes=shown, cameras=[camera]))
 
 
 def write_overlay(path: Path, found: Sequence[Mesh], people: PhotoPeople) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,70 +12,52 @@ from dune_cli.errors import JobFailed
 from dune_cli.geometry.bundle_adjustment import PRINCIPAL_SD
 from dune_cli.geometry.cameras import distort_pixels, pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse
+from dune_cli.io import formats
 from dune_cli.io.colmap.write import Observation, write_colmap
 from dune_cli.io.depth_files import to_png16
 from dune_cli.io.json_files import write_json
-from dune_cli.io.meshes import Frustum, write_glb, write_obj
-from dune_cli.io.npz import write_npz
+from dune_cli.io.meshes import Frustum
 from dune_cli.io.orientation import UPRIGHT, StoredCamera, stored_camera, to_stored
 from dune_cli.io.outputs import atomic_directory, unique_stems
-from dune_cli.io.ply import write_ply, write_ply_mesh
 from dune_cli.io.png import save_png
 from dune_cli.io.transforms_json import write_transforms
 from dune_cli.sfm.scene import Scene, View
 
-SUFFIXES = (".ply", ".obj", ".glb", ".npz")
-OFFSET_SUFFIXES = (".obj", ".glb")  # whose readers have float32
 SCHEMA = "dune.scene/1"
 MAX_COLMAP_DENSE_POINTS = 100_000
 
 
 def write_scene(scene: Scene, path: Path, surface: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Writes `path` in the format of its ending; returns the JSON's `points` and `mesh`.
+    """Writes `path` in the format of its extension (dune_cli.io.formats); returns the JSON's `points` and `mesh`.
 
-    PLY: the points or, with `surface`, the meshes (JobFailed without any); GLB: meshes, or points where nothing is
-    dense, and the cameras; OBJ: meshes (JobFailed without any); NPZ: everything as arrays. Large coordinates are
-    doubles in PLY and NPZ, and in GLB and OBJ, whose readers have float32, less the scene's `world_offset`, which
-    these files name.
+    The format holds what its CONTENT prefers: points, the meshes (JobFailed where there are none and it takes nothing
+    else), or everything as arrays; with `surface` the meshes, if it takes any.
     """
-    suffix = path.suffix.lower()
+    content = formats.constant(path, "CONTENT", ())
+    if surface and "surface" in content:
+        content = content[content.index("surface") :]
     points, colors, confidence = scene.cloud()
     none: dict[str, Any] = {"file": None, "count": 0, "fields": []}
-    if suffix == ".ply" and not surface:
-        normals = None if scene.fused is None else scene.fused.normals
-        write_ply(path, scene.in_world(points), colors, confidence, normals, scene.world_offset is not None)
-        fields = ["x", "y", "z", "red", "green", "blue", "confidence"]
-        if normals is not None:
-            fields[3:3] = ["nx", "ny", "nz"]
-        return {"file": path.name, "count": len(points), "fields": fields}, None
-    if suffix == ".npz":
-        arrays = _arrays(scene)
-        write_npz(path, **arrays)
-        return {"file": path.name, "count": len(points), "fields": list(arrays)}, None
-    meshes = scene.meshes()
-    mesh = {
-        "file": path.name,
-        "vertices": sum(len(m.vertices) for m in meshes),
-        "faces": sum(len(m.faces) for m in meshes),
-        "groups": [m.name for m in meshes],
-    }
-    if suffix == ".glb":
-        if meshes:
-            write_glb(path, meshes, cameras=scene.frusta(), world_offset=scene.world_offset)
-            return none, mesh
-        write_glb(path, [], points, colors, scene.frusta(), scene.world_offset)
-        return {"file": path.name, "count": len(points), "fields": ["POSITION", "COLOR_0"]}, None
-    if not meshes:
+    meshes = scene.meshes() if content[0] == "surface" else []
+    if content == ("surface",) and not meshes:
         raise JobFailed(
             f"there is no surface for {path.name}, only {len(points)} points; write them with -o scene.glb, "
             "or with -o scene.ply and without --mesh"
         )
-    if suffix == ".ply":
-        placed = [replace(one, vertices=scene.in_world(one.vertices)) for one in meshes]
-        write_ply_mesh(path, placed, scene.world_offset is not None)
-    else:
-        write_obj(path, meshes, scene.world_offset)
-    return none, mesh
+    if meshes:
+        data = formats.SceneData(meshes=meshes, cameras=scene.frusta(), world_offset=scene.world_offset)
+        formats.of(path).write_scene(path, data)
+        return none, {
+            "file": path.name,
+            "vertices": sum(len(m.vertices) for m in meshes),
+            "faces": sum(len(m.faces) for m in meshes),
+            "groups": [m.name for m in meshes],
+        }
+    normals = None if scene.fused is None else scene.fused.normals
+    arrays = _arrays(scene) if "arrays" in content else None
+    data = formats.SceneData(points, colors, confidence, normals, (), scene.frusta(), arrays, scene.world_offset)
+    fields = formats.of(path).write_scene(path, data)
+    return {"file": path.name, "count": len(points), "fields": fields}, None
 
 
 def scene_json(
@@ -108,7 +89,7 @@ def scene_json(
         },
     }
     if scene.world_offset is not None:
-        relative = str((mesh or points)["file"]).lower().endswith(OFFSET_SUFFIXES)
+        relative = formats.constant(Path((mesh or points)["file"]), "OFFSET", False)
         tree["world_offset"] = scene.world_offset if relative else np.zeros(3)
     if scene.components:
         tree["components"] = [[scene.views[index].image for index in group] for group in scene.components]

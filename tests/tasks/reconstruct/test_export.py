@@ -15,9 +15,9 @@ from PIL import Image
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import cameras, poses
 from dune_cli.io import orientation
+from dune_cli.io.formats.ply import read_ply
 from dune_cli.io.json_files import dumps
 from dune_cli.io.meshes import Mesh
-from dune_cli.io.ply import read_ply
 from dune_cli.io.pose_files import read_poses
 from dune_cli.provenance import Source
 from dune_cli.sfm.scene import FusedCloud, ImagePair, PointMap, Scene, SparsePoints, View

@@ -1,18 +1,25 @@
-"""Point clouds as PLY: binary little-endian, one vertex element of scalar properties, no faces."""
+"""PLY, binary little-endian: point clouds, and triangle meshes whose vertices carry the number of their mesh."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dune_cli.errors import UserError
+from dune_cli.geometry.cameras import backproject, pixel_grid
+from dune_cli.io.depth_files import valid_depth
+from dune_cli.io.formats import DepthData, SceneData
 from dune_cli.io.meshes import Mesh
 from dune_cli.io.outputs import atomic_path
 from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, read_bytes, shown
 
+CONTENT = ("points", "surface")
 HEADER_LIMIT_BYTES = 1 << 16
+GREY = 200  # of meshes without colours
 
 TYPES = {
     "char": "i1",
@@ -25,6 +32,31 @@ TYPES = {
     "double": "<f8",
 }
 TYPE_NAMES = {np.dtype(kind): name for name, kind in TYPES.items()}
+_COLOURS = [(name, "u1") for name in ("red", "green", "blue")]
+_FACE = [("count", "u1"), ("indices", "<i4", 3)]
+
+
+def write_scene(path: Path, scene: SceneData) -> list[str]:
+    """The points or the surface, in world coordinates: doubles where these are large."""
+    double = scene.world_offset is not None
+    if scene.points is None:
+        placed = [replace(mesh, vertices=scene.in_world(mesh.vertices)) for mesh in scene.meshes]
+        write_ply_mesh(path, placed, double)
+        return []
+    write_ply(path, scene.in_world(scene.points), scene.colors, scene.confidence, scene.normals, double)
+    normals = [] if scene.normals is None else ["nx", "ny", "nz"]
+    return ["x", "y", "z", *normals, "red", "green", "blue", "confidence"]
+
+
+def write_depth(path: Path, depth: DepthData) -> dict[str, Any]:
+    """A coloured point cloud in the camera's frame: each point lies on the ray of its pixel's centre."""
+    some = slice(None, None, depth.stride_px)
+    values = depth.depth[some, some]
+    valid = valid_depth(values)
+    points = backproject(depth.stride_px * pixel_grid(*values.shape)[valid], values[valid], depth.K)
+    confidence = None if depth.confidence is None else depth.confidence[some, some][valid]
+    write_ply(path, points, depth.rgb[some, some][valid], confidence)
+    return {"points": {"file": path.name, "count": len(points), "stride_px": depth.stride_px}}
 
 
 def write_ply(
@@ -37,9 +69,9 @@ def write_ply(
 ) -> None:
     """Writes `points` (M, 3) and what goes with them: `normals` (M, 3), `colors` (M, 3) uint8, `confidence` (M,).
 
-    Properties in this order: x y z, nx ny nz, red green blue, confidence; float32 (x y z: float64 where `double`, for
-    coordinates that float32 does not hold) and uchar. ValueError for shapes that
-    do not fit and for points that are not finite.
+    Properties in this order: x y z, nx ny nz, red green blue, confidence. Colours are uchar, the others float32; x y z
+    are float64 where `double`, for coordinates that float32 does not hold. ValueError for shapes that do not fit and
+    for points that are not finite.
     """
     count = len(points)
     columns = [*_columns(points, "xyz", "<f8" if double else "<f4", count)]
@@ -59,6 +91,45 @@ def write_ply(
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(_header(table).encode("ascii"))
         file.write(table.data)
+
+
+def write_ply_mesh(path: str | Path, meshes: Sequence[Mesh], doubles: bool = False) -> None:
+    """All `meshes` in one file, OpenCV axes; PLY has no groups, so a vertex carries the number of its `mesh`.
+
+    Meshes without colours are light grey. Coordinates are float32 or, for large ones, `doubles`.
+    """
+    columns = [(axis, "<f8" if doubles else "<f4") for axis in "xyz"] + _COLOURS + [("mesh", "<i4")]
+    vertices = np.empty(sum(len(mesh.vertices) for mesh in meshes), columns)
+    faces = np.empty(sum(len(mesh.faces) for mesh in meshes), _FACE)
+    faces["count"] = 3
+    first = first_face = 0
+    for number, mesh in enumerate(meshes):
+        own = vertices[first : first + len(mesh.vertices)]
+        colors = np.full((len(own), 3), GREY, np.uint8) if mesh.colors is None else mesh.colors
+        for column, axis in enumerate("xyz"):
+            own[axis] = mesh.vertices[:, column]
+        for column, name in enumerate(("red", "green", "blue")):
+            own[name] = colors[:, column]
+        own["mesh"] = number
+        faces["indices"][first_face : first_face + len(mesh.faces)] = mesh.faces + first
+        first, first_face = first + len(mesh.vertices), first_face + len(mesh.faces)
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        "comment dune: OpenCV axes (x right, y down, z forward)",
+        f"element vertex {len(vertices)}",
+        *(f"property {'double' if doubles else 'float'} {axis}" for axis in "xyz"),
+        *(f"property uchar {name}" for name in ("red", "green", "blue")),
+        "property int mesh",
+        f"element face {len(faces)}",
+        "property list uchar int vertex_indices",
+        "end_header",
+        "",
+    ]
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write("\n".join(header).encode("ascii"))
+        file.write(vertices.tobytes())
+        file.write(faces.tobytes())
 
 
 def read_ply(path: str | Path) -> dict[str, np.ndarray]:
@@ -103,50 +174,3 @@ def _header(table: np.ndarray) -> str:
     properties = [f"property {TYPE_NAMES[table.dtype[name]]} {name}" for name in table.dtype.names or ()]
     lines = ["ply", "format binary_little_endian 1.0", "comment dune: OpenCV axes (x right, y down, z forward)"]
     return "\n".join([*lines, f"element vertex {len(table)}", *properties, "end_header", ""])
-
-
-# Triangle meshes as one PLY: binary little-endian, coloured vertices that know their mesh, triangles.
-
-
-_COLOURS = [(name, "u1") for name in ("red", "green", "blue")]
-_FACE = [("count", "u1"), ("indices", "<i4", 3)]
-GREY = 200
-
-
-def write_ply_mesh(path: str | Path, meshes: Sequence[Mesh], doubles: bool = False) -> None:
-    """All `meshes` in one file, OpenCV axes; PLY has no groups, so a vertex carries the number of its `mesh`.
-
-    Meshes without colours are light grey. Coordinates are float32 or, for large ones, `doubles`.
-    """
-    columns = [(axis, "<f8" if doubles else "<f4") for axis in "xyz"] + _COLOURS + [("mesh", "<i4")]
-    vertices = np.empty(sum(len(mesh.vertices) for mesh in meshes), columns)
-    faces = np.empty(sum(len(mesh.faces) for mesh in meshes), _FACE)
-    faces["count"] = 3
-    first = first_face = 0
-    for number, mesh in enumerate(meshes):
-        own = vertices[first : first + len(mesh.vertices)]
-        colors = np.full((len(own), 3), GREY, np.uint8) if mesh.colors is None else mesh.colors
-        for column, axis in enumerate("xyz"):
-            own[axis] = mesh.vertices[:, column]
-        for column, name in enumerate(("red", "green", "blue")):
-            own[name] = colors[:, column]
-        own["mesh"] = number
-        faces["indices"][first_face : first_face + len(mesh.faces)] = mesh.faces + first
-        first, first_face = first + len(mesh.vertices), first_face + len(mesh.faces)
-    header = [
-        "ply",
-        "format binary_little_endian 1.0",
-        "comment dune: OpenCV axes (x right, y down, z forward)",
-        f"element vertex {len(vertices)}",
-        *(f"property {'double' if doubles else 'float'} {axis}" for axis in "xyz"),
-        *(f"property uchar {name}" for name in ("red", "green", "blue")),
-        "property int mesh",
-        f"element face {len(faces)}",
-        "property list uchar int vertex_indices",
-        "end_header",
-        "",
-    ]
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write("\n".join(header).encode("ascii"))
-        file.write(vertices.tobytes())
-        file.write(faces.tobytes())

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dune_cli.io.formats import DepthData, SceneData
 from dune_cli.io.outputs import atomic_path
+
+CONTENT = ("arrays",)
+
+
+def write_scene(path: Path, scene: SceneData) -> list[str]:
+    """Everything as arrays."""
+    arrays = scene.arrays or {}
+    write_npz(path, **arrays)
+    return list(arrays)
+
+
+def write_depth(path: Path, depth: DepthData) -> dict[str, Any]:
+    """The arrays `depth`, `K` and, where there is one, `confidence`."""
+    extra = {} if depth.confidence is None else {"confidence": depth.confidence}
+    write_npz(path, depth=depth.depth, K=depth.K, **extra)
+    return {"invalid": "NaN"}
 
 
 def write_npz(path: str | Path, /, **arrays: np.ndarray) -> None:

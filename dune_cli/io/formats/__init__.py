@@ -1,0 +1,88 @@
+"""Output formats, one file each. The file's name is the extension: `dune reconstruct -o scene.glb` uses formats/glb.py.
+
+A format is offered by the commands whose function it defines:
+
+`write_scene(path, scene: SceneData) -> list[str]` for `dune reconstruct`, and for `dune human` if it takes a surface.
+It returns the names of the fields or arrays in the file. Literals beside it describe the format:
+
+- `CONTENT`: what the file holds of a scene, preferred first: "points", "surface" (triangle meshes) or "arrays";
+- `OFFSET` (default False): coordinates are written less the `world_offset`, for readers that use float32;
+- `AXES` (default ""): the file's axes, where they are not OpenCV's;
+- `UNLIT` (default False): viewers show the colours without a light.
+
+`write_depth(path, depth: DepthData) -> dict` for `dune depth`. It returns what the JSON beside the file says of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from dune_cli import plugins
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dune_cli.io.meshes import Frustum, Mesh
+
+
+@dataclass(frozen=True)
+class SceneData:
+    """What a format writes of a scene: `points` with what belongs to them, `meshes` (points are None) or `arrays`.
+
+    `points` (M, 3), `colors` (M, 3) uint8, `confidence` (M,), `normals` (M, 3). OpenCV axes. Coordinates are the
+    scene's own: those of the world less `world_offset` (3,), where there is one; `arrays` are in the world.
+    """
+
+    points: np.ndarray | None = None
+    colors: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    normals: np.ndarray | None = None
+    meshes: Sequence[Mesh] = ()
+    cameras: Sequence[Frustum] = ()
+    arrays: Mapping[str, np.ndarray] | None = None
+    world_offset: np.ndarray | None = None
+
+    def in_world(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 3) in the coordinates of the world: float64 where there is a `world_offset`."""
+        return points if self.world_offset is None else points.astype("float64") + self.world_offset
+
+
+@dataclass(frozen=True)
+class DepthData:
+    """What a format writes of a photo's depth: `depth` (H, W) z in metres, NaN where there is none.
+
+    The photo is `rgb` (H, W, 3) uint8 with intrinsics `K` (3, 3); `confidence` is (H, W) or None. A point cloud takes
+    every `stride_px`-th pixel.
+    """
+
+    depth: np.ndarray
+    rgb: np.ndarray
+    K: np.ndarray
+    confidence: np.ndarray | None = None
+    stride_px: int = 1
+
+
+def names(function: str, first: str = "", content: str = "") -> list[str]:
+    """The formats that define `function`, `first` in front; with `content` those whose CONTENT includes it."""
+    found = plugins.names(__name__, function)
+    if content:
+        found = [name for name in found if content in plugins.constant(__name__, name, "CONTENT")]
+    return sorted(found, key=lambda name: name != first)
+
+
+def constant(path: Path, key: str, default: Any) -> Any:
+    """The literal `key` of the format of `path`, which is not imported; `default` where it has none."""
+    return plugins.constant(__name__, _name(path), key, default)
+
+
+def of(path: Path) -> ModuleType:
+    """The format of `path`, by its extension."""
+    return plugins.load(__name__, _name(path))
+
+
+def _name(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
