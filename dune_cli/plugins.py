@@ -38,7 +38,7 @@ def constant(package: str, name: str, key: str, default: Any = _MISSING) -> Any:
     """
     source = _source(package, name.replace("-", "_"))
     # a statement ends before the next line that begins with anything but a blank or a closing bracket
-    found = re.search(rf"^{key}(?: *:[^=\n]+)? *=(.*(?:\n(?:[\s)\]}}].*)?)*)", source, re.M)
+    found = re.search(rf"^{key}(?: *:[^=\n]+)? *=(.*(?:\n(?:[ \t)\]}}].*)?)*)", source, re.M)
     if found is None:
         if default is _MISSING:
             raise KeyError(f"{package}.{name} has no constant {key}")

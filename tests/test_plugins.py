@@ -19,6 +19,8 @@ SIZES = (
     # larger ones follow
     448,
 )
+KIND = "dense"
+
 LIMIT = SIZES[0] + 1
 
 
@@ -47,6 +49,7 @@ def test_a_file_that_defines_the_function_is_a_plug_in(acme: str) -> None:
 def test_constants_are_read_without_importing_the_file(acme: str) -> None:
     assert plugins.constant(TEACHERS, acme, "DEFAULT_WEIGHTS") == "acme-weights"
     assert plugins.constant(TEACHERS, acme, "SIZES") == (224, 448)
+    assert plugins.constant(TEACHERS, acme, "KIND") == "dense"
     assert plugins.constant(TEACHERS, acme, "X", None) is None
     with pytest.raises(KeyError, match="acme-net has no constant SIZE"):
         plugins.constant(TEACHERS, acme, "SIZE")
