@@ -16,16 +16,15 @@ import json
 import statistics
 from pathlib import Path
 
-from dune_cli.training.distill.config import STRATEGIES, DistillConfig
+from dune_cli.training.distill.config import PROJECTORS, STRATEGIES, DistillConfig
 from dune_cli.training.distill.distiller import distill
-from dune_cli.training.distill.finalize import finish
-from dune_cli.training.distill.projectors import KINDS
+from dune_cli.training.distill.finalize import finalize
 
 
 def scores(config: DistillConfig, folder: Path) -> dict[str, float]:
     """Teacher -> score of a run, which is trained if its report is not there yet."""
     report = folder / "report.json"
-    content = json.loads(report.read_text()) if report.exists() else finish(distill(config, folder), folder).document
+    content = json.loads(report.read_text()) if report.exists() else finalize(distill(config, folder), folder).document
     by_teacher: dict[str, list[float]] = {}
     for row in content["held_out"]:
         by_teacher.setdefault(row["teacher"], []).append(row["standardised"])
@@ -61,7 +60,7 @@ def main() -> None:
     parser.add_argument("--lr", default=8e-3, type=float, help="for a batch of 256; it scales (%(default)s)")
     parser.add_argument("--seeds", default=3, type=int, help="runs of each kind (%(default)s)")
     parser.add_argument("--sharing", default=",".join(STRATEGIES), help="strategies (%(default)s)")
-    parser.add_argument("--projectors", default=",".join(KINDS), help="projectors (%(default)s)")
+    parser.add_argument("--projectors", default=",".join(PROJECTORS), help="projectors (%(default)s)")
     options = parser.parse_args()
 
     rows: dict[tuple[str, str], list[dict[str, float]]] = {}

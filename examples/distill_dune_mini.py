@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dune_cli.training.distill.config import DistillConfig
 from dune_cli.training.distill.distiller import distill
-from dune_cli.training.distill.finalize import finish
+from dune_cli.training.distill.finalize import finalize
 
 RECIPE = {
     "teachers": ("xfeat", "efficientnet-lite2", "people"),
@@ -72,14 +72,14 @@ def main() -> None:
     photos.write_text("\n".join(photo_list(options.corpus, options.leave_out)) + "\n")
     settings = RECIPE | {name: getattr(options, name) for name in ("student", "steps", "init", "norm")}
     config = DistillConfig(data=(str(photos),), cache=options.cache, **settings)
-    finished = finish(distill(config, options.output), options.output)
-    for score in finished.scores:
+    files = finalize(distill(config, options.output), options.output)
+    for score in files.scores:
         print(
             f"{score.teacher} {score.kind}: cosine {score.student:.3f}, untrained {score.untrained:.3f}, mean feature "
             f"{score.mean_feature:.3f}; mean removed {score.standardised:.3f}, untrained "
             f"{score.untrained_standardised:.3f} ({score.photos} photos, {score.tokens:.0%} of the tokens)"
         )
-    print(finished.student_half)
+    print(files.student_half)
 
 
 if __name__ == "__main__":

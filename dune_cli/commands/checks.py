@@ -97,4 +97,4 @@ def data(sources: Sequence[str], teacher_texts: Sequence[str]) -> None:
 
     names = [text.partition("=")[0] for text in teacher_texts]
     for text in sources:
-        dataset.check_source(dataset.tagged(text, names)[1])
+        dataset.check_source(dataset.split_tag(text, names)[1])

@@ -121,21 +121,21 @@ def command(
     checks.weights(settings["init"])
 
     from dune_cli.training.distill.distiller import distill
-    from dune_cli.training.distill.finalize import finish
+    from dune_cli.training.distill.finalize import finalize
     from dune_cli.training.distill.preflight import preflight as estimate
 
     if preflight:
         console.document(dumps(asdict(estimate(config, folder))))
         return
-    trained = distill(config, folder)
-    if not trained.is_first:
+    result = distill(config, folder)
+    if not result.is_main:
         return
-    if trained.cache_bytes is not None:
+    if result.cache_bytes is not None:
         console.note(
-            f"teacher cache: {trained.cache_bytes / 1e6:.1f} MB, ready after {trained.cache_seconds:.1f} s; "
-            f"the steps then took {trained.seconds:.1f} s without any teacher"
+            f"teacher cache: {result.cache_bytes / 1e6:.1f} MB, ready after {result.cache_seconds:.1f} s; "
+            f"the steps then took {result.seconds:.1f} s without any teacher"
         )
-    done = finish(trained, folder)
+    done = finalize(result, folder)
     if done.document["photos"]["broken_count"]:
         console.note(f"{done.document['photos']['broken_count']} photos could not be read; the report lists them")
     if as_json:

@@ -96,14 +96,14 @@ def matcher(output: str, as_json: bool, dtype: str, teacher_minutes: float | Non
                 raise UserError(f"--{name} {place} is no folder; check the path")
 
     from dune_cli.training.matcher.config import MatcherConfig
-    from dune_cli.training.matcher.finalize import finish
+    from dune_cli.training.matcher.finalize import finalize
     from dune_cli.training.matcher.trainer import train
 
     kind = runtime.pick_dtype(dtype, runtime.pick_device(settings["device"]))
     minutes = math.inf if teacher_minutes is None else teacher_minutes
     config = MatcherConfig(teacher_minutes=minutes, bfloat16=str(kind) == "torch.bfloat16", **settings)
     folder = Path(output).expanduser()
-    done = finish(train(config, folder), folder)
+    done = finalize(train(config, folder), folder)
     if as_json:
         console.document(dumps(done.document))
         return

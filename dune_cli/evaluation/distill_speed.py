@@ -23,15 +23,16 @@ from dune_cli.provenance import Source
 from dune_cli.teachers._vit import VitTeacher
 from dune_cli.teachers.registry import load_teacher
 from dune_cli.teachers.teacher import CLS, PATCH, Teacher
-from dune_cli.training.common import dist
-from dune_cli.training.common.dataset import Augmentation, Photos, open_photos
-from dune_cli.training.common.dist import Dist
-from dune_cli.training.common.schedule import Sampler
-from dune_cli.training.distill.batches import Batch, Loader
+from dune_cli.training.common.dataset import Augmentation, PhotoDataset, open_dataset
+from dune_cli.training.common.dist import Dist, attention_kernel
+from dune_cli.training.common.loop import weight_decay_groups
+from dune_cli.training.common.sampler import Sampler
+from dune_cli.training.distill.batches import Batch, BatchLoader
 from dune_cli.training.distill.config import DistillConfig
-from dune_cli.training.distill.step import forward_backward, run_teachers, scale_and_clip, teacher_norms
-from dune_cli.training.distill.students import Student, freeze_unused, new_student, weight_groups
-from dune_cli.training.distill.teacher_cache import CacheKey, TeacherCache
+from dune_cli.training.distill.step import forward_backward, scale_and_clip
+from dune_cli.training.distill.students import Student, freeze_unused, new_encoder
+from dune_cli.training.distill.teacher_norm import new_teacher_norms
+from dune_cli.training.distill.teacher_outputs import CacheKey, TeacherCache, run_teachers
 
 # student -> teachers, side of the crops, images a step
 RECIPES = {
@@ -96,7 +97,7 @@ def measure_distill(
     fast = runtime.pick_dtype("auto", where)
     here = Dist(0, 1, where)
     report(f"building {student} and its teachers {', '.join(names)}")
-    encoder = new_student(student, size, 0, open_weights=False)
+    encoder = new_encoder(student, size, 0, open_weights=False)
     grid = (size // encoder.patch,) * 2
     teachers = {name: _teacher(student, name, where, fast) for name in names}
     config = DistillConfig(names, ("made-up photos",), student=student, size_px=size, batch_size=batch)
@@ -107,7 +108,7 @@ def measure_distill(
     with scratch_folder(prefix="dune-bench-") as scratch:
         photos = _photos(scratch, batch)
         settings = Augmentation(photometric=True)
-        plain = Loader(photos, Sampler(photos.sizes, batch, 0), size, settings, None, workers)
+        plain = BatchLoader(photos, Sampler(photos.group_sizes, batch, 0), size, settings, None, workers)
         key = CacheKey(dict.fromkeys(names, ""), size, grid, 1, 0, True, photos.hash, str(fast))
         cache = TeacherCache(scratch / "cache", key, photos)
         cache.fill(teachers, range(cache.shards), settings, here, workers, fast, batch)
@@ -174,32 +175,32 @@ class _Loop:
         here: Dist,
     ) -> None:
         self.student, self.teachers, self.grid, self.config, self.here = student.train(), teachers, grid, config, here
-        self.norms = teacher_norms({n: t.widths for n, t in teachers.items()}, config.norm).to(here.device).train()
-        self.optimizer = torch.optim.AdamW(weight_groups(student, config.weight_decay), lr=1e-6, fused=True)
+        self.norms = new_teacher_norms({n: t.widths for n, t in teachers.items()}, config.norm).to(here.device).train()
+        self.optimizer = torch.optim.AdamW(weight_decay_groups(student, config.weight_decay), lr=1e-6, fused=True)
         self.compiled = torch.compile(student)
         self.owner = torch.full((config.batch_size,), -1, device=here.device)
 
     def step(self, images: torch.Tensor, answers: Mapping, dtype: torch.dtype, compiled: bool) -> None:
         targets = {n: {k: self.norms[n][k](v, 0.0) for k, v in kinds.items()} for n, kinds in answers.items()}
         model = self.compiled if compiled else self.student
-        with dist.attention_kernel(compiled, self.here):
+        with attention_kernel(compiled, self.here):
             _, factor = forward_backward(model, images, targets, self.owner, self.config, 0, self.here, dtype)
         scale_and_clip(self.student, factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def run(self, loader: Loader, steps: int, dtype: torch.dtype) -> None:
+    def run(self, loader: BatchLoader, steps: int, dtype: torch.dtype) -> None:
         for batch in loader.batches(0, steps):
             images = batch.images.to(self.here.device)
             self.step(images, self._answers(batch, images, dtype), dtype, False)
 
     def _answers(self, batch: Batch, images: torch.Tensor, dtype: torch.dtype) -> Mapping:
-        if batch.tokens is None:
+        if batch.teacher_outputs is None:
             return run_teachers(self.teachers, images, self.grid, dtype)
-        return {n: {k: v.to(self.here.device) for k, v in kinds.items()} for n, kinds in batch.tokens.items()}
+        return {n: {k: v.to(self.here.device) for k, v in kinds.items()} for n, kinds in batch.teacher_outputs.items()}
 
 
-def _drain(loader: Loader, steps: int) -> int:
+def _drain(loader: BatchLoader, steps: int) -> int:
     return sum(len(batch.images) for batch in loader.batches(0, steps))
 
 
@@ -211,13 +212,13 @@ def _teacher(student: str, name: str, device: torch.device, dtype: torch.dtype) 
     return VitTeacher(name, vit, kinds, Source("random weights")).to(device).eval().requires_grad_(False)
 
 
-def _photos(folder: Path, count: int) -> Photos:
+def _photos(folder: Path, count: int) -> PhotoDataset:
     """JPEGs of smooth noise, of a usual size."""
     rng = np.random.default_rng(0)
     for index in range(count):
         coarse = rng.integers(0, 256, (PHOTO_PX[1] // 8, PHOTO_PX[0] // 8, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize(PHOTO_PX, Image.Resampling.BICUBIC).save(folder / f"{index:03d}.jpg", quality=90)
-    return open_photos([str(folder)], [], 0.0)
+    return open_dataset([str(folder)], [], 0.0)
 
 
 def _shapes(student: Student, batch: int, grid: tuple[int, int]) -> tuple[tuple[int, int, int], ...]:

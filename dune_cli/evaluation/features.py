@@ -24,9 +24,9 @@ from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.provenance import Source
 from dune_cli.teachers.registry import load_teacher
 from dune_cli.teachers.teacher import CLS, PATCH, Teacher
-from dune_cli.training.common.dataset import centre_square
+from dune_cli.training.common.dataset import centre_crop
 from dune_cli.training.distill.held_out import cosine_sums
-from dune_cli.training.distill.students import TimmStudent, initialise, new_student
+from dune_cli.training.distill.students import TimmStudent, initialise, new_encoder
 
 PIXELS = "pixels"
 CELL_PX = 16  # of columns without a patch grid of their own
@@ -102,7 +102,7 @@ def _random(spec: str, size_px: int, seed: int, device: str) -> FeatureSource:
                 part.reset_parameters()
         initialise(encoder, torch.Generator().manual_seed(seed))
         return _of_encoder(spec, encoder.eval(), source)
-    encoder = new_student(name, _near(size_px, name), seed, open_weights=False).eval().to(where)
+    encoder = new_encoder(name, _near(size_px, name), seed, open_weights=False).eval().to(where)
     if not isinstance(encoder, TimmStudent):
         return _of_encoder(spec, encoder, source)
 
@@ -221,7 +221,7 @@ def squares(paths: Sequence[Path], size_px: int, cell_px: int) -> torch.Tensor:
     """The photos' centred squares (N, 3, S, S) in [0, 1]; S is the multiple of `cell_px` nearest to `size_px`."""
     side = max(1, round(size_px / cell_px)) * cell_px
     images = (torch.from_numpy(np.require(read_photo(path).rgb, requirements="W")) for path in paths)
-    return torch.stack([centre_square(image.permute(2, 0, 1), side) for image in images])
+    return torch.stack([centre_crop(image.permute(2, 0, 1), side) for image in images])
 
 
 def global_features(

@@ -9,18 +9,17 @@ from typing import Any
 from dune_cli.io.json_files import write_json
 from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.distill.config import DistillConfig
-from dune_cli.training.matcher import trainer
 from dune_cli.training.matcher.config import MatcherConfig
 from fuzz.harness import Sample
 
 DISTILL = DistillConfig(teachers=("xfeat",), data=("photos",), steps=12)
 MATCHER = MatcherConfig(encoder="dune-mini", data=("scenes",), photos=("photos",))
-INPUTS = ("0123abcd", {"xfeat": "45ef"})
+INPUTS = {"photos": "0123abcd", "teachers": {"xfeat": "45ef"}}
 
 
 def samples(folder: Path) -> Sequence[Sample]:
     run = RunFolder(folder)
-    run.begin(DISTILL, *INPUTS, first=True)
+    run.begin(DISTILL, INPUTS)
     log = [
         {"step": k, "lr": 1e-4 / k, "loss": 2.5 / k, "xfeat/patch/cosine": 0.1 * k, "seconds": 1.5 * k}
         for k in range(1, 9)
@@ -37,12 +36,11 @@ def samples(folder: Path) -> Sequence[Sample]:
     def read(case: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
         found = RunFolder(case)
         found.check(DISTILL)
-        found.begin(DISTILL, *INPUTS, first=True)
+        found.begin(DISTILL, INPUTS)
         return found.read_log(), found.read_broken()
 
     def read_matcher(case: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        begun = trainer.begun_run(MATCHER, case)
-        assert begun is None or begun.object("inputs") is not None
+        RunFolder(case).check(MATCHER)
         return RunFolder(case).read_log(), {}
 
     def accept(value: tuple[list[dict[str, Any]], dict[str, str]]) -> None:
@@ -59,4 +57,4 @@ def samples(folder: Path) -> Sequence[Sample]:
 
 def _matcher_run() -> dict[str, Any]:
     inputs = {"encoder": "0123", "scenes": ["wall", "rock"], "pairs": 12, "photos": "45ef"}
-    return {"schema": trainer.SCHEMA, "config": MATCHER.as_json(), "inputs": inputs}
+    return {"schema": MATCHER.SCHEMA, "config": MATCHER.as_json(), "inputs": inputs}

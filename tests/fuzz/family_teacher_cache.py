@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from dune_cli.errors import JobFailed
-from dune_cli.training.common.dataset import Augmentation, open_photos
+from dune_cli.training.common.dataset import Augmentation, open_dataset
 from dune_cli.training.common.dist import Dist
-from dune_cli.training.common.schedule import BatchSlot
-from dune_cli.training.distill.teacher_cache import CacheKey, TeacherCache
+from dune_cli.training.common.sampler import BatchSlot
+from dune_cli.training.distill.teacher_outputs import CacheKey, TeacherCache
 from fuzz.harness import Sample
 
 HERE = Dist(0, 1, torch.device("cpu"))
@@ -33,22 +33,22 @@ def samples(folder: Path) -> Sequence[Sample]:
     (folder / "photos").mkdir()
     for number in range(3):
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / "photos" / f"{number}.png")
-    photos = open_photos([str(folder / "photos")], ["mean"], 0.0)
+    photos = open_dataset([str(folder / "photos")], ["mean"], 0.0)
     key = CacheKey({"mean": "0"}, 14, (2, 2), 25, 5, True, photos.hash, "float32")
     cache = TeacherCache(folder / "cache", key, photos)
     photos.broken["a"] = "for the test"
-    cache.fill({"mean": Mean()}, cache.unfilled(WIDTHS, HERE), Augmentation(), HERE, 1, torch.float32)
+    cache.fill({"mean": Mean()}, cache.missing_shards(WIDTHS, HERE), Augmentation(), HERE, 1, torch.float32)
     files = {f"{key.folder}/{path.name}": path.read_bytes() for path in cache.folder.iterdir()}
     slots = [BatchSlot(0, 0, 0, 0), BatchSlot(0, 2, 0, 24)]  # of the first and of the last shard
     whole = {number: cache.read(slot) for number, slot in enumerate(slots)}
 
     def read(case: Path) -> dict[int, dict[str, torch.Tensor]]:
         found = TeacherCache(case, key, photos)
-        unfilled = found.unfilled(WIDTHS, HERE)
-        rows = {number: found.read(slot) for number, slot in enumerate(slots) if number not in unfilled}
+        missing = found.missing_shards(WIDTHS, HERE)
+        rows = {number: found.read(slot) for number, slot in enumerate(slots) if number not in missing}
         accept(rows)
-        if unfilled:
-            raise JobFailed(f"{len(unfilled)} shards are computed again")
+        if missing:
+            raise JobFailed(f"{len(missing)} shards are computed again")
         assert found.broken() == {"a": "for the test"}
         return rows
 

@@ -17,7 +17,8 @@ from dune_cli.matchers.dune import Dune, EncoderExtractor
 from dune_cli.matchers.matcher import ResizedImage
 from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
-from dune_cli.training.matcher.finalize import write_head
+from dune_cli.training.common.export import write_weights
+from dune_cli.training.matcher.finalize import head_weights
 from support import match_files, warped
 from support.kornia_xfeat import KorniaXFeatLighterGlue
 
@@ -77,7 +78,7 @@ def test_no_texture_gives_no_matches(eye: EncoderExtractor, head: MatchHead) -> 
 
 def test_the_file_holds_the_head(head: MatchHead, tmp_path: Path) -> None:
     path = tmp_path / "head.safetensors"
-    write_head(path, head, {}, torch.float32)
+    write_weights(path, *head_weights(head, {}))
     again = load_match_head(path, "cpu")
     assert again.config == head.config
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), head.state_dict().values()))
@@ -116,7 +117,7 @@ def test_encoders_and_files_of_another_kind_are_refused(eye: EncoderExtractor, t
 
 def test_by_name_it_takes_the_two_files(eye: EncoderExtractor, head: MatchHead, tmp_path: Path) -> None:
     encoder = match_files.write_encoder(tmp_path / "mini.safetensors", eye.mini)
-    write_head(tmp_path / "head.safetensors", head, {}, torch.float32)
+    write_weights(tmp_path / "head.safetensors", *head_weights(head, {}))
     matcher = registry.load_matcher("dune", "cpu", model=str(tmp_path / "head.safetensors"), encoder=str(encoder))
     assert matcher.name == "dune"
     assert matcher.working_size_px == head.config.long_side_px

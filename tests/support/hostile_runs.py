@@ -33,7 +33,7 @@ def new_run() -> RunState:
         student(torch.randn(4, 6)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    return RunState(student, optimizer, nn.ModuleDict({"teacher": nn.BatchNorm1d(3, affine=False)}))
+    return RunState(student, optimizer, {"norms": nn.ModuleDict({"teacher": nn.BatchNorm1d(3, affine=False)})})
 
 
 def alone() -> Dist:

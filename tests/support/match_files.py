@@ -14,7 +14,8 @@ from dune_cli.checkpoints.third_party import fill_stem
 from dune_cli.io.photos import read_photo
 from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
-from dune_cli.training.distill.finalize import write_student
+from dune_cli.training.common.export import write_weights
+from dune_cli.training.distill.finalize import student_weights
 from dune_cli.training.distill.students import Student
 
 CONFIG = MatchHeadConfig(long_side_px=256, context_px=128, max_keypoints=256)
@@ -30,7 +31,7 @@ def small_encoder() -> MiniEncoder:
 
 def write_encoder(path: Path, encoder: MiniEncoder) -> Path:
     """Its file."""
-    write_student(path, Student(encoder, {}, "tp", 0), nn.ModuleDict(), "none", torch.float32)
+    write_weights(path, *student_weights(Student(encoder, {}, "tp", 0), nn.ModuleDict(), "none"))
     return path
 
 

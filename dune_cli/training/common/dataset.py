@@ -1,4 +1,7 @@
-"""Where training images come from: folders, text lists, tar shards; random access, so resume is exact."""
+"""Training images: sources (folders, text lists, tar shards), the data set of a run, augmentation, crops.
+
+Sources have random access, so that a resumed run goes on exactly.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,17 @@ from dune_cli.errors import DuneError, JobFailed, PackageMissing, UserError
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.photos import decode_photo
 from dune_cli.io.safe_read import MIB, file_in, open_regular, read_bytes, read_text
-from dune_cli.training.common.schedule import BatchSlot, held_out
+from dune_cli.training.common.sampler import BatchSlot, held_out_mask
 
 PHOTO_LIMIT_BYTES = 1024 * MIB
-SHARD_MEMBERS = 10_000_000
+MAX_SHARD_MEMBERS = 10_000_000
+MAX_BROKEN = 0.10  # share of a run's photos
+
+# --- sources ---
 
 
 class ImageSource(ABC):
-    """A list of encoded images with fixed order."""
+    """Encoded images in a fixed order."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -41,15 +47,15 @@ class ImageSource(ABC):
 
     @abstractmethod
     def label(self, index: int) -> str:
-        """Where an image lies, for people."""
+        """The image's path or URL, for messages."""
 
     @abstractmethod
     def read(self, index: int) -> bytes:
         """The encoded image. Raises OSError or UserError when it cannot be read."""
 
 
-class Files(ImageSource):
-    """Local files, `root` being what their names are relative to."""
+class ImageFiles(ImageSource):
+    """Local files; their names are relative to `root`."""
 
     def __init__(self, root: Path, paths: list[Path]) -> None:
         self.root, self.paths = root, paths
@@ -68,8 +74,8 @@ class Files(ImageSource):
         return read_bytes(self.paths[index], "a photo", PHOTO_LIMIT_BYTES)
 
 
-class _Member(tarfile.TarInfo):
-    """A member whose size may not be negative: tarfile itself would read such an archive in circles."""
+class _CheckedTarInfo(tarfile.TarInfo):
+    """A member whose size may not be negative: tarfile would read such an archive in an endless loop."""
 
     def _block(self, count: int) -> int:
         if count < 0:
@@ -87,11 +93,11 @@ class TarShards(ImageSource):
         self.members: list[tuple[str, str, int, int]] = []  # shard, member, offset, size
         for shard in shards:
             try:
-                with _open(shard) as file:
-                    self.members += _members(shard, file)
+                with _open_shard(shard) as file:
+                    self.members += _list_members(shard, file)
             except (UserError, PackageMissing):
                 raise
-            except Exception as error:  # tarfile and remote file systems raise whatever damaged bytes call for
+            except Exception as error:  # damaged bytes make tarfile and remote file systems raise anything
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 raise UserError(
                     f"cannot read the tar shard {shard}: {reason} (shards must not be compressed)"
@@ -111,40 +117,40 @@ class TarShards(ImageSource):
     def read(self, index: int) -> bytes:
         shard, _, offset, size = self.members[index]
         try:
-            with _open(shard) as file:
+            with _open_shard(shard) as file:
                 file.seek(offset)
                 return file.read(size)
         except (OSError, UserError, PackageMissing):
             raise
-        except Exception as error:  # whatever a remote file system raises
+        except Exception as error:  # a remote file system may raise anything
             raise OSError(f"cannot read {self.label(index)}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _members(shard: str, file: IO[bytes]) -> list[tuple[str, str, int, int]]:
+def _list_members(shard: str, file: IO[bytes]) -> list[tuple[str, str, int, int]]:
     length = file.seek(0, os.SEEK_END)
     file.seek(0)
-    found: list[tuple[str, str, int, int]] = []
-    before = -1
-    with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as archive:
+    members: list[tuple[str, str, int, int]] = []
+    last_offset = -1
+    with tarfile.open(fileobj=file, mode="r:", tarinfo=_CheckedTarInfo) as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # it would keep them all
-            if member.offset_data <= before or len(found) > SHARD_MEMBERS:
+            archive.members.clear()  # tarfile would keep them all
+            if member.offset_data <= last_offset or len(members) > MAX_SHARD_MEMBERS:
                 raise tarfile.ReadError("its members go in circles")
-            before = member.offset_data
+            last_offset = member.offset_data
             if member.isreg() and not member.issparse() and member.name.lower().endswith(IMAGE_SUFFIXES):
                 if member.offset_data + member.size > length:
                     raise tarfile.ReadError(f"it ends in the middle of {member.name}")
                 if member.size > PHOTO_LIMIT_BYTES:
                     raise tarfile.ReadError(f"{member.name} has {member.size} bytes, which is too much for a photo")
-                found.append((shard, member.name, member.offset_data, member.size))
+                members.append((shard, member.name, member.offset_data, member.size))
         file.seek(archive.offset)  # tarfile takes a damaged header after the first for the end
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise tarfile.ReadError(f"the header at byte {archive.offset} is damaged")
-    return found
+    return members
 
 
 @contextlib.contextmanager
-def _open(url: str) -> Iterator[IO[bytes]]:
+def _open_shard(url: str) -> Iterator[IO[bytes]]:
     if "://" not in url:
         with open_regular(url, "a tar shard") as file:
             yield file
@@ -160,22 +166,22 @@ def _open(url: str) -> Iterator[IO[bytes]]:
 
 
 def check_source(text: str) -> None:
-    """UserError as `open_source` raises it for a place that is not there or holds no image; nothing is listed."""
+    """Raises the UserError of `open_source` for a source that is missing or empty, without listing its images."""
     path = Path(text).expanduser()
     if text.endswith(".tar"):
-        found = "://" in text or any(path.parent.glob(path.name))
+        has_images = "://" in text or any(path.parent.glob(path.name))
     elif path.is_dir():
-        found = any(_images(path))
+        has_images = any(_find_images(path))
     elif path.is_file() and text.endswith(".txt"):
-        found = True
+        has_images = True
     else:
         raise UserError(f"cannot train on {text!r}: no such folder, .txt list of paths, or .tar shards; check the path")
-    if not found:
+    if not has_images:
         raise UserError(f"{text} holds no images; allowed endings: {' '.join(IMAGE_SUFFIXES)}")
 
 
-def tagged(text: str, teachers: Sequence[str]) -> tuple[str | None, str]:
-    """(teacher or None, source) of `TEACHER=SOURCE` or `SOURCE`."""
+def split_tag(text: str, teachers: Sequence[str]) -> tuple[str | None, str]:
+    """(teacher or None, source) of `TEACHER=SOURCE` or `SOURCE`. UserError for a tag that is no teacher."""
     tag, separator, rest = text.partition("=")
     if not separator or Path(text).exists():
         return None, text
@@ -186,7 +192,7 @@ def tagged(text: str, teachers: Sequence[str]) -> tuple[str | None, str]:
     raise UserError(f"--data {text!r}: {tag!r} is no teacher of this run; its teachers: {', '.join(teachers)}")
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def _find_images(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield path
@@ -195,34 +201,34 @@ def _images(folder: Path) -> Iterator[Path]:
 def open_source(text: str) -> ImageSource:
     """A folder (searched recursively), a text list of paths, or tar shards (a path, URL or glob ending in .tar).
 
-    Relative paths in a list start at the list's folder; lines that begin with # are left out. Raises UserError when
-    nothing is there.
+    Relative paths in a list start at the list's folder; lines that begin with # are comments. Raises UserError for a
+    source that is missing, empty or damaged.
     """
     check_source(text)
     path = Path(text).expanduser()
     if text.endswith(".tar"):
-        shards = [text] if "://" in text else sorted(str(found) for found in path.parent.glob(path.name))
+        shards = [text] if "://" in text else sorted(str(shard) for shard in path.parent.glob(path.name))
         source: ImageSource = TarShards(shards)
     elif path.is_dir():
-        source = Files(path, sorted(_images(path)))
+        source = ImageFiles(path, sorted(_find_images(path)))
     else:
-        source = Files(path.parent, [file_in(path.parent, line) for line in _lines(path)])
+        source = ImageFiles(path.parent, [file_in(path.parent, line) for line in _list_lines(path)])
     if len(source) == 0:
         raise UserError(f"{text} holds no images; allowed endings: {' '.join(IMAGE_SUFFIXES)}")
     return source
 
 
-def _lines(path: Path) -> list[str]:
+def _list_lines(path: Path) -> list[str]:
     lines = [line.strip() for line in read_text(path, "a list of photos").splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 
-# The published augmentation (spec 2, "Recipe"), every draw from a generator that the caller seeds.
+# --- augmentation ---
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges and probabilities. With `photometric` False only the crop and the flip remain."""
+    """Published ranges and probabilities (docs/models/distillation.md). photometric: if False, only crop and flip."""
 
     scale: tuple[float, float] = (0.4, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -238,7 +244,10 @@ class Augmentation:
 
 
 def augment(image: torch.Tensor, size_px: int, settings: Augmentation, rng: np.random.Generator) -> torch.Tensor:
-    """image (3, H, W) uint8 -> (3, size, size) float32 in [0, 1]: crop, flip, then colours, grey, blur, solarise."""
+    """image (3, H, W) uint8 -> (3, size, size) float32 in [0, 1]: crop, flip, colour jitter, grey, blur, solarise.
+
+    All random numbers are drawn from `rng`.
+    """
     top, left, height, width = _crop_box(image.shape[-2], image.shape[-1], settings, rng)
     crop = TF.resized_crop(
         image, top, left, height, width, [size_px, size_px], InterpolationMode.BICUBIC, antialias=True
@@ -250,7 +259,7 @@ def augment(image: torch.Tensor, size_px: int, settings: Augmentation, rng: np.r
 
 
 def _crop_box(height: int, width: int, settings: Augmentation, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """top, left, height, width: ten draws of area and aspect, then the largest centred crop of an allowed aspect."""
+    """(top, left, height, width): up to ten draws of area and aspect, else the largest allowed centred crop."""
     for _ in range(10):
         area = height * width * rng.uniform(*settings.scale)
         aspect = math.exp(rng.uniform(math.log(settings.ratio[0]), math.log(settings.ratio[1])))
@@ -283,15 +292,12 @@ def _photometric(image: torch.Tensor, settings: Augmentation, rng: np.random.Gen
     return image
 
 
-# The photos of a run: groups by teacher, a training and a held-out part, decoding that survives broken files.
-
-
-MAX_BROKEN = 0.10  # share of a run's photos
+# --- the data set of a run ---
 
 
 @dataclass(frozen=True)
-class Item:
-    """One photo: its place in a source."""
+class ImageItem:
+    """The `index`-th image of a source."""
 
     source: ImageSource
     index: int
@@ -306,31 +312,33 @@ class Item:
 
 
 @dataclass
-class Photos:
-    """All photos of a run. `owners[g]`: the teacher whose data group g is, None for data that belongs to none.
+class PhotoDataset:
+    """All photos of a run. Photos that cannot be read are recorded and replaced.
 
-    broken: label -> why, of photos that could not be read; `on_broken` is told of each new one.
+    owners: of each group of `train`, the teacher that its sources are tagged with, or None. broken: label -> reason, of
+    photos that could not be read; `on_broken` is called with each new one.
     """
 
     owners: list[str | None]
-    train: list[list[Item]]
-    held_out: list[Item]
+    train: list[list[ImageItem]]
+    held_out: list[ImageItem]
     broken: dict[str, str] = field(default_factory=dict)
     on_broken: Callable[[str, str], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
+    def group_sizes(self) -> tuple[int, ...]:
+        """Training photos of each group."""
         return tuple(len(group) for group in self.train)
 
     @property
     def count(self) -> int:
-        """All photos, held-out ones too."""
-        return sum(self.sizes) + len(self.held_out)
+        """The number of all photos, training and held out."""
+        return sum(self.group_sizes) + len(self.held_out)
 
     @property
     def hash(self) -> str:
-        """A hash of the names of all photos, in order, and of what they are for."""
+        """sha256 of the names of all photos in order, with their group."""
         digest = hashlib.sha256()
         for owner, group in (*zip(self.owners, self.train), ("held out", self.held_out)):
             digest.update(f"{owner}\1".encode())
@@ -339,9 +347,9 @@ class Photos:
         return digest.hexdigest()
 
     def load(self, slot: BatchSlot) -> torch.Tensor:
-        """The slot's photo, (3, H, W) uint8 RGB; for a broken one the next that can be read, the same every time.
+        """The slot's photo, (3, H, W) uint8 RGB; if it cannot be read, the next of the group that can.
 
-        Broken photos are counted and listed; JobFailed when they are more than a tenth of all.
+        JobFailed when more than a tenth of all photos cannot be read.
         """
         group = self.train[slot.group]
         for attempt in range(len(group)):
@@ -350,23 +358,23 @@ class Photos:
                 return image
         raise JobFailed(f"none of the {len(group)} photos can be read, such as {group[0].label}")
 
-    def read(self, item: Item) -> torch.Tensor | None:
-        """A photo, (3, H, W) uint8 RGB; None, and noted, if it is broken."""
+    def read(self, item: ImageItem) -> torch.Tensor | None:
+        """A photo, (3, H, W) uint8 RGB; None if it cannot be read, which is recorded."""
         if item.label in self.broken:
             return None
         try:
             return decode(item)
         except (OSError, DuneError) as error:
-            self._note_broken(item.label, " ".join(str(error).split())[:300])
+            self._record_broken(item.label, " ".join(str(error).split())[:300])
             return None
 
-    def _note_broken(self, label: str, why: str) -> None:
+    def _record_broken(self, label: str, reason: str) -> None:
         with self._lock:
             if label in self.broken:
                 return
-            self.broken[label] = why
+            self.broken[label] = reason
             if self.on_broken is not None:
-                self.on_broken(label, why)
+                self.on_broken(label, reason)
             if len(self.broken) > max(1, MAX_BROKEN * self.count):
                 listed = "; ".join(list(self.broken.values())[:3])
                 raise JobFailed(
@@ -375,59 +383,59 @@ class Photos:
                 )
 
 
-def open_photos(data: Sequence[str], teachers: Sequence[str], held_out_fraction: float) -> Photos:
-    """Photos of `SOURCE` or `TEACHER=SOURCE` texts; sources of one teacher form one group, untagged ones another.
+def open_dataset(data: Sequence[str], teachers: Sequence[str], held_out_fraction: float) -> PhotoDataset:
+    """The photos of `SOURCE` or `TEACHER=SOURCE` texts. Sources of one teacher form a group, untagged ones another.
 
     Raises UserError for a tag that is no teacher of the run, for a mixture of tagged and untagged sources, and when
     nothing is left to train on.
     """
     groups: dict[str | None, list[ImageSource]] = {}
     for text in data:
-        owner, place = tagged(text, teachers)
-        groups.setdefault(owner, []).append(open_source(place))
+        owner, source = split_tag(text, teachers)
+        groups.setdefault(owner, []).append(open_source(source))
     if None in groups and len(groups) > 1:
         raise UserError(f"--data: tag every source with its teacher ({teachers[0]}=photos/) or none of them")
-    train: list[list[Item]] = []
-    kept: list[Item] = []
+    train: list[list[ImageItem]] = []
+    held_out: list[ImageItem] = []
     order = [owner for owner in (*teachers, None) if owner in groups]
     for owner in order:
-        items = [Item(source, index) for source in groups[owner] for index in range(len(source))]
-        flags = held_out([item.name for item in items], held_out_fraction)
-        train.append([item for item, flag in zip(items, flags) if not flag])
-        kept += [item for item, flag in zip(items, flags) if flag]
+        items = [ImageItem(source, index) for source in groups[owner] for index in range(len(source))]
+        mask = held_out_mask([item.name for item in items], held_out_fraction)
+        train.append([item for item, is_held_out in zip(items, mask) if not is_held_out])
+        held_out += [item for item, is_held_out in zip(items, mask) if is_held_out]
         if not train[-1]:
-            what = f" of {owner}" if owner else ""
+            tag = f" of {owner}" if owner else ""
             raise UserError(
-                f"--data{what}: {len(items)} photos are too few, none is left to train on after holding out "
+                f"--data{tag}: {len(items)} photos are too few, none is left to train on after holding out "
                 f"{held_out_fraction:g} of them; give more, or --held-out 0"
             )
-    return Photos(order, train, kept)
+    return PhotoDataset(order, train, held_out)
 
 
-def decode(item: Item) -> torch.Tensor:
-    """A photo as (3, H, W) uint8 RGB, EXIF orientation applied. OSError or UserError for a broken one."""
+def decode(item: ImageItem) -> torch.Tensor:
+    """A photo as (3, H, W) uint8 RGB, EXIF orientation applied. OSError or UserError if it cannot be read."""
     rgb = decode_photo(item.source.read(item.index), item.label)
     return torch.from_numpy(np.require(rgb, requirements="W")).permute(2, 0, 1)
 
 
-def training_crop(photos: Photos, slot: BatchSlot, size_px: int, settings: Augmentation, seed: int) -> torch.Tensor:
+def training_crop(
+    dataset: PhotoDataset, slot: BatchSlot, size_px: int, settings: Augmentation, seed: int
+) -> torch.Tensor:
     """The slot's augmented crop (3, size, size) in [0, 1]: a function of seed, group and position alone."""
     rng = np.random.default_rng([seed, 1, slot.group, slot.position])
-    return augment(photos.load(slot), size_px, settings, rng)
+    return augment(dataset.load(slot), size_px, settings, rng)
 
 
 def fixed_crop(
-    photos: Photos, slot: BatchSlot, crop: int, size_px: int, settings: Augmentation, seed: int
+    dataset: PhotoDataset, slot: BatchSlot, crop: int, size_px: int, settings: Augmentation, seed: int
 ) -> torch.Tensor:
     """The `crop`-th fixed crop of the slot's photo: a function of seed, group, photo and crop alone."""
     rng = np.random.default_rng([seed, 2, slot.group, slot.index, crop])
-    return augment(photos.load(slot), size_px, settings, rng)
+    return augment(dataset.load(slot), size_px, settings, rng)
 
 
-def centre_square(image: torch.Tensor, size_px: int) -> torch.Tensor:
-    """The whole short side of a photo (3, H, W) uint8, centred, as (3, size, size) in [0, 1]: for held-out scores."""
-    from torchvision.transforms.v2 import functional as TF
-
+def centre_crop(image: torch.Tensor, size_px: int) -> torch.Tensor:
+    """The centred square of a photo (3, H, W) uint8, its short side long, as (3, size, size) in [0, 1]; for scores."""
     side = min(image.shape[-2:])
     square = TF.resize(TF.center_crop(image, [side, side]), [size_px, size_px], antialias=True)
     return TF.to_dtype(square, torch.float32, scale=True)

@@ -1,4 +1,4 @@
-"""A step's images and, with a cache, its teacher tokens: loaded ahead by threads, in a fixed order."""
+"""Batches of a distillation: images and, with a cache, teacher outputs, loaded ahead by threads in a fixed order."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from dataclasses import dataclass
 
 import torch
 
-from dune_cli.training.common.dataset import Augmentation, Photos, training_crop
-from dune_cli.training.common.schedule import BatchSlot, Sampler
-from dune_cli.training.distill.teacher_cache import TeacherCache
+from dune_cli.training.common.dataset import Augmentation, PhotoDataset, training_crop
+from dune_cli.training.common.sampler import BatchSlot, Sampler
+from dune_cli.training.distill.teacher_outputs import TeacherCache, TeacherOutputs
 
-AHEAD = 2  # steps
+PREFETCHED_STEPS = 2
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images (B, 3, S, S) in [0, 1]; group (B) of each; tokens by teacher and type where they were cached."""
+    """images (B, 3, S, S) in [0, 1]; group (B,) of each image; teacher_outputs where they are cached."""
 
     images: torch.Tensor
     group: torch.Tensor
-    tokens: dict[str, dict[str, torch.Tensor]] | None
+    teacher_outputs: TeacherOutputs | None
 
 
 @dataclass(frozen=True)
-class Loader:
-    """Makes this rank's batches of steps `first` to `last`."""
+class BatchLoader:
+    """Makes this process's batches."""
 
-    photos: Photos
+    dataset: PhotoDataset
     sampler: Sampler
     size_px: int
-    settings: Augmentation
+    augmentation: Augmentation
     cache: TeacherCache | None
     workers: int
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """In order; up to two steps are loaded ahead."""
+        """The batches of the steps in range(first, last), in order; up to two steps are loaded ahead."""
         with ThreadPoolExecutor(self.workers) as pool:
-            ahead: list[tuple[list[BatchSlot], list[Future]]] = []
+            queue: list[tuple[list[BatchSlot], list[Future]]] = []
             try:
                 for step in range(first, last):
-                    while len(ahead) <= AHEAD and step + len(ahead) < last:
-                        slots = self.sampler.slots(step + len(ahead))
-                        ahead.append((slots, [pool.submit(self._load, slot) for slot in slots]))
-                    slots, futures = ahead.pop(0)
+                    while len(queue) <= PREFETCHED_STEPS and step + len(queue) < last:
+                        slots = self.sampler.slots(step + len(queue))
+                        queue.append((slots, [pool.submit(self._load, slot) for slot in slots]))
+                    slots, futures = queue.pop(0)
                     yield self._collate([future.result() for future in futures], slots)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -52,17 +52,17 @@ class Loader:
     def _load(self, slot: BatchSlot) -> dict[str, torch.Tensor]:
         if self.cache:
             return self.cache.read(slot)
-        return {"image": training_crop(self.photos, slot, self.size_px, self.settings, self.sampler.seed)}
+        return {"image": training_crop(self.dataset, slot, self.size_px, self.augmentation, self.sampler.seed)}
 
     def _collate(self, rows: list[dict[str, torch.Tensor]], slots: list[BatchSlot]) -> Batch:
         images = torch.stack([row["image"] for row in rows])
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        tokens: dict[str, dict[str, torch.Tensor]] | None = None
+        outputs: TeacherOutputs | None = None
         if self.cache:
-            tokens = {}
+            outputs = {}
             for name in rows[0]:
                 if name != "image":
-                    teacher, kind = name.rsplit("/", 1)
-                    tokens.setdefault(teacher, {})[kind] = torch.stack([row[name] for row in rows]).float()
-        return Batch(images, torch.tensor([slot.group for slot in slots]), tokens)
+                    teacher, token_type = name.rsplit("/", 1)
+                    outputs.setdefault(teacher, {})[token_type] = torch.stack([row[name] for row in rows]).float()
+        return Batch(images, torch.tensor([slot.group for slot in slots]), outputs)

@@ -1,8 +1,7 @@
-"""The distiller: reads top to bottom. Recipe of DUNE (arXiv 2503.14405); settings in `DistillConfig`."""
+"""The distiller's training loop. Recipe: DUNE (arXiv 2503.14405), docs/models/distillation.md."""
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,210 +10,187 @@ import torch
 from torch import nn
 
 from dune_cli import console, runtime
-from dune_cli.errors import JobFailed, UserError
-from dune_cli.teachers.registry import load_teacher
+from dune_cli.errors import UserError
 from dune_cli.teachers.teacher import Teacher
-from dune_cli.training.common import checkpoints, dist
-from dune_cli.training.common.dataset import Augmentation, Photos, open_photos
-from dune_cli.training.common.dist import Dist, dist_from_environment
-from dune_cli.training.common.loggers import TensorBoard
-from dune_cli.training.common.run_folder import RunFolder
-from dune_cli.training.common.schedule import Sampler, learning_rate, norm_momentum
-from dune_cli.training.distill.batches import Loader
+from dune_cli.training.common.checkpoints import RunState
+from dune_cli.training.common.dataset import Augmentation, PhotoDataset, open_dataset
+from dune_cli.training.common.dist import (
+    Dist,
+    attention_kernel,
+    dist_from_environment,
+    sum_over_ranks,
+    unwrap_model,
+    wrap_model,
+)
+from dune_cli.training.common.loop import (
+    TrainingLoop,
+    set_learning_rate,
+    step_seed,
+    training_dtype,
+    weight_decay_groups,
+)
+from dune_cli.training.common.run_folder import RunFolder, TensorBoard
+from dune_cli.training.common.sampler import Sampler
+from dune_cli.training.distill.batches import BatchLoader
 from dune_cli.training.distill.config import DistillConfig
 from dune_cli.training.distill.loss import check_owners
-from dune_cli.training.distill.step import (
-    fit_phi_s,
-    forward_backward,
-    run_teachers,
-    scale_and_clip,
-    seed_of,
-    teacher_norms,
-)
-from dune_cli.training.distill.students import Student, freeze_unused, load_into, new_student, weight_groups
-from dune_cli.training.distill.teacher_cache import CacheKey, TeacherCache
-from dune_cli.training.distill.teacher_norm import sum_over_ranks
+from dune_cli.training.distill.step import forward_backward, scale_and_clip
+from dune_cli.training.distill.students import Student, freeze_unused, load_into, new_encoder
+from dune_cli.training.distill.teacher_norm import fit_phi_s, new_teacher_norms, norm_momentum
+from dune_cli.training.distill.teacher_outputs import CacheKey, TeacherCache, TokenWidths, load_teachers, run_teachers
 
-PHI_S_STEPS = 8  # batches that the PHI-S statistics are taken from
+PHI_S_STEPS = 8  # batches that the PHI-S statistics are fitted to
 
 
 @dataclass
-class Trained:
-    """What a run leaves: the student, the teachers' statistics, and the run's own numbers.
+class DistilledStudent:
+    """The result of a run: the student, its teachers and their norms.
 
-    seconds and images are of this call; a run that was interrupted had more. cache_bytes: None without a cache.
+    seconds and images are those of this call; a resumed run had more. cache_bytes: None without a cache.
     """
 
     config: DistillConfig
     student: Student
     norms: nn.ModuleDict
     teachers: dict[str, Teacher]
-    photos: Photos
+    dataset: PhotoDataset
     seconds: float
     images: int
-    is_first: bool
+    is_main: bool
     cache_bytes: int | None
     cache_seconds: float
 
 
-def distill(config: DistillConfig, output: Path) -> Trained:
-    """Trains, or goes on training, the student in `output`.
+def distill(config: DistillConfig, output: Path) -> DistilledStudent:
+    """Trains the student in `output`, or resumes its training.
 
     Raises UserError when `output` holds a run of other settings or inputs, JobFailed when a checkpoint cannot be
-    written or the loss is no longer finite. Killed at any moment, the same call goes on from the last checkpoint, bit
-    for bit on the same machine and number of ranks.
+    written or the loss is not finite. After an interruption at any moment the same call resumes from the last
+    checkpoint, with bit-identical results on the same machine and number of processes.
     """
-    with dist_from_environment(runtime.pick_device(config.device)) as here:
-        return _distill(config, RunFolder(output), here)
+    with dist_from_environment(runtime.pick_device(config.device)) as dist:
+        return _distill(config, RunFolder(output), dist)
 
 
-def _distill(config: DistillConfig, folder: RunFolder, here: Dist) -> Trained:
-    if config.batch_size % (here.count * config.accumulate):
+def _distill(config: DistillConfig, folder: RunFolder, dist: Dist) -> DistilledStudent:
+    if config.batch_size % (dist.world_size * config.accumulate):
         raise UserError(
-            f"--batch-size {config.batch_size} must be a multiple of the {here.count} processes "
+            f"--batch-size {config.batch_size} must be a multiple of the {dist.world_size} processes "
             f"times --accumulate {config.accumulate}"
         )
     folder.check(config)
-    amp = training_dtype(config.dtype, here.device)
-    board = TensorBoard(folder.path) if config.logger == "tensorboard" and here.is_first else None
-    # refuses a wrong size before teachers load
-    encoder = new_student(config.student, config.size_px, config.seed, open_weights=config.init is None)
+    dtype = training_dtype(config.dtype, dist.device)
+    board = TensorBoard(folder.path) if config.logger == "tensorboard" and dist.is_main else None
+    # before the teachers, which take longer to load: refuses a wrong size
+    encoder = new_encoder(config.student, config.size_px, config.seed, open_weights=config.init is None)
     grid = (config.size_px // encoder.patch,) * 2
-    teachers = load_teachers(config, here.device, amp)
-    if here.is_first:
+    teachers = load_teachers(config.teachers, dist.device, dtype)
+    if dist.is_main:
         for name, teacher in teachers.items():
             console.note(f"teacher {name}, licence of its weights: {teacher.source.licence}")
-    photos = open_photos(config.data, list(teachers), config.held_out_fraction)
-    check_owners(config.sharing, list(teachers), photos.owners)
-    owner_of_group = torch.tensor([list(teachers).index(owner) if owner else -1 for owner in photos.owners])
-    sampler = Sampler(photos.sizes, config.batch_size, config.seed, here.rank, here.count)
+    dataset = open_dataset(config.data, list(teachers), config.held_out_fraction)
+    check_owners(config.sharing, list(teachers), dataset.owners)
+    owner_of_group = torch.tensor([list(teachers).index(owner) if owner else -1 for owner in dataset.owners])
+    sampler = Sampler(dataset.group_sizes, config.batch_size, config.seed, dist.rank, dist.world_size)
 
     widths = {name: teacher.widths for name, teacher in teachers.items()}
     student = Student(encoder, widths, config.projector, config.seed)
     if config.init:
         load_into(student, config.init)
-    freeze_unused(student.to(here.device), config.size_px)
-    norms = teacher_norms(widths, config.norm).to(here.device).train()
+    freeze_unused(student.to(dist.device), config.size_px)
+    norms = new_teacher_norms(widths, config.norm).to(dist.device).train()
     weights = {name: teacher.source.sha256 for name, teacher in teachers.items()}
-    folder.begin(config, photos.hash, weights, here.is_first)
-    here.wait()
-    photos.broken.update(folder.read_broken())
-    photos.on_broken = folder.append_broken
+    folder.begin(config, {"photos": dataset.hash, "teachers": weights}, dist.is_main)
+    dist.barrier()
+    dataset.broken.update(folder.read_broken())
+    dataset.on_broken = folder.append_broken
 
-    settings = Augmentation(photometric=config.photometric)
+    augmentation = Augmentation(photometric=config.photometric)
+    teacher_batch = config.batch_size // dist.world_size // config.accumulate
     began = time.monotonic()
-    cache = _cache(config, teachers, photos, grid, settings, here, amp) if config.cache else None
+    cache = None
+    if config.cache:
+        cache = _filled_cache(config, teachers, dataset, grid, augmentation, dist, dtype, teacher_batch)
     cache_seconds = time.monotonic() - began
-    loader = Loader(photos, sampler, config.size_px, settings, cache, config.workers)
+    loader = BatchLoader(dataset, sampler, config.size_px, augmentation, cache, config.workers)
 
-    model = dist.wrap(student.train(), config.compile, config.fsdp, here)
-    fused = here.device.type in ("cpu", "cuda")
-    groups = weight_groups(model, config.weight_decay)
+    blocks = getattr(student.encoder, "blocks", ())
+    model = wrap_model(student.train(), blocks, config.compile, config.fsdp, dist)
+    fused = dist.device.type in ("cpu", "cuda")
+    groups = weight_decay_groups(model, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), eps=1e-15, fused=fused)
-    run = checkpoints.RunState(model, optimizer, norms)
-    newest = checkpoints.latest(folder.checkpoints)
-    first = run.restore(newest, here) if newest else 0
-    if newest and here.is_first:
-        console.note(f"going on from {newest.name}, {config.steps - first} steps to go")
+    loop = TrainingLoop("distill", folder, config, RunState(model, optimizer, {"norms": norms}), dist, board)
 
-    at_once = config.batch_size // here.count // config.accumulate
-    if config.norm == "phi-s" and not newest:
+    if config.norm == "phi-s" and not loop.resumed:
         batches = loader.batches(0, PHI_S_STEPS)
         fit_phi_s(
-            norms, (b.tokens or run_teachers(teachers, b.images.to(here.device), grid, amp, at_once) for b in batches)
+            norms,
+            (
+                b.teacher_outputs or run_teachers(teachers, b.images.to(dist.device), grid, dtype, teacher_batch)
+                for b in batches
+            ),
         )
 
-    before = max((e["seconds"] for e in folder.read_log() if e["step"] <= first), default=0.0)
-    started = last_saved = time.monotonic()
-    bar = _Bar(first, config.steps, config.batch_size, here)
-    for step, batch in zip(range(first, config.steps), loader.batches(first, config.steps)):
-        torch.manual_seed(seed_of(config.seed, step, here.rank))  # for students with dropout
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(
-                step, config.steps, config.peak_learning_rate, config.final_learning_rate, config.warmup_fraction
-            )
+    for step, batch in zip(loop.steps(), loader.batches(loop.first_step, config.steps)):
+        torch.manual_seed(step_seed(config.seed, step, dist.rank))  # for students with dropout
+        set_learning_rate(
+            optimizer,
+            step,
+            config.steps,
+            config.peak_learning_rate,
+            config.final_learning_rate,
+            config.warmup_fraction,
+        )
         momentum = norm_momentum(step, config.steps)
-        images = batch.images.to(here.device)
-        raw = batch.tokens or run_teachers(teachers, images, grid, amp, at_once)
+        images = batch.images.to(dist.device)
+        outputs = batch.teacher_outputs or run_teachers(teachers, images, grid, dtype, teacher_batch)
         targets = {  # in the teachers' order, whatever the cache's: owners are indices into it
-            name: {kind: norms[name][kind](raw[name][kind].to(here.device), momentum) for kind in kinds}
-            for name, kinds in widths.items()
+            name: {kind: norms[name][kind](outputs[name][kind].to(dist.device), momentum) for kind in types}
+            for name, types in widths.items()
         }
-        owner = owner_of_group[batch.group].to(here.device)
-        with dist.attention_kernel(config.compile, here):
-            numbers, factor = forward_backward(model, images, targets, owner, config, step, here, amp)
+        owner = owner_of_group[batch.group].to(dist.device)
+        with attention_kernel(config.compile, dist):
+            numbers, factor = forward_backward(model, images, targets, owner, config, step, dist, dtype)
         scale_and_clip(model, factor)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-        done = step + 1
-        now = time.monotonic()
-        is_last = done == config.steps
-        saves = here.any(is_last or now - last_saved >= 60 * config.checkpoint_minutes)
-        if saves or done % config.log_every == 0:
-            entry = {"step": done, "lr": optimizer.param_groups[0]["lr"], **_summed(numbers)}
-            if not all(math.isfinite(value) for value in entry.values()):
-                raise JobFailed(f"the loss is not finite at step {done}; try a lower --lr, or --dtype float32")
-            entry["images_per_second"] = round(config.batch_size * (done - first) / (now - started), 3)
-            entry["seconds"] = round(before + now - started, 3)
-            if here.is_first:
-                folder.append_log(entry)
-            if board is not None:
-                board.add(entry)
-        if saves:
-            run.save(folder.checkpoints, done, here)
-            last_saved = time.monotonic()
-        bar.update(numbers)
-    bar.close()
-    return Trained(
+        loop.end_step(
+            step,
+            lambda rate, numbers=numbers: {
+                **_sum_over_ranks(numbers),
+                "images_per_second": round(config.batch_size * rate, 3),
+            },
+            lambda numbers=numbers: _progress_text(numbers, loop.rate * config.batch_size, dist),
+        )
+    return DistilledStudent(
         config=config,
-        student=dist.whole(model, lambda: fresh_student(config, widths), here),
+        student=unwrap_model(model, lambda: new_student(config, widths), dist),
         norms=norms,
         teachers=teachers,
-        photos=photos,
-        seconds=time.monotonic() - started,
-        images=config.batch_size * (config.steps - first),
-        is_first=here.is_first,
+        dataset=dataset,
+        seconds=loop.seconds,
+        images=config.batch_size * (config.steps - loop.first_step),
+        is_main=dist.is_main,
         cache_bytes=cache.bytes if cache else None,
         cache_seconds=cache_seconds,
     )
 
 
-def fresh_student(config: DistillConfig, widths: dict[str, dict[str, int]]) -> Student:
-    """The student before its first step; `--init` apart."""
-    encoder = new_student(config.student, config.size_px, config.seed, open_weights=config.init is None)
+def new_student(config: DistillConfig, widths: TokenWidths) -> Student:
+    """The student before its first step, without the weights of `--init`."""
+    encoder = new_encoder(config.student, config.size_px, config.seed, open_weights=config.init is None)
     return Student(encoder, widths, config.projector, config.seed)
 
 
-def training_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The autocast type of `--dtype`: float32 or bfloat16. Gradients in float16 would need a loss scale: UserError."""
-    amp = runtime.pick_dtype(name, device)
-    if amp == torch.float16 and name == "auto":
-        return torch.float32
-    if amp == torch.float16:
-        raise UserError("--dtype float16 is too narrow for training; allowed: auto, float32, bfloat16")
-    return amp
-
-
-def load_teachers(config: DistillConfig, device: torch.device, amp: torch.dtype) -> dict[str, Teacher]:
-    """The frozen teachers by name. UserError for two of one name."""
-    teachers: dict[str, Teacher] = {}
-    for text in config.teachers:
-        teacher = load_teacher(text, device, amp).to(device)
-        if teacher.name in teachers:
-            raise UserError(f"--teachers: {teacher.name} is there twice; name each teacher once")
-        teachers[teacher.name] = teacher
-    return teachers
-
-
-def _cache(
+def _filled_cache(
     config: DistillConfig,
     teachers: dict[str, Teacher],
-    photos: Photos,
+    dataset: PhotoDataset,
     grid: tuple[int, int],
-    settings: Augmentation,
-    here: Dist,
-    amp: torch.dtype,
+    augmentation: Augmentation,
+    dist: Dist,
+    dtype: torch.dtype,
+    teacher_batch: int,
 ) -> TeacherCache:
     key = CacheKey(
         teachers={name: teacher.source.sha256 or teacher.source.name for name, teacher in teachers.items()},
@@ -223,46 +199,29 @@ def _cache(
         crops=config.crops,
         seed=config.seed,
         photometric=config.photometric,
-        photos=photos.hash,
-        dtype=str(amp),
+        photos=dataset.hash,
+        dtype=str(dtype),
     )
-    cache = TeacherCache(Path(str(config.cache)), key, photos)
-    unfilled = cache.unfilled({name: teacher.widths for name, teacher in teachers.items()}, here)
-    count = int(sum_over_ranks(torch.tensor(float(len(unfilled)), device=here.device)))
-    if count and here.is_first:
+    cache = TeacherCache(Path(str(config.cache)), key, dataset)
+    missing = cache.missing_shards({name: teacher.widths for name, teacher in teachers.items()}, dist)
+    count = int(sum_over_ranks(torch.tensor(float(len(missing)), device=dist.device)))
+    if count and dist.is_main:
         console.note(f"teacher cache {cache.folder}: {count} of {cache.shards} shards to compute")
-    at_once = config.batch_size // here.count // config.accumulate
-    cache.fill(teachers, unfilled, settings, here, config.workers, amp, at_once)
-    here.wait()
-    photos.broken.update(cache.broken())
+    cache.fill(teachers, missing, augmentation, dist, config.workers, dtype, teacher_batch)
+    dist.barrier()
+    dataset.broken.update(cache.broken())
     return cache
 
 
-def _summed(numbers: dict[str, torch.Tensor]) -> dict[str, float]:
+def _sum_over_ranks(numbers: dict[str, torch.Tensor]) -> dict[str, float]:
     stacked = sum_over_ranks(torch.stack(list(numbers.values())))
     return dict(zip(numbers, stacked.tolist()))
 
 
-class _Bar:
-    """Progress with loss, images/s and time to go, told by the first rank."""
-
-    def __init__(self, first: int, last: int, batch: int, here: Dist) -> None:
-        self._bar = console.bar(last - first, "distill", "step") if here.is_first else None
-        self._batch, self._ranks = batch, here.count
-
-    def update(self, numbers: dict[str, torch.Tensor]) -> None:
-        """One more step; the losses shown are this rank's."""
-        if self._bar is not None:
-            self._bar.update(1, lambda: self._shown(numbers))
-
-    def _shown(self, numbers: dict[str, torch.Tensor]) -> str:
-        assert self._bar is not None
-        words = [f"loss {float(numbers['loss']) * self._ranks:.3f}", f"{self._bar.rate * self._batch:.1f} images/s"]
-        for name, value in numbers.items():
-            if name.endswith("/patch/cosine"):
-                words.append(f"{name.partition('/')[0]} {float(value) * self._ranks:.3f}")
-        return ", ".join(words)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+def _progress_text(numbers: dict[str, torch.Tensor], images_per_second: float, dist: Dist) -> str:
+    """The progress bar's text: loss and patch cosine losses of this process's images, and images a second."""
+    words = [f"loss {float(numbers['loss']) * dist.world_size:.3f}", f"{images_per_second:.1f} images/s"]
+    for name, value in numbers.items():
+        if name.endswith("/patch/cosine"):
+            words.append(f"{name.partition('/')[0]} {float(value) * dist.world_size:.3f}")
+    return ", ".join(words)

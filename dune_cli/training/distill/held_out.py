@@ -1,4 +1,4 @@
-"""How well a student predicts its teachers on photos that training never saw, beside two controls."""
+"""Scores of a student on held-out photos: cosine to its teachers' tokens, beside two controls."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from dune_cli.teachers.teacher import Teacher
-from dune_cli.training.common.dataset import Photos, centre_square
+from dune_cli.training.common.dataset import PhotoDataset, centre_crop
 
-LIMIT = 256  # photos
-BATCH = 8
-ZERO = 1e-6  # norms below it are of nothing
+MAX_PHOTOS = 256
+BATCH_SIZE = 8
+MIN_TOKEN_NORM = 1e-6  # the cosine of smaller tokens is undefined
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Mean cosine to a teacher's raw tokens of one type, over all tokens that are not zero.
+class HeldOutScore:
+    """Mean cosine to one teacher's tokens of one type, over the tokens that are not zero; NaN where all are.
 
-    student, untrained (the same network with fresh weights), mean_feature (the constant that the teacher's running
-    mean is). standardised, untrained_standardised: the two networks' cosine after the mean is taken away, where a
-    constant scores 0. tokens: share of the teacher's tokens that are not zero, whose cosine is defined (where nobody is
-    seen, a map of people is zero). All are NaN where there is none.
+    student: the student's. untrained: of the same network with new weights. mean_feature: of a constant prediction, the
+    teacher's running mean. standardised, untrained_standardised: of the two networks after the mean is subtracted,
+    where a constant scores 0. tokens: share of the teacher's tokens that are not zero (a map of people is zero where
+    nobody is visible). photos: how many were scored.
     """
 
     teacher: str
@@ -44,50 +44,49 @@ def held_out_scores(
     untrained: nn.Module,
     teachers: Mapping[str, Teacher],
     norms: nn.ModuleDict,
-    photos: Photos,
+    dataset: PhotoDataset,
     size_px: int,
     grid: tuple[int, int],
     device: torch.device,
-) -> list[HeldOut]:
-    """Scores on up to 256 held-out photos at their centred square; both networks predict standardised tokens.
+) -> list[HeldOutScore]:
+    """Scores on centre crops of up to 256 held-out photos; both networks predict standardised tokens.
 
-    Photos that cannot be read are left out and noted; the result says how many counted. Empty where none is held out.
+    Photos that cannot be read are recorded and skipped. Empty where none is held out.
     """
     sums: dict[tuple[str, str], torch.Tensor] = {}
     count = 0
-    items = photos.held_out[:LIMIT]
-    for first in range(0, len(items), BATCH):
-        read = (photos.read(item) for item in items[first : first + BATCH])
-        crops = [centre_square(image, size_px) for image in read if image is not None]
+    items = dataset.held_out[:MAX_PHOTOS]
+    for first in range(0, len(items), BATCH_SIZE):
+        photos = (dataset.read(item) for item in items[first : first + BATCH_SIZE])
+        crops = [centre_crop(photo, size_px) for photo in photos if photo is not None]
         if not crops:
             continue
         images = torch.stack(crops).to(device)
         count += len(crops)
-        predictions, before = student(images), untrained(images)
+        by_student, by_untrained = student(images), untrained(images)
         for name, teacher in teachers.items():
             for kind, raw in teacher(images, grid).items():
                 norm = norms[name][kind]
-                student_says, untrained_says = predictions[name][kind].float(), before[name][kind].float()
+                predicted, control = by_student[name][kind].float(), by_untrained[name][kind].float()
                 standardised = norm(raw)
                 pairs = (
-                    (norm.restore(student_says), raw),
-                    (norm.restore(untrained_says), raw),
+                    (norm.restore(predicted), raw),
+                    (norm.restore(control), raw),
                     (norm.mean.expand_as(raw), raw),
-                    (student_says, standardised),
-                    (untrained_says, standardised),
+                    (predicted, standardised),
+                    (control, standardised),
                 )
-                size = torch.tensor([raw[..., 0].numel()])
-                row = torch.cat([cosine_sums(pairs, raw), size])
-                sums[name, kind] = sums.get((name, kind), 0) + row
+                tokens = torch.tensor([raw[..., 0].numel()])
+                sums[name, kind] = sums.get((name, kind), 0) + torch.cat([cosine_sums(pairs, raw), tokens])
     return [
-        HeldOut(name, kind, *(total[:5] / total[5]).tolist(), tokens=float(total[5] / total[6]), photos=count)
+        HeldOutScore(name, kind, *(total[:5] / total[5]).tolist(), tokens=float(total[5] / total[6]), photos=count)
         for (name, kind), total in sums.items()
     ]
 
 
 def cosine_sums(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], raw: torch.Tensor) -> torch.Tensor:
-    """(pairs + 1) float64 on the CPU: each pair's cosines summed over the tokens where `raw` (..., D) is not zero, and
-    how many these are. `pairs`: tokens (..., D) each."""
-    there = raw.norm(dim=-1) > ZERO
-    sums = [F.cosine_similarity(a.float(), b.float(), dim=-1)[there].double().sum() for a, b in pairs]
-    return torch.stack([*sums, there.sum().double()]).cpu()
+    """(pairs + 1) float64 on the CPU: each pair's cosines, summed over the tokens where `raw` (..., D) is not zero, and
+    the number of these tokens. pairs: tokens (..., D) each."""
+    is_defined = raw.norm(dim=-1) > MIN_TOKEN_NORM
+    sums = [F.cosine_similarity(a.float(), b.float(), dim=-1)[is_defined].double().sum() for a, b in pairs]
+    return torch.stack([*sums, is_defined.sum().double()]).cpu()

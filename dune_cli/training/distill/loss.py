@@ -1,6 +1,6 @@
-"""The distillation loss of DUNE: half cosine, half smooth L1, per image, teacher and token type.
+"""The distillation loss of DUNE, per image, teacher and token type, and which teachers an image trains.
 
-Source: arXiv 2503.14405, section 3; UNIC (arXiv 2408.05088), section 3.
+Source: arXiv 2503.14405, sections 3 and 3.2 (data sharing); UNIC (arXiv 2408.05088), section 3.
 """
 
 from __future__ import annotations
@@ -14,24 +14,27 @@ import torch.nn.functional as F
 from dune_cli.errors import UserError
 from dune_cli.training.distill.config import STRATEGIES
 
+GENERIC = "dinov2"  # the teacher whose images are generic (docs/models/distillation.md)
+
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """Losses (B) of one token type of one teacher: 1 - cosine, smooth L1, and their half sum."""
+    """Losses (B,) of one token type of one teacher: 1 - cosine, and smooth L1."""
 
     cosine: torch.Tensor
     smooth_l1: torch.Tensor
 
     @property
     def total(self) -> torch.Tensor:
-        """(B) 0.5 (1 - cos) + 0.5 smooth L1."""
+        """(B,) 0.5 (1 - cosine) + 0.5 smooth L1."""
         return 0.5 * self.cosine + 0.5 * self.smooth_l1
 
 
 def token_loss(prediction: torch.Tensor, target: torch.Tensor) -> TokenLoss:
     """Losses of predictions and standardised targets, both (B, D) [CLS] or (B, N, D) [patches, averaged over N].
 
-    In float32 whatever the autocast type. Smooth L1 has beta 1 and is the mean over channels.
+    Computed in float32 under any autocast type. Smooth L1 has beta 1 and is averaged over channels. ValueError for
+    shapes that differ.
     """
     prediction, target = prediction.float(), target.float()
     if prediction.shape != target.shape:
@@ -44,16 +47,10 @@ def token_loss(prediction: torch.Tensor, target: torch.Tensor) -> TokenLoss:
 
 
 def teacher_losses(token_losses: dict[str, dict[str, TokenLoss]]) -> torch.Tensor:
-    """(B, T): each teacher's loss, the mean over its token types; teachers in the order of the dictionary."""
+    """(B, T) loss of each teacher, averaged over its token types; teachers in the order of the dictionary."""
     return torch.stack(
         [torch.stack([loss.total for loss in types.values()]).mean(0) for types in token_losses.values()], dim=1
     )
-
-
-# Data-sharing strategies: which teachers an image trains. Source: arXiv 2503.14405, section 3.2.
-
-
-GENERIC = "dinov2"  # the teacher whose images are of everything (spec 2, "Data sets by teacher")
 
 
 def teacher_mask(
@@ -66,30 +63,30 @@ def teacher_mask(
 ) -> torch.Tensor:
     """(B, T) ones where an image trains a teacher, zeros elsewhere; no gradient.
 
-    losses (B, T): a loss per image and teacher. owner (B): index of the teacher whose data an image came from (needed
-    by `own_data` and `own+generic_data`). generic_teacher: the one whose images train all teachers. `lowest_loss`
-    keeps the teacher with the highest loss and drops each other one with `drop_probability`, independently per image,
-    by the uniform numbers `draws` (B, T).
+    losses (B, T): of each image and teacher. owner (B,): index of the teacher whose data an image is from, which
+    `own_data` and `own+generic_data` need (ValueError). generic_teacher: the one whose images train all teachers.
+    `lowest_loss` keeps the teacher with the highest loss and drops each other one with `drop_probability`,
+    independently per image, by the uniform numbers `draws` (B, T).
     """
     losses = losses.detach()
-    everywhere = torch.arange(len(losses), device=losses.device)
+    rows = torch.arange(len(losses), device=losses.device)
     if strategy == "none":
         return torch.ones_like(losses)
     if strategy == "lowest_loss":
         if draws is None:
             draws = torch.rand(losses.shape, device=losses.device)
-        keep = (draws.to(losses.device) >= drop_probability).to(losses.dtype)
-        keep[everywhere, losses.argmax(1)] = 1
-        return keep
+        mask = (draws.to(losses.device) >= drop_probability).to(losses.dtype)
+        mask[rows, losses.argmax(1)] = 1
+        return mask
     if strategy not in STRATEGIES:
         raise ValueError(f"unknown sharing strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}")
     if owner is None or bool((owner < 0).any()):
         raise ValueError(f"the strategy {strategy!r} needs the teacher that each image came from")
-    keep = torch.zeros_like(losses)
-    keep[everywhere, owner] = 1
+    mask = torch.zeros_like(losses)
+    mask[rows, owner] = 1
     if strategy == "own+generic_data":
-        keep[owner == generic_teacher] = 1
-    return keep
+        mask[owner == generic_teacher] = 1
+    return mask
 
 
 def coefficients(
@@ -100,10 +97,10 @@ def coefficients(
     drop_probability: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """(B, T) weights without gradient that sum to 1 over the batch; arguments as for `kept`."""
+    """(B, T) weights without gradient that sum to 1 over the batch; arguments as for `teacher_mask`."""
     draws = torch.rand(losses.shape, generator=generator) if generator is not None else None
-    keep = teacher_mask(losses, strategy, owner, generic_teacher, drop_probability, draws)
-    return keep / keep.sum()
+    mask = teacher_mask(losses, strategy, owner, generic_teacher, drop_probability, draws)
+    return mask / mask.sum()
 
 
 def check_owners(strategy: str, teachers: Sequence[str], owners: Sequence[str | None]) -> None:
@@ -113,16 +110,16 @@ def check_owners(strategy: str, teachers: Sequence[str], owners: Sequence[str | 
     example = f"--data {teachers[0]}=photos/"
     if None in owners:
         raise UserError(f"--sharing {strategy} needs every --data source tagged with its teacher, such as {example}")
-    lacking = [name for name in teachers if name not in owners]
+    missing = [name for name in teachers if name not in owners]
     generic = teachers[generic_index(teachers)]
-    if strategy == "own_data" and lacking:
+    if strategy == "own_data" and missing:
         raise UserError(
-            f"--sharing own_data: no --data is tagged for {', '.join(lacking)}; tag some, such as {example}"
+            f"--sharing own_data: no --data is tagged for {', '.join(missing)}; tag some, such as {example}"
         )
-    if strategy == "own+generic_data" and lacking and generic not in owners:
+    if strategy == "own+generic_data" and missing and generic not in owners:
         raise UserError(f"--sharing {strategy}: tag generic images for all teachers, --data {generic}=photos/")
 
 
 def generic_index(teachers: Sequence[str]) -> int:
-    """The teacher whose images count as generic: dinov2 where it is one, else the first."""
+    """The index of the teacher whose images count as generic: dinov2 if present, else the first."""
     return list(teachers).index(GENERIC) if GENERIC in teachers else 0

@@ -1,4 +1,4 @@
-"""What turns a student's tokens into a teacher's: the paper's transformer block, a plain MLP, or a ladder of MLPs."""
+"""Projectors from a student's tokens to a teacher's: the paper's transformer block, an MLP, or a ladder of MLPs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from torch import nn
 from dune_cli.models.distilled_encoder import TeacherProjector
 from dune_cli.models.patch_embed import Tokens
 from dune_cli.teachers.teacher import CLS, PATCH
-from dune_cli.training.distill.config import PROJECTORS
-
-KINDS = PROJECTORS
 
 
 class ProjectorMlp(nn.Sequential):
@@ -23,7 +20,7 @@ class ProjectorMlp(nn.Sequential):
 
 
 class TransformerProjector(nn.Module):
-    """`tp`, the paper's: one block over CLS and patches, then a linear layer (spec 1, "Teacher projector")."""
+    """`tp`, the paper's: one block over CLS and patches, then a linear layer (docs/models/encoder.md)."""
 
     def __init__(self, width: int, heads: int, depths: int, widths: Mapping[str, int]) -> None:
         super().__init__()
@@ -35,7 +32,7 @@ class TransformerProjector(nn.Module):
 
 
 class SimpleProjector(nn.Module):
-    """`sp`: one MLP on the last tokens (UNIC's plain head)."""
+    """`sp`: one MLP on the last tokens (UNIC's plain head, arXiv 2408.05088)."""
 
     def __init__(self, width: int, heads: int, depths: int, widths: Mapping[str, int]) -> None:
         super().__init__()
@@ -46,16 +43,16 @@ class SimpleProjector(nn.Module):
 
 
 class LadderProjector(nn.Module):
-    """`lp`: one MLP per depth, summed (UNIC, section 3.3)."""
+    """`lp`: one MLP per depth, summed (UNIC, arXiv 2408.05088, section 3.3)."""
 
     def __init__(self, width: int, heads: int, depths: int, widths: Mapping[str, int]) -> None:
         super().__init__()
         self.mlps = nn.ModuleList(ProjectorMlp(width, _one_width(widths)) for _ in range(depths))
 
     def forward(self, tokens: Sequence[Tokens]) -> dict[str, torch.Tensor]:
-        pairs = list(zip(self.mlps, tokens))
-        cls = torch.stack([mlp(level.cls) for mlp, level in pairs]).sum(0)
-        patches = torch.stack([mlp(level.patches) for mlp, level in pairs]).sum(0)
+        levels = list(zip(self.mlps, tokens))
+        cls = torch.stack([mlp(level.cls) for mlp, level in levels]).sum(0)
+        patches = torch.stack([mlp(level.patches) for mlp, level in levels]).sum(0)
         return {CLS: cls, PATCH: patches}
 
 
@@ -63,8 +60,8 @@ PROJECTORS = {"tp": TransformerProjector, "sp": SimpleProjector, "lp": LadderPro
 
 
 def _one_width(widths: Mapping[str, int]) -> int:
-    """A projector's width: CLS and patches of a teacher share it."""
-    found = set(widths.values())
-    if len(found) != 1:
+    """The width that a teacher's token types share. ValueError if they differ."""
+    distinct = set(widths.values())
+    if len(distinct) != 1:
         raise ValueError(f"a teacher's token types must have one width, not {dict(widths)}")
-    return found.pop()
+    return distinct.pop()

@@ -1,4 +1,4 @@
-"""What a run learned, as JSON and as one HTML file that needs nothing else: numbers, curves, pictures, licences."""
+"""The report of a run, as JSON and as one self-contained HTML file: scores, curves, pictures, licences."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ import numpy as np
 from dune_cli.io.json_files import write_json
 from dune_cli.io.outputs import atomic_path
 from dune_cli.provenance import Run
-from dune_cli.training.common.html import image, plot, series, table
+from dune_cli.training.common.html import image, page, plot, series, table
 from dune_cli.training.common.run_folder import RunFolder
-from dune_cli.training.distill.config import as_json
-from dune_cli.training.distill.distiller import Trained
-from dune_cli.training.distill.held_out import HeldOut
+from dune_cli.training.distill.distiller import DistilledStudent
+from dune_cli.training.distill.held_out import HeldOutScore
 
 SCHEMA = "dune.distill/1"
 
 
-def document(trained: Trained, scores: Sequence[HeldOut], parameters: int, folder: RunFolder) -> dict[str, Any]:
-    """The report's content (schema `dune.distill/1`)."""
-    config, log = trained.config, folder.read_log()
-    seconds = log[-1]["seconds"] if log else trained.seconds
-    sources = [teacher.source for teacher in trained.teachers.values()]
-    broken = folder.read_broken() | trained.photos.broken
+def document(
+    result: DistilledStudent, scores: Sequence[HeldOutScore], parameters: int, folder: RunFolder
+) -> dict[str, Any]:
+    """The content of report.json (`dune.distill/1`, docs/file-formats.md). parameters: of the encoder."""
+    config, log = result.config, folder.read_log()
+    seconds = log[-1]["seconds"] if log else result.seconds
+    sources = [teacher.source for teacher in result.teachers.values()]
+    broken = folder.read_broken() | result.dataset.broken
     return {
         "schema": SCHEMA,
-        "config": as_json(config),
+        "config": config.as_json(),
         "student": {
             "name": config.student,
             "parameters": parameters,
             "open_stem": {
                 part: {"name": source.name, "licence": source.licence, "sha256": source.sha256}
-                for part, source in getattr(trained.student.encoder, "open_stem", {}).items()
+                for part, source in getattr(result.student.encoder, "open_stem", {}).items()
             },
         },
         "teachers": {
@@ -48,11 +49,11 @@ def document(trained: Trained, scores: Sequence[HeldOut], parameters: int, folde
                 "width": max(teacher.widths.values()),
                 "note": teacher.note,
             }
-            for name, teacher in trained.teachers.items()
+            for name, teacher in result.teachers.items()
         },
         "photos": {
-            "train": sum(trained.photos.sizes),
-            "held_out": len(trained.photos.held_out),
+            "train": sum(result.dataset.group_sizes),
+            "held_out": len(result.dataset.held_out),
             "broken_count": len(broken),
             "broken": broken,
         },
@@ -62,22 +63,22 @@ def document(trained: Trained, scores: Sequence[HeldOut], parameters: int, folde
         "hours": round(seconds / 3600, 5),
         "images_per_second": round(config.steps * config.batch_size / max(seconds, 1e-9), 3),
         "cache": None
-        if trained.cache_bytes is None
-        else {"bytes": trained.cache_bytes, "filling_seconds_of_this_call": round(trained.cache_seconds, 1)},
+        if result.cache_bytes is None
+        else {"bytes": result.cache_bytes, "filling_seconds_of_this_call": round(result.cache_seconds, 1)},
         "log": log,
-        "provenance": Run(config.seed, {"training": seconds, "cache": trained.cache_seconds}).provenance(
+        "provenance": Run(config.seed, {"training": seconds, "cache": result.cache_seconds}).provenance(
             sources, [], units="losses and cosines have none"
         ),
     }
 
 
 def write(folder: Path, content: dict[str, Any], pictures: Sequence[tuple[str, np.ndarray]]) -> tuple[Path, Path]:
-    """Writes `report.json` and `report.html`; pictures are (caption, (H, W, 3) uint8)."""
-    write_json(folder / "report.json", content)
-    target = folder / "report.html"
-    with atomic_path(target) as temporary:
+    """Writes report.json and report.html and returns their paths. pictures: (caption, (H, W, 3) uint8)."""
+    json_path, html_path = folder / "report.json", folder / "report.html"
+    write_json(json_path, content)
+    with atomic_path(html_path) as temporary:
         temporary.write_text(_page(content, pictures), encoding="utf-8")
-    return folder / "report.json", target
+    return json_path, html_path
 
 
 def _page(content: dict[str, Any], pictures: Sequence[tuple[str, np.ndarray]]) -> str:
@@ -150,11 +151,4 @@ def _page(content: dict[str, Any], pictures: Sequence[tuple[str, np.ndarray]]) -
             else []
         ),
     ]
-    style = (
-        "body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
-        "table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.2rem .8rem;"
-        "text-align:left}caption{text-align:left;font-weight:600;padding:.3rem 0}figure{margin:1.5rem 0}"
-        "img{image-rendering:pixelated;max-width:100%}"
-    )
-    head = f"<!doctype html><meta charset=utf-8><title>dune distill</title><style>{style}</style>"
-    return head + "\n".join(parts)
+    return page("dune distill", parts)

@@ -1,19 +1,42 @@
-"""Teacher norm: a teacher's outputs standardised by running statistics. Source: arXiv 2503.14405; UNIC, section 3.2."""
+"""Teacher norms, which standardise teacher outputs: running mean and deviation (DUNE), or PHI-S.
+
+Running statistics: arXiv 2503.14405; UNIC (arXiv 2408.05088), section 3.2. PHI-S: Ranzinger et al., arXiv 2410.01680,
+where one rotation gives every channel the same variance, then one scale serves all. There the rotation is a Hadamard
+matrix after a PCA, which exists for some widths only. Here plane rotations bring one channel after the other to the
+mean variance (Bendel & Mickey, 1978), for any width.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from dune_cli.models.distilled_encoder import TokenNorm
+from dune_cli.training.common.dist import sum_over_ranks
+from dune_cli.training.common.loop import cosine
+from dune_cli.training.distill.teacher_outputs import TeacherOutputs, TokenWidths
+
+
+def new_teacher_norms(widths: TokenWidths, kind: str) -> nn.ModuleDict:
+    """A norm for every teacher and token type. kind: "mean-std" (DUNE) or "phi-s"."""
+    make = {"mean-std": RunningTokenNorm, "phi-s": PhiSNorm}[kind]
+    return nn.ModuleDict(
+        {name: nn.ModuleDict({t: make(width) for t, width in of.items()}) for name, of in widths.items()}
+    )
+
+
+def norm_momentum(step: int, steps: int) -> float:
+    """Momentum of the running statistics: a cosine from 1.0 to 0.001 over all steps, without warm-up."""
+    return cosine(1.0, 1e-3, step, steps)
 
 
 class RunningTokenNorm(TokenNorm):
-    """A `TokenNorm` that follows a teacher's outputs while training.
+    """A `TokenNorm` that follows a teacher's outputs in training.
 
-    In training the batch is standardised by its own statistics (over all ranks; unbiased deviation), which the buffers
-    follow: buf = buf (1 - m) + batch m. In evaluation, and with momentum 0, the buffers standardise.
+    In training the batch is standardised by its own statistics (over all processes; unbiased deviation), which the
+    buffers follow: buffer = buffer (1 - m) + batch m. In evaluation, and with momentum 0, the buffers standardise.
     """
 
     @torch.no_grad()
@@ -28,35 +51,20 @@ class RunningTokenNorm(TokenNorm):
         return (outputs - mean) / std.clamp(min=self.MIN_STD)
 
     def restore(self, standardised: torch.Tensor) -> torch.Tensor:
-        """The inverse of the evaluation mode's `forward`."""
+        """The inverse of `forward` in evaluation."""
         return standardised * self.std.clamp(min=self.MIN_STD) + self.mean
 
 
 def batch_statistics(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and unbiased standard deviation (D) of rows (M, D) over the rows of all ranks, in two passes."""
+    """Mean and unbiased standard deviation (D) of rows (M, D) over all processes, in two passes."""
     count = torch.tensor(float(rows.shape[0]), device=rows.device)
     mean = sum_over_ranks(rows.sum(0)) / sum_over_ranks(count)
     squares = sum_over_ranks((rows - mean).square().sum(0))
     return mean, (squares / (sum_over_ranks(count) - 1).clamp_min(1)).sqrt()
 
 
-def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all ranks; the tensor itself outside torchrun."""
-    if dist.is_available() and dist.is_initialized():
-        value = value.clone()
-        dist.all_reduce(value)
-    return value
-
-
-# PHI-S standardisation: one rotation that gives every channel the same variance, then one scale for all.
-#
-# Source: Ranzinger et al., "PHI-S: Distribution balancing for label-free multi-teacher distillation", arXiv 2410.01680.
-# There the rotation is a Hadamard matrix after a PCA, which exists for some widths only; here it is built for any width
-# from plane rotations that bring one channel after the other to the mean variance (Bendel & Mickey, 1978).
-
-
 class PhiSNorm(nn.Module):
-    """(x - mean) · rotationᵀ · scale. Fitted once, before training; in training and evaluation the same."""
+    """(x - mean) · rotationᵀ · scale. Fitted once, before training; the same in training and evaluation."""
 
     mean: torch.Tensor
     rotation: torch.Tensor
@@ -70,7 +78,7 @@ class PhiSNorm(nn.Module):
 
     @torch.no_grad()
     def forward(self, outputs: torch.Tensor, momentum: float = 0.0) -> torch.Tensor:
-        """outputs (..., D) -> standardised float32, same shape; `momentum` is the other norm's and is not used."""
+        """outputs (..., D) -> standardised float32, same shape. momentum: for the interface of RunningTokenNorm."""
         return (outputs.float() - self.mean) @ self.rotation.T * self.scale
 
     def restore(self, standardised: torch.Tensor) -> torch.Tensor:
@@ -78,8 +86,18 @@ class PhiSNorm(nn.Module):
         return (standardised / self.scale) @ self.rotation + self.mean
 
 
-class PhiSFit:
-    """Collects the covariance of a teacher's outputs over batches and ranks."""
+def fit_phi_s(norms: nn.ModuleDict, batches: Iterable[TeacherOutputs]) -> None:
+    """Fits every PHI-S norm to the teacher outputs of a few batches."""
+    moments = {(name, t): PhiSMoments(len(norm.mean)) for name, types in norms.items() for t, norm in types.items()}
+    for outputs in batches:
+        for (name, token_type), accumulated in moments.items():
+            accumulated.add(outputs[name][token_type])
+    for (name, token_type), accumulated in moments.items():
+        accumulated.fit(norms[name][token_type])
+
+
+class PhiSMoments:
+    """Accumulates mean and covariance of a teacher's outputs over batches and processes."""
 
     def __init__(self, width: int) -> None:
         self.count = torch.zeros((), dtype=torch.float64)
@@ -93,7 +111,7 @@ class PhiSFit:
         self.sum += rows.sum(0)
         self.outer += rows.T @ rows
 
-    def into(self, norm: PhiSNorm) -> None:
+    def fit(self, norm: PhiSNorm) -> None:
         """Sets a norm's buffers."""
         device = norm.mean.device
         count, total, outer = (sum_over_ranks(part.to(device)).cpu() for part in (self.count, self.sum, self.outer))
@@ -105,26 +123,26 @@ class PhiSFit:
 
 
 def balancing_rotation(covariance: torch.Tensor) -> torch.Tensor:
-    """An orthogonal Q (D, D) for which Q C Qᵀ has its mean variance in every place of the diagonal. float64."""
+    """An orthogonal Q (D, D) for which all diagonal entries of Q C Qᵀ are the mean variance. float64."""
     c = covariance.double().clone()
     width = len(c)
     q = torch.eye(width, dtype=torch.float64)
     target = c.diagonal().mean()
-    unsettled = torch.ones(width, dtype=torch.bool)
+    remaining = torch.ones(width, dtype=torch.bool)
     for _ in range(width - 1):
-        variances = torch.where(unsettled, c.diagonal(), target)
+        variances = torch.where(remaining, c.diagonal(), target)
         low, high = int(variances.argmin()), int(variances.argmax())
         if low == high:
             break
-        # the angle t with (c_ll cos² + c_hh sin² + c_lh sin 2t) = target settles `low`
+        # the angle t with c_ll cos² t + c_hh sin² t + c_lh sin 2t = target brings `low` to the target
         cll, chh, clh = c[low, low], c[high, high], c[low, high]
         root = (clh**2 - (cll - target) * (chh - target)).clamp_min(0).sqrt()
         tangent = (target - cll) / (clh + (root if clh >= 0 else -root)) if abs(clh) + root > 0 else torch.zeros(())
         cos = 1 / (1 + tangent**2).sqrt()
-        turn = torch.stack([torch.stack([cos, cos * tangent]), torch.stack([-cos * tangent, cos])])
-        pair = [low, high]
-        c[pair] = turn @ c[pair]
-        c[:, pair] = c[:, pair] @ turn.T
-        q[pair] = turn @ q[pair]
-        unsettled[low] = False
+        rotation = torch.stack([torch.stack([cos, cos * tangent]), torch.stack([-cos * tangent, cos])])
+        plane = [low, high]
+        c[plane] = rotation @ c[plane]
+        c[:, plane] = c[:, plane] @ rotation.T
+        q[plane] = rotation @ q[plane]
+        remaining[low] = False
     return q

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from dune_cli.errors import UserError
 from dune_cli.models.match_head import CHANNELS
-from dune_cli.training.distill.config import changes
-
-FREE = {"device", "checkpoint_minutes", "log_every", "teacher_minutes"}  # may change on resume
+from dune_cli.training.common.config import TrainingConfig, check_minimum
 
 
 @dataclass(frozen=True)
-class MatcherConfig:
+class MatcherConfig(TrainingConfig):
     """encoder: file or name of a dune-mini. data: folders of scenes. photos: folders of photos to warp.
     init: a head's file to go on from. labels: folder of the teacher's matches (None: inside the run's). context: parts
     of the head's. pairs: image pairs a step. keypoints: of each image in training. warped_share: of pairs that are
     warped photos. validate: scenes to hold out instead of a share of them.
     """
+
+    SCHEMA: ClassVar[str] = "dune.matcher-run/1"
+    KIND: ClassVar[str] = "a matcher's training"
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"device", "checkpoint_minutes", "log_every", "teacher_minutes"})
+    INPUTS: ClassVar[dict[str, str]] = {
+        "encoder": "the encoder's weights",
+        "scenes": "the scenes of --data",
+        "pairs": "the number of labelled pairs",
+        "photos": "the photos of --photos",
+    }
 
     encoder: str
     data: tuple[str, ...]
@@ -51,22 +58,9 @@ class MatcherConfig:
         unknown = sorted(set(self.context) - set(CHANNELS))
         if unknown:
             raise UserError(f"--context {unknown[0]!r} is unknown; allowed: {', '.join(CHANNELS)}")
-        whole = {
-            "--steps": self.steps,
-            "--pairs": self.pairs,
-            "--keypoints": self.keypoints,
-            "--max-keypoints": self.max_keypoints,
-            "--log-every": self.log_every,
-        }
-        for option, value in whole.items():
-            if value < 1:
-                raise UserError(f"{option} {value} must be 1 or more")
-        if self.size_px < 32:
-            raise UserError(f"--size {self.size_px} must be 32 or more")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise UserError(f"--lr {self.learning_rate} must be above 0")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed} must be 0 or more")
+        self.check_common()
+        check_minimum(1, {"--pairs": self.pairs, "--keypoints": self.keypoints, "--max-keypoints": self.max_keypoints})
+        check_minimum(32, {"--size": self.size_px})
         if not 0 <= self.warped_share <= 1:
             raise UserError(f"--warped {self.warped_share} must lie between 0 and 1")
         if self.warped_share > 0 and not self.photos:
@@ -75,11 +69,6 @@ class MatcherConfig:
             raise UserError("--data needs at least one folder of scenes; without any, give --warped 1")
 
     def as_json(self) -> dict[str, Any]:
-        """The settings as JSON holds them."""
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return plain | {"teacher_minutes": None if math.isinf(self.teacher_minutes) else self.teacher_minutes}
-
-    def differences(self, old: Mapping[str, Any]) -> list[str]:
-        """What a resumed run would change, as `name: old → new`; what may change is left out."""
-        now = self.as_json()
-        return changes(old, now, [field.name for field in fields(self) if field.name not in FREE])
+        """As the base class; a `teacher_minutes` without limit is None."""
+        minutes = None if math.isinf(self.teacher_minutes) else self.teacher_minutes
+        return super().as_json() | {"teacher_minutes": minutes}

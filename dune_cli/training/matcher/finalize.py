@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from dune_cli.checkpoints import adapters, weight_files
+from dune_cli.checkpoints import adapters
 from dune_cli.checkpoints.adapters import dune_matcher
-from dune_cli.errors import JobFailed
 from dune_cli.geometry.epipolar import estimate_relative_pose, pose_auc, pose_error
 from dune_cli.io.json_files import write_json
-from dune_cli.io.outputs import atomic_path
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers.dune import Dune
 from dune_cli.matchers.matcher import FeatureMatcher, Features
 from dune_cli.models.match_head import MatchHead
 from dune_cli.provenance import Source
+from dune_cli.training.common.export import write_full_and_half
 from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.matcher.sequences import RealPair
 from dune_cli.training.matcher.trainer import TrainedMatcher, random_head, start
@@ -79,19 +78,10 @@ def score(matcher: FeatureMatcher, pairs: Sequence[RealPair], seed: int) -> Vali
 # A trained head as a file that `load_match_head` reads.
 
 
-def write_head(path: Path, head: MatchHead, begun_from: Mapping[str, Source], dtype: torch.dtype) -> None:
-    """Writes `path` (.safetensors), whole or not at all; its header names the weights that the head began from.
-
-    `dtype` float16 halves the file. JobFailed when it cannot be written.
-    """
-    tensors, header = adapters.to_safetensors(dune_matcher.tree_of(head))
-    tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
-    try:
-        with atomic_path(path) as temporary:
-            weight_files.write_safetensors(temporary, tensors, {**header, "dune.licence": licence_of(begun_from)})
-    except OSError as error:
-        why = error.strerror or error
-        raise JobFailed(f"cannot write {path} ({why}); make room and run the same command again") from error
+def head_weights(head: MatchHead, begun_from: Mapping[str, Source]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(state dict, metadata) of a head's weight file; the metadata names the weights that the head began from."""
+    tensors, metadata = adapters.to_safetensors(dune_matcher.tree_of(head))
+    return tensors, {**metadata, "dune.licence": licence_of(begun_from)}
 
 
 def licence_of(begun_from: Mapping[str, Source]) -> str:
@@ -103,7 +93,7 @@ def licence_of(begun_from: Mapping[str, Source]) -> str:
 
 
 @dataclass(frozen=True)
-class FinishedMatcher:
+class MatcherFiles:
     """The files of a run, and what its report says."""
 
     head: Path
@@ -112,11 +102,10 @@ class FinishedMatcher:
     document: dict[str, Any]
 
 
-def finish(trained: TrainedMatcher, output: Path) -> FinishedMatcher:
+def finalize(trained: TrainedMatcher, output: Path) -> MatcherFiles:
     """Writes matcher.safetensors, matcher_fp16.safetensors and report.json."""
-    full, half, report = (output / name for name in ("matcher.safetensors", "matcher_fp16.safetensors", "report.json"))
-    write_head(full, trained.head, trained.begun_from, torch.float32)
-    write_head(half, trained.head, trained.begun_from, torch.float16)
+    full, half = write_full_and_half(output, "matcher", *head_weights(trained.head, trained.begun_from))
+    report = output / "report.json"
     device = trained.eye.device
     heads: dict[str, MatchHead] = {
         "trained": trained.head,
@@ -155,4 +144,4 @@ def finish(trained: TrainedMatcher, output: Path) -> FinishedMatcher:
         "last_log": log[-1] if log else {},
     }
     write_json(report, document)
-    return FinishedMatcher(full, half, report, document)
+    return MatcherFiles(full, half, report, document)

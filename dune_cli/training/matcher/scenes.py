@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dune_cli.errors import UserError
-from dune_cli.training.common.schedule import held_out
+from dune_cli.training.common.sampler import held_out_mask
 
 # the scenes of the `wide` pairs of `dune eval pairs`
 BENCHMARK = frozenset(
@@ -55,7 +55,7 @@ def find_scenes(folders: Iterable[Path], held_out_fraction: float, validate: Seq
     if validate:
         kept = {group: group in {group_of(name) for name in validate} for group in groups}
     else:
-        kept = dict(zip(groups, held_out(groups, held_out_fraction)))
+        kept = dict(zip(groups, held_out_mask(groups, held_out_fraction)))
     order = sorted(found, key=lambda n: (part_of(n) > 0, not kept[group_of(n)], len(found[n]) < 5, part_of(n), n))
     return [TrainingScene(name, found[name], kept[group_of(name)]) for name in order]
 

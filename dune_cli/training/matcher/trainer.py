@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +19,16 @@ from dune_cli.checkpoints.loader import (
     load_match_head,
     new_match_head,
 )
-from dune_cli.errors import JobFailed, UserError
-from dune_cli.io.json_files import Fields, write_json
-from dune_cli.io.outputs import check_output_folder
+from dune_cli.errors import UserError
+from dune_cli.io.json_files import Fields
 from dune_cli.matchers.dune import EncoderExtractor
 from dune_cli.models.lightglue import LightGlueConfig
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig
 from dune_cli.provenance import Source
-from dune_cli.training.common import checkpoints
+from dune_cli.training.common.checkpoints import RunState
 from dune_cli.training.common.dist import Dist, dist_from_environment
-from dune_cli.training.common.run_folder import CONFIG, RunFolder
-from dune_cli.training.common.schedule import learning_rate
+from dune_cli.training.common.loop import TrainingLoop, check_finite, set_learning_rate
+from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.matcher.config import MatcherConfig
 from dune_cli.training.matcher.dataset import TrainingPair, TrainingPairs
 from dune_cli.training.matcher.loss import assignment_loss, refinement_loss
@@ -43,7 +40,6 @@ TEACHER_PX, TEACHER_KEYPOINTS = 640, 1024
 WARMUP = 0.05
 CLIP = 1.0
 CONTEXT_TIMES, REFINEMENT_TIMES = 5.0, 15.0
-SCHEMA = "dune.matcher-run/1"
 
 
 @dataclass(frozen=True)
@@ -65,18 +61,18 @@ def train(config: MatcherConfig, output: Path) -> TrainedMatcher:
     written or the loss is no longer finite. Killed at any moment, the same call goes on from the last checkpoint, bit
     for bit on the same machine.
     """
-    with dist_from_environment(runtime.pick_device(config.device)) as here:
-        if here.count > 1:
+    with dist_from_environment(runtime.pick_device(config.device)) as dist:
+        if dist.world_size > 1:
             raise UserError("dune train matcher runs in one process; start it without torchrun")
-        return _train(config, RunFolder(output), here)
+        return _train(config, RunFolder(output), dist)
 
 
-def _train(config: MatcherConfig, folder: RunFolder, here: Dist) -> TrainedMatcher:
-    begun = begun_run(config, folder.path)
-    eye = EncoderExtractor(load_encoder(config.encoder, str(here.device)))
+def _train(config: MatcherConfig, folder: RunFolder, dist: Dist) -> TrainedMatcher:
+    recorded_inputs = folder.check(config)
+    eye = EncoderExtractor(load_encoder(config.encoder, str(dist.device)))
     head, begun_from = start(config)
-    head.to(here.device)
-    pairs = _labelled(config, folder.path, begun)
+    head.to(dist.device)
+    pairs = _labelled(config, folder.path, recorded_inputs)
     photos = _photos(config)
     inputs = {
         "encoder": eye.mini_hash(),
@@ -84,29 +80,15 @@ def _train(config: MatcherConfig, folder: RunFolder, here: Dist) -> TrainedMatch
         "pairs": len(pairs),
         "photos": hashlib.sha256("\n".join(path.name for path in photos).encode()).hexdigest(),
     }
-    if begun is None:
-        write_json(folder.path / CONFIG, {"schema": SCHEMA, "config": config.as_json(), "inputs": inputs})
-    elif changed := [name for name in inputs if inputs[name] != begun.object("inputs").get(name)]:
-        raise UserError(
-            f"{folder.path} holds a run with other inputs ({', '.join(changed)}); put them back, or use another -o"
-        )
+    folder.begin(config, inputs)
 
     examples = TrainingPairs(config, eye, head, [pair for pair in pairs if not pair.held_out], photos)
     trained = [p for p in head.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weight_groups(head), lr=0.0, betas=(0.9, 0.99), weight_decay=config.weight_decay)
-    run = checkpoints.RunState(head, optimizer, nn.ModuleDict())
-    newest = checkpoints.latest(folder.checkpoints)
-    first = run.restore(newest, here) if newest else 0
-    if newest:
-        console.note(f"going on from {newest.name}, {config.steps - first} steps to go")
-
-    before = max((e["seconds"] for e in folder.read_log() if e["step"] <= first), default=0.0)
-    started = last_saved = time.monotonic()
+    loop = TrainingLoop("matcher", folder, config, RunState(head, optimizer), dist)
     head.train()
-    for step in console.progress(range(first, config.steps), "matcher", unit="step"):
-        for group in optimizer.param_groups:
-            peak = config.learning_rate * group["times"]
-            group["lr"] = learning_rate(step, config.steps, peak, warmup_fraction=WARMUP)
+    for step in loop.steps():
+        set_learning_rate(optimizer, step, config.steps, config.learning_rate, warmup_fraction=WARMUP)
         numbers: dict[str, list[float]] = {}
         for place in range(config.pairs):
             loss, parts = losses(head, examples.draw(step, place), config.bfloat16)
@@ -119,18 +101,10 @@ def _train(config: MatcherConfig, folder: RunFolder, here: Dist) -> TrainedMatch
         norm = nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if not math.isfinite(float(norm)):
-            raise JobFailed(f"the loss is not finite at step {step + 1}; try a lower --lr, or --dtype float32")
-
-        done, now = step + 1, time.monotonic()
-        if done % config.log_every == 0 or done == config.steps:
-            entry = {"step": done, "lr": optimizer.param_groups[0]["lr"], "gradient": float(norm)}
-            entry |= {name: round(sum(values) / len(values), 5) for name, values in numbers.items()}
-            folder.append_log(entry | {"seconds": round(before + now - started, 3)})
-        if done == config.steps or now - last_saved >= 60 * config.checkpoint_minutes:
-            run.save(folder.checkpoints, done, here)
-            last_saved = now
-    return TrainedMatcher(config, head.eval(), begun_from, eye, pairs, time.monotonic() - started)
+        check_finite([float(norm)], step + 1)
+        means = {name: round(sum(values) / len(values), 5) for name, values in numbers.items()}
+        loop.end_step(step, lambda rate, entry={"gradient": float(norm)} | means: entry)
+    return TrainedMatcher(config, head.eval(), begun_from, eye, pairs, loop.seconds)
 
 
 def losses(head: MatchHead, example: TrainingPair, bfloat16: bool) -> tuple[torch.Tensor, dict[str, float]]:
@@ -163,9 +137,9 @@ def losses(head: MatchHead, example: TrainingPair, bfloat16: bool) -> tuple[torc
 
 
 def weight_groups(head: MatchHead) -> list[dict[str, Any]]:
-    """The trained weights: LightGlue's, and those that begin as nothing, whose learning rate is `times` as high."""
+    """The trained weights: LightGlue's, and those that begin at zero, with `lr_scale` times its learning rate."""
     parts = ((head.glue, 1.0), (head.context, CONTEXT_TIMES), (head.refinement, REFINEMENT_TIMES))
-    groups = [{"params": list(part.parameters()), "times": times} for part, times in parts]
+    groups = [{"params": list(part.parameters()), "lr_scale": scale} for part, scale in parts]
     return [group for group in groups if group["params"]]
 
 
@@ -194,27 +168,15 @@ def head_config(config: MatcherConfig) -> MatchHeadConfig:
     return MatchHeadConfig(config.context, glue, long_side_px=config.size_px, max_keypoints=config.max_keypoints)
 
 
-def begun_run(config: MatcherConfig, path: Path) -> Fields | None:
-    """What the folder says of its run, if it has one. UserError for one of other settings."""
-    check_output_folder(path, overwrite=True)
-    begun = RunFolder(path).begun(SCHEMA, "a matcher's training")
-    if begun is None:
-        return None
-    changed = config.differences(begun.object("config"))
-    if changed:
-        raise UserError(f"{path} holds a run with other settings ({'; '.join(changed)}); use those, or another -o")
-    return begun
-
-
-def _labelled(config: MatcherConfig, output: Path, begun: Fields | None) -> list[RealPair]:
-    """The real pairs. The teacher matches what it has not matched yet, and anew what is damaged; of a run that has
-    begun, its scenes alone."""
+def _labelled(config: MatcherConfig, output: Path, recorded_inputs: Fields | None) -> list[RealPair]:
+    """The real pairs. The teacher matches scenes that have no matches yet, or damaged ones; a resumed run keeps to its
+    recorded scenes."""
     if not config.data:
         return []
     scenes = find_scenes([Path(folder) for folder in config.data], config.held_out_fraction, config.validate)
     labels = Path(config.labels) if config.labels else output / "labels"
-    if begun is not None:
-        known = begun.object("inputs").items_of("scenes")
+    if recorded_inputs is not None:
+        known = recorded_inputs.items_of("scenes")
         scenes = [scene for scene in scenes if scene.name in known]
     lacking = [scene for scene in scenes if read_matches(labels, scene) is None] if config.teacher_minutes > 0 else []
     if lacking:

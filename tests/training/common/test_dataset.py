@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from dune_cli.errors import UserError
-from dune_cli.training.common.dataset import Augmentation, fixed_crop, open_photos, open_source
+from dune_cli.training.common.dataset import Augmentation, fixed_crop, open_dataset, open_source
 from dune_cli.training.common.dist import Dist
-from dune_cli.training.common.schedule import BatchSlot
-from dune_cli.training.distill.step import run_teachers
-from dune_cli.training.distill.teacher_cache import CacheKey, TeacherCache
+from dune_cli.training.common.sampler import BatchSlot
+from dune_cli.training.distill.teacher_outputs import CacheKey, TeacherCache, run_teachers
 from support.teacher_files import smooth_photo
 
 CPU = torch.device("cpu")
@@ -32,15 +31,15 @@ class Mean(torch.nn.Module):
 
 
 def test_the_cache_holds_what_teachers_say_of_the_same_crops(photos: Path, tmp_path: Path) -> None:
-    found = open_photos([str(photos)], ["mean"], 0.1)
+    found = open_dataset([str(photos)], ["mean"], 0.1)
     key = CacheKey({"mean": "0"}, 28, (2, 2), 3, 5, True, found.hash, "float32")
     cache, settings = TeacherCache(tmp_path, key, found), Augmentation()
     here, widths = Dist(0, 1, CPU), {"mean": Mean.widths}
-    unfilled = cache.unfilled(widths, here)
-    assert unfilled == list(range(cache.shards))
-    cache.fill({"mean": Mean()}, unfilled, settings, here, 2, torch.float32, at_once=7)
-    assert cache.unfilled(widths, here) == [] and cache.shards == -(-sum(found.sizes) * 3 // 64)
-    for index, epoch in ((0, 0), (4, 1), (sum(found.sizes) - 1, 2), (4, 4)):
+    missing = cache.missing_shards(widths, here)
+    assert missing == list(range(cache.shards))
+    cache.fill({"mean": Mean()}, missing, settings, here, 2, torch.float32, batch_size=7)
+    assert cache.missing_shards(widths, here) == [] and cache.shards == -(-sum(found.group_sizes) * 3 // 64)
+    for index, epoch in ((0, 0), (4, 1), (sum(found.group_sizes) - 1, 2), (4, 4)):
         slot = BatchSlot(0, index, position=99, epoch=epoch)
         read = cache.read(slot)
         crop = fixed_crop(found, slot, epoch % 3, 28, settings, 5)
@@ -50,13 +49,13 @@ def test_the_cache_holds_what_teachers_say_of_the_same_crops(photos: Path, tmp_p
             torch.testing.assert_close(read[f"mean/{kind}"], value[0].half())
     assert torch.equal(cache.read(BatchSlot(0, 4, 0, 1))["image"], cache.read(BatchSlot(0, 4, 7, 4))["image"])
     other = TeacherCache(tmp_path, CacheKey(**{**key.__dict__, "crops": 2}), found)
-    assert other.folder != cache.folder and len(other.unfilled(widths, here)) == other.shards
+    assert other.folder != cache.folder and len(other.missing_shards(widths, here)) == other.shards
 
 
 def test_teachers_asked_in_pieces_say_the_same() -> None:
     images = torch.rand(5, 3, 8, 8)
     whole = run_teachers({"mean": Mean()}, images, (2, 2), torch.float32)
-    parts = run_teachers({"mean": Mean()}, images, (2, 2), torch.float32, at_once=2)
+    parts = run_teachers({"mean": Mean()}, images, (2, 2), torch.float32, batch_size=2)
     assert all(torch.equal(whole["mean"][kind], parts["mean"][kind]) for kind in ("cls", "patch"))
 
 
@@ -109,16 +108,16 @@ def test_tags_name_teachers_and_folders_may_hold_an_equals_sign(tmp_path: Path) 
     odd.mkdir()
     for seed in range(3):
         smooth_photo(odd / f"{seed}.png", seed)
-    assert open_photos([str(odd)], ["dinov2"], 0.0).owners == [None]
-    tagged = open_photos([f"mast3r={odd}", f"dinov2={odd}", f"dinov2={odd}"], ["dinov2", "mast3r"], 0.0)
-    assert tagged.owners == ["dinov2", "mast3r"] and tagged.sizes == (6, 3)
+    assert open_dataset([str(odd)], ["dinov2"], 0.0).owners == [None]
+    tagged = open_dataset([f"mast3r={odd}", f"dinov2={odd}", f"dinov2={odd}"], ["dinov2", "mast3r"], 0.0)
+    assert tagged.owners == ["dinov2", "mast3r"] and tagged.group_sizes == (6, 3)
 
 
 def test_a_broken_photo_gives_way_to_the_next(tmp_path: Path) -> None:
     for seed in range(3):
         smooth_photo(tmp_path / f"{seed}.png", seed)
     (tmp_path / "1.png").write_bytes(b"broken")
-    photos = open_photos([str(tmp_path)], ["dinov2"], 0.0)
+    photos = open_dataset([str(tmp_path)], ["dinov2"], 0.0)
     told = []
     photos.on_broken = lambda label, why: told.append((label, why))
     second, third = (photos.load(BatchSlot(0, index, 0, 0)) for index in (1, 2))

@@ -28,14 +28,14 @@ from dune_cli.training.common import checkpoints
 from support.hostile_runs import alone, new_run
 audited.install()
 run, here = new_run(), alone()
-run.restore(checkpoints.latest(Path(sys.argv[1]) / "honest" / "checkpoints"), here)  # imports what it imports
+run.restore(checkpoints.latest_checkpoint(Path(sys.argv[1]) / "honest" / "checkpoints"), here)  # lazy imports
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for folder in sorted(Path(sys.argv[1]).glob("0*")):
     audited.heard.clear()
     start = time.process_time()
     try:
         with audited.listening():
-            run.restore(checkpoints.latest(folder / "checkpoints"), here)
+            run.restore(checkpoints.latest_checkpoint(folder / "checkpoints"), here)
         said = None
     except UserError as error:
         said = str(error)

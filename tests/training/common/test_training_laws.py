@@ -8,11 +8,18 @@ import torch
 
 from dune_cli.errors import UserError
 from dune_cli.training.common.dataset import Augmentation, augment
-from dune_cli.training.common.schedule import Sampler, held_out, learning_rate, norm_momentum
+from dune_cli.training.common.loop import learning_rate, weight_decay_groups
+from dune_cli.training.common.sampler import Sampler, held_out_mask
 from dune_cli.training.distill.projectors import PROJECTORS
 from dune_cli.training.distill.step import scale_and_clip
-from dune_cli.training.distill.students import Student, freeze_unused, ladder_levels, new_student, weight_groups
-from dune_cli.training.distill.teacher_norm import PhiSFit, PhiSNorm, RunningTokenNorm, balancing_rotation
+from dune_cli.training.distill.students import Student, freeze_unused, ladder_levels, new_encoder
+from dune_cli.training.distill.teacher_norm import (
+    PhiSMoments,
+    PhiSNorm,
+    RunningTokenNorm,
+    balancing_rotation,
+    norm_momentum,
+)
 
 CPU = torch.device("cpu")
 
@@ -58,11 +65,11 @@ def test_the_sampler_has_no_state_and_ranks_share_a_step() -> None:
 
 def test_held_out_photos_do_not_depend_on_the_others() -> None:
     names = [f"{index}.jpg" for index in range(2000)]
-    flags = dict(zip(names, held_out(names, 0.1)))
+    flags = dict(zip(names, held_out_mask(names, 0.1)))
     assert 150 < sum(flags.values()) < 250
-    assert held_out(names[::-3], 0.1) == [flags[name] for name in names[::-3]]
-    assert held_out(names[:5], 0.0) == [False] * 5
-    assert sum(held_out(["a", "b", "c"], 1e-9)) == 1 and held_out(["a"], 1e-9) == [False]
+    assert held_out_mask(names[::-3], 0.1) == [flags[name] for name in names[::-3]]
+    assert held_out_mask(names[:5], 0.0) == [False] * 5
+    assert sum(held_out_mask(["a", "b", "c"], 1e-9)) == 1 and held_out_mask(["a"], 1e-9) == [False]
 
 
 def gradient_image() -> torch.Tensor:
@@ -123,10 +130,10 @@ def test_phi_s_rotation_is_orthogonal_and_balances(width: int) -> None:
 def test_phi_s_standardises_by_one_scale_and_can_be_undone() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(4, 500, 12, generator=generator) * torch.logspace(-2, 1, 12) + 3
-    norm, fit = PhiSNorm(12), PhiSFit(12)
+    norm, fit = PhiSNorm(12), PhiSMoments(12)
     for batch in tokens:
         fit.add(batch)
-    fit.into(norm)
+    fit.fit(norm)
     out = norm(tokens)
     torch.testing.assert_close(out.mean((0, 1)), torch.zeros(12), atol=1e-3, rtol=0)
     torch.testing.assert_close(out.std((0, 1)), torch.ones(12), atol=1e-2, rtol=0)
@@ -153,7 +160,7 @@ def test_gradients_are_clipped_one_parameter_at_a_time() -> None:
 @pytest.mark.parametrize("projector", sorted(PROJECTORS))
 def test_projectors_and_unused_parameters(projector: str) -> None:
     widths = {"a": {"cls": 24, "patch": 24}, "b": {"patch": 10}}
-    student = Student(new_student("vit:64x4", 28, 0), widths, projector, 0)
+    student = Student(new_encoder("vit:64x4", 28, 0), widths, projector, 0)
     freeze_unused(student, 28)
     frozen = {name for name, parameter in student.named_parameters() if not parameter.requires_grad}
     assert frozen == {"encoder.norm.weight", "encoder.norm.bias"}
@@ -162,7 +169,7 @@ def test_projectors_and_unused_parameters(projector: str) -> None:
         "a": {"cls": (2, 24), "patch": (2, 4, 24)},
         "b": {"patch": (2, 4, 10)},
     }
-    decayed, free = weight_groups(student, 0.03)
+    decayed, free = weight_decay_groups(student, 0.03)
     assert free["weight_decay"] == 0 and all(parameter.ndim <= 1 for parameter in free["params"])
     assert len(decayed["params"]) + len(free["params"]) + 2 == len(list(student.parameters()))
     if projector == "lp":
@@ -170,16 +177,16 @@ def test_projectors_and_unused_parameters(projector: str) -> None:
 
 
 def test_students_are_drawn_as_the_recipe_says() -> None:
-    student = new_student("vit:64x2", 28, 4)
-    again, other = new_student("vit:64x2", 28, 4), new_student("vit:64x2", 28, 5)
+    student = new_encoder("vit:64x2", 28, 4)
+    again, other = new_encoder("vit:64x2", 28, 4), new_encoder("vit:64x2", 28, 5)
     assert torch.equal(student.pos_embed, again.pos_embed) and not torch.equal(student.pos_embed, other.pos_embed)
     assert student.register_tokens.shape == (1, 4, 64) and student.config.position_policy == "offset"
     assert student.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert student.pos_embed.std().item() == pytest.approx(0.02, rel=0.2)
     assert student.cls_token.abs().max() < 1e-5 and student.blocks[1].ls2.gamma.unique().item() == pytest.approx(1e-4)
     assert student.blocks[0].attn.qkv.bias.abs().max() == 0
-    timm_student = new_student("timm:resnet10t", 32, 4)
+    timm_student = new_encoder("timm:resnet10t", 32, 4)
     state = torch.random.get_rng_state()
-    same = new_student("timm:resnet10t", 32, 4)
+    same = new_encoder("timm:resnet10t", 32, 4)
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.equal(timm_student.model.conv1[0].weight, same.model.conv1[0].weight)

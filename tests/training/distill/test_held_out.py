@@ -10,9 +10,9 @@ from torch import nn
 
 from dune_cli.provenance import Source
 from dune_cli.teachers.teacher import PATCH, Teacher
-from dune_cli.training.common.dataset import open_photos
+from dune_cli.training.common.dataset import open_dataset
 from dune_cli.training.distill.held_out import held_out_scores
-from dune_cli.training.distill.step import teacher_norms
+from dune_cli.training.distill.teacher_norm import new_teacher_norms
 
 GRID = (2, 2)
 
@@ -42,10 +42,10 @@ class Says(nn.Module):
 
 def test_zero_tokens_are_left_out(photos: Path) -> None:
     teacher = Bright()
-    norms = teacher_norms({"bright": teacher.widths}, "mean-std").eval()
+    norms = new_teacher_norms({"bright": teacher.widths}, "mean-std").eval()
     norms["bright"][PATCH].mean.copy_(torch.tensor([0.5, 0.1]))
     norms["bright"][PATCH].std.copy_(torch.tensor([0.1, 0.3]))
-    found = open_photos([str(photos)], ["bright"], 0.5)
+    found = open_dataset([str(photos)], ["bright"], 0.5)
     perfect, constant = (Says(teacher, norms, right) for right in (True, False))
     (score,) = held_out_scores(perfect, constant, {"bright": teacher}, norms, found, 32, GRID, torch.device("cpu"))
     assert 0 < score.tokens < 1

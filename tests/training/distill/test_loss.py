@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dune_cli.training.common.schedule import learning_rate, norm_momentum
+from dune_cli.training.common.loop import learning_rate
 from dune_cli.training.distill.config import STRATEGIES
 from dune_cli.training.distill.loss import TokenLoss, coefficients, teacher_losses, token_loss
-from dune_cli.training.distill.teacher_norm import RunningTokenNorm
+from dune_cli.training.distill.teacher_norm import RunningTokenNorm, norm_momentum
 
 OWNER = torch.tensor([0, 1, 2, 0, 1, 2])  # in19k, Habitat, BEDLAM, GLDv2, Niantic, AGORA
 

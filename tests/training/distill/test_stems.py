@@ -14,7 +14,7 @@ from dune_cli.checkpoints import weights_folder
 from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.checkpoints.third_party import Foreign, open_foreign, open_xfeat
 from dune_cli.errors import UserError, WeightsMissing
-from dune_cli.training.distill.students import new_student
+from dune_cli.training.distill.students import new_encoder
 from support import kornia_xfeat
 
 
@@ -27,7 +27,7 @@ needs_lite = pytest.mark.weights("efficientnet-lite2")
 
 def test_unknown_stems_are_named() -> None:
     with pytest.raises(UserError, match=r"unknown stem resnet; known, joined by \+: conv, xfeat, lite"):
-        new_student("dune-mini:xfeat+resnet", 64, 0)
+        new_encoder("dune-mini:xfeat+resnet", 64, 0)
 
 
 def test_a_missing_file_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,13 +36,13 @@ def test_a_missing_file_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(weights_folder, "locate", missing)
     with pytest.raises(WeightsMissing, match="efficientnet-lite2 is not here"):
-        new_student("dune-mini:lite", 64, 0)
-    assert new_student("dune-mini:lite", 64, 0, open_weights=False).open_stem == {}
+        new_encoder("dune-mini:lite", 64, 0)
+    assert new_encoder("dune-mini:lite", 64, 0, open_weights=False).open_stem == {}
 
 
 @pytest.mark.parametrize("open_weights", [open_xfeat, pytest.param(published, marks=pytest.mark.weights("xfeat"))])
 def test_the_xfeat_stem_is_the_published_network(open_weights: Callable[[], Foreign]) -> None:
-    encoder = new_student("dune-mini:xfeat", 64, 0).eval()
+    encoder = new_encoder("dune-mini:xfeat", 64, 0).eval()
     network = kornia_xfeat.network(open_weights())
     images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def test_the_xfeat_stem_is_the_published_network(open_weights: Callable[[], Fore
 def test_the_lite_stem_is_the_teachers_network() -> None:
     from dune_cli.teachers.registry import load_teacher
 
-    encoder = new_student("dune-mini:lite", 64, 0).eval()
+    encoder = new_encoder("dune-mini:lite", 64, 0).eval()
     teacher = load_teacher("efficientnet-lite2", torch.device("cpu"), torch.float32)
     images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -70,7 +70,7 @@ def test_a_student_with_open_stems_is_distilled_and_read_again(distill, photos: 
         "--batch-size", 2, "--held-out", 0,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    fresh = new_student("dune-mini:xfeat+lite", 64, 0)
+    fresh = new_encoder("dune-mini:xfeat+lite", 64, 0)
     encoder = load_encoder(tmp_path / "o" / "student.safetensors")
     assert encoder.vit.config == fresh.config
     for key, value in fresh.stem.state_dict().items():

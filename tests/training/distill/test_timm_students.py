@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dune_cli.teachers.registry import load_teacher
-from dune_cli.training.distill.students import Student, freeze_unused, new_student
+from dune_cli.training.distill.students import Student, freeze_unused, new_encoder
 
 STUDENTS = ("resnet18", "convnext_atto", "vit_tiny_patch16_224")
 
@@ -27,7 +27,7 @@ def test_plain_timm_loads_the_file(name: str, distill, teachers: str, photos: Pa
     written = load_file(file)
     assert loaded.keys() == written.keys()
     assert all(torch.equal(loaded[key], written[key]) for key in written)
-    fresh = new_student(f"timm:{name}", 64, 0).model.state_dict()
+    fresh = new_encoder(f"timm:{name}", 64, 0).model.state_dict()
     moved = [key for key in written if written[key].is_floating_point() and not torch.equal(written[key], fresh[key])]
     assert len(moved) > 0.5 * len(written)
     half = timm.create_model(name, checkpoint_path=str(file.with_name("student_fp16.safetensors"))).state_dict()
@@ -52,7 +52,7 @@ def test_plain_timm_loads_the_file(name: str, distill, teachers: str, photos: Pa
     ],
 )
 def test_features_on_the_common_grid(name: str, patch: int, width: int) -> None:
-    encoder = new_student(f"timm:{name}", 64, 0).eval()
+    encoder = new_encoder(f"timm:{name}", 64, 0).eval()
     images = torch.rand(2, 3, 64, 96)
     if name.startswith("swin"):
         images = images[..., :64]
@@ -71,7 +71,7 @@ def test_features_on_the_common_grid(name: str, patch: int, width: int) -> None:
 
 
 def test_the_classifier_stays_out_of_training() -> None:
-    student = Student(new_student("timm:resnet10t", 32, 0), {"a": {"cls": 8, "patch": 8}}, "sp", 0)
+    student = Student(new_encoder("timm:resnet10t", 32, 0), {"a": {"cls": 8, "patch": 8}}, "sp", 0)
     before = {key: value.clone() for key, value in student.state_dict().items()}
     freeze_unused(student, 32)
     frozen = {name for name, parameter in student.named_parameters() if not parameter.requires_grad}
