@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,9 +105,17 @@ def _notes_show() -> None:
 
 @pytest.fixture
 def dune() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `dune ARGS` as a real process and returns what it printed and its exit code."""
+    """Runs `dune ARGS` in this process and returns what it printed and its exit code."""
+    from support.command_line import run
 
-    def run(*arguments: str | Path, timeout: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
+    return run
+
+
+@pytest.fixture
+def dune_process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same as a real process, which imports torch anew: for signals, what is imported, and a few whole runs."""
+
+    def run(*arguments: object, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "dune_cli.cli", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
 

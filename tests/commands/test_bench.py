@@ -1,4 +1,4 @@
-"""`dune bench` as a real process, on a small input."""
+"""`dune bench` on a small input: the JSON, the tables, what is refused."""
 
 from __future__ import annotations
 

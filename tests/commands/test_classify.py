@@ -22,9 +22,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_set(tmp_path_factory.mktemp("head-weights"))
 
 
-def test_five_lines_a_photo_in_a_real_process(
-    weights: Path, example_photos: Path, dune: Callable[..., CompletedProcess[str]]
-) -> None:
+def test_five_lines_a_photo(weights: Path, example_photos: Path, dune: Callable[..., CompletedProcess[str]]) -> None:
     done = dune("classify", example_photos / "chelsea.png", "--model", weights / HEAD, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -37,9 +37,9 @@ def package(facts: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_everything_on_this_machine(dune: Dune) -> None:
+def test_everything_on_this_machine(dune_process: Dune) -> None:
     """The test extra installs all that the weight-free verbs need."""
-    run = dune("doctor", "--json")
+    run = dune_process("doctor", "--json")
     facts = json.loads(run.stdout)
     assert run.returncode == 0 and facts["ok"], run.stderr
     assert facts["schema"] == "dune.doctor/1"

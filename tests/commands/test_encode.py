@@ -1,4 +1,4 @@
-"""`dune encode` as a real process."""
+"""`dune encode`: what it writes and prints, and the sentences for what goes wrong."""
 
 from __future__ import annotations
 

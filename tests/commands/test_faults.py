@@ -1,4 +1,4 @@
-"""What users do wrong and what machines run out of, as real processes: the exit code, one sentence, no half output.
+"""What users do wrong and what machines run out of: the exit code, one sentence, no half output.
 
 A new verb that reads photos joins by a line in VERBS.
 """

@@ -1,4 +1,4 @@
-"""`dune human` as a real process: files, pixels and metres, and the sentences for what goes wrong."""
+"""`dune human`: files, pixels and metres, and the sentences for what goes wrong."""
 
 from __future__ import annotations
 

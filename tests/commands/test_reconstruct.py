@@ -1,4 +1,4 @@
-"""`dune reconstruct` as a real process: what it writes and prints, that it repeats to the byte, and what it refuses."""
+"""`dune reconstruct` of two photos: what it writes and prints, that it repeats to the byte, and what it refuses."""
 
 from __future__ import annotations
 
@@ -56,9 +56,11 @@ def refused(done: subprocess.CompletedProcess[str], exit_code: int, *words: str)
 
 
 def test_two_runs_write_the_same_bytes_and_the_scene_beside_them(
-    dune: Dune, photos: list[Path], tmp_path: Path
+    dune: Dune, dune_process: Dune, photos: list[Path], tmp_path: Path
 ) -> None:
-    runs = [dune(*arguments(photos, tmp_path / name / "scene.ply", "--seed", "7")) for name in ("a", "b")]
+    """One of them as a real process."""
+    words = {name: arguments(photos, tmp_path / name / "scene.ply", "--seed", "7") for name in ("a", "b")}
+    runs = [dune(*words["a"]), dune_process(*words["b"])]
     for done, name in zip(runs, ("a", "b")):
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [str(tmp_path / name / f"scene.{end}") for end in ("ply", "json")]

@@ -1,4 +1,4 @@
-"""`dune reconstruct` of folders, videos and many photos as real processes: what is written, kept, and refused."""
+"""`dune reconstruct` of folders, videos and many photos: what is written, kept, and refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dune reconstruct` of several photos with a two-view model in the official layout, as a real process."""
+"""`dune reconstruct` of several photos with a two-view model in the official layout."""
 
 from __future__ import annotations
 

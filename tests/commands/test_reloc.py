@@ -241,11 +241,11 @@ def test_a_two_view_model_end_to_end(folder: Path, tmp_path: Path) -> None:
         assert tree["provenance"]["models"][0]["name"] == "mini.pth"
 
 
-def test_as_a_process(folder: Path, tmp_path: Path, dune: Dune) -> None:
+def test_as_a_process(folder: Path, tmp_path: Path, dune_process: Dune) -> None:
     words = (folder / "query.png", folder / "reference.png", *SIFT, "--ref-depth", folder / "reference_depth.png")
-    done = dune("reloc", *words, "--quiet", "-o", tmp_path / "pose.json")
+    done = dune_process("reloc", *words, "--quiet", "-o", tmp_path / "pose.json")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == str(tmp_path / "pose.json")
-    failed = dune("reloc", folder / "query.png", folder / "elsewhere.png", *SIFT, "--json", "--quiet")
+    failed = dune_process("reloc", folder / "query.png", folder / "elsewhere.png", *SIFT, "--json", "--quiet")
     assert failed.returncode == 1 and json.loads(failed.stdout)["success"] is False
     assert len(failed.stderr.splitlines()) == 1 and failed.stderr.startswith("dune: query.png and elsewhere.png")

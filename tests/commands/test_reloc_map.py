@@ -226,7 +226,7 @@ def test_several_references_give_one_pose(place: Path, tmp_path: Path) -> None:
     assert "by 3 references together" in shown.stdout and shown.stdout.splitlines()[-1].startswith("best: ")
 
 
-def test_as_a_process(place: Path, tmp_path: Path, dune: Dune) -> None:
+def test_a_file_of_lines_and_a_map_that_is_not_there(place: Path, tmp_path: Path, dune: Dune) -> None:
     target = tmp_path / "poses.jsonl"
     words = (place / "query.png", place / "elsewhere.png", *SIFT, "--work", tmp_path / "work", "-o", target)
     done = dune("reloc", "--map", place / "map", *words, "--quiet")

@@ -1,4 +1,4 @@
-"""`dune depth` and `dune human` on videos, as real processes: frames, times, identities, cut files, sentences."""
+"""`dune depth` and `dune human` on videos: frames, times, identities, cut files, sentences."""
 
 from __future__ import annotations
 

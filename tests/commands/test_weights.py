@@ -1,4 +1,4 @@
-"""`dune weights`: every subcommand, in this process and as a real one."""
+"""`dune weights`: every subcommand, and `pull` as a real process."""
 
 from __future__ import annotations
 
@@ -165,7 +165,13 @@ def test_info_of_what_is_not_here_gives_the_registry_s_knowledge() -> None:
     ],
 )
 def test_info_of_bad_files_is_one_sentence(
-    dune: Dune, tmp_path: Path, dune_file: Path, target: str, message: str, code: int
+    dune: Dune,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dune_file: Path,
+    target: str,
+    message: str,
+    code: int,
 ) -> None:
     marker = tmp_path / "marker"
 
@@ -179,8 +185,8 @@ def test_info_of_bad_files_is_one_sentence(
     (tmp_path / "empty.safetensors").write_bytes(b"")
     wrong = {"encoder.cls_token": torch.ones(3), "encoder.patch_embed.proj.weight": torch.ones(3)}
     torch.save({"model": wrong}, tmp_path / "broken.pth")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = dune("weights", "info", target, cwd=tmp_path, env=environment)
+    monkeypatch.chdir(tmp_path)
+    run = dune("weights", "info", target)
     assert run.returncode == code and run.stdout == "" and not marker.exists()
     assert len(run.stderr.splitlines()) == 1 and run.stderr.startswith("dune: ")
     assert re.search(message, run.stderr), run.stderr
@@ -389,7 +395,7 @@ def test_help_imports_nothing_heavy(dune: Dune) -> None:
     assert dune("weights", "--help").returncode == 0
 
 
-def test_every_subcommand_as_a_process(dune: Dune, dune_file: Path, tmp_path: Path) -> None:
+def test_every_subcommand(dune: Dune, dune_file: Path, tmp_path: Path) -> None:
     in_store(dune_file)
     assert len(dune("weights", "list", "--all").stdout.splitlines()) > 60
     assert "ViT-S/14" in dune("weights", "info", NAME).stdout

@@ -173,7 +173,7 @@ def test_table_and_json(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert row["scores"]["sift"]["located"] == 0 and row["scores"]["sift"]["rotation_deg"] is None
 
 
-def test_as_a_process(dune: Dune, tmp_path: Path) -> None:
+def test_a_folder_without_cameras_is_one_sentence(dune: Dune, tmp_path: Path) -> None:
     done = dune("eval", "reloc", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1 and "no cameras.json" in done.stderr

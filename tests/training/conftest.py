@@ -48,11 +48,11 @@ def distill() -> Callable[..., Result]:
 
 
 @pytest.fixture
-def distill_process(dune: Callable[..., Any]) -> Callable[..., Any]:
+def distill_process(dune_process: Callable[..., Any]) -> Callable[..., Any]:
     """The same as a real process."""
 
     def run(teachers: str, data: Path | list[str], output: Path, *arguments: object) -> Any:
-        return dune(*words(teachers, data, output, *arguments))
+        return dune_process(*words(teachers, data, output, *arguments))
 
     return run
 

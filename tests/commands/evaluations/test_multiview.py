@@ -1,4 +1,4 @@
-"""`dune eval multiview` and `dune eval depthmaps` as real processes."""
+"""`dune eval multiview` and `dune eval depthmaps` on a made-up set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dune eval pairs` as a real process, on a made-up root around the example stereo pair."""
+"""`dune eval pairs` on a made-up root around the example stereo pair."""
 
 from __future__ import annotations
 

@@ -167,10 +167,10 @@ def test_a_file_of_another_shape_cannot_be_the_start(
     assert "does not fit the student" in result.stderr and "blocks.2" in result.stderr
 
 
-def test_as_a_process(dune: Callable, teachers: str, photos: Path, tmp_path: Path) -> None:
+def test_as_a_process(dune_process: Callable, teachers: str, photos: Path, tmp_path: Path) -> None:
     words = ["--teachers", teachers, "--data", photos, "-o", tmp_path / "run", "--student", "vit:64x1"]
     sizes = ["--size", 28, "--batch-size", 2, "--steps", 1]
-    result = dune("distill", *words, *sizes)
+    result = dune_process("distill", *words, *sizes)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[0] == str(tmp_path / "run" / "student.safetensors")
     assert "Traceback" not in result.stderr and "Warning" not in result.stderr
