@@ -63,7 +63,7 @@ PACKAGES = (
     Package("PIL", "pillow", "reading photos", ("reconstruct", "reloc", "eval")),
     Package("pycolmap", "pycolmap", "bundle adjustment, COLMAP models", ("reconstruct",)),
     Package("scipy", "scipy", "identities over time, KD-trees to compare with", ("bench",)),
-    Package("trimesh", "trimesh", "meshes (tests read ours with it)"),
+    Package("trimesh", "trimesh", "reading meshes (OBJ, GLB, PLY)"),
     Package("tqdm", "tqdm", "progress bars", ("reconstruct", "eval", "bench", "weights")),
     Package("timm", "timm", "encoders by timm name"),
     Package("open3d", "open3d", "meshing of point clouds"),

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from dune_cli.errors import UserError
+from dune_cli.io.meshes import read_mesh
 
 
 def render(
@@ -44,42 +46,6 @@ def render(
     return image
 
 
-def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Vertices (OpenCV axes), faces and colours of all meshes in a GLB, OBJ or PLY, by trimesh."""
-    import trimesh
-
-    scene = trimesh.load_scene(path, process=False)
-    nodes = [scene.graph[name] for name in scene.graph.nodes_geometry]  # (placement, name of the mesh)
-    meshes = [(placement, scene.geometry[name]) for placement, name in nodes]
-    meshes = [(placement, mesh) for placement, mesh in meshes if len(getattr(mesh, "faces", ()))]
-    if not meshes:
-        raise SystemExit(
-            f"{path} holds no triangles, only points or cameras; write a mesh by -o scene.glb, or by --mesh tsdf and "
-            "-o scene.ply (points: examples/render_ply.py)"
-        )
-    firsts = np.cumsum([0, *(len(mesh.vertices) for _, mesh in meshes)])
-    vertices = np.concatenate([trimesh.transform_points(mesh.vertices, placement) for placement, mesh in meshes])
-    faces = np.concatenate([mesh.faces + first for (_, mesh), first in zip(meshes, firsts)])
-    found = [_colors(mesh) for _, mesh in meshes]
-    colors = None if any(part is None for part in found) else np.concatenate(found)
-    if path.suffix.lower() == ".glb":  # y up, z backward
-        vertices = vertices * [1, -1, -1]
-    return vertices, faces, colors
-
-
-def _colors(mesh: Any) -> np.ndarray | None:
-    """(N, 3) of the vertices, 0 to 255. A GLB's lie beside its material."""
-    if mesh.visual.kind == "vertex":
-        return np.asarray(mesh.visual.vertex_colors)[:, :3]
-    attributes = getattr(mesh.visual, "vertex_attributes", {})
-    if "color" not in attributes:
-        return None
-    colors = np.asarray(attributes["color"])[:, :3]
-    if colors.dtype.kind != "f":
-        return colors
-    return 255 * np.where(colors <= 0.0031308, 12.92 * colors, 1.055 * colors ** (1 / 2.4) - 0.055)  # linear to sRGB
-
-
 def beside(vertices: np.ndarray, azimuth_deg: float, elevation_deg: float) -> np.ndarray:
     """(4, 4) the pose of a camera at the world's origin, turned about the median vertex."""
     centre = np.median(vertices, axis=0)
@@ -101,10 +67,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(800, 600), metavar=("W", "H"), help="pixels")
     parser.add_argument("--shaded", action="store_true", help="without colours")
     arguments = parser.parse_args()
-    vertices, faces, colors = read_mesh(arguments.mesh)
-    pose = beside(vertices, arguments.azimuth_deg, arguments.elevation_deg)
-    shown = None if arguments.shaded else colors
-    picture = render(vertices, faces, shown, *arguments.size, pose, arguments.size[0])
+    try:
+        mesh = read_mesh(arguments.mesh)
+    except UserError as error:
+        raise SystemExit(f"{error} (points: examples/render_ply.py)") from error
+    pose = beside(mesh.vertices, arguments.azimuth_deg, arguments.elevation_deg)
+    colors = None if arguments.shaded else mesh.colors
+    picture = render(mesh.vertices, mesh.faces, colors, *arguments.size, pose, arguments.size[0])
     Image.fromarray(picture).save(arguments.png)
     print(arguments.png)
 

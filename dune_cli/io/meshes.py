@@ -1,10 +1,19 @@
-"""Triangle meshes and drawn cameras, as the formats write them, and meshes read from OBJ, GLB and PLY files."""
+"""Triangle meshes and drawn cameras, as the output formats write them, and meshes read from files by trimesh."""
 
 from __future__ import annotations
 
+import io
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from dune_cli.errors import UserError
+from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, parse_json, read_bytes
+
+SUFFIXES = (".glb", ".obj", ".ply")
 
 
 @dataclass(frozen=True)
@@ -47,3 +56,77 @@ def check_colors(colors: np.ndarray | None, count: int, name: str) -> None:
     """ValueError unless `colors` are None or (count, 3) uint8."""
     if colors is not None and (colors.shape != (count, 3) or colors.dtype != np.uint8):
         raise ValueError(f"{name}: colors must be {(count, 3)} uint8, got {colors.shape} {colors.dtype}")
+
+
+def read_mesh(path: str | Path) -> Mesh:
+    """All triangles of an OBJ, GLB or PLY file as one mesh in OpenCV axes, as `dune reconstruct` and `dune human` write
+    them.
+
+    GLB: y up and z backward become OpenCV's axes, and linear colours sRGB. `colors` is None unless all vertices have
+    one. Points, lines and cameras are left out, and so are textures. UserError for another file, a damaged one, one of
+    over 4 GiB, and one without triangles.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"the mesh {path} has the ending {suffix or '(none)'}; allowed: {' '.join(SUFFIXES)}")
+    content = read_bytes(path, "a mesh file", ARRAYS_LIMIT_BYTES)
+    try:
+        mesh = _merged(content, suffix, path.stem)
+    except Exception as error:  # damaged bytes provoke anything in trimesh
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"{path} is damaged or no {suffix[1:].upper()} file ({reason}); write it again") from error
+    if mesh is None:
+        raise UserError(
+            f"{path} holds no triangles, only points or cameras; write a mesh by -o scene.glb, or by --mesh tsdf and "
+            "-o scene.ply"
+        )
+    return mesh
+
+
+def _merged(content: bytes, suffix: str, name: str) -> Mesh | None:
+    import trimesh
+
+    if suffix == ".glb":
+        _check_counts(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scene = trimesh.load_scene(io.BytesIO(content), file_type=suffix[1:], process=False)
+    placed = [scene.graph[node] for node in scene.graph.nodes_geometry]  # (world_from_mesh, name of the mesh)
+    meshes = [(world_from_mesh, scene.geometry[own]) for world_from_mesh, own in placed]
+    meshes = [(world_from_mesh, mesh) for world_from_mesh, mesh in meshes if len(getattr(mesh, "faces", ()))]
+    if not meshes:
+        return None
+    vertices, faces = trimesh.util.append_faces(
+        [trimesh.transform_points(mesh.vertices, world_from_mesh) for world_from_mesh, mesh in meshes],
+        [mesh.faces for _, mesh in meshes],
+    )
+    if suffix == ".glb":
+        vertices = vertices * [1, -1, -1]
+    parts = [_vertex_colors(mesh) for _, mesh in meshes]
+    colors = None if any(part is None for part in parts) else np.concatenate(parts)
+    return Mesh(vertices, faces, colors, name)
+
+
+def _check_counts(content: bytes) -> None:
+    """ValueError for a GLB whose accessors count more elements than the file has bytes."""
+    length = int.from_bytes(content[12:16], "little")
+    tree = parse_json(content[20 : 20 + length], "its JSON")
+    if any(accessor["count"] > len(content) for accessor in tree.get("accessors", [])):
+        raise ValueError("it counts more than its bytes hold")
+
+
+def _vertex_colors(mesh: Any) -> np.ndarray | None:
+    """(V, 3) uint8 sRGB; None where there are none. Those of a GLB lie beside its material and are linear."""
+    if mesh.visual.kind == "vertex":
+        return np.asarray(mesh.visual.vertex_colors)[:, :3]
+    colors = getattr(mesh.visual, "vertex_attributes", {}).get("color")
+    if colors is None:
+        return None
+    colors = np.asarray(colors)[:, :3]
+    if colors.dtype.kind != "f":
+        return colors.astype(np.uint8)
+    colors = np.nan_to_num(colors).clip(0, 1)
+    return np.rint(255 * np.where(colors <= 0.0031308, 12.92 * colors, 1.055 * colors ** (1 / 2.4) - 0.055)).astype(
+        np.uint8
+    )

@@ -12,7 +12,7 @@ import pytest
 from dune_cli.io.formats.glb import write_glb
 from dune_cli.io.formats.obj import write_obj
 from dune_cli.io.formats.ply import write_ply_mesh
-from dune_cli.io.meshes import Frustum, Mesh
+from dune_cli.io.meshes import Frustum, Mesh, read_mesh
 from support import EXAMPLES
 
 EXAMPLE = EXAMPLES / "render_mesh.py"
@@ -37,15 +37,16 @@ def test_every_format_shows_the_same(example: ModuleType, tmp_path: Path) -> Non
     write_ply_mesh(tmp_path / "s.ply", [quad])
     pictures = []
     for ending in ("glb", "obj", "ply"):
-        vertices, faces, shown = example.read_mesh(tmp_path / f"s.{ending}")
-        pose = example.beside(vertices, 15.0, -5.0)
-        pictures.append(example.render(vertices, faces, shown, 80, 60, pose, 80.0))
+        mesh = read_mesh(tmp_path / f"s.{ending}")
+        pose = example.beside(mesh.vertices, 15.0, -5.0)
+        pictures.append(example.render(mesh.vertices, mesh.faces, mesh.colors, 80, 60, pose, 80.0))
         assert (pictures[-1] != 255).any(-1).mean() > 0.05
     for other in pictures[1:]:
         assert np.abs(other.astype(int) - pictures[0]).mean() < 2
 
 
-def test_points_alone_are_told(example: ModuleType, tmp_path: Path) -> None:
+def test_points_alone_end_with_a_sentence(example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_glb(tmp_path / "p.glb", [], np.zeros((5, 3)), np.zeros((5, 3), np.uint8), [])
-    with pytest.raises(SystemExit, match="holds no triangles"):
-        example.read_mesh(tmp_path / "p.glb")
+    monkeypatch.setattr("sys.argv", ["render_mesh.py", str(tmp_path / "p.glb"), str(tmp_path / "p.png")])
+    with pytest.raises(SystemExit, match=r"holds no triangles.*render_ply\.py"):
+        example.main()

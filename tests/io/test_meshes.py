@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import trimesh
 
+from dune_cli.errors import UserError
 from dune_cli.io.formats.glb import write_glb
 from dune_cli.io.formats.obj import write_obj
-from dune_cli.io.meshes import Frustum, Mesh
+from dune_cli.io.formats.ply import write_ply_mesh
+from dune_cli.io.meshes import Frustum, Mesh, read_mesh
 
 SRGB_LINEAR = {0: 0.0, 10: 0.0030353, 128: 0.2158605, 188: 0.5028865, 255: 1.0}  # IEC 61966-2-1
 
@@ -158,3 +160,38 @@ def test_meshes_that_are_none(wrong: dict[str, np.ndarray], meshes: list[Mesh]) 
     fields = {"vertices": meshes[0].vertices, "faces": meshes[0].faces, "colors": meshes[0].colors}
     with pytest.raises(ValueError):
         Mesh(**(fields | wrong))
+
+
+@pytest.mark.parametrize("suffix", ["glb", "obj", "ply"])
+def test_what_is_written_is_read(suffix: str, meshes: list[Mesh], camera: Frustum, tmp_path: Path) -> None:
+    path = tmp_path / f"scene.{suffix}"
+    write = {"obj": write_obj, "ply": write_ply_mesh, "glb": lambda *given: write_glb(*given, cameras=[camera])}
+    write[suffix](path, meshes)
+    back = read_mesh(path)
+    assert back.name == "scene" and len(back.vertices) == 8
+    triangles = np.concatenate([mesh.vertices[mesh.faces] for mesh in meshes])
+    colors = np.concatenate([mesh.colors[mesh.faces] for mesh in meshes])
+    read = back.vertices[back.faces]
+    order, own = (np.argsort(each.sum((1, 2))) for each in (read, triangles))  # GLB's meshes come in any order
+    assert np.allclose(read[order], triangles[own], atol=1e-6)
+    assert np.array_equal(back.colors[back.faces][order], colors[own])
+    write[suffix](path, [Mesh(meshes[0].vertices, meshes[0].faces)])
+    assert (read_mesh(path).colors is None) == (suffix != "ply")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.stl", b"", r"ending \.stl; allowed: \.glb \.obj \.ply"),
+        ("a.glb", b"glTF", "damaged or no GLB file"),
+        ("a.ply", b"ply\nnonsense", "damaged or no PLY file"),
+        ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "damaged or no OBJ file"),
+        ("a.obj", b"v 0 0 0\n", "holds no triangles|damaged"),
+        ("missing.obj", None, "no such file"),
+    ],
+)
+def test_files_that_are_no_meshes(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_mesh(tmp_path / name)
