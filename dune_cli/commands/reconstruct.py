@@ -279,7 +279,7 @@ def _hashed(images: list[Path]) -> list[tuple[Path, str]]:
 
 def _by_pointmaps(job: Job) -> Done:
     from dune_cli.checkpoints import loader
-    from dune_cli.mvs.densify import fused
+    from dune_cli.mvs.densify import fuse_scene
     from dune_cli.sfm.pairs import check_pairs
     from dune_cli.tasks.reconstruct import pointmaps
 
@@ -295,7 +295,7 @@ def _by_pointmaps(job: Job) -> Done:
     console.note(f"model {network.source.name}, licence {network.source.licence}")
     scene = pointmaps.reconstruct(images, job.intrinsics, network, config, job.work, job.run, poses)
     if many.dense:
-        scene = fused(scene, job.surface, job.run)
+        scene = fuse_scene(scene, job.surface, job.run)
     return scene, _hashed(images), _work_facts(job.work)
 
 

@@ -26,7 +26,7 @@ from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photos import read_photo
 from dune_cli.io.safe_read import is_file, read_json, shown
 from dune_cli.matchers.matcher import Matcher
-from dune_cli.mvs.depth_maps import dense_views
+from dune_cli.mvs.depth_maps import estimate_depth_maps
 from dune_cli.mvs.quality import DenseConfig
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene, View
@@ -145,7 +145,7 @@ def dense_maps(scene: Scene, place: Place, config: DenseConfig) -> Maps:
     """The dense part's depth, looked up at the photos' pixels."""
     assert scene.sparse is not None
     views = scene.views
-    maps = dense_views(
+    maps = estimate_depth_maps(
         (read_photo(image.file).rgb for image in place.map.images),
         [view.K for view in views],
         [view.world_from_cam for view in views],

@@ -1,4 +1,4 @@
-"""Do depth maps of different views agree? Points are looked up in another view's map and brought back."""
+"""Filters of depth maps: geometric consistency between views, speckles, and normals."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dune_cli import optional
 from dune_cli.geometry.cameras import backproject, pixel_grid, project
 from dune_cli.geometry.depth_maps import sample_depth
 from dune_cli.geometry.poses import inverse, transform_points
 
 
 @dataclass(frozen=True)
-class DepthView:
-    """A depth map: `depth` (H, W) z, NaN where unknown, `K` (3, 3) in its pixels, `world_from_cam` (4, 4)."""
+class PosedDepth:
+    """A depth map with its camera: `depth` (H, W) z, NaN where unknown, `K` (3, 3) in its pixels, `world_from_cam`
+    (4, 4)."""
 
     depth: np.ndarray
     K: np.ndarray
@@ -21,49 +23,68 @@ class DepthView:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Of one view's pixels with another view, all (H, W): `error_px` after the way there and back, `depth` z at the
-    pixel that the other view's surface has; both NaN where the other view has no depth there."""
+class Reprojection:
+    """A view's pixels after projection into another view's depth map and back, both (H, W), NaN where the other view
+    has no depth: `error_px`, the distance to the start, and `depth`, z of the other view's surface in this view."""
 
     error_px: np.ndarray
     depth: np.ndarray
 
 
-def compare(view: DepthView, other: DepthView) -> Agreement:
-    """Projects `view`'s points into `other`, takes the depth there, and projects that point back (J. L. Schonberger et
-    al., "Pixelwise view selection for unstructured multi-view stereo", ECCV 2016, section 4.2; Y. Yao et al., "MVSNet",
+def reproject(view: PosedDepth, other: PosedDepth) -> Reprojection:
+    """Forward-backward reprojection of `view`'s points through `other`'s depth map (J. L. Schonberger et al.,
+    "Pixelwise view selection for unstructured multi-view stereo", ECCV 2016, section 4.2; Y. Yao et al., "MVSNet",
     ECCV 2018, section 4.2)."""
     height, width = view.depth.shape
     error, depth = np.full((height, width), np.nan), np.full((height, width), np.nan)
     known = np.isfinite(view.depth)
     pixels = pixel_grid(height, width)[known]
     other_from_view = inverse(other.world_from_cam) @ view.world_from_cam
-    there = transform_points(other_from_view, backproject(pixels, view.depth[known], view.K))
-    before = there[:, 2] > 0
-    at = project(np.where(before[:, None], there, [0.0, 0.0, 1.0]), other.K)
-    seen = np.where(before, sample_depth(other.depth, at), np.nan)
-    back = transform_points(inverse(other_from_view), backproject(at, seen, other.K))
-    error[known] = np.linalg.norm(project(back, view.K) - pixels, axis=1)
-    depth[known] = back[:, 2]
-    return Agreement(error, depth)
+    points_other = transform_points(other_from_view, backproject(pixels, view.depth[known], view.K))
+    in_front = points_other[:, 2] > 0
+    pixels_other = project(np.where(in_front[:, None], points_other, [0.0, 0.0, 1.0]), other.K)
+    depth_other = np.where(in_front, sample_depth(other.depth, pixels_other), np.nan)
+    points_view = transform_points(inverse(other_from_view), backproject(pixels_other, depth_other, other.K))
+    error[known] = np.linalg.norm(project(points_view, view.K) - pixels, axis=1)
+    depth[known] = points_view[:, 2]
+    return Reprojection(error, depth)
 
 
-def agreeing(view: DepthView, agreement: Agreement, max_error_px: float, max_depth_error: float) -> np.ndarray:
+def consistent_pixels(
+    view: PosedDepth, reprojection: Reprojection, max_error_px: float, max_depth_error: float
+) -> np.ndarray:
     """(H, W) bool: within both bounds; `max_depth_error` is a share of the depth."""
     with np.errstate(invalid="ignore"):
-        near = np.abs(agreement.depth - view.depth) <= max_depth_error * view.depth
-        return near & (agreement.error_px <= max_error_px)
+        near = np.abs(reprojection.depth - view.depth) <= max_depth_error * view.depth
+        return near & (reprojection.error_px <= max_error_px)
 
 
-def free_space_violations(view: DepthView, agreement: Agreement, share: float) -> np.ndarray:
-    """(H, W) bool: where the other view sees a surface more than `share` of the depth behind the point, which then
-    hangs in its line of sight."""
+def free_space_violations(view: PosedDepth, reprojection: Reprojection, share: float) -> np.ndarray:
+    """(H, W) bool: where the other view's surface lies more than `share` of the depth behind the point, which would
+    then occlude it."""
     with np.errstate(invalid="ignore"):
-        return agreement.depth > (1 + share) * view.depth
+        return reprojection.depth > (1 + share) * view.depth
+
+
+def remove_speckles(values: np.ndarray, max_step: float, min_pixels: int, levels: int) -> np.ndarray:
+    """`values` (H, W) with NaN in connected components of fewer than `min_pixels` pixels. Adjacent pixels of a
+    component differ by at most `max_step`, which is quantized in `levels` (fewer where 16 bits do not hold the
+    range)."""
+    cv2 = optional.require("cv2", "stereo matching")
+
+    known = np.isfinite(values)
+    if not known.any():
+        return values
+    low, high = values[known].min(), values[known].max()
+    unit = max(max_step / levels, (high - low) / 30_000)
+    unknown = -1000
+    quantized = np.where(known, np.rint((np.where(known, values, low) - low) / unit), unknown).astype(np.int16)
+    cv2.filterSpeckles(quantized, unknown, min_pixels, max(1, max_step / unit))
+    return np.where(quantized >= 0, values, np.nan)
 
 
 def normals_of_depth(depth: np.ndarray, K: np.ndarray, radius: int = 2, max_step: float = 0.03) -> np.ndarray:
-    """(H, W, 3) unit normals towards the camera, in its frame, NaN where fewer than 5 pixels say.
+    """(H, W, 3) unit normals towards the camera, in its frame, NaN where fewer than 5 pixels determine one.
 
     Least squares of a plane to each (2 radius + 1)^2 window in inverse depth, in which planes are linear in the pixel:
     1/z = (a, b, c) . (x, y, 1) has the normal -K^T (a, b, c). Pixels whose inverse depth differs by more than
@@ -72,20 +93,20 @@ def normals_of_depth(depth: np.ndarray, K: np.ndarray, radius: int = 2, max_step
     height, width = depth.shape
     inverse_depth = 1 / np.where(depth > 0, depth, np.nan)
     padded = np.pad(inverse_depth, radius, constant_values=np.nan)
-    sums = np.zeros((3, 3, height, width))
+    products = np.zeros((3, 3, height, width))
     right = np.zeros((3, height, width))
     for dy in range(-radius, radius + 1):
         for dx in range(-radius, radius + 1):
             value = padded[radius + dy : radius + dy + height, radius + dx : radius + dx + width]
             with np.errstate(invalid="ignore"):
                 near = np.abs(value - inverse_depth) <= max_step * max(abs(dx), abs(dy), 1) * inverse_depth
-            place = np.array([dx, dy, 1.0])
-            sums += np.outer(place, place)[..., None, None] * near
-            right += place[:, None, None] * np.where(near, value, 0)
-    sums, right = np.moveaxis(sums, (0, 1), (2, 3)), np.moveaxis(right, 0, 2)
-    enough = (sums[..., 2, 2] >= 5) & (np.linalg.det(sums) > 1e-6)
+            offset = np.array([dx, dy, 1.0])
+            products += np.outer(offset, offset)[..., None, None] * near
+            right += offset[:, None, None] * np.where(near, value, 0)
+    products, right = np.moveaxis(products, (0, 1), (2, 3)), np.moveaxis(right, 0, 2)
+    enough = (products[..., 2, 2] >= 5) & (np.linalg.det(products) > 1e-6)
     plane = np.full((height, width, 3), np.nan)
-    plane[enough] = np.linalg.solve(sums[enough], right[enough][..., None])[..., 0]
+    plane[enough] = np.linalg.solve(products[enough], right[enough][..., None])[..., 0]
     # the plane is about the window's centre: a x + b y + c with c the value there
     grid = pixel_grid(height, width)
     plane[..., 2] -= plane[..., 0] * grid[..., 0] + plane[..., 1] * grid[..., 1]

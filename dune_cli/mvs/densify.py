@@ -1,4 +1,4 @@
-"""Dense points for a scene that has cameras and tracks: depth per view, one fused cloud, and a surface if asked for."""
+"""Multi-view stereo of a scene with cameras and tracks: depth maps, one fused cloud, and a surface if asked for."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dune_cli import console, optional
 from dune_cli.geometry.cameras import distort_pixels, pixel_grid
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import read_photo
-from dune_cli.mvs.depth_maps import dense_views
+from dune_cli.mvs.depth_maps import estimate_depth_maps
 from dune_cli.mvs.fusion import fuse
-from dune_cli.mvs.meshing import surface
+from dune_cli.mvs.meshing import extract_mesh
 from dune_cli.mvs.quality import DenseConfig
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene, View
@@ -23,15 +23,15 @@ from dune_cli.sfm.scene import Scene, View
 def densify(
     scene: Scene, paths: Sequence[Path], config: DenseConfig, mesh: str | None, run: Run, min_confidence: float = 0.0
 ) -> Scene:
-    """The scene with dense maps, the cloud fused out of them and, where `mesh` is tsdf or poisson, a surface.
+    """The scene with depth maps, the cloud fused from them and, where `mesh` is tsdf or poisson, a surface.
 
     `paths`: the photos of the views, read again one by one; `min_confidence` of dense points, in [0, 1]. Where no view
     has dense points the scene stays as it is, and a note says so.
     """
     assert scene.sparse is not None
     views = scene.views
-    maps = dense_views(
-        _straight_photos(views, paths),
+    maps = estimate_depth_maps(
+        _undistorted_photos(views, paths),
         [view.K for view in views],
         [view.world_from_cam for view in views],
         scene.sparse,
@@ -41,21 +41,22 @@ def densify(
     maps = [one and replace(one, valid=one.valid & (one.confidence >= min_confidence)) for one in maps]
     if not any(one is not None and one.valid.any() for one in maps):
         return replace(scene, notes=(*scene.notes, "no dense points: no view's depth is confirmed by another"))
-    return fused(replace(scene, views=tuple(replace(view, dense=one) for view, one in zip(views, maps))), mesh, run)
+    views = tuple(replace(view, dense=one) for view, one in zip(views, maps))
+    return fuse_scene(replace(scene, views=views), mesh, run)
 
 
-def fused(scene: Scene, mesh: str | None, run: Run) -> Scene:
-    """The scene with the cloud fused out of its dense maps and, where `mesh` is tsdf or poisson, a surface."""
+def fuse_scene(scene: Scene, mesh: str | None, run: Run) -> Scene:
+    """The scene with the cloud fused from its depth maps and, where `mesh` is tsdf or poisson, a surface."""
     maps = [view.dense for view in scene.views]
     cameras = [Frustum(view.K, view.world_from_cam, view.width, view.height, view.image) for view in scene.views]
     with run.stage("fuse", "fusing"):
         cloud = fuse(maps, cameras)
     with run.stage("mesh", "meshing"):
-        shape = None if mesh is None else surface(maps, cameras, cloud, mesh)
-    return replace(scene, fused=cloud, surface=shape)
+        surface = None if mesh is None else extract_mesh(maps, cameras, cloud, mesh)
+    return replace(scene, fused=cloud, surface=surface)
 
 
-def _straight_photos(views: Sequence[View], paths: Sequence[Path]) -> Iterator[np.ndarray]:
+def _undistorted_photos(views: Sequence[View], paths: Sequence[Path]) -> Iterator[np.ndarray]:
     """The photos without their radial distortion, one after the other; an empty one for a view without a pose."""
     for view, path in console.progress(zip(views, paths), "reading photos", len(views), "photo"):
         if not view.registered:
@@ -67,5 +68,5 @@ def _straight_photos(views: Sequence[View], paths: Sequence[Path]) -> Iterator[n
 
 def _undistorted(rgb: np.ndarray, view: View) -> np.ndarray:
     cv2 = optional.require("cv2", "undistorting photos")
-    bent = distort_pixels(pixel_grid(view.height, view.width), view.K, view.radial).astype(np.float32)
-    return cv2.remap(rgb, bent[..., 0], bent[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    distorted = distort_pixels(pixel_grid(view.height, view.width), view.K, view.radial).astype(np.float32)
+    return cv2.remap(rgb, distorted[..., 0], distorted[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -1,4 +1,4 @@
-"""One cloud of all views' point maps, each place once."""
+"""Fusion of the views' point maps into one cloud without duplicate points."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dune_cli.io.meshes import Frustum
 from dune_cli.mvs.consistency import normals_of_depth
 from dune_cli.sfm.scene import FusedCloud, PointMap
 
-MAX_DEPTH_ERROR = 0.01  # of the depth: nearer points of two views are one
+MAX_DEPTH_ERROR = 0.01  # of the depth: nearer points of two views are duplicates
 MIN_COSINE = 0.5  # of their normals
-SAMPLES, MIN_OVERLAP = 400, 0.02
+OVERLAP_SAMPLES, MIN_OVERLAP = 400, 0.02
 
 
 @dataclass(frozen=True)
-class MapView:
-    """A point map with what fusion and surfaces need of it: `depth` (h, w) z, NaN where not valid, `normals` (h, w, 3)
-    in the world, `K` in the map's pixels."""
+class FusionView:
+    """A point map with what fusion and meshing derive from it: `depth` (h, w) z, NaN where not valid, `normals` (h, w,
+    3) in the world, `K` (3, 3) in the map's pixels."""
 
     map: PointMap
     depth: np.ndarray
@@ -32,13 +32,13 @@ class MapView:
     world_from_cam: np.ndarray
 
     @property
-    def footprint(self) -> float:
-        """The median size of a pixel on the surface."""
+    def pixel_size(self) -> float:
+        """The median size of a pixel on the surface, in the world's unit."""
         focal_px = np.sqrt(abs(np.linalg.det(self.K[:2, :2])))
         return float(np.nanmedian(self.depth) / focal_px)
 
 
-def map_views(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum]) -> list[MapView]:
+def fusion_views(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum]) -> list[FusionView]:
     """The maps with valid points. ValueError unless every map, None too, has its camera; JobFailed for none."""
     if len(point_maps) != len(cameras):
         raise ValueError(f"{len(point_maps)} point maps, {len(cameras)} cameras")
@@ -49,78 +49,80 @@ def map_views(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum])
         depth = transform_points(inverse(camera.world_from_cam), point_map.points_world)[..., 2]
         depth = np.where(point_map.valid, depth, np.nan)
         K = np.linalg.inv(point_map.image_from_map) @ camera.K
-        normals = normals_of_depth(depth, K) @ camera.world_from_cam[:3, :3].T
-        views.append(MapView(point_map, depth.astype(np.float32), normals.astype(np.float32), K, camera.world_from_cam))
+        normals = (normals_of_depth(depth, K) @ camera.world_from_cam[:3, :3].T).astype(np.float32)
+        views.append(FusionView(point_map, depth.astype(np.float32), normals, K, camera.world_from_cam))
     if not views:
         raise JobFailed("no view has a dense point that others confirm: there is nothing to fuse")
     return views
 
 
 def fuse(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum]) -> FusedCloud:
-    """The points of all maps, those that several views see once: at the place and in the detail of the view that sees
-    them finest, with the mean colour and normal, weighted by confidence, and the highest confidence.
+    """The points of all maps, duplicates merged: at the place and in the detail of the view with the smallest pixels
+    on the surface, with the mean colour and normal, weighted by confidence, and the highest confidence.
 
-    `cameras` have K in the photos' pixels, as `Scene.frusta` gives them. Points without a normal (too lonely) are left
-    out. The order of the views does not matter but for the order of the points. Raises JobFailed without any point.
-    Memory: about 40 bytes a pixel of all maps, and 60 a fused point.
+    `cameras` have K in the photos' pixels, as `Scene.frusta` gives them. Points without a normal are left out. The
+    order of the views changes only the order of the points. Raises JobFailed without any point. Memory: about 40 bytes
+    a pixel of all maps, and 60 a fused point.
     """
-    views = map_views(point_maps, cameras)
-    views.sort(key=lambda view: (view.footprint, -int(view.map.valid.sum()), *view.world_from_cam[:3, 3]))
-    taken = [~(view.map.valid & np.isfinite(view.normals).all(-1)) for view in views]
-    partners = [_overlapping(i, views) for i in console.progress(range(len(views)), "overlaps", unit="view")]
+    views = fusion_views(point_maps, cameras)
+    views.sort(key=lambda view: (view.pixel_size, -int(view.map.valid.sum()), *view.world_from_cam[:3, 3]))
+    done = [~(view.map.valid & np.isfinite(view.normals).all(-1)) for view in views]
+    overlapping = [_overlapping(i, views) for i in console.progress(range(len(views)), "overlaps", unit="view")]
     clouds = []
     for i, view in enumerate(console.progress(views, "fusing", unit="view")):
-        own = ~taken[i]
-        points = view.map.points_world[own].astype(np.float64)
-        confidence = view.map.confidence[own].astype(np.float64)
+        remaining = ~done[i]
+        points = view.map.points_world[remaining].astype(np.float64)
+        confidence = view.map.confidence[remaining].astype(np.float64)
         weight = np.maximum(confidence, 1e-3)
-        colors, normals = view.map.colors[own] * weight[:, None], view.normals[own] * weight[:, None]
-        for j in partners[i]:
-            which, (y, x) = _seen(points, view.normals[own], views[j], taken[j])
-            if not len(which):
+        colors, normals = view.map.colors[remaining] * weight[:, None], view.normals[remaining] * weight[:, None]
+        for j in overlapping[i]:
+            index, (y, x) = _duplicates(points, view.normals[remaining], views[j], done[j])
+            if not len(index):
                 continue
-            theirs = views[j].map.confidence[y, x].astype(np.float64)
-            share = np.maximum(theirs, 1e-3)
-            colors[which] += views[j].map.colors[y, x] * share[:, None]
-            normals[which] += views[j].normals[y, x] * share[:, None]
-            weight[which] += share
-            confidence[which] = np.maximum(confidence[which], theirs)
-            taken[j][y, x] = True
+            other_confidence = views[j].map.confidence[y, x].astype(np.float64)
+            other_weight = np.maximum(other_confidence, 1e-3)
+            colors[index] += views[j].map.colors[y, x] * other_weight[:, None]
+            normals[index] += views[j].normals[y, x] * other_weight[:, None]
+            weight[index] += other_weight
+            confidence[index] = np.maximum(confidence[index], other_confidence)
+            done[j][y, x] = True
         normals /= np.linalg.norm(normals, axis=1, keepdims=True)
         clouds.append((points, np.rint(colors / weight[:, None]).astype(np.uint8), normals, confidence))
-        taken[i][:] = True
-    columns = [np.concatenate(column) for column in zip(*clouds)]
-    if not len(columns[0]):
-        raise JobFailed("no view has a dense surface, only lonely points: there is nothing to fuse")
-    return FusedCloud(columns[0], columns[1], columns[2].astype(np.float32), columns[3].astype(np.float32))
+        done[i][:] = True
+    points, colors, normals, confidence = (np.concatenate(column) for column in zip(*clouds))
+    if not len(points):
+        raise JobFailed("no view has a dense surface, only isolated points: there is nothing to fuse")
+    return FusedCloud(points, colors, normals.astype(np.float32), confidence.astype(np.float32))
 
 
-def _overlapping(index: int, views: Sequence[MapView]) -> list[int]:
-    """The later views that see some of this one's surface."""
+def _overlapping(index: int, views: Sequence[FusionView]) -> list[int]:
+    """The later views that show some of this view's surface."""
     view = views[index]
     usable = view.map.valid & np.isfinite(view.normals).all(-1)
     points, normals = view.map.points_world[usable], view.normals[usable]
-    some = slice(None, None, max(1, len(points) // SAMPLES))
-    points, normals = points[some], normals[some]
+    sample = slice(None, None, max(1, len(points) // OVERLAP_SAMPLES))
+    points, normals = points[sample], normals[sample]
     return [
         j
         for j in range(index + 1, len(views))
-        if len(points) and len(_seen(points, normals, views[j], ~views[j].map.valid)[0]) >= MIN_OVERLAP * len(points)
+        if len(points)
+        and len(_duplicates(points, normals, views[j], ~views[j].map.valid)[0]) >= MIN_OVERLAP * len(points)
     ]
 
 
-def _seen(
-    points: np.ndarray, normals: np.ndarray, other: MapView, taken: np.ndarray
+def _duplicates(
+    points: np.ndarray, normals: np.ndarray, other: FusionView, done: np.ndarray
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Which points lie on another view's surface where it is not `taken` (h, w), and its pixels (y, x) there."""
-    cam = transform_points(inverse(other.world_from_cam), points)
-    height, width = taken.shape
-    pixels = np.rint(np.nan_to_num(project(cam, other.K), nan=-1, posinf=-1, neginf=-1)).clip(-1, max(height, width))
-    x, y = pixels.astype(int).T
-    inside = (cam[:, 2] > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    which = np.flatnonzero(inside)
-    x, y = x[which], y[which]
+    """The indices of points that lie on another view's surface where it is not `done` (h, w), and its pixels (y, x)
+    there."""
+    points_cam = transform_points(inverse(other.world_from_cam), points)
+    height, width = done.shape
+    pixels = np.nan_to_num(project(points_cam, other.K), nan=-1, posinf=-1, neginf=-1)
+    x, y = np.rint(pixels).clip(-1, max(height, width)).astype(int).T
+    inside = (points_cam[:, 2] > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    index = np.flatnonzero(inside)
+    x, y = x[index], y[index]
     with np.errstate(invalid="ignore"):
-        same = ~taken[y, x] & (np.abs(other.depth[y, x] / cam[which, 2] - 1) <= MAX_DEPTH_ERROR)
-        same &= (other.normals[y, x] * normals[which]).sum(-1) >= MIN_COSINE
-    return which[same], (y[same], x[same])
+        same = ~done[y, x] & (np.abs(other.depth[y, x] / points_cam[index, 2] - 1) <= MAX_DEPTH_ERROR)
+        same &= (other.normals[y, x] * normals[index]).sum(-1) >= MIN_COSINE
+    return index[same], (y[same], x[same])

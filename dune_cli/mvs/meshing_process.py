@@ -1,4 +1,7 @@
-"""What open3d does for a surface: arrays in, arrays out (`vertices`, `faces`, `colors` in [0, 1])."""
+"""open3d's meshing in a child process, whose calls hold Python's lock, so that progress and Ctrl-C would wait.
+
+python -m dune_cli.mvs.meshing_process METHOD IN.npz OUT.npz; OUT has `vertices`, `faces` and `colors` in [0, 1].
+"""
 
 from __future__ import annotations
 
@@ -18,95 +21,31 @@ from scipy.spatial import cKDTree
 from dune_cli import optional
 from dune_cli.errors import DuneError, JobFailed, PackageMissing
 
-WHY = "meshing"
+PURPOSE = "meshing"
 BLOCK = 8  # voxels a side
 MAX_BLOCKS = 60_000  # of 8^3 voxels: about 400 MB
 TRUNCATION_VOXELS = 4.0
-MIN_PIECE = 0.002  # of the triangles: smaller pieces hang in the air
+MIN_COMPONENT_SHARE = 0.002  # of the triangles: smaller components are removed
 POISSON_DEPTH = 9  # at most: cells of a 512th of the scene
-MAX_GAP = 4.0  # a Poisson vertex may lie this many point spacings from the cloud
+MAX_GAP = 4.0  # point spacings from the cloud, beyond which a Poisson vertex is removed
+PACKAGES = Path(__file__).resolve().parents[2]  # the folder of dune_cli
+PR_SET_PDEATHSIG = 1
+WAIT_S = 0.2  # between two checks for signals
 
 Arrays = dict[str, np.ndarray]
 
 
-def tsdf(given: Arrays) -> Arrays:
-    """voxel (); and of each view i depth_i (h, w) float32, 0 where not valid, colors_i (h, w, 3) uint8, K_i (3, 3),
-    world_from_cam_i (4, 4)."""
-    open3d = optional.import_open3d(WHY)
-    core = open3d.core
-    grid = open3d.t.geometry.VoxelBlockGrid(
-        ("tsdf", "weight", "color"),
-        (core.float32, core.float32, core.float32),
-        ((1), (1), (3)),
-        float(given["voxel"]),
-        BLOCK,
-        MAX_BLOCKS,
-        core.Device("CPU:0"),
-    )
-    for i in range(sum(name.startswith("depth_") for name in given)):
-        depth = given[f"depth_{i}"]
-        farthest = float(depth.max()) * 1.01
-        image = open3d.t.geometry.Image(core.Tensor(depth[..., None]))
-        color = open3d.t.geometry.Image(core.Tensor(given[f"colors_{i}"].astype(np.float32) / 255))
-        K, pose = core.Tensor(given[f"K_{i}"]), core.Tensor(np.linalg.inv(given[f"world_from_cam_{i}"]))
-        blocks = grid.compute_unique_block_coordinates(image, K, pose, 1.0, farthest, TRUNCATION_VOXELS)
-        grid.integrate(blocks, image, color, K, K, pose, 1.0, farthest, TRUNCATION_VOXELS)
-    return _arrays(grid.extract_triangle_mesh(weight_threshold=0.5).to_legacy())
+def mesh_in_subprocess(method: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    """The result of `METHODS[method]` on the arrays `inputs`, in a child process.
 
-
-def poisson(given: Arrays) -> Arrays:
-    """points_world (N, 3), normals (N, 3), colors (N, 3) uint8."""
-    open3d = optional.import_open3d(WHY)
-    points_world = given["points_world"]
-    points = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points_world))
-    points.normals = open3d.utility.Vector3dVector(given["normals"].astype(np.float64))
-    points.colors = open3d.utility.Vector3dVector(given["colors"] / 255.0)
-    tree = cKDTree(points_world)
-    some = points_world[:: max(1, len(points_world) // 5000)]
-    spacing = float(np.median(tree.query(some, k=min(8, len(some)))[0][:, -1]))
-    finest = np.log2(max(float(np.ptp(points_world, axis=0).max()) / spacing, 2))
-    depth = min(POISSON_DEPTH, int(np.ceil(finest)) + 1)
-    mesh, _ = open3d.geometry.TriangleMesh.create_from_point_cloud_poisson(points, depth=depth, n_threads=1)
-    gap, _ = tree.query(np.asarray(mesh.vertices))
-    mesh.remove_vertices_by_mask(gap > MAX_GAP * spacing)
-    return _arrays(mesh)
-
-
-METHODS = {"tsdf": tsdf, "poisson": poisson}
-
-
-def _arrays(mesh: Any) -> Arrays:
-    """Without small pieces."""
-    labels, sizes, _ = mesh.cluster_connected_triangles()
-    labels, sizes = np.asarray(labels), np.asarray(sizes)
-    if len(sizes):
-        mesh.remove_triangles_by_mask(sizes[labels] < MIN_PIECE * len(labels))
-        mesh.remove_unreferenced_vertices()
-    return {
-        "vertices": np.asarray(mesh.vertices),
-        "faces": np.asarray(mesh.triangles).astype(np.int64),
-        "colors": np.asarray(mesh.vertex_colors),
-    }
-
-
-# open3d's surfaces in a process of their own: its calls hold Python's lock, so progress and Ctrl-C would wait.
-#
-# python -m dune_cli.tasks.reconstruct.dense.surface_process METHOD IN.npz OUT.npz
-
-
-PACKAGES = Path(__file__).resolve().parents[2]  # where dune_cli lies
-PR_SET_PDEATHSIG = 1
-WAIT_S = 0.2  # between two looks at signals
-
-
-def surface_arrays(method: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What `surface_open3d.METHODS[method]` makes of `arrays`. PackageMissing, JobFailed."""
+    PackageMissing without open3d, JobFailed where the child fails.
+    """
     with tempfile.TemporaryDirectory(prefix="dune-mesh-") as folder:
-        given, made = Path(folder) / "in.npz", Path(folder) / "out.npz"
-        np.savez(given, **arrays)
+        input_file, output_file = Path(folder) / "in.npz", Path(folder) / "out.npz"
+        np.savez(input_file, **inputs)
         paths = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, method, str(given), str(made)],
+            [sys.executable, "-m", __name__, method, str(input_file), str(output_file)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,  # one sentence, if it fails; open3d writes to stderr
@@ -122,22 +61,23 @@ def surface_arrays(method: str, arrays: Mapping[str, np.ndarray]) -> dict[str, n
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        said = process.stdout.read().decode("utf-8", "replace").strip() if process.stdout else ""
+        message = process.stdout.read().decode("utf-8", "replace").strip() if process.stdout else ""
         if process.returncode == PackageMissing.exit_code:
-            raise PackageMissing(said)
-        if process.returncode or not made.is_file():
-            raise JobFailed(f"meshing ended with status {process.returncode} {f'({said})' if said else ''}".strip())
-        with np.load(made, allow_pickle=False) as found:
-            return dict(found)
+            raise PackageMissing(message)
+        if process.returncode or not output_file.is_file():
+            reason = f"({message})" if message else ""
+            raise JobFailed(f"meshing ended with status {process.returncode} {reason}".strip())
+        with np.load(output_file, allow_pickle=False) as arrays:
+            return dict(arrays)
 
 
-def main(method: str, given: str, made: str) -> int:
-    """The exit code; a reason on stdout."""
+def main(method: str, input_file: str, output_file: str) -> int:
+    """The child process. The exit code; the reason of a failure on stdout."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody would read what it makes
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # without its parent, the result is of no use
     try:
-        with np.load(given, allow_pickle=False) as arrays:
-            np.savez(made, **METHODS[method](dict(arrays)))
+        with np.load(input_file, allow_pickle=False) as arrays:
+            np.savez(output_file, **METHODS[method](dict(arrays)))
     except DuneError as error:
         print(error)
         return error.exit_code
@@ -145,6 +85,66 @@ def main(method: str, given: str, made: str) -> int:
         print("out of memory; try a lower --quality")
         return 1
     return 0
+
+
+def tsdf(inputs: Arrays) -> Arrays:
+    """`inputs`: voxel (); and of each view i depth_i (h, w) float32, 0 where not valid, colors_i (h, w, 3) uint8, K_i
+    (3, 3), world_from_cam_i (4, 4)."""
+    open3d = optional.import_open3d(PURPOSE)
+    core = open3d.core
+    grid = open3d.t.geometry.VoxelBlockGrid(
+        ("tsdf", "weight", "color"),
+        (core.float32, core.float32, core.float32),
+        ((1), (1), (3)),
+        float(inputs["voxel"]),
+        BLOCK,
+        MAX_BLOCKS,
+        core.Device("CPU:0"),
+    )
+    for i in range(sum(name.startswith("depth_") for name in inputs)):
+        depth = inputs[f"depth_{i}"]
+        farthest = float(depth.max()) * 1.01
+        image = open3d.t.geometry.Image(core.Tensor(depth[..., None]))
+        color = open3d.t.geometry.Image(core.Tensor(inputs[f"colors_{i}"].astype(np.float32) / 255))
+        K, pose = core.Tensor(inputs[f"K_{i}"]), core.Tensor(np.linalg.inv(inputs[f"world_from_cam_{i}"]))
+        blocks = grid.compute_unique_block_coordinates(image, K, pose, 1.0, farthest, TRUNCATION_VOXELS)
+        grid.integrate(blocks, image, color, K, K, pose, 1.0, farthest, TRUNCATION_VOXELS)
+    return _mesh_arrays(grid.extract_triangle_mesh(weight_threshold=0.5).to_legacy())
+
+
+def poisson(inputs: Arrays) -> Arrays:
+    """`inputs`: points_world (N, 3), normals (N, 3), colors (N, 3) uint8."""
+    open3d = optional.import_open3d(PURPOSE)
+    points_world = inputs["points_world"]
+    points = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points_world))
+    points.normals = open3d.utility.Vector3dVector(inputs["normals"].astype(np.float64))
+    points.colors = open3d.utility.Vector3dVector(inputs["colors"] / 255.0)
+    tree = cKDTree(points_world)
+    sample = points_world[:: max(1, len(points_world) // 5000)]
+    spacing = float(np.median(tree.query(sample, k=min(8, len(sample)))[0][:, -1]))
+    finest = np.log2(max(float(np.ptp(points_world, axis=0).max()) / spacing, 2))
+    depth = min(POISSON_DEPTH, int(np.ceil(finest)) + 1)
+    mesh, _ = open3d.geometry.TriangleMesh.create_from_point_cloud_poisson(points, depth=depth, n_threads=1)
+    gap, _ = tree.query(np.asarray(mesh.vertices))
+    mesh.remove_vertices_by_mask(gap > MAX_GAP * spacing)
+    return _mesh_arrays(mesh)
+
+
+METHODS = {"tsdf": tsdf, "poisson": poisson}
+
+
+def _mesh_arrays(mesh: Any) -> Arrays:
+    """The mesh without small connected components."""
+    labels, sizes, _ = mesh.cluster_connected_triangles()
+    labels, sizes = np.asarray(labels), np.asarray(sizes)
+    if len(sizes):
+        mesh.remove_triangles_by_mask(sizes[labels] < MIN_COMPONENT_SHARE * len(labels))
+        mesh.remove_unreferenced_vertices()
+    return {
+        "vertices": np.asarray(mesh.vertices),
+        "faces": np.asarray(mesh.triangles).astype(np.int64),
+        "colors": np.asarray(mesh.vertex_colors),
+    }
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How well views agree at hypothetical depths: plane sweeps by normalised cross-correlation, in torch, any device.
+"""Depth of one view by plane sweeping, in torch on any device: NCC costs, a coarse sweep with semi-global cost
+aggregation, then refinement at full size.
 
-A plane sweep (R. Collins, "A space-sweep approach to true multi-image matching", CVPR 1996) compares windows around a
-pixel with what neighbours see along its ray. Here a hypothesis is a map of inverse depths, not one number: windows then
-follow whatever surface the map describes, a plane parallel to the image or a slanted one found earlier (D. Gallup et
-al., "Real-time plane-sweeping stereo with multiple sweeping directions", CVPR 2007).
+A plane sweep (R. Collins, "A space-sweep approach to true multi-image matching", CVPR 1996) compares the window around
+a reference pixel with the source views' windows along its ray. A hypothesis is a map of inverse depths, not one
+number: windows follow the surface that the map describes, such as a plane parallel to the image or a slanted one (D.
+Gallup et al., "Real-time plane-sweeping stereo with multiple sweeping directions", CVPR 2007).
 """
 
 from __future__ import annotations
@@ -15,47 +16,79 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dune_cli import optional
+from dune_cli.geometry.cameras import backproject, pixel_grid, resize_transform, transform_pixels
+from dune_cli.mvs.sgm import aggregate_hypotheses, aggregate_planes
+
 NOISE_LEVELS = 2.0  # grey levels of 255: windows with less contrast match nothing well
-OUTSIDE = 1.0  # the cost of what a neighbour does not see: as if uncorrelated
+OUTSIDE_COST = 1.0  # where a source view does not see the point: as if uncorrelated
+COARSE_SCALE = 0.5  # of the working size
+WINDOW_RADIUS = 3
+MAX_COST = 1.0  # anti-correlated windows are no worse than uncorrelated ones
+P1, P2, SLOPE_PENALTY, EDGE_LEVELS = 0.05, 3.0, 0.08, 20.0  # penalties of the aggregation; grey levels that halve P2
+SMOOTHING_PASSES, SMOOTHING_RADIUS, FINAL_RADIUS, SMOOTHING_TOLERANCE = 2, 5, 1, 0.05
+MIN_PLANE_POINTS, PLANE_MARGIN = 8, 0.1
+PROPAGATION_PX = 4  # how far a pixel may adopt another pixel's depth in a round of refinement
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """Another view: `grey` (h, w) in [0, 255] and where the reference's pixels fall in it.
+class SweepImage:
+    """A photo for the sweep: `rgb` (H, W, 3) uint8, `K` (3, 3) in its pixels, `world_from_cam` (4, 4), and
+    `pixels_per_unit`, the number of its pixels that a unit of length covers at the scene's typical depth."""
 
-    A pixel (x, y) at inverse depth i lands at the homogeneous `rotation` @ (x, y, 1) + i * `translation`:
-    K_other R K_ref^-1 (3, 3) and K_other t (3,) of `other_from_ref`.
+    rgb: np.ndarray
+    K: np.ndarray
+    world_from_cam: np.ndarray
+    pixels_per_unit: float
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """`inverse_depth` (H, W) float64, and the matching `cost` (H, W) in [0, 1] there."""
+
+    inverse_depth: np.ndarray
+    cost: np.ndarray
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """A source view: `grey` (h, w) in [0, 255], and where the reference view's pixels project to in it.
+
+    A pixel (x, y) at inverse depth i projects to the homogeneous `homography` @ (x, y, 1) + i * `epipole`. These are
+    the infinite homography K_source R K_ref^-1 (3, 3) and K_source t (3,) of `source_from_ref`.
     """
 
     grey: torch.Tensor
-    rotation: np.ndarray
-    translation: np.ndarray
+    homography: np.ndarray
+    epipole: np.ndarray
 
 
-def neighbour(grey: torch.Tensor, K_ref: np.ndarray, K_other: np.ndarray, other_from_ref: np.ndarray) -> Neighbour:
-    """A `Neighbour` from intrinsics (3, 3) of the images at hand and the pose (4, 4)."""
-    rotation = K_other @ other_from_ref[:3, :3] @ np.linalg.inv(K_ref)
-    return Neighbour(grey, rotation, K_other @ other_from_ref[:3, 3])
+def source_view(grey: torch.Tensor, K_ref: np.ndarray, K_source: np.ndarray, source_from_ref: np.ndarray) -> SourceView:
+    """A `SourceView` from the intrinsics (3, 3) of both images and the pose (4, 4)."""
+    homography = K_source @ source_from_ref[:3, :3] @ np.linalg.inv(K_ref)
+    return SourceView(grey, homography, K_source @ source_from_ref[:3, 3])
 
 
-def displacement_px(view: Neighbour, pixels: np.ndarray, inverse_depth: np.ndarray) -> np.ndarray:
-    """(M,) pixels that the images of `pixels` (M, 2) at `inverse_depth` (M,) move in a neighbour for one unit more."""
+def displacement_px(view: SourceView, pixels: np.ndarray, inverse_depth: np.ndarray) -> np.ndarray:
+    """(M,) pixels by which the projections of `pixels` (M, 2) at `inverse_depth` (M,) move per unit of inverse
+    depth."""
     homogeneous = np.concatenate([pixels, np.ones_like(pixels[:, :1])], axis=1)
-    at = homogeneous @ view.rotation.T + inverse_depth[:, None] * view.translation
-    move = (view.translation[:2] * at[:, 2:] - at[:, :2] * view.translation[2]) / at[:, 2:] ** 2
-    return np.linalg.norm(move, axis=1)
+    projected = homogeneous @ view.homography.T + inverse_depth[:, None] * view.epipole
+    depth = projected[:, 2:]
+    return np.linalg.norm((view.epipole[:2] * depth - projected[:, :2] * view.epipole[2]) / depth**2, axis=1)
 
 
-class Sweep:
-    """The costs of depth hypotheses for one reference view and its neighbours.
+class PlaneSweep:
+    """Matching costs of depth hypotheses of one reference view against its source views.
 
-    `grey` (H, W) in [0, 255], float32 or float64; `best` of the neighbours count at a pixel (their mean), so that those
-    from which it is hidden do not (S. B. Kang, R. Szeliski and J. Chai, "Handling occlusions in dense multi-view
-    stereo", CVPR 2001). `radius` of the square window. Memory: 4 maps a neighbour and about 12 more.
+    `grey` (H, W) in [0, 255], float32 or float64. At each pixel the cost is the mean of the `best` lowest ones over
+    the source views, so that views in which the point is occluded do not count (S. B. Kang, R. Szeliski and J. Chai,
+    "Handling occlusions in dense multi-view stereo", CVPR 2001). `radius` of the square window. Memory: 4 maps a
+    source view and about 12 more.
     """
 
-    def __init__(self, grey: torch.Tensor, neighbours: Sequence[Neighbour], best: int, radius: int) -> None:
-        self.grey, self.best, self.radius = grey, min(best, len(neighbours)), radius
+    def __init__(self, grey: torch.Tensor, source_views: Sequence[SourceView], best: int, radius: int) -> None:
+        self.grey, self.best, self.radius = grey, min(best, len(source_views)), radius
         self.mean = box_mean(grey, radius)
         self.variance = (box_mean(grey * grey, radius) - self.mean**2).clamp(min=0) + NOISE_LEVELS**2
         height, width = grey.shape
@@ -65,22 +98,22 @@ class Sweep:
             indexing="ij",
         )
         self.views = []
-        for view in neighbours:
+        for view in source_views:
             # in grid_sample's units, where -1 and 1 are the image's outer edges
             h, w = view.grey.shape
             to_grid = np.array([[2 / w, 0, 1 / w - 1], [0, 2 / h, 1 / h - 1], [0, 0, 1]])
-            r, t = (to_grid @ view.rotation).tolist(), (to_grid @ view.translation).tolist()
-            rays = [row[0] * x + row[1] * y + row[2] for row in r]
-            self.views.append((view.grey[None, None], rays, t))
+            rows, shift = (to_grid @ view.homography).tolist(), (to_grid @ view.epipole).tolist()
+            rays = [row[0] * x + row[1] * y + row[2] for row in rows]
+            self.views.append((view.grey[None, None], rays, shift))
 
     def cost(self, inverse_depth: torch.Tensor | float) -> torch.Tensor:
-        """(H, W) 1 - correlation in [0, 2], of the hypothesis `inverse_depth`: a number or a map (H, W)."""
+        """(H, W) 1 - NCC in [0, 2] of the hypothesis `inverse_depth`: a number or a map (H, W)."""
         lowest: list[torch.Tensor] = []
         for grey, rays, shift in self.views:
-            lowest = _insert(lowest, self._one(grey, rays, shift, inverse_depth), self.best)
+            lowest = _insert_lowest(lowest, self._cost_of_view(grey, rays, shift, inverse_depth), self.best)
         return lowest[0] if len(lowest) == 1 else sum(lowest[1:], lowest[0]) / len(lowest)
 
-    def _one(
+    def _cost_of_view(
         self,
         grey: torch.Tensor,
         rays: list[torch.Tensor],
@@ -91,13 +124,177 @@ class Sweep:
         reciprocal = 1 / torch.where(depth > 1e-6, depth, torch.full_like(depth, torch.inf))
         x = (rays[0] + inverse_depth * shift[0]) * reciprocal
         y = (rays[1] + inverse_depth * shift[1]) * reciprocal
-        seen = (depth > 1e-6) & (x.abs() < 1) & (y.abs() < 1)
+        inside = (depth > 1e-6) & (x.abs() < 1) & (y.abs() < 1)
         warped = F.grid_sample(grey, torch.stack([x, y], -1)[None], padding_mode="border", align_corners=False)[0, 0]
         mean = box_mean(warped, self.radius)
         variance = (box_mean(warped * warped, self.radius) - mean**2).clamp(min=0) + NOISE_LEVELS**2
         covariance = box_mean(warped * self.grey, self.radius) - mean * self.mean
         cost = 1 - covariance * torch.rsqrt(variance * self.variance)
-        return torch.where(seen, cost, torch.full_like(cost, OUTSIDE))
+        return torch.where(inside, cost, torch.full_like(cost, OUTSIDE_COST))
+
+
+def sweep_depth(
+    reference: SweepImage,
+    sources: Sequence[SweepImage],
+    inverse_depth_range: tuple[float, float],
+    pixels: np.ndarray,
+    inverse_depths: np.ndarray,
+    normals_cam: np.ndarray,
+    planes: int,
+    rounds: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> SweepResult:
+    """Depth of `reference` within `inverse_depth_range` (far, near).
+
+    Between two planes, the sparse points (`pixels` (K, 2) at `inverse_depths` (K,)) move by about a pixel at half the
+    size, in the source view where they move most; there are at most `planes`. Slanted planes that face `normals_cam`
+    (F, 3) are swept as well. `rounds` of refinement follow at full size. Memory: planes + 300 numbers a pixel.
+    """
+    best = (len(sources) + 1) // 2
+    sweep, step = _plane_sweep(reference, sources, COARSE_SCALE, best, pixels, inverse_depths, device, dtype)
+    far, near = inverse_depth_range
+    count = int(np.clip(np.ceil((near - far) / step) + 1, 8, planes))
+    levels = torch.linspace(far, near, count, dtype=dtype, device=device)
+    cost = torch.stack([sweep.cost(float(level)).clamp(max=MAX_COST) for level in levels])
+    points_cam = backproject(pixels, 1 / inverse_depths, reference.K)
+    for normal in normals_cam:
+        _lower_by_slanted_planes(cost, sweep, levels, normal, points_cam, reference.K, reference.rgb.shape[:2])
+    total = aggregate_planes(cost, P1, _edge_penalty(sweep.grey))
+    inverse_depth = levels[0] + _lowest_plane(total) * (levels[1] - levels[0])
+    step = float(levels[1] - levels[0])
+    del cost, total
+
+    sweep, _ = _plane_sweep(reference, sources, 1.0, best, pixels, inverse_depths, device, dtype)
+    height, width = sweep.grey.shape
+    inverse_depth = F.interpolate(inverse_depth[None, None], (height, width), mode="nearest-exact")[0, 0]
+    inverse_depth = smooth_planar(inverse_depth, 2, step)
+    for _ in range(rounds):
+        step /= 2
+        inverse_depth = _refine(sweep, inverse_depth, step, float(levels[0]), float(levels[-1]))
+    inverse_depth, cost = _smooth_and_interpolate(sweep, inverse_depth, step / 2)
+    return SweepResult(inverse_depth.double().cpu().numpy(), cost.clamp(0, 1).double().cpu().numpy())
+
+
+def _plane_sweep(
+    reference: SweepImage,
+    sources: Sequence[SweepImage],
+    scale: float,
+    best: int,
+    pixels: np.ndarray,
+    inverse_depths: np.ndarray,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[PlaneSweep, float]:
+    """The sweep at a `scale` of the reference, source images reduced to its level of detail, and the step of inverse
+    depth that moves the sparse points by one pixel."""
+    grey, resized_from_image = _grey(reference.rgb, scale, device, dtype)
+    cam_from_world = np.linalg.inv(reference.world_from_cam)
+    K_ref = resized_from_image @ reference.K
+    source_views: list[SourceView] = []
+    for source in sources:
+        source_scale = min(1.0, scale * reference.pixels_per_unit / source.pixels_per_unit)
+        source_grey, resized_from_source = _grey(source.rgb, source_scale, device, dtype)
+        source_from_ref = np.linalg.inv(cam_from_world @ source.world_from_cam)
+        source_views.append(source_view(source_grey, K_ref, resized_from_source @ source.K, source_from_ref))
+    resized_pixels = transform_pixels(resized_from_image, pixels)
+    displacements = [np.median(displacement_px(view, resized_pixels, inverse_depths)) for view in source_views]
+    return PlaneSweep(grey, source_views, best, WINDOW_RADIUS), float(1 / max(displacements))
+
+
+def _grey(rgb: np.ndarray, scale: float, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
+    """(h, w) grey levels of the photo resized by about `scale`, and `resized_from_image` (3, 3) of its pixels."""
+    cv2 = optional.require("cv2", "multi-view stereo")
+
+    height, width = rgb.shape[:2]
+    size = (max(8, round(width * scale)), max(8, round(height * scale)))
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    if size != (width, height):
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(grey).to(device, dtype), resize_transform(size[0] / width, size[1] / height)
+
+
+def _lower_by_slanted_planes(
+    cost: torch.Tensor,
+    sweep: PlaneSweep,
+    levels: torch.Tensor,
+    normal: np.ndarray,
+    points_cam: np.ndarray,
+    K: np.ndarray,
+    size: tuple[int, int],
+) -> None:
+    """Lowers `cost` (D, H, W) of fronto-parallel planes to the cost of planes that face `normal` (3,), at every pixel
+    and level of the slanted plane through that depth. Windows on a floor or wall seen at a slant need it.
+
+    Such planes are n . X = d, of inverse depth (n . r) / d along a ray r of depth 1: even steps of 1 / d.
+    """
+    height, width = sweep.grey.shape
+    scale = resize_transform(width / size[1], height / size[0])
+    rays = backproject(pixel_grid(height, width), 1.0, scale @ K)
+    for n in (normal, -normal):
+        offsets = points_cam @ n
+        on_planes = offsets > 0.02 * points_cam[:, 2]
+        if on_planes.sum() < MIN_PLANE_POINTS:
+            continue
+        far, near = np.percentile(1 / offsets[on_planes], [2, 98]) * [1 - PLANE_MARGIN, 1 + PLANE_MARGIN]
+        spacing = float(levels[1] - levels[0]) / np.quantile(offsets[on_planes] / points_cam[on_planes, 2], 0.75)
+        count = int(np.clip(np.ceil((near - far) / spacing) + 1, 2, len(levels)))
+        steps = np.linspace(far, near, count)
+        slope = torch.from_numpy(rays @ n).to(cost)
+        slanted = torch.stack([sweep.cost(slope * float(step)).clamp(max=MAX_COST) for step in steps])
+        usable = slope > 0.02
+        slope = torch.where(usable, slope, torch.ones_like(slope))
+        for level, level_cost in zip(levels, cost):
+            position = (level / slope - far) / (steps[1] - steps[0])
+            inside = usable & (position >= 0) & (position <= count - 1)
+            position = position.clamp(0, count - 1)
+            low = position.floor().long().clamp(max=count - 2)
+            below, above = (slanted.gather(0, index[None])[0] for index in (low, low + 1))
+            interpolated = below + (position - low) * (above - below)
+            level_cost.copy_(torch.where(inside, torch.minimum(level_cost, interpolated), level_cost))
+
+
+def _edge_penalty(grey: torch.Tensor) -> torch.Tensor:
+    """(H, W) the penalty P2 of a depth discontinuity, lower across an image edge."""
+    padded = F.pad(grey[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
+    gradient = (padded[1:-1, 2:] - padded[1:-1, :-2]).abs() + (padded[2:, 1:-1] - padded[:-2, 1:-1]).abs()
+    return (P2 / (1 + gradient / 2 / EDGE_LEVELS)).clamp(min=2 * P1)
+
+
+def _lowest_plane(total: torch.Tensor) -> torch.Tensor:
+    """(H, W) the plane of lowest cost (D, H, W), between planes by a parabola."""
+    index = total.argmin(0, keepdim=True)
+    adjacent = [total.gather(0, (index + i).clamp(0, len(total) - 1)) for i in (-1, 0, 1)]
+    inside = (index > 0) & (index < len(total) - 1)
+    return (index + torch.where(inside, parabola_vertex(*adjacent), torch.zeros_like(adjacent[0])))[0]
+
+
+def _refine(sweep: PlaneSweep, inverse_depth: torch.Tensor, step: float, far: float, near: float) -> torch.Tensor:
+    """The best of each pixel's own depth, some steps nearer and farther, and the depths of pixels around it."""
+    hypotheses = [inverse_depth + i * step for i in (-2, -1, 0, 1, 2)]
+    padded = F.pad(inverse_depth[None, None], (PROPAGATION_PX,) * 4, mode="replicate")[0, 0]
+    height, width = inverse_depth.shape
+    for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        y, x = (1 + dy) * PROPAGATION_PX, (1 + dx) * PROPAGATION_PX
+        hypotheses.append(padded[y : y + height, x : x + width])
+    stacked = torch.stack(hypotheses).clamp(far, near)
+    cost = torch.stack([sweep.cost(each).clamp(max=MAX_COST) for each in stacked])
+    total = aggregate_hypotheses(cost, stacked, SLOPE_PENALTY / step, _edge_penalty(sweep.grey))
+    return stacked.gather(0, total.argmin(0, keepdim=True))[0]
+
+
+def _smooth_and_interpolate(
+    sweep: PlaneSweep, inverse_depth: torch.Tensor, step: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverse depth and cost, smoothed where the cost hardly rises, then refined between the last hypotheses."""
+    for _ in range(SMOOTHING_PASSES):
+        smooth = smooth_planar(inverse_depth, SMOOTHING_RADIUS, 2 * step)
+        accepted = sweep.cost(smooth) <= sweep.cost(inverse_depth) + SMOOTHING_TOLERANCE
+        inverse_depth = torch.where(accepted, smooth, inverse_depth)
+        costs = [sweep.cost(inverse_depth + i * step) for i in (-1, 0, 1)]
+        inverse_depth = inverse_depth + parabola_vertex(*costs) * step
+    inverse_depth = smooth_planar(inverse_depth, FINAL_RADIUS, step)
+    return inverse_depth, sweep.cost(inverse_depth)
 
 
 def box_mean(image: torch.Tensor, radius: int) -> torch.Tensor:
@@ -113,35 +310,37 @@ def box_mean(image: torch.Tensor, radius: int) -> torch.Tensor:
     return total.div_(size * size)
 
 
-def _insert(lowest: list[torch.Tensor], new: torch.Tensor, count: int) -> list[torch.Tensor]:
+def _insert_lowest(lowest: list[torch.Tensor], new: torch.Tensor, count: int) -> list[torch.Tensor]:
     """The `count` lowest values a pixel, ascending, of those so far and `new`."""
     result = []
-    for kept in lowest:
-        result.append(torch.minimum(kept, new))
-        new = torch.maximum(kept, new)
+    for value in lowest:
+        result.append(torch.minimum(value, new))
+        new = torch.maximum(value, new)
     return [*result, new][:count]
 
 
-def vertex(left: torch.Tensor, middle: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Where between -1/2 and 1/2 the parabola through values at -1, 0, 1 is lowest; 0 where it has no lowest point."""
+def parabola_vertex(left: torch.Tensor, middle: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Minimum in [-1/2, 1/2] of the parabola through the values at -1, 0 and 1; 0 where it has none."""
     curvature = left - 2 * middle + right
     shift = (left - right) / (2 * torch.where(curvature > 1e-9, curvature, torch.ones_like(curvature)))
     return torch.where(curvature > 1e-9, shift, torch.zeros_like(shift)).clamp(-0.5, 0.5)
 
 
-def smoothed(inverse_depth: torch.Tensor, radius: int, tolerance: float) -> torch.Tensor:
-    """(H, W) means over the window of those opposite pairs of pixels whose mean differs from the centre by at most
-    `tolerance`: planes stay as they are, and nothing is mixed across an edge or a crease."""
+def smooth_planar(inverse_depth: torch.Tensor, radius: int, tolerance: float) -> torch.Tensor:
+    """(H, W) means over the window of those opposite pairs of pixels whose mean is within `tolerance` of the centre.
+
+    Planes are preserved, and nothing is mixed across an edge or a crease.
+    """
     height, width = inverse_depth.shape
     padded = F.pad(inverse_depth[None, None], (radius,) * 4, value=torch.inf)[0, 0]
     total, count = inverse_depth.clone(), torch.ones_like(inverse_depth)
     for dy in range(radius + 1):
         for dx in range(-radius if dy else 1, radius + 1):
-            here, opposite = (
+            one, opposite = (
                 padded[radius + y : radius + y + height, radius + x : radius + x + width]
                 for y, x in ((dy, dx), (-dy, -dx))
             )
-            mean = (here + opposite) / 2
+            mean = (one + opposite) / 2
             near = (mean - inverse_depth).abs() <= tolerance
             total += torch.where(near, 2 * mean, torch.zeros_like(mean))
             count += 2 * near

@@ -1,4 +1,4 @@
-"""What a dense reconstruction may cost."""
+"""Settings of dense reconstruction."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from dune_cli.errors import UserError
 
 
 @dataclass(frozen=True)
-class Quality:
-    """`side_px` long side of the depth maps, `planes` at most in the coarse sweep (at half that size), `neighbours` a
-    view is compared with, `rounds` of refinement at full size, `directions` besides
-    the camera's own that planes face in the coarse sweep."""
+class QualityPreset:
+    """`side_px` long side of the depth maps, `planes` at most in the coarse sweep (at half that size), `source_views`
+    of a view, `rounds` of refinement at full size, `directions` besides the camera's own that planes of the coarse
+    sweep face."""
 
     side_px: int
     planes: int
-    neighbours: int
+    source_views: int
     rounds: int
     directions: int = 3
 
 
 QUALITIES = {
-    "low": Quality(480, 96, 6, 1),
-    "medium": Quality(800, 160, 6, 2),
-    "high": Quality(1280, 256, 8, 2),
+    "low": QualityPreset(480, 96, 6, 1),
+    "medium": QualityPreset(800, 160, 6, 2),
+    "high": QualityPreset(1280, 256, 8, 2),
 }
 
 
 @dataclass(frozen=True)
 class DenseConfig:
-    """`quality` low | medium | high. `max_error_px` and `max_depth_error` (a share) a point may be off when it is
-    looked up in a neighbour's depth map and brought back; `min_views` neighbours that must agree (fewer where a view
-    has no more). `device` as in `--device`."""
+    """`quality` low | medium | high. `max_error_px` and `max_depth_error` (a share) bound the forward-backward
+    reprojection error of a point. `min_views` source views must be consistent with it (fewer where a view has no
+    more). `device` as in `--device`."""
 
     quality: str = "medium"
     max_error_px: float = 1.5
@@ -46,5 +46,5 @@ class DenseConfig:
             raise UserError(f"min_views must be 1 or more, got {self.min_views}")
 
     @property
-    def effort(self) -> Quality:
+    def preset(self) -> QualityPreset:
         return QUALITIES[self.quality]

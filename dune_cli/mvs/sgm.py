@@ -1,5 +1,5 @@
-"""Semi-global smoothing of matching costs (H. Hirschmueller, "Stereo processing by semiglobal matching and mutual
-information", PAMI 2008), in torch, for plane sweeps and for lists of hypotheses that differ from pixel to pixel."""
+"""Semi-global cost aggregation (H. Hirschmueller, "Stereo processing by semiglobal matching and mutual information",
+PAMI 2008) in torch, for plane sweeps and for depth hypotheses that differ from pixel to pixel."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ import torch
 DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))  # (dy, dx) of a step
 
 
-def smooth_planes(cost: torch.Tensor, small: float, large: torch.Tensor, directions: int = 8) -> torch.Tensor:
-    """(D, H, W) sums over paths of `cost` (D, H, W) for ordered planes.
+def aggregate_planes(cost: torch.Tensor, p1: float, p2: torch.Tensor, directions: int = 8) -> torch.Tensor:
+    """(D, H, W) path costs summed over 4 or 8 `directions`, of the matching `cost` (D, H, W) of ordered planes.
 
-    A step to the next plane costs `small`, a further one `large` (H, W), at least `small`: lower where an image edge
-    makes a depth edge likely. `directions`: 4 or 8. Memory: twice the cost.
+    A step to the next plane costs `p1`, any further step `p2` (H, W) >= `p1`, which should be low across image edges.
+    Memory: twice the cost.
     """
     total = torch.zeros_like(cost)
     for dy, dx in DIRECTIONS[:directions]:
-        previous, last = None, None
-        for index, line in _lines(cost.shape[1], cost.shape[2], dy, dx):
-            here = cost[index]
+        previous = None
+        for index, line in _scan_lines(cost.shape[1], cost.shape[2], dy, dx):
+            line_cost = cost[index]
             if previous is None:
-                path = here.clone()
+                path = line_cost.clone()
             else:
-                before = _shifted(previous, dx if dy else 0)
-                floor = before.amin(0)
-                step = torch.minimum(before, (floor + large[line]).expand_as(before))
-                step[1:] = torch.minimum(step[1:], before[:-1] + small)
-                step[:-1] = torch.minimum(step[:-1], before[1:] + small)
-                path = here + step - floor
+                before = _shift_line(previous, dx if dy else 0)
+                lowest = before.amin(0)
+                step = torch.minimum(before, (lowest + p2[line]).expand_as(before))
+                step[1:] = torch.minimum(step[1:], before[:-1] + p1)
+                step[:-1] = torch.minimum(step[:-1], before[1:] + p1)
+                path = line_cost + step - lowest
             total[index] += path
-            previous, last = path, line
-        del previous, last
+            previous = path
     return total
 
 
-def smooth_lists(
-    cost: torch.Tensor, labels: torch.Tensor, slope: float, large: torch.Tensor, directions: int = 4
+def aggregate_hypotheses(
+    cost: torch.Tensor, hypotheses: torch.Tensor, slope: float, p2: torch.Tensor, directions: int = 4
 ) -> torch.Tensor:
-    """(K, H, W) sums over paths of `cost` (K, H, W) for hypotheses `labels` (K, H, W) of each pixel's own.
+    """(K, H, W) path costs summed over `directions`, of the `cost` (K, H, W) of each pixel's own `hypotheses`
+    (K, H, W).
 
-    A step between labels costs `slope` times their difference, at most `large` (H, W). Quadratic in K.
+    A step between two hypotheses costs `slope` times their difference, at most `p2` (H, W). Quadratic in K.
     """
     total = torch.zeros_like(cost)
     for dy, dx in DIRECTIONS[:directions]:
-        previous, labels_before = None, None
-        for index, line in _lines(cost.shape[1], cost.shape[2], dy, dx):
-            here, own = cost[index], labels[index]
+        previous, previous_values = None, None
+        for index, line in _scan_lines(cost.shape[1], cost.shape[2], dy, dx):
+            line_cost, values = cost[index], hypotheses[index]
             if previous is None:
-                path = here.clone()
+                path = line_cost.clone()
             else:
-                before, theirs = (_shifted(value, dx if dy else 0) for value in (previous, labels_before))
-                step = (own[:, None] - theirs[None]).abs_().mul_(slope)
-                step = torch.minimum(step, large[line].expand_as(step)).add_(before[None]).amin(1)
-                path = here + step - before.amin(0)
+                before, values_before = (_shift_line(x, dx if dy else 0) for x in (previous, previous_values))
+                step = (values[:, None] - values_before[None]).abs_().mul_(slope)
+                step = torch.minimum(step, p2[line].expand_as(step)).add_(before[None]).amin(1)
+                path = line_cost + step - before.amin(0)
             total[index] += path
-            previous, labels_before = path, own
+            previous, previous_values = path, values
     return total
 
 
-def _lines(height: int, width: int, dy: int, dx: int) -> Iterator[tuple[tuple, tuple]]:
+def _scan_lines(height: int, width: int, dy: int, dx: int) -> Iterator[tuple[tuple, tuple]]:
     """Rows or columns in the order of a path's steps: indices into (D, H, W) and into (H, W)."""
     if dy:
         for y in range(height) if dy > 0 else range(height - 1, -1, -1):
@@ -70,8 +70,8 @@ def _lines(height: int, width: int, dy: int, dx: int) -> Iterator[tuple[tuple, t
             yield (slice(None), slice(None), x), (slice(None), x)
 
 
-def _shifted(line: torch.Tensor, dx: int) -> torch.Tensor:
-    """(D, W) the values that a diagonal step by `dx` comes from; at the border the path goes straight on."""
+def _shift_line(line: torch.Tensor, dx: int) -> torch.Tensor:
+    """(D, W) the values that a diagonal step by `dx` comes from; at the border the path continues straight."""
     if dx > 0:
         return torch.cat([line[:, :1], line[:, :-1]], 1)
     if dx < 0:

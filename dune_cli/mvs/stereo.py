@@ -1,9 +1,9 @@
 """Dense depth from two photos with known cameras: rectification and semi-global matching.
 
 Rectification follows A. Fusiello, E. Trucco and A. Verri, "A compact algorithm for rectification of stereo pairs",
-2000, with the x axis always along the baseline from view 1 to view 2: view 1 is the left image of every pair, and a
-pair whose cameras lie the other way round, or one above the other, is turned instead. Matching is OpenCV's semi-global
-block matching (H. Hirschmueller, "Stereo processing by semiglobal matching and mutual information", PAMI 2008).
+2000, with the x axis always along the baseline from view 1 to view 2: view 1 is the left image of every pair. A pair
+whose second camera is on the left, above or below is rotated. Matching is OpenCV's semi-global block matching (H.
+Hirschmueller, "Stereo processing by semiglobal matching and mutual information", PAMI 2008).
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from dune_cli import optional
-from dune_cli.geometry.cameras import backproject, pixel_grid, scale_intrinsics, transform_pixels
+from dune_cli.geometry.cameras import backproject, pixel_grid, resize_transform, scale_intrinsics, transform_pixels
 from dune_cli.geometry.poses import inverse
+from dune_cli.mvs.consistency import remove_speckles
 
-MAX_OBLIQUITY_DEG = 65.0  # a ray further from the rectified optical axis would be stretched beyond use
-MIN_OVERLAP = 0.15  # share of view 1 that rectification can keep and view 2 can show
+MAX_OBLIQUITY_DEG = 65.0  # of a ray from the rectified optical axis: beyond it the image is stretched too much
+MIN_OVERLAP = 0.15  # share of view 1 that rectification keeps and view 2 shows
 MAX_CELLS = 250_000_000  # pixels times disparities that are matched; about 4 bytes each
 MIN_DISPARITY_PX = 3.0  # from infinity: below it a quarter of a pixel is more than a twelfth of the depth
 CONSISTENT_PX = 1.0  # left-right check
-SAMPLES = 65  # a side: rays that stand for an image
-MIN_POINTS = 10  # that fix the range of disparities
+GRID_SIDE = 65  # rays a side that sample an image
+MIN_POINTS = 10  # that determine the range of disparities
 # by measurement on the Motorcycle pair and 13 indoor pairs with depth: coverage against share of wrong depths
-BLOCK, PENALTY_SMALL, PENALTY_LARGE, UNIQUENESS_PERCENT, SPECKLE_SHARE = 5, 8, 64, 10, 1e-3
+BLOCK, P1, P2, UNIQUENESS_PERCENT, SPECKLE_SHARE = 5, 8, 64, 10, 1e-3
 CONTRAST_LIMIT, CONTRAST_TILES = 4.0, 8
 SUBPIXEL_WINDOW, SUBPIXEL_DAMPING = 7, 4.0  # pixels; grey levels squared a pixel squared
 
@@ -33,9 +34,9 @@ SUBPIXEL_WINDOW, SUBPIXEL_DAMPING = 7, 4.0  # pixels; grey levels squared a pixe
 class Rectification:
     """Two virtual cameras with one orientation, their x axis along the baseline.
 
-    `K` (2, 3, 3) differ in cx only, `rect_from_cam` (2, 3, 3) rotations, `width` and `height` of both images,
-    `baseline` the distance of the centres, `lowest_px` and `count_px` the disparities to be searched. The disparity
-    x1 - x2 of a point at rectified depth z is `focal_px * baseline / z + offset_px`.
+    `K` (2, 3, 3) differ in cx only, `rect_from_cam` (2, 3, 3) are rotations, `width` and `height` of both images,
+    `baseline` the distance between the centres. The search range is `num_disparities` from `min_disparity_px` up, in
+    pixels. The disparity x1 - x2 of a point at rectified depth z is `focal_px * baseline / z + offset_px`.
     """
 
     K: np.ndarray
@@ -43,8 +44,8 @@ class Rectification:
     width: int
     height: int
     baseline: float
-    lowest_px: int
-    count_px: int
+    min_disparity_px: int
+    num_disparities: int
 
     @property
     def focal_px(self) -> float:
@@ -84,9 +85,9 @@ def rectify(
 ) -> Rectification | str:
     """Rectified cameras for a pair; `size` is (width, height), `points_cam1` (M, 3) sparse points of the scene.
 
-    The images are cropped to what both views can see at the sparse points' depths and to what lies far enough from the
-    epipoles; the disparity range is the points' with a margin. Where too little is left (forward motion, hardly any
-    overlap), a string says so instead.
+    The images are cropped to what both views can see at the sparse points' depths, and away from the epipoles. The
+    disparity range is the points' with a margin. Returns the reason where too little is left (forward motion, hardly
+    any overlap).
     """
     centre2 = inverse(cam2_from_cam1)[:3, 3]
     baseline = float(np.linalg.norm(centre2))
@@ -100,9 +101,9 @@ def rectify(
     rect_from_2 = rect_from_1 @ cam2_from_cam1[:3, :3].T
     usable, focals_px = [], []
     for K, (width, height), rotation in ((K1, size1, rect_from_1), (K2, size2, rect_from_2)):
-        rays = backproject(_spread(width, height), np.ones(SAMPLES**2), K) @ rotation.T
+        rays = backproject(_grid_pixels(width, height), np.ones(GRID_SIDE**2), K) @ rotation.T
         rays = rays[_obliquity_deg(rays) <= MAX_OBLIQUITY_DEG]
-        if len(rays) < MIN_OVERLAP * SAMPLES**2:
+        if len(rays) < MIN_OVERLAP * GRID_SIDE**2:
             return "the direction of motion points into the photos, or the cameras are turned far apart"
         usable.append(rays[:, :2] / rays[:, 2:])
         # turning a camera by a homography enlarges areas by z_cam ** 3 / z_rect ** 3; z_cam is 1 here
@@ -115,56 +116,56 @@ def rectify(
     far, near = np.percentile(baseline / points[:, 2], [1, 99])  # disparities on the plane z = 1
     margin = 0.25 * (near - far) + 0.05 * near
     far, near = max(far - margin, 0.0), near + margin
-    # what view 2 sees at [x - near, x - far] can be matched; the rest of view 1 is cut away, and the reverse
+    # a column x of view 1 can be matched where view 2 covers [x - near, x - far], and the reverse: the rest is cropped
     x1 = (max(low[0, 0], low[1, 0] + far), min(high[0, 0], high[1, 0] + near))
     x2 = (max(low[1, 0], low[0, 0] - near), min(high[1, 0], high[0, 0] - far))
     y = (max(low[0, 1], low[1, 1]), min(high[0, 1], high[1, 1]))
     if min(x1[1] - x1[0], x2[1] - x2[0], y[1] - y[0]) <= 0:
         return "the photos overlap too little"
-    seen = (
-        (usable[0][:, 0] >= x1[0]) & (usable[0][:, 0] <= x1[1]) & (usable[0][:, 1] >= y[0]) & (usable[0][:, 1] <= y[1])
-    )
-    if seen.sum() < MIN_OVERLAP * SAMPLES**2:
+    cropped = usable[0]
+    kept = (cropped[:, 0] >= x1[0]) & (cropped[:, 0] <= x1[1]) & (cropped[:, 1] >= y[0]) & (cropped[:, 1] <= y[1])
+    if kept.sum() < MIN_OVERLAP * GRID_SIDE**2:
         return "the photos overlap too little"
     width, height = max(x1[1] - x1[0], x2[1] - x2[0]), y[1] - y[0]
     focal_px = float(np.mean(focals_px))
     focal_px *= min(1.0, (MAX_CELLS / (focal_px**3 * width * height * (near - far))) ** (1 / 3))
     K = np.array([[[focal_px, 0, -focal_px * x[0]], [0, focal_px, -focal_px * y[0]], [0, 0, 1]] for x in (x1, x2)])
     offset = K[0, 0, 2] - K[1, 0, 2]
-    lowest = int(np.floor(focal_px * far + offset)) - 2
-    count = 16 * int(np.ceil((focal_px * near + offset + 2 - lowest) / 16))
+    min_disparity_px = int(np.floor(focal_px * far + offset)) - 2
+    num_disparities = 16 * int(np.ceil((focal_px * near + offset + 2 - min_disparity_px) / 16))
     sides = (int(np.ceil(focal_px * width)) + 1, int(np.ceil(focal_px * height)) + 1)
-    return Rectification(K, np.stack([rect_from_1, rect_from_2]), *sides, baseline, lowest, count)
+    return Rectification(K, np.stack([rect_from_1, rect_from_2]), *sides, baseline, min_disparity_px, num_disparities)
 
 
 def dense_depth(rgb1: np.ndarray, rgb2: np.ndarray, K1: np.ndarray, K2: np.ndarray, rect: Rectification) -> DenseDepth:
     """Depth of view 1's pixels by matching the rectified photos; `rgb1`, `rgb2` (H, W, 3) uint8.
 
-    Semi-global matching along eight directions with sub-pixel disparities, in both directions; kept is what both agree
-    on to a pixel, what lies inside both photos, and what is no small island.
+    Semi-global matching along eight paths with sub-pixel disparities, left to right and right to left. Pixels pass a
+    left-right check of one pixel, lie inside both photos, and are no speckles.
     """
     cv2 = optional.require("cv2", "stereo matching")
 
-    (left, inside1), (right, inside2) = _warp(rgb1, 0, K1, rect), _warp(rgb2, 1, K2, rect)
-    even1, even2 = _evened(left), _evened(right)
-    disparity1 = _match(even1, even2, rect)
-    disparity2 = _match(even2[:, ::-1], even1[:, ::-1], rect)[:, ::-1]
+    (left, inside1), (right, inside2) = _rectified(rgb1, 0, K1, rect), _rectified(rgb2, 1, K2, rect)
+    equalized1, equalized2 = _equalized(left), _equalized(right)
+    disparity1 = _sgbm(equalized1, equalized2, rect)
+    disparity2 = _sgbm(equalized2[:, ::-1], equalized1[:, ::-1], rect)[:, ::-1]
     x, y = np.moveaxis(pixel_grid(rect.height, rect.width).astype(np.float32), -1, 0)
     target = (x - disparity1).astype(np.float32)
     back = cv2.remap(np.ascontiguousarray(disparity2), target, y, cv2.INTER_NEAREST, borderValue=np.nan)
-    lands_inside = cv2.remap(inside2, target, y, cv2.INTER_NEAREST, borderValue=0) > 0
+    target_inside = cv2.remap(inside2, target, y, cv2.INTER_NEAREST, borderValue=0) > 0
     disagreement = np.abs(back - disparity1)
     with np.errstate(invalid="ignore"):
-        good = (disagreement <= CONSISTENT_PX) & lands_inside & (inside1 > 0)
+        good = (disagreement <= CONSISTENT_PX) & target_inside & (inside1 > 0)
         good &= disparity1 - rect.offset_px >= MIN_DISPARITY_PX
-    disparity = _without_speckles(np.where(good, disparity1, np.nan), rect)
+    min_pixels = max(20, round(SPECKLE_SHARE * good.size))
+    disparity = remove_speckles(np.where(good, disparity1, np.nan), 1.0, min_pixels, levels=16)
     disparity = _subpixel(left, right, disparity, x, y)
     confidence = np.where(np.isfinite(disparity), 1 / (1 + (disagreement / 0.5) ** 2), 0)
 
     height, width = rgb1.shape[:2]
     grid = pixel_grid(height, width)
     pixels = transform_pixels(rect.homography(0, K1), grid)
-    rect_depth = rect.focal_px * rect.baseline / (_sample(disparity, pixels) - rect.offset_px)
+    rect_depth = rect.focal_px * rect.baseline / (_sample_disparity(disparity, pixels) - rect.offset_px)
     rays = backproject(grid, np.ones((height, width)), K1)
     depth = rect_depth / (rays @ rect.rect_from_cam[0, 2])
     nearest = np.rint(pixels).astype(np.float32)
@@ -174,9 +175,9 @@ def dense_depth(rgb1: np.ndarray, rgb2: np.ndarray, K1: np.ndarray, K2: np.ndarr
     return DenseDepth(depth, np.where(np.isfinite(depth), on_grid, 0).astype(np.float32))
 
 
-def _spread(width: int, height: int) -> np.ndarray:
-    """(SAMPLES ** 2, 2) pixels spread over an image, its corners included."""
-    x, y = np.meshgrid(np.linspace(0, width - 1, SAMPLES), np.linspace(0, height - 1, SAMPLES))
+def _grid_pixels(width: int, height: int) -> np.ndarray:
+    """(GRID_SIDE ** 2, 2) pixels of a regular grid over an image, its corners included."""
+    x, y = np.meshgrid(np.linspace(0, width - 1, GRID_SIDE), np.linspace(0, height - 1, GRID_SIDE))
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
@@ -185,8 +186,8 @@ def _obliquity_deg(rays: np.ndarray) -> np.ndarray:
     return np.degrees(np.arctan2(np.linalg.norm(rays[:, :2], axis=1), rays[:, 2]))
 
 
-def _warp(rgb: np.ndarray, view: int, K: np.ndarray, rect: Rectification) -> tuple[np.ndarray, np.ndarray]:
-    """The rectified photo (h, w, 3) and where it is defined (h, w) uint8; a reduction averages before it samples."""
+def _rectified(rgb: np.ndarray, view: int, K: np.ndarray, rect: Rectification) -> tuple[np.ndarray, np.ndarray]:
+    """The rectified photo (h, w, 3) and its valid pixels (h, w) uint8. A photo is reduced by averages first."""
     cv2 = optional.require("cv2", "stereo matching")
 
     scale = rect.focal_px / np.sqrt(abs(np.linalg.det(K[:2, :2])))
@@ -200,8 +201,8 @@ def _warp(rgb: np.ndarray, view: int, K: np.ndarray, rect: Rectification) -> tup
     return warped, cv2.warpPerspective(ones, homography, size, flags=cv2.INTER_NEAREST)
 
 
-def _evened(rgb: np.ndarray) -> np.ndarray:
-    """The image with its local contrast evened out (CLAHE on lightness), so that dim and pale surfaces match too."""
+def _equalized(rgb: np.ndarray) -> np.ndarray:
+    """The image after CLAHE on its lightness, so that low-contrast surfaces match too."""
     cv2 = optional.require("cv2", "stereo matching")
 
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
@@ -210,20 +211,20 @@ def _evened(rgb: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
 
 
-def _match(left: np.ndarray, right: np.ndarray, rect: Rectification) -> np.ndarray:
+def _sgbm(left: np.ndarray, right: np.ndarray, rect: Rectification) -> np.ndarray:
     """(h, w) float32 disparities of `left`, NaN where there is none."""
     cv2 = optional.require("cv2", "stereo matching")
 
-    # OpenCV leaves out columns whose search range is not wholly inside the other image: padding brings them back
-    before, after = max(rect.lowest_px + rect.count_px, 0), max(-rect.lowest_px, 0)
+    # OpenCV skips columns whose search range is not wholly inside the other image: padding keeps them
+    before, after = max(rect.min_disparity_px + rect.num_disparities, 0), max(-rect.min_disparity_px, 0)
     padded = [cv2.copyMakeBorder(im, 0, 0, before, after, cv2.BORDER_REPLICATE) for im in (left, right)]
     area = BLOCK * BLOCK * left.shape[2]
     matcher = cv2.StereoSGBM_create(
-        minDisparity=rect.lowest_px,
-        numDisparities=rect.count_px,
+        minDisparity=rect.min_disparity_px,
+        numDisparities=rect.num_disparities,
         blockSize=BLOCK,
-        P1=PENALTY_SMALL * area,
-        P2=PENALTY_LARGE * area,
+        P1=P1 * area,
+        P2=P2 * area,
         disp12MaxDiff=-1,
         preFilterCap=31,
         uniquenessRatio=UNIQUENESS_PERCENT,
@@ -232,14 +233,17 @@ def _match(left: np.ndarray, right: np.ndarray, rect: Rectification) -> np.ndarr
     )
     raw = cv2.medianBlur(matcher.compute(*padded), 3)[:, before : before + left.shape[1]]
     disparity = raw.astype(np.float32) / 16
-    disparity[raw < 16 * rect.lowest_px] = np.nan
+    disparity[raw < 16 * rect.min_disparity_px] = np.nan
     return disparity
 
 
 def _subpixel(left: np.ndarray, right: np.ndarray, disparity: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Disparities after one Gauss-Newton step, at most half a pixel, on the photos' difference in a small window (B. D.
-    Lucas and T. Kanade, 1981). It undoes semi-global matching's pull towards whole pixels: measured, a third of the
-    error on synthetic scenes and 15 % less on the Motorcycle pair; further steps follow the noise."""
+    Lucas and T. Kanade, 1981).
+
+    It removes semi-global matching's bias towards whole pixels. The error falls to a third on synthetic scenes and by
+    15 % on the Motorcycle pair; further steps fit the noise.
+    """
     cv2 = optional.require("cv2", "stereo matching")
 
     def window_mean(image: np.ndarray) -> np.ndarray:
@@ -257,19 +261,9 @@ def _subpixel(left: np.ndarray, right: np.ndarray, disparity: np.ndarray, x: np.
     return disparity + np.clip(step, -0.5, 0.5)
 
 
-def _without_speckles(disparity: np.ndarray, rect: Rectification) -> np.ndarray:
-    """Islands smaller than a share of the image, where neighbours differ by at most a pixel, become NaN."""
-    cv2 = optional.require("cv2", "stereo matching")
-
-    none = 16 * (rect.lowest_px - 2)
-    fixed = np.where(np.isfinite(disparity), np.rint(disparity * 16), none).astype(np.int16)
-    cv2.filterSpeckles(fixed, none, max(20, round(SPECKLE_SHARE * fixed.size)), 16)
-    return np.where(fixed == none, np.nan, disparity)
-
-
-def _sample(disparity: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Disparities at `pixels` (..., 2): bilinear over the neighbours on the nearest pixel's own surface (within one
-    pixel of its disparity), so that nothing is interpolated across a depth edge; NaN where that pixel has none."""
+def _sample_disparity(disparity: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Disparities at `pixels` (..., 2), bilinear over those of the four pixels whose disparity is within one pixel of
+    the nearest one's, so that nothing is interpolated across a depth edge; NaN where the nearest pixel has none."""
     height, width = disparity.shape
     padded = np.pad(disparity, 1, constant_values=np.nan)
     x, y = pixels[..., 0], pixels[..., 1]
@@ -287,3 +281,16 @@ def _sample(disparity: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         weight += np.where(same, share, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(outside | ~np.isfinite(nearest), np.nan, total / weight)
+
+
+def reduce_photo(rgb: np.ndarray, long_side_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """The photo (H, W, 3) uint8 with its long side at most `long_side_px`, and `reduced_from_image` (3, 3) of its
+    pixels."""
+    cv2 = optional.require("cv2", "resizing photos")
+
+    height, width = rgb.shape[:2]
+    scale = long_side_px / max(height, width)
+    if scale >= 1:
+        return rgb, np.eye(3)
+    size = (max(8, round(width * scale)), max(8, round(height * scale)))
+    return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), resize_transform(size[0] / width, size[1] / height)

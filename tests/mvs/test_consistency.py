@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 
 from dune_cli.geometry import cameras, poses
-from dune_cli.mvs.consistency import DepthView, agreeing, compare, free_space_violations, normals_of_depth
+from dune_cli.mvs.consistency import PosedDepth, consistent_pixels, free_space_violations, normals_of_depth, reproject
 from support import synthetic_scenes
 
 WIDTH, HEIGHT = 120, 90
 K = cameras.K_from_fov(60, WIDTH, HEIGHT)
 
 
-def _view(pose: np.ndarray) -> DepthView:
-    return DepthView(synthetic_scenes.render(K, pose, WIDTH, HEIGHT, samples=1)[1], K, pose)
+def _view(pose: np.ndarray) -> PosedDepth:
+    return PosedDepth(synthetic_scenes.render(K, pose, WIDTH, HEIGHT, samples=1)[1], K, pose)
 
 
 def test_true_depth_agrees_and_is_handed_over() -> None:
     one, two = _view(np.eye(4)), _view(synthetic_scenes.pose((0, 0.05, 0.02), (0.3, 0.05, 0.1)))
-    agreement = compare(one, two)
+    agreement = reproject(one, two)
     visible = synthetic_scenes.visible_in(one.depth, two.depth, K, poses.inverse(two.world_from_cam))
-    good = agreeing(one, agreement, 0.5, 0.01)
+    good = consistent_pixels(one, agreement, 0.5, 0.01)
     assert good[visible].mean() > 0.9  # the others lie at depth edges
     # the neighbour's surface is interpolated between its pixels, in which planes are exact
     assert np.median(np.abs(agreement.depth / one.depth - 1)[good]) < 1e-9
@@ -30,25 +30,25 @@ def test_true_depth_agrees_and_is_handed_over() -> None:
 @pytest.mark.parametrize("factor", [0.97, 1.03])
 def test_wrong_depth_does_not_agree(factor: float) -> None:
     one, two = _view(np.eye(4)), _view(synthetic_scenes.pose((0, 0.05, 0.02), (0.3, 0.05, 0.1)))
-    wrong = DepthView(one.depth * factor, K, one.world_from_cam)
-    assert agreeing(wrong, compare(wrong, two), 1.0, 0.01).mean() < 0.02
+    wrong = PosedDepth(one.depth * factor, K, one.world_from_cam)
+    assert consistent_pixels(wrong, reproject(wrong, two), 1.0, 0.01).mean() < 0.02
 
 
 def test_a_point_before_the_surface_is_seen_through_and_one_behind_is_not() -> None:
     one, two = _view(np.eye(4)), _view(synthetic_scenes.pose((0, 0, 0), (0.1, 0, 0)))
     share = {}
     for factor in (0.8, 1.0, 1.2):
-        moved = DepthView(one.depth * factor, K, one.world_from_cam)
-        share[factor] = free_space_violations(moved, compare(moved, two), 0.05).mean()
+        moved = PosedDepth(one.depth * factor, K, one.world_from_cam)
+        share[factor] = free_space_violations(moved, reproject(moved, two), 0.05).mean()
     assert share[0.8] > 0.8 and share[1.0] < 0.02 and share[1.2] < 0.1
 
 
 def test_nothing_is_seen_behind_a_camera_or_where_depth_is_unknown() -> None:
     one = _view(np.eye(4))
-    behind = DepthView(one.depth, K, synthetic_scenes.pose((0, np.pi, 0), (0, 0, 0)))
-    assert np.isnan(compare(one, behind).error_px).all()
-    unknown = DepthView(np.full_like(one.depth, np.nan), K, one.world_from_cam)
-    assert np.isnan(compare(one, unknown).depth).all() and np.isnan(compare(unknown, one).depth).all()
+    behind = PosedDepth(one.depth, K, synthetic_scenes.pose((0, np.pi, 0), (0, 0, 0)))
+    assert np.isnan(reproject(one, behind).error_px).all()
+    unknown = PosedDepth(np.full_like(one.depth, np.nan), K, one.world_from_cam)
+    assert np.isnan(reproject(one, unknown).depth).all() and np.isnan(reproject(unknown, one).depth).all()
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])

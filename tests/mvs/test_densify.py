@@ -11,10 +11,10 @@ from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry import cameras, poses
 from dune_cli.io.meshes import Frustum
 from dune_cli.mvs import view_selection
-from dune_cli.mvs.depth_maps import dense_views
+from dune_cli.mvs.depth_maps import estimate_depth_maps
 from dune_cli.mvs.fusion import fuse
-from dune_cli.mvs.meshing import surface
-from dune_cli.mvs.quality import QUALITIES, DenseConfig, Quality
+from dune_cli.mvs.meshing import extract_mesh
+from dune_cli.mvs.quality import QUALITIES, DenseConfig, QualityPreset
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import FusedCloud, PointMap, SparsePoints
 from support import synthetic_scenes
@@ -63,7 +63,7 @@ def _sparse(depths: tuple[np.ndarray, ...]) -> SparsePoints:
 
 @pytest.fixture(scope="module")
 def maps(shots: Shots) -> list[PointMap]:
-    found = dense_views(shots.rgbs, [K] * 4, POSES, shots.sparse, LOW, Run())
+    found = estimate_depth_maps(shots.rgbs, [K] * 4, POSES, shots.sparse, LOW, Run())
     assert all(one is not None for one in found)
     return [one for one in found if one is not None]
 
@@ -127,7 +127,7 @@ def test_depth_scales_with_the_poses(scale: float, maps: list[PointMap], shots: 
     sparse = SparsePoints(
         shots.sparse.points_world * scale, shots.sparse.colors, shots.sparse.confidence, shots.sparse.observations
     )
-    found = dense_views(shots.rgbs, [K] * 4, larger, sparse, LOW, Run())
+    found = estimate_depth_maps(shots.rgbs, [K] * 4, larger, sparse, LOW, Run())
     for one, same in zip(found, maps):
         assert one is not None
         both = one.valid & same.valid
@@ -144,7 +144,7 @@ def test_the_order_of_views_does_not_matter(maps: list[PointMap], shots: Shots, 
         shots.sparse.confidence,
         tuple(shots.sparse.observations[i] for i in order),
     )
-    found = dense_views([shots.rgbs[i] for i in order], [K] * 4, [POSES[i] for i in order], sparse, LOW, Run())
+    found = estimate_depth_maps([shots.rgbs[i] for i in order], [K] * 4, [POSES[i] for i in order], sparse, LOW, Run())
     for i, one in zip(order, found):
         assert one is not None
         both = one.valid & maps[i].valid
@@ -159,7 +159,7 @@ def test_what_only_one_view_shows_is_not_confirmed(shots: Shots) -> None:
     rgbs = [rgb.copy() for rgb in shots.rgbs]
     area = (slice(40, 80), slice(50, 110))
     rgbs[0][area] = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
-    found = dense_views(rgbs, [K] * 4, POSES, shots.sparse, LOW, Run())[0]
+    found = estimate_depth_maps(rgbs, [K] * 4, POSES, shots.sparse, LOW, Run())[0]
     assert found is not None
     assert found.valid[area].mean() < 0.1
 
@@ -168,7 +168,7 @@ def test_two_views_confirm_each_other(shots: Shots) -> None:
     sparse = SparsePoints(
         shots.sparse.points_world, shots.sparse.colors, shots.sparse.confidence, shots.sparse.observations[:2]
     )
-    found = dense_views(shots.rgbs[:2], [K] * 2, POSES[:2], sparse, LOW, Run())
+    found = estimate_depth_maps(shots.rgbs[:2], [K] * 2, POSES[:2], sparse, LOW, Run())
     for one, pose, true in zip(found, POSES, shots.depths):
         assert one is not None and one.valid.mean() > 0.5
         assert np.nanmedian(np.abs(_depth(one, pose) / true - 1)) < 0.005
@@ -179,15 +179,15 @@ def test_views_without_pose_points_or_partners_have_no_depth(shots: Shots) -> No
     observations = [*shots.sparse.observations]
     observations[3] = (np.zeros(0, int), np.zeros((0, 2)))
     sparse = SparsePoints(shots.sparse.points_world, shots.sparse.colors, shots.sparse.confidence, tuple(observations))
-    found = dense_views(shots.rgbs, [K] * 4, nowhere, sparse, LOW, Run())
+    found = estimate_depth_maps(shots.rgbs, [K] * 4, nowhere, sparse, LOW, Run())
     assert [one is None for one in found] == [False, False, True, True]
 
 
 def test_large_photos_are_reduced_and_the_map_says_where_they_lie(
     shots: Shots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(QUALITIES, "low", Quality(120, 96, 3, 1))
-    found = dense_views(shots.rgbs, [K] * 4, POSES, shots.sparse, LOW, Run())[0]
+    monkeypatch.setitem(QUALITIES, "low", QualityPreset(120, 96, 3, 1))
+    found = estimate_depth_maps(shots.rgbs, [K] * 4, POSES, shots.sparse, LOW, Run())[0]
     assert found is not None and found.valid.shape == found.colors.shape[:2] == (90, 120)
     pixel = cameras.transform_pixels(found.image_from_map, np.array([[0.0, 0.0], [119.0, 89.0]]))
     np.testing.assert_allclose(pixel + 0.5, (np.array([[0.5, 0.5], [119.5, 89.5]])) * 4 / 3, atol=1e-9)
@@ -215,7 +215,7 @@ def test_one_map_alone_keeps_its_points(maps: list[PointMap], shots: Shots) -> N
 
 @pytest.mark.parametrize("method", ["tsdf", "poisson"])
 def test_the_surface_lies_on_the_scene(method: str, maps: list[PointMap], shots: Shots, cloud: FusedCloud) -> None:
-    mesh = surface(maps, shots.cameras, cloud, method)
+    mesh = extract_mesh(maps, shots.cameras, cloud, method)
     assert len(mesh.faces) > 5000 and mesh.colors is not None
     distance, _ = _distances(mesh.vertices)
     assert np.median(distance) < 0.03 and np.quantile(distance, 0.9) < 0.2
@@ -230,11 +230,11 @@ def test_refusals(maps: list[PointMap], shots: Shots, cloud: FusedCloud) -> None
     with pytest.raises(UserError, match="unknown quality 'best'; allowed: low, medium, high"):
         DenseConfig("best")
     with pytest.raises(UserError, match="unknown surface 'alpha'"):
-        surface(maps, shots.cameras, cloud, "alpha")
+        extract_mesh(maps, shots.cameras, cloud, "alpha")
     with pytest.raises(JobFailed, match="nothing to fuse"):
         fuse([None, None], shots.cameras[:2])
     with pytest.raises(ValueError, match="3 Ks"):
-        dense_views(shots.rgbs, [K] * 3, POSES, shots.sparse, LOW, Run())
+        estimate_depth_maps(shots.rgbs, [K] * 3, POSES, shots.sparse, LOW, Run())
 
 
 def test_neighbours_share_points_at_a_useful_angle() -> None:
@@ -242,18 +242,18 @@ def test_neighbours_share_points_at_a_useful_angle() -> None:
     xs = [0.0, 0.05, 0.9, 2.0, 6.0]
     places = [synthetic_scenes.pose((0, 0, 0), (x, 0, 0)) for x in xs]
     points = np.random.default_rng(0).uniform([-2, -2, 10], [2, 2, 10], (200, 3))
-    views = view_selection.points_of_views(points, [np.arange(200)] * 5, places)
+    views = view_selection.visible_points(points, [np.arange(200)] * 5, places)
     chosen = view_selection.select_views(points, views, [K] * 5, places, 3)
     assert chosen[0][:2] == (2, 3) and 1 not in chosen[0][:2]
     closer = [*places[:4], synthetic_scenes.pose((0, 0, 0), (0.9, 0.3, 9.0))]  # sees ten times the detail
-    views = view_selection.points_of_views(points, [np.arange(200)] * 5, closer)
+    views = view_selection.visible_points(points, [np.arange(200)] * 5, closer)
     assert view_selection.select_views(points, views, [K] * 5, closer, 4)[0].index(2) < 2
-    few = view_selection.points_of_views(points, [np.arange(200), np.arange(4)], places[:2])
+    few = view_selection.visible_points(points, [np.arange(200), np.arange(4)], places[:2])
     assert view_selection.select_views(points, few, [K] * 2, places[:2], 3) == [(), ()]
 
 
 def test_a_depth_range_holds_the_points_with_a_margin() -> None:
     depth = np.linspace(2, 10, 1000)
-    far, near = view_selection.inverse_depth_range(view_selection.ViewPoints(np.arange(1000), depth)) or (0, 0)
+    far, near = view_selection.inverse_depth_range(view_selection.VisiblePoints(np.arange(1000), depth)) or (0, 0)
     assert 0.06 < far < 0.1 and 0.5 < near < 0.7
-    assert view_selection.inverse_depth_range(view_selection.ViewPoints(np.arange(7), depth[:7])) is None
+    assert view_selection.inverse_depth_range(view_selection.VisiblePoints(np.arange(7), depth[:7])) is None

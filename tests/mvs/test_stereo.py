@@ -46,7 +46,7 @@ def test_rectified_rows_are_epipolar_lines_and_disparity_is_depth(
     depth = points @ rect.rect_from_cam[0, 2]
     disparity = rect.focal_px * rect.baseline / depth + rect.offset_px
     np.testing.assert_allclose(one[:, 0] - two[:, 0], disparity, atol=1e-7)
-    searched = (disparity >= rect.lowest_px) & (disparity <= rect.lowest_px + rect.count_px)
+    searched = (disparity >= rect.min_disparity_px) & (disparity <= rect.min_disparity_px + rect.num_disparities)
     assert searched.mean() > 0.9
 
 
@@ -79,7 +79,7 @@ def test_a_large_pair_is_matched_at_a_size_that_fits() -> None:
     large = cameras.K_from_fov(60, 6000, 4000)
     rect = stereo.rectify(large, large, pose, (6000, 4000), (6000, 4000), points)
     assert not isinstance(rect, str)
-    assert rect.width * rect.height * rect.count_px < 1.2 * stereo.MAX_CELLS
+    assert rect.width * rect.height * rect.num_disparities < 1.2 * stereo.MAX_CELLS
 
 
 def test_a_motion_half_forward_keeps_the_part_far_from_the_epipole() -> None:

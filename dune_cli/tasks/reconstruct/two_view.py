@@ -8,11 +8,10 @@ from math import log10
 
 import numpy as np
 
-from dune_cli import optional
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import two_view
 from dune_cli.geometry import two_view as pair_checks
-from dune_cli.geometry.cameras import backproject, pixel_grid, project, resize_transform
+from dune_cli.geometry.cameras import backproject, pixel_grid, project
 from dune_cli.geometry.epipolar import estimate_relative_pose
 from dune_cli.geometry.pose_confidence import confidence_from_evidence, two_view_evidence
 from dune_cli.geometry.poses import inverse
@@ -208,7 +207,9 @@ def _dense(
 ) -> tuple[PointMap | None, str]:
     """View 1's dense points, or None and the reason why there are none."""
     side = config.dense_side_px or min(MAX_DENSE_SIDE_PX, max(first.width, first.height))
-    (rgb1, map1_from_image), (rgb2, map2_from_image) = (_reduced(photo.rgb, side) for photo in (first, second))
+    (rgb1, map1_from_image), (rgb2, map2_from_image) = (
+        stereo.reduce_photo(photo.rgb, side) for photo in (first, second)
+    )
     K1_map, K2_map = map1_from_image @ K1, map2_from_image @ K2
     sizes = [(rgb.shape[1], rgb.shape[0]) for rgb in (rgb1, rgb2)]
     rect = stereo.rectify(K1_map, K2_map, sparse.pose, *sizes, sparse.points_cam1)
@@ -232,18 +233,6 @@ def _agreement(depth: np.ndarray, points_cam1: np.ndarray, K: np.ndarray) -> flo
     if not known.any():
         return 0.0
     return float((np.abs(dense[known] / points_cam1[known, 2] - 1) < 0.1).mean())
-
-
-def _reduced(rgb: np.ndarray, long_side_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """The photo with its long side at most `long_side_px`, and its pixels from the original's (3, 3)."""
-    cv2 = optional.require("cv2", "resizing photos")
-
-    height, width = rgb.shape[:2]
-    scale = long_side_px / max(height, width)
-    if scale >= 1:
-        return rgb, np.eye(3)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), resize_transform(size[0] / width, size[1] / height)
 
 
 def _colours_at(rgb: np.ndarray, pixels: np.ndarray) -> np.ndarray:
