@@ -135,7 +135,7 @@ def main() -> None:
     print(
         f"{len(rows)} poses of {len(pairs)} pairs; INTERCEPT = {b - LOWERED:.3f}, WEIGHTS = {np.round(w, 3).tolist()}"
     )
-    for low, high in (*itertools.pairwise(benchmark.BINS), (0.9, 1.0)):
+    for low, high in (*itertools.pairwise(benchmark.CONFIDENCE_BINS), (0.9, 1.0)):
         use = true_lens & (left_out >= low) & (left_out < high)
         share = y[use].mean() if use.any() else 0.0
         print(f"  {low:.2f} to {high:.2f}: {int(use.sum())} poses, {share:.2f} of them within 10 degrees")

@@ -104,7 +104,7 @@ def command(
     if unit_translation:
         console.note("translations have length 1 m: these poses are not metric, only their directions mean something")
     config = SolverConfig(solver or ("essential" if model is None else "pnp"), seed=seed)
-    work = submission.Work(target, _settings(folder, sight, config, size, device, dtype), overwrite)
+    work = submission.SubmissionProgress(target, _settings(folder, sight, config, size, device, dtype), overwrite)
     poses = {}
     with run.stage("relocalize"):
         for scene in scenes:

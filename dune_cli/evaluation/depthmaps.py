@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 
 from dune_cli import console
 from dune_cli.errors import UserError
-from dune_cli.evaluation.localization import Place
+from dune_cli.evaluation.localization import PosedSet
 from dune_cli.evaluation.multiview import intrinsics_of
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse, transform_points
@@ -99,7 +99,7 @@ def mean_errors(errors: Sequence[DepthErrors]) -> DepthErrors:
     )
 
 
-def true_depths(place: Place) -> list[np.ndarray | None] | None:
+def true_depths(place: PosedSet) -> list[np.ndarray | None] | None:
     """(H, W) metres of each photo, 0 where there is none, and None for a photo without any; None for a set without
     depth, or whose lengths are not metres. Notes say what is left out. UserError where a depth map is not there or its
     size is not its photo's."""
@@ -132,7 +132,7 @@ def true_depths(place: Place) -> list[np.ndarray | None] | None:
     return depths if len(lacking) < len(depths) else None
 
 
-def sparse_scene(place: Place, matcher: Matcher, seed: int) -> Scene:
+def sparse_scene(place: PosedSet, matcher: Matcher, seed: int) -> Scene:
     """The set's points, triangulated by a matcher from the true cameras."""
     paths = [image.file for image in place.map.images]
     known = {image.file: image.world_from_cam for image in place.map.images}
@@ -141,7 +141,7 @@ def sparse_scene(place: Place, matcher: Matcher, seed: int) -> Scene:
         return many.reconstruct(paths, intrinsics_of(place, True), matcher, config, work, Run(seed), None, known)
 
 
-def dense_maps(scene: Scene, place: Place, config: DenseConfig) -> Maps:
+def dense_maps(scene: Scene, place: PosedSet, config: DenseConfig) -> Maps:
     """The dense part's depth, looked up at the photos' pixels."""
     assert scene.sparse is not None
     views = scene.views
@@ -182,8 +182,8 @@ def controls(scene: Scene, true: Sequence[np.ndarray | None]) -> Mapping[str, Ma
     return {MEDIAN: medians, NEAREST: nearest}
 
 
-def score_place(
-    place: Place, matcher: Matcher, qualities: Sequence[str], device: str, seed: int
+def score_set(
+    place: PosedSet, matcher: Matcher, qualities: Sequence[str], device: str, seed: int
 ) -> Iterator[tuple[str, float, list[ViewScore]]]:
     """Each method's name, seconds (of the dense part, matching not counted) and a score a photo; nothing for a set
     without depth."""
@@ -199,7 +199,7 @@ def score_place(
         yield f"dense {quality}", time.perf_counter() - start, _scores(place, f"dense {quality}", maps, true)
 
 
-def _scores(place: Place, name: str, maps: Maps, true: Sequence[np.ndarray | None]) -> list[ViewScore]:
+def _scores(place: PosedSet, name: str, maps: Maps, true: Sequence[np.ndarray | None]) -> list[ViewScore]:
     rows = zip(place.map.images, maps, true)
     return [
         ViewScore(place.name, image.name, name, depth_errors(found, depth))

@@ -139,7 +139,7 @@ TEMPERATURE = 0.07
 FOLDS = 5
 DECAY = 1e-3
 # the published names of the teachers' projectors
-PUBLISHED = {
+PUBLISHED_PROJECTORS = {
     "dinov2": "dino2reg_vitlarge_14",
     "mast3r": "mast3r_vitlarge_16",
     "multihmr": "multihmr_vitlarge_14_672",
@@ -148,7 +148,7 @@ POOLS = ("cls", "mean", "both")
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledPhotos:
     """Photos with classes. `split` (N): fold of each photo; with a folder of its own, 1 for training and 0 for test."""
 
     paths: list[Path]
@@ -182,7 +182,7 @@ class TeacherCosine:
     standardised: float
 
 
-def read_labelled(root: str | Path, seed: int) -> Labelled:
+def read_labelled_photos(root: str | Path, seed: int) -> LabelledPhotos:
     """A class per sub-folder; or `train` and `val` (or `test`) folders of such. Else five stratified folds by `seed`.
 
     Raises UserError for fewer than two classes or photos of a class.
@@ -208,7 +208,7 @@ def read_labelled(root: str | Path, seed: int) -> Labelled:
     if len(names) < 2 or counts.min() < 2:
         few = ", ".join(f"{name}: {count}" for name, count in zip(names, counts) if count < 2) or "no sub-folders"
         raise UserError(f"{root} needs at least two sub-folders, one for each class, with two photos each ({few})")
-    return Labelled(paths, torch.tensor(labels), names, torch.tensor(split), has_test)
+    return LabelledPhotos(paths, torch.tensor(labels), names, torch.tensor(split), has_test)
 
 
 def _photos_in(folder: Path) -> list[Path]:
@@ -217,7 +217,7 @@ def _photos_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
-def squares(paths: Sequence[Path], size_px: int, cell_px: int) -> torch.Tensor:
+def load_crops(paths: Sequence[Path], size_px: int, cell_px: int) -> torch.Tensor:
     """The photos' centred squares (N, 3, S, S) in [0, 1]; S is the multiple of `cell_px` nearest to `size_px`."""
     side = max(1, round(size_px / cell_px)) * cell_px
     images = (torch.from_numpy(np.require(read_photo(path).rgb, requirements="W")) for path in paths)
@@ -231,14 +231,14 @@ def global_features(
     rows = []
     for first in range(0, len(paths), batch_size):
         batch = paths[first : first + batch_size]
-        tokens = column.encode(squares(batch, size_px, column.cell_px))
+        tokens = column.encode(load_crops(batch, size_px, column.cell_px))
         every = {"cls": tokens.cls, "mean": tokens.patches.mean((1, 2))}
         rows.append(torch.cat([F.normalize(every[k], dim=1) for k in (POOLS[:2] if pool == "both" else (pool,))], 1))
         tick(len(batch))
     return torch.cat(rows)
 
 
-def knn(features: torch.Tensor, data: Labelled, k: int) -> Accuracy:
+def knn(features: torch.Tensor, data: LabelledPhotos, k: int) -> Accuracy:
     """Nearest neighbours among the training folder, or among all other photos (one left out)."""
     bank = data.split == 1 if data.has_test_folder else torch.ones(len(features), dtype=torch.bool)
     asked = data.split == 0 if data.has_test_folder else bank
@@ -254,7 +254,7 @@ def knn(features: torch.Tensor, data: Labelled, k: int) -> Accuracy:
     return _accuracy(votes.argmax(1), data.labels[asked])
 
 
-def linear_probe(features: torch.Tensor, data: Labelled) -> Accuracy:
+def linear_probe(features: torch.Tensor, data: LabelledPhotos) -> Accuracy:
     """Logistic regression, fitted on the training folder, or on four fifths of the photos for each fifth."""
     if data.has_test_folder:
         test = data.split == 0
@@ -267,7 +267,7 @@ def linear_probe(features: torch.Tensor, data: Labelled) -> Accuracy:
     return _accuracy(told, data.labels)
 
 
-def _fit_and_predict(features: torch.Tensor, data: Labelled, train: torch.Tensor) -> torch.Tensor:
+def _fit_and_predict(features: torch.Tensor, data: LabelledPhotos, train: torch.Tensor) -> torch.Tensor:
     x, y = features.double(), data.labels
     mean, std = x[train].mean(0), x[train].std(0).clamp_min(1e-6)
     x = (x - mean) / std / x.shape[1] ** 0.5
@@ -292,7 +292,7 @@ def _accuracy(told: torch.Tensor, true: torch.Tensor) -> Accuracy:
     return Accuracy(share, float(np.mean(classes)), (share * (1 - share) / len(true)) ** 0.5, len(true))
 
 
-def chance(data: Labelled) -> Accuracy:
+def majority_class(data: LabelledPhotos) -> Accuracy:
     """Always the largest class."""
     asked = data.labels[data.split == 0] if data.has_test_folder else data.labels
     return _accuracy(asked.mode().values.expand_as(asked), asked)
@@ -311,7 +311,7 @@ def teacher_cosines(
         return []
     sums: dict[tuple[str, str], torch.Tensor] = {}
     for first in range(0, len(paths), batch_size):
-        images = squares(paths[first : first + batch_size], size_px, column.cell_px)
+        images = load_crops(paths[first : first + batch_size], size_px, column.cell_px)
         grid = (images.shape[-2] // column.cell_px, images.shape[-1] // column.cell_px)
         for name, teacher in teachers.items():
             own = _projector_name(encoder, name)
@@ -329,7 +329,7 @@ def teacher_cosines(
 
 
 def _projector_name(encoder: torch.nn.Module, teacher: str) -> str:
-    for name in (teacher, PUBLISHED.get(teacher, teacher)):
+    for name in (teacher, PUBLISHED_PROJECTORS.get(teacher, teacher)):
         if name in encoder.teachers:
             return name
     raise UserError(f"this encoder predicts no teacher {teacher!r}; it has: {', '.join(encoder.teachers)}")

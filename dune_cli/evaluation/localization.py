@@ -36,12 +36,12 @@ MIN_FRAMES = 4  # a map of three is left
 KEYS = ("file", "K", "T_cam_to_world")
 
 
-class NoTruth(Exception):
+class NoGroundTruthError(Exception):
     """A set that cannot be scored: it says why."""
 
 
 @dataclass(frozen=True)
-class Place:
+class PosedSet:
     """Photos of one place with known poses. `extent`: the largest distance between two of the cameras. `frames`: the
     indices of the photos in the file's list."""
 
@@ -100,7 +100,7 @@ class LocalizationSummary:
     seconds: float
 
 
-def read_places(root: str | Path, names: Sequence[str] = ()) -> list[Place]:
+def read_posed_sets(root: str | Path, names: Sequence[str] = ()) -> list[PosedSet]:
     """The places under `root` (only `names`, if any), sorted by file.
 
     Photos without true intrinsics or a true pose are left out with a note, and so are places with too few others.
@@ -116,7 +116,7 @@ def read_places(root: str | Path, names: Sequence[str] = ()) -> list[Place]:
     for file in files:
         try:
             places.append(_read_place(file))
-        except NoTruth as reason:
+        except NoGroundTruthError as reason:
             left_out.append(str(reason))
             console.note(f"left out, for there is no truth to score it by: {reason}")
     if not places:
@@ -128,10 +128,10 @@ def read_places(root: str | Path, names: Sequence[str] = ()) -> list[Place]:
     return [place for place in places if not names or place.name in names]
 
 
-def score_place(
+def score_set(
     matcher: Matcher,
-    place: Place,
-    others: Sequence[Place],
+    place: PosedSet,
+    others: Sequence[PosedSet],
     config: LocalizationConfig,
     points: LandmarkConfig | None = None,
 ) -> Iterator[QueryScore]:
@@ -147,7 +147,7 @@ def score_place(
             yield _score(image, everything, place, other.name, config)
 
 
-def summarise(scores: Sequence[QueryScore], places: Sequence[Place]) -> LocalizationSummary:
+def summarise(scores: Sequence[QueryScore], places: Sequence[PosedSet]) -> LocalizationSummary:
     """Over the scores of one matcher at `places`."""
     extents = {place.name: place.extent for place in places}
     own = [score for score in scores if score.other is None]
@@ -176,7 +176,7 @@ def summarise(scores: Sequence[QueryScore], places: Sequence[Place]) -> Localiza
 
 
 def _score(
-    image: MapImage, map_points: Landmarks, place: Place, other: str | None, config: LocalizationConfig
+    image: MapImage, map_points: Landmarks, place: PosedSet, other: str | None, config: LocalizationConfig
 ) -> QueryScore:
     query = Query(read_photo(image.file), image.camera, "given")
     candidates: Candidates = [(index, None) for index in range(len(map_points.map.images))]
@@ -212,10 +212,10 @@ def _errors(found: np.ndarray | None, truth: np.ndarray) -> list[float]:
     return [rotation, float(np.linalg.norm(found[:3, 3] - truth[:3, 3]))]
 
 
-def _read_place(file: Path) -> Place:
+def _read_place(file: Path) -> PosedSet:
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
-        raise NoTruth(f'{file} is no set of posed photos: it needs an object with a list "frames"')
+        raise NoGroundTruthError(f'{file} is no set of posed photos: it needs an object with a list "frames"')
     fields = Fields(content, str(file))
     read = [_read_frame(file, index, frame) for index, frame in enumerate(content["frames"])]
     kept = tuple(index for index, image in enumerate(read) if isinstance(image, MapImage))
@@ -223,7 +223,7 @@ def _read_place(file: Path) -> Place:
     reasons = [reason for reason in read if isinstance(reason, str)]
     if len(images) < MIN_FRAMES:
         why = f" ({reasons[0]})" if reasons else ""
-        raise NoTruth(
+        raise NoGroundTruthError(
             f"{file} has {len(images)} photos with a true pose{why}; leaving one out takes at least {MIN_FRAMES}"
         )
     if reasons:
@@ -237,9 +237,9 @@ def _read_place(file: Path) -> Place:
     )
     extent = float(np.linalg.norm(centres[:, None] - centres, axis=-1).max())
     if extent == 0:
-        raise NoTruth(f"the cameras of {file} all stand in one place; leaving one out says nothing")
+        raise NoGroundTruthError(f"the cameras of {file} all stand in one place; leaving one out says nothing")
     name = fields.text("name", None) or file.parent.name
-    return Place(name, PhotoMap(file.parent, images, scale, None, (file,)), extent, kept)
+    return PosedSet(name, PhotoMap(file.parent, images, scale, None, (file,)), extent, kept)
 
 
 def _read_frame(file: Path, index: int, value: Any) -> MapImage | str:

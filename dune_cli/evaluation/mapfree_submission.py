@@ -99,7 +99,7 @@ def _read_cameras(path: Path) -> dict[str, FrameCamera]:
     return cameras
 
 
-class Work:
+class SubmissionProgress:
     """What is done so far, in a folder beside the ZIP: a file a scene, a line a frame, kept when the run is killed.
 
     Every line carries a checksum of itself, its scene and the settings. Lines that are damaged or of another run are

@@ -12,7 +12,7 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import JobFailed
-from dune_cli.evaluation.localization import Place
+from dune_cli.evaluation.localization import PosedSet
 from dune_cli.geometry.epipolar import pose_auc, pose_error
 from dune_cli.geometry.poses import inverse, rotation_angle
 from dune_cli.geometry.sim3 import move_poses, robust_similarity, scale_of, similarity_from_poses
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FAILED_DEG = 180.0
 TOLERANCE = 0.1  # of the extent: where a camera's pull in the fit begins to fade
 ROUNDS = 100
-STILL = 1e-3  # of the extent: cameras that are nearer to each other stand in one place
+MIN_MOTION = 1e-3  # of the extent: cameras that are nearer to each other stand in one place
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def camera_errors(true: np.ndarray, found: np.ndarray) -> CameraErrors:
 def pair_errors_deg(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rotation and translation-direction errors in degrees of all pairs i < j of poses (N, 4, 4), which no similarity
     changes. A found pose of NaN makes its pairs 180; pairs whose true cameras stand in one place are left out."""
-    rotations, directions, still = [], [], STILL * extent(true)
+    rotations, directions, still = [], [], MIN_MOTION * extent(true)
     for i in range(len(true)):
         for j in range(i + 1, len(true)):
             truth = inverse(true[j]) @ true[i]
@@ -113,7 +113,7 @@ def _corners(world_from_cam: np.ndarray, length: float) -> np.ndarray:
 # The control of `dune eval multiview`: pycolmap's own SIFT, matching and incremental mapping, as they come.
 
 
-NAME = "pycolmap-sift"
+SIFT_METHOD = "pycolmap-sift"
 RELAXED_DEG, RELAXED_INLIERS = 2.0, 50
 
 
@@ -156,7 +156,7 @@ def map_by_sift(paths: Sequence[Path], lenses: Sequence[SharedCamera], lens_of: 
             options.mapper.init_min_num_inliers = RELAXED_INLIERS
             models = pycolmap.incremental_mapping(database, folder, output, options).values()
         if not models:
-            console.note(f"{NAME}: no model")
+            console.note(f"{SIFT_METHOD}: no model")
             return found
         best = max(models, key=lambda model: (model.num_reg_images(), model.num_points3D()))
         for number in best.reg_image_ids():
@@ -171,7 +171,7 @@ def map_by_sift(paths: Sequence[Path], lenses: Sequence[SharedCamera], lens_of: 
 
 AUC_DEG = (5, 10, 30)
 Intrinsics = Sequence[tuple[np.ndarray, str]]
-Method = Callable[[Place, bool], np.ndarray]  # (N, 4, 4) world_from_cam, NaN where not registered
+Method = Callable[[PosedSet, bool], np.ndarray]  # (N, 4, 4) world_from_cam, NaN where not registered
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class SetScore:
     reason: str | None
 
 
-def run_method(place: Place, name: str, method: Method, known_intrinsics: bool) -> SetScore:
+def run_method(place: PosedSet, name: str, method: Method, known_intrinsics: bool) -> SetScore:
     """Reconstructs the set's photos from nothing and scores the cameras; a failed job is a score of no cameras."""
     start = time.perf_counter()
     reason = None
@@ -216,7 +216,7 @@ def run_method(place: Place, name: str, method: Method, known_intrinsics: bool) 
     return score(place, name, found, time.perf_counter() - start, reason)
 
 
-def score(place: Place, name: str, found: np.ndarray, seconds: float, reason: str | None = None) -> SetScore:
+def score(place: PosedSet, name: str, found: np.ndarray, seconds: float, reason: str | None = None) -> SetScore:
     """Of cameras (N, 4, 4) `world_from_cam` in any world and scale, NaN where they are missing."""
     true = np.stack([image.world_from_cam for image in place.map.images])
     have = np.flatnonzero(np.isfinite(found).all((1, 2)))
@@ -250,10 +250,10 @@ def score(place: Place, name: str, found: np.ndarray, seconds: float, reason: st
     )
 
 
-def by_matcher(matcher: Matcher, config: many.ManyConfig) -> Method:
+def matcher_method(matcher: Matcher, config: many.ManyConfig) -> Method:
     """`dune reconstruct --method matches`, its work folder empty."""
 
-    def method(place: Place, known_intrinsics: bool) -> np.ndarray:
+    def method(place: PosedSet, known_intrinsics: bool) -> np.ndarray:
         with scratch_folder(prefix="dune-eval-") as folder:
             paths = [image.file for image in place.map.images]
             scene = many.reconstruct(
@@ -264,10 +264,10 @@ def by_matcher(matcher: Matcher, config: many.ManyConfig) -> Method:
     return method
 
 
-def by_pointmaps(model: TwoViewModel, config: pointmaps.ManyPointMapsConfig) -> Method:
+def pointmap_method(model: TwoViewModel, config: pointmaps.ManyPointMapsConfig) -> Method:
     """`dune reconstruct --method pointmap`, its work folder empty."""
 
-    def method(place: Place, known_intrinsics: bool) -> np.ndarray:
+    def method(place: PosedSet, known_intrinsics: bool) -> np.ndarray:
         with scratch_folder(prefix="dune-eval-") as folder:
             paths = [image.file for image in place.map.images]
             of = intrinsics_of(place, known_intrinsics)
@@ -277,10 +277,10 @@ def by_pointmaps(model: TwoViewModel, config: pointmaps.ManyPointMapsConfig) -> 
     return method
 
 
-def by_sift(seed: int) -> Method:
+def sift_method(seed: int) -> Method:
     """The control."""
 
-    def method(place: Place, known_intrinsics: bool) -> np.ndarray:
+    def method(place: PosedSet, known_intrinsics: bool) -> np.ndarray:
         facts = [read_photo(image.file).facts for image in place.map.images]
         lenses, lens_of = many.share_cameras(facts, intrinsics_of(place, known_intrinsics)(facts))
         return map_by_sift([photo.path for photo in facts], lenses, lens_of, seed)
@@ -288,7 +288,7 @@ def by_sift(seed: int) -> Method:
     return method
 
 
-def intrinsics_of(place: Place, known: bool) -> Callable[[Sequence[PhotoFacts]], Intrinsics]:
+def intrinsics_of(place: PosedSet, known: bool) -> Callable[[Sequence[PhotoFacts]], Intrinsics]:
     """The true K of each photo (without its distortion), or what the photos themselves tell."""
 
     def of(facts: Sequence[PhotoFacts]) -> Intrinsics:
@@ -312,7 +312,7 @@ def as_dict(found: SetScore) -> dict[str, Any]:
 def _scale_errors(true: np.ndarray, found: np.ndarray, scale: float) -> tuple[float, float]:
     """Shares by which lengths are off, with the first two cameras' distance given, and the median over neighbours."""
     steps = [np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1) for poses in (true, found)]
-    moved = steps[0] > STILL * extent(true)
+    moved = steps[0] > MIN_MOTION * extent(true)
     off = np.full(len(moved), np.nan)
     with np.errstate(divide="ignore"):
         off[moved] = np.abs(steps[0][moved] / steps[1][moved] / scale - 1)

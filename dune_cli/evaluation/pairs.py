@@ -29,7 +29,7 @@ from dune_cli.sfm.relative_pose import CameraImage, MatcherBackend, SolverConfig
 
 THRESHOLDS_DEG = (5, 10, 20)
 FAILED_DEG = 180.0
-BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)  # of the confidence
+CONFIDENCE_BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)  # of the confidence
 HARD_SETS = frozenset({"wide"})  # left out of the aggregate "easy"
 
 
@@ -113,7 +113,7 @@ def read_pairs(root: str | Path) -> list[PosedPair]:
     return pairs
 
 
-def select(pairs: Sequence[PosedPair], sets: Sequence[str], limit: int | None) -> list[PosedPair]:
+def select_pairs(pairs: Sequence[PosedPair], sets: Sequence[str], limit: int | None) -> list[PosedPair]:
     """The pairs of `sets` ("easy": all but wide; none named: all), at most `limit` of each set."""
     have = list(dict.fromkeys(pair.set_name for pair in pairs))
     unknown = [name for name in sets if name not in have and name != "easy"]
@@ -177,7 +177,7 @@ class ConfidenceSample:
 
 
 @dataclass(frozen=True)
-class Bin:
+class ConfidenceBin:
     """Poses with a confidence from `low` up to `high` (left out): how many, and the shares within 5 and 10 degrees."""
 
     low: float
@@ -187,7 +187,7 @@ class Bin:
     within10: float
 
 
-def confidence_bins(
+def confidence_samples(
     matchers: Mapping[str, Matcher], pair: PosedPair, seed: int
 ) -> Iterator[tuple[str, ConfidenceSample]]:
     """Each matcher's name and pose by `dune reloc` with the true intrinsics, as far as it gives one out."""
@@ -201,17 +201,17 @@ def confidence_bins(
             yield name, ConfidenceSample(pair.set_name, pair.id, found.confidence, float(max(errors)))
 
 
-def calibration(poses: Sequence[ConfidenceSample]) -> list[Bin]:
+def confidence_calibration(poses: Sequence[ConfidenceSample]) -> list[ConfidenceBin]:
     """The poses in bins of their confidence, and in one from 0.9 on."""
     bins = []
-    for low, high in (*itertools.pairwise(BINS), (0.9, 1.0)):
+    for low, high in (*itertools.pairwise(CONFIDENCE_BINS), (0.9, 1.0)):
         errors = np.array([pose.error_deg for pose in poses if low <= pose.confidence < high])
         shares = [float((errors < limit).mean()) if len(errors) else float("nan") for limit in (5, 10)]
-        bins.append(Bin(low, high, len(errors), *shares))
+        bins.append(ConfidenceBin(low, high, len(errors), *shares))
     return bins
 
 
-def chance(pairs: Sequence[PosedPair], size_px: int, seed: int, draws: int = 200) -> list[list[PairScore]]:
+def random_poses(pairs: Sequence[PosedPair], size_px: int, seed: int, draws: int = 200) -> list[list[PairScore]]:
     """The control: no rotation, and a translation direction drawn at random; `draws` runs over all pairs."""
     rng = np.random.default_rng(seed)
     runs = []
@@ -247,7 +247,7 @@ def summarise(runs: Iterable[Sequence[PairScore]]) -> PairSummary:
     )
 
 
-def groups(pairs: Sequence[PosedPair]) -> dict[str, list[str]]:
+def set_groups(pairs: Sequence[PosedPair]) -> dict[str, list[str]]:
     """Row name -> names of the sets in it: each set, and "easy" (all but wide) where that is more than one set."""
     names = list(dict.fromkeys(pair.set_name for pair in pairs))
     rows = {name: [name] for name in names}

@@ -124,7 +124,7 @@ def test_interrupted_and_resumed_the_bytes_are_the_same(
     root: Path, submission: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, looks = tmp_path / "s.zip", []
-    add = mapfree_submission.Work.add
+    add = mapfree_submission.SubmissionProgress.add
 
     def interrupt(self, scene: str, frame: str, line: str | None) -> None:
         looks.append(frame)
@@ -133,7 +133,7 @@ def test_interrupted_and_resumed_the_bytes_are_the_same(
         add(self, scene, frame, line)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mapfree_submission.Work, "add", interrupt)
+        patch.setattr(mapfree_submission.SubmissionProgress, "add", interrupt)
         assert run("mapfree", root, *UNIT, "-o", target).exit_code == 130
     assert not target.exists()
     work = tmp_path / "s.zip.work"
@@ -144,7 +144,9 @@ def test_interrupted_and_resumed_the_bytes_are_the_same(
     settled = []
     with monkeypatch.context() as patch:
         patch.setattr(
-            mapfree_submission.Work, "add", lambda self, *entry: (settled.append(entry[1]), add(self, *entry))
+            mapfree_submission.SubmissionProgress,
+            "add",
+            lambda self, *entry: (settled.append(entry[1]), add(self, *entry)),
         )
         assert run("mapfree", root, *UNIT, "-o", target).exit_code == 0
     assert settled == TRACK[1:]  # of the second scene: nothing is done twice

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dune_cli.errors import UserError
 from dune_cli.evaluation import depthmaps as benchmark
-from dune_cli.evaluation.localization import read_places
+from dune_cli.evaluation.localization import read_posed_sets
 from dune_cli.geometry import cameras, poses
 from dune_cli.matchers.registry import load_matcher
 from dune_cli.sfm.scene import PointMap, View
@@ -74,7 +74,7 @@ def test_a_map_is_looked_up_at_the_photo_s_pixels() -> None:
 
 
 def test_depth_is_read_in_metres(tmp_path: Path) -> None:
-    (place,) = read_places(write_set(tmp_path, depth=True))
+    (place,) = read_posed_sets(write_set(tmp_path, depth=True))
     depths = benchmark.true_depths(place)
     assert len(depths) == VIEWS and depths[0].shape == SIZE[::-1]
     assert 2 < np.median(depths[0]) < 9
@@ -96,7 +96,7 @@ def test_what_has_no_depth_is_left_out_and_what_is_broken_named(
     else:
         Image.fromarray(np.ones((5, 5), np.uint16)).save(file.parent / "0_depth.png")
     file.write_text(json.dumps(tree))
-    (place,) = read_places(tmp_path)
+    (place,) = read_posed_sets(tmp_path)
     if damage == "size":
         with pytest.raises(UserError, match=message):
             benchmark.true_depths(place)
@@ -112,10 +112,10 @@ def test_what_has_no_depth_is_left_out_and_what_is_broken_named(
 def test_photos_without_a_pose_take_no_other_s_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_set(tmp_path, depth=True) / "made" / "cameras.json"
     tree = json.loads(file.read_text())
-    whole = benchmark.true_depths(read_places(tmp_path)[0])
+    whole = benchmark.true_depths(read_posed_sets(tmp_path)[0])
     del tree["frames"][1]["T_cam_to_world"]
     file.write_text(json.dumps(tree))
-    (place,) = read_places(tmp_path)
+    (place,) = read_posed_sets(tmp_path)
     assert "frame 1 lacks T_cam_to_world" in capsys.readouterr().err
     assert [image.name for image in place.map.images] == [f"{i}.png" for i in (0, 2, 3, 4)]
     for depth, index in zip(benchmark.true_depths(place), (0, 2, 3, 4), strict=True):
@@ -123,15 +123,15 @@ def test_photos_without_a_pose_take_no_other_s_depth(tmp_path: Path, capsys: pyt
 
 
 def test_sets_without_depth_are_left_out(tmp_path: Path) -> None:
-    (place,) = read_places(write_set(tmp_path))
+    (place,) = read_posed_sets(write_set(tmp_path))
     assert benchmark.true_depths(place) is None
-    assert not list(benchmark.score_place(place, load_matcher("sift"), ["low"], "cpu", 0))
+    assert not list(benchmark.score_set(place, load_matcher("sift"), ["low"], "cpu", 0))
 
 
 @pytest.mark.slow
 def test_the_dense_part_beats_its_controls(tmp_path: Path) -> None:
-    (place,) = read_places(write_set(tmp_path, depth=True))
-    found = {name: scores for name, _, scores in benchmark.score_place(place, load_matcher("sift"), ["low"], "cpu", 0)}
+    (place,) = read_posed_sets(write_set(tmp_path, depth=True))
+    found = {name: scores for name, _, scores in benchmark.score_set(place, load_matcher("sift"), ["low"], "cpu", 0)}
     assert list(found) == [benchmark.MEDIAN, benchmark.NEAREST, "dense low"]
     mean = {name: benchmark.mean_errors([score.errors for score in scores]) for name, scores in found.items()}
     assert mean["dense low"].close > max(mean[benchmark.MEDIAN].close, mean[benchmark.NEAREST].close)

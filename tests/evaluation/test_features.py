@@ -16,12 +16,12 @@ from dune_cli.errors import UserError
 from dune_cli.evaluation.features import (
     FeatureSource,
     FeatureTokens,
-    Labelled,
-    chance,
+    LabelledPhotos,
     knn,
     linear_probe,
+    majority_class,
     open_feature_source,
-    read_labelled,
+    read_labelled_photos,
 )
 from dune_cli.evaluation.pairs import PosedPair
 from dune_cli.evaluation.patch_matching import match_patches
@@ -34,13 +34,13 @@ def dune_eval(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["eval", "features", *map(str, arguments)])
 
 
-def blobs(spread: float, count: int = 40, seed: int = 0) -> tuple[torch.Tensor, Labelled]:
+def blobs(spread: float, count: int = 40, seed: int = 0) -> tuple[torch.Tensor, LabelledPhotos]:
     """Three classes around three directions, far from the origin."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(3 * count) % 3
     features = torch.eye(3, 16)[labels] + spread * torch.randn(3 * count, 16, generator=generator) + 50
     folds = torch.arange(3 * count) // 3 % 5
-    return features, Labelled([Path()] * len(labels), labels, ["a", "b", "c"], folds, False)
+    return features, LabelledPhotos([Path()] * len(labels), labels, ["a", "b", "c"], folds, False)
 
 
 def test_classes_that_lie_apart_are_told_and_noise_is_not() -> None:
@@ -50,7 +50,7 @@ def test_classes_that_lie_apart_are_told_and_noise_is_not() -> None:
     for score in (knn(noise, data, 5), linear_probe(noise, data)):
         assert 0.15 < score.accuracy < 0.5 and score.photos == 120
         assert score.error == pytest.approx((score.accuracy * (1 - score.accuracy) / 120) ** 0.5)
-    assert chance(data).accuracy == pytest.approx(1 / 3)
+    assert majority_class(data).accuracy == pytest.approx(1 / 3)
 
 
 def test_no_photo_votes_for_itself_or_trains_its_own_probe() -> None:
@@ -63,7 +63,7 @@ def test_no_photo_votes_for_itself_or_trains_its_own_probe() -> None:
 def test_a_folder_of_tests_is_kept_out_of_the_bank() -> None:
     features, data = blobs(0.05)
     split = (torch.arange(120) < 90).long()
-    apart = Labelled(data.paths, data.labels, data.classes, split, True)
+    apart = LabelledPhotos(data.paths, data.labels, data.classes, split, True)
     assert knn(features, apart, 5).photos == 30 and knn(features, apart, 5).accuracy == 1
     assert linear_probe(features, apart).accuracy == 1
     swapped = features.clone()
@@ -73,8 +73,8 @@ def test_a_folder_of_tests_is_kept_out_of_the_bank() -> None:
 
 def test_balanced_accuracy_weighs_classes_not_photos() -> None:
     labels = torch.tensor([0] * 8 + [1] * 2)
-    data = Labelled([Path()] * 10, labels, ["a", "b"], torch.zeros(10), False)
-    assert chance(data).accuracy == pytest.approx(0.8) and chance(data).balanced == pytest.approx(0.5)
+    data = LabelledPhotos([Path()] * 10, labels, ["a", "b"], torch.zeros(10), False)
+    assert majority_class(data).accuracy == pytest.approx(0.8) and majority_class(data).balanced == pytest.approx(0.5)
 
 
 def colour_folder(root: Path) -> Path:
@@ -91,18 +91,18 @@ def colour_folder(root: Path) -> Path:
 
 def test_reading_labelled_folders(tmp_path: Path) -> None:
     root = colour_folder(tmp_path / "all")
-    data = read_labelled(root, 0)
+    data = read_labelled_photos(root, 0)
     assert data.classes == ["blue", "red"] and len(data.paths) == 12 and not data.has_test_folder
     assert all(set(data.split[data.labels == label].tolist()) == set(range(5)) for label in (0, 1))
     (tmp_path / "two").mkdir()
     for part in ("train", "val"):
         colour_folder(tmp_path / "two" / part)
-    data = read_labelled(tmp_path / "two", 0)
+    data = read_labelled_photos(tmp_path / "two", 0)
     assert data.has_test_folder and data.split.sum() == 12 and len(data.paths) == 24
     with pytest.raises(UserError, match="two sub-folders"):
-        read_labelled(root / "red", 0)
+        read_labelled_photos(root / "red", 0)
     with pytest.raises(UserError, match="is no folder"):
-        read_labelled(tmp_path / "none", 0)
+        read_labelled_photos(tmp_path / "none", 0)
 
 
 def shifted_pair(tmp_path: Path) -> PosedPair:

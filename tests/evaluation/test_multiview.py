@@ -9,7 +9,7 @@ import pytest
 
 from dune_cli.errors import JobFailed
 from dune_cli.evaluation import multiview as benchmark
-from dune_cli.evaluation.localization import Place, read_places
+from dune_cli.evaluation.localization import PosedSet, read_posed_sets
 from dune_cli.geometry import poses
 from dune_cli.geometry.sim3 import move_poses
 from dune_cli.matchers.registry import load_matcher
@@ -19,11 +19,11 @@ from support.posed_sets import POSES, VIEWS, write_set
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return read_places(write_set(tmp_path_factory.mktemp("sets")))[0]
+def place(tmp_path_factory: pytest.TempPathFactory) -> PosedSet:
+    return read_posed_sets(write_set(tmp_path_factory.mktemp("sets")))[0]
 
 
-def test_true_cameras_in_another_world_are_perfect(place: Place) -> None:
+def test_true_cameras_in_another_world_are_perfect(place: PosedSet) -> None:
     move = synthetic_scenes.pose((0.4, 1.0, -2.0), (3.0, 4.0, 5.0))
     move[:3, :3] *= 6
     found = benchmark.score(place, "m", move_poses(move, POSES), 1.5)
@@ -33,7 +33,7 @@ def test_true_cameras_in_another_world_are_perfect(place: Place) -> None:
     assert found.pair_direction_deg == pytest.approx(0, abs=1e-3)
 
 
-def test_missing_photos_cost_pairs_and_completeness(place: Place) -> None:
+def test_missing_photos_cost_pairs_and_completeness(place: PosedSet) -> None:
     poses_found = POSES.copy()
     poses_found[4] = np.nan
     found = benchmark.score(place, "m", poses_found, 0.0)
@@ -42,7 +42,7 @@ def test_missing_photos_cost_pairs_and_completeness(place: Place) -> None:
     assert found.rotation_deg == pytest.approx(0, abs=1e-4)
 
 
-def test_the_scale_is_that_of_the_first_two(place: Place) -> None:
+def test_the_scale_is_that_of_the_first_two(place: PosedSet) -> None:
     """The first step is found a tenth too long, all else right: lengths are then off by about a tenth."""
     found = POSES.copy()
     found[0, :3, 3] -= 0.1 * (POSES[1, :3, 3] - POSES[0, :3, 3])
@@ -51,8 +51,8 @@ def test_the_scale_is_that_of_the_first_two(place: Place) -> None:
     assert scored.scale_error_neighbours < 0.03
 
 
-def test_no_cameras_at_all(place: Place) -> None:
-    def fails(place: Place, known: bool) -> np.ndarray:
+def test_no_cameras_at_all(place: PosedSet) -> None:
+    def fails(place: PosedSet, known: bool) -> np.ndarray:
         raise JobFailed("nothing hangs together")
 
     found = benchmark.run_method(place, "m", fails, True)
@@ -63,14 +63,17 @@ def test_no_cameras_at_all(place: Place) -> None:
 
 
 def test_arbitrary_sets_have_no_scale(tmp_path: Path) -> None:
-    place = read_places(write_set(tmp_path, scale="arbitrary"))[0]
+    place = read_posed_sets(write_set(tmp_path, scale="arbitrary"))[0]
     assert np.isnan(benchmark.score(place, "m", POSES, 0.0).scale_error)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
-def test_both_paths_reconstruct_a_made_up_set(place: Place, known: bool) -> None:
-    methods = {"sift": benchmark.by_matcher(load_matcher("sift"), ManyConfig()), "control": benchmark.by_sift(0)}
+def test_both_paths_reconstruct_a_made_up_set(place: PosedSet, known: bool) -> None:
+    methods = {
+        "sift": benchmark.matcher_method(load_matcher("sift"), ManyConfig()),
+        "control": benchmark.sift_method(0),
+    }
     for name, method in methods.items():
         found = benchmark.run_method(place, name, method, known)
         assert found.registered == VIEWS, name
@@ -84,6 +87,6 @@ def test_both_paths_reconstruct_a_made_up_set(place: Place, known: bool) -> None
     assert {source for _, source in benchmark.intrinsics_of(place, False)(facts)} == {"default"}
 
 
-def test_poses_of_the_made_up_set_are_rigid(place: Place) -> None:
+def test_poses_of_the_made_up_set_are_rigid(place: PosedSet) -> None:
     true = np.stack([image.world_from_cam for image in place.map.images])
     np.testing.assert_allclose(poses.inverse(true) @ true, np.tile(np.eye(4), (VIEWS, 1, 1)), atol=1e-12)

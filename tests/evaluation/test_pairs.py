@@ -81,13 +81,13 @@ def test_selecting_sets(tmp_path: Path) -> None:
     for name in ("dgp", "hololens", "wide"):
         write_set(tmp_path, name, [entry(id=f"{name}{i}") for i in range(3)])
     pairs = benchmark.read_pairs(tmp_path)
-    assert len(benchmark.select(pairs, [], None)) == 9
-    assert {p.set_name for p in benchmark.select(pairs, ["easy"], None)} == {"dgp", "hololens"}
-    assert [p.id for p in benchmark.select(pairs, ["wide"], 2)] == ["wide0", "wide1"]
-    assert benchmark.groups(pairs)["easy"] == ["dgp", "hololens"]
-    assert "easy" not in benchmark.groups(benchmark.select(pairs, ["wide"], None))
+    assert len(benchmark.select_pairs(pairs, [], None)) == 9
+    assert {p.set_name for p in benchmark.select_pairs(pairs, ["easy"], None)} == {"dgp", "hololens"}
+    assert [p.id for p in benchmark.select_pairs(pairs, ["wide"], 2)] == ["wide0", "wide1"]
+    assert benchmark.set_groups(pairs)["easy"] == ["dgp", "hololens"]
+    assert "easy" not in benchmark.set_groups(benchmark.select_pairs(pairs, ["wide"], None))
     with pytest.raises(UserError, match="unknown set outdoor; this folder has: dgp, hololens, wide"):
-        benchmark.select(pairs, ["outdoor"], None)
+        benchmark.select_pairs(pairs, ["outdoor"], None)
 
 
 @pytest.mark.parametrize("size_px", [0, 160, 480])
@@ -119,12 +119,12 @@ def test_the_calibration_has_the_poses_that_reloc_gives_out(tmp_path: Path) -> N
     write_b = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
     Image.fromarray(write_b).save(tmp_path / "b.png")  # one photo twice is refused
     (pair,) = benchmark.read_pairs(tmp_path)
-    found = dict(benchmark.confidence_bins({"oracle": Oracle(), "blind": Blind()}, pair, 0))
+    found = dict(benchmark.confidence_samples({"oracle": Oracle(), "blind": Blind()}, pair, 0))
     assert set(found) == {"oracle"} and found["oracle"].confidence > 0.9 and found["oracle"].error_deg < 0.5
     off = [
         benchmark.ConfidenceSample("near", "x", sure, error) for sure, error in ((0.92, 7.0), (0.97, 30.0), (0.4, 3.0))
     ]
-    bins = {(one.low, one.high): one for one in benchmark.calibration([found["oracle"], *off])}
+    bins = {(one.low, one.high): one for one in benchmark.confidence_calibration([found["oracle"], *off])}
     assert bins[0.3, 0.5].poses == 1 and bins[0.3, 0.5].within5 == 1
     assert bins[0.9, 1.0].poses == 3 and bins[0.9, 1.0].within10 == pytest.approx(2 / 3)
     assert bins[0.5, 0.7].poses == 0 and np.isnan(bins[0.5, 0.7].within5)
@@ -133,8 +133,8 @@ def test_the_calibration_has_the_poses_that_reloc_gives_out(tmp_path: Path) -> N
 def test_chance_is_poor_and_repeatable(tmp_path: Path) -> None:
     write_set(tmp_path, "set", [entry()])
     pairs = benchmark.read_pairs(tmp_path)
-    summary = benchmark.summarise(benchmark.chance(pairs, 0, seed=1))
-    assert summary == benchmark.summarise(benchmark.chance(pairs, 0, seed=1))
+    summary = benchmark.summarise(benchmark.random_poses(pairs, 0, seed=1))
+    assert summary == benchmark.summarise(benchmark.random_poses(pairs, 0, seed=1))
     assert summary.auc10 < 0.05
     assert summary.translation_deg == pytest.approx(90, abs=12)
     assert summary.rotation_deg == pytest.approx(np.degrees(np.linalg.norm([0.02, -0.1, 0.03])))
@@ -194,4 +194,4 @@ def test_roots_without_pairs(tmp_path: Path) -> None:
 def test_shared_pairs_are_read(shared_data: Path) -> None:
     pairs = benchmark.read_pairs(shared_data / "pairs")
     assert len(pairs) == 92
-    assert {name: len(members) for name, members in benchmark.groups(pairs).items()}["easy"] == 3
+    assert {name: len(members) for name, members in benchmark.set_groups(pairs).items()}["easy"] == 3

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dune_cli.evaluation.depthmaps import true_depths
-from dune_cli.evaluation.localization import Place, read_places
+from dune_cli.evaluation.localization import PosedSet, read_posed_sets
 from dune_cli.evaluation.pairs import PosedPair, read_pairs
 from fuzz.harness import Sample
 
@@ -36,7 +36,7 @@ def samples(folder: Path) -> Sequence[Sample]:
     return [
         Sample(
             {"a/cameras.json": json.dumps(place).encode(), "a/p.png": photo, "a/d.png": depth},
-            lambda case: [(place, true_depths(place)) for place in read_places(case)],
+            lambda case: [(place, true_depths(place)) for place in read_posed_sets(case)],
             _are_places,
             ["a/cameras.json"],
         ),
@@ -49,7 +49,7 @@ def samples(folder: Path) -> Sequence[Sample]:
     ]
 
 
-def _are_places(found: list[tuple[Place, list[np.ndarray | None] | None]]) -> None:
+def _are_places(found: list[tuple[PosedSet, list[np.ndarray | None] | None]]) -> None:
     for place, depths in found:
         assert np.isfinite(place.extent) and place.extent > 0
         for image in place.map.images:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dune_cli.errors import JobFailed
-from dune_cli.evaluation.mapfree_submission import FrameCamera, SceneFolder, Work
+from dune_cli.evaluation.mapfree_submission import FrameCamera, SceneFolder, SubmissionProgress
 from fuzz.harness import Sample
 
 SETTINGS = {"dune": "1.0", "data": "/data/val", "weights": "sift", "sha256": None, "solver": "essential", "seed": 0}
@@ -18,7 +18,7 @@ FRAMES = [f"seq1/frame_{number:05d}.jpg" for number in range(0, 40, 5)]
 
 def samples(folder: Path) -> Sequence[Sample]:
     scene = SceneFolder(Path("s00000"), CAMERA, dict.fromkeys(FRAMES, CAMERA))
-    work = Work(folder / "s.zip", SETTINGS, restart=False)
+    work = SubmissionProgress(folder / "s.zip", SETTINGS, restart=False)
     written = {}
     for number, frame in enumerate(FRAMES):
         angle = 0.05 * number
@@ -29,7 +29,7 @@ def samples(folder: Path) -> Sequence[Sample]:
 
     def read(case: Path) -> dict[str, str | None]:
         # settings of another run are refused without --overwrite, which begins anew
-        done = Work(case / "s.zip", SETTINGS, restart=False).done(scene)
+        done = SubmissionProgress(case / "s.zip", SETTINGS, restart=False).done(scene)
         accept(done)
         if len(done) < len(written):
             raise JobFailed(f"{len(written) - len(done)} frames are computed again")

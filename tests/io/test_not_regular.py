@@ -18,7 +18,7 @@ from dune_cli.checkpoints.weight_files import read_weights
 from dune_cli.checkpoints.weights_folder import read_pins
 from dune_cli.commands.options import FiniteRange
 from dune_cli.errors import DuneError
-from dune_cli.evaluation.localization import read_places
+from dune_cli.evaluation.localization import read_posed_sets
 from dune_cli.evaluation.pairs import read_pairs as read_pair_sets
 from dune_cli.io.cache import read_cached, write_cached
 from dune_cli.io.colmap.read import open_model
@@ -48,7 +48,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "images.txt": lambda path: open_model(path.parent),
     "scene.json": lambda path: open_map(path.parent),
     "pairs.json": lambda path: read_pair_sets(path.parent),
-    "cameras.json": lambda path: read_places(path.parent),
+    "cameras.json": lambda path: read_posed_sets(path.parent),
     "lock.json": lambda path: read_pins(path.parent),
     "SMPLX_NEUTRAL.npz": lambda path: read_model(path, 10, 10),
     "weights.safetensors": read_weights,

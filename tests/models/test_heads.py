@@ -9,7 +9,8 @@ from torch import nn
 from dune_cli.models import heads
 from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.heads import Feature, FeatureExtractor, FeatureHeadConfig, HeadCard, HeadedEncoder
-from dune_cli.models.stems import HALF, NETWORK, normalise
+from dune_cli.models.patch_embed import HALF, normalise
+from dune_cli.models.stems import NETWORK
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
 

@@ -65,7 +65,7 @@ def command(
     from dataclasses import asdict
 
     from dune_cli import optional
-    from dune_cli.evaluation.localization import read_places
+    from dune_cli.evaluation.localization import read_posed_sets
     from dune_cli.io import outputs
     from dune_cli.provenance import Run, sha256_of
 
@@ -73,7 +73,7 @@ def command(
     if strange or not qualities:
         raise UserError(f"unknown quality {', '.join(strange) or '(none)'}; allowed: {', '.join(QUALITIES)}")
     target = outputs.check_output(output, [".json"], overwrite) if output else None
-    places = read_places(root, sets)
+    places = read_posed_sets(root, sets)
     checks.matchers([matcher], model, encoder)
 
     from dune_cli.evaluation import depthmaps as benchmark
@@ -86,7 +86,7 @@ def command(
     rows: list[tuple[str, str, float, list[benchmark.ViewScore]]] = []
     with run.stage("evaluate"):
         for place in console.progress(places, "sets", len(places), "set"):
-            found = [(place.name, *row) for row in benchmark.score_place(place, loaded, qualities, device, seed)]
+            found = [(place.name, *row) for row in benchmark.score_set(place, loaded, qualities, device, seed)]
             if not found:
                 console.note(f"{place.name} has no measured depth")
             rows += found

@@ -147,7 +147,7 @@ def _labelled(
 ) -> dict[str, list[Any]]:
     from dune_cli.evaluation import features as benchmark
 
-    data = benchmark.read_labelled(root, seed)
+    data = benchmark.read_labelled_photos(root, seed)
     found = []
     for column in columns:
         bar = console.bar(len(data.paths), column.name, "photo")
@@ -155,7 +155,7 @@ def _labelled(
         bar.close()
     near = [benchmark.knn(features, data, k) for features in found]
     line = [benchmark.linear_probe(features, data) for features in found]
-    guess = benchmark.chance(data)
+    guess = benchmark.majority_class(data)
     count = f"{len(data.classes)} classes, {near[0].photos} photos"
     return {
         f"k-NN accuracy ({count}; largest class {guess.accuracy:.3f})": [a.accuracy for a in near],

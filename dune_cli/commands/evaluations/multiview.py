@@ -76,12 +76,12 @@ def command(
     \b
     Example: dune eval multiview data/multiview --matcher sift,xfeat-lighterglue -o table.json
     """
-    from dune_cli.evaluation.localization import read_places
+    from dune_cli.evaluation.localization import read_posed_sets
     from dune_cli.io import outputs
     from dune_cli.provenance import Run, sha256_of
 
     target = outputs.check_output(output, [".json"], overwrite) if output else None
-    places = read_places(root, sets)
+    places = read_posed_sets(root, sets)
     if POINTMAP in matchers and model is None:
         raise UserError("pointmap needs a two-view model; give --model FILE or a registry name")
     matching = [name for name in matchers if name != POINTMAP]
@@ -145,16 +145,16 @@ def _methods(
     methods: dict[str, Method] = {}
     sources = [matcher.source for matcher in columns.values()]
     for name, matcher in columns.items():
-        methods[name] = benchmark.by_matcher(matcher, ManyConfig(pairs=pairs, mapper=mapper, seed=seed))
+        methods[name] = benchmark.matcher_method(matcher, ManyConfig(pairs=pairs, mapper=mapper, seed=seed))
     if POINTMAP in names:
         from dune_cli.checkpoints.loader import load_two_view
 
         assert model is not None
         network = load_two_view(model, encoder, device, dtype)
         sources.append(network.source)
-        methods[POINTMAP] = benchmark.by_pointmaps(network, ManyPointMapsConfig(pairs=pairs, seed=seed))
+        methods[POINTMAP] = benchmark.pointmap_method(network, ManyPointMapsConfig(pairs=pairs, seed=seed))
     if control:
-        methods[CONTROL] = benchmark.by_sift(seed)
+        methods[CONTROL] = benchmark.sift_method(seed)
     return methods, sources
 
 

@@ -100,7 +100,7 @@ def command(
     from dune_cli.provenance import Run, sha256_of
 
     target = outputs.check_output(output, [".json"], overwrite) if output else None
-    pairs = benchmark.select(benchmark.read_pairs(root), sets, limit)
+    pairs = benchmark.select_pairs(benchmark.read_pairs(root), sets, limit)
     checks.matchers(matchers, model, encoder)
     run = Run(seed=seed)
     with run.stage("load"):
@@ -153,9 +153,9 @@ def _calibrate(
     found: dict[str, list[ConfidenceSample]] = {name: [] for name in columns}
     with run.stage("evaluate"):
         for pair in console.progress(pairs, "pairs", total=len(pairs), unit="pair"):
-            for name, pose in benchmark.confidence_bins(columns, pair, run.seed or 0):
+            for name, pose in benchmark.confidence_samples(columns, pair, run.seed or 0):
                 found[name].append(pose)
-    bins = {name: benchmark.calibration(poses) for name, poses in found.items()}
+    bins = {name: benchmark.confidence_calibration(poses) for name, poses in found.items()}
     result = {
         "schema": "dune.eval-calibration/1",
         "root": root,
@@ -179,14 +179,14 @@ def _rows(
     from dune_cli.evaluation import pairs as benchmark
 
     rows = []
-    for name, members in benchmark.groups(pairs).items():
+    for name, members in benchmark.set_groups(pairs).items():
         of_group = [pair for pair in pairs if pair.set_name in members]
         for size in sizes_px:
             row = {
                 column: benchmark.summarise([[s for s in found if s.set_name in members and s.size_px == size]])
                 for column, found in scores.items()
             }
-            row[CHANCE] = benchmark.summarise(benchmark.chance(of_group, size, seed))
+            row[CHANCE] = benchmark.summarise(benchmark.random_poses(of_group, size, seed))
             rows.append((name, size, len(of_group), row))
     return rows
 

@@ -13,7 +13,7 @@ from dune_cli.commands.evaluations import shared
 from dune_cli.commands.options import GroupedCommand
 
 if TYPE_CHECKING:
-    from dune_cli.evaluation.localization import LocalizationSummary, Place, QueryScore
+    from dune_cli.evaluation.localization import LocalizationSummary, PosedSet, QueryScore
 
 ALL = "all"
 
@@ -65,7 +65,7 @@ def command(
     from dune_cli.sfm.localization import LocalizationConfig
 
     target = outputs.check_output(output, [".json"], overwrite) if output else None
-    places = localization.read_places(root, sets)
+    places = localization.read_posed_sets(root, sets)
     checks.matchers(matchers, model, encoder)
     config = LocalizationConfig(seed=seed) if min_confidence is None else LocalizationConfig(min_confidence, seed=seed)
     run = Run(seed=seed)
@@ -76,7 +76,7 @@ def command(
         jobs = [(name, place) for name in columns for place in places]
         for name, place in console.progress(jobs, "places", len(jobs), "place"):
             others = [other for other in places if other is not place]
-            scores[name] += localization.score_place(columns[name], place, others, config)
+            scores[name] += localization.score_set(columns[name], place, others, config)
     rows = _rows(places, scores)
     result = {
         "schema": "dune.eval-reloc/1",
@@ -105,7 +105,7 @@ def command(
 
 
 def _rows(
-    places: Sequence[Place], scores: Mapping[str, Sequence[QueryScore]]
+    places: Sequence[PosedSet], scores: Mapping[str, Sequence[QueryScore]]
 ) -> list[tuple[str, dict[str, LocalizationSummary]]]:
     """(set, column -> summary) of each place, and of all where they are several."""
     from dune_cli.evaluation.localization import summarise
