@@ -21,7 +21,7 @@ from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.evaluation.mapfree import DATA_LIMIT_BYTES, EVERY_NTH_FRAME
 from dune_cli.geometry.poses import quaternion_from_rotation
-from dune_cli.io.cache import append_line, read_lines, seal, unseal
+from dune_cli.io.cache import add_checksum, append_line, read_lines, verified
 from dune_cli.io.json_files import write_json
 from dune_cli.io.outputs import atomic_path
 from dune_cli.io.photos import read_photo
@@ -122,7 +122,7 @@ class SubmissionProgress:
                 )
             self.remove()
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / SETTINGS, seal(settings))
+        write_json(self.folder / SETTINGS, add_checksum(settings))
 
     def _settings(self) -> dict[str, Any] | None:
         """The settings of the run in the folder; None, with a note where there is a file, if they cannot be told."""
@@ -130,7 +130,7 @@ class SubmissionProgress:
         if not os.path.lexists(path):
             return None
         try:
-            settings = unseal(read_json(path, "the settings of a run"))
+            settings = verified(read_json(path, "the settings of a run"))
         except UserError:
             settings = None
         if settings is None:

@@ -1,6 +1,7 @@
-"""Arrays kept between runs: one safetensors file with its schema, what it was made of, and a checksum.
+"""Results kept between runs: arrays as safetensors, entries as JSON Lines, and a folder of arrays by kind and key.
 
-A file that is missing, damaged, of another schema or made of something else is not used: the caller computes it anew.
+Every file carries a schema, a checksum, and a `fingerprint` of what its content depends on (hashes, settings). A file
+that is missing, damaged, of another schema or with another fingerprint is not used: the caller computes it again.
 """
 
 from __future__ import annotations
@@ -25,21 +26,29 @@ from dune_cli.io.outputs import atomic_path, check_output_folder
 from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, MIB, open_regular, parse_json, read_bytes
 
 Layout = Mapping[str, tuple[str, tuple[int | str, ...]]]
-_HEADER = "dune"
+SCHEMA = "dune.work/1"  # of a work folder's entries
+NAME = "dune-work"  # of a work folder that was not asked for
 HEADER_LIMIT_BYTES = 100_000_000  # safetensors' own
+CHECK = "check"  # the key of a line's checksum
+LINES_LIMIT_BYTES = 2048 * MIB
+LINE_LIMIT_BYTES = MIB
+_HEADER = "dune"
+_DTYPES = {
+    "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
+    "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "F32": np.float32, "F64": np.float64,
+}  # fmt: skip
 
 
-def write_cached(path: str | Path, schema: str, made_of: str, arrays: Mapping[str, np.ndarray]) -> None:
+def write_cached(path: str | Path, schema: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes `arrays` (booleans and numbers of any shape) atomically; equal contents make equal files.
 
-    `schema` names the layout of the arrays and its version, `made_of` what they depend on (hashes, settings).
-    OSError (a full disk) passes.
+    `schema` names the layout of the arrays and its version. OSError (a full disk) passes.
     """
     from safetensors.numpy import save
 
-    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    facts = {"schema": schema, "made_of": made_of, "sha256": _checksum(whole)}
-    content = save(whole, {_HEADER: json.dumps(facts)})
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    metadata = {"schema": schema, "made_of": fingerprint, "sha256": _checksum(contiguous)}
+    content = save(contiguous, {_HEADER: json.dumps(metadata)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
@@ -47,14 +56,14 @@ def write_cached(path: str | Path, schema: str, made_of: str, arrays: Mapping[st
 def read_cached(
     path: str | Path,
     schema: str,
-    made_of: str,
+    fingerprint: str,
     limit_bytes: int = ARRAYS_LIMIT_BYTES,
     layout: Layout | None = None,
 ) -> dict[str, np.ndarray] | None:
-    """The arrays of a file that `write_cached` wrote with the same `schema` and `made_of`; None otherwise.
+    """The arrays of a file that `write_cached` wrote with the same `schema` and `fingerprint`; None otherwise.
 
-    A note says so where a file is there and is damaged, of another schema, changed since it was written, or without the
-    arrays of `layout` (see `check_layout`). A file made of something else is passed over without a note.
+    A note names a file that is damaged, of another schema, changed since it was written, or without the arrays of
+    `layout` (see `check_layout`). A file with another fingerprint is passed over without a note.
     """
     from safetensors import deserialize
 
@@ -63,14 +72,14 @@ def read_cached(
         return None
     try:
         content = read_bytes(path, "a cache file", limit_bytes)
-        facts = _facts(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        if not _fits(facts, schema, made_of, path):
+        metadata = _metadata(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        if not _is_current(metadata, schema, fingerprint, path):
             return None
         arrays = {
             name: np.frombuffer(bytearray(tensor["data"]), _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
             for name, tensor in deserialize(content)
         }
-        if facts["sha256"] != _checksum(arrays):
+        if metadata["sha256"] != _checksum(arrays):
             raise UserError("its checksum does not fit")
         if layout is not None:
             check_layout(arrays, layout)
@@ -81,10 +90,10 @@ def read_cached(
 
 
 def check_layout(arrays: Mapping[str, np.ndarray], layout: Layout) -> None:
-    """Raises ValueError unless there are all arrays of `layout`: name -> (kinds, shape).
+    """Raises ValueError unless `arrays` has all arrays of `layout`: name -> (kinds, shape).
 
-    Kinds are NumPy's letters of dtypes, such as "iu"; "f" stands for finite floats and "F" for any. A letter in a shape
-    stands for one length wherever it comes.
+    Kinds are NumPy's letters of dtypes, such as "iu"; "f" stands for finite floats and "F" for any floats. The same
+    letter in shapes stands for the same length.
     """
     lengths: dict[str, int] = {}
     for name, (kinds, shape) in layout.items():
@@ -100,8 +109,8 @@ def check_layout(arrays: Mapping[str, np.ndarray], layout: Layout) -> None:
             raise ValueError(f"{name} holds numbers that are not finite")
 
 
-def check_cached(path: str | Path, schema: str, made_of: str, limit_bytes: int = ARRAYS_LIMIT_BYTES) -> bool:
-    """Whether `read_cached` would give the arrays of a file; with the same notes, and one array in memory at a time."""
+def check_cached(path: str | Path, schema: str, fingerprint: str, limit_bytes: int = ARRAYS_LIMIT_BYTES) -> bool:
+    """Whether `read_cached` would return the arrays, with the same notes, and one array in memory at a time."""
     from safetensors import safe_open
 
     path = Path(path)
@@ -110,14 +119,14 @@ def check_cached(path: str | Path, schema: str, made_of: str, limit_bytes: int =
     try:
         with open_regular(path, "a cache file", limit_bytes) as file:
             length = int.from_bytes(file.read(8), "little")
-            facts = _facts(file.read(min(length, HEADER_LIMIT_BYTES)))
-        if not _fits(facts, schema, made_of, path):
+            metadata = _metadata(file.read(min(length, HEADER_LIMIT_BYTES)))
+        if not _is_current(metadata, schema, fingerprint, path):
             return False
         digest = hashlib.sha256()
         with safe_open(path, "np") as tensors:
             for name in sorted(tensors.keys()):
                 _add(digest, name, tensors.get_tensor(name))
-        if facts["sha256"] != digest.hexdigest():
+        if metadata["sha256"] != digest.hexdigest():
             raise UserError("its checksum does not fit")
     except Exception as error:  # damaged bytes provoke anything
         note_damaged(path, error)
@@ -125,9 +134,9 @@ def check_cached(path: str | Path, schema: str, made_of: str, limit_bytes: int =
     return True
 
 
-def note_damaged(path: Path, why: object) -> None:
-    """Tells that a kept file is not used, and why."""
-    text = " ".join(str(why).split())[:120]
+def note_damaged(path: Path, reason: object) -> None:
+    """A note that a cached file is not used, and why."""
+    text = " ".join(str(reason).split())[:120]
     console.note(f"{path} is damaged ({text}); it is computed again")
 
 
@@ -143,24 +152,18 @@ def text_of(array: np.ndarray) -> str:
     return array.tobytes().decode()
 
 
-def _facts(header: bytes) -> dict[str, str]:
-    facts = parse_json(parse_json(header, "its header")["__metadata__"][_HEADER], "its header")
-    if not all(isinstance(facts[name], str) for name in ("schema", "made_of", "sha256")):
+def _metadata(header: bytes) -> dict[str, str]:
+    metadata = parse_json(parse_json(header, "its header")["__metadata__"][_HEADER], "its header")
+    if not all(isinstance(metadata[name], str) for name in ("schema", "made_of", "sha256")):
         raise UserError("its header is of another form")
-    return facts
+    return metadata
 
 
-def _fits(facts: dict[str, str], schema: str, made_of: str, path: Path) -> bool:
-    if facts["schema"] != schema:
+def _is_current(metadata: dict[str, str], schema: str, fingerprint: str, path: Path) -> bool:
+    if metadata["schema"] != schema:
         console.note(f"{path} was written by another version of dune; it is computed again")
         return False
-    return facts["made_of"] == made_of
-
-
-_DTYPES = {
-    "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
-    "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "F32": np.float32, "F64": np.float64,
-}  # fmt: skip
+    return metadata["made_of"] == fingerprint
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
@@ -175,37 +178,27 @@ def _add(digest: Any, name: str, array: np.ndarray) -> None:
     digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
 
 
-# JSON Lines kept between runs: every line carries a checksum, so that one which was cut off or damaged is never used.
-#
-# `seal` and `unseal` do the same for one JSON object.
-
-
-CHECK = "check"
-LINES_LIMIT_BYTES = 2048 * MIB
-LINE_LIMIT_BYTES = MIB
-
-
-def seal(entry: Mapping[str, Any], made_of: str = "") -> dict[str, Any]:
-    """`entry` as plain JSON values with a checksum of them and of `made_of`, what they depend on, in "check"."""
+def add_checksum(entry: Mapping[str, Any], fingerprint: str = "") -> dict[str, Any]:
+    """`entry` as plain JSON values, with a checksum of them and of `fingerprint` in "check"."""
     plain = json.loads(json_line(entry))
     plain.pop(CHECK, None)
-    return plain | {CHECK: _checksum_line_files(plain, made_of)}
+    return plain | {CHECK: _json_checksum(plain, fingerprint)}
 
 
-def unseal(value: Any, made_of: str = "") -> dict[str, Any] | None:
-    """The entry that `seal` sealed with the same `made_of`; None for anything else."""
+def verified(value: Any, fingerprint: str = "") -> dict[str, Any] | None:
+    """The entry that `add_checksum` was given with the same `fingerprint`; None for anything else."""
     if not isinstance(value, dict) or not isinstance(value.get(CHECK), str):
         return None
     plain = {name: item for name, item in value.items() if name != CHECK}
-    return plain if _checksum_line_files(plain, made_of) == value[CHECK] else None
+    return plain if _json_checksum(plain, fingerprint) == value[CHECK] else None
 
 
-def append_line(path: str | Path, entry: Mapping[str, Any], made_of: str = "") -> None:
-    """One more line at the end of a file, sealed; begins a new line after one that a kill cut off.
+def append_line(path: str | Path, entry: Mapping[str, Any], fingerprint: str = "") -> None:
+    """Appends `entry` with its checksum as one line of JSON; begins a new line after one that a kill cut off.
 
     UserError where `path` is a folder, a FIFO or a device. OSError (a full disk) passes.
     """
-    line = json.dumps(seal(entry, made_of)).encode() + b"\n"
+    line = json.dumps(add_checksum(entry, fingerprint)).encode() + b"\n"
     try:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags, 0o666)
@@ -222,9 +215,9 @@ def append_line(path: str | Path, entry: Mapping[str, Any], made_of: str = "") -
         file.write((b"\n" if cut_off else b"") + line)
 
 
-def read_lines(path: str | Path, what: str, made_of: str = "") -> tuple[list[dict[str, Any]], int]:
-    """The whole entries of a file that `append_line` wrote with the same `made_of`, in order, and how many lines of it
-    are damaged or of something else. A last line without its end, which a kill leaves, is passed over.
+def read_lines(path: str | Path, what: str, fingerprint: str = "") -> tuple[list[dict[str, Any]], int]:
+    """The entries of a file that `append_line` wrote with the same `fingerprint`, in order, and the number of other
+    lines: damaged, or with another fingerprint. A last line without its end, which a kill leaves, is passed over.
 
     A missing file has no lines. Raises UserError as `open_regular`; `what` names the kind of file in its message.
     """
@@ -238,7 +231,7 @@ def read_lines(path: str | Path, what: str, made_of: str = "") -> tuple[list[dic
                 break  # cut off by a kill
             if not line.strip():
                 continue
-            entry = _entry(line, made_of)
+            entry = _entry(line, fingerprint)
             if entry is None:
                 damaged += 1
             else:
@@ -246,32 +239,23 @@ def read_lines(path: str | Path, what: str, made_of: str = "") -> tuple[list[dic
     return entries, damaged
 
 
-def _entry(line: bytes, made_of: str) -> dict[str, Any] | None:
+def _entry(line: bytes, fingerprint: str) -> dict[str, Any] | None:
     try:
-        return unseal(parse_json(line, "a line"), made_of)
+        return verified(parse_json(line, "a line"), fingerprint)
     except (DuneError, UnicodeDecodeError):
         return None
 
 
-def _checksum_line_files(plain: Mapping[str, Any], made_of: str) -> str:
-    text = json.dumps([made_of, plain], sort_keys=True)
+def _json_checksum(plain: Mapping[str, Any], fingerprint: str) -> str:
+    text = json.dumps([fingerprint, plain], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-# A folder for what was computed once, keyed by what it depends on, so that a second run, or one that was killed, goes
-# on.
-#
-# Every entry is one file of cache_files.py that is there whole or not at all: `KIND/ab/KEY.safetensors`.
-
-
-SCHEMA = "dune.work/1"
-NAME = "dune-work"
-
-
 class WorkFolder:
-    """Arrays by kind and key. `counts` tells what a run computed ("KIND") and what it found ("KIND, found").
+    """Arrays by kind and key, one file each, `KIND/ab/KEY.safetensors`, so that a second or interrupted run continues.
 
-    `folder` None: nothing is kept.
+    `counts` has the number of entries that this run computed ("KIND") and read ("KIND, found"). With `folder` None
+    nothing is kept.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
@@ -290,14 +274,14 @@ class WorkFolder:
             ) from error
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether there is such an entry; what is in it, `read` finds out."""
+        """Whether there is such a file; `read` checks its content."""
         return self.folder is not None and self._path(kind, key).is_file()
 
     def read(self, kind: str, key: str, layout: Layout | None = None) -> dict[str, np.ndarray] | None:
-        """The arrays of an entry, None where there is none.
+        """The arrays of an entry; None where there is none.
 
-        One that is damaged, was changed, or lacks the arrays of `layout` (`cache_files.check_layout`) is removed, and a
-        note says so.
+        An entry that is damaged, was changed, or lacks the arrays of `layout` (see `check_layout`) is removed with a
+        note.
         """
         if self.folder is None:
             return None
@@ -311,7 +295,7 @@ class WorkFolder:
         return arrays
 
     def write(self, kind: str, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keeps the arrays; OSError of a full disk passes, and what was kept before stays."""
+        """Writes an entry. OSError (a full disk) passes; earlier entries stay."""
         self.counts[kind] += 1
         if self.folder is None:
             return
@@ -327,22 +311,22 @@ class WorkFolder:
         make: Callable[[], Mapping[str, np.ndarray]],
         layout: Layout | None = None,
     ) -> Mapping[str, np.ndarray]:
-        """What `read` finds under `key()`; else that of `make`, then kept."""
+        """The entry `key()` as `read` gives it; where there is none, what `make()` returns, which is then written."""
         if self.folder is None:
             return make()
         name = key()
-        found = self.read(kind, name, layout)
-        if found is None:
-            found = dict(make())
-            self.write(kind, name, found)
-        return found
+        arrays = self.read(kind, name, layout)
+        if arrays is None:
+            arrays = dict(make())
+            self.write(kind, name, arrays)
+        return arrays
 
     def entries(self, kind: str) -> list[Path]:
         """The files of a kind."""
         return [] if self.folder is None else list((self.folder / kind).glob("*/[!.]*.safetensors"))
 
     def bytes_of(self, kind: str) -> int:
-        """What the entries of a kind take on the disk."""
+        """The size of a kind's entries on the disk."""
         return sum(path.stat().st_size for path in self.entries(kind))
 
     def _path(self, kind: str, key: str) -> Path:
@@ -350,18 +334,19 @@ class WorkFolder:
         return self.folder / kind / key[:2] / f"{key}.safetensors"
 
 
-def open_work(asked: str | Path | None, beside: Path) -> tuple[WorkFolder, str]:
-    """The folder that was `asked` for (UserError if it cannot be written), else "dune-work" in `beside`; where that is
-    read-only none, and the second value says so."""
-    if asked is not None:
-        return WorkFolder(check_output_folder(asked, overwrite=True)), ""
+def open_work(path: str | Path | None, parent: Path) -> tuple[WorkFolder, str]:
+    """The work folder `path` (UserError if it cannot be written); for None, "dune-work" in `parent`. Where `parent` is
+    read-only nothing is kept, and the second value is a note on that."""
+    if path is not None:
+        return WorkFolder(check_output_folder(path, overwrite=True)), ""
     try:
-        return WorkFolder(check_output_folder(beside / NAME, overwrite=True)), ""
+        return WorkFolder(check_output_folder(parent / NAME, overwrite=True)), ""
     except UserError as error:
         return WorkFolder(None), f"nothing is kept for the next run, name a --work folder ({error})"
 
 
 def key_of(*parts: object) -> str:
-    """32 hexadecimal digits of what an entry depends on: names, hashes, numbers; and the version of dune."""
+    """The key of an entry, 32 hexadecimal digits: a hash of what it depends on (names, hashes, numbers) and of the
+    version of dune."""
     text = json.dumps([__version__, *parts], ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Depth maps as files: 16-bit PNG, OpenEXR, and a picture in colours."""
+"""Depth maps: as 16-bit values and in colours for PNG, and read from PNG and NPZ."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 
 MILLIMETRES = 1000.0  # the PNG scale that most tools expect
-KITTI = 256.0  # and what reaches 256 m
+KITTI = 256.0  # KITTI's, which reaches 256 m
+SUFFIXES = (".png", ".npz")
+FARTHEST = 1e7  # metres: beyond it the numbers are no depths
+NPZ_FORM = 'a depth file: an NPZ with an array "depth" (H, W) in metres'
 COLORMAPS = ("turbo", "inferno", "magma", "viridis", "grey")
 
 
 def to_png16(depth: np.ndarray) -> tuple[np.ndarray, float]:
     """(pixels (H, W) uint16, scale): depth in metres is pixel / scale; 0 where `depth` is not finite and positive.
 
-    The scale is 1000 up to 65.5 m, 256 up to 255.9 m, else what brings the farthest pixel to 65535.
+    The scale is 1000 up to 65.5 m, 256 up to 255.9 m, else the one that maps the farthest pixel to 65535.
     """
     valid = valid_depth(depth)
     farthest = float(depth[valid].max()) if valid.any() else 0.0
@@ -64,19 +67,11 @@ def colored(depth: np.ndarray, colormap: str) -> np.ndarray:
     return picture
 
 
-# Depth maps in: what users and `dune depth` have of a photo's depth, in metres.
-
-
-SUFFIXES = (".png", ".npz")
-FARTHEST = 1e7  # metres: beyond it the numbers are no depths
-NPZ_FORM = 'a depth file: an NPZ with an array "depth" (H, W) in metres'
-
-
 def read_depth(path: str | Path, png_scale: float | None = None) -> np.ndarray:
     """(H, W) float64 depth z in metres, 0 or NaN where there is none.
 
-    A 16-bit PNG holds metres times `png_scale`; None: what the `dune.depth/1` JSON beside it says, else 1000. An NPZ
-    holds metres as its array `depth`. UserError (with the path) for anything else.
+    A 16-bit PNG holds metres times `png_scale`. None takes the scale of the `dune.depth/1` JSON beside it, else 1000.
+    An NPZ holds metres as its array `depth`. UserError (with the path) for anything else.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() == ".npz":
@@ -87,7 +82,7 @@ def read_depth(path: str | Path, png_scale: float | None = None) -> np.ndarray:
 
 
 def _checked(path: Path, depth: np.ndarray) -> np.ndarray:
-    """Infinite depth (the sky of many renderers) is none."""
+    """`depth` in range; infinite depth (the sky of many renderers) becomes NaN."""
     depth[np.isposinf(depth)] = np.nan
     low, high = float(np.nanmin(depth, initial=0)), float(np.nanmax(depth, initial=0))
     if low < 0 or high > FARTHEST:
@@ -120,14 +115,18 @@ def _from_png(path: Path, png_scale: float | None) -> np.ndarray:
 
 
 def _scale_beside(path: Path) -> float:
-    """Of the `dune.depth/1` JSON with the PNG's name; another program's JSON says nothing."""
+    """The scale of the `dune.depth/1` JSON beside the PNG; 1000 without one, or beside another program's JSON."""
     beside = path.with_suffix(".json")
     if not beside.exists():
         return MILLIMETRES
     try:
-        facts = read_json(beside)
-        if not isinstance(facts, dict) or facts.get("schema") != "dune.depth/1" or facts.get("file") != path.name:
+        document = read_json(beside)
+        if (
+            not isinstance(document, dict)
+            or document.get("schema") != "dune.depth/1"
+            or document.get("file") != path.name
+        ):
             return MILLIMETRES
-        return Fields(facts, str(beside)).number("png_scale", low=1e-6, high=1e9)
+        return Fields(document, str(beside)).number("png_scale", low=1e-6, high=1e9)
     except UserError as error:
         raise UserError(f"the scale of the depth map {path} is unknown ({error}); give it by --depth-scale") from error

@@ -1,4 +1,4 @@
-"""What a camera wrote about itself: orientation and focal length from EXIF, every value distrusted."""
+"""Orientation and focal length from EXIF tags, every value checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_MM = 10_000.0
 
 
 def read_tags(image: Any, name: object) -> dict[int, Any]:
-    """The tags of a loaded Pillow image that are used here; empty where there is no EXIF block or it is damaged."""
+    """The tags of a loaded Pillow image that dune uses; empty without an EXIF block or with a damaged one."""
     try:
         exif = image.getexif()
     except Exception as error:  # a damaged block provokes anything from struct.error to AttributeError in Pillow
@@ -28,7 +28,7 @@ def read_tags(image: Any, name: object) -> dict[int, Any]:
 
 
 def tags_of(exif: Any, name: object) -> dict[int, Any]:
-    """The same of a block that Pillow has read."""
+    """The same tags of an EXIF block that Pillow has read."""
     try:
         return {ORIENTATION: exif.get(ORIENTATION), **exif.get_ifd(EXIF_IFD)}
     except Exception as error:  # a damaged block provokes anything from struct.error to AttributeError in Pillow
@@ -37,18 +37,18 @@ def tags_of(exif: Any, name: object) -> dict[int, Any]:
 
 
 def stored_orientation(image: Any) -> int:
-    """1 to 8: how the file stores a picture that is not decoded yet; 1 where no tag says so. (Pillow turns a TIFF
-    itself when it decodes it, and then there is no tag left.)"""
+    """The EXIF orientation, 1 to 8, of an image that is not decoded yet; 1 without a tag. (Pillow turns a TIFF when it
+    decodes it and removes the tag.)"""
     if image.format == "PNG" and not any("exif" in str(key).lower() or "xmp" in str(key).lower() for key in image.info):
-        return orientations.UPRIGHT  # or Pillow would decode the picture to look for a tag behind it
+        return orientations.UPRIGHT  # or Pillow would decode the image to look for a tag behind it
     try:
-        return orientations.valid(image.getexif().get(ORIENTATION))
-    except Exception:  # as in read_tags, which tells of it
+        return orientations.from_tag(image.getexif().get(ORIENTATION))
+    except Exception:  # as in read_tags, which notes it
         return orientations.UPRIGHT
 
 
 def focal_px(tags: dict[int, Any], width: int, height: int) -> float | None:
-    """Focal length in pixels of an image of `width` x `height` pixels, oriented or not; None where the tags do not say.
+    """Focal length in pixels of an image of `width` x `height` pixels, upright or stored; None without usable tags.
 
     First the 35 mm equivalent (tag 0xA405), which CIPA DCG-001 defines by the diagonal angle of view:
     focal / 43.27 mm * the image's diagonal. (By the long side, focal / 36 mm * width, a 4:3 phone would come out 4 %

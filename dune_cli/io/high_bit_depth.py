@@ -1,4 +1,11 @@
-"""Colours of more than 8 bits a channel in PNG and TIFF by OpenCV: Pillow cuts them to 8 bits or does not read them."""
+"""PNG and TIFF with more than 8 bits a channel, read by OpenCV and scaled to 8 bits by what they hold.
+
+Pillow truncates such colours to 8 bits or does not read them. Files of 16 bits often hold fewer: a camera's 10, 12 or
+14 bits, a thermal sensor's counts. Divided by 257 such an image is nearly black. Where the values fill a usual number
+of bits, that number is the scale, so that photos of one camera are scaled alike. Where fewer than MIN_LEVELS grey
+levels would remain, the middle 99 % of the values are stretched, each photo by its own: matchers normalise contrast.
+The same file always gives the same image.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +40,28 @@ NOT_READ = {
     b"#?RADIANCE": "a Radiance HDR",
     b"#?RGBE": "a Radiance HDR",
 }
+BITS = (8, 10, 12, 14)  # that a file of 16 bits may hold
+MIN_LEVELS = 32  # of 255 that the middle 99 % must span
+MIDDLE = (0.5, 99.5)  # percentiles
+FLOAT_MARGIN = 0.1  # of floats from 0 to 1: sharpening overshoots
+OFFSET = 0.25  # floats whose darkest value is above this share of the brightest are no light (degrees, metres)
+SAMPLES, PIECE = 2_000_000, 1_000_000
+GAMMA = 2.2  # of light without bounds, for the screen
 
 
 @dataclass(frozen=True)
-class DeepColours:
-    """What the header says. only_here: Pillow cannot open such a file at all; `exif` has its tags then."""
+class HighBitDepthHeader:
+    """The header of a file with more than 8 bits a channel. `only_opencv`: Pillow cannot open such a file; `exif` then
+    has its tags."""
 
     width: int
     height: int
-    only_here: bool
+    only_opencv: bool
     exif: Any | None = None
 
 
-def look(path: Path, file: BinaryIO) -> DeepColours | None:
-    """None for pictures of other kinds, and for damaged headers. `file` is left at its beginning.
+def read_header(path: Path, file: BinaryIO) -> HighBitDepthHeader | None:
+    """The header; None for other images and for damaged headers. `file` is left at its beginning.
 
     UserError for floating-point formats that are not read.
     """
@@ -59,13 +74,13 @@ def look(path: Path, file: BinaryIO) -> DeepColours | None:
             )
     if head.startswith(PNG) and len(head) >= 26:
         width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
-        return DeepColours(width, height, False) if bits == 16 and colour in PNG_CHANNELS else None
+        return HighBitDepthHeader(width, height, False) if bits == 16 and colour in PNG_CHANNELS else None
     if head[:4] in TIFF:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-                return _look_at_tiff(file)
-        except Exception:  # a damaged directory provokes anything; Pillow's road has the sentence for it
+                warnings.simplefilter("ignore")  # Pillow's warnings on odd metadata
+                return _tiff_header(file)
+        except Exception:  # a damaged directory provokes anything; reading by Pillow reports it
             return None
         finally:
             file.seek(0)
@@ -73,7 +88,8 @@ def look(path: Path, file: BinaryIO) -> DeepColours | None:
 
 
 def read(path: Path, file: BinaryIO) -> tuple[np.ndarray, np.ndarray | None]:
-    """Colours (H, W) grey or (H, W, 3) RGB as the file has them, and alpha (H, W) in [0, 1] or None. UserError."""
+    """Colours (H, W) grey or (H, W, 3) RGB with the file's values, and alpha (H, W) in [0, 1] or None. UserError for a
+    damaged file and for kinds of colours that are not read."""
     cv2 = optional.require("cv2", f"the colours of {path}")
     file.seek(0)
     try:
@@ -111,7 +127,7 @@ def _as_stored(data: bytes) -> bytes:
     return data
 
 
-def _look_at_tiff(file: BinaryIO) -> DeepColours | None:
+def _tiff_header(file: BinaryIO) -> HighBitDepthHeader | None:
     from PIL import Image
 
     exif = Image.Exif()
@@ -126,32 +142,16 @@ def _look_at_tiff(file: BinaryIO) -> DeepColours | None:
         or (samples == 1 and not (is_float and bits != 32))
     ):
         return None
-    return DeepColours(int(exif[WIDTH]), int(exif[HEIGHT]), is_float or bits > 16, exif)
-
-
-# Pictures with more than 8 bits a channel as 8 bits: scaled by what they hold, and told in a note.
-#
-# Files of 16 bits often hold fewer: a camera's 10, 12 or 14 bits, a thermal sensor's counts. Divided by 257 such a
-# picture is nearly black. Where the values fill a usual number of bits, that number is the scale, so that photos of one
-# camera are scaled alike. Where they would leave fewer than MIN_LEVELS grey levels, the middle 99 % of the values are
-# stretched, each photo by its own: matchers normalise contrast. The same file always gives the same picture.
-
-
-BITS = (8, 10, 12, 14)  # that a file of 16 bits may hold
-MIN_LEVELS = 32  # of 255 that the middle 99 % must span
-MIDDLE = (0.5, 99.5)  # percentiles
-FLOAT_MARGIN = 0.1  # of floats from 0 to 1: sharpening overshoots
-OFFSET = 0.25  # floats whose darkest value is above this share of the brightest are no light (degrees, metres)
-SAMPLES, PIECE = 2_000_000, 1_000_000
-GAMMA = 2.2  # of light without bounds, for the screen
+    return HighBitDepthHeader(int(exif[WIDTH]), int(exif[HEIGHT]), is_float or bits > 16, exif)
 
 
 def to_8bit(values: np.ndarray, name: Path) -> np.ndarray:
-    """values (H, W) or (H, W, 3), integers of 16 or 32 bits or floats -> uint8, all channels by the same scale.
+    """`values` (H, W) or (H, W, 3), integers of 16 or 32 bits or floats, as uint8; one scale for all channels.
 
-    Integers: over 65535 as they are, or over the 8, 10, 12 or 14 bits that they fill, or stretched. Floats from 0 to 1
-    times 255; without bounds, light from 0 to its 99.5th percentile with gamma 2.2, others stretched; NaN becomes
-    black. A note says what was done where it is not the plain scale. UserError without any finite value.
+    Integers are divided by 65535 or by the largest value of the 8, 10, 12 or 14 bits that they fill, or stretched.
+    Floats from 0 to 1 are multiplied by 255. Of floats without bounds, light is scaled from 0 to its 99.5th percentile
+    with gamma 2.2, and others are stretched. NaN becomes black. A note describes any scale but the plain one.
+    UserError without any finite value.
     """
     if values.dtype.kind == "f":
         return _floats(values, name)
@@ -168,12 +168,12 @@ def _integers(values: np.ndarray, name: Path) -> np.ndarray:
                 break
         if (bright - dark) * 255 >= MIN_LEVELS * top or low == high:
             if bits < 16 and low != high:
-                _say(name, f"values from {low} to {high} are read as {bits} bits", "bits")
+                _note(name, f"values from {low} to {high} are read as {bits} bits", "bits")
             top = 65535 if low == high else top
             return _scaled(values, 0, top)
     # no more than one level for a count
     bright = max(bright, dark + 255)
-    _say(
+    _note(
         name,
         f"values from {low} to {high}: {dark:g} to {bright:g} (the middle 99 %) become black to white",
         "stretched",
@@ -186,14 +186,14 @@ def _floats(values: np.ndarray, name: Path) -> np.ndarray:
     if not finite.any():
         raise UserError(f"{name} holds no finite value; save it again")
     if not finite.all():
-        _say(name, f"{int((~finite).sum())} values that are not finite become black or white", "not finite")
+        _note(name, f"{int((~finite).sum())} values that are not finite become black or white", "not finite")
         inner = values[finite]
         values = np.nan_to_num(values, nan=float(inner.min()), posinf=float(inner.max()), neginf=float(inner.min()))
     else:
         inner = values
     low, high = float(inner.min()), float(inner.max())
     dark, bright = _middle(inner)
-    said = f"values from {low:.4g} to {high:.4g}"
+    span = f"values from {low:.4g} to {high:.4g}"
     is_unit = low >= -FLOAT_MARGIN and high <= 1 + FLOAT_MARGIN
     if is_unit and (bright - dark >= MIN_LEVELS / 255 or low == high):
         return _scaled(values, 0, 1)
@@ -202,22 +202,22 @@ def _floats(values: np.ndarray, name: Path) -> np.ndarray:
     if bright <= dark:
         dark, bright = low, high if high > low else low + 1
     if low >= 0 and dark <= OFFSET * bright:
-        text = f"{said}: 0 to {bright:.4g} (the 99.5th percentile) become black to white, with gamma {GAMMA:g}"
-        _say(name, text, "light")
+        text = f"{span}: 0 to {bright:.4g} (the 99.5th percentile) become black to white, with gamma {GAMMA:g}"
+        _note(name, text, "light")
         return _scaled(values, 0, bright, GAMMA)
-    _say(name, f"{said}: {dark:.4g} to {bright:.4g} (the middle 99 %) become black to white", "stretched")
+    _note(name, f"{span}: {dark:.4g} to {bright:.4g} (the middle 99 %) become black to white", "stretched")
     return _scaled(values, dark, bright)
 
 
 def _middle(values: np.ndarray) -> tuple[float, float]:
     step = max(1, round((values.size / SAMPLES) ** 0.5)) if values.ndim > 1 else max(1, values.size // SAMPLES)
-    some = values[::step, ::step] if values.ndim > 1 else values[::step]
-    dark, bright = np.percentile(some, MIDDLE)
+    sample = values[::step, ::step] if values.ndim > 1 else values[::step]
+    dark, bright = np.percentile(sample, MIDDLE)
     return float(dark), float(bright)
 
 
 def _scaled(values: np.ndarray, dark: float, bright: float, gamma: float = 1.0) -> np.ndarray:
-    """In pieces: 200 megapixels would take gigabytes as float64."""
+    """uint8 levels, some rows at a time: 200 megapixels take gigabytes as float64."""
     levels = np.empty(values.shape, np.uint8)
     rows = max(1, PIECE // values[0].size)
     for first in range(0, len(values), rows):
@@ -227,5 +227,5 @@ def _scaled(values: np.ndarray, dark: float, bright: float, gamma: float = 1.0) 
     return levels
 
 
-def _say(name: Path, text: str, kind: str) -> None:
+def _note(name: Path, text: str, kind: str) -> None:
     console.note_once(f"{name}: {text}", kind=f"value range, {kind}")

@@ -1,4 +1,4 @@
-"""Picture files through Pillow: within limits, without its remarks, and with one sentence for whatever is damaged."""
+"""Image files decoded by Pillow: within limits, without its warnings, and with one sentence for damaged ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "DIB", "PPM", "JPEG2000"
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _T = TypeVar("_T")
 _pillow_limit = threading.Lock()
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # or its remarks on damaged files go to stderr
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or its warnings on damaged files go to stderr
 
 
 def decode(
@@ -36,21 +36,21 @@ def decode(
     allowed: str = "JPEG, PNG, TIFF, WebP, GIF, BMP, PPM, JPEG 2000, AVIF, HEIC",
     before: Callable[[Image], object] | None = None,
 ) -> _T:
-    """`use(image)` of the first picture in `file`, decoded. `path` names it in messages; a note tells of further ones.
-    `before` gets the image first, when only its header is read.
+    """`use(image)` of the first image in `file`, decoded. `path` names the file in messages. A note names the number
+    of further images. `before` gets the image when only its header is read.
 
-    UserError for what is no picture of these `formats` (said as `allowed`), damaged, smaller than `smallest_side_px` a
-    side, or over 200 megapixels, and for whatever the picture provokes in `use`; PackageMissing for HEIC without
-    pi-heif. OSError of the system passes.
+    UserError for a file in none of `formats` (messages list `allowed`), a damaged one, one smaller than
+    `smallest_side_px` a side or over 200 megapixels, and for whatever the image provokes in `use`; PackageMissing for
+    HEIC without pi-heif. OSError of the system passes.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+            warnings.simplefilter("ignore")  # Pillow's warnings on odd metadata
             with _open(path, file, formats, allowed) as image:
                 check_size(path, *image.size, smallest_side_px)
                 if before is not None:
                     before(image)
-                _say_what_is_left_out(path, image)
+                _note_further_images(path, image)
                 with _silent_libtiff(image):
                     image.seek(0)
                     image.load()
@@ -67,7 +67,7 @@ def decode(
 
 
 def header(path: Path, file: BinaryIO, use: Callable[[Image], _T]) -> _T:
-    """`use(image)` of a picture whose header alone is read. UserError as `decode`, and for whatever `use` provokes."""
+    """`use(image)` of an image of which only the header is read. UserError as `decode`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -81,7 +81,7 @@ def header(path: Path, file: BinaryIO, use: Callable[[Image], _T]) -> _T:
 
 @contextmanager
 def _own_size_limit() -> Iterator[None]:
-    """Pillow's own limit (a warning at 89 and an error at 179 megapixels) gives way to ours, which names the size."""
+    """Without Pillow's own limit (a warning at 89 and an error at 179 megapixels); ours names the size."""
     from PIL import Image
 
     with _pillow_limit:
@@ -110,7 +110,7 @@ def _open(path: Path, file: BinaryIO, formats: Sequence[str], allowed: str) -> I
 
 
 def check_size(path: Path, width: int, height: int, smallest_side_px: int) -> None:
-    """UserError for a picture that is too small or too large."""
+    """UserError for an image that is too small or too large."""
     if min(width, height) < smallest_side_px:
         raise UserError(f"{path} has {width} x {height} px; at least {smallest_side_px} px a side are needed")
     if max(width, height) > LARGEST_SIDE_PX:
@@ -122,7 +122,7 @@ def check_size(path: Path, width: int, height: int, smallest_side_px: int) -> No
         )
 
 
-def _say_what_is_left_out(path: Path, image: Image) -> None:
+def _note_further_images(path: Path, image: Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # phones hide a second view or a depth map behind the photo
         console.note(f"{path} holds {frames} pictures; the first is used")
@@ -139,13 +139,12 @@ def _silent_libtiff(image: Image) -> Iterator[None]:
 
 @contextmanager
 def silent_stderr() -> Iterator[None]:
-    """libtiff, libpng and OpenCV write their own remarks on a damaged file to file descriptor 2; ours is the one
-    sentence that shows."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    """Silences libtiff, libpng and OpenCV, which write warnings on a damaged file to file descriptor 2."""
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)

@@ -1,4 +1,4 @@
-"""What a user names on the command line, as a list of files: images, folders, globs, and videos for some verbs."""
+"""Inputs named on the command line as a list of files: images, folders, globs, and videos for some commands."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ IMAGE_SUFFIXES = (  # what photos.py reads
 RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
 # fmt: on
-FOLDERS_LOOKED_INTO = 200  # below a folder that is named
+MAX_FOLDERS_SEARCHED = 200  # below a folder that is named
 VERBS = "dune depth, dune human and dune reconstruct"
 
 
 def expand(inputs: Sequence[str | Path], videos: bool = False) -> list[Path]:
-    """The image files that `inputs` name, in their order; a file named twice comes twice. `videos`: and video files.
+    """The image files that `inputs` name, in their order; with `videos` also video files. Duplicates are kept.
 
-    A folder stands for the images (and videos) directly in it (by their endings, hidden ones left out) and a glob for
-    what it matches, both in natural order (`img2` before `img10`); a file is taken whatever its ending. `~` is the home
-    folder. Notes name what lies beside the photos and is left out: masks, live photos' videos, raw files, subfolders.
-    UserError for what does not exist, matches nothing, holds no images, or is a video that is not asked for.
+    A folder stands for the images (and videos) directly in it, by their endings and without hidden files; a glob stands
+    for what it matches. Both are in natural order (`img2` before `img10`). A file is taken whatever its ending. `~` is
+    the home folder. Notes name files that are left out: masks, videos of live photos, raw files, subfolders.
+    UserError for an input that does not exist, matches nothing, holds no images, or is a video without `videos`.
     """
     if not inputs:
         raise UserError("no images were named; name image files, folders, or globs in quotes")
@@ -37,12 +37,12 @@ def expand(inputs: Sequence[str | Path], videos: bool = False) -> list[Path]:
 
 
 def is_video(path: Path) -> bool:
-    """By its ending."""
+    """Whether the file's ending is that of a video."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
-    """Sorts the digits in a name by their value: img2 before img10."""
+    """The sort key for natural order, numbers by their value: img2 before img10."""
     pieces = re.split(r"(\d+)", path.as_posix())
     return [(0, int(piece), piece) if piece.isdecimal() else (1, 0, piece.casefold()) for piece in pieces]
 
@@ -57,7 +57,7 @@ def _expand_one(entry: str, videos: bool) -> list[Path]:
         if path.exists():
             if not path.is_file():
                 raise UserError(f"{path} is no regular file; save the photo to a file first")
-            return [path if videos else _no_video(path)]
+            return [path if videos else _refuse_video(path)]
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -84,7 +84,7 @@ def _images_in(folder: Path, videos: bool) -> list[Path]:
     below = _folders_with_images(path for path in inside if path.is_dir())
     if found:
         if below:
-            _say(f"{folder}: its subfolders with images are left out, name them as well", list(map(str, below)))
+            _note(f"{folder}: its subfolders with images are left out, name them as well", list(map(str, below)))
         return found
     if below:
         names = list(below)
@@ -104,7 +104,7 @@ def _images_in(folder: Path, videos: bool) -> list[Path]:
 
 
 def _photos_among(files: Sequence[Path], where: str, videos: bool) -> list[Path]:
-    """The images (and `videos`) among the files; notes name what is left out beside them."""
+    """The images (and `videos`) among the files; notes name the files that are left out."""
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     films = [path for path in files if is_video(path)]
     beside = companions(images, films)
@@ -112,22 +112,22 @@ def _photos_among(files: Sequence[Path], where: str, videos: bool) -> list[Path]
     if found:
         for kind in dict.fromkeys(beside.values()):
             names = [path.name for path, own in beside.items() if own == kind]
-            _say(f"{where}: left out as {kind} beside a photo (named one by one, it is read)", names)
+            _note(f"{where}: left out as {kind} beside a photo (named one by one, it is read)", names)
         left = [path.name for path in films if not videos and path not in beside]
         if left:
-            _say(f"{where}: left out as videos, which are not read here", left)
+            _note(f"{where}: left out as videos, which are not read here", left)
         raw = [path.name for path in files if path.suffix.lower() in RAW_SUFFIXES]
         if raw:
-            _say(f"{where}: left out as raw files, which are not read", raw)
+            _note(f"{where}: left out as raw files, which are not read", raw)
     return found
 
 
 def _folders_with_images(folders: Iterable[Path]) -> dict[Path, int]:
-    """How many images lie directly in each of the folders and those below, where there are some; hidden folders and
-    those that cannot be looked into left out, and of many the first ones looked at."""
-    found: dict[Path, int] = {}
+    """The number of images directly in each of the folders and their subfolders, for those that hold any. Hidden and
+    unreadable folders are left out, and at most MAX_FOLDERS_SEARCHED are searched."""
+    counts: dict[Path, int] = {}
     todo = sorted(folders, key=natural_key)[::-1]
-    for _ in range(FOLDERS_LOOKED_INTO):
+    for _ in range(MAX_FOLDERS_SEARCHED):
         if not todo:
             break
         folder = todo.pop()
@@ -138,11 +138,11 @@ def _folders_with_images(folders: Iterable[Path]) -> dict[Path, int]:
         except OSError:
             continue
         if count:
-            found[folder] = count
-    return found
+            counts[folder] = count
+    return counts
 
 
-def _say(text: str, names: Sequence[str]) -> None:
+def _note(text: str, names: Sequence[str]) -> None:
     console.note(f"{text}: {_few(names, len(names))}")
 
 
@@ -150,7 +150,7 @@ def _few(names: Sequence[str], count: int) -> str:
     return ", ".join(names[:3]) + (f" and {count - 3} more" if count > 3 else "")
 
 
-def _no_video(path: Path) -> Path:
+def _refuse_video(path: Path) -> Path:
     if is_video(path):
         raise UserError(f"{path} is a video, and only {VERBS} read those; save frames of it as images and name them")
     return path

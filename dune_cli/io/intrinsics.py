@@ -1,4 +1,4 @@
-"""Cameras in other people's files: matrices that are pinhole cameras and rigid poses, or one sentence."""
+"""Intrinsics of photos: from the user, from EXIF, or a default; and checks of matrices in files."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import DuneError, UserError
+from dune_cli.geometry.cameras import K_from_focal
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.json_files import finite_array
 from dune_cli.io.orientation import swapped
 from dune_cli.io.photos import Photo, PhotoFacts
 from dune_cli.io.safe_read import forward_slashes, is_file, quoted, read_json, shown
 
+DEFAULT_FOV_DEG = 55.0
+FORMS = 'fx,fy,cx,cy in pixels (one for all images, or one an image separated by ";"), or a JSON file {"image": 3x3}'
 LARGEST_SIDE_PX = 1_000_000
-FOCAL_PER_SIDE = (1e-3, 1e5)  # of the longer side: beyond it nobody's lens
-FARTHEST = 1e12  # coordinates: beyond it float64 has no digits left for what is near
+FOCAL_PER_SIDE = (1e-3, 1e5)  # plausible focal lengths, in shares of the longer side
+FARTHEST = 1e12  # coordinates: beyond it float64 has no digits left for details
 LARGEST_RADIAL = 1e6
 
 
 def pinhole_matrix(
     value: Any, where: str, width: int | None = None, height: int | None = None, error: type[DuneError] = UserError
 ) -> np.ndarray:
-    """(3, 3) float64 [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels; `where` names it in messages.
+    """`value` as (3, 3) float64 [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels; `where` names it in messages.
 
-    Raises `error` for what is no such matrix of finite numbers: other shapes, skew, another last row, focal lengths
-    that are not positive. With the image's size also for focal lengths and principal points that are no pixels of it.
+    Raises `error` for another shape, numbers that are not finite, skew, another last row, and focal lengths that are
+    not positive; with the image's size also for focal lengths and principal points that are implausible for it.
     """
     K = finite_array(value, (3, 3), where, error)
     fx, fy, cx, cy = (float(K[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2)))
@@ -49,10 +52,10 @@ def pinhole_matrix(
 
 
 def rigid_pose(value: Any, where: str, error: type[DuneError] = UserError) -> np.ndarray:
-    """(4, 4) float64: the rigid pose nearest to a (4, 4) or (3, 4) matrix; `where` names it in messages.
+    """The rigid pose (4, 4) float64 nearest to a (4, 4) or (3, 4) matrix; `where` names it in messages.
 
-    Raises `error` for other shapes, numbers that are not finite, rotations off by more than 1e-2, another last row than
-    0 0 0 1, and translations beyond 1e12.
+    Raises `error` for another shape, numbers that are not finite, a rotation off by more than 1e-2, another last row
+    than 0 0 0 1, and a translation beyond 1e12.
     """
     from scipy.spatial.transform import Rotation
 
@@ -70,22 +73,15 @@ def rigid_pose(value: Any, where: str, error: type[DuneError] = UserError) -> np
     return pose
 
 
-# Which camera took a photo: given by the user, read from EXIF, or a default; and which of these it was.
-
-
-DEFAULT_FOV_DEG = 55.0
-FORMS = 'fx,fy,cx,cy in pixels (one for all images, or one an image separated by ";"), or a JSON file {"image": 3x3}'
-
-
 def resolve_intrinsics(
     photos: Sequence[Photo | PhotoFacts], intrinsics: str | None, fov_deg: float | None
 ) -> list[tuple[np.ndarray, str]]:
-    """(K, source) of each photo: K (3, 3) float64 in the photo's pixels, centres at integers; source as in the schemas.
+    """(K, source) of each photo: K (3, 3) float64 in the photo's pixels, centres at integers.
 
-    "given": `intrinsics` (`fx,fy,cx,cy`, several separated by ";" in the order of the photos, or a JSON file), or
-    `fov_deg`, the field of view across the long side in degrees, which the user's word puts before EXIF; "exif": the
-    photo's own focal length; "default": 55 degrees. Without `intrinsics` the principal point is the image's middle.
-    UserError for both at once, and for values that are no pinhole camera in pixels.
+    Sources, in order of precedence (docs/file-formats.md, `focal_source`): "given" by `intrinsics` (`fx,fy,cx,cy`,
+    several separated by ";" in the order of the photos, or a JSON file) or by `fov_deg`, the field of view across the
+    long side in degrees; "exif"; "default", 55 degrees. Without `intrinsics` the principal point is the image's centre.
+    UserError for both options at once, and for values that are no pinhole camera in pixels.
     """
     if intrinsics is not None and fov_deg is not None:
         raise UserError("--intrinsics and --fov-deg both say what the camera is; give one of them")
@@ -105,9 +101,9 @@ def resolve_intrinsics(
 
 
 def one_by_one(intrinsics: str | None, count: int) -> list[str | None]:
-    """What `resolve_intrinsics` is to be given for each of `count` photos that are read one after the other.
+    """The `intrinsics` for each of `count` photos that `resolve_intrinsics` gets one at a time.
 
-    UserError where several cameras are named, but not one a photo.
+    UserError for several cameras whose number is not that of the photos.
     """
     groups = [group for group in (intrinsics or "").split(";") if group.strip()]
     if len(groups) < 2 or is_file(Path(intrinsics or "").expanduser()):
@@ -123,17 +119,13 @@ def _wrong_count(cameras: int, photos: int) -> UserError:
 
 def _without_intrinsics(photo: Photo | PhotoFacts, fov_deg: float | None) -> tuple[np.ndarray, str]:
     if fov_deg is None and photo.exif_focal_px is not None:
-        return _centred(photo.exif_focal_px, photo), "exif"
+        return K_from_focal(photo.exif_focal_px, photo.width, photo.height), "exif"
     source = "default" if fov_deg is None else "given"
     fov_deg = DEFAULT_FOV_DEG if fov_deg is None else fov_deg
     if not 0 < fov_deg < 180:
         raise UserError(f"a field of view of {fov_deg:g} degrees is impossible; allowed: between 0 and 180")
     focal_px = max(photo.width, photo.height) / 2 / math.tan(math.radians(fov_deg) / 2)
-    return _centred(focal_px, photo), source
-
-
-def _centred(focal_px: float, photo: Photo | PhotoFacts) -> np.ndarray:
-    return _pinhole(focal_px, focal_px, (photo.width - 1) / 2, (photo.height - 1) / 2)
+    return K_from_focal(focal_px, photo.width, photo.height), source
 
 
 def _pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
@@ -172,15 +164,16 @@ def _from_file(path: Path, photos: Sequence[Photo | PhotoFacts]) -> list[np.ndar
 
 
 def _key_of(photo: Photo | PhotoFacts, table: dict[str, Any]) -> str | None:
-    """The key that is the longest tail of the photo's path (`left/img.jpg` before `img.jpg`), else its name's stem."""
+    """The key that is the longest tail of the photo's path (`left/img.jpg` before `img.jpg`), else its name's stem;
+    backslashes count as slashes where no key is found otherwise."""
     for spelled in ({key: key for key in table}, {forward_slashes(key): key for key in table}):
-        found = _spelled_key_of(photo, list(spelled))
-        if found is not None:
-            return spelled[found]
+        key = _matching_key(photo, list(spelled))
+        if key is not None:
+            return spelled[key]
     return None
 
 
-def _spelled_key_of(photo: Photo | PhotoFacts, keys: Sequence[str]) -> str | None:
+def _matching_key(photo: Photo | PhotoFacts, keys: Sequence[str]) -> str | None:
     parts = photo.path.absolute().parts
     tails = [key for key in keys if key and parts[-len(Path(key).parts) :] == Path(key).parts]
     if tails:
@@ -191,7 +184,7 @@ def _spelled_key_of(photo: Photo | PhotoFacts, keys: Sequence[str]) -> str | Non
 
 
 def _is_of_stored(matrix: np.ndarray, photo: Photo | PhotoFacts) -> bool:
-    """Whether the principal point is nearer to the middle of the stored picture than to that of the upright one."""
+    """Whether the principal point is nearer to the centre of the stored image than to that of the upright one."""
     if not swapped(photo.orientation) or photo.width == photo.height:
         return False
     upright = np.array([photo.width - 1, photo.height - 1]) / 2
@@ -204,7 +197,7 @@ def _is_image(name: str) -> bool:
 
 
 def _check(matrix: np.ndarray, photo: Photo | PhotoFacts) -> None:
-    """UserError unless `matrix` is a pinhole camera in pixels, no skew; a note where its centre is off the photo."""
+    """UserError unless `matrix` is a pinhole camera in pixels without skew; a note if its centre is off the photo."""
     name, long_side = photo.path.name, max(photo.width, photo.height)
     K = pinhole_matrix(matrix, f"the intrinsics of {name}", photo.width, photo.height)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]

@@ -1,4 +1,4 @@
-"""JSON for people and programs: UTF-8, matrices one row a line, numpy values converted, NaN as null."""
+"""JSON files: written with numpy values converted, and read field by field with their types."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dune_cli.errors import DuneError, UserError
 from dune_cli.io.outputs import atomic_path
 from dune_cli.io.safe_read import quoted, shown
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -27,16 +24,16 @@ def write_json(path: str | Path, value: Any) -> None:
 
 @contextmanager
 def json_lines(path: str | Path) -> Iterator[Callable[[Any], None]]:
-    """A function that adds a value to a JSON Lines file as one line of plain ASCII, as `dumps` converts it.
+    """A function that adds a value to a JSON Lines file, one line of ASCII each, converted as by `dumps`.
 
-    The file takes its name at the end; after a failure there is none.
+    The file is renamed to `path` at the end; after a failure there is none.
     """
     with atomic_path(path) as temporary, temporary.open("w", encoding="ascii", newline="\n") as file:
         yield lambda value: print(json_line(value), file=file)
 
 
 def json_line(value: Any) -> str:
-    """`value` as one line of plain ASCII, converted as by `dumps`."""
+    """`value` as one line of ASCII, converted as by `dumps`."""
     return json.dumps(_plain(value), allow_nan=False)
 
 
@@ -69,7 +66,7 @@ def _plain(value: Any) -> Any:
 
 
 def _shortest(array: np.ndarray) -> np.ndarray:
-    """float16 and float32 values as the shortest decimals that mean them: 0.1, not 0.10000000149."""
+    """float16 and float32 values as the shortest decimals that round to them: 0.1, not 0.10000000149."""
     return array.astype(str).astype(np.float64) if array.dtype in (np.float16, np.float32) else array
 
 
@@ -88,9 +85,6 @@ def _scalar(value: Any) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # file names need not be UTF-8
 
 
-# Typed access to JSON objects: each field is what it must be, or one sentence says where it is not.
-
-
 _Kind = TypeVar("_Kind")
 _WORDS = {
     str: "a text",
@@ -106,8 +100,8 @@ REQUIRED: Any = object()
 class Fields(Mapping[str, Any]):
     """A JSON object whose fields are read with their types.
 
-    `where` names it in messages, such as "scene.json: cameras[2]". Every accessor raises `error` for a field of
-    another type, and for a missing field without a `default`. A null counts as missing where a default is given.
+    `where` names it in messages, such as "scene.json: cameras[2]". Every accessor raises `error` for a field of another
+    type and for a missing field without a `default`. With a default, null counts as missing.
     """
 
     def __init__(self, value: Any, where: str, error: type[DuneError] = UserError) -> None:
@@ -187,8 +181,6 @@ def finite_array(value: Any, shape: Sequence[int | None], where: str, error: typ
 
     Raises `error` for other shapes, ragged lists, texts, true and false, and numbers that are not finite in float64.
     """
-    import numpy as np
-
     wanted = " x ".join("any" if side is None else str(side) for side in shape)
     try:
         plain = value.dtype.kind in "fiu" if isinstance(value, np.ndarray) else _plain_numbers(value)

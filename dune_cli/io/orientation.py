@@ -1,7 +1,7 @@
-"""The eight EXIF orientations: how a photo's stored pixels lie to the upright picture, for arrays, pixels and cameras.
+"""The eight EXIF orientations: from the upright photo to its stored pixels and back, for arrays, pixels and cameras.
 
 Orientation 1 is stored upright, 3 turned by 180 degrees, 6 and 8 by 90; 2, 4, 5 and 7 are mirrored as well (EXIF 2.32,
-tag 0x0112). A mirrored picture is seen by no camera, so it has no stored camera. Pixels have their centres at integers.
+tag 0x0112). No camera sees a mirrored image, so these have no stored camera. Pixels have their centres at integers.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _QUARTER_TURNS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 3, 6: 3, 7: 1, 8: 1}
 
 @dataclass(frozen=True)
 class StoredCamera:
-    """The camera that saw a photo's stored pixels: `K` (3, 3), `world_from_cam` (4, 4), the stored size in pixels, and
-    `stored_from_upright` (3, 3), where each pixel of the upright photo is stored."""
+    """The camera of a photo's stored pixels: `K` (3, 3), `world_from_cam` (4, 4), the stored size in pixels, and the
+    pixel transform `stored_from_upright` (3, 3)."""
 
     K: np.ndarray
     world_from_cam: np.ndarray
@@ -30,8 +30,8 @@ class StoredCamera:
     stored_from_upright: np.ndarray
 
 
-def valid(value: object) -> int:
-    """The orientation that a tag's value means: 1 to 8, and 1 for anything else."""
+def from_tag(value: object) -> int:
+    """The orientation for a tag's value: 1 to 8, and 1 for any other value."""
     return value if isinstance(value, int) and value in _QUARTER_TURNS else UPRIGHT
 
 

@@ -1,4 +1,4 @@
-"""Outputs that are whole or not there: checked before the work, written beside the target, renamed when complete."""
+"""Output files and folders: checked before the work, written to a temporary path beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dune_cli.io.inputs import is_video
 
 
 def check_output(path: str | Path, suffixes: Sequence[str], overwrite: bool) -> Path:
-    """`path` once it is sure, before any work, that a file can be written there: UserError otherwise.
+    """`path`, if a file can be written there; UserError otherwise. Called before any work.
 
     Refused: an ending that is not one of `suffixes` (such as ".ply"), a folder, a path below a file, a folder that
     cannot be written to, and an existing file without `overwrite`. Missing folders are made when the file is written.
@@ -36,7 +36,7 @@ def check_output(path: str | Path, suffixes: Sequence[str], overwrite: bool) -> 
 
 
 def check_output_folder(path: str | Path, overwrite: bool) -> Path:
-    """The same for a folder of output files; one that holds anything counts as existing."""
+    """`check_output` for a folder of output files. A folder that holds anything counts as existing."""
     path = Path(path).expanduser()
     with _as_user_error(path):
         if path.exists() and not path.is_dir():
@@ -55,9 +55,9 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` (same ending) to write to; renamed to `path` at success, removed on failure.
+    """A temporary path beside `path` (same ending) to write to; renamed to `path` on success, removed on failure.
 
-    The file is on the disk before it takes its name, and an old file stays as it is until then. Makes missing folders.
+    The file is flushed to the disk before it is renamed. An old file stays until then. Makes missing folders.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +73,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: str | Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
-    """A temporary folder beside `path` to write files into; at success they are in `path`, on failure nothing is.
+    """A temporary folder beside `path` to write files into; on success they are moved to `path`, on failure removed.
 
-    In a folder that exists, files of the same name are replaced, those named in `replaces` removed, and others kept.
+    If `path` exists, files of the same name are replaced, those named in `replaces` removed, and others kept.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def atomic_directory(path: str | Path, replaces: Sequence[str] = ()) -> Iterator
 
 @contextmanager
 def scratch_folder(below: str | Path | None = None, prefix: str = "dune-") -> Iterator[Path]:
-    """A folder below `below` (None: the system's for temporary files) that goes after the block, however it ends."""
+    """A folder in `below` (None: the system's temporary folder) that is removed after the block, however it ends."""
     path = Path(below or tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(6)}"
     with signals.temporary(path):
         path.mkdir(mode=0o700 if below is None else 0o777)
@@ -128,7 +128,7 @@ def _check_writable(folder: Path) -> None:
 
 @contextmanager
 def _as_user_error(path: Path) -> Iterator[None]:
-    """What the system says about a path, as a UserError; a full disk stays a failed job."""
+    """The system's errors about `path` as UserError; a full disk stays an OSError."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -136,9 +136,6 @@ def _as_user_error(path: Path) -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {path}: {reason}; name another output") from error
-
-
-# Where results go: one file for one photo, a folder with one file a photo, a folder for a video.
 
 
 def targets(
@@ -149,11 +146,11 @@ def targets(
     overwrite: bool,
     beside: Sequence[str] = (),
 ) -> list[Path]:
-    """One output file a photo of `paths`, checked to be writable before the work.
+    """One output file for each photo of `paths`, checked to be writable before the work.
 
-    `output` names a file with one of the endings `formats` ("png", ...; the first is a folder's default) for a single
-    photo, or a folder, whose files are called as the photos and have the ending `kind`. `beside`: what replaces the
-    ending in the names of further files that must be writable too (".json", "_color.png"). UserError otherwise.
+    `output` is a file with one of the endings `formats` ("png", ...; the first is the default in a folder) for a single
+    photo, or a folder. Files in a folder are named after the photos, with the ending `kind`. `beside`: endings of
+    further files that must be writable too (".json", "_color.png"), in place of the file's own. UserError otherwise.
     """
     suffixes = tuple(f".{name}" for name in formats)
     target = Path(output).expanduser()
@@ -162,18 +159,18 @@ def targets(
             raise UserError(f"{len(paths)} photos do not fit into one file {target}; name a folder with -o")
         if kind is not None and target.suffix.lower() != f".{kind}":
             raise UserError(f"--format {kind} contradicts the output {target}; leave one of them out")
-        found = [target]
+        files = [target]
     elif target.suffix and not target.is_dir():
         raise UserError(
             f"the output {target} has the ending {target.suffix}; allowed: {' '.join(suffixes)}, or a folder"
         )
     else:
-        found = [target / f"{name}.{kind or formats[0]}" for name in unique_stems(paths)]
-    for path in found:
+        files = [target / f"{name}.{kind or formats[0]}" for name in unique_stems(paths)]
+    for path in files:
         check_output(path, suffixes, overwrite)
         for ending in beside:
             check_output(sibling(path, ending), (Path(ending).suffix or ending,), overwrite)
-    return found
+    return files
 
 
 def places(
@@ -184,8 +181,8 @@ def places(
     overwrite: bool,
     beside: Sequence[str] = (),
 ) -> list[Path]:
-    """As `targets`, but a video of `paths` gets a folder: `output` itself where it is the only input, else one in
-    `output` that is called as the video. UserError where such a folder holds something already, without `overwrite`."""
+    """As `targets`, but a video of `paths` gets a folder: `output` itself if it is the only input, else a folder in
+    `output` named after the video. UserError if such a folder is not empty, without `overwrite`."""
     videos = [path for path in paths if is_video(path)]
     if not videos:
         return targets(paths, output, kind, formats, overwrite, beside)

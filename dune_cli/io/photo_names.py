@@ -1,4 +1,4 @@
-"""What photos are called in the files that name them: relative to the folder that all of them lie in."""
+"""Names of photos in output files, relative to their common folder; and files that belong to a photo beside them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from pathlib import Path
 
 from dune_cli.errors import UserError
 
+VIDEO, MASK = "the moving part of a live photo", "a mask or map"
+BESIDE = re.compile(r"(?:mask|depth)[_.-](?P<after>.+)|(?P<before>.+)[_.-](?:mask|depth)", re.IGNORECASE)
+
 
 def common_folder(paths: Sequence[str | Path]) -> Path:
-    """The innermost folder below which all of the files lie, absolute; links are not followed."""
+    """The innermost folder that contains all of the files, absolute; links are not followed."""
     return Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))  # noqa: PTH100, PTH120
 
 
 def relative_names(paths: Sequence[str | Path]) -> list[str]:
-    """The files' names relative to their common folder, with forward slashes: their file names where it is the same
-    folder for all, else as COLMAP has them below its image folder, `cam1/IMG_0000.jpg`."""
+    """The files' names relative to their common folder, with forward slashes, as COLMAP names images relative to its
+    image folder: `cam1/IMG_0000.jpg`, or the file name alone where all are in one folder."""
     if not paths:
         return []
     folder = str(common_folder(paths))
@@ -25,7 +28,7 @@ def relative_names(paths: Sequence[str | Path]) -> list[str]:
 
 
 def is_utf8(name: str | Path) -> bool:
-    """Whether a file's name is UTF-8 text; others come with surrogates in them."""
+    """Whether a file's name is UTF-8 text; Python represents others with surrogates."""
     try:
         str(name).encode()
     except UnicodeEncodeError:
@@ -34,8 +37,8 @@ def is_utf8(name: str | Path) -> bool:
 
 
 def check_names_for_colmap(names: Sequence[str], binary: bool) -> None:
-    """UserError for image names that a COLMAP model cannot hold: two of one name, bytes that are not UTF-8 (which
-    pycolmap cannot read back) and, in the text form, white space."""
+    """UserError for image names that a COLMAP model cannot hold: duplicates, names that are not UTF-8 (pycolmap cannot
+    read them back) and, in the text form, names with white space."""
     taken: set[str] = set()
     for name in names:
         if name in taken:
@@ -51,8 +54,7 @@ def check_names_for_colmap(names: Sequence[str], binary: bool) -> None:
 
 
 def check_names_for_json(paths: Sequence[str | Path], file: str | Path) -> None:
-    """UserError for photos whose paths the JSON `file`, which leads to them, cannot hold: those that are not UTF-8, and
-    one photo twice."""
+    """UserError for photos whose paths the JSON `file` cannot hold: paths that are not UTF-8, and duplicates."""
     taken: set[str] = set()
     for path in paths:
         absolute = os.path.abspath(path)  # noqa: PTH100
@@ -63,19 +65,12 @@ def check_names_for_json(paths: Sequence[str | Path], file: str | Path) -> None:
         taken.add(absolute)
 
 
-# Files that lie beside photos and belong to them, but are none of the photos: the moving part of a live photo, masks,
-# depth maps.
-
-
-VIDEO, MASK = "the moving part of a live photo", "a mask or map"
-BESIDE = re.compile(r"(?:mask|depth)[_.-](?P<after>.+)|(?P<before>.+)[_.-](?:mask|depth)", re.IGNORECASE)
-
-
 def companions(images: Iterable[Path], videos: Iterable[Path]) -> dict[Path, str]:
-    """Those of the files that belong to one of the `images` in the same folder, and what they are.
+    """Files that belong to one of the `images` in the same folder, and what they are.
 
-    A video that is called as an image (`IMG_1.mov`, `IMG_1.heic`), and an image that is called as another one with its
-    ending (COLMAP's masks, `a.jpg.png`), or as one with the word mask or depth (`mask_a.png`, `a_depth.png`).
+    These are a video with the name of an image (`IMG_1.mov`, `IMG_1.heic`), an image with the full name of another one
+    (COLMAP's masks, `a.jpg.png`), and an image with the name of another one and the word mask or depth (`mask_a.png`,
+    `a_depth.png`).
     """
     images = list(images)
     names = {_key(image, image.name) for image in images}

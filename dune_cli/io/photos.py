@@ -1,4 +1,4 @@
-"""Photos in: every file format, bit depth and orientation that people have, as 8-bit RGB, or one clear sentence."""
+"""Photos read as upright 8-bit RGB, from all usual file formats, bit depths and EXIF orientations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dune_cli.errors import DuneError, UserError
 from dune_cli.io import exif, high_bit_depth
 from dune_cli.io.high_bit_depth import to_8bit
 from dune_cli.io.image_file import FILE_LIMIT_BYTES, check_size, decode, header
-from dune_cli.io.orientation import UPRIGHT, to_upright, turned_size, valid
+from dune_cli.io.orientation import UPRIGHT, from_tag, to_upright, turned_size
 from dune_cli.io.safe_read import open_regular
 from dune_cli.provenance import sha256_of
 
@@ -27,8 +27,8 @@ SMALLEST_SIDE_PX = 16
 class Photo:
     """A decoded photo: `rgb` (H, W, 3) uint8, EXIF orientation applied.
 
-    `exif_focal_px` is the focal length in pixels of `rgb` from the EXIF tags, None where they do not say;
-    `orientation` (EXIF, 1 to 8) how the file's pixels are stored.
+    `exif_focal_px` is the focal length in pixels of `rgb` from the EXIF tags, None without usable tags. `orientation`
+    (EXIF, 1 to 8) is that of the stored pixels.
     """
 
     path: Path
@@ -47,13 +47,13 @@ class Photo:
 
     @property
     def facts(self) -> PhotoFacts:
-        """What is known of it without its picture."""
+        """The photo without its pixels."""
         return PhotoFacts(self.path, self.width, self.height, self.sha256, self.exif_focal_px, self.orientation)
 
 
 @dataclass(frozen=True)
 class PhotoFacts:
-    """A `Photo` without the picture, to keep where there are many."""
+    """A `Photo` without its pixels, to keep of many photos."""
 
     path: Path
     width: int
@@ -65,7 +65,7 @@ class PhotoFacts:
 
 @dataclass(frozen=True)
 class PhotoHeader:
-    """The size in pixels of an upright photo, and how its file stores it (EXIF orientation, 1 to 8)."""
+    """The size in pixels of the upright photo, and the EXIF orientation (1 to 8) of its stored pixels."""
 
     width: int
     height: int
@@ -73,13 +73,12 @@ class PhotoHeader:
 
 
 def read_photo(path: str | Path) -> Photo:
-    """Reads any common picture as 8-bit RGB with its EXIF orientation applied.
+    """Reads any common image file as 8-bit RGB with its EXIF orientation applied.
 
-    Pictures of 10 to 16 bits and of floats are scaled to 8 bits by what they hold (value_range.py); transparent ones
-    are laid over white; of animated or many-page files the first picture is taken; colour profiles are ignored. HEIC
-    needs the package pi-heif.
-    UserError (with the path) for what is missing, unreadable, damaged, no picture, under 16 px or over 200 megapixels;
-    PackageMissing for an HEIC photo without that package.
+    Images of 10 to 16 bits and of floats are scaled to 8 bits by what they hold (high_bit_depth.py). Transparent ones
+    are composited over white. Of animated and multi-page files the first image is read. Colour profiles are ignored.
+    UserError (with the path) for a file that is missing, unreadable, damaged, no image, under 16 px a side or over 200
+    megapixels; PackageMissing for HEIC without the package pi-heif.
     """
     path = Path(path)
     _check_file(path)
@@ -92,25 +91,25 @@ def read_photo(path: str | Path) -> Photo:
 
 
 def read_header(path: str | Path) -> PhotoHeader | None:
-    """A photo's size and orientation without decoding it; None for what cannot be read (`read_photo` says why)."""
+    """A photo's size and orientation without decoding it; None if it cannot be read (`read_photo` raises why)."""
     try:
         with open_regular(path, "a photo", FILE_LIMIT_BYTES) as file:
-            deep = high_bit_depth.look(Path(path), file)
-            if deep is not None and deep.only_here:
-                orientation = valid(deep.exif.get(exif.ORIENTATION))
-                return PhotoHeader(*turned_size(deep.width, deep.height, orientation), orientation)
+            high = high_bit_depth.read_header(Path(path), file)
+            if high is not None and high.only_opencv:
+                orientation = from_tag(high.exif.get(exif.ORIENTATION))
+                return PhotoHeader(*turned_size(high.width, high.height, orientation), orientation)
             (width, height), format, orientation = header(
                 Path(path), file, lambda image: (image.size, image.format, exif.stored_orientation(image))
             )
     except (DuneError, OSError):
         return None
-    if format != "TIFF":  # whose size Pillow turns at once
+    if format != "TIFF":  # Pillow gives the size of the upright TIFF
         width, height = turned_size(width, height, orientation)
     return PhotoHeader(width, height, orientation)
 
 
 def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
-    """An encoded picture in memory as `read_photo` would read it: (H, W, 3) uint8. UserError (with `name`) as there."""
+    """An encoded image in memory, as `read_photo` reads a file: (H, W, 3) uint8. UserError (with `name`) as there."""
     path = Path(name)
     if not data:
         raise UserError(f"{path} is empty (0 bytes); copy or download it again")
@@ -118,30 +117,34 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
 
 
 def _read(path: Path, file: BinaryIO) -> tuple[np.ndarray, dict[int, Any], int]:
-    """The upright (H, W, 3) uint8 picture, its EXIF tags, and how it is stored."""
-    deep = high_bit_depth.look(path, file)
-    if deep is not None and deep.only_here:
-        check_size(path, deep.width, deep.height, SMALLEST_SIDE_PX)
-        rgb = _deep_rgb8(path, file)
-        orientation = valid(deep.exif.get(exif.ORIENTATION))
-        return np.ascontiguousarray(to_upright(rgb, orientation)), exif.tags_of(deep.exif, path), orientation
+    """The upright image (H, W, 3) uint8, its EXIF tags, and the orientation of its stored pixels."""
+    high = high_bit_depth.read_header(path, file)
+    if high is not None and high.only_opencv:
+        check_size(path, high.width, high.height, SMALLEST_SIDE_PX)
+        rgb = _high_bit_depth_rgb8(path, file)
+        orientation = from_tag(high.exif.get(exif.ORIENTATION))
+        return np.ascontiguousarray(to_upright(rgb, orientation)), exif.tags_of(high.exif, path), orientation
     stored: list[int] = []
 
-    def picture(image: Image) -> tuple[np.ndarray, dict[int, Any]]:
+    def pixels_and_tags(image: Image) -> tuple[np.ndarray, dict[int, Any]]:
         tags = exif.read_tags(image, path)
-        return (_to_rgb8(path, image) if deep is None else _deep_rgb8(path, file)), tags
+        return (_to_rgb8(path, image) if high is None else _high_bit_depth_rgb8(path, file)), tags
 
     rgb, tags = decode(
         path,
         file,
-        picture,
+        pixels_and_tags,
         smallest_side_px=SMALLEST_SIDE_PX,
         before=lambda image: stored.append(exif.stored_orientation(image)),
     )
-    left = valid(tags.get(exif.ORIENTATION))  # that the decoder has not applied
-    if deep is not None and left == UPRIGHT:
-        left = stored[0]  # Pillow has turned its own copy
-    return np.ascontiguousarray(to_upright(rgb, left)), tags, left if left != UPRIGHT else stored[0]
+    orientation = from_tag(tags.get(exif.ORIENTATION))  # what the decoder has not applied
+    if high is not None and orientation == UPRIGHT:
+        orientation = stored[0]  # Pillow has turned its own copy
+    return (
+        np.ascontiguousarray(to_upright(rgb, orientation)),
+        tags,
+        orientation if orientation != UPRIGHT else stored[0],
+    )
 
 
 def _check_file(path: Path) -> None:
@@ -178,8 +181,8 @@ def _to_rgb8(path: Path, image: Image) -> np.ndarray:
         raise UserError(f"{path} has colours of the kind {image.mode}; save it as RGB first") from error
 
 
-def _deep_rgb8(path: Path, file: BinaryIO) -> np.ndarray:
-    """As it is stored, (H, W, 3) uint8, of a file with more than 8 bits a channel; over white where transparent."""
+def _high_bit_depth_rgb8(path: Path, file: BinaryIO) -> np.ndarray:
+    """The stored pixels (H, W, 3) uint8 of a file with more than 8 bits a channel; over white where transparent."""
     colours, alpha = high_bit_depth.read(path, file)
     rgb = to_8bit(colours, path)
     if rgb.ndim == 2:

@@ -1,8 +1,8 @@
-"""Camera poses that a user already has: JSON of four kinds, a COLMAP model, TUM and KITTI trajectories.
+"""Known camera poses read from files: JSON of four kinds, a COLMAP model, TUM and KITTI trajectories.
 
-World and axes stay the file's; cameras are in OpenCV axes (x right, y down, z forward), lengths as in the file.
-Poses are those of upright photos. Where EXIF turns a photo, a COLMAP model and transforms.json mean its stored pixels,
-the other forms the upright photo, unless the size that the file gives the camera is the other one.
+The world's axes and unit of length are the file's; cameras have OpenCV axes (x right, y down, z forward). Poses are
+those of upright photos. Of photos that EXIF turns, a COLMAP model and transforms.json describe the stored pixels and
+the other files the upright photo, unless the camera's size in the file says otherwise.
 Formats: nerfstudio, "Data conventions" (its cameras are OpenGL's); TUM RGB-D benchmark, "File formats" (timestamp tx ty
 tz qx qy qz qw); KITTI odometry, "Ground truth poses" (the first three rows of the matrix, row-major).
 """
@@ -35,14 +35,14 @@ Given = dict[str, GivenCamera]
 
 
 def read_poses(path: str | Path, names: Sequence[str] | None = None) -> Poses:
-    """`world_from_cam` (4, 4) float64 of each image that the file knows.
+    """`world_from_cam` (4, 4) float64 by image name.
 
-    With `names` (image names or paths): of those among them that have a pose, under these names. A name is found by
-    the longest common tail of the paths, else by its stem; in a TUM file by its stem as a timestamp (within 0.02 s), in
-    a KITTI file by its stem as the line's number from 0, and in both, if that does not find all, by order where there
-    are as many lines as names. Without `names`: under the file's own names, trajectories under timestamps or line
-    numbers. UserError (with the path) for files of no such kind, matrices that are no rigid poses, and where no name
-    finds a pose; notes say how trajectories were joined and how many poses are of no image.
+    Without `names` the keys are the file's own names; timestamps or line numbers of trajectories. With `names` (image
+    names or paths) they are those of the names that have a pose. A name matches the entry with the longest common tail
+    of the paths, else the only entry with its stem. In a TUM file its stem is a timestamp (within 0.02 s), in a KITTI
+    file a line number from 0; if that does not find all, and there are as many lines as names, their order counts.
+    Notes say how trajectories were matched and how many poses belong to no image. UserError (with the path) for other
+    files, for matrices that are no rigid poses, and if no name has a pose.
     """
     path = Path(path).expanduser()
     if not os.path.exists(path):  # noqa: PTH110 (names that no file can have, too)
@@ -59,46 +59,46 @@ def read_poses(path: str | Path, names: Sequence[str] | None = None) -> Poses:
 
 
 def _from_colmap(folder: Path) -> Given:
-    """COLMAP reads photos as they are stored."""
+    """COLMAP ignores EXIF: its cameras are those of the stored pixels."""
     images = open_model(folder).images.values()
     return {i.name: GivenCamera(i.world_from_cam, (i.camera.width, i.camera.height), stored=True) for i in images}
 
 
 def _from_json(path: Path) -> Given:
-    tree = read_json(path)
-    if not isinstance(tree, dict):
+    document = read_json(path)
+    if not isinstance(document, dict):
         raise UserError(f"{path} holds no poses; allowed: {FORMS}")
-    if isinstance(tree.get("cameras"), list):
-        cameras = [c for c in tree["cameras"] if not isinstance(c, dict) or c.get("registered", True)]
-        stored = tree.get("image_size_is") == "stored"
+    if isinstance(document.get("cameras"), list):
+        cameras = [c for c in document["cameras"] if not isinstance(c, dict) or c.get("registered", True)]
+        stored = document.get("image_size_is") == "stored"
         return _listed(path, cameras, ("image", "world_from_cam", "width", "height"), np.eye(4), stored)
-    if isinstance(tree.get("frames"), list):
-        frames = tree["frames"]
+    if isinstance(document.get("frames"), list):
+        frames = document["frames"]
         if any(isinstance(frame, dict) and "T_cam_to_world" in frame for frame in frames):
             return _listed(path, frames, ("file", "T_cam_to_world", "width", "height"), np.eye(4), False)
         keys = ("file_path", "transform_matrix", "w", "h")
-        shared = {key: tree.get(key) for key in keys[2:]}
+        shared = {key: document.get(key) for key in keys[2:]}
         frames = [shared | frame if isinstance(frame, dict) else frame for frame in frames]
-        return _listed(path, frames, keys, OPENCV_FROM_OPENGL, True)  # its readers read photos as they are stored
-    return {name: GivenCamera(_rigid(value, f"{path}: {quoted(name)}")) for name, value in tree.items()}
+        return _listed(path, frames, keys, OPENCV_FROM_OPENGL, True)  # nerfstudio ignores EXIF
+    return {name: GivenCamera(_rigid(value, f"{path}: {quoted(name)}")) for name, value in document.items()}
 
 
 def _listed(
     path: Path, entries: list[Any], keys: tuple[str, str, str, str], own_from_opencv: np.ndarray, stored: bool
 ) -> Given:
-    """`keys` of an entry's name, pose, width and height."""
-    found: Given = {}
+    """The cameras of JSON `entries`, whose `keys` are those of name, pose, width and height."""
+    cameras: Given = {}
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get(keys[0]), str) or keys[1] not in entry:
             raise UserError(f"{path}, entry {index}, lacks {keys[0]} or {keys[1]}; allowed: {FORMS}")
         name = entry[keys[0]]
-        if name in found:
+        if name in cameras:
             raise UserError(f"{path} names {shown(name)} twice; keep one of its poses")
         pose = _rigid(entry[keys[1]], f"{path}: {quoted(name)}") @ own_from_opencv
         width, height = (entry.get(key) for key in keys[2:])
         size = (int(width), int(height)) if _is_side(width) and _is_side(height) else None
-        found[name] = GivenCamera(pose, size, stored)
-    return found
+        cameras[name] = GivenCamera(pose, size, stored)
+    return cameras
 
 
 def _is_side(value: Any) -> bool:
@@ -138,7 +138,7 @@ def _from_trajectory(path: Path, names: Sequence[str] | None) -> Poses:
 
 
 def _check_tum(path: Path, rows: np.ndarray) -> None:
-    """Rows (N, 8): quaternions are unit ones to the digits that people write."""
+    """UserError unless rows (N, 8) hold unit quaternions, within the digits that are usually written."""
     with np.errstate(over="ignore"):
         wrong = np.flatnonzero(~(np.abs(np.linalg.norm(rows[:, 4:], axis=1) - 1) <= QUATERNION_OFF))
     if len(wrong):
@@ -150,7 +150,7 @@ def _check_tum(path: Path, rows: np.ndarray) -> None:
 
 
 def _numbers(path: Path) -> np.ndarray:
-    """(lines, 8 or 12) float64 of a trajectory; empty lines and # comments left out."""
+    """A trajectory as (lines, 8 or 12) float64, without empty lines and # comments."""
     try:
         lines = read_text(path, "a pose file", LINES_LIMIT_BYTES).splitlines()
     except UserError as error:
@@ -204,22 +204,22 @@ def _pick(path: Path, poses: Given, names: Sequence[str] | None) -> Poses:
 
 
 def _keys_of(names: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
-    """The key of each name that has one: with the longest tail of path parts in common, else the only one with its
-    stem; where there is none, the same with slashes for backslashes. Of several names whose best key is the same one,
-    it is that of the name with the longest tail alone."""
-    spellings = [_Keys({key: key for key in keys}), _Keys({forward_slashes(key): key for key in keys})]
-    found: dict[str, tuple[str, int]] = {}
+    """The key of each name that has one: the key with the longest common tail of path parts, else the only one with its
+    stem; if there is none, the same with slashes for backslashes. Of several names with the same best key, only those
+    with the longest tail keep it."""
+    tables = [_KeyTable({key: key for key in keys}), _KeyTable({forward_slashes(key): key for key in keys})]
+    matches: dict[str, tuple[str, int]] = {}
     longest: dict[str, int] = {}
     for name in names:
-        match = next((match for match in (table.of(name) for table in spellings) if match is not None), None)
+        match = next((match for match in (table.lookup(name) for table in tables) if match is not None), None)
         if match is not None:
-            found[name] = match
+            matches[name] = match
             longest[match[0]] = max(match[1], longest.get(match[0], 0))
-    return {name: key for name, (key, common) in found.items() if common == longest[key]}
+    return {name: key for name, (key, common) in matches.items() if common == longest[key]}
 
 
-class _Keys:
-    """The keys of a file, spelled in one way -> as they are."""
+class _KeyTable:
+    """Looks up a file's keys by a spelling of them (spelling -> key)."""
 
     def __init__(self, spelled: Mapping[str, str]) -> None:
         self._by_name: dict[str, list[tuple[tuple[str, ...], str]]] = {}
@@ -230,11 +230,11 @@ class _Keys:
             for stem in {path.stem, spelling}:
                 self._by_stem.setdefault(stem, []).append(key)
 
-    def of(self, name: str) -> tuple[str, int] | None:
-        """The key of an image, and how many parts of their paths are the same."""
+    def lookup(self, name: str) -> tuple[str, int] | None:
+        """The key of an image name, and the number of path parts that they have in common."""
         path = Path(name)
         parts = path.parts[::-1]
-        near = [(_common(parts, own), key) for own, key in self._by_name.get(path.name, [])]
+        near = [(_common_length(parts, own), key) for own, key in self._by_name.get(path.name, [])]
         if near:
             common, key = max(near, key=lambda entry: entry[0])
             return key, common
@@ -242,6 +242,6 @@ class _Keys:
         return (stems[0], 0) if len(stems) == 1 else None
 
 
-def _common(one: Sequence[str], two: Sequence[str]) -> int:
-    """How many of the first parts are the same."""
+def _common_length(one: Sequence[str], two: Sequence[str]) -> int:
+    """The number of equal parts at the beginning."""
     return next((i for i, (a, b) in enumerate(zip(one, two)) if a != b), min(len(one), len(two)))

@@ -1,5 +1,8 @@
-"""Text files as people's editors and shells write them: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with
-one (Windows PowerShell's `>`), and names in them with Windows' backslashes.
+"""Reading of files that others wrote: text, JSON, NPZ and ZIP, within limits.
+
+Only regular files are opened, so that a FIFO or a device never blocks a command. A file is no larger than a stated
+limit and unpacks to no more than a stated limit. Whatever its bytes provoke in a decoder becomes one `DuneError` that
+names the file.
 """
 
 from __future__ import annotations
@@ -22,63 +25,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-MARKS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-
-def agreement(matches: int, inliers: int, motion: str) -> str:
-    """In words: how many matches there are, and how many of them agree on `motion` ("a pose"); 0 inliers: too few."""
-    if not matches:
-        return "no match"
-    agreeing = f"of which {inliers} agree" if inliers else "too few of which agree"
-    return f"{matches} match{'es' if matches > 1 else ''}, {agreeing} on {motion}"
-
-
-def decode_text(data: bytes) -> str:
-    """The text in `data` by its byte order mark, else UTF-8. UnicodeDecodeError for what is no such text."""
-    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
-    return data.decode(encoding)
-
-
-def forward_slashes(name: str) -> str:
-    r"""A name with `/` between its parts: `cam1\a.jpg` gives `cam1/a.jpg`. For names that are not found as they are: on
-    other systems than Windows a backslash may be part of a name."""
-    return name.replace("\\", "/")
-
-
-def shown(name: str, longest: int = 80) -> str:
-    """A name out of somebody's file for a message: as it is, quoted where it is odd, cut in the middle where long."""
-    plain = name and name.isprintable() and name == name.strip()
-    return _cut(name, longest) if plain else quoted(name, longest)
-
-
-def quoted(name: str, longest: int = 80) -> str:
-    """A name out of somebody's file for a message: quoted and escaped, cut in the middle where long."""
-    return _cut(repr(name), longest)
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-longest // 2 + 3 :]}"
-
-
-def file_in(folder: Path, name: str) -> Path:
-    """The file that a list in `folder` calls `name`; where there is none and the name has backslashes, with slashes."""
-    path = folder / name
-    return path if "\\" not in name or path.exists() else folder / forward_slashes(name)
-
-
-# The one way in for files that somebody else wrote: JSON, text, NPZ and ZIP, within limits and with one sentence.
-#
-# What is opened is a regular file (a FIFO or a device never blocks a command), no larger than a stated limit,
-# and unpacks
-# to no more than a stated limit. Whatever its bytes provoke in a decoder becomes one `DuneError` that names the file.
-
-
 MIB = 1 << 20
 TEXT_LIMIT_BYTES = 256 * MIB
 LINES_LIMIT_BYTES = 64 * MIB  # of files that are split into lines: these take up to 25 times as much memory
@@ -88,12 +34,60 @@ ARRAYS_LIMIT_BYTES = 4096 * MIB
 ZIP_MEMBERS = 200_000
 JSON_DEPTH = 64
 LARGEST_INTEGER = 2**63
-_NUMERIC_KINDS = "?biufc"
-_KINDS = _NUMERIC_KINDS + "US"
+_KINDS = "?biufcUS"  # NumPy's letters of dtypes: booleans, numbers, strings
+MARKS = (  # byte order marks; UTF-32 first: its little-endian mark begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def agreement(matches: int, inliers: int, motion: str) -> str:
+    """How many matches there are and how many agree on `motion` ("a pose"), as text; 0 inliers stands for too few."""
+    if not matches:
+        return "no match"
+    agreeing = f"of which {inliers} agree" if inliers else "too few of which agree"
+    return f"{matches} match{'es' if matches > 1 else ''}, {agreeing} on {motion}"
+
+
+def decode_text(data: bytes) -> str:
+    """The text in `data`: UTF-8, or UTF-16 or UTF-32 with a byte order mark (Windows PowerShell's `>` writes one).
+    UnicodeDecodeError for other encodings."""
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    return data.decode(encoding)
+
+
+def forward_slashes(name: str) -> str:
+    r"""A name with `/` between its parts: `cam1\a.jpg` gives `cam1/a.jpg`. Only for names that are not found as they
+    are: on other systems than Windows a backslash may be part of a name."""
+    return name.replace("\\", "/")
+
+
+def shown(name: str, longest: int = 80) -> str:
+    """A name from a file, for a message: quoted where it is not plain text, cut in the middle where it is long."""
+    plain = name and name.isprintable() and name == name.strip()
+    return _cut(name, longest) if plain else quoted(name, longest)
+
+
+def quoted(name: str, longest: int = 80) -> str:
+    """A name from a file, for a message: quoted and escaped, cut in the middle where it is long."""
+    return _cut(repr(name), longest)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-longest // 2 + 3 :]}"
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """The file `name` of a list in `folder`; where it does not exist and has backslashes, the name with slashes."""
+    path = folder / name
+    return path if "\\" not in name or path.exists() else folder / forward_slashes(name)
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether a regular file is there; False too for names that no file can have (out of somebody's JSON)."""
+    """Whether `path` is a regular file; False for names that no file can have (from a JSON, for example)."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -188,7 +182,7 @@ def parse_json(text: str | bytes, where: str, error: type[DuneError] = UserError
             parse_constant=_no_constant,
             parse_float=_finite,
             parse_int=_integer,
-            object_pairs_hook=_without_doubles,
+            object_pairs_hook=_without_duplicates,
         )
     except RecursionError as caught:
         raise error(f"{where} is nested too deeply; at most {JSON_DEPTH} levels are read") from caught
@@ -328,12 +322,12 @@ def _no_zip(file: IO[bytes], caught: zipfile.BadZipFile) -> str:
     return f"is damaged ({_reason(caught)})"
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"it has the key {twice[:100]!r} twice")
-    return found
+    return table
 
 
 def _no_constant(text: str) -> float:

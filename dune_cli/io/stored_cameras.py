@@ -1,7 +1,7 @@
-"""Cameras of photos that EXIF turns, out of files that mean the photos as they are stored.
+"""Cameras in files that describe the stored pixels of photos, for photos that EXIF turns.
 
-Here photos are upright. Who reads files without a look at EXIF (COLMAP, splatting tools) sees their stored pixels, and
-a model made so has the stored pictures' sizes and poses.
+In dune photos are upright. COLMAP and splatting tools ignore EXIF and read the stored pixels; their models have the
+sizes and poses of these.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dune_cli.io.photos import PhotoHeader, read_header
 
 @dataclass(frozen=True)
 class GivenCamera:
-    """A camera's pose `world_from_cam` (4, 4) as a file has it; `size` (width, height) in pixels, where the file says
-    it; `stored`: whether the file means the stored pixels, where the size does not tell."""
+    """A camera as a file has it: `world_from_cam` (4, 4), and `size` (width, height) in pixels or None. `stored`:
+    whether files of this kind describe the stored pixels; it decides where the size does not."""
 
     world_from_cam: np.ndarray
     size: tuple[int, int] | None = None
@@ -30,7 +30,8 @@ class GivenCamera:
 def means_stored(given: GivenCamera, photo: PhotoHeader) -> bool:
     """Whether a camera is that of the photo's stored pixels.
 
-    Its size tells (wide or high), where the photo is turned by 90 degrees and not square; else the file's kind does.
+    Its size (landscape or portrait) decides where the photo is turned by 90 degrees and not square, else the kind of
+    file.
     """
     if photo.orientation == orientations.UPRIGHT:
         return False
@@ -42,15 +43,15 @@ def means_stored(given: GivenCamera, photo: PhotoHeader) -> bool:
 
 
 def stored_orientations(where: object, given: Mapping[str, GivenCamera], files: Mapping[str, Path]) -> dict[str, int]:
-    """For each camera the EXIF orientation of the stored pixels that it is of; 1 where it is the upright photo's.
+    """For each camera the EXIF orientation of the stored pixels that it describes; 1 for the upright photo.
 
-    `files`: each camera's photo; one that cannot be read counts as upright. Notes say which photos EXIF turns and how
-    their cameras were understood; `where` is the file that these are from. Cameras of mirrored pixels are left out.
+    `files`: each camera's photo; one that cannot be read counts as upright. `where` names the cameras' file in notes,
+    which say which photos EXIF turns and how their cameras are interpreted. Cameras of mirrored pixels are left out.
     """
-    found: dict[str, int] = {}
+    kept: dict[str, int] = {}
     stored, upright, mirrored = [], [], []
     for name, camera in given.items():
-        found[name] = orientations.UPRIGHT
+        kept[name] = orientations.UPRIGHT
         photo = read_header(files[name])
         if photo is None or photo.orientation == orientations.UPRIGHT:
             continue
@@ -58,10 +59,10 @@ def stored_orientations(where: object, given: Mapping[str, GivenCamera], files: 
             upright.append(name)
         elif photo.orientation in orientations.MIRRORED:
             mirrored.append(name)
-            del found[name]
+            del kept[name]
         else:
             stored.append(name)
-            found[name] = photo.orientation
+            kept[name] = photo.orientation
     for names, text in (
         (stored, "are taken as those of their stored pixels"),
         (upright, "are taken as those of the upright photos"),
@@ -70,11 +71,11 @@ def stored_orientations(where: object, given: Mapping[str, GivenCamera], files: 
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             console.note(f"{where}: EXIF turns {Path(names[0]).name}{more}; the cameras {text}")
-    return found
+    return kept
 
 
 def upright_poses(where: object, given: Mapping[str, GivenCamera], files: Mapping[str, Path]) -> dict[str, np.ndarray]:
-    """`world_from_cam` (4, 4) of the upright photo of each camera that `stored_orientations` keeps."""
+    """`world_from_cam` (4, 4) of the upright photo, for each camera that `stored_orientations` keeps."""
     return {
         name: given[name].world_from_cam @ orientations.stored_cam_from_cam(orientation)
         for name, orientation in stored_orientations(where, given, files).items()

@@ -11,7 +11,7 @@ The file (nerfstudio, "Data conventions"), field by field:
   - `transform_matrix`: 4x4 `world_from_cam` with OpenGL camera axes (x right, y up, z backward), so columns 2 and 3 of
     ours change sign; the world is the scene's own, unchanged;
 - `ply_file_path`: the scene's points in that world, where there are some, for splats to start from;
-- `applied_transform`: what was done to the world's axes, here the identity (3x4).
+- `applied_transform`: the transform that was applied to the world, here the identity (3x4).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dune_cli.io.pose_files import OPENCV_FROM_OPENGL
 
 
 class TransformsCamera(Protocol):
-    """What a view (or a Frustum) must tell: size, `K` (3, 3) in its pixels, `world_from_cam` (4, 4) in OpenCV axes."""
+    """What a camera must have: size, `K` (3, 3) in its pixels, `world_from_cam` (4, 4) in OpenCV axes."""
 
     @property
     def width(self) -> int: ...
@@ -48,18 +48,18 @@ def write_transforms(
     points_file: str | Path | None = None,
     radials: Sequence[float] | None = None,
 ) -> None:
-    """Writes the registered `views` with the photo of each at `image_paths`; `points_file`: a PLY of the same world;
-    `radials`: each photo's radial term, 0 without."""
+    """Writes the registered `views`, whose photos are at `image_paths`. `points_file`: a PLY of the same world.
+    `radials`: the radial distortion term of each photo; None for 0. ValueError for another number of photos."""
     path = Path(path)
     if len(views) != len(image_paths):
         raise ValueError(f"{len(views)} views for {len(image_paths)} photos")
-    tree: dict[str, Any] = {"camera_model": "OPENCV"}
+    document: dict[str, Any] = {"camera_model": "OPENCV"}
     if points_file is not None:
-        tree["ply_file_path"] = _relative(points_file, path)
-    tree["applied_transform"] = np.eye(3, 4)
+        document["ply_file_path"] = _relative(points_file, path)
+    document["applied_transform"] = np.eye(3, 4)
     terms = [0.0] * len(views) if radials is None else radials
-    tree["frames"] = [_frame(view, _relative(image, path), k) for view, image, k in zip(views, image_paths, terms)]
-    write_json(path, tree)
+    document["frames"] = [_frame(view, _relative(image, path), k) for view, image, k in zip(views, image_paths, terms)]
+    write_json(path, document)
 
 
 def _frame(view: TransformsCamera, file_path: str, radial: float) -> dict[str, Any]:

@@ -10,14 +10,14 @@ import pytest
 
 from dune_cli.errors import UserError
 from dune_cli.io.cache import (
+    add_checksum,
     append_line,
     check_cached,
     read_cached,
     read_lines,
-    seal,
     text_array,
     text_of,
-    unseal,
+    verified,
     write_cached,
 )
 
@@ -57,12 +57,12 @@ def test_logs_are_regular_files(tmp_path: Path) -> None:
             read_lines(tmp_path / name, "a log")
 
 
-def test_a_seal_holds_what_it_was_made_of() -> None:
-    sealed = seal({"a": [1, 2.5, None], "b": float("nan")}, "x")
-    assert unseal(json.loads(json.dumps(sealed)), "x") == {"a": [1, 2.5, None], "b": None}
-    for other in (sealed | {"a": 1}, sealed | {"c": 1}, {}, None, [sealed], sealed | {"check": 5}):
-        assert unseal(other, "x") is None
-    assert unseal(sealed, "y") is None
+def test_a_checksum_covers_the_fingerprint() -> None:
+    entry = add_checksum({"a": [1, 2.5, None], "b": float("nan")}, "x")
+    assert verified(json.loads(json.dumps(entry)), "x") == {"a": [1, 2.5, None], "b": None}
+    for other in (entry | {"a": 1}, entry | {"c": 1}, {}, None, [entry], entry | {"check": 5}):
+        assert verified(other, "x") is None
+    assert verified(entry, "y") is None
 
 
 def test_a_cache_file_is_checked_without_reading_it_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,4 +49,4 @@ def test_a_mirrored_picture_has_no_camera(tag: int) -> None:
 
 @pytest.mark.parametrize("value", [None, 0, 9, "6", 6.0, -1, True])
 def test_tags_that_mean_nothing(value: object) -> None:
-    assert orientation.valid(value) == 1 and orientation.valid(6) == 6
+    assert orientation.from_tag(value) == 1 and orientation.from_tag(6) == 6
