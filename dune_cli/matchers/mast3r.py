@@ -137,8 +137,11 @@ def matches_of(
 
 
 def _to_image(network_from_image: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    scale = np.diag(network_from_image)[:2]
-    return (xy - network_from_image[:2, 2]) / scale
+    """`network_from_image` scales and shifts, after quarter turns or none: each of its rows reads one image axis."""
+    axis = np.abs(network_from_image[:2, :2]).argmax(1)
+    image = np.empty(xy.shape)
+    image[:, axis] = (xy - network_from_image[:2, 2]) / network_from_image[[0, 1], axis]
+    return image
 
 
 def availability() -> Availability:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dune_cli.geometry.cameras import quarter_turn, transform_pixels
 from dune_cli.io.preprocess import prepare
 from dune_cli.matchers.mast3r import Mast3r
 from dune_cli.matchers.nearest_neighbours import reciprocal_matches
@@ -54,3 +55,17 @@ def test_loaded_by_name_it_carries_the_models_source(file: Path) -> None:
     matcher = load_matcher("mast3r", device="cpu", dtype="float32", model=str(file))
     assert matcher.working_size_px == 512
     assert matcher.source.sha256 is not None
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_matches_of_a_turned_photo_are_at_the_pixels_of_the_photo_as_it_is(file: Path, turns: int) -> None:
+    rgb1, rgb2 = photos()
+    matcher = Mast3r(str(file), dtype="float32", size_px=160)
+    one = matcher.extract(rgb1)
+    turned = np.ascontiguousarray(np.rot90(rgb2, -turns))  # clockwise
+    found = matcher.match_features(one, matcher.extract_rotated(rgb2, turns))
+    expected = matcher.match_features(one, matcher.extract(turned))
+    assert len(found.points2) > 20
+    rotated = transform_pixels(quarter_turn(rgb2.shape[1], rgb2.shape[0], turns), found.points2)
+    np.testing.assert_allclose(rotated, expected.points2, atol=1e-9)
+    np.testing.assert_array_equal(found.points1, expected.points1)
