@@ -24,7 +24,7 @@ from dune_cli.io.preprocess import Prepared
 from dune_cli.tasks.reconstruct import pointmaps
 from support import synthetic_scenes
 from support.exact_two_view import ExactTwoView
-from support.published_files import Fixture, mast3r_tree, two_files
+from support.published_files import Fixture, mast3r_tree, small_two_files
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
 WIDTH, HEIGHT = 320, 240
@@ -205,7 +205,7 @@ def test_a_two_view_model_gives_a_metric_scene(
     assert scene["provenance"]["units"] == "metre"
 
 
-@pytest.mark.parametrize("layout", ["mast3r", pytest.param("dune + mast3r", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout", ["mast3r", "dune + mast3r"])
 def test_files_in_the_official_layouts_run_and_untrained_maps_give_no_pose(
     dune: Dune, photos: list[Path], tmp_path: Path, layout: str
 ) -> None:
@@ -214,7 +214,7 @@ def test_files_in_the_official_layouts_run_and_untrained_maps_give_no_pose(
         torch.save(mast3r_tree(fixture.config["model"], fixture.state()), tmp_path / "mini.pth")
         files: tuple[str | Path, ...] = ("--model", tmp_path / "mini.pth")
     else:
-        decoder, encoder = two_files(Fixture("dunemast3r_vitsmall"), tmp_path)
+        decoder, encoder = small_two_files(tmp_path)
         files = ("--model", decoder, "--encoder", encoder)
     words = ("--intrinsics", INTRINSICS, "--size", "160", "--min-confidence", "1", "--dtype", "float32")
     done = dune("reconstruct", *photos, "-o", tmp_path / "scene.ply", *files, *words)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
+import math
+import os
+import re
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,8 @@ import numpy as np
 import torch
 
 from dune_cli.models.mast3r import TwoViewOutput
-from parity.recipe import make_image, make_state_dict
+from parity import recipe
+from parity.recipe import make_image
 from support import PARITY
 
 __all__ = [
@@ -29,11 +35,33 @@ __all__ = [
     "mast3r_manifest",
     "mast3r_tree",
     "relative",
+    "shared_file",
+    "small_two_files",
     "two_files",
 ]
+LARGE = 4_000_000  # numbers: such state dicts are made once a test run, in the folder that its processes share
 TOKENS = 2e-5  # absolute; ten times below the promise of 2e-4
 POINTS, DESCRIPTORS, CONFIDENCE = 1e-3, 1e-5, 1e-4
 TEACHERS = ("dino2reg_vitlarge_14", "mast3r_vitlarge_16", "multihmr_vitlarge_14_672")
+
+
+def shared_file(name: str, write: Callable[[Path], object]) -> Path:
+    """A file that the first test that asks for it writes. All processes of a test run share it; nobody changes it."""
+    path = Path(os.environ["DUNE_TESTS_SHARED"]) / name
+    if not path.exists():
+        temporary = path.with_name(f"{os.getpid()}-{name}")
+        write(temporary)
+        temporary.replace(path)
+    return path
+
+
+def make_state_dict(manifest: dict[str, list[int]], seed: int) -> dict[str, torch.Tensor]:
+    """recipe.make_state_dict; large ones are mapped from a file (a copy of one's own, where it is written to)."""
+    if sum(math.prod(shape) for shape in manifest.values()) < LARGE:
+        return recipe.make_state_dict(manifest, seed)
+    digest = hashlib.sha256(json.dumps([manifest, seed]).encode()).hexdigest()[:16]
+    path = shared_file(f"{digest}.pth", lambda file: torch.save(recipe.make_state_dict(manifest, seed), file))
+    return torch.load(path, mmap=True)
 
 
 class Fixture:
@@ -107,7 +135,24 @@ def mast3r_tree(constructor: str, state: dict[str, torch.Tensor]) -> dict[str, A
 
 def two_files(fixture: Fixture, folder: Path) -> tuple[Path, Path]:
     """The DUNE + MASt3R fixture as its two official files: (decoder, encoder)."""
-    state = fixture.state()
+    return _two_files(fixture, fixture.state(), folder)
+
+
+def small_two_files(folder: Path) -> tuple[Path, Path]:
+    """The same with an encoder of width 64 and a decoder of width 128."""
+    fixture = Fixture("dunemast3r_vitsmall")
+    stated = re.compile(r"(\w+_(?:num_heads|embed_dim)=)(\d+)")
+    constructor = fixture.config["mast3r_model_str"]
+    fixture.config["mast3r_model_str"] = stated.sub(lambda found: f"{found[1]}{int(found[2]) // 6}", constructor)
+    narrow = {key: [_narrowed(side) for side in shape] for key, shape in fixture.manifest.items()}
+    return _two_files(fixture, make_state_dict(narrow, fixture.config["seed"]), folder)
+
+
+def _narrowed(side: int) -> int:
+    return side // 6 if side % 384 == 0 else side
+
+
+def _two_files(fixture: Fixture, state: dict[str, torch.Tensor], folder: Path) -> tuple[Path, Path]:
     inside = "dune_backbone."
     encoder = {key.replace(inside, "encoder."): value for key, value in state.items() if key.startswith(inside)}
     decoder = {key: value for key, value in state.items() if not key.startswith(inside)}

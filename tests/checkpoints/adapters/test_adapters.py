@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from dune_cli.checkpoints import adapters
 from dune_cli.checkpoints.adapters import dinov2, dune, dune_mast3r, mast3r
 from dune_cli.checkpoints.adapters._two_view import read_constructor
 from dune_cli.checkpoints.state_dict import KeyMap, unwrapped
+from dune_cli.checkpoints.weight_files import read_weights
 from dune_cli.errors import CheckpointError
 from dune_cli.models.mast3r import ConfidenceMode
 from support.published_files import (
@@ -24,6 +26,7 @@ from support.published_files import (
     make_state_dict,
     mast3r_manifest,
     mast3r_tree,
+    small_two_files,
 )
 
 INFINITY = float("inf")
@@ -48,7 +51,7 @@ def test_wrapper_prefixes_go_wherever_they_stand() -> None:
         unwrapped(state | {"encoder.norm.weight": torch.zeros(1)})
 
 
-def test_each_layout_is_recognised_and_described() -> None:
+def test_each_layout_is_recognised_and_described(tmp_path: Path) -> None:
     fixture = Fixture("dune_vitsmall14_336")
     found = adapters.describe(dune_tree(fixture.state()))
     assert (found.layout, found.kind, found.teachers, found.patch, found.width) == (
@@ -67,10 +70,8 @@ def test_each_layout_is_recognised_and_described() -> None:
     assert (found.layout, found.teachers, found.width) == ("dinov2", (), 384)
     found = adapters.describe(mast3r_tree(FULL, mini_state()))
     assert (found.layout, found.kind, found.patch, found.width) == ("mast3r", "two-view", 16, 192)
-    config = Fixture("dunemast3r_vitsmall").config
-    state = {k: v for k, v in Fixture("dunemast3r_vitsmall").state().items() if not k.startswith("dune_backbone.")}
-    found = adapters.describe({**config, "model": state})
-    assert (found.layout, found.kind, found.patch, found.width) == ("dune+mast3r", "two-view", 14, 384)
+    found = adapters.describe(read_weights(small_two_files(tmp_path)[0]).tree)
+    assert (found.layout, found.kind, found.patch, found.width) == ("dune+mast3r", "two-view", 14, 64)
     assert "dune_vitsmall14_448.pth" in found.notes[0]
 
 
@@ -219,9 +220,10 @@ def test_either_name_of_the_reducing_convolutions_will_do() -> None:
     assert torch.equal(*found)
 
 
-def test_unused_keys_are_ignored_by_name_only() -> None:
-    fixture = Fixture("dunemast3r_vitsmall")
-    tree = {**fixture.config, "model": fixture.state()}
+def test_unused_keys_are_ignored_by_name_only(tmp_path: Path) -> None:
+    decoder, encoder = (read_weights(path).tree for path in small_two_files(tmp_path))
+    inside = {key.replace("module.encoder.", "dune_backbone."): value for key, value in encoder["model"].items()}
+    tree = {**decoder, "model": {**decoder["model"], **inside}}
     tree["model"]["mast3r.enc_blocks.0.norm1.weight"] = torch.zeros(3)
     dune_mast3r.build(tree)
     tree["model"]["mast3r.other"] = torch.zeros(3)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.published_files import Fixture, mast3r_tree, two_files
+from support.published_files import Fixture, mast3r_tree, small_two_files
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -98,9 +98,8 @@ def test_two_view_models_run_end_to_end(dune: Dune, root: Path, tmp_path: Path) 
     assert result["provenance"]["models"][0]["sha256"]
 
 
-@pytest.mark.slow
 def test_a_model_in_two_files_beside_a_matcher(dune: Dune, root: Path, tmp_path: Path) -> None:
-    decoder, encoder = two_files(Fixture("dunemast3r_vitsmall"), tmp_path)
+    decoder, encoder = small_two_files(tmp_path)
     model = ["--model", decoder, "--encoder", encoder]
     done = dune("eval", "pairs", root, "--matcher", "sift,mast3r", *model, "--limit", "1", "--json")
     assert done.returncode == 0, done.stderr
