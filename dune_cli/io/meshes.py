@@ -111,8 +111,8 @@ def _merged(content: bytes, suffix: str, name: str) -> Mesh | None:
 def _check_counts(content: bytes) -> None:
     """ValueError for a GLB whose accessors count more elements than the file has bytes."""
     length = int.from_bytes(content[12:16], "little")
-    tree = parse_json(content[20 : 20 + length], "its JSON")
-    if any(accessor["count"] > len(content) for accessor in tree.get("accessors", [])):
+    document = parse_json(content[20 : 20 + length], "its JSON")
+    if any(accessor["count"] > len(content) for accessor in document.get("accessors", [])):
         raise ValueError("it counts more than its bytes hold")
 
 

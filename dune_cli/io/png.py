@@ -1,41 +1,36 @@
-"""Pictures as PNG: 8-bit RGB or grey, 16-bit grey."""
+"""Images as PNG: 8-bit RGB or grey, 16-bit grey, and class maps with a palette."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dune_cli.io.outputs import atomic_path
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-def save_png(path: str | Path, picture: np.ndarray) -> None:
+MAX_CLASSES = 256
+
+
+def save_png(path: str | Path, image: np.ndarray) -> None:
     """Writes (H, W, 3) uint8 RGB, (H, W) uint8 grey, or (H, W) uint16 grey. ValueError for anything else."""
     from PIL import Image
 
-    rgb = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
-    grey = picture.ndim == 2 and picture.dtype in (np.uint8, np.uint16)
-    if not (rgb or grey) or 0 in picture.shape:
-        raise ValueError(
-            f"a PNG takes (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16, got {picture.shape} {picture.dtype}"
-        )
-    buffer = io.BytesIO()  # Pillow writing to a file hides the reason (a full disk) of a failure
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="PNG")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    rgb = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+    grey = image.ndim == 2 and image.dtype in (np.uint8, np.uint16)
+    if not (rgb or grey) or 0 in image.shape:
+        raise ValueError(f"a PNG takes (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16, got {image.shape} {image.dtype}")
+    _write(path, Image.fromarray(np.ascontiguousarray(image)))
 
 
-# Class maps as pictures: PNG with a palette, and the classes laid over the photo.
-
-
-LARGEST = 256
-
-
-def generated(classes: int) -> np.ndarray:
+def class_colors(classes: int) -> np.ndarray:
     """(classes, 3) uint8 distinct colours: PASCAL VOC's, the bits of the class number spread over red, green, blue."""
-    if not 0 < classes <= LARGEST:
-        raise ValueError(f"a palette has 1 to {LARGEST} colours, not {classes}")
+    if not 0 < classes <= MAX_CLASSES:
+        raise ValueError(f"a palette has 1 to {MAX_CLASSES} colours, not {classes}")
     colors = np.zeros((classes, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
@@ -45,7 +40,7 @@ def generated(classes: int) -> np.ndarray:
 
 
 def write_class_png(path: str | Path, classes: np.ndarray, colors: np.ndarray) -> None:
-    """Writes (H, W) class numbers as an 8-bit palette PNG: pixel values are the numbers, `colors` (N, 3) uint8 shows.
+    """Writes (H, W) class numbers as an 8-bit PNG: pixel values are the numbers, `colors` (N, 3) uint8 is the palette.
 
     ValueError for a number without a colour.
     """
@@ -54,19 +49,16 @@ def write_class_png(path: str | Path, classes: np.ndarray, colors: np.ndarray) -
     if (
         classes.ndim != 2
         or 0 in classes.shape
-        or len(colors) > LARGEST
+        or len(colors) > MAX_CLASSES
         or not 0 <= classes.min() <= classes.max() < len(colors)
     ):
-        raise ValueError(f"class numbers (H, W) must lie below the {len(colors)} colours, at most {LARGEST}")
+        raise ValueError(f"class numbers (H, W) must lie below the {len(colors)} colours, at most {MAX_CLASSES}")
     image = Image.fromarray(np.ascontiguousarray(classes, np.uint8), mode="P")
     image.putpalette(np.ascontiguousarray(colors, np.uint8).tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    _write(path, image)
 
 
-def overlay(rgb: np.ndarray, classes: np.ndarray, colors: np.ndarray, share: float = 0.5) -> np.ndarray:
+def class_overlay(rgb: np.ndarray, classes: np.ndarray, colors: np.ndarray, share: float = 0.5) -> np.ndarray:
     """(H, W, 3) uint8: the photo with each pixel's class colour at `share`, and dark lines between classes."""
     picture = rgb * np.float32(1 - share)
     picture += colors[classes] * np.float32(share)
@@ -75,3 +67,11 @@ def overlay(rgb: np.ndarray, classes: np.ndarray, colors: np.ndarray, share: flo
     border[:, 1:] |= classes[:, 1:] != classes[:, :-1]
     picture[border] *= 0.4
     return np.rint(picture).astype(np.uint8)
+
+
+def _write(path: str | Path, image: Image) -> None:
+    """Through memory: Pillow writing to a file hides the reason (a full disk) of a failure."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())

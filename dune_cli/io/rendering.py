@@ -1,8 +1,9 @@
-"""A small z-buffer rasteriser for triangle meshes in plain numpy: no OpenGL, no clipping, exact barycentrics.
+"""A z-buffer rasteriser for triangle meshes in numpy, without OpenGL; mesh overlays on photos and views from above.
 
-Where the ray of pixel (x, y) meets the plane of a triangle with homogeneous corners h0, h1, h2 (pixels times depth,
-depth), the corners' shares solve [h0 h1 h2] w = (x, y, 1): they are linear in the pixel, correct in perspective, and
-all non-negative just inside the part of the triangle that lies in front of the camera (Olano and Greer 1997).
+At pixel (x, y), the barycentric weights of a triangle with homogeneous corners h0, h1, h2 (pixels times depth, depth)
+solve [h0 h1 h2] w = (x, y, 1). They are linear in the pixel, correct in perspective, and all non-negative exactly where
+the triangle is in front of the camera, so that no clipping is needed (Olano and Greer, "Triangle scan conversion using
+2D homogeneous coordinates", 1997).
 """
 
 from __future__ import annotations
@@ -17,17 +18,25 @@ import numpy as np
 from dune_cli.io.meshes import Mesh
 
 NEAR = 1e-3
-EDGE_PX = 1e-7  # pixels on an edge belong to the triangles on both sides, so that no crack opens by rounding
-FLAT = 1e-11  # triangles seen exactly edge-on, or without area, down to rounding
+EDGE_PX = 1e-7  # pixels on an edge belong to the triangles on both sides, so that rounding opens no gap
+FLAT = 1e-11  # relative volume of triangles seen edge-on or without area
 CHUNK = 2_000_000  # candidate pixels held at a time
+# Okabe and Ito's palette, which colour-blind readers can tell apart, without black and grey.
+PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
+AMBIENT = 0.35
+LIGHT_CAM = np.array([-0.3, -0.5, -0.8]) / np.linalg.norm([-0.3, -0.5, -0.8])  # from the surface to the light
+FINE_PIXELS = 4_000_000  # photos up to this size get two samples a pixel and direction, so that outlines are smooth
+BAND_PIXELS = 1_000_000  # photo pixels painted at a time
+GRID_LINES = 10
+PAPER, LINE, TEXT = (250, 250, 248), (208, 208, 204), (90, 90, 88)
 
 
 @dataclass(frozen=True)
 class Raster:
-    """What each pixel of a view shows; pixel (0, 0) is the centre of the top left one.
+    """The visible surface at each pixel of a view.
 
-    depth (H, W) float32, infinite where there is nothing; face_index (H, W) int32, -1 there; barycentric (H, W, 3)
-    float32, the shares of the face's corners at the surface point (not in the picture), 0 there.
+    `depth` (H, W) float32, infinite without a surface; `face_index` (H, W) int32, -1 there; `barycentric` (H, W, 3)
+    float32, the weights of the face's corners at the surface point in space, 0 there.
     """
 
     depth: np.ndarray
@@ -48,17 +57,17 @@ class Raster:
 def rasterise(
     vertices_cam: np.ndarray, faces: np.ndarray, K: np.ndarray, width: int, height: int, near: float = NEAR
 ) -> Raster:
-    """The nearest surface at every pixel of a pinhole view.
+    """The nearest surface at every pixel of a pinhole camera.
 
-    vertices_cam (V, 3) in OpenCV camera axes, faces (F, 3) seen from both sides, K (3, 3). Surface nearer than `near`
-    (same unit as the vertices) or behind the camera is not shown; triangles may cross that plane.
+    `vertices_cam` (V, 3) in OpenCV camera axes, `faces` (F, 3) visible from both sides, `K` (3, 3). Surface nearer than
+    `near` (same unit as the vertices) or behind the camera is not drawn; triangles may cross that plane.
     """
     vertices = np.asarray(vertices_cam, np.float64)
     return _draw(vertices @ np.asarray(K, np.float64).T, vertices[:, 2], faces, width, height, near)
 
 
 def rasterise_parallel(points_px: np.ndarray, depth: np.ndarray, faces: np.ndarray, width: int, height: int) -> Raster:
-    """The same for a parallel projection: `points_px` (V, 2) in pixels, `depth` (V,) along the view, less is nearer."""
+    """The nearest surface in a parallel projection: `points_px` (V, 2) in pixels, `depth` (V,), less is nearer."""
     homogeneous = np.concatenate([points_px, np.ones((len(points_px), 1))], 1, dtype=np.float64)
     return _draw(homogeneous, np.asarray(depth, np.float64), faces, width, height, -np.inf)
 
@@ -100,23 +109,22 @@ def _draw(
 
 
 def _rectangles(corners: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last pixel, (F, 2) x and y, of each triangle's box inside the image; last < first if outside.
-
-    A triangle that reaches behind the camera may be anywhere: its box is the image.
+    """The first and the last pixel, (F, 2) x and y, of each triangle's bounding box in the image; last < first if
+    outside. The box of a triangle that reaches behind the camera is the image.
     """
-    whole = (corners[..., 2] > 0).all(1)[:, None]
+    in_front = (corners[..., 2] > 0).all(1)[:, None]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         pixels = corners[..., :2] / corners[..., 2:]
     size = np.array([width, height])
-    low = np.where(whole, np.ceil(pixels.min(1) - EDGE_PX), 0)
-    high = np.where(whole, np.floor(pixels.max(1) + EDGE_PX), size - 1)
+    low = np.where(in_front, np.ceil(pixels.min(1) - EDGE_PX), 0)
+    high = np.where(in_front, np.floor(pixels.max(1) + EDGE_PX), size - 1)
     return np.clip(low, 0, size).astype(np.int64), np.clip(high, -1, size - 1).astype(np.int64)
 
 
 def _pixels(edges: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Every (triangle, column, row) in the triangles' boxes of `sizes` (F, 2) whose centre lies inside, in chunks.
 
-    edges (F, 3, 3): each corner's share is edges[:, k] . (column, row, 1). In a row, all three are non-negative in
+    `edges` (F, 3, 3): the weight of corner k is edges[:, k] . (column, row, 1). In a row, all three are non-negative
     between two columns.
     """
     face = np.repeat(np.arange(len(edges)), sizes[:, 1])
@@ -145,21 +153,8 @@ def _count_up(lengths: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
-# Pictures of people: meshes over the photo they were found in, and from above on a metric grid.
-
-
-# Okabe and Ito's palette, which colour-blind readers can tell apart, without black and grey.
-PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
-AMBIENT = 0.35
-LIGHT_CAM = np.array([-0.3, -0.5, -0.8]) / np.linalg.norm([-0.3, -0.5, -0.8])  # from the surface to the light
-FINE_PIXELS = 4_000_000  # photos up to this size get two samples a pixel and direction, so that outlines are smooth
-BAND_PIXELS = 1_000_000  # photo pixels painted at a time
-GRID_LINES = 10
-PAPER, LINE, TEXT = (250, 250, 248), (208, 208, 204), (90, 90, 88)
-
-
 def distinct_color(index: int) -> tuple[int, int, int]:
-    """RGB of the index-th person: the palette, then hues by the golden ratio at changing saturation and value."""
+    """RGB of the index-th mesh: the palette, then hues by the golden ratio with varying saturation and value."""
     if index < len(PALETTE):
         return PALETTE[index]
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, (0.5, 0.9)[index % 2], (0.95, 0.75, 0.55)[index % 3])
@@ -167,7 +162,7 @@ def distinct_color(index: int) -> tuple[int, int, int]:
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(V, 3) unit normals, the triangles' weighted by area; 0 at vertices without triangles."""
+    """(V, 3) unit normals: the mean of the triangles', weighted by area; 0 at vertices without triangles."""
     corners = vertices[faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     sums = np.stack(
@@ -177,9 +172,9 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def shade(raster: Raster, normals: np.ndarray, colors: np.ndarray, faces: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """RGB (covered pixels, 3), 0-255 float, of matt surfaces lit along `light` (3,), a unit vector towards the lamp.
+    """RGB (covered pixels, 3) float in 0-255 of diffuse surfaces; `light` (3,) is a unit vector towards the light.
 
-    normals (V, 3); colors (V, 3). A side turned away from the lamp is lit as if it faced it: meshes have no inside.
+    `normals` (V, 3), `colors` (V, 3). Both sides of a triangle are lit alike.
     """
     normal = raster.interpolate(normals, faces)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-30)
@@ -187,15 +182,15 @@ def shade(raster: Raster, normals: np.ndarray, colors: np.ndarray, faces: np.nda
 
 
 def overlay(rgb: np.ndarray, meshes: Sequence[Mesh], K: np.ndarray, alpha: float = 0.7) -> np.ndarray:
-    """The photo `rgb` (H, W, 3) uint8 with meshes over it, seen by the camera K (3, 3), as a new picture.
+    """The photo `rgb` (H, W, 3) uint8 with meshes drawn over it by the camera K (3, 3), as a new image.
 
-    Meshes hide each other by depth; the nearest is blended with the photo, `alpha` its share. A mesh without colours
-    gets `distinct_color` of its place in the list.
+    The nearest surface is blended with the photo by `alpha`. A mesh without colours gets the `distinct_color` of its
+    index.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise ValueError(f"a photo is (H, W, 3) uint8, received {rgb.shape} {rgb.dtype}")
     picture = rgb.copy()
-    vertices, faces, colors = _joined(meshes)
+    vertices, faces, colors = _merged(meshes)
     normals = vertex_normals(vertices, faces)
     fine = 2 if rgb.shape[0] * rgb.shape[1] <= FINE_PIXELS else 1
     centre = (fine - 1) / 2
@@ -214,7 +209,7 @@ def overlay(rgb: np.ndarray, meshes: Sequence[Mesh], K: np.ndarray, alpha: float
 
 
 def _window(vertices: np.ndarray, K: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom (the last two exclusive) of the part of the image that the vertices can reach."""
+    """Left, top, right, bottom (the last two exclusive) of the part of the image that the vertices may cover."""
     if not len(vertices):
         return 0, 0, 0, 0
     if vertices[:, 2].min() < NEAR:
@@ -228,7 +223,7 @@ def _window(vertices: np.ndarray, K: np.ndarray, width: int, height: int) -> tup
 
 @dataclass(frozen=True)
 class TopView:
-    """A picture (H, W, 3) uint8 from above: a point at x, z lies at pixel camera_px + pixels_per_unit * (x, -z)."""
+    """An image (H, W, 3) uint8 from above: a point at x, z is at pixel camera_px + pixels_per_unit * (x, -z)."""
 
     image: np.ndarray
     pixels_per_unit: float
@@ -238,16 +233,16 @@ class TopView:
 def top_view(
     meshes: Sequence[Mesh], size_px: int = 800, K: np.ndarray | None = None, width: int = 0, unit: str = "m"
 ) -> TopView:
-    """Meshes in camera axes from above, on a grid with its distances written on it: x to the right, z (away) up.
+    """Meshes in camera axes from above, on a labelled grid: x to the right, z (away from the camera) up.
 
-    The camera is the dot at (0, 0); with K and the photo's `width` in pixels, its field of view is drawn too. `unit` is
-    what lengths are called. The picture's longer side has `size_px` pixels.
+    The camera is the dot at (0, 0). With K and the photo's `width` in pixels its field of view is drawn. `unit` labels
+    the grid. The longer side of the image has `size_px` pixels.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    vertices, faces, colors = _joined(meshes)
-    spots = np.concatenate([vertices[np.unique(faces)][:, [0, 2]], [[0, 0]]])
-    low, high = spots.min(0), spots.max(0)
+    vertices, faces, colors = _merged(meshes)
+    ground = np.concatenate([vertices[np.unique(faces)][:, [0, 2]], [[0, 0]]])
+    low, high = ground.min(0), ground.max(0)
     margin = 0.08 * max(*(high - low), 1)
     low, high = low - margin, high + margin
     scale = size_px / max(high - low)
@@ -288,8 +283,9 @@ def _grid_step(least: float) -> float:
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= least)
 
 
-def _joined(meshes: Sequence[Mesh]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All meshes as one: vertices (V, 3) and colours (V, 3) float64, faces (F, 3) int64."""
+def _merged(meshes: Sequence[Mesh]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All meshes as one: vertices (V, 3) and colours (V, 3) float64, faces (F, 3) int64. No trimesh here, whose import
+    takes longer than the drawing."""
     vertices, faces, colors, first = [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)], [np.zeros((0, 3))], 0
     for index, mesh in enumerate(meshes):
         plain = np.broadcast_to(distinct_color(index), mesh.vertices.shape)

@@ -1,6 +1,6 @@
-"""Videos in: the frames of every container and codec that OpenCV's FFmpeg reads, upright, 8-bit RGB, with their times.
+"""Videos read frame by frame by OpenCV's FFmpeg: upright 8-bit RGB with times; and the files of a video's results.
 
-A video that was cut off or damaged gives the frames before that place, and a note says when it ended.
+Of a video that is cut off or damaged, the frames before that place are read, and a note says when it ended.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from dune_cli.io.photos import SMALLEST_SIDE_PX, Photo
 from dune_cli.io.safe_read import open_regular
 from dune_cli.provenance import sha256_of
 
+SCHEMA = "dune.video/1"
+LINES, SUMMARY = "frames.jsonl", "video.json"  # in the folder of results: a line a frame, and what is common to all
 FALLBACK_HZ = 30.0  # where a file states no rate and no times
-HIGHEST_HZ = 1000.0  # what a file may state
-MOST_BOXES = 10_000  # of an MP4 file's own level
+HIGHEST_HZ = 1000.0  # that a file may state
+MAX_BOXES = 10_000  # of an MP4 file's top level
 MISSING_S, MISSING_FRAMES = 0.2, 2  # a video may be this much shorter than announced: containers round
-SOON = 1e-6
+EPSILON_S = 1e-6
 
 
 @dataclass(frozen=True)
 class Frame:
-    """`rgb` (H, W, 3) uint8, upright; `index` counts all frames of the video from 0; `time_s` is since the first."""
+    """`rgb` (H, W, 3) uint8, upright. `index` counts all frames of the video from 0. `time_s` is since the first."""
 
     index: int
     time_s: float
@@ -41,10 +43,10 @@ class Frame:
 
 
 def frames(path: str | Path, fps: float | None = None) -> Iterator[Frame]:
-    """The frames of a video in their order, its orientation applied; one at a time is kept in memory.
+    """The frames of a video in order, its orientation applied; one at a time is in memory.
 
-    `fps`: only the frames nearest to the times 0, 1/fps, 2/fps, ... seconds, each once; None: all.
-    UserError at once for a file that cannot be opened, has no frame that can be decoded, or one under 16 px a side.
+    `fps`: only the frames nearest to the times 0, 1/fps, 2/fps, ... seconds, each once; None: all. UserError at once
+    for a file that cannot be opened, has no frame that can be decoded, or has frames under 16 px a side.
     """
     return iter(Video(path, fps))
 
@@ -56,11 +58,11 @@ def first_frame(path: str | Path) -> Photo:
 
 
 class Video:
-    """An open video, to be iterated once. `width`, `height` in pixels, upright; `rate_hz` its own frame rate;
-    `announced_s` the length that the file states, or None.
+    """An open video, to be iterated once. `width`, `height` in pixels, upright; `rate_hz` is the file's frame rate,
+    `announced_s` the length that it states, or None.
 
-    Raises as `frames` does. After the iteration `decoded` says how many frames there were, `end_s` when they ended,
-    and `complete` whether that is the announced length.
+    Raises as `frames`. After the iteration `decoded` is the number of frames, `end_s` the time when they ended, and
+    `complete` whether that is the announced length.
     """
 
     def __init__(self, path: str | Path, fps: float | None = None) -> None:
@@ -91,16 +93,16 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._capture.release()
 
     @property
     def expected(self) -> int | None:
-        """About how many frames the iteration will give, as the file announces; None where it does not."""
+        """The approximate number of frames of the iteration, from the announced length; None without one."""
         if self.announced_s is None:
             return None
         rate = self.rate_hz if self.fps is None else min(self.fps, self.rate_hz)
-        return max(1, math.ceil(self.announced_s * rate - SOON))
+        return max(1, math.ceil(self.announced_s * rate - EPSILON_S))
 
     def __iter__(self) -> Iterator[Frame]:
         try:
@@ -109,16 +111,16 @@ class Video:
             self.close()
 
     def _all(self) -> Iterator[Frame]:
-        """Every frame, then what is to be said about the end."""
+        """Every frame, then a note if the video ended early."""
         item, start_s, time_s = self._first, None, 0.0
         self._first = None
         while item is not None:
             stamp_s, rgb = item
             if start_s is None:
                 start_s = stamp_s if math.isfinite(stamp_s) else 0.0
-            elif stamp_s - start_s > time_s + SOON:
+            elif stamp_s - start_s > time_s + EPSILON_S:
                 time_s = stamp_s - start_s
-            else:  # no time is stated, or one that goes backwards
+            else:  # no time stamp, or one that goes backwards
                 time_s += 1 / self.rate_hz
             if rgb.shape[:2] != (self.height, self.width):
                 self.complete = False
@@ -131,10 +133,10 @@ class Video:
             self.decoded, self.end_s = self.decoded + 1, time_s + 1 / self.rate_hz
             yield frame
             item = self._read()
-        self._say_whether_cut()
+        self._check_end()
 
     def _read(self) -> tuple[float, np.ndarray] | None:
-        """(stated time in seconds, picture), None at the end."""
+        """(the file's time stamp in seconds, image); None at the end."""
         with _silent(self._cv2):
             try:
                 good, bgr = self._capture.read()
@@ -145,7 +147,7 @@ class Video:
         stamp_s = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
         return stamp_s, np.ascontiguousarray(bgr[..., ::-1])
 
-    def _say_whether_cut(self) -> None:
+    def _check_end(self) -> None:
         missing_s = 0.0 if self.announced_s is None else self.announced_s - self.end_s
         self.complete = missing_s <= max(MISSING_S, MISSING_FRAMES / self.rate_hz)
         if not self.complete:
@@ -157,28 +159,28 @@ class Video:
 
 def _nearest(every: Iterator[Frame], fps: float) -> Iterator[Frame]:
     """The frames nearest to the times k / fps, up to the last frame's."""
-    k, held = 0, None  # the next time is k / fps; `held` is the frame before, where it was not given yet
+    k, held = 0, None  # the next time is k / fps; `held` is the previous frame, unless it was yielded
     previous_s = -math.inf
     for frame in every:
         middle_s = (previous_s + frame.time_s) / 2
-        if held is not None and k / fps <= middle_s + SOON:
+        if held is not None and k / fps <= middle_s + EPSILON_S:
             yield held
         if math.isfinite(middle_s):
-            k = max(k, math.floor(middle_s * fps + SOON) + 1)
+            k = max(k, math.floor(middle_s * fps + EPSILON_S) + 1)
         held = frame
-        if k / fps <= frame.time_s + SOON:
+        if k / fps <= frame.time_s + EPSILON_S:
             yield frame
-            held, k = None, math.floor(frame.time_s * fps + SOON) + 1
+            held, k = None, math.floor(frame.time_s * fps + EPSILON_S) + 1
         previous_s = frame.time_s
 
 
 def _open(cv2: ModuleType, path: Path) -> Any:
-    """An open capture that turns its frames upright."""
+    """An open capture of upright frames."""
     with open_regular(path, "a video") as file:
         head = file.read(1)
     if not head:
         raise UserError(f"{path} is empty (0 bytes); copy or download it again")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read at FFmpeg's first use: its remarks are not ours
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read at FFmpeg's first use: no warnings on stderr
     with _silent(cv2):
         capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
         if capture.isOpened():
@@ -198,7 +200,7 @@ def _open(cv2: ModuleType, path: Path) -> Any:
 
 
 def _check_size(path: Path, width: float, height: float) -> None:
-    """Of the frames, as the file announces it, before any is decoded."""
+    """UserError for frames whose announced size is too large, before any is decoded."""
     if width * height > LARGEST_PIXELS:
         raise UserError(
             f"{path} announces frames of {width:.0f} x {height:.0f} px; at most {LARGEST_PIXELS // 10**6} megapixels "
@@ -211,7 +213,7 @@ def _lacks_index(path: Path) -> bool:
     size = path.stat().st_size
     kinds, at = [], 0
     with path.open("rb") as file:
-        while at + 8 <= size and len(kinds) < MOST_BOXES:
+        while at + 8 <= size and len(kinds) < MAX_BOXES:
             file.seek(at)
             head = file.read(16)
             length = int.from_bytes(head[:4], "big")
@@ -231,7 +233,7 @@ def _rate(stated: float) -> float:
 
 @contextmanager
 def _silent(cv2: ModuleType) -> Iterator[None]:
-    """OpenCV's own remarks on a damaged file go nowhere; ours is the one that shows."""
+    """Without OpenCV's own warnings on a damaged file."""
     logging = cv2.utils.logging
     level = logging.getLogLevel()
     logging.setLogLevel(logging.LOG_LEVEL_SILENT)
@@ -241,20 +243,13 @@ def _silent(cv2: ModuleType) -> Iterator[None]:
         logging.setLogLevel(level)
 
 
-# Results of a video: a folder with a file a frame, `frames.jsonl` with a line a frame, and `video.json` about all.
-
-
-SCHEMA = "dune.video/1"
-LINES, SUMMARY = "frames.jsonl", "video.json"
-
-
 def frame_file(folder: Path, index: int, ending: str) -> Path:
-    """A frame's file, by its place in the video: 000123.png."""
+    """A frame's file, named by its index in the video: 000123.png."""
     return folder / f"{index:06d}.{ending}"
 
 
 class FrameLines:
-    """The lines of `frames.jsonl`: what a photo's JSON says, with `frame` (index, time_s); video.json says the rest."""
+    """Writes the lines of `frames.jsonl`: the fields of a photo's JSON and `frame` (index, time_s)."""
 
     def __init__(self, write: Any) -> None:
         self._write, self.count = write, 0
@@ -273,15 +268,15 @@ class FrameLines:
 
 @contextmanager
 def frame_lines(folder: Path) -> Iterator[FrameLines]:
-    """`frames.jsonl` in `folder`, there once all lines are."""
+    """Writes `frames.jsonl` in `folder`, renamed when all lines are written."""
     with json_lines(folder / LINES) as write:
         yield FrameLines(write)
 
 
 def write_summary(
-    folder: Path, task: str, video: Video, count: int, facts: dict[str, Any], provenance: dict[str, Any]
+    folder: Path, task: str, video: Video, count: int, fields: dict[str, Any], provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes `video.json` about a video that was iterated, and returns it: `count` frames were worked on."""
+    """Writes and returns `video.json` of a video that was iterated, with `count` results and the task's `fields`."""
     document = {
         "schema": SCHEMA,
         "task": task,
@@ -297,7 +292,7 @@ def write_summary(
         },
         "fps": video.fps,
         "frames": {"file": LINES, "count": count},
-        **facts,
+        **fields,
         "provenance": provenance,
     }
     write_json(folder / SUMMARY, document)

@@ -56,7 +56,7 @@ def predict(
         rows = (np.arange(photo.height) * classes.shape[0]) // photo.height
         columns = (np.arange(photo.width) * classes.shape[1]) // photo.width
         classes = classes[rows[:, None], columns]
-    colors = np.array(model.palette, np.uint8) if model.palette else png.generated(model.classes)
+    colors = np.array(model.palette, np.uint8) if model.palette else png.class_colors(model.classes)
     return ClassMap(photo, classes, colors, model.class_names, tuple(sizes), model.protocol.flip)
 
 
@@ -80,7 +80,7 @@ def write(result: ClassMap, path: Path) -> None:
 
 def write_overlay(result: ClassMap, path: Path) -> None:
     """The photo with its classes' colours over it."""
-    save_png(path, png.overlay(result.photo.rgb, result.classes, result.colors))
+    save_png(path, png.class_overlay(result.photo.rgb, result.classes, result.colors))
 
 
 def document(result: ClassMap, file: Path, overlay: Path | None, provenance: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dune_cli.cli import main
-from dune_cli.io.png import generated
+from dune_cli.io.png import class_colors
 from support.dinov2_head_files import VOC_NAMES, write_small_set
 
 VOC, ADE = "dinov2_vits14_voc2012_linear_head.pth", "dinov2_vits14_ade20k_linear_head.pth"
@@ -71,7 +71,7 @@ def test_numbers_where_the_file_has_no_names(weights: Path, example_photos: Path
     assert (facts["names_from"], facts["overlay"], facts["classes_known"]) == (None, None, 150)
     for entry in facts["classes"]:
         assert entry["name"] is None
-        assert entry["color"] == generated(150)[entry["id"]].tolist()
+        assert entry["color"] == class_colors(150)[entry["id"]].tolist()
     assert np.asarray(Image.open(tmp_path / "out" / "coffee.png")).shape == (400, 600)
 
 

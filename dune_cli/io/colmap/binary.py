@@ -1,4 +1,4 @@
-"""COLMAP's binary model files as tables: counts are believed only as far as the bytes go."""
+"""Reader of COLMAP's binary model files. Counts are checked against the bytes that follow."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from dune_cli.io.colmap.tables import (
     PointTable,
     RigRow,
     Sensor,
-    sensor_of,
+    checked_sensor,
 )
 
 BLOCK = 1 << 20  # records
 
 
 class _Bytes:
-    """A binary file, read from the front to its very end."""
+    """A binary file, read from its beginning to its end."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
@@ -40,12 +40,12 @@ class _Bytes:
         self.at += form.size
         return values
 
-    def counted(self, at_least_bytes: int, most: int = MOST_RECORDS) -> int:
-        """The count of the records that follow, none of them shorter than `at_least_bytes`."""
+    def count(self, at_least_bytes: int, most: int = MOST_RECORDS) -> int:
+        """Reads the number of the records that follow, none of them shorter than `at_least_bytes`."""
         (count,) = self.take(_COUNT)
-        return self.fitting(count, at_least_bytes, most)
+        return self.check_count(count, at_least_bytes, most)
 
-    def fitting(self, count: int, at_least_bytes: int, most: int = MOST_RECORDS) -> int:
+    def check_count(self, count: int, at_least_bytes: int, most: int = MOST_RECORDS) -> int:
         if count * at_least_bytes > len(self.data) - self.at:
             raise Broken(f"it counts {count} records, which is more than its bytes hold")
         if count > most:
@@ -68,7 +68,7 @@ class _Bytes:
 _COUNT, _COUNT32 = struct.Struct("<Q"), struct.Struct("<I")
 _CAMERA, _IMAGE = struct.Struct("<IiQQ"), struct.Struct("<I7dI")
 _POINT_BYTES, _TRACK_BYTES, _LENGTH_AT = 51, 8, 43
-_SEEN = np.dtype([("x", "<f8"), ("y", "<f8"), ("point", "<u8")])
+_KEYPOINT = np.dtype([("x", "<f8"), ("y", "<f8"), ("point", "<u8")])
 _POINT = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("length", "<u8")])
 _SENSOR, _POSE, _FLAG = struct.Struct("<iI"), struct.Struct("<7d"), struct.Struct("<B")
 _FRAME, _DATUM = struct.Struct("<II7d"), struct.Struct("<iIQ")
@@ -76,7 +76,7 @@ _FRAME, _DATUM = struct.Struct("<II7d"), struct.Struct("<iIQ")
 
 def _cameras(file: _Bytes) -> list[CameraRow]:
     rows = []
-    for _ in range(file.counted(_CAMERA.size)):
+    for _ in range(file.count(_CAMERA.size)):
         id, model, width, height = file.take(_CAMERA)
         if model not in MODELS:
             raise Broken(f"the camera {id} has the unknown model number {model}")
@@ -88,19 +88,19 @@ def _cameras(file: _Bytes) -> list[CameraRow]:
 
 def _images(file: _Bytes) -> list[ImageRow]:
     rows = []
-    for _ in range(file.counted(_IMAGE.size + 1 + _COUNT.size)):
+    for _ in range(file.count(_IMAGE.size + 1 + _COUNT.size)):
         id, *pose, camera_id = file.take(_IMAGE)
         name = file.text()
-        count = file.counted(_SEEN.itemsize)
-        seen = np.frombuffer(file.data, _SEEN, count, file.at)
-        file.at += count * _SEEN.itemsize
-        rows.append(ImageRow(id, tuple(pose), camera_id, name, np.stack([seen["x"], seen["y"]], axis=1)))
+        count = file.count(_KEYPOINT.itemsize)
+        table = np.frombuffer(file.data, _KEYPOINT, count, file.at)
+        file.at += count * _KEYPOINT.itemsize
+        rows.append(ImageRow(id, tuple(pose), camera_id, name, np.stack([table["x"], table["y"]], axis=1)))
     file.end()
     return rows
 
 
 def _points(file: _Bytes) -> PointTable:
-    count = file.counted(_POINT_BYTES, MOST_POINTS)
+    count = file.count(_POINT_BYTES, MOST_POINTS)
     at = np.empty(count, np.int64)
     lengths = np.empty(count, np.int64)
     place, data, size = file.at, file.data, len(file.data)
@@ -125,21 +125,21 @@ def _points(file: _Bytes) -> PointTable:
 
 
 def _gathered(flat: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
-    """(N, length) bytes from each of `places` on; block by block, for the indices take eight times as much."""
-    found = np.empty((len(places), length), np.uint8)
+    """(N, length) bytes from each of `places` on; in blocks, because the indices take eight times as much memory."""
+    records = np.empty((len(places), length), np.uint8)
     for start in range(0, len(places), BLOCK):
         block = slice(start, start + BLOCK)
-        found[block] = flat[places[block, None] + np.arange(length)]
-    return found
+        records[block] = flat[places[block, None] + np.arange(length)]
+    return records
 
 
 def _rigs(file: _Bytes) -> list[RigRow]:
     rows = []
-    for _ in range(file.counted(2 * _COUNT32.size)):
+    for _ in range(file.count(2 * _COUNT32.size)):
         (id,), (count,) = file.take(_COUNT32), file.take(_COUNT32)
         sensors: dict[Sensor, tuple[float, ...] | None] = {}
-        for place in range(file.fitting(count, _SENSOR.size)):
-            sensor = sensor_of(file.take(_SENSOR), sensors, id)
+        for place in range(file.check_count(count, _SENSOR.size)):
+            sensor = checked_sensor(file.take(_SENSOR), sensors, id)
             has_pose = place > 0 and file.take(_FLAG)[0]
             sensors[sensor] = file.take(_POSE) if has_pose else None
         rows.append(RigRow(id, sensors))
@@ -149,13 +149,13 @@ def _rigs(file: _Bytes) -> list[RigRow]:
 
 def _frames(file: _Bytes) -> list[FrameRow]:
     rows = []
-    for _ in range(file.counted(_FRAME.size + _COUNT32.size)):
+    for _ in range(file.count(_FRAME.size + _COUNT32.size)):
         id, rig_id, *pose = file.take(_FRAME)
         (count,) = file.take(_COUNT32)
         row = FrameRow(id, rig_id, tuple(pose))
-        for _ in range(file.fitting(count, _DATUM.size)):
+        for _ in range(file.check_count(count, _DATUM.size)):
             kind, sensor, data = file.take(_DATUM)
-            row.data.append((sensor_of((kind, sensor), (), id), data))
+            row.data.append((checked_sensor((kind, sensor), (), id), data))
         rows.append(row)
     file.end()
     return rows

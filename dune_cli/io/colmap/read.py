@@ -1,6 +1,6 @@
-"""COLMAP models in, binary or text: whole and consistent, or one sentence says what is wrong.
+"""COLMAP models, binary or text: read to the last byte and checked for consistency.
 
-pycolmap's own readers believe the counts in a file and read damaged ones for ever; so they do not read here.
+pycolmap's readers trust the counts in a file and hang on truncated or damaged ones, so they are not used.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class ColmapImage:
 
 @dataclass(frozen=True)
 class ColmapModel:
-    """`images` by id; `xyz` (P, 3) of the points in the world. Entry i of `seen_point` and `seen_by` (T,): the index of
-    a point and the id of an image that sees it."""
+    """`images` by id; `xyz` (P, 3) of the points in the world. `seen_point` and `seen_by` (T,): the index of the point
+    and the id of the image of each observation."""
 
     images: dict[int, ColmapImage]
     xyz: np.ndarray
@@ -66,10 +66,10 @@ class ColmapModel:
 
 
 def open_model(folder: str | Path) -> ColmapModel:
-    """The model (binary or text) in `folder`, or below it as `model_folder` finds it.
+    """The model (binary or text) in `folder`, or below it where `model_folder` finds one.
 
-    UserError for none, for files over 4 GiB (text: 512 MiB), and for one that is broken: not in COLMAP's form to the
-    last byte, with cameras, poses or points that are none, or with files that do not fit each other.
+    UserError for no model, for files over 4 GiB (text: 512 MiB), and for a broken model: files that are not in COLMAP's
+    format to the last byte, invalid cameras, poses or points, or files that do not fit each other.
     """
     model = model_folder(folder)
     if model is None:
@@ -90,9 +90,9 @@ def open_model(folder: str | Path) -> ColmapModel:
 
 
 def model_folder(folder: str | Path) -> Path | None:
-    """The folder itself, where it has an images file, else the model below it, where COLMAP's own tools leave it: in
-    sparse/0, sparse/1, ..., sparse, or 0, 1, ...; None for none. Of several numbered ones the one with most images is
-    taken, and a note says which and how many images each has."""
+    """`folder` itself if it has an images file, else the model below it where COLMAP's tools write one: sparse/0,
+    sparse/1, ..., sparse, or 0, 1, ...; None without one. Of several numbered models the one with the most images is
+    taken, and a note lists how many images each has."""
     folder = Path(folder).expanduser()
     if _is_model(folder):
         return folder
@@ -124,7 +124,7 @@ def _largest(folder: Path, models: Sequence[Path]) -> Path:
 
 
 def _count_images(model: Path) -> int:
-    """How many images a model says it has; 0 where that cannot be read (reading it whole says what is wrong)."""
+    """The number of images that a model states; 0 if that cannot be read (`open_model` reports why)."""
     try:
         if (model / "images.bin").is_file():
             with open_regular(model / "images.bin", "a COLMAP model's file") as file:
@@ -153,7 +153,7 @@ def _number(path: Path) -> int:
 
 
 def _read(model: Path) -> dict[str, Any]:
-    """The rows of each file; None for rigs and frames where there are none (before COLMAP 3.12)."""
+    """The rows of each file; None for rigs and frames if there are none (before COLMAP 3.12)."""
     binary = (model / "images.bin").is_file()
     ending = "bin" if binary else "txt"
     rows: dict[str, Any] = {}
@@ -174,12 +174,14 @@ def _read(model: Path) -> dict[str, Any]:
             raise UserError(
                 f"the COLMAP model's {path} is broken ({reason}); copy it again or write it anew"
             ) from error
-    there = [name for name, found in rows.items() if found is not None]
-    lacking = [name for name in ("cameras", "images", "points3D") if name not in there]
-    lacking += [name for name in ("rigs", "frames") if len({"rigs", "frames"} & set(there)) == 1 and name not in there]
+    present = [name for name, table in rows.items() if table is not None]
+    lacking = [name for name in ("cameras", "images", "points3D") if name not in present]
+    lacking += [
+        name for name in ("rigs", "frames") if len({"rigs", "frames"} & set(present)) == 1 and name not in present
+    ]
     if lacking:
         raise UserError(
-            f"the COLMAP model in {model} has {there[0]}.{ending} without {lacking[0]}.{ending}; copy it again whole"
+            f"the COLMAP model in {model} has {present[0]}.{ending} without {lacking[0]}.{ending}; copy it again whole"
         )
     return rows
 
@@ -213,7 +215,7 @@ def _images(rows: Sequence[ImageRow], cameras: dict[int, ColmapCamera]) -> dict[
             raise Broken(f"the name {row.name[:100]!r} belongs to two images" if row.name else f"{what} has no name")
         if row.camera_id not in cameras:
             raise Broken(f"{what} is of the camera {row.camera_id}, which is not there")
-        if not np.isfinite(row.seen).all():
+        if not np.isfinite(row.keypoints).all():
             raise Broken(f"{what} has keypoints that are not finite")
         names.add(row.name)
         images[row.id] = ColmapImage(row.id, row.name, cameras[row.camera_id], _pose(row.pose, what))
@@ -242,7 +244,7 @@ def _check_points(points: PointTable, images: Sequence[ImageRow]) -> None:
     place = np.searchsorted(ids[order], points.track[:, 0]).clip(max=max(len(ids) - 1, 0))
     if not len(ids) or (ids[order][place] != points.track[:, 0]).any():
         raise Broken("points3D names images that are not there")
-    counts = np.array([len(row.seen) for row in images], np.int64)[order]
+    counts = np.array([len(row.keypoints) for row in images], np.int64)[order]
     if (points.track[:, 1] >= counts[place]).any():
         raise Broken("points3D names keypoints that their images do not have")
 
@@ -250,7 +252,7 @@ def _check_points(points: PointTable, images: Sequence[ImageRow]) -> None:
 def _check_frames(
     rigs: Sequence[RigRow], frames: Sequence[FrameRow], cameras: dict[int, ColmapCamera], images: dict[int, ColmapImage]
 ) -> None:
-    """Rigs and frames say once more where the images are; it must be the same place."""
+    """Rigs and frames repeat the poses of the images; they must agree."""
     sensors = {rig.id: rig.sensors for rig in rigs}
     if len(sensors) != len(rigs) or len({frame.id for frame in frames}) != len(frames):
         raise Broken("a rig or a frame is there twice")
@@ -279,10 +281,10 @@ def _check_frames(
             if relative is None and sensor != next(iter(own)):
                 continue
             expected = rig_from_world if relative is None else _pose(relative, what) @ rig_from_world
-            found = images[data].cam_from_world
-            room = SAME_POSE * max(1.0, float(np.abs(expected[:3, 3]).max()))
-            off = np.abs(expected - found)
-            if off[:3, :3].max() > SAME_POSE or off[:3, 3].max() > room:
+            actual = images[data].cam_from_world
+            tolerance = SAME_POSE * max(1.0, float(np.abs(expected[:3, 3]).max()))
+            off = np.abs(expected - actual)
+            if off[:3, :3].max() > SAME_POSE or off[:3, 3].max() > tolerance:
                 raise Broken(
                     f"frames and rigs put the image {images[data].name[:100]!r} elsewhere than images does: if they "
                     "are of an older model, delete them"

@@ -1,6 +1,6 @@
-"""The tables that a COLMAP model's files hold, as rows.
+"""The records of a COLMAP model's files, as the binary and the text reader return them.
 
-The forms are those of COLMAP's documentation, "Output Format", with the rigs and frames of COLMAP 3.12.
+They are those of COLMAP's documentation, "Output Format", with the rigs and frames of COLMAP 3.12.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 
 LONGEST_NAME_BYTES = 4096
 MOST_RECORDS, MOST_POINTS = 1_000_000, 50_000_000  # of cameras, images, rigs, frames; of points
-# COLMAP's number and name of each camera model, how many parameters it has, and how many of them, the first ones, are
-# focal lengths (src/colmap/sensor/models.h, BSD)
+# COLMAP's number of each camera model -> its name, number of parameters, and how many of these, the first, are focal
+# lengths (src/colmap/sensor/models.h, BSD)
 MODELS = {
     0: ("SIMPLE_PINHOLE", 3, 1),
     1: ("PINHOLE", 4, 2),
@@ -52,19 +52,19 @@ class CameraRow:
 
 @dataclass
 class ImageRow:
-    """`pose` qw qx qy qz tx ty tz of the camera from the world; `seen` (N, 2) px, the image's keypoints."""
+    """`pose` is qw qx qy qz tx ty tz of the camera from the world; `keypoints` (N, 2) in pixels."""
 
     id: int
     pose: tuple[float, ...]
     camera_id: int
     name: str
-    seen: np.ndarray
+    keypoints: np.ndarray
 
 
 @dataclass
 class PointTable:
-    """`ids` (P,), `xyz` (P, 3); the track of point i is `track` (T, 2) from `starts[i]` to `starts[i + 1]`: an image's
-    id and the keypoint's index in that image."""
+    """`ids` (P,), `xyz` (P, 3). The track of point i is rows `starts[i]` to `starts[i + 1]` of `track` (T, 2): the id
+    of an image and the index of its keypoint."""
 
     ids: np.ndarray
     xyz: np.ndarray
@@ -74,7 +74,7 @@ class PointTable:
 
 @dataclass
 class RigRow:
-    """`sensors`: the pose of each sensor from the rig; None for the reference sensor and where it is unknown."""
+    """`sensors`: sensor -> its pose from the rig; None for the reference sensor and for unknown poses."""
 
     id: int
     sensors: dict[Sensor, tuple[float, ...] | None]
@@ -82,7 +82,7 @@ class RigRow:
 
 @dataclass
 class FrameRow:
-    """`pose` of the rig from the world; `data`: each sensor with the id of what it recorded, for a camera an image."""
+    """`pose` of the rig from the world; `data`: sensors with the id of their datum, which is an image of a camera."""
 
     id: int
     rig_id: int
@@ -91,11 +91,11 @@ class FrameRow:
 
 
 class Broken(Exception):
-    """What does not fit in a file."""
+    """A file that is not in COLMAP's format; the message says why."""
 
 
-def sensor_of(sensor: Sensor, taken: Any, owner: int) -> Sensor:
-    """The sensor of a rig or frame `owner`. Raises Broken for an unknown type, and if it is in `taken`."""
+def checked_sensor(sensor: Sensor, taken: Any, owner: int) -> Sensor:
+    """`sensor` of the rig or frame `owner`. Raises Broken for an unknown type, and if it is in `taken`."""
     if sensor[0] not in SENSORS.values():
         raise Broken(f"{owner} has a sensor of the unknown type {sensor[0]}")
     if sensor in taken:

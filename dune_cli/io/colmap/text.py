@@ -1,4 +1,4 @@
-"""COLMAP's text model files as tables: every word is the number that belongs there."""
+"""Reader of COLMAP's text model files. Every word is checked."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from dune_cli.io.colmap.tables import (
     PointTable,
     RigRow,
     Sensor,
-    sensor_of,
+    checked_sensor,
 )
 
 LONGEST_LINE = 8 << 20  # characters: 200,000 keypoints
 
 
 class _Lines:
-    """A text file's lines without comments; blank ones matter in images.txt alone."""
+    """A text file's lines. Iteration skips comments and blank lines; only images.txt gives blank lines a meaning."""
 
     def __init__(self, text: str) -> None:
         self._text = text
 
-    def every(self) -> Iterator[str]:
-        """One after the other: a list of them all may take many times the memory of the text."""
+    def all(self) -> Iterator[str]:
+        """All lines, one at a time: a list of them may take many times the memory of the text."""
         start = 0
         while start < len(self._text):
             end = self._text.find("\n", start)
@@ -46,17 +46,17 @@ class _Lines:
             start = end + 1
 
     def __iter__(self) -> Iterator[list[str]]:
-        for number, line in enumerate(line for line in self.every() if _says_something(line)):
+        for number, line in enumerate(line for line in self.all() if _has_content(line)):
             if number >= MOST_POINTS:
                 raise Broken(f"it has more than {MOST_POINTS} records")
             yield line.split()
 
 
-def _says_something(line: str) -> bool:
+def _has_content(line: str) -> bool:
     return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
-def _whole(word: str) -> int:
+def _integer(word: str) -> int:
     if not (word.isascii() and word.isdigit()) or len(word) > 20:
         raise Broken(f"{word[:40]!r} stands where a whole number is needed")
     return int(word)
@@ -75,7 +75,7 @@ def _reals(words: list[str]) -> tuple[float, ...]:
     return tuple(map(_real, words))
 
 
-def _long_enough(words: list[str], count: int, what: str) -> None:
+def _check_length(words: list[str], count: int, what: str) -> None:
     if len(words) < count:
         raise Broken(f"a line of {what} has {len(words)} words, not the {count} or more that it needs")
 
@@ -83,52 +83,52 @@ def _long_enough(words: list[str], count: int, what: str) -> None:
 def _cameras(file: _Lines) -> list[CameraRow]:
     rows = []
     for words in file:
-        _long_enough(words, 5, "a camera")
+        _check_length(words, 5, "a camera")
         if words[1] not in PARAMETERS:
             raise Broken(f"the camera {words[0][:20]} has the unknown model {words[1][:40]!r}")
         if len(words) - 4 != PARAMETERS[words[1]]:
             raise Broken(f"a {words[1]} camera has {PARAMETERS[words[1]]} parameters, not {len(words) - 4}")
-        rows.append(CameraRow(_whole(words[0]), words[1], _whole(words[2]), _whole(words[3]), _reals(words[4:])))
+        rows.append(CameraRow(_integer(words[0]), words[1], _integer(words[2]), _integer(words[3]), _reals(words[4:])))
     return rows
 
 
 def _images(file: _Lines) -> list[ImageRow]:
     """Two lines an image; the second, of its keypoints, may be empty."""
     rows = []
-    lines = file.every()
+    lines = file.all()
     for line in lines:
-        if not _says_something(line):
+        if not _has_content(line):
             continue
         if len(rows) >= MOST_RECORDS:
             raise Broken(f"it has more than {MOST_RECORDS} images")
         words = line.split(maxsplit=9)
-        _long_enough(words, 10, "an image")
-        seen = next(lines, "").split()
-        if len(seen) % 3:
-            raise Broken(f"the line after the image {words[0][:20]} has {len(seen)} words, not three a keypoint")
-        for word in seen[2::3]:
+        _check_length(words, 10, "an image")
+        keypoints = next(lines, "").split()
+        if len(keypoints) % 3:
+            raise Broken(f"the line after the image {words[0][:20]} has {len(keypoints)} words, not three a keypoint")
+        for word in keypoints[2::3]:
             if word != "-1":
-                _whole(word)
-        pixels = np.array([_reals(seen[0::3]), _reals(seen[1::3])], np.float64).T.reshape(-1, 2)
+                _integer(word)
+        pixels = np.array([_reals(keypoints[0::3]), _reals(keypoints[1::3])], np.float64).T.reshape(-1, 2)
         name = words[9].rstrip()
         if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
             raise Broken("an image's name does not end")
-        rows.append(ImageRow(_whole(words[0]), _reals(words[1:8]), _whole(words[8]), name, pixels))
+        rows.append(ImageRow(_integer(words[0]), _reals(words[1:8]), _integer(words[8]), name, pixels))
     return rows
 
 
 def _points(file: _Lines) -> PointTable:
     ids, xyz, lengths, track = array("Q"), array("d"), array("q"), array("q")
     for words in file:
-        _long_enough(words, 8, "a point")
+        _check_length(words, 8, "a point")
         if len(words) % 2:
             raise Broken(f"the track of the point {words[0][:20]} is not in pairs")
-        ids.append(_whole(words[0]))
+        ids.append(_integer(words[0]))
         xyz.extend(_reals(words[1:4]))
         for word in words[4:7]:
-            _whole(word)
+            _integer(word)
         _real(words[7])
-        track.extend(map(_whole, words[8:]))
+        track.extend(map(_integer, words[8:]))
         lengths.append((len(words) - 8) // 2)
     return PointTable(
         np.array(ids),
@@ -141,12 +141,12 @@ def _points(file: _Lines) -> PointTable:
 def _rigs(file: _Lines) -> list[RigRow]:
     rows = []
     for words in file:
-        _long_enough(words, 2, "a rig")
-        id, count = _whole(words[0]), _whole(words[1])
+        _check_length(words, 2, "a rig")
+        id, count = _integer(words[0]), _integer(words[1])
         sensors: dict[Sensor, tuple[float, ...] | None] = {}
         at = 2
         while at < len(words):
-            sensor = sensor_of(_named_sensor(words[at : at + 2]), sensors, id)
+            sensor = checked_sensor(_sensor(words[at : at + 2]), sensors, id)
             at += 2
             pose = None
             if len(sensors) > 0:
@@ -155,7 +155,7 @@ def _rigs(file: _Lines) -> list[RigRow]:
                     raise Broken(f"{flag[:20]!r} stands where 0 or 1 is needed")
                 at += 1
                 if flag == "1":
-                    pose = _seven(words[at : at + 7])
+                    pose = _pose(words[at : at + 7])
                     at += 7
             sensors[sensor] = pose
         if len(sensors) != count:
@@ -167,24 +167,24 @@ def _rigs(file: _Lines) -> list[RigRow]:
 def _frames(file: _Lines) -> list[FrameRow]:
     rows = []
     for words in file:
-        _long_enough(words, 10, "a frame")
-        row = FrameRow(_whole(words[0]), _whole(words[1]), _seven(words[2:9]))
-        count, data = _whole(words[9]), words[10:]
+        _check_length(words, 10, "a frame")
+        row = FrameRow(_integer(words[0]), _integer(words[1]), _pose(words[2:9]))
+        count, data = _integer(words[9]), words[10:]
         if len(data) != 3 * count:
             raise Broken(f"the frame {row.id} counts {count} data and has {len(data)} words of them")
         for at in range(0, len(data), 3):
-            row.data.append((sensor_of(_named_sensor(data[at : at + 2]), (), row.id), _whole(data[at + 2])))
+            row.data.append((checked_sensor(_sensor(data[at : at + 2]), (), row.id), _integer(data[at + 2])))
         rows.append(row)
     return rows
 
 
-def _named_sensor(words: list[str]) -> Sensor:
-    _long_enough(words, 2, "sensors")
-    return SENSORS.get(words[0], -1), _whole(words[1])
+def _sensor(words: list[str]) -> Sensor:
+    _check_length(words, 2, "sensors")
+    return SENSORS.get(words[0], -1), _integer(words[1])
 
 
-def _seven(words: list[str]) -> tuple[float, ...]:
-    _long_enough(words, 7, "a pose")
+def _pose(words: list[str]) -> tuple[float, ...]:
+    _check_length(words, 7, "a pose")
     return _reals(words)
 
 

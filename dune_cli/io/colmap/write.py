@@ -1,7 +1,7 @@
 """Cameras, poses and points as a COLMAP model (text or binary), the input of most splatting and MVS tools.
 
-The three files of COLMAP's documentation, "Output Format" (cameras, images, points3D), which every version reads.
-Written here and not by pycolmap, whose writer takes no notice of a full disk.
+The three files of COLMAP's documentation, "Output Format" (cameras, images, points3D), which every version reads. Not
+written by pycolmap: on a full disk its writer leaves empty files without an error, and it adds rigs and frames.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dune_cli.io.photo_names import check_names_for_colmap
 
 PINHOLE, SIMPLE_RADIAL = (1, "PINHOLE"), (2, "SIMPLE_RADIAL")  # COLMAP's numbers and names of camera models
 UNKNOWN_ERROR = -1.0
-# Newer versions add rigs and frames; a stale one beside our files would be read with them
+# newer versions add rigs and frames; stale ones beside our files would be read with them
 MODEL_FILES = [
     f"{name}.{end}" for name in ("cameras", "images", "points3D", "rigs", "frames") for end in ("bin", "txt")
 ]
@@ -39,13 +39,12 @@ def write_colmap(
     binary: bool = True,
     radials: Sequence[float] | None = None,
 ) -> None:
-    """Writes a model of PINHOLE cameras, one an image, that pycolmap and COLMAP read back; SIMPLE_RADIAL ones where
-    `radials` has a term for the camera that is not 0.
+    """Writes a model with one PINHOLE camera for each image, or SIMPLE_RADIAL if its term in `radials` is not 0.
 
     A camera's `name` is its image's file name; its K is in pixels with centres at integers. `points` (M, 3) in the
-    world with `colors` (M, 3) uint8 (grey without), and `tracks`: for each point the (camera index, x_px, y_px) that
-    see it. A model that is in `folder` already is replaced, other files there stay. UserError for names
-    that it cannot hold, as `check_names_for_colmap`.
+    world with `colors` (M, 3) uint8 (grey without). `tracks`: for each point its observations (camera index, x_px,
+    y_px). A model in `folder` is replaced, other files there stay. UserError for names that a model cannot hold, as
+    `check_names_for_colmap`.
     """
     check_names_for_colmap([camera.name for camera in cameras], binary)
     points = np.empty((0, 3)) if points is None else points
@@ -57,7 +56,7 @@ def write_colmap(
         raise ValueError(f"{len(tracks)} tracks for {len(points)} points")
     terms = [0.0] * len(cameras) if radials is None else radials
     images = [_Image.of(camera, i, float(k)) for i, (camera, k) in enumerate(zip(cameras, terms), 1)]
-    elements = [[images[index].see(point, x, y) for index, x, y in track] for point, track in enumerate(tracks, 1)]
+    elements = [[images[index].observe(point, x, y) for index, x, y in track] for point, track in enumerate(tracks, 1)]
     files = (_binary_files if binary else _text_files)(images, points.astype(np.float64), colors, elements)
     with atomic_directory(folder, replaces=MODEL_FILES) as temporary:
         for name, pieces in files.items():
@@ -67,8 +66,8 @@ def write_colmap(
 
 @dataclass(frozen=True)
 class _Image:
-    """A camera as COLMAP has it: its `model` and `params` (fx fy cx cy, or f cx cy k), `pose` qw qx qy qz tx ty tz of
-    the camera from the world."""
+    """An image and its camera: `model`, `params` (fx fy cx cy, or f cx cy k), `pose` (qw qx qy qz tx ty tz of the
+    camera from the world), and `keypoints` (x, y, point)."""
 
     id: int
     name: str
@@ -76,7 +75,7 @@ class _Image:
     model: tuple[int, str]
     params: list[float]
     pose: list[float]
-    seen: list[tuple[float, float, int]] = field(default_factory=list)
+    keypoints: list[tuple[float, float, int]] = field(default_factory=list)
 
     @classmethod
     def of(cls, camera: Frustum, id: int, radial: float = 0.0) -> _Image:
@@ -88,10 +87,10 @@ class _Image:
         pose = [*quaternion_from_rotation(cam_from_world[:3, :3]), *cam_from_world[:3, 3]]
         return cls(id, camera.name, (camera.width, camera.height), model, [*map(float, params)], [*map(float, pose)])
 
-    def see(self, point: int, x_px: float, y_px: float) -> tuple[int, int]:
-        """Adds an observation of `point`; returns how the point's track names it."""
-        self.seen.append((float(x_px) + HALF_PIXEL, float(y_px) + HALF_PIXEL, point))
-        return self.id, len(self.seen) - 1
+    def observe(self, point: int, x_px: float, y_px: float) -> tuple[int, int]:
+        """Adds an observation of `point`; returns its track element: the image's id and the keypoint's index."""
+        self.keypoints.append((float(x_px) + HALF_PIXEL, float(y_px) + HALF_PIXEL, point))
+        return self.id, len(self.keypoints) - 1
 
 
 Elements = Sequence[Sequence[tuple[int, int]]]
@@ -105,7 +104,7 @@ def _binary_files(
     views = []
     for image in images:
         views += [struct.pack("<I7dI", image.id, *image.pose, image.id), os.fsencode(image.name), b"\0"]
-        views += [struct.pack("<Q", len(image.seen)), *(struct.pack("<2dQ", *seen) for seen in image.seen)]
+        views += [struct.pack("<Q", len(image.keypoints)), *(struct.pack("<2dQ", *point) for point in image.keypoints)]
     cloud = [struct.pack("<Q", len(points))]
     for i, (point, color, track) in enumerate(zip(points.tolist(), colors.tolist(), elements), 1):
         cloud += [struct.pack("<Q3d3BdQ", i, *point, *color, UNKNOWN_ERROR, len(track))]
@@ -121,7 +120,7 @@ def _text_files(
     for image in images:
         cameras.append((image.id, image.model[1], *image.size, *image.params))
         views.append((image.id, *image.pose, image.id, image.name))
-        views.append(tuple(value for seen in image.seen for value in seen))
+        views.append(tuple(value for keypoint in image.keypoints for value in keypoint))
     cloud = [("# POINT3D_ID X Y Z R G B ERROR, then IMAGE_ID POINT2D_IDX of each image that sees it",)]
     for i, (point, color, track) in enumerate(zip(points.tolist(), colors.tolist(), elements), 1):
         cloud.append((i, *point, *color, UNKNOWN_ERROR, *(value for element in track for value in element)))

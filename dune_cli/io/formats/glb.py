@@ -49,10 +49,10 @@ def write_glb(
 ) -> None:
     """Meshes, `points` (M, 3) with `colors` (M, 3) uint8, and cameras in one binary glTF file.
 
-    OpenCV axes become glTF's (y up, z backward) and sRGB colours linear ones, as that format wants them; materials are
-    unlit, so that photographed colours show as they are. A camera is a glTF camera (fields of view about the optical
-    axis) with its exact K and size in `extras`, and the outline of its frustum, 5 % of the scene long. Empty meshes are
-    left out. `asset.extras` names `world_offset` (3,), which everything lacks to the world's coordinates (OpenCV axes).
+    OpenCV axes become glTF's (y up, z backward) and sRGB colours linear ones. Materials are unlit, so that photographed
+    colours show as they are. A camera is a glTF camera (fields of view about the optical axis) with its exact K and
+    size in `extras`, and the outline of its frustum, 5 % of the scene long. Empty meshes are left out. `asset.extras`
+    has `world_offset` (3,), to be added to all coordinates (OpenCV axes) for those of the world.
     """
     file = GlbFile()
     meshes = [mesh for mesh in meshes if len(mesh.faces)]
@@ -125,7 +125,7 @@ def _add_camera(file: GlbFile, camera: Frustum, length: float, material: int) ->
 
 @dataclass
 class GlbFile:
-    """Collects buffers, meshes, cameras and nodes; `to_bytes` is the file."""
+    """Collects buffers, meshes, cameras and nodes; `to_bytes` returns the file."""
 
     materials: list[dict[str, Any]] = field(default_factory=list)
     meshes: list[dict[str, Any]] = field(default_factory=list)
@@ -181,13 +181,13 @@ class GlbFile:
         asset: dict[str, Any] = {"version": "2.0", "generator": "dune"}
         if self.extras:
             asset["extras"] = self.extras
-        tree: dict[str, Any] = {"asset": asset, "scene": 0, "scenes": [{}]}
+        document: dict[str, Any] = {"asset": asset, "scene": 0, "scenes": [{}]}
         if self.nodes:
-            tree["scenes"] = [{"nodes": list(range(len(self.nodes)))}]
+            document["scenes"] = [{"nodes": list(range(len(self.nodes)))}]
         if self.length:
-            tree["buffers"] = [{"byteLength": self.length}]
+            document["buffers"] = [{"byteLength": self.length}]
         if self.materials:
-            tree["extensionsUsed"] = [UNLIT_EXTENSION]
+            document["extensionsUsed"] = [UNLIT_EXTENSION]
         lists = {
             "nodes": self.nodes,
             "meshes": self.meshes,
@@ -196,8 +196,8 @@ class GlbFile:
             "accessors": self.accessors,
             "bufferViews": self.views,
         }
-        tree.update({name: values for name, values in lists.items() if values})
-        text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        document.update({name: values for name, values in lists.items() if values})
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 4)
         parts = [struct.pack("<I4s", len(text), b"JSON"), text]
         if self.length:

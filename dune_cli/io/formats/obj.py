@@ -30,7 +30,7 @@ def write_scene(path: Path, scene: SceneData) -> list[str]:
 def write_obj(path: str | Path, meshes: Sequence[Mesh], world_offset: np.ndarray | None = None) -> None:
     """One group a mesh (`g NAME`); vertices `x y z` or, with colours, `x y z r g b` in [0, 1]; OpenCV axes.
 
-    A comment names `world_offset` (3,), which the vertices lack to the world's coordinates.
+    A comment has `world_offset` (3,), to be added to every vertex for coordinates of the world.
     """
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write("# dune: OpenCV axes (x right, y down, z forward)\n")
