@@ -17,8 +17,7 @@ import torch
 
 from dune_cli.checkpoints import adapters, registry, weight_files
 from dune_cli.checkpoints.adapters import dune_matcher
-from dune_cli.checkpoints.loader import begin_match_head
-from dune_cli.checkpoints.third_party import fill_stem
+from dune_cli.checkpoints.third_party import begin_match_head, fill_stem
 from dune_cli.errors import DuneError
 from dune_cli.io.outputs import atomic_path, check_output
 from dune_cli.models.match_head import MatchHeadConfig
@@ -38,7 +37,7 @@ def bake(path: Path) -> None:
     head, sources = begin_match_head(SETTINGS, 0)
     head.xfeat = XFeatStem()
     fill_stem({"xfeat": head.xfeat})
-    tensors, header = adapters.to_safetensors(dune_matcher.tree_of(head))
+    tensors, header = adapters.to_safetensors(dune_matcher.checkpoint_of(head))
     stored = {key: value if ".running_" in key else _half(value) for key, value in tensors.items()}
     origins = {source.name: {"sha256": source.sha256, "licence": source.licence} for source in sources.values()}
     header |= {

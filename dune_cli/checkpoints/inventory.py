@@ -56,12 +56,12 @@ def file_facts(located: LocatedFile) -> dict[str, Any]:
     """
     from dune_cli.checkpoints import weight_files
 
-    # before layouts, whose import takes seconds: a wrong file is told at once
+    # before adapters, whose import takes seconds: a wrong file is refused at once
     file = weight_files.read_located(located, remember=False)
     from dune_cli.checkpoints import adapters
 
     try:
-        description = adapters.describe(file.tree, file.metadata)
+        description = adapters.describe(file.checkpoint, file.metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{located.path}: {error}") from error
     verdict = _compare(located, file.sha256, remember=False)
@@ -78,16 +78,11 @@ def file_facts(located: LocatedFile) -> dict[str, Any]:
         "sha256_detail": verdict.detail,
         "name": entry.name if entry is not None else None,
         "summary": entry.summary if entry is not None else None,
-        "licence": licence_of(located, file.metadata),
+        "licence": file.licence,
         "licence_url": entry.licence_url if entry is not None else None,
         "metadata": file.metadata,
         **facts,
     }
-
-
-def licence_of(located: LocatedFile, metadata: dict[str, str]) -> str:
-    """The licence of a weight file: the registry's, else what its safetensors header says, else "unknown"."""
-    return located.entry.licence if located.entry is not None else metadata.get("dune.licence", "unknown")
 
 
 def convert(located: LocatedFile, target: Path) -> None:
@@ -99,11 +94,11 @@ def convert(located: LocatedFile, target: Path) -> None:
 
     file = weight_files.read_located(located)
     try:
-        tensors, header = adapters.to_safetensors(file.tree, file.metadata)
+        tensors, header = adapters.to_safetensors(file.checkpoint, file.metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{located.path}: {error}") from error
     header |= {
-        "dune.licence": licence_of(located, file.metadata),
+        "dune.licence": file.licence,
         "dune.source": located.entry.name if located.entry is not None else located.path.name,
         "dune.source_sha256": file.sha256,
         "dune.version": __version__,

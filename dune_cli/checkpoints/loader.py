@@ -1,35 +1,66 @@
-"""Name or file in, network with weights out: `load_encoder` and `load_two_view` (schemas: "Python")."""
+"""Name or file in, network with weights out: `load`, and one typed function for each kind of network.
+
+A name goes through: registry and weights_folder (where the file lies), weight_files (the one reader), adapters (which
+layout it is), the adapter's `build` (the network, filled by state_dict.load_strict).
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
-from dune_cli.checkpoints import registry, timm_models, weights_folder
-from dune_cli.checkpoints.adapters import _dinov2_heads, dinov2_depth, dune_mast3r
-from dune_cli.checkpoints.resolve import (
-    OpenedWeights,
-    device_and_dtype,
-    naming_file,
-    open_weights,
-    require_kind,
-    to_inference,
-)
-from dune_cli.checkpoints.third_party import load_wanted, open_lighter_glue, open_xfeat
+from dune_cli import runtime
+from dune_cli.checkpoints import adapters, registry, timm_models, weight_files, weights_folder
+from dune_cli.checkpoints.weight_files import WeightFile, naming_file
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
 from dune_cli.models.depth import HeadDepth, TwoViewDepth
 from dune_cli.models.dinov2_heads import Classifier, Segmenter
 from dune_cli.models.distilled_encoder import DistilledEncoder
+from dune_cli.models.dpt import to_channels_last
 from dune_cli.models.mast3r import TwoViewModel
-from dune_cli.models.match_head import MatchHead, MatchHeadConfig
+from dune_cli.models.match_head import MatchHead
 from dune_cli.models.multihmr_anny import MultiHmrAnny
 from dune_cli.models.multihmr_smplx import MultiHmrSmplx
+from dune_cli.models.precision import set_trunk_dtype
 from dune_cli.models.vit import VisionTransformer
 from dune_cli.provenance import Source
+
+HumanNetwork = MultiHmrSmplx | MultiHmrAnny
+
+# an adapter's KIND -> who loads such a file, for messages
+_LOADERS = {
+    "encoder": "load_encoder (dune encode --model)",
+    "two-view": "load_two_view (dune reconstruct --model)",
+    "depth": "load_depth (dune depth --model)",
+    "classifier": "load_classifier (dune classify --model)",
+    "segmenter": "load_segmenter (dune segment --model)",
+    "human": "load_human (dune human --model)",
+    "matcher": "load_match_head (--matcher dune --model)",
+}
+
+
+def load(
+    name_or_path: str | Path,
+    kind: str,
+    device: str = "auto",
+    dtype: str = "float32",
+    encoder: str | Path | None = None,
+) -> nn.Module:
+    """The network of `kind` (an adapter's KIND) behind a registry name or a file, in evaluation mode.
+
+    `dtype` is that of the matrix products of transformer trunks. `encoder`: name or file of the encoder, where the
+    network stands on one from a second file; without it the published one is looked for, beside the file and then among
+    the weights. Raises WeightsMissing, CheckpointError, UserError.
+    """
+    torch_device, torch_dtype = device_and_dtype(device, dtype)
+    opened = open_checkpoint(name_or_path, kind)
+    return to_inference(_build(opened, encoder), opened.file.source, torch_device, torch_dtype)
 
 
 def load_encoder(name_or_path: str | Path, device: str = "auto", dtype: str = "float32") -> nn.Module:
@@ -39,12 +70,11 @@ def load_encoder(name_or_path: str | Path, device: str = "auto", dtype: str = "f
     `project(images, teacher) -> Tokens`. It is in evaluation mode and needs no gradients. `dtype` is that of the
     trunk's matrix products. Raises WeightsMissing, CheckpointError, UserError.
     """
-    where, kind = device_and_dtype(device, dtype)
     if str(name_or_path).startswith(timm_models.PREFIX):
+        torch_device, torch_dtype = device_and_dtype(device, dtype)
         model, source = timm_models.load(str(name_or_path))
-    else:
-        model, source = _read_encoder(name_or_path)
-    return to_inference(model, source, where, kind)
+        return to_inference(model, source, torch_device, torch_dtype)
+    return load(name_or_path, "encoder", device, dtype)
 
 
 def load_two_view(
@@ -58,49 +88,7 @@ def load_two_view(
     "auto" is float32 here: in bfloat16 the tokens of a trained ViT-S/14 moved by 0.5-0.7 % in the median, but 1-23 % of
     a photo's tokens by more than 1 % (examples/dtype_deviation.py), and geometry is made of them.
     """
-    where, kind = device_and_dtype(device, "float32" if dtype == "auto" else dtype)
-    opened = open_weights(name_or_path)
-    require_kind(opened, "two-view")
-    return to_inference(two_view_of(opened, encoder), opened.source, where, kind)
-
-
-def two_view_of(opened: OpenedWeights, encoder: str | Path | None) -> TwoViewModel:
-    """The network in an opened two-view file, with its weights, on the CPU; `encoder` as in `load_two_view`."""
-    adapter, tree = opened.adapter, opened.tree
-    with naming_file(opened.path):
-        if adapter is dune_mast3r:
-            return _on_dune(tree, opened.path, encoder)
-        if encoder is not None:
-            raise CheckpointError(f"it holds {adapter.WHAT}, which has its own encoder; leave encoder= (--encoder) out")
-        return adapter.build(tree)
-
-
-def _read_encoder(name_or_path: str | Path) -> tuple[nn.Module, Source]:
-    opened = open_weights(name_or_path)
-    require_kind(opened, "encoder")
-    with naming_file(opened.path):
-        return opened.adapter.build(opened.tree), opened.source
-
-
-def _on_dune(tree: Mapping[str, Any], path: Path, encoder: str | Path | None) -> TwoViewModel:
-    if encoder is None and dune_mast3r.has_encoder(tree):
-        return dune_mast3r.build(tree)
-    if encoder is None:
-        name = dune_mast3r.encoder_file(tree)
-        beside = [path.with_name(name), path.with_name(name).with_suffix(".safetensors")]
-        encoder = next((candidate for candidate in beside if candidate.is_file()), name)
-        try:
-            weights_folder.locate(encoder)
-        except WeightsMissing as error:
-            raise WeightsMissing(f"{path} needs its DUNE encoder {name}: {error}") from error
-    model, _ = _read_encoder(encoder)
-    vit = model.vit if isinstance(model, DistilledEncoder) else model
-    if not isinstance(vit, VisionTransformer):
-        raise CheckpointError(f"{encoder} is no DUNE encoder")
-    return dune_mast3r.build(tree, vit)
-
-
-# Name or file of a head in, encoder with head and weights out: `load_depth`, `load_classifier`, `load_segmenter`.
+    return load(name_or_path, "two-view", device, "float32" if dtype == "auto" else dtype, encoder)
 
 
 def load_depth(
@@ -119,22 +107,17 @@ def load_depth(
     `dtype` "auto" is float32 for a two-view model.
     Raises WeightsMissing, CheckpointError, UserError.
     """
-    opened = open_weights(name_or_path)
-    require_kind(opened, "depth", "two-view")
-    if opened.adapter.KIND == "two-view" and dtype == "auto":
-        dtype = "float32"  # geometry: as `load_two_view`
-    where, kind = device_and_dtype(device, dtype)
-    if opened.adapter.KIND == "two-view":
-        if depth_range is not None:
-            raise UserError("a depth range belongs to a depth head; a two-view model has none: leave it out")
-        model: Any = TwoViewDepth(two_view_of(opened, encoder))
-        model.model.source = opened.source
+    opened = open_checkpoint(name_or_path, "depth", "two-view")
+    is_two_view = opened.adapter.KIND == "two-view"
+    torch_device, torch_dtype = device_and_dtype(device, "float32" if is_two_view and dtype == "auto" else dtype)
+    if not is_two_view:
+        model: HeadDepth | TwoViewDepth = _build(opened, encoder, depth_range=depth_range)
+    elif depth_range is not None:
+        raise UserError("a depth range belongs to a depth head; a two-view model has none: leave it out")
     else:
-        depth_range = depth_range or _range_of(opened)
-        network = _encoder_of(opened, encoder)
-        with naming_file(opened.path):
-            model = dinov2_depth.build(opened.tree, network, depth_range)
-    return to_inference(model, opened.source, where, kind)
+        model = TwoViewDepth(_build(opened, encoder))
+        model.model.source = opened.file.source
+    return to_inference(model, opened.file.source, torch_device, torch_dtype)
 
 
 def load_classifier(
@@ -145,7 +128,7 @@ def load_classifier(
     The published preparation is short side 256, centre crop 224. `encoder` as in `load_depth`.
     Raises WeightsMissing, CheckpointError, UserError.
     """
-    return _load_head(name_or_path, encoder, device, dtype, "classifier")
+    return load(name_or_path, "classifier", device, dtype, encoder)
 
 
 def load_segmenter(
@@ -156,132 +139,116 @@ def load_segmenter(
     `model.slide(images)`: by the published windows; `model.probabilities(images)`: the whole protocol with its scales.
     `encoder` as in `load_depth`. Raises WeightsMissing, CheckpointError, UserError.
     """
-    return _load_head(name_or_path, encoder, device, dtype, "segmenter")
-
-
-def _load_head(name_or_path: str | Path, encoder: str | Path | None, device: str, dtype: str, wanted: str) -> Any:
-    where, kind = device_and_dtype(device, dtype)
-    opened = open_weights(name_or_path)
-    require_kind(opened, wanted)
-    network = _encoder_of(opened, encoder)
-    with naming_file(opened.path):
-        model = opened.adapter.build(opened.tree, network)
-    return to_inference(model, opened.source, where, kind)
-
-
-def _published_name(opened: OpenedWeights) -> _dinov2_heads.PublishedName | None:
-    entry = opened.located.entry
-    return _dinov2_heads.published_name(entry.file if entry else opened.path.name)
-
-
-def _range_of(opened: OpenedWeights) -> tuple[float, float]:
-    """From the published name, else from the configuration text inside the file."""
-    name = _published_name(opened)
-    found = dinov2_depth.RANGES.get(name.data or "") if name else dinov2_depth.stated_range(opened.tree)
-    if found is None:
-        raise UserError(
-            f"the depth range of {opened.path} is told neither by its name (..._nyu_..., ..._kitti_...) nor inside; "
-            "give it: --depth-range 0.001,10 is NYU's and 0.001,80 KITTI's (metres)"
-        )
-    return found
-
-
-def _encoder_of(opened: OpenedWeights, encoder: str | Path | None) -> VisionTransformer:
-    """The DINOv2 encoder of a head, with its weights, on the CPU."""
-    name = _published_name(opened)
-    found = open_weights(_find_encoder(opened, name) if encoder is None else encoder)
-    require_kind(found, "encoder")
-    if found.adapter.NAME != "dinov2":
-        raise CheckpointError(
-            f"{found.path}: it holds {found.adapter.WHAT}; DINOv2's published heads read DINOv2's own encoder"
-            + (f", {name.encoder_file}" if name else "")
-        )
-    with naming_file(found.path):
-        network = found.adapter.build(found.tree)
-    network.source = found.source
-    with naming_file(opened.path):
-        _dinov2_heads.check_encoder(network, name)
-    return network
-
-
-def _find_encoder(opened: OpenedWeights, name: _dinov2_heads.PublishedName | None) -> str | Path:
-    """Where the encoder that the head's name tells lies: beside the head, else among the weights."""
-    if name is None:
-        raise UserError(
-            f"the name of {opened.path} does not tell which encoder it belongs to; give it with --encoder (encoder=)"
-        )
-    entry = registry.find_file(name.encoder_file)
-    names = [name.encoder_file] + ([entry.converted_file] if entry else [])
-    beside = [path for path in map(opened.path.with_name, names) if path.is_file()]
-    if beside:
-        return beside[0]
-    if entry is None:
-        raise WeightsMissing(
-            f"{opened.path} needs its encoder {name.encoder_file}, which is not beside it; give it with --encoder"
-        )
-    try:
-        weights_folder.locate(entry.name)
-    except WeightsMissing as error:
-        raise WeightsMissing(f"{opened.path} needs its encoder: {error}") from error
-    return entry.name
-
-
-# The networks of the human heads, by name or file; `tasks/human.py` joins them with their body models.
-
-
-HumanNetwork = MultiHmrSmplx | MultiHmrAnny
+    return load(name_or_path, "segmenter", device, dtype, encoder)
 
 
 def load_human_network(name_or_path: str | Path, device: str = "auto", dtype: str = "float32") -> HumanNetwork:
-    """Multi-HMR on SMPL-X or on Anny, or our own safetensors of either, in evaluation mode.
+    """Multi-HMR on SMPL-X or on Anny, or our own safetensors of either; `tasks/human` joins it with its body model.
 
     It has `size_px` (the square's side), `body` ("smplx" or "anny"), `backbone`, `source` and
     `forward(images, K, min_score) -> list[Detections]`. Raises WeightsMissing, CheckpointError, UserError.
     """
-    where, kind = device_and_dtype(device, dtype)
-    opened = open_weights(name_or_path)
-    require_kind(opened, "human")
-    with naming_file(opened.path):
-        network = opened.adapter.build(opened.tree)
-    return to_inference(network, opened.source, where, kind)
-
-
-# The head of the matcher `dune`: read from its file, or begun from open weights (XFeat, LighterGlue; Apache-2.0).
+    return load(name_or_path, "human", device, dtype)
 
 
 def load_match_head(name_or_path: str | Path, device: str = "auto") -> MatchHead:
-    """A trained head. Raises WeightsMissing, CheckpointError, UserError."""
-    where, kind = device_and_dtype(device, "float32")
-    opened = open_weights(name_or_path)
-    require_kind(opened, "matcher")
-    with naming_file(opened.path):
-        head = opened.adapter.build(opened.tree)
-    return to_inference(head, opened.source, where, kind)
+    """The trained head of the matcher `dune`, in float32. Raises WeightsMissing, CheckpointError, UserError."""
+    return load(name_or_path, "matcher", device)
 
 
-def begin_match_head(config: MatchHeadConfig, seed: int) -> tuple[MatchHead, dict[str, Source]]:
-    """XFeat's detector and LighterGlue in a new head, whose other layers are drawn by `seed`; where they came from.
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A weight file of a known layout: the file, its adapter, its checkpoint as the published layout has it."""
 
-    CheckpointError where a file does not fit.
+    file: WeightFile
+    adapter: ModuleType
+    checkpoint: Mapping[str, Any]
+
+
+def open_checkpoint(name_or_path: str | Path, *kinds: str) -> OpenedCheckpoint:
+    """The file behind a registry name or path, checked against its pinned hash, of one of `kinds`.
+
+    Raises WeightsMissing, CheckpointError (for another kind: what the file holds and who loads it), UserError.
     """
-    head = new_match_head(config, seed)
-    detector, glue = open_xfeat(), open_lighter_glue()
-    load_wanted(head.detector, detector.tree, "the file of xfeat does not fit the matching head")
-    load_wanted(head.glue, glue.tree, "the file of xfeat-lighterglue does not fit the matching head")
-    return head, {file.source.name: file.source for file in (detector, glue)}
+    file = weight_files.open_weights(name_or_path)
+    with naming_file(file.path):
+        adapter, checkpoint = adapters.identify(file.checkpoint, file.metadata)
+        if adapter.KIND not in kinds:
+            wanted = " or ".join(f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in kinds)
+            loader = _LOADERS.get(adapter.KIND, f"load(..., kind={adapter.KIND!r})")
+            raise CheckpointError(
+                f"it holds {adapter.WHAT} ({adapter.describe(checkpoint).architecture}), not {wanted} model; "
+                f"{loader} takes it"
+            )
+    return OpenedCheckpoint(file, adapter, checkpoint)
 
 
-def new_match_head(config: MatchHeadConfig, seed: int) -> MatchHead:
-    """A head with random weights, drawn by `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return MatchHead(config)
+def device_and_dtype(device: str, dtype: str) -> tuple[Any, Any]:
+    """(torch.device, torch.dtype) of the words that loaders take. UserError for others."""
+    torch_device = runtime.pick_device(device)
+    return torch_device, runtime.pick_dtype(dtype, torch_device)
 
 
-def continue_match_head(config: MatchHeadConfig, seed: int, start: MatchHead) -> MatchHead:
-    """A new head that goes on from `start`, also where its context has other parts: what is new enters as zero."""
-    head = new_match_head(config, seed)
-    old = start.state_dict()
-    wanted = {key: old.get(key, value) for key, value in head.state_dict().items()}
-    load_wanted(head, wanted, "the head to start from has other sizes")
-    return head
+def to_inference(model: Any, source: Source, device: Any, dtype: Any) -> Any:
+    """The network in evaluation mode, without gradients, in its number types, on its device."""
+    model.eval().requires_grad_(False)
+    to_channels_last(model)
+    set_trunk_dtype(model, dtype)
+    model.source = source
+    return model.to(device)
+
+
+def _build(opened: OpenedCheckpoint, encoder: str | Path | None, **options: Any) -> Any:
+    """The network with its weights, on the CPU; `options` go to the adapter's `build`."""
+    adapter, file = opened.adapter, opened.file
+    with naming_file(file.path):
+        if not hasattr(adapter, "ENCODERS"):
+            if encoder is not None:
+                raise CheckpointError(
+                    f"it holds {adapter.WHAT}, which has its own encoder; leave encoder= (--encoder) out"
+                )
+            return adapter.build(opened.checkpoint, **options)
+        if encoder is None:
+            encoder_file = adapter.encoder_file(opened.checkpoint, file.published_name)
+            if encoder_file is None:
+                return adapter.build(opened.checkpoint, **options)
+    if encoder is None:
+        encoder = _find_encoder(file.path, encoder_file)
+    network = _load_encoder_of(opened, encoder)
+    with naming_file(file.path):
+        return adapter.build(opened.checkpoint, network, file.published_name, **options)
+
+
+def _find_encoder(path: Path, encoder_file: str) -> str | Path:
+    """Where the encoder that the file at `path` needs lies: beside it, else among the weights."""
+    entry = registry.find_file(encoder_file)
+    names = [
+        encoder_file,
+        str(Path(encoder_file).with_suffix(".safetensors")),
+        *([entry.converted_file] if entry else []),
+    ]
+    beside = next((candidate for candidate in map(path.with_name, names) if candidate.is_file()), None)
+    if beside is not None:
+        return beside
+    if entry is None:
+        raise WeightsMissing(f"{path} needs its encoder {encoder_file}, which is not beside it; give it with --encoder")
+    try:
+        weights_folder.locate(entry.name)
+    except WeightsMissing as error:
+        raise WeightsMissing(f"{path} needs its encoder {encoder_file}: {error}") from error
+    return entry.name
+
+
+def _load_encoder_of(opened: OpenedCheckpoint, encoder: str | Path) -> VisionTransformer:
+    """The ViT that the network of `opened` stands on, with its weights, on the CPU."""
+    adapter, found = opened.adapter, open_checkpoint(encoder, "encoder")
+    if found.adapter.NAME not in adapter.ENCODERS:
+        needed = f"an encoder of the layout {' or '.join(adapter.ENCODERS)}"
+        with contextlib.suppress(CheckpointError):
+            encoder_file = adapter.encoder_file(opened.checkpoint, opened.file.published_name)
+            needed += f" ({encoder_file})" if encoder_file else ""
+        raise CheckpointError(f"{found.file.path}: it holds {found.adapter.WHAT}; {adapter.WHAT} needs {needed}")
+    network = _build(found, None)
+    vit = network.vit if isinstance(network, DistilledEncoder) else network
+    vit.source = found.file.source
+    return vit

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dune_cli.checkpoints.adapters._common import state_dict_of
-from dune_cli.checkpoints.state_dict import KeyMap, load_strict
+from dune_cli.checkpoints import weight_files, weights_folder
+from dune_cli.checkpoints.state_dict import find_state_dict, load_strict
 from dune_cli.errors import CheckpointError, PackageMissing, UserError, WeightsMissing
 from dune_cli.models.timm_encoder import TimmEncoder
 from dune_cli.provenance import Source
@@ -66,13 +66,10 @@ def load(spec: str) -> tuple[TimmEncoder, Source]:
 
 def _fill(network: nn.Module, name: str, given: str) -> Source:
     """The weights of the file `given`, or of the Hugging Face cache, into the network."""
-    from dune_cli.checkpoints import weight_files, weights_folder
-    from dune_cli.checkpoints.resolve import naming_file
-
     path = Path(given) if given else _cached(name, network.pretrained_cfg)
     file = weight_files.read_located(weights_folder.LocatedFile(path, None))
-    with naming_file(path):
-        load_strict(network, _used(network, state_dict_of(file.tree)), KeyMap(rules=()), f"timm's {name}")
+    with weight_files.naming_file(path):
+        load_strict(network, _used(network, find_state_dict(file.checkpoint)), f"timm's {name}")
     own = None if given else network.pretrained_cfg.get("license")
     return Source(f"{PREFIX}{name}", file.sha256, file.metadata.get("dune.licence") or own or "unknown")
 

@@ -6,19 +6,21 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from dune_cli.checkpoints import zip_archive
+from dune_cli.checkpoints import weights_folder, zip_archive
 from dune_cli.errors import CheckpointError
-from dune_cli.provenance import sha256_of
+from dune_cli.provenance import Source, sha256_of
 
 if TYPE_CHECKING:
     import torch
 
+    from dune_cli.checkpoints.registry import Entry
     from dune_cli.checkpoints.weights_folder import LocatedFile
 
 
@@ -26,20 +28,53 @@ if TYPE_CHECKING:
 class WeightFile:
     """An opened weight file.
 
-    `tree`: the dictionary as it lies in the file (containers, state dicts, scalars); for safetensors the flat state
-    dict. `metadata`: the strings of a safetensors header; empty for PyTorch files. Tensors are on the CPU and, where
-    the format allows, mapped: their bytes are read when used.
+    `checkpoint`: the dictionary as it lies in the file (containers, state dicts, scalars); for safetensors the flat
+    state dict. `metadata`: the strings of a safetensors header; empty for PyTorch files. `entry`: the registry's, of a
+    published file. Tensors are on the CPU and, where the format allows, mapped: their bytes are read when used.
     """
 
     path: Path
     format: Literal["torch", "safetensors"]
-    tree: dict[str, Any]
+    checkpoint: dict[str, Any]
     metadata: dict[str, str] = field(default_factory=dict)
+    entry: Entry | None = None
 
     @cached_property
     def sha256(self) -> str:
         """Hexadecimal sha256 of the file (reads it once)."""
         return sha256_of(self.path)
+
+    @property
+    def published_name(self) -> str:
+        """The file name under which it was published, also of a converted file; the file's own if it was not."""
+        return self.entry.file if self.entry is not None else self.path.name
+
+    @property
+    def licence(self) -> str:
+        """The registry's, else what its safetensors header says, else "unknown"."""
+        return self.entry.licence if self.entry is not None else self.metadata.get("dune.licence", "unknown")
+
+    @property
+    def source(self) -> Source:
+        """The weights behind a result: registry name (else file name), hash, licence."""
+        return Source(self.entry.name if self.entry is not None else self.path.name, self.sha256, self.licence)
+
+
+def open_weights(name_or_path: str | Path) -> WeightFile:
+    """The file behind a registry name or a path, checked against its pinned hash.
+
+    Raises WeightsMissing, CheckpointError, UserError.
+    """
+    return read_located(weights_folder.locate(name_or_path))
+
+
+@contextmanager
+def naming_file(path: Path | str) -> Iterator[None]:
+    """Puts the file's path before a CheckpointError."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def read_weights(path: str | Path) -> WeightFile:
@@ -60,34 +95,32 @@ def read_weights(path: str | Path) -> WeightFile:
         kind = sniff(path)
         if kind == "safetensors":
             return _read_safetensors(path)
-        from dune_cli.checkpoints import torch_files
+        from dune_cli.checkpoints import torch_files  # imports torch, which listing and fetching do not need
 
-        tree = torch_files.read_legacy(path) if kind == "torch-legacy" else torch_files.read_zip(path)
-        if not isinstance(tree, Mapping):
-            raise CheckpointError(f"{path} holds a {type(tree).__name__}; a dictionary of weights is needed")
-        return WeightFile(path, "torch", dict(tree))
+        checkpoint = torch_files.read_legacy(path) if kind == "torch-legacy" else torch_files.read_zip(path)
+        if not isinstance(checkpoint, Mapping):
+            raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}; a dictionary of weights is needed")
+        return WeightFile(path, "torch", dict(checkpoint))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def read_located(located: LocatedFile, remember: bool = True) -> WeightFile:
-    """Opens a file that `store.locate` found. Its hash is compared before any of its content is read.
+    """Opens a file that `weights_folder.locate` found. Its hash is compared before any of its content is read.
 
     A published file in the weights folder that is seen for the first time is pinned (`remember`). CheckpointError: not
     the pinned file, or as `read_weights`.
     """
-    from dune_cli.checkpoints import weights_folder
-
     path = located.path
     if not path.is_file() or not weights_folder.has_hash(located):
-        return read_weights(path)
+        return replace(read_weights(path), entry=located.entry)
     try:
         sha256 = sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     weights_folder.check(located, sha256)
-    file = read_weights(path)
-    vars(file)["sha256"] = sha256  # the cached property's place
+    file = replace(read_weights(path), entry=located.entry)
+    vars(file)["sha256"] = sha256  # the cached property's value
     if remember:
         weights_folder.remember(located, sha256)
     return file
@@ -132,8 +165,8 @@ def _read_safetensors(path: Path) -> WeightFile:
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tree = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return WeightFile(path, "safetensors", tree, dict(file.metadata() or {}))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return WeightFile(path, "safetensors", tensors, dict(file.metadata() or {}))
     except OSError:
         raise
     except Exception as error:  # SafetensorError, and what the library's numbers out of range raise
@@ -141,15 +174,12 @@ def _read_safetensors(path: Path) -> WeightFile:
         raise CheckpointError(f"{path} is a damaged or cut safetensors file ({why}); fetch it again") from error
 
 
-# What a file is, told from its first bytes, so that a wrong file can be named instead of "corrupt".
-
-
 # torch.save before 1.6 wrote one pickle after the other, this number first (torch/serialization.py, MAGIC_NUMBER).
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 MAX_HEADER_BYTES = 16 << 20  # of a safetensors file: about 100 bytes a tensor
 
-_STRANGERS = (
+_OTHER_KINDS = (
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"\x89PNG\r\n", "a PNG picture"),
     (b"GIF8", "a GIF picture"),
@@ -187,7 +217,7 @@ def sniff(path: Path) -> str:
         return "torch-legacy"
     if _has_safetensors_header(head):
         return "safetensors"
-    raise CheckpointError(f"{path} is no weight file but {_stranger(head, tar)}; allowed: .pth, .pt and .safetensors")
+    raise CheckpointError(f"{path} is no weight file but {_other_kind(head, tar)}; allowed: .pth, .pt and .safetensors")
 
 
 def _has_safetensors_header(head: bytes) -> bool:
@@ -218,7 +248,7 @@ def _zip_kind(path: Path) -> str:
     return "torch"
 
 
-def _stranger(head: bytes, tar: bool) -> str:
+def _other_kind(head: bytes, tar: bool) -> str:
     text = head.lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer to one (run 'git lfs pull' where it came from)"
@@ -230,7 +260,7 @@ def _stranger(head: bytes, tar: bool) -> str:
         return "a TensorFlow Lite model"
     if tar:
         return "a tar archive (unpack it; PyTorch's own tar format, before 2017, is not read)"
-    for magic, what in _STRANGERS:
+    for magic, what in _OTHER_KINDS:
         if head.startswith(magic):
             return what
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":

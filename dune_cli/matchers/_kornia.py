@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dune_cli import optional
-from dune_cli.errors import CheckpointError, DuneError
+from dune_cli.errors import DuneError
 from dune_cli.matchers.matcher import Availability, FeatureMatcher, Features
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from dune_cli.checkpoints.third_party import ThirdPartyWeights
 
 CURE = "pip install 'dune-cli[matchers]'"
 
@@ -40,34 +43,17 @@ def require_features() -> ModuleType:
     return optional.require("kornia.feature", "this matcher", extra="matchers")
 
 
-def fill(
-    module: nn.Module,
-    state: Mapping[str, torch.Tensor],
-    what: str,
-    own_buffers: Iterable[str] = (),
-    dropped: Iterable[str] = (),
-) -> nn.Module:
-    """Loads `state`, strictly but for the module's `own_buffers` and the file's `dropped` key prefixes."""
-    kept = {key: value for key, value in state.items() if not key.startswith(tuple(dropped))}
-    try:
-        missing, unexpected = module.load_state_dict(kept, strict=False)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"the file of {what} does not fit: {' '.join(str(error).split())[:300]}") from error
-    missing = [key for key in missing if key not in set(own_buffers)]
-    if missing or unexpected:
-        raise CheckpointError(f"the file of {what} does not fit: missing keys {missing}, unexpected keys {unexpected}")
-    return module.eval()
-
-
-def light_glue(features: str, state: Mapping[str, torch.Tensor], what: str) -> nn.Module:
-    """LightGlue (Lindenberger et al. 2023) for `features` ("aliked" or "xfeat") from a published state dict."""
-    from dune_cli.checkpoints.third_party import glue_names
+def light_glue(features: str, file: ThirdPartyWeights) -> nn.Module:
+    """LightGlue (Lindenberger et al. 2023) for `features` ("aliked" or "xfeat") with published weights."""
+    from dune_cli.checkpoints.state_dict import without
+    from dune_cli.checkpoints.third_party import rename_lightglue
 
     LightGlue = require_features().LightGlue
     options = {key: value for key, value in LightGlue.features[features].items() if key != "weights"}
     module = LightGlue(features=None, weights=None, **options)
-    renamed = glue_names(state)
-    return fill(module, renamed, what, own_buffers=["confidence_thresholds"], dropped=["extractor."])
+    renamed = replace(file, state_dict=without(rename_lightglue(file.state_dict), ("extractor.",)))
+    renamed.load_into(module, f"LightGlue for {features}", given=("confidence_thresholds",))
+    return module.eval()
 
 
 class LightGlueMatcher(FeatureMatcher):

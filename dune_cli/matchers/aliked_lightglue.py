@@ -26,18 +26,20 @@ class AlikedLightGlue(_kornia.LightGlueMatcher):
         max_keypoints: int = 2048,
         detection_threshold: float = 0.01,
     ) -> None:
-        from dune_cli.checkpoints.third_party import open_foreign
+        from dune_cli.checkpoints.third_party import open_third_party
 
         self.device = pick_device(device)
         self.working_size_px = working_size_px
         aliked = _kornia.require_features().ALIKED(
             model_name="aliked-n16", max_num_keypoints=max_keypoints, detection_threshold=detection_threshold
         )
-        file = open_foreign("aliked-n16")
+        file = open_third_party("aliked-n16", "aliked-n16")
         self.source = file.source
-        self.aliked = _kornia.fill(aliked, file.tree, "aliked-n16", own_buffers=["dkd.hw_grid"]).to(self.device)
-        glue = open_foreign("aliked-lightglue")
-        self.glue = _kornia.light_glue("aliked", glue.tree, "aliked-lightglue").to(self.device)
+        file.load_into(aliked, "ALIKED-n16", given=("dkd.hw_grid",))
+        self.aliked = aliked.eval().to(self.device)
+        self.glue = _kornia.light_glue("aliked", open_third_party("aliked-lightglue", "aliked-lightglue")).to(
+            self.device
+        )
 
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, object]:
         import torch

@@ -1,1 +1,5 @@
-"""One file a teacher. A file `name.py` that defines `load(argument, device, dtype)` adds a teacher ("_" → "-")."""
+"""One file a teacher: a file `name.py` that defines `load(weights, device, dtype) -> Teacher` adds one ("_" -> "-").
+
+`DEFAULT_WEIGHTS` in it, a literal, names what is loaded where the user names no file; it is read without importing the
+file, so that missing weights are reported before torch is imported. Example: docs/adding/teacher.md.
+"""

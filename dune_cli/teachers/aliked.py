@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from dune_cli import optional
-from dune_cli.checkpoints.third_party import open_foreign
-from dune_cli.errors import CheckpointError
+from dune_cli.checkpoints.third_party import open_third_party
 from dune_cli.provenance import Source
 from dune_cli.teachers.teacher import PATCH, Teacher, as_tokens
 
+DEFAULT_WEIGHTS = "aliked-n16"
 CHANNELS = 128
-OWN_BUFFERS = {"dkd.hw_grid"}
+OWN_BUFFERS = ("dkd.hw_grid",)
 
 
 class AlikedTeacher(Teacher):
@@ -37,18 +37,10 @@ class AlikedTeacher(Teacher):
         return {PATCH: as_tokens(F.adaptive_avg_pool2d(features, grid))}
 
 
-def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """ALIKED-n16 from the registry name `aliked-n16`, or from the file `argument`."""
+def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """ALIKED-n16 from the registry name `aliked-n16`, or from the file `weights`."""
     feature = optional.require("kornia.feature", "the teacher aliked", extra="teachers")
-    file = open_foreign(argument or "aliked-n16", "aliked-n16")
+    file = open_third_party(weights, "aliked-n16")
     net = feature.ALIKED(model_name="aliked-n16")
-    try:
-        missing, unexpected = net.load_state_dict(file.tree, strict=False)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file.path} does not fit ALIKED: {' '.join(str(error).split())[:300]}") from error
-    wrong = [*(key for key in missing if key not in OWN_BUFFERS), *unexpected]
-    if wrong:
-        raise CheckpointError(
-            f"{file.path} does not fit ALIKED-n16: {len(wrong)} keys differ, such as {', '.join(wrong[:3])}"
-        )
+    file.load_into(net, "ALIKED-n16", given=OWN_BUFFERS)
     return AlikedTeacher(net.to(device).eval(), file.source)

@@ -7,15 +7,14 @@ import torch
 from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.errors import CheckpointError
 from dune_cli.models.vit import VisionTransformer
-from dune_cli.teachers._vit import VitTeacher
-from dune_cli.teachers.teacher import CLS, PATCH, Teacher
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher, VitTeacher
 
-DEFAULT = "dinov2-vitl14-reg"
+DEFAULT_WEIGHTS = "dinov2-vitl14-reg"
 
 
-def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """DINOv2 from a registry name or file; the published training's ViT-L/14 with registers by default."""
-    encoder = load_encoder(argument or DEFAULT, str(device), str(dtype).removeprefix("torch."))
+    encoder = load_encoder(weights, str(device), str(dtype).removeprefix("torch."))
     if not isinstance(encoder, VisionTransformer):
-        raise CheckpointError(f"{argument} is no DINOv2 encoder; the teacher dinov2 takes the official hub files")
+        raise CheckpointError(f"{weights} is no DINOv2 encoder; the teacher dinov2 takes the official hub files")
     return VitTeacher("dinov2", encoder, (CLS, PATCH), encoder.source)

@@ -7,15 +7,14 @@ import torch
 from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.errors import CheckpointError
 from dune_cli.models.distilled_encoder import DistilledEncoder
-from dune_cli.teachers._vit import VitTeacher
-from dune_cli.teachers.teacher import CLS, PATCH, Teacher
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher, VitTeacher
 
-DEFAULT = "dune-vitb14-448"
+DEFAULT_WEIGHTS = "dune-vitb14-448"
 
 
-def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """A DUNE or dune-mini encoder from a registry name or file."""
-    encoder = load_encoder(argument or DEFAULT, str(device), str(dtype).removeprefix("torch."))
+    encoder = load_encoder(weights, str(device), str(dtype).removeprefix("torch."))
     if not isinstance(encoder, DistilledEncoder):
-        raise CheckpointError(f"{argument} is no DUNE encoder; the teacher dune takes DUNE's files")
+        raise CheckpointError(f"{weights} is no DUNE encoder; the teacher dune takes DUNE's files")
     return VitTeacher("dune", encoder.vit, (CLS, PATCH), encoder.source)

@@ -6,13 +6,16 @@ points 0.90 (balanced 0.63), against 0.75 (0.30) for the best open ViT and 0.64 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
-from dune_cli.checkpoints.third_party import lite2_state, load_wanted, open_foreign
+from dune_cli.checkpoints.third_party import open_third_party, rename_lite2
 from dune_cli.provenance import Source
 from dune_cli.teachers.teacher import CLS, PATCH, Teacher, as_tokens, resample_map, resize_to_grid
 
+DEFAULT_WEIGHTS = "efficientnet-lite2"
 STRIDE = 16
 CHANNELS = (120, 352)  # at strides 16 and 32
 
@@ -35,11 +38,11 @@ class EfficientNetLite2(Teacher):
         return {CLS: joined.mean((2, 3)), PATCH: as_tokens(joined)}
 
 
-def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """EfficientNet-Lite2 from the registry name `efficientnet-lite2`, or from the file `argument`."""
+def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """EfficientNet-Lite2 from the registry name `efficientnet-lite2`, or from the file `weights`."""
     import timm
 
-    file = open_foreign(argument or "efficientnet-lite2", "efficientnet-lite2")
+    file = open_third_party(weights, "efficientnet-lite2")
     net = timm.create_model("tf_efficientnet_lite2", features_only=True, pretrained=False)
-    load_wanted(net, lite2_state(file.tree), f"{file.path} does not fit EfficientNet-Lite2")
+    replace(file, state_dict=rename_lite2(file.state_dict)).load_into(net, "EfficientNet-Lite2", allow_unexpected=True)
     return EfficientNetLite2(net.to(device).eval(), file.source)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dune_cli.checkpoints.third_party import load_wanted, open_foreign
+from dune_cli.checkpoints.third_party import open_third_party
 from dune_cli.models.fastdepth import DECODER, STRIDE, FastDepth
 from dune_cli.provenance import Source
 from dune_cli.teachers.teacher import CLS, PATCH, Teacher, as_tokens, resample_map
 
+DEFAULT_WEIGHTS = "fastdepth"
 SHORT_SIDE_PX = 224  # FastDepth was trained on squares of this size
 NEAREST_M = 0.1
 
@@ -49,9 +50,9 @@ class FastDepthTeacher(Teacher):
         return torch.cat([log_depth, found.features], 1)
 
 
-def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """FastDepth from the registry name `fastdepth`, or from the file `argument`. Stays in float32, whatever `dtype`."""
-    file = open_foreign(argument or "fastdepth", "fastdepth")
+def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """FastDepth from the registry name `fastdepth`, or from the file `weights`. Stays in float32, whatever `dtype`."""
+    file = open_third_party(weights, "fastdepth")
     net = FastDepth()
-    load_wanted(net, file.tree, f"{file.path} does not fit FastDepth")
+    file.load_into(net, "FastDepth")
     return FastDepthTeacher(net.to(device).eval(), file.source)

@@ -9,10 +9,9 @@ from dune_cli.checkpoints.loader import load_two_view
 from dune_cli.errors import CheckpointError
 from dune_cli.models.mast3r import CrocoEncoder
 from dune_cli.models.patch_embed import Tokens
-from dune_cli.teachers._vit import VitTeacher
-from dune_cli.teachers.teacher import PATCH, Teacher
+from dune_cli.teachers.teacher import PATCH, Teacher, VitTeacher
 
-DEFAULT = "mast3r-vitl"
+DEFAULT_WEIGHTS = "mast3r-vitl"
 
 
 class _PatchTokens(nn.Module):
@@ -27,9 +26,9 @@ class _PatchTokens(nn.Module):
         return Tokens(patches.mean(1), patches[:, :0], patches, grid)
 
 
-def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """MASt3R's own encoder out of its official file."""
-    model = load_two_view(argument or DEFAULT, device=str(device), dtype=str(dtype).removeprefix("torch."))
+    model = load_two_view(weights, device=str(device), dtype=str(dtype).removeprefix("torch."))
     if not isinstance(model.encoder, CrocoEncoder):
-        raise CheckpointError(f"{argument} has no encoder of MASt3R's own; the teacher mast3r takes MASt3R's file")
+        raise CheckpointError(f"{weights} has no encoder of MASt3R's own; the teacher mast3r takes MASt3R's file")
     return VitTeacher("mast3r", _PatchTokens(model.encoder), (PATCH,), model.source)

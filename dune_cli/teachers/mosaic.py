@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dune_cli.checkpoints.third_party import load_wanted, open_foreign
+from dune_cli.checkpoints.third_party import open_third_party
 from dune_cli.models.mosaic import CLASSES, PYRAMID, Mosaic
 from dune_cli.provenance import Source
 from dune_cli.teachers.teacher import CLS, PATCH, Teacher, as_tokens, resample_map
 
+DEFAULT_WEIGHTS = "mosaic"
 SIDE_PX = 512  # MOSAIC was trained on squares of this size
 
 
@@ -41,9 +42,9 @@ class MosaicTeacher(Teacher):
         return {CLS: joined.mean((2, 3)), PATCH: as_tokens(joined)}
 
 
-def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """MOSAIC from the registry name `mosaic`, or from the file `argument`. Stays in float32, whatever `dtype`."""
-    file = open_foreign(argument or "mosaic", "mosaic")
+def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """MOSAIC from the registry name `mosaic`, or from the file `weights`. Stays in float32, whatever `dtype`."""
+    file = open_third_party(weights, "mosaic")
     net = Mosaic()
-    load_wanted(net, file.tree, f"{file.path} does not fit MOSAIC")
+    file.load_into(net, "MOSAIC")
     return MosaicTeacher(net.to(device).eval(), file.source)

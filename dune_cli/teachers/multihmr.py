@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from dune_cli.checkpoints.resolve import naming_file, open_weights, require_kind, to_inference
-from dune_cli.teachers._vit import VitTeacher
-from dune_cli.teachers.teacher import PATCH, Teacher
+from dune_cli.checkpoints.loader import load_human_network
+from dune_cli.teachers.teacher import PATCH, Teacher, VitTeacher
 
-DEFAULT = "multihmr-672-l"
+DEFAULT_WEIGHTS = "multihmr-672-l"
 
 
-def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """The DINOv2-shaped backbone of an official Multi-HMR file; no body model is needed."""
-    opened = open_weights(argument or DEFAULT)
-    require_kind(opened, "human")
-    with naming_file(opened.path):
-        model = opened.adapter.build(opened.tree)
-    return VitTeacher("multihmr", to_inference(model.backbone, opened.source, device, dtype), (PATCH,), opened.source)
+    network = load_human_network(weights, str(device), str(dtype).removeprefix("torch."))
+    return VitTeacher("multihmr", network.backbone, (PATCH,), network.source)

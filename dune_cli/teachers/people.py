@@ -7,17 +7,19 @@ other the map fades out; how is said at `heat_maps` and `person_mask`.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
-from dune_cli.checkpoints import weight_files, weights_folder
+from dune_cli.checkpoints.weight_files import open_weights
 from dune_cli.errors import CheckpointError
 from dune_cli.models.graph import Graph, build
 from dune_cli.provenance import Source
 from dune_cli.teachers._people_poses import SIDE, Poses, body_size, find_people
 from dune_cli.teachers.teacher import PATCH, Teacher, as_tokens, resample_map
 
+DEFAULT_WEIGHTS = "people-teacher"
 JOINTS = 33
 NETWORKS = {"movenet": 6, "blazepose": 3, "selfie": 1}  # and how many outputs each has
 METADATA = "dune.people"
@@ -126,19 +128,17 @@ def person_mask(poses: Poses, foreground: torch.Tensor, size: tuple[int, int]) -
     return masks.amax(0) * (1 + foreground) / 2
 
 
-def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """The registry's `people-teacher`, or the file `argument`. Stays in float32, whatever `dtype`."""
-    located = weights_folder.locate(argument or "people-teacher")
-    file = weight_files.read_located(located)
+def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """The registry's `people-teacher`, or the file `weights`. Stays in float32, whatever `dtype`."""
+    file = open_weights(weights)
     try:
         graphs = json.loads(file.metadata[METADATA])["graphs"]
-        networks = [_network(name, graphs[name], file.tree) for name in NETWORKS]
+        networks = [_network(name, graphs[name], file.checkpoint) for name in NETWORKS]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{located.path} is not what examples/bake_people_teacher.py writes ({error}); run it again"
+            f"{file.path} is not what examples/bake_people_teacher.py writes ({error}); run it again"
         ) from error
-    source = Source("people", file.sha256, located.entry.licence if located.entry else "unknown")
-    return PeopleTeacher(*networks, source).to(device).eval()
+    return PeopleTeacher(*networks, replace(file.source, name="people")).to(device).eval()
 
 
 def _network(name: str, description: dict[str, object], tree: dict[str, torch.Tensor]) -> Graph:

@@ -1,13 +1,15 @@
-"""What a teacher is: a frozen network that gives tokens on the student's grid, whatever its own patch or stride."""
+"""The base of all teachers: a frozen network that gives tokens on the student's grid, whatever its patch or stride."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dune_cli.models.vit import VisionTransformer
 from dune_cli.provenance import Source
 
 CLS, PATCH = "cls", "patch"
@@ -16,7 +18,7 @@ CLS, PATCH = "cls", "patch"
 class Teacher(nn.Module):
     """Base of all teachers.
 
-    name: as the projectors are called. widths: channels of each token type that it gives ("cls", "patch").
+    name: that of its projectors. widths: channels of each token type that it gives ("cls", "patch").
     source: its weights and their licence. note: what its CLS is, where it has none of its own.
     """
 
@@ -40,10 +42,30 @@ class Teacher(nn.Module):
         return tokens
 
 
+class VitTeacher(Teacher):
+    """An encoder `forward(images) -> Tokens`; `kinds` are the token types that it teaches.
+
+    Positions of a DINOv2-shaped ViT are resampled by the first policy (offset 0.1, no antialiasing), the file with
+    registers too, as in the published training (docs/models/encoder.md, "Teachers").
+    """
+
+    def __init__(self, name: str, encoder: nn.Module, kinds: tuple[str, ...], source: Source, note: str = "") -> None:
+        super().__init__()
+        if isinstance(encoder, VisionTransformer):
+            encoder.config = replace(encoder.config, position_policy="offset")
+        self.name, self.encoder, self.source, self.note = name, encoder, source, note
+        self.widths = dict.fromkeys(kinds, encoder.width)
+
+    def tokens(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
+        tokens = self.encoder(resize_to_grid(images, grid, self.encoder.patch))
+        every = {CLS: tokens.cls, PATCH: tokens.patches}
+        return {kind: every[kind] for kind in self.widths}
+
+
 def resize_to_grid(images: torch.Tensor, grid: tuple[int, int], cell_px: int) -> torch.Tensor:
     """Images resized so that a network with patch or stride `cell_px` sees the grid (h, w): to cell_px·h × cell_px·w.
 
-    Bicubic, align_corners=True, no antialiasing, as in the published training (spec 1, "Teachers").
+    Bicubic, align_corners=True, no antialiasing, as in the published training (docs/models/encoder.md, "Teachers").
     """
     size = (grid[0] * cell_px, grid[1] * cell_px)
     if tuple(images.shape[-2:]) == size:

@@ -9,8 +9,7 @@ from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.errors import CheckpointError, UserError
 from dune_cli.models.patch_embed import normalise
 from dune_cli.provenance import Source
-from dune_cli.teachers._vit import VitTeacher
-from dune_cli.teachers.teacher import CLS, PATCH, Teacher, as_tokens, resample_map, resize_to_grid
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher, VitTeacher, as_tokens, resample_map, resize_to_grid
 
 CELL_PX = 16  # of a convolutional network's input that one token of the student covers
 
@@ -40,12 +39,12 @@ class TimmMapTeacher(Teacher):
         return {CLS: features.mean((2, 3)), PATCH: as_tokens(resample_map(features, grid))}
 
 
-def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """A timm ViT's CLS and patch tokens, or any other timm network's last map, with its own normalisation."""
-    if not argument:
+    if not weights:
         raise UserError("the teacher timm needs a model: timm:NAME or timm:NAME=FILE")
-    spec = f"{timm_models.PREFIX}{argument}"
-    name = "timm_" + argument.partition("=")[0].replace(".", "_")
+    spec = f"{timm_models.PREFIX}{weights}"
+    name = "timm_" + weights.partition("=")[0].replace(".", "_")
     if timm_models.is_vit(spec):
         encoder = load_encoder(spec, str(device), str(dtype).removeprefix("torch."))
         has_cls = getattr(encoder.network, "cls_token", None) is not None

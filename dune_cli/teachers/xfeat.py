@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dune_cli.checkpoints.third_party import is_copy, load_wanted, open_foreign, open_xfeat
+from dune_cli.checkpoints.third_party import is_copy, open_third_party, open_xfeat
 from dune_cli.models.stems import XFeatStem
 from dune_cli.provenance import Source
 from dune_cli.teachers.teacher import PATCH, Teacher, as_tokens, fold_map
@@ -42,10 +42,10 @@ class XFeatTeacher(Teacher):
         return {PATCH: as_tokens(folded)}
 
 
-def load(argument: str, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """XFeat from the file `argument`, else the published one where it is here, else its copy that comes with dune."""
-    file = open_foreign(argument, "xfeat") if argument else open_xfeat()
+def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """XFeat from the file `weights`, else the published one where it is here, else its copy that comes with dune."""
+    file = open_third_party(weights, "xfeat") if weights else open_xfeat()
     net = XFeatStem()
-    load_wanted(net, file.tree, f"{file.path} does not fit XFeat")
+    file.load_into(net, "XFeat", allow_unexpected=True)
     note = "weights: the float16 copy that comes with dune" if is_copy(file) else ""
     return XFeatTeacher(net.to(device).eval(), file.source, note)

@@ -36,7 +36,7 @@ from support.published_files import (
 def converted(path: Path, licence: str = "test licence") -> Path:
     """The file as our own safetensors, beside it."""
     file = read_weights(path)
-    tensors, header = adapters.to_safetensors(file.tree, file.metadata)
+    tensors, header = adapters.to_safetensors(file.checkpoint, file.metadata)
     target = path.with_suffix(".safetensors")
     write_safetensors(target, tensors, header | {"dune.licence": licence})
     return target
@@ -139,7 +139,7 @@ def test_dune_mast3r_with_its_encoder_given_or_in_the_weights_folder(
 ) -> None:
     decoder, encoder = pair
     alone = shutil.copy(decoder, tmp_path / "decoder.pth")
-    with pytest.raises(WeightsMissing, match=r"needs its DUNE encoder dune_vitsmall14_448\.pth.*dune weights pull"):
+    with pytest.raises(WeightsMissing, match=r"needs its encoder dune_vitsmall14_448\.pth: .*dune weights pull"):
         load_two_view(alone, device="cpu")
     given = load_two_view(alone, encoder=encoder, device="cpu")
     assert _equal(_run(given), _run(load_two_view(decoder, device="cpu")))
@@ -181,7 +181,7 @@ def test_an_encoder_for_a_model_that_has_its_own_is_refused(pair: tuple[Path, Pa
 def test_sizes_are_recognised_from_shapes_alone(tmp_path: Path, width: int, name: str, registers: int) -> None:
     path = tmp_path / "own.pth"
     torch.save(make_state_dict(dinov2_manifest(width, 2, 6, registers), 1), path)
-    found = adapters.describe(read_weights(path).tree)
+    found = adapters.describe(read_weights(path).checkpoint)
     assert name in found.architecture
     assert (found.patch, found.width, found.kind) == (14, width, "encoder")
     encoder = load_encoder(path, device="cpu")

@@ -66,10 +66,10 @@ def test_a_published_checkpoint_is_read_whole(tmp_path: Path, zipped: bool) -> N
     file = read_weights(path)
     assert (file.format, file.metadata) == ("torch", {})
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert list(file.tree) == list(tree)
-    assert torch.equal(file.tree["model"]["weight"], tree["model"]["weight"])
-    assert file.tree["model"]["half"].dtype == torch.bfloat16
-    got, want = vars(file.tree["args"]), vars(tree["args"])
+    assert list(file.checkpoint) == list(tree)
+    assert torch.equal(file.checkpoint["model"]["weight"], tree["model"]["weight"])
+    assert file.checkpoint["model"]["half"].dtype == torch.bfloat16
+    got, want = vars(file.checkpoint["args"]), vars(tree["args"])
     assert got.keys() == want.keys()
     for name, value in want.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
@@ -97,7 +97,7 @@ def test_names_of_the_other_numpy_and_python_are_read(tmp_path: Path, zipped: bo
                     assert b"cpathlib\nPurePosixPath\n" in content
                     content = other_numpy(content).replace(b"cpathlib\nPure", b"cpathlib._local\n")
                 archive.writestr(name, content)
-    read = read_weights(path).tree
+    read = read_weights(path).checkpoint
     np.testing.assert_array_equal(read["a"], tree["a"])
     assert read["s"] == 2 and str(read["p"]) == "/x"
 
@@ -308,7 +308,7 @@ def test_an_unreadable_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mappings")
 def test_tensors_of_a_zip_are_mapped_and_not_copied(tmp_path: Path) -> None:
     path = save({"w": torch.zeros(4096)}, tmp_path / "a.pth")
-    weight = read_weights(path).tree["w"]
+    weight = read_weights(path).checkpoint["w"]
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
     spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in mapped]
     assert any(start <= weight.data_ptr() < end for start, end in spans)
@@ -321,9 +321,9 @@ def test_safetensors_round_trip_is_bit_for_bit(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "a.safetensors", tensors, {"dune.layout": "dune"})
     file = read_weights(tmp_path / "a.safetensors")
     assert (file.format, file.metadata) == ("safetensors", {"dune.layout": "dune"})
-    assert file.tree.keys() == tensors.keys()
+    assert file.checkpoint.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert torch.equal(file.tree[name], tensor) and file.tree[name].dtype == tensor.dtype
+        assert torch.equal(file.checkpoint[name], tensor) and file.checkpoint[name].dtype == tensor.dtype
 
 
 def test_equal_contents_make_equal_files_that_others_may_read(tmp_path: Path) -> None:

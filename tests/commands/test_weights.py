@@ -253,9 +253,9 @@ def test_convert_keeps_tensors_bit_for_bit_and_tells_where_they_are_from(dune_fi
     assert result.exit_code == 0 and result.stdout.strip() == str(target), result.output
     file = read_weights(target)
     original = Fixture("dune_vitsmall14_336").state()
-    assert file.format == "safetensors" and set(file.tree) <= set(original)
-    assert all(torch.equal(tensor, original[name]) for name, tensor in file.tree.items())
-    assert set(original) - set(file.tree) == {"encoder.mask_token"}
+    assert file.format == "safetensors" and set(file.checkpoint) <= set(original)
+    assert all(torch.equal(tensor, original[name]) for name, tensor in file.checkpoint.items())
+    assert set(original) - set(file.checkpoint) == {"encoder.mask_token"}
     assert file.metadata["dune.source"] == NAME and file.metadata["dune.licence"].startswith("DUNE licence")
     assert file.metadata["dune.source_sha256"] == read_weights(dune_file).sha256
     facts = json.loads(invoke("info", target, "--json").stdout)

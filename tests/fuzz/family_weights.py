@@ -27,7 +27,7 @@ def samples(folder: Path) -> Sequence[Sample]:
 
 def _are_weights(found: WeightFile) -> None:
     assert found.format == "safetensors" and _are_texts(found.metadata)
-    for name, tensor in found.tree.items():
+    for name, tensor in found.checkpoint.items():
         assert isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.numel() < 1000
         assert len(tensor.reshape(-1).tolist()) == tensor.numel()
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dune_cli.checkpoints import adapters
-from dune_cli.checkpoints.loader import continue_match_head, load_match_head
+from dune_cli.checkpoints.loader import load_match_head
+from dune_cli.checkpoints.third_party import continue_match_head
 from dune_cli.errors import CheckpointError
 from dune_cli.matchers import registry
 from dune_cli.matchers.dune import Dune, EncoderExtractor
@@ -83,7 +84,7 @@ def test_the_file_holds_the_head(head: MatchHead, tmp_path: Path) -> None:
     assert again.config == head.config
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), head.state_dict().values()))
     assert again.source.sha256
-    tensors, header = adapters.to_safetensors(adapters.dune_matcher.tree_of(head))
+    tensors, header = adapters.to_safetensors(adapters.dune_matcher.checkpoint_of(head))
     described = adapters.describe(tensors, header)
     assert described.kind == "matcher"
     assert "tokens" in " ".join(described.notes)
@@ -97,7 +98,7 @@ def test_a_head_can_go_on_with_more_context() -> None:
 
 
 def test_settings_that_do_not_fit_are_refused(head: MatchHead, tmp_path: Path) -> None:
-    tree = adapters.dune_matcher.tree_of(head)
+    tree = adapters.dune_matcher.checkpoint_of(head)
     for wrong, says in (
         ({"max_keypoints": "many"}, "max_keypoints is 'many'"),
         ({"context": ["colour"]}, "no context out of xfeat4"),

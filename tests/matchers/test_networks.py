@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from dune_cli.checkpoints import weights_folder
-from dune_cli.errors import CheckpointError, PackageMissing
+from dune_cli.errors import PackageMissing
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers import _kornia, aliked_lightglue, registry, xfeat_lighterglue
 from dune_cli.matchers.matcher import Matcher
@@ -120,12 +120,3 @@ def test_without_kornia_the_message_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "kornia", None)
     with pytest.raises(PackageMissing, match=r"pip install 'dune-cli\[matchers\]'"):
         _kornia.require_features()
-
-
-def test_weights_that_do_not_fit_are_an_error_that_lists_the_keys() -> None:
-    torch = pytest.importorskip("torch")
-    module = torch.nn.Linear(2, 2)
-    with pytest.raises(CheckpointError, match=r"missing keys \['bias'\], unexpected keys \['other'\]"):
-        _kornia.fill(module, {"weight": torch.zeros(2, 2), "other": torch.zeros(1)}, "test")
-    with pytest.raises(CheckpointError, match="does not fit"):
-        _kornia.fill(module, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "test")

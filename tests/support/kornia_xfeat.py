@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from dune_cli.checkpoints.third_party import Foreign, open_lighter_glue, open_xfeat
+from dune_cli.checkpoints.third_party import ThirdPartyWeights, open_lighter_glue, open_xfeat
 from dune_cli.matchers import _kornia
 from dune_cli.models.match_head import centre_of_mass, descriptors_at, detect, heatmap_of
 
 UNUSED = "fine_matcher."  # the copy that comes with dune has no part that matching does not use
 
 
-def network(file: Foreign) -> torch.nn.Module:
+def network(file: ThirdPartyWeights) -> torch.nn.Module:
     """kornia's XFeat with the weights of `file`; skips the test where kornia is not here."""
     net = pytest.importorskip("kornia.feature").XFeat(top_k=1).net
-    own = [key for key in net.state_dict() if key.startswith(UNUSED)]
-    return _kornia.fill(net, file.tree, "xfeat", own_buffers=own)
+    file.load_into(net, "kornia's XFeat", given=(UNUSED,), allow_unexpected=True)
+    return net.eval()
 
 
 class KorniaXFeatLighterGlue(_kornia.LightGlueMatcher):
@@ -33,7 +33,7 @@ class KorniaXFeatLighterGlue(_kornia.LightGlueMatcher):
         file, glue = open_xfeat(), open_lighter_glue()
         self.source = file.source
         self.network = network(file)
-        self.glue = _kornia.light_glue("xfeat", glue.tree, "xfeat-lighterglue")
+        self.glue = _kornia.light_glue("xfeat", glue)
 
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, object]:
         with torch.inference_mode():

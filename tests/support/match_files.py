@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dune_cli.checkpoints.loader import begin_match_head
-from dune_cli.checkpoints.third_party import fill_stem
+from dune_cli.checkpoints.third_party import begin_match_head, fill_stem
 from dune_cli.io.photos import read_photo
 from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.match_head import MatchHead, MatchHeadConfig

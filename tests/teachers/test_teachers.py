@@ -15,7 +15,7 @@ from PIL import Image
 
 from dune_cli.checkpoints import third_party, weights_folder
 from dune_cli.checkpoints.loader import load_encoder, load_two_view
-from dune_cli.checkpoints.third_party import Foreign, open_foreign, open_xfeat
+from dune_cli.checkpoints.third_party import ThirdPartyWeights, open_third_party, open_xfeat
 from dune_cli.errors import UserError
 from dune_cli.models.patch_embed import resample
 from dune_cli.teachers.registry import load_teacher, names
@@ -27,8 +27,8 @@ from support.teacher_files import write_teachers
 CPU = torch.device("cpu")
 
 
-def published_xfeat() -> Foreign:
-    return open_foreign("xfeat")
+def published_xfeat() -> ThirdPartyWeights:
+    return open_third_party("xfeat", "xfeat")
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_other_grids_and_half_precision(name: str, example_photos: Path) -> None
 
 
 @pytest.mark.parametrize("open_file", [open_xfeat, pytest.param(published_xfeat, marks=pytest.mark.weights("xfeat"))])
-def test_xfeat_without_kornia_is_kornias(open_file: Callable[[], Foreign], example_photos: Path) -> None:
+def test_xfeat_without_kornia_is_kornias(open_file: Callable[[], ThirdPartyWeights], example_photos: Path) -> None:
     """Equal to kornia's network on the same weights, bit for bit; kornia is not imported for it."""
     image = photo(example_photos, "astronaut.png", 96)
     net = kornia_xfeat.network(open_file())
@@ -248,8 +248,8 @@ def test_the_teacher_xfeat_comes_with_dune(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.weights("xfeat")
 def test_the_copy_of_xfeat_is_the_published_file_rounded() -> None:
-    copy = third_party._copy("xfeat", ("xfeat.", "detector.")).tree
-    published = published_xfeat().tree
+    copy = third_party._open_copy("xfeat", ("xfeat.", "detector.")).state_dict
+    published = published_xfeat().state_dict
     assert {key for key in published if key not in copy and not key.startswith(kornia_xfeat.UNUSED)} == set()
     for key, value in copy.items():
         whole = published[key]  # batch statistics are as they were published

@@ -1,56 +1,120 @@
-"""One adapter a published layout: a module with
+"""One file an adapter: how one published layout of weights becomes a network of ours.
 
-NAME, KIND ("encoder" or "two-view"), matches(tree, metadata), describe(tree, metadata), build(tree) -> module,
-export(tree, metadata) -> (tensors, facts) and restore(tensors, facts) -> tree.
+An adapter is a module that defines
 
-Adding a layout is adding its file and naming it in PUBLISHED of `native`, which reads the converted form of each.
+    NAME      the layout, as `dune weights info` prints it
+    KIND      what `checkpoints.loader.load` calls its networks: "encoder", "two-view", "depth", ...
+    WHAT      the network in words, for messages: "a DINOv2 encoder"
+    PRIORITY  optional: adapters of a smaller number are asked first; the default is 500, then alphabetical order
+    matches(checkpoint) -> bool                  whether a checkpoint has this layout
+    describe(checkpoint) -> Description          what it holds; CheckpointError if it contradicts its layout
+    build(checkpoint) -> nn.Module               the network with its weights; CheckpointError if they do not fit
+    export(checkpoint) -> (tensors, settings)    its tensors by their published names, and what the shapes do not tell
+    restore(tensors, settings) -> checkpoint     the inverse of export
+
+One whose network stands on an encoder from a second file also defines ENCODERS (names of the layouts that may hold the
+encoder) and encoder_file(checkpoint, file_name) -> str | None (the encoder's published file name; None: no second file
+is needed), and its `build` takes (checkpoint, encoder, file_name).
+
+A converted file (safetensors) says in its header which layout it was made from: `dune.layout` is the adapter's NAME,
+`dune.facts` the settings as JSON.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from dune_cli.checkpoints.adapters import native
-from dune_cli.checkpoints.adapters._common import Description, count, state_dict_of
+from dune_cli import plugins
+from dune_cli.checkpoints.adapters._common import Description
+from dune_cli.checkpoints.state_dict import count_parameters, find_state_dict
 from dune_cli.errors import CheckpointError
 
-__all__ = ["Description", "describe", "describe_unknown", "identify", "published", "to_safetensors"]
+__all__ = ["Description", "all_adapters", "describe", "find", "identify", "to_safetensors"]
+LAYOUT, SETTINGS = "dune.layout", "dune.facts"  # keys of the safetensors header
+_DEFAULT_PRIORITY = 500
 _SHOWN = 12
 
 
-def identify(tree: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> Any | None:
-    """The adapter (a module) whose layout the file has; None for an unknown one."""
-    metadata = metadata or {}
-    return next((a for a in (native, *native.PUBLISHED.values()) if a.matches(tree, metadata)), None)
+def all_adapters() -> list[ModuleType]:
+    """Every adapter, in the order in which they are asked."""
+    modules = [plugins.load(__name__, name) for name in plugins.names(__name__, "matches")]
+    return sorted(modules, key=lambda module: getattr(module, "PRIORITY", _DEFAULT_PRIORITY))
 
 
-def published(tree: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> tuple[Any, Mapping[str, Any]]:
-    """The adapter of the published layout and the tree in it, our own safetensors included.
+def find(
+    checkpoint: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> tuple[ModuleType, Mapping[str, Any]] | None:
+    """The adapter of a file and its checkpoint in the published layout; None for an unknown layout.
 
-    Raises CheckpointError, saying what the file holds, for an unknown layout.
+    `metadata`: the strings of a safetensors header.
     """
-    adapter = identify(tree, metadata)
-    if adapter is None:
-        unknown = describe_unknown(tree)
-        known = ", ".join(native.PUBLISHED)
-        raise CheckpointError(f"the file has none of the known layouts ({known}): {'; '.join(unknown.notes)}")
-    return native.published(tree, metadata or {}) if adapter is native else (adapter, tree)
+    adapters, header = all_adapters(), metadata or {}
+    for adapter in adapters:
+        if header.get(LAYOUT) == adapter.NAME:
+            return adapter, _restored(adapter, checkpoint, header)
+    adapter = next((adapter for adapter in adapters if adapter.matches(checkpoint)), None)
+    return None if adapter is None else (adapter, checkpoint)
 
 
-def describe(tree: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> Description:
-    """What the file is; for an unknown layout what can be told all the same."""
-    adapter = identify(tree, metadata)
-    return describe_unknown(tree) if adapter is None else adapter.describe(tree, metadata or {})
+def identify(
+    checkpoint: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> tuple[ModuleType, Mapping[str, Any]]:
+    """As `find`. Raises CheckpointError, saying what the file holds, for an unknown layout."""
+    known = find(checkpoint, metadata)
+    if known is None:
+        layouts = ", ".join(adapter.NAME for adapter in all_adapters())
+        notes = "; ".join(_describe_unknown(checkpoint).notes)
+        raise CheckpointError(f"the file has none of the known layouts ({layouts}): {notes}")
+    return known
 
 
-def describe_unknown(tree: Mapping[str, Any]) -> Description:
-    """Top-level keys, number of tensors and of parameters of a file that no adapter knows."""
-    state = state_dict_of(tree) or _all_tensors(tree)
-    keys = [str(key) for key in tree]
-    flat = any("flat_param" in name for name in state)
+def describe(checkpoint: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> Description:
+    """What the file is; for an unknown layout, its top-level keys and the number of its tensors."""
+    known = find(checkpoint, metadata)
+    if known is None:
+        return _describe_unknown(checkpoint)
+    adapter, published = known
+    description = adapter.describe(published)
+    if published is checkpoint:
+        return description
+    return replace(description, notes=(*description.notes, "converted to safetensors by dune"))
+
+
+def to_safetensors(
+    checkpoint: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A known file as our own safetensors: (flat tensors in published names, header strings)."""
+    adapter, published = identify(checkpoint, metadata)
+    tensors, settings = adapter.export(published)
+    return tensors, {LAYOUT: adapter.NAME, SETTINGS: json.dumps(dict(settings))}
+
+
+def _restored(adapter: ModuleType, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """A converted file's checkpoint as the published layout has it."""
+    try:
+        settings = json.loads(metadata.get(SETTINGS, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"the safetensors header's {SETTINGS} is no JSON") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"the safetensors header's {SETTINGS} is no JSON object")
+    try:
+        return adapter.restore(dict(tensors), settings)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"the safetensors header's {SETTINGS} does not fit {adapter.NAME} ({error})") from error
+
+
+def _describe_unknown(checkpoint: Mapping[str, Any]) -> Description:
+    tensors = find_state_dict(checkpoint) or _all_tensors(checkpoint)
+    keys = [str(key) for key in checkpoint]
+    flat = any("flat_param" in name for name in tensors)
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     return Description(
         layout="unknown",
@@ -59,26 +123,19 @@ def describe_unknown(tree: Mapping[str, Any]) -> Description:
         teachers=(),
         patch=0,
         width=0,
-        parameters=count(state),
+        parameters=count_parameters(tensors),
         notes=(
             f"top-level keys: {', '.join(keys[:_SHOWN]) or 'none'}{more}",
-            f"{len(state)} tensors, {count(state):,} parameters",
+            f"{len(tensors)} tensors, {count_parameters(tensors):,} parameters",
             *(["one process's share of flattened FSDP parameters: save the whole state dict"] if flat else []),
         ),
     )
 
 
-def to_safetensors(
-    tree: Mapping[str, Any], metadata: Mapping[str, str] | None = None
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """A known file as our own safetensors: (flat tensors in official names, header strings)."""
-    adapter, inner = published(tree, metadata)
-    tensors, facts = adapter.export(inner, metadata or {})
-    return tensors, native.header(adapter, facts)
-
-
-def _all_tensors(tree: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    if isinstance(tree, torch.Tensor):
-        return {prefix: tree}
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
-    return {name: t for key, value in items for name, t in _all_tensors(value, f"{prefix}.{key}").items()}
+def _all_tensors(value: Any, prefix: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return {prefix: value}
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    items = value.items() if isinstance(value, Mapping) else ()
+    return {name: t for key, inner in items for name, t in _all_tensors(inner, f"{prefix}.{key}").items()}

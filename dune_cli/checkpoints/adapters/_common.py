@@ -1,25 +1,24 @@
-"""What the adapters share: the description of a file, its state dict, sizes read off its shapes."""
+"""What the adapters share: the description of a file, and the sizes of a network read off its shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from dune_cli.checkpoints.state_dict import KeyMap, unwrapped
+from dune_cli.checkpoints.state_dict import KeyMap
 from dune_cli.errors import CheckpointError
 from dune_cli.models.vit import PositionPolicy, VitConfig
 
 Kind = Literal["encoder", "two-view", "human", "matcher", "head", "teacher", "unknown"]
-CONTAINERS = ("model", "state_dict")
 SIZES = {384: "S", 768: "B", 1024: "L", 1536: "g"}
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a weight file is. `parameters` counts the values that the network uses; `patch`, `width` 0 if unknown."""
+    """What a weight file holds. `parameters` counts the values that the network uses; `patch`, `width` 0 if unknown."""
 
     layout: str
     kind: Kind
@@ -31,31 +30,11 @@ class Description:
     notes: tuple[str, ...] = ()
 
 
-def state_dict_of(tree: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict inside a file's tree, without wrapper prefixes; empty if there is none.
-
-    It is the value of `model` or `state_dict`, or the tree itself.
-    """
-    for name in CONTAINERS:
-        if isinstance(tree.get(name), Mapping):
-            return _tensors(tree[name])
-    return _tensors(tree)
-
-
-def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return unwrapped({key: value for key, value in state.items() if isinstance(value, torch.Tensor)})
-
-
 def field(arguments: Any, name: str) -> Any:
     """`name` out of a checkpoint's arguments, a Namespace or a dictionary; None if absent."""
     if isinstance(arguments, Mapping):
         return arguments.get(name)
     return getattr(arguments, name, None)
-
-
-def count(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Number of values."""
-    return sum(tensor.numel() for tensor in tensors.values())
 
 
 class Shapes:
@@ -101,15 +80,6 @@ def heads_of(width: int, stated: int | None, what: str) -> int:
 def vit_name(width: int, patch: int) -> str:
     """ "ViT-S/14" and so on."""
     return f"ViT-{SIZES[width]}/{patch}" if width in SIZES else f"ViT of width {width}, patch {patch}"
-
-
-def without(tensors: Mapping[str, torch.Tensor], prefixes: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The tensors whose keys start with none of `prefixes`."""
-    unwanted = tuple(prefixes)
-    return {key: tensor for key, tensor in tensors.items() if not key.startswith(unwanted)}
-
-
-# A ViT's sizes, read off its shapes: shared by the layouts that hold one.
 
 
 def vit_config(shapes: Shapes, prefix: str, policy: PositionPolicy | None, what: str) -> VitConfig:

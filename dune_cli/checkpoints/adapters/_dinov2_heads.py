@@ -17,6 +17,7 @@ from dune_cli.checkpoints.adapters import _common
 from dune_cli.errors import CheckpointError
 from dune_cli.models.vit import VisionTransformer
 
+ENCODERS = ("dinov2",)  # layouts of the encoder
 LETTERS = {"s": 384, "b": 768, "l": 1024, "g": 1536}
 FOUR_BLOCKS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}  # by the encoder's depth
 _PUBLISHED = re.compile(
@@ -38,21 +39,30 @@ class PublishedName:
 
 def published_name(file: str) -> PublishedName | None:
     """Reads names such as dinov2_vits14_nyu_dpt_head.pth; None for others."""
-    found = _PUBLISHED.match(file)
-    if found is None:
+    match = _PUBLISHED.match(file)
+    if match is None:
         return None
-    letter, registers = found["letter"], found["registers"] or ""
+    letter, registers = match["letter"], match["registers"] or ""
     return PublishedName(
         width=LETTERS[letter],
         registers=bool(registers),
-        data=found["data"],
-        blocks=1 if found["kind"] == "linear" else 4,
+        data=match["data"],
+        blocks=1 if match["kind"] == "linear" else 4,
         encoder_file=f"dinov2_vit{letter}14{registers}_pretrain.pth",
     )
 
 
-def check_encoder(encoder: VisionTransformer, name: PublishedName | None) -> None:
+def encoder_file(checkpoint: Mapping[str, Any], file_name: str) -> str:
+    """The published file of the head's encoder. CheckpointError where the head's own file name does not tell it."""
+    name = published_name(file_name)
+    if name is None:
+        raise CheckpointError("its name does not tell which encoder it belongs to; give it with --encoder (encoder=)")
+    return name.encoder_file
+
+
+def check_encoder(encoder: VisionTransformer, file_name: str) -> None:
     """CheckpointError unless the encoder is the kind that the head's file name says, if it says one."""
+    name = published_name(file_name)
     if name is None:
         return
     if encoder.width != name.width:
@@ -98,14 +108,14 @@ def width_of(inputs: int, per_block: Sequence[int]) -> tuple[int, tuple[str, ...
     return 0, (f"for an encoder of width {' or '.join(map(str, fitting)) or 'unknown'}",)
 
 
-def meta_of(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+def meta_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The `meta` of a depth or segmentation file; empty where there is none."""
-    meta = tree.get("meta")
+    meta = checkpoint.get("meta")
     return meta if isinstance(meta, Mapping) else {}
 
 
 def container(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The published tree of a depth or segmentation file."""
+    """The published checkpoint of a depth or segmentation file."""
     return {"meta": dict(meta), "state_dict": dict(tensors)}
 
 

@@ -9,6 +9,7 @@ import torch
 
 from dune_cli.checkpoints.adapters import _common
 from dune_cli.checkpoints.adapters._common import Shapes
+from dune_cli.checkpoints.state_dict import find_state_dict, without
 from dune_cli.errors import CheckpointError
 from dune_cli.models.multihmr_common import PersonTransformerConfig
 
@@ -17,15 +18,15 @@ HEAD_CHANNELS = 32
 LEFTOVERS = ("smpl_layer.", "smplx_layer.")  # a body model that was saved with the network
 
 
-def state_dict_of(tree: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def state_dict_of(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The state dict of {'args': ..., 'model_state_dict': ..., 'epoch': ...}, without wrapper prefixes."""
-    inner = tree.get(CONTAINER)
-    return _common.state_dict_of(inner if isinstance(inner, Mapping) else tree)
+    inner = checkpoint.get(CONTAINER)
+    return find_state_dict(inner if isinstance(inner, Mapping) else checkpoint)
 
 
-def arguments(tree: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def arguments(checkpoint: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Those of `names` that the file's `args` state; empty where it has no args."""
-    stated = {name: _common.field(tree.get("args"), name) for name in names}
+    stated = {name: _common.field(checkpoint.get("args"), name) for name in names}
     return {name: value for name, value in stated.items() if value is not None}
 
 
@@ -71,12 +72,16 @@ def hidden_widths(shapes: Shapes, prefixes: tuple[str, ...]) -> dict[str, int]:
     return {prefix.rpartition(".")[2]: shapes.of(f"{prefix}.0.weight", 2)[0] for prefix in prefixes}
 
 
-def export(tree: Mapping[str, Any], ignored: tuple[str, ...], names: tuple[str, ...]) -> tuple[dict, dict[str, Any]]:
+def export(
+    checkpoint: Mapping[str, Any], ignored: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[dict, dict[str, Any]]:
     """The used tensors in official names, and the arguments that matter."""
-    facts = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments(tree, names).items()}
-    return _common.without(state_dict_of(tree), ignored), facts
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in arguments(checkpoint, names).items()
+    }
+    return without(state_dict_of(checkpoint), ignored), settings
 
 
-def restore(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The published tree again, from what `export` gave."""
-    return {"args": dict(facts), CONTAINER: dict(tensors)}
+def restore(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The published checkpoint again, from what `export` gave."""
+    return {"args": dict(settings), CONTAINER: dict(tensors)}

@@ -9,18 +9,19 @@ import torch
 
 from dune_cli.checkpoints.adapters import _common
 from dune_cli.checkpoints.adapters._common import native_size, vit_config, vit_summary
-from dune_cli.checkpoints.state_dict import KeyMap, load_strict
+from dune_cli.checkpoints.state_dict import KeyMap, count_parameters, find_state_dict, load_strict, without
 from dune_cli.models.vit import VisionTransformer
 
 NAME = "dinov2"
 KIND = "encoder"
 WHAT = "a DINOv2 encoder"
+PRIORITY = 30
 KEYS = KeyMap(rules=(("blocks.{chunk}.{i}.", "blocks.{i}."),), ignored=("mask_token",))
 PLAIN = KeyMap(rules=(), ignored=KEYS.ignored)
 
 
-def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-    return is_encoder(_common.state_dict_of(tree).keys())
+def matches(checkpoint: Mapping[str, Any]) -> bool:
+    return is_encoder(find_state_dict(checkpoint).keys())
 
 
 def is_encoder(names: Set[str]) -> bool:
@@ -30,8 +31,8 @@ def is_encoder(names: Set[str]) -> bool:
     )
 
 
-def _read(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], KeyMap, VisionTransformer]:
-    state = _common.state_dict_of(tree)
+def _read(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], KeyMap, VisionTransformer]:
+    state = find_state_dict(checkpoint)
     keymap = KEYS if any(key.startswith("blocks.0.0.") for key in state) else PLAIN
     tensors = keymap.apply(state)
     config = vit_config(_common.Shapes(tensors, keymap, WHAT), "", None, WHAT)
@@ -39,8 +40,8 @@ def _read(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], KeyMap, Vis
         return tensors, keymap, VisionTransformer(config)
 
 
-def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.Description:
-    tensors, _, model = _read(tree)
+def describe(checkpoint: Mapping[str, Any]) -> _common.Description:
+    tensors, _, model = _read(checkpoint)
     config = model.config
     return _common.Description(
         layout=NAME,
@@ -49,23 +50,23 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.De
         teachers=(),
         patch=config.patch,
         width=config.width,
-        parameters=_common.count(tensors),
+        parameters=count_parameters(tensors),
         notes=(native_size(config),),
     )
 
 
-def build(tree: Mapping[str, Any]) -> VisionTransformer:
+def build(checkpoint: Mapping[str, Any]) -> VisionTransformer:
     """The encoder with its weights. CheckpointError if they do not fit."""
-    tensors, keymap, model = _read(tree)
-    load_strict(model, tensors, keymap, WHAT)
+    tensors, keymap, model = _read(checkpoint)
+    load_strict(model, tensors, WHAT, keymap)
     return model
 
 
-def export(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def export(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The used tensors in official names, and nothing else to remember."""
-    return _common.without(_common.state_dict_of(tree), KEYS.ignored), {}
+    return without(find_state_dict(checkpoint), KEYS.ignored), {}
 
 
-def restore(tensors: dict[str, torch.Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The published tree again, from what `export` gave."""
+def restore(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The published checkpoint again, from what `export` gave."""
     return dict(tensors)

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from dune_cli.checkpoints.adapters import _common, _dinov2_heads
-from dune_cli.checkpoints.state_dict import KeyMap, load_strict
+from dune_cli.checkpoints.state_dict import KeyMap, count_parameters, find_state_dict, load_strict
 from dune_cli.models.dinov2_heads import LinearSegmentationHead, SegmentationProtocol, Segmenter
 from dune_cli.models.vit import VisionTransformer
 
 NAME = "dinov2-segmenter"
 KIND = "segmenter"
 WHAT = "DINOv2's segmentation head"
+ENCODERS = _dinov2_heads.ENCODERS
+PRIORITY = 80
 KEYS = KeyMap(
     rules=(("decode_head.bn.", "bn."), ("decode_head.conv_seg.", "project.")),
     ignored=("decode_head.bn.num_batches_tracked",),
@@ -27,18 +29,20 @@ FOUR_BLOCKS = SegmentationProtocol(
     crop_px=640, stride_px=320, short_sides_px=(640, 844, 1107, 1459, 1920), longest_px=None, flip=True
 )
 
-
-def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-    return {"decode_head.conv_seg.weight", "decode_head.bn.running_mean"} <= _common.state_dict_of(tree).keys()
+encoder_file = _dinov2_heads.encoder_file
 
 
-def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.Description:
-    tensors = KEYS.apply(_common.state_dict_of(tree))
+def matches(checkpoint: Mapping[str, Any]) -> bool:
+    return {"decode_head.conv_seg.weight", "decode_head.bn.running_mean"} <= find_state_dict(checkpoint).keys()
+
+
+def describe(checkpoint: Mapping[str, Any]) -> _common.Description:
+    tensors = KEYS.apply(find_state_dict(checkpoint))
     classes, inputs = _common.Shapes(tensors, KEYS, WHAT).of("project.weight", 4)[:2]
     width, notes = _dinov2_heads.width_of(inputs, PER_BLOCK)
-    names = class_names(tree, classes)
+    names = class_names(checkpoint, classes)
     notes = (*notes, f"names of its classes: {'yes' if names else 'no'}")
-    if "optimizer" in tree:
+    if "optimizer" in checkpoint:
         notes = (*notes, "holds optimizer state, which running it does not need")
     return _common.Description(
         layout=NAME,
@@ -47,41 +51,42 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.De
         teachers=(),
         patch=14,
         width=width,
-        parameters=_common.count(tensors),
+        parameters=count_parameters(tensors),
         notes=notes,
     )
 
 
-def build(tree: Mapping[str, Any], encoder: VisionTransformer) -> Segmenter:
+def build(checkpoint: Mapping[str, Any], encoder: VisionTransformer, file_name: str = "") -> Segmenter:
     """The segmenter on `encoder`. CheckpointError if the weights do not fit, or the encoder is of another width."""
-    tensors = KEYS.apply(_common.state_dict_of(tree))
+    _dinov2_heads.check_encoder(encoder, file_name)
+    tensors = KEYS.apply(find_state_dict(checkpoint))
     classes, inputs = _common.Shapes(tensors, KEYS, WHAT).of("project.weight", 4)[:2]
     blocks = _dinov2_heads.blocks_read(inputs, PER_BLOCK, encoder)
     protocol = FOUR_BLOCKS if blocks == 4 else ONE_BLOCK_VOC2012 if classes == VOC2012_CLASSES else ONE_BLOCK
     with torch.device("meta"):
         head = LinearSegmentationHead(encoder.width, blocks, classes)
-    load_strict(head, tensors, KEYS, WHAT)
+    load_strict(head, tensors, WHAT, KEYS)
     return Segmenter(
         encoder,
         head,
         _dinov2_heads.last_blocks(encoder, blocks),
         protocol,
-        class_names(tree, classes),
-        palette(tree, classes),
+        class_names(checkpoint, classes),
+        palette(checkpoint, classes),
     )
 
 
-def class_names(tree: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+def class_names(checkpoint: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     """The file's own names of its classes; empty unless it has one for each."""
-    names = _dinov2_heads.meta_of(tree).get("CLASSES")
+    names = _dinov2_heads.meta_of(checkpoint).get("CLASSES")
     if not _is_list(names, classes) or not all(isinstance(name, str) for name in names):
         return ()
     return tuple(names)
 
 
-def palette(tree: Mapping[str, Any], classes: int) -> tuple[tuple[int, int, int], ...]:
+def palette(checkpoint: Mapping[str, Any], classes: int) -> tuple[tuple[int, int, int], ...]:
     """The file's own colours (RGB, 0-255) of its classes; empty unless it has one for each."""
-    colours = _dinov2_heads.meta_of(tree).get("PALETTE")
+    colours = _dinov2_heads.meta_of(checkpoint).get("PALETTE")
     if hasattr(colours, "tolist"):
         colours = colours.tolist()
     if not _is_list(colours, classes) or not all(_is_list(colour, 3) for colour in colours):
@@ -95,13 +100,13 @@ def _is_list(value: Any, length: int) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == length
 
 
-def export(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def export(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors in official names, and the file's class names and colours."""
-    tensors = _common.state_dict_of(tree)
+    tensors = find_state_dict(checkpoint)
     classes = len(tensors["decode_head.conv_seg.weight"])
-    return tensors, {"CLASSES": class_names(tree, classes), "PALETTE": palette(tree, classes)}
+    return tensors, {"CLASSES": class_names(checkpoint, classes), "PALETTE": palette(checkpoint, classes)}
 
 
-def restore(tensors: dict[str, torch.Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The published tree again, from what `export` gave."""
-    return _dinov2_heads.container(tensors, facts)
+def restore(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The published checkpoint again, from what `export` gave."""
+    return _dinov2_heads.container(tensors, settings)

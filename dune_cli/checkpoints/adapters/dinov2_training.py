@@ -13,25 +13,27 @@ from typing import Any
 
 import torch
 
-from dune_cli.checkpoints.adapters import _common, dinov2
-from dune_cli.checkpoints.state_dict import unwrapped
+from dune_cli.checkpoints.adapters import dinov2
+from dune_cli.checkpoints.adapters._common import Description
+from dune_cli.checkpoints.state_dict import CONTAINERS, unwrap
 from dune_cli.errors import CheckpointError
 from dune_cli.models.vit import VisionTransformer
 
 NAME = "dinov2-training"
 KIND = "encoder"
 WHAT = "a DINOv2 training checkpoint"
+PRIORITY = 900
 MARK = "patch_embed.proj.weight"
 AVERAGED, TRAINED = ("teacher", "ema", "model_ema", "teacher_ema", "ema_model"), ("student",)
-PLACES = {*AVERAGED, *TRAINED, *_common.CONTAINERS, "backbone", "encoder", "net", "network", "vit", "trunk"}
+PLACES = {*AVERAGED, *TRAINED, *CONTAINERS, "backbone", "encoder", "net", "network", "vit", "trunk"}
 BESIDE = ("head", "loss", "center")  # in the names of what training alone needs
 DEEPEST = 6
 MOST_PLACES = 16
 
 
-def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
+def matches(checkpoint: Mapping[str, Any]) -> bool:
     try:
-        state = _all_tensors(tree)
+        state = _all_tensors(checkpoint)
     except CheckpointError:
         return False
     places = _places(state)
@@ -39,9 +41,9 @@ def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
     return bool(places) and all(any(word in key for word in BESIDE) for key in others)
 
 
-def encoder_tree(tree: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+def encoder_state_dict(checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
     """Where the encoder lies ("teacher.backbone.") and its state dict. CheckpointError for two that are as good."""
-    state = _all_tensors(tree)
+    state = _all_tensors(checkpoint)
     places = sorted(_places(state), key=_rank)
     if len(places) > 1 and _rank(places[0]) == _rank(places[1]):
         listed = ", ".join(place.rstrip(".") for place in places[:4])
@@ -67,35 +69,37 @@ def _rank(place: str) -> int:
     return 2 if any(part in TRAINED for part in parts) else 1
 
 
-def _all_tensors(tree: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _all_tensors(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Every tensor of nested dictionaries, by the names that lead to it; wrappers' parts are left out."""
-    return unwrapped(dict(_walk(tree, "", DEEPEST)))
+    return unwrap(dict(_walk(checkpoint, "", DEEPEST)))
 
 
-def _walk(tree: Mapping[Any, Any], prefix: str, deeper: int) -> Iterator[tuple[str, torch.Tensor]]:
-    for key, value in tree.items():
+def _walk(checkpoint: Mapping[Any, Any], prefix: str, deeper: int) -> Iterator[tuple[str, torch.Tensor]]:
+    for key, value in checkpoint.items():
         if isinstance(key, str) and isinstance(value, torch.Tensor):
             yield prefix + key, value
         elif isinstance(key, str) and isinstance(value, Mapping) and deeper and not key.startswith("optim"):
             yield from _walk(value, f"{prefix}{key}.", deeper - 1)
 
 
-def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.Description:
-    place, inner = encoder_tree(tree)
-    found = dinov2.describe(inner, metadata)
-    return replace(found, layout=NAME, notes=(*found.notes, f"a training checkpoint; its encoder is {place[:-1]}"))
+def describe(checkpoint: Mapping[str, Any]) -> Description:
+    place, inner = encoder_state_dict(checkpoint)
+    description = dinov2.describe(inner)
+    return replace(
+        description, layout=NAME, notes=(*description.notes, f"a training checkpoint; its encoder is {place[:-1]}")
+    )
 
 
-def build(tree: Mapping[str, Any]) -> VisionTransformer:
+def build(checkpoint: Mapping[str, Any]) -> VisionTransformer:
     """The encoder with its weights, the teacher's if there is one. CheckpointError if they do not fit."""
-    return dinov2.build(encoder_tree(tree)[1])
+    return dinov2.build(encoder_state_dict(checkpoint)[1])
 
 
-def export(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def export(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The encoder's tensors in the names of DINOv2's hub files, and nothing else to remember."""
-    return dinov2.export(encoder_tree(tree)[1], metadata)
+    return dinov2.export(encoder_state_dict(checkpoint)[1])
 
 
-def restore(tensors: dict[str, torch.Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
+def restore(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
     """A training checkpoint again, from what `export` gave."""
     return {"teacher": {f"backbone.{key}": value for key, value in tensors.items()}}

@@ -9,13 +9,14 @@ import torch
 
 from dune_cli.checkpoints.adapters import _common
 from dune_cli.checkpoints.adapters._common import native_size, vit_config, vit_summary
-from dune_cli.checkpoints.state_dict import KeyMap, load_strict
+from dune_cli.checkpoints.state_dict import KeyMap, count_parameters, find_state_dict, load_strict, without
 from dune_cli.models.distilled_encoder import DistilledEncoder, TeacherNorm, TeacherProjector
 from dune_cli.models.vit import VisionTransformer
 
 NAME = "dune"
 KIND = "encoder"
 WHAT = "a DUNE encoder"
+PRIORITY = 10
 KEYS = KeyMap(
     rules=(
         ("encoder.blocks.{chunk}.{i}.", "vit.blocks.{i}."),
@@ -25,12 +26,12 @@ KEYS = KeyMap(
 )
 
 
-def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-    return {"encoder.cls_token", "encoder.patch_embed.proj.weight"} <= _common.state_dict_of(tree).keys()
+def matches(checkpoint: Mapping[str, Any]) -> bool:
+    return {"encoder.cls_token", "encoder.patch_embed.proj.weight"} <= find_state_dict(checkpoint).keys()
 
 
-def _read(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], DistilledEncoder]:
-    tensors = KEYS.apply(_common.state_dict_of(tree))
+def _read(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], DistilledEncoder]:
+    tensors = KEYS.apply(find_state_dict(checkpoint))
     shapes = _common.Shapes(tensors, KEYS, WHAT)
     config = vit_config(shapes, "vit.", "offset", WHAT)
     with torch.device("meta"):
@@ -60,13 +61,13 @@ def _teacher_norm(shapes: _common.Shapes, prefix: str) -> TeacherNorm:
     return TeacherNorm([(kind, shapes.of(f"{prefix}normalizers.{kind}.mean", 1)[0]) for kind in kinds])
 
 
-def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.Description:
-    tensors, model = _read(tree)
+def describe(checkpoint: Mapping[str, Any]) -> _common.Description:
+    tensors, model = _read(checkpoint)
     config = model.vit.config
     notes = [native_size(config)]
-    if isinstance(tree.get("iter"), int):
-        notes.append(f"trained for {tree['iter']} iterations")
-    if "optimizer" in tree:
+    if isinstance(checkpoint.get("iter"), int):
+        notes.append(f"trained for {checkpoint['iter']} iterations")
+    if "optimizer" in checkpoint:
         notes.append("holds optimizer state, which running it does not need")
     return _common.Description(
         layout=NAME,
@@ -75,23 +76,23 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.De
         teachers=model.teachers,
         patch=config.patch,
         width=config.width,
-        parameters=_common.count(tensors),
+        parameters=count_parameters(tensors),
         notes=tuple(notes),
     )
 
 
-def build(tree: Mapping[str, Any]) -> DistilledEncoder:
+def build(checkpoint: Mapping[str, Any]) -> DistilledEncoder:
     """The encoder with its projectors and weights. CheckpointError if they do not fit."""
-    tensors, model = _read(tree)
-    load_strict(model, tensors, KEYS, WHAT)
+    tensors, model = _read(checkpoint)
+    load_strict(model, tensors, WHAT, KEYS)
     return model
 
 
-def export(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def export(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The used tensors in official names, and nothing else to remember: the shapes say it all."""
-    return _common.without(_common.state_dict_of(tree), KEYS.ignored), {}
+    return without(find_state_dict(checkpoint), KEYS.ignored), {}
 
 
-def restore(tensors: dict[str, torch.Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The published tree again, from what `export` gave."""
+def restore(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The published checkpoint again, from what `export` gave."""
     return {"model": dict(tensors)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dune_cli.checkpoints.adapters import _common
-from dune_cli.checkpoints.state_dict import KeyMap, load_strict
+from dune_cli.checkpoints.state_dict import count_parameters, load_strict
 from dune_cli.errors import CheckpointError
 from dune_cli.models.lightglue import LightGlueConfig
 from dune_cli.models.match_head import CHANNELS, MatchHead, MatchHeadConfig
@@ -18,23 +18,23 @@ from dune_cli.models.match_head import CHANNELS, MatchHead, MatchHeadConfig
 NAME = "dune-matcher"
 KIND = "matcher"
 WHAT = "a matching head"
+PRIORITY = 60
 BACKBONE = "xfeat."
-KEYS = KeyMap(rules=())
 
 
-def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-    return isinstance(tree.get("matcher"), Mapping) and isinstance(tree.get("settings"), Mapping)
+def matches(checkpoint: Mapping[str, Any]) -> bool:
+    return isinstance(checkpoint.get("matcher"), Mapping) and isinstance(checkpoint.get("settings"), Mapping)
 
 
-def tree_of(head: MatchHead) -> dict[str, Any]:
+def checkpoint_of(head: MatchHead) -> dict[str, Any]:
     """The head as this layout has it."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
     return {"matcher": tensors, "settings": asdict(head.config)}
 
 
-def _config(tree: Mapping[str, Any]) -> MatchHeadConfig:
+def _config(checkpoint: Mapping[str, Any]) -> MatchHeadConfig:
     """The settings, each of the type that it must have. CheckpointError for others."""
-    settings = dict(tree["settings"])
+    settings = dict(checkpoint["settings"])
     glue = settings.pop("glue", None)
     context = settings.pop("context", None)
     if not isinstance(glue, Mapping) or not isinstance(context, (list, tuple)) or not set(context) <= set(CHANNELS):
@@ -62,8 +62,8 @@ def _numbers(kind: type, settings: Mapping[str, Any]) -> dict[str, int | float]:
     return dict(settings)
 
 
-def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.Description:
-    config, tensors = _config(tree), tree["matcher"]
+def describe(checkpoint: Mapping[str, Any]) -> _common.Description:
+    config, tensors = _config(checkpoint), checkpoint["matcher"]
     return _common.Description(
         layout=NAME,
         kind=KIND,
@@ -71,7 +71,7 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.De
         teachers=(),
         patch=0,
         width=config.glue.width,
-        parameters=_common.count(tensors),
+        parameters=count_parameters(tensors),
         notes=(
             "XFeat's backbone is in it" if _has_backbone(tensors) else "runs on a dune-mini of the stem xfeat+lite",
             f"context: {', '.join(config.context) or 'none'}",
@@ -80,22 +80,22 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.De
     )
 
 
-def build(tree: Mapping[str, Any]) -> MatchHead:
+def build(checkpoint: Mapping[str, Any]) -> MatchHead:
     """The head with its weights. CheckpointError if they do not fit."""
-    head = MatchHead(_config(tree), _has_backbone(tree["matcher"]))
-    load_strict(head, dict(tree["matcher"]), KEYS, WHAT)
+    head = MatchHead(_config(checkpoint), _has_backbone(checkpoint["matcher"]))
+    load_strict(head, dict(checkpoint["matcher"]), WHAT)
     return head.requires_grad_(False)
 
 
-def export(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def export(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors, and the settings as JSON."""
-    return dict(tree["matcher"]), {"settings": json.dumps(tree["settings"])}
+    return dict(checkpoint["matcher"]), {"settings": json.dumps(checkpoint["settings"])}
 
 
-def restore(tensors: dict[str, torch.Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree again, from what `export` gave."""
+def restore(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint again, from what `export` gave."""
     try:
-        settings = json.loads(facts["settings"])
+        settings = json.loads(settings["settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the safetensors header of {WHAT} has no settings") from error
     return {"matcher": tensors, "settings": settings}

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 
 from dune_cli.checkpoints.adapters import _common, dune
-from dune_cli.checkpoints.state_dict import KeyMap, load_strict
+from dune_cli.checkpoints.state_dict import KeyMap, count_parameters, find_state_dict, load_strict
 from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.models.dune_mini import PARTS, PATCH, MiniConfig, MiniEncoder
 
 NAME = "dune-mini"
 KIND = "encoder"
 WHAT = "a dune-mini encoder"
+PRIORITY = 20
 KEYS = KeyMap(rules=(("encoder.", "vit."),))
 
 
-def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-    keys = _common.state_dict_of(tree).keys()
+def matches(checkpoint: Mapping[str, Any]) -> bool:
+    keys = find_state_dict(checkpoint).keys()
     return "encoder.cls_token" in keys and any(key.startswith("encoder.to_tokens.projs.") for key in keys)
 
 
@@ -42,15 +43,15 @@ def _config(shapes: _common.Shapes) -> MiniConfig:
     )
 
 
-def _read(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], DistilledEncoder]:
-    tensors = KEYS.apply(_common.state_dict_of(tree))
+def _read(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], DistilledEncoder]:
+    tensors = KEYS.apply(find_state_dict(checkpoint))
     shapes = _common.Shapes(tensors, KEYS, WHAT)
     with torch.device("meta"):
         return tensors, DistilledEncoder(MiniEncoder(_config(shapes)), *dune.teacher_parts(shapes))
 
 
-def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.Description:
-    tensors, model = _read(tree)
+def describe(checkpoint: Mapping[str, Any]) -> _common.Description:
+    tensors, model = _read(checkpoint)
     config = model.vit.config
     return _common.Description(
         layout=NAME,
@@ -60,23 +61,23 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.De
         teachers=model.teachers,
         patch=PATCH,
         width=config.width,
-        parameters=_common.count(tensors),
+        parameters=count_parameters(tensors),
         notes=("every size that is a multiple of 16 px is native",),
     )
 
 
-def build(tree: Mapping[str, Any]) -> DistilledEncoder:
+def build(checkpoint: Mapping[str, Any]) -> DistilledEncoder:
     """The encoder with its projectors and weights. CheckpointError if they do not fit."""
-    tensors, model = _read(tree)
-    load_strict(model, tensors, KEYS, WHAT)
+    tensors, model = _read(checkpoint)
+    load_strict(model, tensors, WHAT, KEYS)
     return model
 
 
-def export(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def export(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors, and nothing else to remember: the shapes say it all."""
-    return _common.state_dict_of(tree), {}
+    return find_state_dict(checkpoint), {}
 
 
-def restore(tensors: dict[str, torch.Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree again, from what `export` gave."""
+def restore(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint again, from what `export` gave."""
     return {"model": dict(tensors)}

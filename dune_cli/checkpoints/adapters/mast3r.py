@@ -9,13 +9,14 @@ import torch
 
 from dune_cli.checkpoints.adapters import _common, _two_view
 from dune_cli.checkpoints.adapters._two_view import read_constructor
-from dune_cli.checkpoints.state_dict import KeyMap, load_strict
+from dune_cli.checkpoints.state_dict import KeyMap, count_parameters, find_state_dict, load_strict, without
 from dune_cli.errors import CheckpointError
 from dune_cli.models.mast3r import CrocoConfig, CrocoEncoder, TwoViewDecoder, TwoViewModel
 
 NAME = "mast3r"
 KIND = "two-view"
 WHAT = "a MASt3R model"
+PRIORITY = 40
 PATCH = 16
 KEYS = KeyMap(
     rules=(
@@ -29,14 +30,14 @@ KEYS = KeyMap(
 )
 
 
-def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-    return {"enc_norm.weight", "decoder_embed.weight"} <= _common.state_dict_of(tree).keys()
+def matches(checkpoint: Mapping[str, Any]) -> bool:
+    return {"enc_norm.weight", "decoder_embed.weight"} <= find_state_dict(checkpoint).keys()
 
 
-def _read(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], TwoViewModel]:
-    tensors = _two_view.complete(KEYS.apply(_common.state_dict_of(tree)))
+def _read(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], TwoViewModel]:
+    tensors = _two_view.complete(KEYS.apply(find_state_dict(checkpoint)))
     shapes = _common.Shapes(tensors, KEYS, WHAT)
-    constructor = read_constructor(_common.field(tree.get("args"), "model"))
+    constructor = read_constructor(_common.field(checkpoint.get("args"), "model"))
     width, _, patch, _ = shapes.of("encoder.patch_embed.proj.weight", 4)
     if patch != (constructor.patch or PATCH):
         raise CheckpointError(
@@ -56,8 +57,8 @@ def _read(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], TwoViewMode
         return tensors, TwoViewModel(CrocoEncoder(encoder), TwoViewDecoder(decoder), head)
 
 
-def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.Description:
-    tensors, model = _read(tree)
+def describe(checkpoint: Mapping[str, Any]) -> _common.Description:
+    tensors, model = _read(checkpoint)
     encoder, decoder = model.encoder.config, model.decoder.config
     return _common.Description(
         layout=NAME,
@@ -67,24 +68,24 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.De
         teachers=(),
         patch=encoder.patch,
         width=encoder.width,
-        parameters=_common.count(tensors),
+        parameters=count_parameters(tensors),
         notes=(f"descriptors of {model.head1.config.descriptor_channels} channels",),
     )
 
 
-def build(tree: Mapping[str, Any]) -> TwoViewModel:
+def build(checkpoint: Mapping[str, Any]) -> TwoViewModel:
     """The model with its weights. CheckpointError if they do not fit."""
-    tensors, model = _read(tree)
-    load_strict(model, tensors, KEYS, WHAT)
+    tensors, model = _read(checkpoint)
+    load_strict(model, tensors, WHAT, KEYS)
     return model
 
 
-def export(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def export(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The used tensors in official names, and the constructor string."""
-    tensors = _common.state_dict_of(tree)
-    return _common.without(tensors, KEYS.ignored), {"model": str(_common.field(tree.get("args"), "model"))}
+    tensors = find_state_dict(checkpoint)
+    return without(tensors, KEYS.ignored), {"model": str(_common.field(checkpoint.get("args"), "model"))}
 
 
-def restore(tensors: dict[str, torch.Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The published tree again, from what `export` gave."""
-    return {"args": {"model": facts.get("model")}, "model": dict(tensors)}
+def restore(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The published checkpoint again, from what `export` gave."""
+    return {"args": {"model": settings.get("model")}, "model": dict(tensors)}

@@ -9,7 +9,7 @@ import torch
 
 from dune_cli.checkpoints.adapters import _common, _multihmr
 from dune_cli.checkpoints.adapters._common import vit_config, vit_summary
-from dune_cli.checkpoints.state_dict import KeyMap, load_strict
+from dune_cli.checkpoints.state_dict import KeyMap, count_parameters, load_strict
 from dune_cli.errors import CheckpointError
 from dune_cli.models.multihmr_smplx import ROTATIONS, MultiHmrSmplx, SmplxHeadConfig
 from dune_cli.models.vit import VisionTransformer
@@ -17,6 +17,7 @@ from dune_cli.models.vit import VisionTransformer
 NAME = "multihmr"
 KIND = "human"
 WHAT = "a Multi-HMR model on SMPL-X"
+PRIORITY = 100
 IGNORED = ("backbone.encoder.mask_token", *_multihmr.LEFTOVERS)
 KEYS = KeyMap(rules=(("backbone.encoder.", "backbone."),), ignored=IGNORED)
 HEAD = "x_attention_head."
@@ -32,14 +33,14 @@ ARGUMENTS = (
 MAX_RESOLUTION = 64
 
 
-def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-    return {"mlp_classif.0.weight", f"{HEAD}decpose.weight"} <= _multihmr.state_dict_of(tree).keys()
+def matches(checkpoint: Mapping[str, Any]) -> bool:
+    return {"mlp_classif.0.weight", f"{HEAD}decpose.weight"} <= _multihmr.state_dict_of(checkpoint).keys()
 
 
-def _read(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], MultiHmrSmplx]:
-    tensors = KEYS.apply(_multihmr.state_dict_of(tree))
+def _read(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], MultiHmrSmplx]:
+    tensors = KEYS.apply(_multihmr.state_dict_of(checkpoint))
     shapes = _common.Shapes(tensors, KEYS, WHAT)
-    given = _multihmr.arguments(tree, ARGUMENTS)
+    given = _multihmr.arguments(checkpoint, ARGUMENTS)
     _check_variant(given)
     betas = shapes.of(f"{HEAD}decshape.weight", 2)[0]
     _choose_betas(tensors, betas)
@@ -84,8 +85,8 @@ def _choose_betas(tensors: dict[str, torch.Tensor], betas: int) -> None:
         tensors[f"{HEAD}init_betas"] = kid
 
 
-def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.Description:
-    tensors, model = _read(tree)
+def describe(checkpoint: Mapping[str, Any]) -> _common.Description:
+    tensors, model = _read(checkpoint)
     vit, config = model.backbone.config, model.config
     return _common.Description(
         layout=NAME,
@@ -94,21 +95,21 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.De
         teachers=(),
         patch=vit.patch,
         width=vit.width,
-        parameters=_common.count(tensors),
+        parameters=count_parameters(tensors),
         notes=(f"square images of {model.size_px} px", f"{config.betas} betas, {config.expression} expressions"),
     )
 
 
-def build(tree: Mapping[str, Any]) -> MultiHmrSmplx:
+def build(checkpoint: Mapping[str, Any]) -> MultiHmrSmplx:
     """The network with its weights. CheckpointError if they do not fit."""
-    tensors, model = _read(tree)
-    load_strict(model, tensors, KEYS, WHAT)
+    tensors, model = _read(checkpoint)
+    load_strict(model, tensors, WHAT, KEYS)
     return model
 
 
-def export(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def export(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The used tensors in official names, and the arguments that the shapes do not tell."""
-    return _multihmr.export(tree, IGNORED, ARGUMENTS)
+    return _multihmr.export(checkpoint, IGNORED, ARGUMENTS)
 
 
 restore = _multihmr.restore

@@ -9,7 +9,7 @@ import torch
 
 from dune_cli.checkpoints.adapters import _common, _multihmr
 from dune_cli.checkpoints.adapters._common import vit_config, vit_summary
-from dune_cli.checkpoints.state_dict import KeyMap, load_strict
+from dune_cli.checkpoints.state_dict import KeyMap, count_parameters, load_strict
 from dune_cli.errors import CheckpointError
 from dune_cli.models.multihmr_anny import SHAPE, AnnyHeadConfig, MultiHmrAnny
 from dune_cli.models.vit import VisionTransformer
@@ -17,20 +17,22 @@ from dune_cli.models.vit import VisionTransformer
 NAME = "multihmr-anny"
 KIND = "human"
 WHAT = "a Multi-HMR model on Anny"
+PRIORITY = 110
 IGNORED = ("encoder.backbone.mask_token", "eye", *_multihmr.LEFTOVERS)
 KEYS = KeyMap(rules=(), ignored=IGNORED)
 MLPS = ("encoder.mlp_det", "encoder.mlp_fov_unique", "mlp_offset", "mlp_pose", "mlp_shape", "mlp_dist")
 ARGUMENTS = ("img_size", "xat_depth", "xat_heads", "person_center")
 
 
-def matches(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-    return {"encoder.mlp_det.0.weight", "mlp_dist.0.weight", "useful_rotmat"} <= _multihmr.state_dict_of(tree).keys()
+def matches(checkpoint: Mapping[str, Any]) -> bool:
+    keys = _multihmr.state_dict_of(checkpoint).keys()
+    return {"encoder.mlp_det.0.weight", "mlp_dist.0.weight", "useful_rotmat"} <= keys
 
 
-def _read(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], MultiHmrAnny]:
-    tensors = KEYS.apply(_multihmr.state_dict_of(tree))
+def _read(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], MultiHmrAnny]:
+    tensors = KEYS.apply(_multihmr.state_dict_of(checkpoint))
     shapes = _common.Shapes(tensors, KEYS, WHAT)
-    given = _multihmr.arguments(tree, ARGUMENTS)
+    given = _multihmr.arguments(checkpoint, ARGUMENTS)
     if (center := given.get("person_center", "head")) != "head":
         raise CheckpointError(f"{WHAT}: its args have person_center={center!r}; supported: 'head'")
     vit = vit_config(shapes, "encoder.backbone.", "offset", WHAT)
@@ -59,8 +61,8 @@ def _read(tree: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], MultiHmrAnn
         return tensors, MultiHmrAnny(VisionTransformer(vit), config)
 
 
-def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.Description:
-    tensors, model = _read(tree)
+def describe(checkpoint: Mapping[str, Any]) -> _common.Description:
+    tensors, model = _read(checkpoint)
     vit = model.encoder.backbone.config
     return _common.Description(
         layout=NAME,
@@ -69,7 +71,7 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.De
         teachers=(),
         patch=vit.patch,
         width=vit.width,
-        parameters=_common.count(tensors),
+        parameters=count_parameters(tensors),
         notes=(
             f"square images of {model.size_px} px",
             f"{model.config.bones} bones, {model.config.shape} shape numbers",
@@ -77,16 +79,16 @@ def describe(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> _common.De
     )
 
 
-def build(tree: Mapping[str, Any]) -> MultiHmrAnny:
+def build(checkpoint: Mapping[str, Any]) -> MultiHmrAnny:
     """The network with its weights. CheckpointError if they do not fit."""
-    tensors, model = _read(tree)
-    load_strict(model, tensors, KEYS, WHAT)
+    tensors, model = _read(checkpoint)
+    load_strict(model, tensors, WHAT, KEYS)
     return model
 
 
-def export(tree: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def export(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The used tensors in official names, and the arguments that the shapes do not tell."""
-    return _multihmr.export(tree, IGNORED, ARGUMENTS)
+    return _multihmr.export(checkpoint, IGNORED, ARGUMENTS)
 
 
 restore = _multihmr.restore

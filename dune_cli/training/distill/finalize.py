@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dune_cli.checkpoints import adapters, inventory, weight_files, weights_folder
+from dune_cli.checkpoints import adapters, weight_files
 from dune_cli.models.dune_mini import MiniEncoder
 from dune_cli.provenance import Source
 from dune_cli.training.common.dataset import centre_crop
@@ -97,9 +97,8 @@ def licence_text(teachers: Mapping[str, Source], stem: Mapping[str, Source], ini
     if stem:
         text += "; stem: " + json.dumps({s.name: s.licence for s in stem.values()}, sort_keys=True)
     if init is not None:
-        located = weights_folder.locate(init)
-        licence = inventory.licence_of(located, weight_files.read_located(located).metadata)
-        text += f"; started from {located.entry.name if located.entry else located.path.name}: {licence}"
+        file = weight_files.open_weights(init)
+        text += f"; started from {file.entry.name if file.entry else file.path.name}: {file.licence}"
     return text
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.nn.init import trunc_normal_
 
-from dune_cli.checkpoints import weight_files, weights_folder
-from dune_cli.checkpoints.adapters._common import state_dict_of
+from dune_cli.checkpoints import weight_files
 from dune_cli.checkpoints.loader import load_encoder
+from dune_cli.checkpoints.state_dict import find_state_dict, load_strict
 from dune_cli.checkpoints.third_party import fill_stem
-from dune_cli.errors import CheckpointError, UserError
+from dune_cli.errors import UserError
 from dune_cli.models.blocks import LayerScale
 from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.models.dune_mini import PARTS, MiniConfig, MiniEncoder
@@ -250,7 +250,7 @@ def load_into(student: Student, name_or_path: str) -> tuple[str, ...]:
     """
     encoder = student.encoder
     if isinstance(encoder, TimmStudent):
-        state_dict = state_dict_of(weight_files.read_located(weights_folder.locate(name_or_path)).tree)
+        state_dict = find_state_dict(weight_files.open_weights(name_or_path).checkpoint)
         _load_strict(encoder.model, state_dict, name_or_path)
         return ()
     loaded = load_encoder(name_or_path, device="cpu")
@@ -264,15 +264,8 @@ def load_into(student: Student, name_or_path: str) -> tuple[str, ...]:
 
 
 def _load_strict(module: nn.Module, state_dict: dict[str, torch.Tensor], name: str) -> None:
-    expected = module.state_dict()
-    problems = [key for key in expected if key not in state_dict or state_dict[key].shape != expected[key].shape]
-    problems += [key for key in state_dict if key not in expected]
-    if problems:
-        raise CheckpointError(
-            f"--init {name} does not fit the student: {len(problems)} keys are missing, left over or of another shape, "
-            f"such as {', '.join(problems[:3])}"
-        )
-    module.load_state_dict(state_dict)
+    with weight_files.naming_file(f"--init {name}"):
+        load_strict(module, state_dict, "the student")
 
 
 def _load_projectors(student: Student, loaded: nn.Module) -> tuple[str, ...]:

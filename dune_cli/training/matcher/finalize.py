@@ -80,7 +80,7 @@ def score(matcher: FeatureMatcher, pairs: Sequence[RealPair], seed: int) -> Vali
 
 def head_weights(head: MatchHead, begun_from: Mapping[str, Source]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """(state dict, metadata) of a head's weight file; the metadata names the weights that the head began from."""
-    tensors, metadata = adapters.to_safetensors(dune_matcher.tree_of(head))
+    tensors, metadata = adapters.to_safetensors(dune_matcher.checkpoint_of(head))
     return tensors, {**metadata, "dune.licence": licence_of(begun_from)}
 
 

@@ -12,13 +12,8 @@ import torch
 from torch import nn
 
 from dune_cli import console, runtime
-from dune_cli.checkpoints.loader import (
-    begin_match_head,
-    continue_match_head,
-    load_encoder,
-    load_match_head,
-    new_match_head,
-)
+from dune_cli.checkpoints.loader import load_encoder, load_match_head
+from dune_cli.checkpoints.third_party import begin_match_head, continue_match_head, new_match_head
 from dune_cli.errors import UserError
 from dune_cli.io.json_files import Fields
 from dune_cli.matchers.dune import EncoderExtractor

@@ -12,7 +12,7 @@ import torch
 from dune_cli.checkpoints import adapters
 from dune_cli.checkpoints.adapters import dinov2, dune, dune_mast3r, mast3r
 from dune_cli.checkpoints.adapters._two_view import read_constructor
-from dune_cli.checkpoints.state_dict import KeyMap, unwrapped
+from dune_cli.checkpoints.state_dict import KeyMap, unwrap
 from dune_cli.checkpoints.weight_files import read_weights
 from dune_cli.errors import CheckpointError
 from dune_cli.models.mast3r import ConfidenceMode
@@ -46,9 +46,9 @@ def test_key_maps_translate_both_ways() -> None:
 
 def test_wrapper_prefixes_go_wherever_they_stand() -> None:
     state = {"module.encoder._orig_mod.norm.weight": torch.zeros(1)}
-    assert list(unwrapped(state)) == ["encoder.norm.weight"]
+    assert list(unwrap(state)) == ["encoder.norm.weight"]
     with pytest.raises(CheckpointError, match="twice"):
-        unwrapped(state | {"encoder.norm.weight": torch.zeros(1)})
+        unwrap(state | {"encoder.norm.weight": torch.zeros(1)})
 
 
 def test_each_layout_is_recognised_and_described(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_each_layout_is_recognised_and_described(tmp_path: Path) -> None:
     assert (found.layout, found.teachers, found.width) == ("dinov2", (), 384)
     found = adapters.describe(mast3r_tree(FULL, mini_state()))
     assert (found.layout, found.kind, found.patch, found.width) == ("mast3r", "two-view", 16, 192)
-    found = adapters.describe(read_weights(small_two_files(tmp_path)[0]).tree)
+    found = adapters.describe(read_weights(small_two_files(tmp_path)[0]).checkpoint)
     assert (found.layout, found.kind, found.patch, found.width) == ("dune+mast3r", "two-view", 14, 64)
     assert "dune_vitsmall14_448.pth" in found.notes[0]
 
@@ -80,7 +80,7 @@ def test_an_unknown_tree_is_described_all_the_same() -> None:
     found = adapters.describe(tree)
     assert (found.layout, found.kind, found.parameters) == ("unknown", "unknown", 11)
     assert found.notes[0] == "top-level keys: config, nets, 3"
-    assert adapters.identify(tree) is None
+    assert adapters.find(tree) is None
     assert adapters.describe({}).parameters == 0
 
 
@@ -221,7 +221,7 @@ def test_either_name_of_the_reducing_convolutions_will_do() -> None:
 
 
 def test_unused_keys_are_ignored_by_name_only(tmp_path: Path) -> None:
-    decoder, encoder = (read_weights(path).tree for path in small_two_files(tmp_path))
+    decoder, encoder = (read_weights(path).checkpoint for path in small_two_files(tmp_path))
     inside = {key.replace("module.encoder.", "dune_backbone."): value for key, value in encoder["model"].items()}
     tree = {**decoder, "model": {**decoder["model"], **inside}}
     tree["model"]["mast3r.enc_blocks.0.norm1.weight"] = torch.zeros(3)

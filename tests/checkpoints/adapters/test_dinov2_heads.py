@@ -131,7 +131,7 @@ def test_names_and_colours_of_classes_come_from_the_file(published: tuple[Fixtur
 
 def converted(path: Path, folder: Path) -> Path:
     file = read_weights(path)
-    tensors, header = adapters.to_safetensors(file.tree, file.metadata)
+    tensors, header = adapters.to_safetensors(file.checkpoint, file.metadata)
     target = folder / f"{path.stem}.safetensors"
     write_safetensors(target, tensors, header)
     return target
@@ -156,7 +156,7 @@ def test_converted_files_give_the_same(published: tuple[Fixture, Path], tmp_path
 
 def test_the_encoder_is_found_by_the_heads_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head = write_head(tmp_path, "dinov2_vits14_nyu_linear_head", 384, "linear", "nyu")
-    with pytest.raises(WeightsMissing, match=r"needs its encoder: .*dune weights pull dinov2-vits14'.*Apache-2.0"):
+    with pytest.raises(WeightsMissing, match=r"needs its encoder dinov2_vits14_pretrain\.pth: .*Apache-2\.0"):
         load_depth(head, device="cpu")
     weights = tmp_path / "weights"
     weights.mkdir()
@@ -197,13 +197,15 @@ def test_files_of_other_kinds_say_what_they_are(published: tuple[Fixture, Path],
         load_two_view(depth, device="cpu")
     dune = tmp_path / "dune_vitsmall14_448.pth"
     torch.save(dune_tree(make_state_dict(dune_manifest(384, 1, 4, {}), 1)), dune)
-    with pytest.raises(CheckpointError, match=r"a DUNE encoder; DINOv2's .* own encoder, dinov2_vits14_pretrain\.pth"):
+    with pytest.raises(
+        CheckpointError, match=r"a DUNE encoder; DINOv2's depth head needs .*dinov2 \(dinov2_vits14_pretrain\.pth"
+    ):
         load_depth(depth, encoder=dune, device="cpu")
 
 
 def test_a_damaged_head_lists_its_keys(published: tuple[Fixture, Path], tmp_path: Path) -> None:
     _, folder = published
-    tree = dict(read_weights(folder / "dinov2_vits14_nyu_dpt_head.pth").tree)
+    tree = dict(read_weights(folder / "dinov2_vits14_nyu_dpt_head.pth").checkpoint)
     tree["state_dict"] = {k: v for k, v in tree["state_dict"].items() if not k.startswith("decode_head.convs.2.")}
     torch.save(tree, tmp_path / "dinov2_vits14_nyu_dpt_head.pth")
     with pytest.raises(CheckpointError, match=r"decode_head\.convs\.2\.conv\.weight"):

@@ -83,7 +83,7 @@ def test_every_form_of_the_file_gives_the_same_people(name: str, change: Callabl
 def test_converted_to_safetensors_and_back(name: str, tmp_path: Path) -> None:
     path = _save(tmp_path / "a.pt", _tree(name))
     file = weight_files.read_weights(path)
-    tensors, header = adapters.to_safetensors(file.tree, file.metadata)
+    tensors, header = adapters.to_safetensors(file.checkpoint, file.metadata)
     weight_files.write_safetensors(tmp_path / "a.safetensors", tensors, header)
     assert not any("mask_token" in key for key in tensors)
     for field in ("scores", "head", "rotations", "shape"):
@@ -94,7 +94,7 @@ def test_converted_to_safetensors_and_back(name: str, tmp_path: Path) -> None:
 @BOTH
 def test_described_in_words(name: str, tmp_path: Path) -> None:
     file = weight_files.read_weights(write_small(tmp_path / "small.pt", name))
-    found = adapters.describe(file.tree, file.metadata)
+    found = adapters.describe(file.checkpoint, file.metadata)
     assert (found.layout, found.kind) == ("multihmr-anny" if name == ANNY else "multihmr", "human")
     assert "112 px" in found.notes[0]
     assert found.patch == 14
@@ -147,7 +147,7 @@ def test_all_published_sizes_are_understood(name: str, size: int, width: int, de
     assert found.width == width
     assert found.notes[0] == f"square images of {size} px"
     assert f"{depth} blocks" in found.architecture
-    adapter, _ = adapters.published(tree)
+    adapter, _ = adapters.identify(tree)
     network = adapter._read(tree)[1]
     unused = {"eye", "x_attention_head.init_betas_kid"}
     ours = {key.replace("backbone.encoder.", "backbone.") for key in state if "mask_token" not in key} - unused

@@ -12,14 +12,14 @@ from safetensors import safe_open
 
 from dune_cli.checkpoints import weights_folder
 from dune_cli.checkpoints.loader import load_encoder
-from dune_cli.checkpoints.third_party import Foreign, open_foreign, open_xfeat
+from dune_cli.checkpoints.third_party import ThirdPartyWeights, open_third_party, open_xfeat
 from dune_cli.errors import UserError, WeightsMissing
 from dune_cli.training.distill.students import new_encoder
 from support import kornia_xfeat
 
 
-def published() -> Foreign:
-    return open_foreign("xfeat")
+def published() -> ThirdPartyWeights:
+    return open_third_party("xfeat", "xfeat")
 
 
 needs_lite = pytest.mark.weights("efficientnet-lite2")
@@ -41,7 +41,7 @@ def test_a_missing_file_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("open_weights", [open_xfeat, pytest.param(published, marks=pytest.mark.weights("xfeat"))])
-def test_the_xfeat_stem_is_the_published_network(open_weights: Callable[[], Foreign]) -> None:
+def test_the_xfeat_stem_is_the_published_network(open_weights: Callable[[], ThirdPartyWeights]) -> None:
     encoder = new_encoder("dune-mini:xfeat", 64, 0).eval()
     network = kornia_xfeat.network(open_weights())
     images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
