@@ -1,31 +1,25 @@
-"""The documentation: its links lead somewhere, its commands exist, its fields are those that the code writes."""
+"""The documentation: its links, commands, modules and fields exist, and its examples run."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+from test_house import FOLDERS
 
 from dune_cli.cli import main
+from dune_cli.io import formats
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:`|^ {4,}|&& )dune ((?:[a-z][a-z-]*)(?: [a-z][a-z-]*)?)", re.MULTILINE)
-SPECS = {
-    1: "encoder",
-    2: "distillation",
-    3: "mast3r",
-    4: "multihmr",
-    5: "relocalization",
-    6: "weights",
-    7: "dinov2-heads",
-    8: "depth-anything-3",
-    9: "loma",
-}
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 def _name(path: Path) -> str:
@@ -81,10 +75,36 @@ def test_fields_occur_in_the_code(schema: str, some: set[str]) -> None:
     assert sorted(field for field in fields if f'"{field}"' not in code) == []
 
 
-def test_pages_of_the_published_models_are_indexed_under_their_numbers() -> None:
+def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "README.md").read_text(encoding="utf-8")
-    for number, name in SPECS.items():
-        page = DOCS / "models" / f"{name}.md"
-        assert f"**spec {number}**" in page.read_text(encoding="utf-8")
-        assert f"| spec {number} | [models/{name}.md](models/{name}.md) |" in index
-    assert {page.stem for page in (DOCS / "models").glob("*.md")} == set(SPECS.values())
+    pages = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if page != DOCS / "README.md"]
+    assert [page for page in pages if f"[{page}]({page})" not in index] == []
+
+
+def test_the_table_of_imports_is_the_one_that_is_tested() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Which folder imports which\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    table = {names[0]: set(names[1:]) for names in (re.findall(r"`([^`]+)`", " ".join(row)) for row in rows)}
+    assert table == FOLDERS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_modules_exist(page: Path) -> None:
+    """Of the files that a page names: `io/photos.py` or `dune_cli/io/photos.py`."""
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_0-9]+\.py)`", page.read_text(encoding="utf-8"))
+    known = {"dune_cli/io/formats/xyz.py"}  # an example of what a reader may add
+    assert [
+        file for file in named if not ((ROOT / file).exists() or (ROOT / "dune_cli" / file).exists() or file in known)
+    ] == []
+
+
+def test_the_example_of_an_output_format_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = PYTHON.findall((DOCS / "contributing.md").read_text(encoding="utf-8"))[0]
+    (tmp_path / "xyz.py").write_text(example)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "dune_cli.io.formats.xyz", raising=False)
+    assert "xyz" in formats.names("write_scene")
+    points = np.arange(6.0).reshape(2, 3)
+    fields = formats.of(tmp_path / "s.xyz").write_scene(tmp_path / "s.xyz", formats.SceneData(points))
+    assert fields == ["x", "y", "z"] and np.array_equal(np.loadtxt(tmp_path / "s.xyz"), points)
