@@ -66,11 +66,11 @@ def _expand_one(entry: str, videos: bool) -> list[Path]:
         raise UserError(f"no such file or folder: {entry}; check the path")
     names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (absolute patterns, too)
     matched = sorted(map(Path, names), key=natural_key)
-    found = _photos_among([match for match in matched if match.is_file()], entry, videos)
-    if not found:
+    photos = _photos_among([match for match in matched if match.is_file()], entry, videos)
+    if not photos:
         what = f"only matches what is no image ({matched[0].name}, ...)" if matched else "matches nothing"
         raise UserError(f"{entry} {what}; allowed endings: {' '.join(_suffixes(videos))}")
-    return found
+    return photos
 
 
 def _suffixes(videos: bool) -> tuple[str, ...]:
@@ -80,12 +80,12 @@ def _suffixes(videos: bool) -> tuple[str, ...]:
 def _images_in(folder: Path, videos: bool) -> list[Path]:
     inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
     files = sorted((path for path in inside if path.is_file()), key=natural_key)
-    found = _photos_among(files, str(folder), videos)
+    photos = _photos_among(files, str(folder), videos)
     below = _folders_with_images(path for path in inside if path.is_dir())
-    if found:
+    if photos:
         if below:
             _note(f"{folder}: its subfolders with images are left out, name them as well", list(map(str, below)))
-        return found
+        return photos
     if below:
         names = list(below)
         shown = [f"{name.relative_to(folder)} ({below[name]})" for name in names[:3]]
@@ -108,8 +108,8 @@ def _photos_among(files: Sequence[Path], where: str, videos: bool) -> list[Path]
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     films = [path for path in files if is_video(path)]
     beside = companions(images, films)
-    found = [path for path in files if path not in beside and path.suffix.lower() in _suffixes(videos)]
-    if found:
+    photos = [path for path in files if path not in beside and path.suffix.lower() in _suffixes(videos)]
+    if photos:
         for kind in dict.fromkeys(beside.values()):
             names = [path.name for path, own in beside.items() if own == kind]
             _note(f"{where}: left out as {kind} beside a photo (named one by one, it is read)", names)
@@ -119,7 +119,7 @@ def _photos_among(files: Sequence[Path], where: str, videos: bool) -> list[Path]
         raw = [path.name for path in files if path.suffix.lower() in RAW_SUFFIXES]
         if raw:
             _note(f"{where}: left out as raw files, which are not read", raw)
-    return found
+    return photos
 
 
 def _folders_with_images(folders: Iterable[Path]) -> dict[Path, int]:

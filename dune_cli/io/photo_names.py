@@ -75,13 +75,13 @@ def companions(images: Iterable[Path], videos: Iterable[Path]) -> dict[Path, str
     images = list(images)
     names = {_key(image, image.name) for image in images}
     stems = {_key(image, image.stem) for image in images}
-    found = {video: VIDEO for video in videos if _key(video, video.stem) in stems}
+    beside = {video: VIDEO for video in videos if _key(video, video.stem) in stems}
     for image in images:
         match = BESIDE.fullmatch(image.stem)
         other = "" if match is None else match["after"] or match["before"]
         if _key(image, image.stem) in names or (other and (_key(image, other) in stems or _key(image, other) in names)):
-            found[image] = MASK
-    return found
+            beside[image] = MASK
+    return beside
 
 
 def _key(path: Path, name: str) -> tuple[Path, str]:

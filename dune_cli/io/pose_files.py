@@ -120,21 +120,21 @@ def _from_trajectory(path: Path, names: Sequence[str] | None) -> Poses:
         keys, kind = np.arange(len(rows), dtype=np.float64), "line numbers"
     if names is None:
         return {f"{key:.6f}" if kind == "timestamps" else str(int(key)): pose for key, pose in zip(keys, poses)}
-    found = {}
+    matched = {}
     for name in names:
         stem = _as_number(Path(name).stem)
         if stem is not None and (gaps := np.abs(keys - stem)).min() <= (TUM_SECONDS if kind == "timestamps" else 0):
-            found[name] = poses[int(gaps.argmin())]
-    if len(found) < len(names) and len(names) == len(poses):
+            matched[name] = poses[int(gaps.argmin())]
+    if len(matched) < len(names) and len(names) == len(poses):
         console.note(f"{path}: its {len(poses)} poses are taken in the order of the images")
         return dict(zip(names, poses))
-    if not found:
+    if not matched:
         raise UserError(
             f"{path} holds {len(poses)} poses for {len(names)} images whose names are no {kind} in it; give as many "
             f"poses as images, name the images by {kind}, or give the poses as JSON"
         )
-    console.note(f"{path}: {len(found)} of {len(names)} images have a pose, found by {kind} in their names")
-    return found
+    console.note(f"{path}: {len(matched)} of {len(names)} images have a pose, found by {kind} in their names")
+    return matched
 
 
 def _check_tum(path: Path, rows: np.ndarray) -> None:
@@ -190,17 +190,17 @@ def _pick(path: Path, poses: Given, names: Sequence[str] | None) -> Poses:
     if names is None:
         return {name: camera.world_from_cam for name, camera in poses.items()}
     keys = _keys_of(names, list(poses))
-    found = {name: poses[key] for name, key in keys.items()}
-    if not found:
+    matched = {name: poses[key] for name, key in keys.items()}
+    if not matched:
         have = ", ".join(map(shown, list(poses)[:3])) + (", ..." if len(poses) > 3 else "")
         raise UserError(f"{path} has a pose for none of the {len(names)} images; it names {have}")
-    twice = len(found) - len(set(keys.values()))
+    twice = len(matched) - len(set(keys.values()))
     if twice:
         raise UserError(f"{path}: {twice} images share another image's pose; name them by more of their paths")
-    unused = len(poses) - len(found)
+    unused = len(poses) - len(matched)
     if unused:
         console.note(f"{path}: {unused} of its {len(poses)} poses are of images that are not among these")
-    return upright_poses(path, found, {name: Path(name) for name in found})
+    return upright_poses(path, matched, {name: Path(name) for name in matched})
 
 
 def _keys_of(names: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
@@ -234,9 +234,9 @@ class _KeyTable:
         """The key of an image name, and the number of path parts that they have in common."""
         path = Path(name)
         parts = path.parts[::-1]
-        near = [(_common_length(parts, own), key) for own, key in self._by_name.get(path.name, [])]
-        if near:
-            common, key = max(near, key=lambda entry: entry[0])
+        same_name = [(_common_length(parts, own), key) for own, key in self._by_name.get(path.name, [])]
+        if same_name:
+            common, key = max(same_name, key=lambda entry: entry[0])
             return key, common
         stems = self._by_stem.get(path.stem, [])
         return (stems[0], 0) if len(stems) == 1 else None

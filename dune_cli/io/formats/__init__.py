@@ -68,10 +68,10 @@ class DepthData:
 
 def names(function: str, first: str = "", content: str = "") -> list[str]:
     """The formats that define `function`, `first` in front; with `content` those whose CONTENT includes it."""
-    found = plugins.names(__name__, function)
+    offered = plugins.names(__name__, function)
     if content:
-        found = [name for name in found if content in plugins.constant(__name__, name, "CONTENT")]
-    return sorted(found, key=lambda name: name != first)
+        offered = [name for name in offered if content in plugins.constant(__name__, name, "CONTENT")]
+    return sorted(offered, key=lambda name: name != first)
 
 
 def constant(path: Path, key: str, default: Any) -> Any:

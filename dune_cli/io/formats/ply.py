@@ -50,12 +50,12 @@ def write_scene(path: Path, scene: SceneData) -> list[str]:
 
 def write_depth(path: Path, depth: DepthData) -> dict[str, Any]:
     """A coloured point cloud in the camera's frame: each point lies on the ray of its pixel's centre."""
-    some = slice(None, None, depth.stride_px)
-    values = depth.depth[some, some]
+    sampled = slice(None, None, depth.stride_px)
+    values = depth.depth[sampled, sampled]
     valid = valid_depth(values)
     points = backproject(depth.stride_px * pixel_grid(*values.shape)[valid], values[valid], depth.K)
-    confidence = None if depth.confidence is None else depth.confidence[some, some][valid]
-    write_ply(path, points, depth.rgb[some, some][valid], confidence)
+    confidence = None if depth.confidence is None else depth.confidence[sampled, sampled][valid]
+    write_ply(path, points, depth.rgb[sampled, sampled][valid], confidence)
     return {"points": {"file": path.name, "count": len(points), "stride_px": depth.stride_px}}
 
 
