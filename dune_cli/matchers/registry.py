@@ -1,27 +1,25 @@
-"""Matchers by name. Each lives in a file of this folder: `xfeat_lighterglue.py` is "xfeat-lighterglue".
+"""Matchers by name. Each is a file of this folder that defines `build`: `xfeat_lighterglue.py` is "xfeat-lighterglue".
 
-A plug-in module has NAME, MEASURED_AUC10 (on the `wide` pairs of `dune eval pairs`; None where it depends on the
+It has NAME, MEASURED_AUC10 (on the `wide` pairs of `dune eval pairs`; None where it depends on the
 model), TAKES_MODEL, availability() -> Availability, and build(device, dtype, model, encoder) -> Matcher.
+Example: docs/adding/matcher.md.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import pkgutil
 from types import ModuleType
 
+from dune_cli import plugins
 from dune_cli.errors import UserError
 from dune_cli.matchers.matcher import Availability, Matcher
 
-_HELPERS = {"filtering", "matcher", "nearest_neighbours", "registry"}
+_PACKAGE = "dune_cli.matchers"
 
 
 def names() -> list[str]:
     """Every matcher's name, in alphabetical order, whether it can run here or not."""
-    package = importlib.import_module("dune_cli.matchers")
-    files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name.replace("_", "-") for name in files if name not in _HELPERS and not name.startswith("_"))
+    return plugins.names(_PACKAGE, "build")
 
 
 def availability(name: str) -> Availability:
@@ -36,8 +34,8 @@ def takes_model(name: str) -> bool:
 
 def choose_auto() -> tuple[str, str]:
     """The best matcher that can run here, by measured AUC@10, and a note: which it is and what a better one takes."""
-    plugins = [_plugin(name) for name in names()]
-    ranked = sorted((p for p in plugins if p.MEASURED_AUC10 is not None), key=lambda p: -p.MEASURED_AUC10)
+    modules = [_plugin(name) for name in names()]
+    ranked = sorted((p for p in modules if p.MEASURED_AUC10 is not None), key=lambda p: -p.MEASURED_AUC10)
     better = []
     for plugin in ranked:
         state = plugin.availability()
@@ -76,4 +74,4 @@ def _plugin(name: str) -> ModuleType:
         near = difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown matcher {name!r}; allowed: auto, {', '.join(known)}{hint}")
-    return importlib.import_module(f"dune_cli.matchers.{name.replace('-', '_')}")
+    return plugins.load(_PACKAGE, name)
