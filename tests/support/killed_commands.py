@@ -219,6 +219,8 @@ def _hit(job: Job, output: Path, kind: signal.Signals, moment: float, count: Cou
     if code is None:
         os.kill(pid, signal.SIGKILL)
     assert seconds < SECONDS_TO_END, f"{job.name} ends {seconds:.1f} s after {kind.name}"
+    if code == 0 and kind == signal.SIGKILL:
+        return False  # it had ended by itself and was not waited for yet
     allowed = {-kind} if kind == signal.SIGKILL else {-kind, 128 + kind, 0}
     assert code in allowed, f"{job.name} ended with {code} at {kind.name}: {_said(output)}"
     said = _said(output)
