@@ -1,10 +1,9 @@
-"""The `dune` command: a lazy Click group. Only click and the standard library are imported here."""
+"""The `dune` command: a Click group of the verbs in `commands/`. Only Click and the standard library are imported."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import os
 import signal
 import sys
@@ -13,38 +12,12 @@ from typing import Any
 import click
 
 from dune_cli import __version__, console, runtime, signals
+from dune_cli.commands.options import FolderGroup
 from dune_cli.errors import DuneError
 
-# verb -> (module that defines `command`, short help). Adding a verb is adding its file and this line.
-COMMANDS = {
-    "encode": ("dune_cli.commands.encode", "Photos to features (NPZ) or a PCA picture."),
-    "reconstruct": ("dune_cli.commands.reconstruct", "Photos or a video to a 3-D scene (PLY, OBJ, GLB, NPZ, COLMAP)."),
-    "reloc": ("dune_cli.commands.reloc", "Where a photo was taken, relative to a reference photo."),
-    "mapfree": ("dune_cli.commands.mapfree", "Poses of a Map-free data set as a submission ZIP."),
-    "depth": ("dune_cli.commands.depth", "Photos and videos to depth in metres (16-bit PNG, NPZ, EXR, PLY)."),
-    "human": ("dune_cli.commands.human", "People in photos and videos as meshes and body parameters (OBJ, GLB, PLY)."),
-    "classify": ("dune_cli.commands.classify", "Photos to ImageNet classes, best first."),
-    "segment": ("dune_cli.commands.segment", "Photos to a class for every pixel (ADE20K, VOC)."),
-    "distill": ("dune_cli.commands.distill", "One encoder out of several teachers, on unlabelled photos."),
-    "train": ("dune_cli.commands.train", "A matching head on a frozen encoder."),
-    "predict": ("dune_cli.commands.predict", "Several tasks on a photo at once, sharing encoder passes."),
-    "eval": ("dune_cli.commands.evaluate", "Score models and matchers on data with ground truth."),
-    "weights": ("dune_cli.commands.weights", "List, fetch, check and convert model weights."),
-    "doctor": ("dune_cli.commands.doctor", "What works on this machine, and what is missing."),
-    "bench": ("dune_cli.commands.bench", "Speed, as ratios measured in one run."),
-}
 
-
-class LazyGroup(click.Group):
-    """Lists its verbs from the table and imports a verb's module only when it runs."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        return importlib.import_module(COMMANDS[cmd_name][0]).command
+class DuneGroup(FolderGroup):
+    """The verbs, which are the files of `commands/`, with the end of the process and of its errors."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -53,10 +26,6 @@ class LazyGroup(click.Group):
         if name is not None and not ctx.resilient_parsing:
             ctx.with_resource(console.heartbeat(name))
         return name, command, rest
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Without arguments, the command line of this process, which ends; with some, as click's `main`."""
@@ -150,13 +119,17 @@ def _fail(message: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=DuneGroup,
+    package="dune_cli.commands",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, prog_name="dune")
 def main() -> None:
     """One ViT encoder, many tasks: photos to features, 3-D scenes, poses, depth and people.
 
-    Works without weights, with classical engines; with the published DUNE, MASt3R and DINOv2 files it runs those
-    models exactly. 'dune doctor' says what this machine can do; 'dune weights list' what can be fetched.
+    Works without downloaded weights, by classical methods and bundled models. The published DUNE, MASt3R and DINOv2
+    files run exactly. 'dune doctor' checks this machine, and 'dune weights list' lists the weights to fetch.
 
     \b
     Example: dune reconstruct photos/ -o scene.ply

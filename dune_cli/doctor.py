@@ -1,8 +1,17 @@
-"""What works on this machine, what is missing, and what to do about it: the facts behind `dune doctor`."""
+"""What works on this machine, what is missing, and what to do about it: the facts behind `dune doctor`.
+
+Packages may be broken in ways that crash or block the interpreter. So they are imported by other processes:
+`python -m dune_cli.doctor ITEM...` prints one JSON object per line, in the order of the items: `package:MODULE` (is
+imported), `installed:MODULE` (is only searched for), `verb:MODULE`, `devices`, `matchers`. Whatever else a package
+prints goes to standard error.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -11,60 +20,46 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dune_cli import __version__, runtime
-from dune_cli.checkpoints import registry, weights_folder
-from dune_cli.errors import DuneError
+from dune_cli import __version__, optional, runtime
+from dune_cli.errors import DuneError, PackageMissing
 
 TIMEOUT_SECONDS = 180.0
+VERBS = "dune_cli.commands"
+EVERYWHERE = ("click",)  # what every verb needs
 OFTEN_BROKEN = ("open3d", "libusb_package")  # installed without the system's libraries
 _SHOWN_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package, what it is for, and the verbs that cannot work without it. `extra`: not part of a plain install."""
+    """A package and what it is for. `extra`: the extra of dune-cli that brings it, if a plain install does not."""
 
     module: str
     install: str
     purpose: str
-    verbs: tuple[str, ...] = ()
     extra: str | None = None
 
     @property
     def cure(self) -> str:
         return f"pip install 'dune-cli[{self.extra}]'" if self.extra else f"pip install {self.install}"
 
-    def trial(self, import_all: bool) -> str:
-        """What `dune_cli.probe` is asked: to import it ("package"), or to look whether it is there ("installed")."""
-        return "package" if import_all or self.verbs or self.module in OFTEN_BROKEN else "installed"
 
-
-# Verbs that work without any weights -> what they import.
-WEIGHT_FREE_VERBS = {
-    "reconstruct": "dune_cli.commands.reconstruct",
-    "reloc": "dune_cli.commands.reloc",
-    "eval": "dune_cli.commands.evaluate",
-    "bench": "dune_cli.commands.bench",
-    "encode": "dune_cli.commands.encode",
-    "weights": "dune_cli.commands.weights",
-}
-ALL = tuple(WEIGHT_FREE_VERBS)
 PACKAGES = (
-    Package("click", "click", "the command line", ALL),
-    Package("numpy", "numpy", "arrays", ALL),
-    Package("torch", "torch", "networks and matching", ALL),
-    Package("safetensors", "safetensors", "weight files", ("weights",)),
-    Package("cv2", "opencv-python", "features, poses, stereo", ("reconstruct", "reloc", "eval")),
-    Package("PIL", "pillow", "reading photos", ("reconstruct", "reloc", "eval")),
-    Package("pycolmap", "pycolmap", "bundle adjustment, COLMAP models", ("reconstruct",)),
-    Package("scipy", "scipy", "identities over time, KD-trees to compare with", ("bench",)),
+    Package("click", "click", "the command line"),
+    Package("numpy", "numpy", "arrays"),
+    Package("torch", "torch", "networks and matching"),
+    Package("safetensors", "safetensors", "weight files"),
+    Package("cv2", "opencv-python", "features, poses, stereo"),
+    Package("PIL", "pillow", "reading photos"),
+    Package("pycolmap", "pycolmap", "bundle adjustment, COLMAP models"),
+    Package("scipy", "scipy", "identities over time, KD-trees to compare with"),
     Package("trimesh", "trimesh", "reading meshes (OBJ, GLB, PLY)"),
-    Package("tqdm", "tqdm", "progress bars", ("reconstruct", "eval", "bench", "weights")),
+    Package("tqdm", "tqdm", "progress bars"),
     Package("timm", "timm", "encoders by timm name"),
     Package("open3d", "open3d", "meshing of point clouds"),
     Package("libusb_package", "libusb-package", "a library that open3d needs"),
@@ -74,39 +69,50 @@ PACKAGES = (
 )
 
 
-def examine(timeout_seconds: float = TIMEOUT_SECONDS, import_all: bool = False) -> dict[str, Any]:
+def examine(
+    verbs: Mapping[str, Sequence[str]], timeout_seconds: float = TIMEOUT_SECONDS, import_all: bool = False
+) -> dict[str, Any]:
     """All facts, ready for JSON ("dune.doctor/1"). `ok` is false if a verb that needs no weights cannot work.
 
-    Packages that no such verb needs are looked for but, without `import_all`, not imported: that takes seconds.
+    `verbs`: each verb that works without weights, and the modules it needs. Packages that no such verb needs are
+    searched for but, without `import_all`, not imported: that takes seconds.
     """
-    asked = {package.module: f"{package.trial(import_all)}:{package.module}" for package in PACKAGES}
-    items = list(asked.values())
-    items += [*(f"verb:{module}" for module in WEIGHT_FREE_VERBS.values()), "devices", "matchers"]
-    answers = ask(items, timeout_seconds)
-    packages = [_package_facts(package, answers[asked[package.module]]) for package in PACKAGES]
-    verbs = [_verb_facts(verb, answers[f"verb:{module}"], packages) for verb, module in WEIGHT_FREE_VERBS.items()]
+    needed_by = {
+        package.module: [verb for verb in verbs if package.module in (*EVERYWHERE, *verbs[verb])]
+        for package in PACKAGES
+    }
+    asked = {}
+    for module, users in needed_by.items():
+        how = "package" if import_all or users or module in OFTEN_BROKEN else "installed"
+        asked[module] = f"{how}:{module}"
+    verb_items = {verb: f"verb:{VERBS}.{verb}" for verb in verbs}
+    answers = ask([*asked.values(), *verb_items.values(), "devices", "matchers"], timeout_seconds)
+    packages = [
+        _package_facts(package, needed_by[package.module], answers[asked[package.module]]) for package in PACKAGES
+    ]
+    rows = [_verb_facts(verb, answers[item], packages) for verb, item in verb_items.items()]
     matchers = answers["matchers"]
     return {
         "schema": "dune.doctor/1",
-        "ok": all(verb["ok"] for verb in verbs),
+        "ok": all(row["ok"] for row in rows),
         "versions": {"dune": __version__, "python": platform.python_version(), "platform": platform.platform()},
         "packages": packages,
         "devices": {"cpu": _cpu(), **{key: value for key, value in answers["devices"].items() if key != "item"}},
         "weights": weights_facts(),
         "matchers": {"error": matchers.get("error"), "list": matchers.get("matchers", [])},
-        "verbs": verbs,
+        "verbs": rows,
     }
 
 
 def ask(items: Sequence[str], timeout_seconds: float) -> dict[str, dict[str, Any]]:
-    """The answer of `dune_cli.probe` to each item; one that hangs or kills its process is told as such.
+    """The answer of `probe` to each item; an item that hangs or kills its process is reported as such.
 
     One process answers them all, which shares the slow imports, until an item takes it down; then another goes on.
     """
     answers: dict[str, dict[str, Any]] = {}
     pending = list(items)
     while pending:
-        output, fate = _run([sys.executable, "-m", "dune_cli.probe", *pending], timeout_seconds)
+        output, fate = _run([sys.executable, "-m", "dune_cli.doctor", *pending], timeout_seconds)
         for line in output.splitlines():
             answer = json.loads(line)
             answers[answer["item"]] = answer
@@ -128,7 +134,7 @@ def _run(command: list[str], timeout_seconds: float) -> tuple[str, str]:
     return result.stdout.decode(), f"ends the interpreter ({lines[-1] if lines else f'exit code {result.returncode}'})"
 
 
-def _package_facts(package: Package, answer: dict[str, Any]) -> dict[str, Any]:
+def _package_facts(package: Package, needed_by: list[str], answer: dict[str, Any]) -> dict[str, Any]:
     try:
         version = importlib.metadata.version(package.install)
     except importlib.metadata.PackageNotFoundError:
@@ -146,7 +152,7 @@ def _package_facts(package: Package, answer: dict[str, Any]) -> dict[str, Any]:
         "purpose": package.purpose,
         "error": error,
         "cure": cure,
-        "needed_by": list(package.verbs),
+        "needed_by": needed_by,
     }
 
 
@@ -158,6 +164,8 @@ def _verb_facts(verb: str, answer: dict[str, Any], packages: list[dict[str, Any]
 
 def weights_facts() -> dict[str, Any]:
     """The weights folder (can it be written to, how much room) and the published weights on this machine."""
+    from dune_cli.checkpoints import registry, weights_folder
+
     folder = weights_folder.weights_folder()
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     why = None
@@ -203,3 +211,71 @@ def _cpu() -> dict[str, Any]:
         "flags": [flag for flag in _SHOWN_FLAGS if flag in flags],
         "fast_bfloat16": runtime.cpu_has_fast_bfloat16(),
     }
+
+
+def probe(item: str) -> dict[str, Any]:
+    """What became of one item; never raises for a failure of what is probed."""
+    kind, _, name = item.partition(":")
+    try:
+        if kind == "package":
+            _import(name)
+        elif kind == "installed" and importlib.util.find_spec(name) is None:
+            raise PackageMissing(f"the package {name} is not installed")
+        elif kind == "verb":
+            importlib.import_module(name)
+        more = _devices() if kind == "devices" else _matchers() if kind == "matchers" else {}
+        return {"ok": True, **more}
+    except DuneError as error:
+        return {"ok": False, "error": " ".join(str(error).split())}
+    except Exception as error:  # the point is to learn what a foreign package raises
+        lines = str(error).strip().splitlines()
+        return {"ok": False, "error": f"{type(error).__name__}: {lines[0] if lines else ''}"}
+
+
+def _import(module: str) -> None:
+    if module == "open3d":
+        optional.import_open3d("meshing")
+    else:
+        optional.require(module, "dune")
+
+
+def _devices() -> dict[str, Any]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        raise PackageMissing(f"torch does not start ({error})") from error
+    cards = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        card = torch.cuda.get_device_properties(index)
+        cards.append({"name": card.name, "memory_bytes": card.total_memory, "bfloat16": torch.cuda.is_bf16_supported()})
+    device = runtime.pick_device("auto")
+    dtype = str(runtime.pick_dtype("auto", device)).removeprefix("torch.")
+    return {
+        "torch_threads": torch.get_num_threads(),
+        "cuda": cards,
+        "mps": torch.backends.mps.is_available(),
+        "auto": {"device": str(device), "dtype": dtype},
+    }
+
+
+def _matchers() -> dict[str, Any]:
+    from dune_cli.matchers import registry
+
+    found = []
+    for name in registry.names():
+        state = registry.availability(name)
+        found.append({"name": name, "ready": state.ready, "why": state.why, "cure": state.cure})
+    return {"matchers": found}
+
+
+def main(items: list[str]) -> None:
+    """Probes and prints; standard output carries nothing but the answers."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    with contextlib.redirect_stdout(sys.stderr), answers:
+        for item in items:
+            print(json.dumps({"item": item, **probe(item)}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -9,14 +9,17 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import options
-from dune_cli.commands.options import GroupedCommand
+from dune_cli.commands.options import ComputeOptions, JsonOptions, option
 from dune_cli.errors import UserError
+from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.evaluation.distill_speed import DistillSpeed
     from dune_cli.evaluation.speed import MatchingSpeed, NetworkSpeed, Speed
     from dune_cli.evaluation.task_speed import TaskSpeed
 
+SHORT_HELP = "Measure the speed of this machine, as ratios."
+NEEDS = ("numpy", "torch", "scipy", "tqdm")
 MODELS = {  # of each part, the default first
     "pair": ("dune-vitb", "dune-vits", "mast3r-vitl"),
     "depth": ("dinov2-vits14-nyu-dpt", "dinov2-vitb14-nyu-dpt", "dinov2-vitl14-nyu-dpt", "mast3r-vitl"),
@@ -25,88 +28,88 @@ MODELS = {  # of each part, the default first
 }
 
 
-@click.command(cls=GroupedCommand)
-@click.argument("part", type=click.Choice(tuple(MODELS)), default="pair", metavar="[pair|depth|human|distill]")
-@click.option(
-    "--model",
-    metavar="NAME",
-    help="Architecture, with random weights: speed does not depend on them.  "
-    + "; ".join(f"{part}: {', '.join(names)}" for part, names in MODELS.items())
-    + "  [default: the first]",
-)
-@options.size
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns; the best of each counts.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the CPU.  [default: torch's own]")
-@click.option(
-    "--cpu-time", is_flag=True, help="Count processor seconds, not the wall's; with --threads 1 on a busy machine."
-)
-@click.option("--device", default="auto", show_default=True, help="Of the networks; matching runs on the CPU.")
-@options.as_json
-@options.common
+@options.group("Advanced")
+class BenchOptions:
+    """--architecture, --size, --rounds, --threads, --cpu-time, --device."""
+
+    architecture: str | None = option(
+        "--architecture NAME",
+        "Architecture, with random weights, on which speed does not depend. "
+        + " ".join(f"{part}: {', '.join(names)}." for part, names in MODELS.items()),
+        heading="Model",
+        aliases=["--model"],
+        default_text="the first",
+    )
+    size: int | None = options.size_px()
+    rounds: int = option("--rounds N", "Number of rounds, of which the fastest counts.", options.COUNT, 3)
+    threads: int | None = option("--threads N", "Number of CPU threads.", options.COUNT, default_text="torch's own")
+    cpu_time: bool = option(
+        "--cpu-time", "Measure processor time instead of wall time. For busy machines, with --threads 1."
+    )
+    device: str = options.changed(ComputeOptions, "device")
+
+
+@options.verb()
 def command(
-    part: str,
-    model: str | None,
-    size: int | None,
-    rounds: int,
-    threads: int | None,
-    cpu_time: bool,
-    device: str,
-    as_json: bool,
+    *,
+    part: str = options.argument(
+        "[pair|depth|human|distill]",
+        "What to measure.  [default: pair]",
+        type=click.Choice(tuple(MODELS)),
+        default="pair",
+    ),
+    given: BenchOptions,
+    output: JsonOptions,
 ) -> None:
-    """Speed of this machine, as ratios measured in one run.
+    """Measure the speed of this machine, as ratios within one run.
 
-    In float32 and, where the processor is fast at it, with bfloat16 trunks, as a share of the float32 matrix-product
-    rate measured in the same rounds (GFLOP/s: 10^9 operations a second). Takes some minutes on a CPU.
+    Networks run in float32 and, where the processor is fast at it, with bfloat16 transformers. Their rates are given as
+    fractions of the float32 matrix-product rate measured in the same rounds, in GFLOP/s (10^9 operations per second).
+    This takes some minutes on a CPU.
 
-    pair (the default): encoder and two-view forward of one pair (4:3, --size px long side, default 518 or 512);
-    reciprocal matching against the full score matrix and KD-trees. depth: encoder and whole network on one 4:3 image
-    (default 640 or 512 px). distill: the training loop's step, with and without the teacher cache, and the loading of
-    photos (--size px squares). human: on one square of the model's own size, with four people; Anny's with bodies too.
+    pair: encoder and two-view forward of one 4:3 pair (default --size 518 or 512), and reciprocal matching on the CPU
+    against the full score matrix and KD-trees. depth: encoder and whole network on one 4:3 image (default 640 or 512
+    px). distill: a training step with and without the teacher cache, and the loading of photos (squares of --size).
+    human: one square of the model's own size, with four people; for Anny models also with bodies.
 
     \b
     Example: dune bench
-             dune bench --model mast3r-vitl --size 512 --json
-             dune bench human --model multihmr-672-s --rounds 1
+             dune bench --architecture mast3r-vitl --size 512 --json
+             dune bench human --architecture multihmr-672-s --rounds 1
     """
     from dataclasses import asdict
 
-    architecture = MODELS[part][0] if model is None else model
-    if architecture not in MODELS[part]:
-        raise UserError(f"{architecture!r} is no model of 'dune bench {part}'; allowed: {', '.join(MODELS[part])}")
-    if part == "human" and size is not None:
+    name = given.architecture or MODELS[part][0]
+    if name not in MODELS[part]:
+        raise UserError(f"{name!r} is no model of 'dune bench {part}'; allowed: {', '.join(MODELS[part])}")
+    if part == "human" and given.size is not None:
         raise UserError("a human model takes squares of its own size; leave --size out")
 
     from dune_cli.evaluation import distill_speed, speed, task_speed
-    from dune_cli.evaluation import speed as matching_speed
-    from dune_cli.io.json_files import dumps
-    from dune_cli.provenance import Run
 
     run = Run(seed=0)
-    if part != "pair":
-        with speed.threads(threads), run.stage("networks"):
-            if part == "distill":
-                found: DistillSpeed | TaskSpeed = distill_speed.measure_distill(
-                    architecture, size, device=device, rounds=rounds, cpu_time=cpu_time, report=console.note
-                )
-            else:
-                found = task_speed.measure_task(architecture, size, device, rounds, cpu_time, console.note)
-        if as_json:
-            document = {"schema": "dune.bench/1", "part": part, **asdict(found)}
-            console.document(dumps(document | {"provenance": run.provenance([], [])}))
+    size, device, rounds, cpu_time = given.size, given.device, given.rounds, given.cpu_time
+    with speed.threads(given.threads), run.stage("networks"):
+        if part == "pair":
+            found: Any = speed.measure_networks(name, size, device, rounds, cpu_time, console.note)
+        elif part == "distill":
+            found = distill_speed.measure_distill(
+                name, size, device=device, rounds=rounds, cpu_time=cpu_time, report=console.note
+            )
         else:
-            console.document("\n".join(distill_table(found) if part == "distill" else task_table(found)))
-        return
-    with speed.threads(threads):
-        with run.stage("networks"):
-            networks = speed.measure_networks(architecture, size, device, rounds, cpu_time, console.note)
-        with run.stage("matching"):
-            matching = matching_speed.measure_matching(rounds=rounds, cpu_time=cpu_time, report=console.note)
-    goals = _goals(networks, matching)
-    if as_json:
-        document = {"schema": "dune.bench/1", **asdict(networks), "matching": asdict(matching), "goals": goals}
-        console.document(dumps(document | {"provenance": run.provenance([], [])}))
-        return
-    console.document("\n".join(table(networks, matching)))
+            found = task_speed.measure_task(name, size, device, rounds, cpu_time, console.note)
+    document: dict[str, Any] = {"schema": "dune.bench/1"}
+    if part == "pair":
+        with speed.threads(given.threads), run.stage("matching"):
+            matching = speed.measure_matching(rounds=rounds, cpu_time=cpu_time, report=console.note)
+        document |= asdict(found) | {"matching": asdict(matching), "goals": _goals(found, matching)}
+        lines = table(found, matching)
+    else:
+        document |= {"part": part, **asdict(found)}
+        lines = distill_table(found) if part == "distill" else task_table(found)
+    output.print_json([document | {"provenance": run.provenance([], [])}])
+    if not output.as_json:
+        console.document("\n".join(lines))
 
 
 def table(networks: Speed, matching: MatchingSpeed) -> list[str]:

@@ -8,83 +8,94 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from dune_cli import console, plugins
-from dune_cli.commands import checks, options, videos
-from dune_cli.commands.options import GroupedCommand
+from dune_cli.commands import options, videos
+from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, VideoOptions, option
+from dune_cli.commands.prediction import PredictTask, TaskSettings
 from dune_cli.errors import UserError
+from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
     from dune_cli.io.video import Frame
+    from dune_cli.models.shared_backbone import SharedBackboneSlot
     from dune_cli.tasks.depth import Depth
 
+SHORT_HELP = "Estimate metric depth of photos and videos (16-bit PNG, NPZ, EXR, PLY)."
+WEIGHTS = (
+    (
+        "depth",
+        "dune depth photo.jpg -o depth.png --model NAME",
+        ("dinov2-vits14-nyu-dpt", "dinov2-vitl14-nyu-dpt", "dinov2-vits14-kitti-dpt"),
+    ),
+)
+PREDICT_TASK = "depth"
 FORMATS = sorted(plugins.names("dune_cli.io.formats", "write_depth"), key=lambda name: name != "png")  # default first
 COLORMAPS = ("turbo", "inferno", "magma", "viridis", "grey")
 COLOR_ENDING = "_color.png"
 
 
-@click.command(cls=GroupedCommand, short_help="Photos and videos to depth in metres (16-bit PNG, NPZ, EXR, PLY).")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
-    "--model",
-    metavar="NAME|FILE",
-    help="A DINOv2 depth head or a two-view model: a name of 'dune weights list', or a weight file.  [default: the "
-    "best one on this machine]",
-)
-@click.option(
-    "--encoder", metavar="NAME|FILE", help="The head's DINOv2 encoder, or the DUNE encoder of a DUNE + MASt3R model."
-)
-@click.option("--format", "kind", type=click.Choice(FORMATS), help="Of the files in a folder -o.  [default: png]")
-@click.option(
-    "--colormap",
-    type=click.Choice(COLORMAPS),
-    is_flag=False,
-    flag_value=COLORMAPS[0],
-    help="Also write a picture in colours, near bright, as NAME_color.png (alone: turbo).",
-)
-@click.option("--flip", is_flag=True, help="Mean with the mirrored photo's depth (twice the time).")
-@click.option(
-    "--depth-range",
-    metavar="MIN,MAX",
-    help="Range of a DINOv2 head, in metres.  [default: 0.001,10 for NYU heads, 0.001,80 for KITTI's]",
-)
-@options.fps
-@options.cameras
-@options.size
-@options.compute
-@options.output(True, "A .png, .npz, .exr or .ply for one photo, or a folder with one file a photo or frame.")
-@options.as_json
-@options.common
+@options.group("Model")
+class DepthOptions(ModelOptions):
+    """--model, --encoder, --size, --flip, --depth-range."""
+
+    model: str | None = options.model_of("DINOv2 depth heads and two-view models", default_text=options.BEST_MODEL)
+    size: int | None = options.size_px()
+    flip: bool = option("--flip", "Average with the horizontally flipped prediction. Takes twice the time.")
+    depth_range: str | None = option(
+        "--depth-range MIN,MAX",
+        "Depth range of a DINOv2 head, in metres.",
+        default_text="0.001,10 for NYU heads, 0.001,80 for KITTI heads",
+    )
+
+    def bounds(self) -> tuple[float, float] | None:
+        """--depth-range in metres. UserError for what is no range."""
+        if self.depth_range is None:
+            return None
+        try:
+            low, high = (float(part) for part in self.depth_range.split(","))
+        except ValueError:
+            low = high = 0.0
+        if not 0 < low < high < float("inf"):
+            raise UserError(f"--depth-range {self.depth_range!r} is no range; give MIN,MAX in metres, such as 0.001,10")
+        return low, high
+
+
+@options.group("Output")
+class DepthOutput(OutputOptions):
+    """--format, --colormap, --output, --overwrite, --json."""
+
+    kind: str | None = options.file_format(FORMATS)
+    colormap: str | None = options.choice(
+        "--colormap",
+        f"Also write a colour image NAME_color.png, near bright. Without a name: {COLORMAPS[0]}.",
+        COLORMAPS,
+        is_flag=False,
+        flag_value=COLORMAPS[0],
+    )
+    output: str = options.output_to("a .png, .npz, .exr or .ply file for one photo, or a folder.", required=True)
+
+
+@options.verb()
 def command(
-    images: tuple[str, ...],
-    model: str | None,
-    encoder: str | None,
-    kind: str | None,
-    colormap: str | None,
-    flip: bool,
-    depth_range: str | None,
-    fps: float | None,
-    intrinsics: str | None,
-    fov_deg: float | None,
-    size: int | None,
-    device: str,
-    dtype: str,
-    output: str,
-    overwrite: bool,
-    as_json: bool,
+    *,
+    photos: tuple[str, ...] = options.PHOTOS_AND_VIDEOS,
+    model: DepthOptions,
+    video: VideoOptions,
+    cameras: CameraOptions,
+    compute: ComputeOptions,
+    output: DepthOutput,
 ) -> None:
-    """Photos and videos to depth: z in metres at every pixel of the photo.
+    """Estimate the depth z in metres at every pixel of photos and videos.
 
-    IMAGES are files, folders, globs and videos. PNG holds 16-bit depth times the JSON's png_scale (1000: millimetres),
-    0 where there is none; NPZ and EXR float32 metres; PLY the back-projected, coloured points. A JSON with camera,
-    range and provenance lies beside each. Without --intrinsics, --fov-deg and EXIF a two-view model's own points give
-    the focal length. Default size: 640 px for NYU heads, 1216 for KITTI's, the standard one of a two-view model (long
-    side).
+    PNG files hold 16-bit depth times the JSON's png_scale (1000: millimetres), 0 where there is none. NPZ and EXR files
+    hold float32 metres. PLY files hold the back-projected, coloured points. A JSON file beside each gives the camera,
+    the depth range and the provenance. Without --intrinsics, --fov-deg and EXIF, the focal length follows from the
+    points of a two-view model. The default --size is 640 px for NYU heads, 1216 px for KITTI heads, and the standard
+    one of a two-view model.
 
-    Of a video the folder holds one file a frame, called by its place in the video (000000.png, ...), frames.jsonl with
-    a line a frame (times in seconds), and video.json with what is common to all. Its frames have one camera.
+    A video gives a folder with one file per frame, named by frame index (000000.png, ...). frames.jsonl holds one line
+    per frame, with its time in seconds. video.json holds what is common to all frames, which have one camera.
 
     \b
     Example: dune depth photo.jpg -o depth.png --colormap
@@ -95,67 +106,64 @@ def command(
     from dune_cli.io.inputs import expand, is_video
     from dune_cli.io.outputs import places
 
-    bounds = _bounds(depth_range)
-    paths = expand(images, videos=True)
-    videos.check_fps(fps, paths)
-    outputs = places(paths, output, kind, FORMATS, overwrite, (".json", COLOR_ENDING) if colormap else (".json",))
-
-    model = checks.model_of("depth", model, encoder)
+    bounds = model.bounds()
+    paths = expand(photos, videos=True)
+    video.check(paths)
+    beside = (".json", COLOR_ENDING) if output.colormap else (".json",)
+    targets = places(paths, output.output, output.kind, FORMATS, output.overwrite, beside)
+    chosen = model.choose("depth")
 
     from dune_cli.checkpoints.loader import load_depth
-    from dune_cli.io.intrinsics import one_by_one, resolve_intrinsics
-    from dune_cli.io.json_files import dumps, write_json
+    from dune_cli.io.json_files import write_json
     from dune_cli.io.outputs import sibling
     from dune_cli.io.video import frame_file
-    from dune_cli.provenance import Run
     from dune_cli.tasks import depth as task
 
     run = Run()
 
-    def shots() -> Iterator[tuple[Photo, tuple[Any, str]]]:
-        for path, given in zip(paths, one_by_one(intrinsics, len(paths))):
+    def read() -> Iterator[tuple[Photo, tuple[Any, str]]]:
+        for path, camera in zip(paths, cameras.one_by_one(len(paths))):
             with run.stage("read"):
                 photo = videos.read_first(path)
-                camera = resolve_intrinsics([photo], given, fov_deg)[0]
-            yield photo, camera
+                known = camera.resolve([photo])[0]
+            yield photo, known
 
-    ahead = shots()
+    ahead = read()
     first = next(ahead)  # mistakes in photos and cameras show before the weights are read
     with run.stage("load"):
-        network = load_depth(model, encoder, device, dtype, bounds)
+        network = load_depth(chosen, model.encoder, compute.device, compute.dtype, bounds)
     console.note(f"{network.source.name}, licence of the weights: {network.source.licence}")
 
     def provenance(photo: Photo) -> dict[str, Any]:
         axes = "OpenCV: x right, y down, z forward"
-        return run.provenance(network.sources, [(photo.path, photo.sha256)], dtype=dtype, flip=flip, axes=axes)
+        inputs = [(photo.path, photo.sha256)]
+        return run.provenance(network.sources, inputs, dtype=compute.dtype, flip=model.flip, axes=axes)
 
-    def video(first: Photo, camera: tuple[Any, str], folder: Path) -> dict[str, Any]:
+    def predict_video(first: Photo, camera: tuple[Any, str], folder: Path) -> dict[str, Any]:
         def write(frame: Frame, result: Depth) -> tuple[dict[str, Any], list[Path]]:
-            file = frame_file(folder, frame.index, kind or FORMATS[0])
-            return task.document(result, file, _write(result, file, colormap), {}), [file]
+            file = frame_file(folder, frame.index, output.kind or FORMATS[0])
+            return task.document(result, file, _write(result, file, output.colormap), {}), [file]
 
-        predict = partial(task.predict_frames, network, camera=camera, size_px=size, flip=flip, run=run)
-        about = partial(provenance, first)
-        return videos.work("depth", first, fps, folder, run, predict, write, dict, about, not as_json)
+        predict = partial(task.predict_frames, network, camera=camera, size_px=model.size, flip=model.flip, run=run)
+        job = videos.VideoJob("depth", first, video.fps, folder, run, output)
+        return videos.process(job, predict, write, dict, partial(provenance, first))
 
     documents: list[dict[str, Any]] = []
-    for (photo, camera), target in videos.progress(zip(chain([first], ahead), outputs), "depth", paths):
+    for (photo, camera), target in videos.progress(zip(chain([first], ahead), targets), "depth", paths):
         if is_video(photo.path):
-            documents.append(video(photo, camera, target))
+            documents.append(predict_video(photo, camera, target))
             continue
-        result = task.predict(network, photo, camera, size, flip, run)
+        result = task.predict(network, photo, camera, model.size, model.flip, run)
         with run.stage("write"):
-            facts = _write(result, target, colormap)
+            facts = _write(result, target, output.colormap)
         documents.append(task.document(result, target, facts, provenance(photo)))
         write_json(sibling(target, ".json"), documents[-1])
-        if not as_json:
-            console.result(target)
-    if as_json:
-        console.document(dumps(documents[0] if len(documents) == 1 else documents))
+        output.print_lines(target)
+    output.print_json(documents)
 
 
 def _write(result: Depth, target: Path, colormap: str | None) -> dict[str, Any]:
-    """Writes the depth, and with `colormap` its picture; what the JSON says of them."""
+    """Writes the depth, and with `colormap` its image. What the JSON says of them."""
     from dune_cli.io.depth_files import colored
     from dune_cli.io.outputs import sibling
     from dune_cli.io.png import save_png
@@ -169,13 +177,60 @@ def _write(result: Depth, target: Path, colormap: str | None) -> dict[str, Any]:
     return facts
 
 
-def _bounds(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        low = high = 0.0
-    if not 0 < low < high < float("inf"):
-        raise UserError(f"--depth-range {text!r} is no range; give MIN,MAX in metres, such as 0.001,10")
-    return low, high
+class Task(PredictTask):
+    """The depth of `dune predict`."""
+
+    file = "depth.png"
+
+    def __init__(self, settings: TaskSettings) -> None:
+        from dune_cli.checkpoints.defaults import default_model
+        from dune_cli.checkpoints.loader import load_depth
+
+        self.settings, compute = settings, settings.compute
+        chosen = settings.model or default_model("depth")
+        self.network = load_depth(chosen, settings.encoder, compute.device, compute.dtype)
+        self.sources = self.network.sources  # before encoders are shared, whose files may differ
+
+    @staticmethod
+    def check(settings: TaskSettings) -> None:
+        ModelOptions(model=settings.model, encoder=settings.encoder).choose("depth")
+
+    def slot(self) -> SharedBackboneSlot | None:
+        from dune_cli.models.depth import TwoViewDepth
+        from dune_cli.models.mast3r import DunePatches
+        from dune_cli.models.shared_backbone import SharedBackboneSlot
+
+        if not isinstance(self.network, TwoViewDepth):
+            return SharedBackboneSlot(PREDICT_TASK, self.network, "encoder", tuple(self.network.blocks))
+        encoder = self.network.model.encoder
+        return SharedBackboneSlot(PREDICT_TASK, encoder, "vit") if isinstance(encoder, DunePatches) else None
+
+    def shared_size(self, photo: Photo, patch: int) -> int | None:
+        """Its own size, or the next smaller one, of at least 3/4, at which the whole photo is whole patches."""
+        from dune_cli.models.depth import TwoViewDepth
+        from dune_cli.tasks import depth
+
+        if isinstance(self.network, TwoViewDepth):  # crops photos to patches
+            return self.network.model.size
+        long, short = max(photo.width, photo.height), min(photo.width, photo.height)
+        largest = min(depth.default_size_px(self.network), long)
+        sizes = range(largest // patch * patch, int(0.75 * largest), -patch)
+        return next((size for size in sizes if round(short * (size / long)) % patch == 0), None)
+
+    def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:
+        from dune_cli.tasks import depth
+
+        result = depth.predict(self.network, photo, cameras.resolve([photo])[0], size, run=run)
+        return depth.document(result, path, depth.write(result, path), {})
+
+    def verb_options(self, cameras: CameraOptions, size: int | None) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "--model": settings.model or self.sources[0].name,
+            "--encoder": settings.encoder,
+            "--size": size,
+            "--intrinsics": cameras.intrinsics,
+            "--fov-deg": cameras.fov_deg,
+            "--device": settings.compute.device,
+            "--dtype": settings.compute.dtype,
+        }

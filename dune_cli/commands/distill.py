@@ -2,102 +2,115 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import click
-
 from dune_cli import console
 from dune_cli.commands import checks, options
-from dune_cli.commands.options import GroupedCommand
+from dune_cli.commands.options import RunOutput, SeededOptions, TrainingOptions, option
 from dune_cli.errors import UserError
 
-SHARING = ("none", "lowest_loss", "own_data", "own+generic_data")
+SHORT_HELP = "Distil one encoder from several teachers on unlabelled photos."
+WEIGHTS = (
+    (
+        "teachers",
+        "dune distill --data photos/ -o run/ --teachers NAME",
+        ("xfeat", "efficientnet-lite2", ("people", "people-teacher")),
+    ),
+)
 
 
-@click.command(cls=GroupedCommand, headings={"size_px": "Training", "batch_size": "Training"})
-@click.option(
-    "--teachers",
-    required=True,
-    metavar="LIST",
-    help="Comma-separated NAME, NAME=FILE or timm:MODEL, such as dinov2,mast3r,multihmr or xfeat,efficientnet-lite2.",
-)
-@click.option(
-    "--data",
-    required=True,
-    multiple=True,
-    metavar="[TEACHER=]SOURCE",
-    help="A folder, a .txt list of paths, or .tar shards (also s3://, https://); may be given several times.",
-)
-@click.option(
-    "--student",
-    default="dune-vits14",
-    show_default=True,
-    metavar="NAME",
-    help="dune-vits14, dune-vitb14, dune-mini, vit:WIDTHxDEPTH, or timm:MODEL.",
-)
-@click.option("--init", metavar="NAME|FILE", help="Weights that the student starts from (stage two of the recipe).")
-@click.option("--size", "size_px", default=336, show_default=True, metavar="PX", help="Side of the square crops.")
-@click.option("--steps", default=1000, show_default=True, type=click.IntRange(1), help="Training steps in all.")
-@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1), help="Images a step, all ranks.")
-@click.option("--accumulate", default=1, show_default=True, type=click.IntRange(1), help="Parts of a batch, in turn.")
-@click.option("--lr", "learning_rate", default=3e-4, show_default=True, help="Peak, for a batch of 256; it scales.")
-@click.option("--sharing", default="lowest_loss", show_default=True, type=click.Choice(SHARING), help="Strategy.")
-@click.option(
-    "--drop-probability", default=0.5, show_default=True, type=options.FiniteRange(0, 1), help="Of lowest_loss."
-)
-@click.option(
-    "--projector",
-    default="tp",
-    show_default=True,
-    type=click.Choice(["tp", "sp", "lp"]),
-    help="Transformer block (the paper's), MLP, or ladder of MLPs.",
-)
-@click.option(
-    "--norm",
-    default="mean-std",
-    show_default=True,
-    type=click.Choice(["mean-std", "phi-s"]),
-    help="How teachers' outputs are standardised.",
-)
-@click.option(
-    "--held-out",
-    "held_out_fraction",
-    default=0.03,
-    show_default=True,
-    type=options.FiniteRange(0, 0.9),
-    help="Share of photos kept from training, for the scores.",
-)
-@click.option("--photometric/--no-photometric", default=True, show_default=True, help="Colour, blur, solarise.")
-@click.option("--cache", metavar="DIR", help="Compute teacher outputs once, for --crops fixed crops a photo.")
-@click.option("--crops", default=4, show_default=True, type=click.IntRange(1), help="Fixed crops a photo with --cache.")
-@click.option("--compile", "compile_student", is_flag=True, help="torch.compile the student.")
-@click.option("--fsdp", is_flag=True, help="With torchrun: shard the student (FSDP2) instead of copying it (DDP).")
-@click.option("--checkpoint-minutes", default=10.0, show_default=True, type=options.FiniteRange(0), help="Between two.")
-@click.option("--log-every", default=10, show_default=True, type=click.IntRange(1), metavar="STEPS")
-@click.option("--logger", type=click.Choice(["tensorboard"]), help="Write the log there, too (needs its package).")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that load photos.")
-@click.option("--resume", is_flag=True, help="Demand a run in -o to go on with (without it, one is begun if absent).")
-@click.option("--preflight", is_flag=True, help="Time four steps, print hours, memory and disk, and stop.")
-@click.option("-o", "--output", required=True, metavar="DIR", help="Folder of the run; the same command goes on there.")
-@options.compute
-@options.seed
-@options.as_json
-@options.common
+@options.group("Input")
+class SourceOptions:
+    """--teachers, --data, --student, --init."""
+
+    teachers: tuple[str, ...] = option(
+        "--teachers NAME,...",
+        "Teachers, each NAME, NAME=FILE or timm:MODEL, such as dinov2,mast3r,multihmr or xfeat,efficientnet-lite2.",
+        options.NameList(),
+        required=True,
+    )
+    data: tuple[str, ...] = option(
+        "--data [TEACHER=]SOURCE",
+        "Source of photos: a folder, a .txt list of paths, or .tar shards (also s3://, https://). Repeatable.",
+        required=True,
+        multiple=True,
+    )
+    student: str = option(
+        "--student NAME",
+        "Student: dune-vits14, dune-vitb14, dune-mini, vit:WIDTHxDEPTH, or timm:MODEL.",
+        default="dune-vits14",
+        heading="Model",
+    )
+    init: str | None = options.init_from("random weights")
+
+
+@options.group("Training")
+class DistillOptions(TrainingOptions):
+    """The settings of the training. Their names are those of `DistillConfig`."""
+
+    size_px: int = option("--size PX", "Side of the square crops, in pixels.", int, 336)
+    batch_size: int = option("--batch-size N", "Number of images per step, over all processes.", options.COUNT, 128)
+    accumulate: int = option("--accumulate N", "Number of gradient-accumulation steps per batch.", options.COUNT, 1)
+    learning_rate: float = options.changed(
+        TrainingOptions,
+        "learning_rate",
+        default=3e-4,
+        help="Peak learning rate at batch size 256, scaled linearly with the batch size.",
+    )
+    sharing: str = options.choice(
+        "--sharing",
+        "Strategy that assigns images to teachers.",
+        ["none", "lowest_loss", "own_data", "own+generic_data"],
+        "lowest_loss",
+    )
+    drop_probability: float = option(
+        "--drop-probability X",
+        "Probability that lowest_loss drops a teacher for an image. That of the highest loss stays.",
+        options.FRACTION,
+        0.5,
+    )
+    projector: str = options.choice(
+        "--projector",
+        "Projectors of the teachers. tp: transformer block, as in the paper. sp: MLP. lp: ladder of MLPs.",
+        ["tp", "sp", "lp"],
+        "tp",
+    )
+    norm: str = options.choice("--norm", "Normalisation of the teacher outputs.", ["mean-std", "phi-s"], "mean-std")
+    held_out_fraction: float = options.changed(TrainingOptions, "held_out_fraction", default=0.03)
+    photometric: bool = option(
+        "--photometric/--no-photometric", "Augment with colour jitter, blur and solarization.", default=True
+    )
+    cache: str | None = option(
+        "--cache DIR", "Cache folder of teacher outputs, computed once for --crops fixed crops per photo."
+    )
+    crops: int = option("--crops N", "Number of fixed crops per photo with --cache.", options.COUNT, 4)
+    compile: bool = option("--compile", "Compile the student with torch.compile.", heading="Advanced")
+    fsdp: bool = option(
+        "--fsdp",
+        "Shard the student over the processes of torchrun (FSDP2), instead of copying it (DDP).",
+        heading="Advanced",
+    )
+    logger: str | None = options.choice(
+        "--logger", "Additional logger. Needs its package.", ["tensorboard"], heading="Advanced"
+    )
+    workers: int = option("--workers N", "Number of threads that load photos.", options.COUNT, 2, heading="Advanced")
+
+
+@options.verb()
 def command(
-    teachers: str,
-    data: tuple[str, ...],
-    output: str,
-    resume: bool,
-    preflight: bool,
-    compile_student: bool,
-    as_json: bool,
-    **settings: Any,
+    *,
+    sources: SourceOptions,
+    training: DistillOptions,
+    compute: SeededOptions,
+    output: RunOutput,
+    resume: bool = option("--resume", "Fail unless the run folder holds a run to resume."),
+    preflight: bool = option(
+        "--preflight", "Time four steps, print the estimated hours, memory and disk space, and stop."
+    ),
 ) -> None:
-    """Co-distil one student from several frozen teachers on unlabelled photos (DUNE's recipe).
+    """Distil one student encoder from several frozen teachers on unlabelled photos, by DUNE's recipe.
 
-    The folder -o holds checkpoints, log.jsonl, and in the end student.safetensors, student_fp16.safetensors,
-    report.json and report.html. A killed run goes on by the same command, bit for bit. Several GPUs or processes:
-    start it with torchrun.
+    The run folder holds checkpoints and log.jsonl. At the end it also holds student.safetensors,
+    student_fp16.safetensors, report.json and report.html. The same command resumes an interrupted run, bit for bit.
+    torchrun starts it on several GPUs or processes.
 
     \b
     Example: dune distill --teachers dinov2,mast3r,multihmr --data photos/ -o student/
@@ -106,19 +119,17 @@ def command(
              torchrun --nproc-per-node 8 -m dune_cli.cli distill --teachers … --data … -o student/
     """
     from dataclasses import asdict
-    from pathlib import Path
 
     from dune_cli.io.json_files import dumps
     from dune_cli.training.distill.config import DistillConfig
 
-    names = tuple(name.strip() for name in teachers.split(",") if name.strip())
-    config = DistillConfig(teachers=names, data=data, compile=compile_student, **settings)
-    folder = Path(output).expanduser()
+    config = DistillConfig(**options.values(sources, training, compute))
+    folder = output.folder
     if resume and not (folder / "config.json").exists():
         raise UserError(f"--resume: {folder} holds no run; leave --resume out to begin one")
-    checks.teachers(names)
-    checks.data(data, names)
-    checks.weights(settings["init"])
+    checks.teachers(sources.teachers)
+    checks.data(sources.data, sources.teachers)
+    checks.weights(sources.init)
 
     from dune_cli.training.distill.distiller import distill
     from dune_cli.training.distill.finalize import finalize
@@ -138,13 +149,12 @@ def command(
     done = finalize(result, folder)
     if done.document["photos"]["broken_count"]:
         console.note(f"{done.document['photos']['broken_count']} photos could not be read; the report lists them")
-    if as_json:
-        console.document(dumps(done.document))
+    output.print_json([done.document])
+    if output.as_json:
         return
     for score in done.scores:
         console.note(
             f"held out, {score.teacher} {score.kind}: cosine {score.student:.3f} "
             f"(untrained {score.untrained:.3f}, mean feature {score.mean_feature:.3f})"
         )
-    for path in (done.student, done.student_half, done.report_json, done.report_html):
-        console.result(path)
+    output.print_lines(done.student, done.student_half, done.report_json, done.report_html)

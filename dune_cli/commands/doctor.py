@@ -6,30 +6,36 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import click
-
-from dune_cli import console
+from dune_cli import console, plugins
 from dune_cli.commands import options
+from dune_cli.commands.options import JsonOptions
 from dune_cli.errors import JobFailed
 
+SHORT_HELP = "Check what works on this machine, and what is missing."
+VERBS = "dune_cli.commands"
 
-@click.command()
-@click.option("--all", "import_all", is_flag=True, help="Import every package, also those that few commands need.")
-@options.as_json
-@options.common
-def command(import_all: bool, as_json: bool) -> None:
-    """What works on this machine: packages, devices, weights, matchers.
 
-    Imports what verbs without weights need, each failure with its cure. Exit code 1 if such a verb cannot work. Other
-    packages are looked for, and with --all imported, too. Takes some seconds; memory in GB = 10^9 bytes.
+@options.verb()
+def command(
+    *,
+    import_all: bool = options.option("--all", "Import all packages, also those of few commands."),
+    output: JsonOptions,
+) -> None:
+    """Check the packages, devices, weights and matchers of this machine.
+
+    Imports the packages of the commands that need no weights, and prints a remedy for each failure. Other packages are
+    only searched for, unless --all is given. The exit code is 1 if a command that needs no weights cannot work. Takes
+    some seconds. Memory is in GB = 10^9 bytes.
 
     \b
     Example: dune doctor --json
     """
     from dune_cli import doctor
 
-    facts = doctor.examine(import_all=import_all)
-    if as_json:
+    # a verb that works without downloaded weights states the packages without which it cannot, as NEEDS
+    verbs = {verb: plugins.constant(VERBS, verb, "NEEDS") for verb in plugins.names(VERBS, "NEEDS")}
+    facts = doctor.examine(verbs, import_all=import_all)
+    if output.as_json:
         console.document(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
         for line in _lines(facts):

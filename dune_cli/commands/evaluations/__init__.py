@@ -1,1 +1,0 @@
-"""The benchmarks of `dune eval`, one file each."""

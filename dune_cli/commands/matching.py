@@ -1,0 +1,190 @@
+"""The matcher or two-view model of a verb: its options, what is checked before torch is imported, and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dune_cli import console
+from dune_cli.commands import options
+from dune_cli.commands.checks import weights
+from dune_cli.commands.options import ComputeOptions, ModelOptions, option
+from dune_cli.errors import PackageMissing, UserError, WeightsMissing
+
+if TYPE_CHECKING:
+    from dune_cli.matchers.matcher import Matcher
+    from dune_cli.models.mast3r import TwoViewModel
+    from dune_cli.sfm.relative_pose import PairBackend
+
+NEIGHBOURS = 10
+
+
+@options.group("Matching")
+class MatchingOptions(ModelOptions):
+    """--model, --encoder, --matcher."""
+
+    matcher: str = option(
+        "--matcher NAME",
+        "Feature matcher. auto: the best one on this machine; 'dune doctor' lists all.",
+        default="auto",
+    )
+
+    def check_combination(self, size: int | None = None) -> None:
+        """UserError for a matcher beside a two-view model, or for a model's options without one."""
+        if self.model is not None and self.matcher not in ("auto", "mast3r"):
+            raise UserError(
+                f"--model brings its own matching, --matcher {self.matcher} does not go with it; leave one out"
+            )
+        for name, value in (("--encoder", self.encoder), ("--size", size)):
+            if value is not None and self.model is None:
+                raise UserError(f"{name} belongs to a two-view --model; name that model, or leave {name} out")
+
+    def check_present(self) -> None:
+        """DuneError for a model or a matcher that cannot run on this machine."""
+        weights(self.model, self.encoder)
+        if self.model is None:
+            check_matchers([self.matcher])
+
+    def load_matcher(self, compute: ComputeOptions) -> Matcher:
+        """The matcher; with "auto" mast3r where a model is given, else the best one present, which a note names."""
+        from dune_cli.matchers import registry
+
+        name = self.matcher
+        if name == "auto" and self.model is not None:
+            name = "mast3r"
+        elif name == "auto":
+            name, text = registry.choose_auto()
+            console.note(text)
+        return registry.load_matcher(name, compute.device, compute.dtype, self.model, self.encoder)
+
+    def load_two_view(self, compute: ComputeOptions) -> TwoViewModel:
+        """The two-view model, with a note about its licence."""
+        from dune_cli.checkpoints.loader import load_two_view
+
+        assert self.model is not None
+        network = load_two_view(self.model, self.encoder, compute.device, compute.dtype)
+        console.note(f"model {network.source.name}, licence {network.source.licence}")
+        return network
+
+    def load_pair_backend(self, compute: ComputeOptions, size: int | None) -> PairBackend:
+        """The two-view model, or the matcher, that finds what two photos have in common."""
+        from dune_cli.sfm.relative_pose import MatcherBackend, TwoViewBackend
+
+        if self.model is not None:
+            return TwoViewBackend(self.load_two_view(compute), size)
+        return MatcherBackend(self.load_matcher(compute))
+
+
+@options.group("Matching")
+class RetrievalOptions:
+    """--neighbours, --retrieval-model, --work."""
+
+    neighbours: int | None = option(
+        "--neighbours N",
+        "Number of photos to match each photo with, where not all are.",
+        options.COUNT,
+        aliases=["--top-k"],
+        default_text=str(NEIGHBOURS),
+    )
+    retrieval_model: str | None = option(
+        "--retrieval-model NAME|FILE",
+        "Encoder of image retrieval, which chooses these photos.",
+        aliases=["--retrieval"],
+        default_text="dune-mini",
+    )
+    work: str | None = option(
+        "--work DIR",
+        "Cache folder. A later run reuses the features and matches in it.",
+        heading="Advanced",
+        default_text="beside the output or in the map",
+    )
+
+
+def pairs_option(also: str = "") -> Any:
+    """--pairs, the strategy. `also`: another value that the verb takes."""
+    return option(
+        f"--pairs {'NAME|FILE' if also else 'NAME'}",
+        "Pairs of photos to match: all; sequential, each with those that follow; retrieval, each with the most similar "
+        f"ones{f'; {also}' if also else ''}. auto: all for up to 20 photos, else retrieval.",
+        default="auto",
+    )
+
+
+def solver_option() -> Any:
+    """--solver, of relative poses."""
+    return options.choice(
+        "--solver",
+        "Pose solver. pnp: from pixels of the query and metric points of the reference. essential: from the epipolar "
+        "geometry, with the length from these points or --baseline.",
+        ["pnp", "essential"],
+        heading="Matching",
+        default_text="pnp where the reference has points in metres",
+    )
+
+
+def mapper_option() -> Any:
+    """--mapper."""
+    return options.choice("--mapper", "Mapper of pycolmap.", ["incremental", "global"], "incremental")
+
+
+@options.group("Model")
+class MatchersOptions(ModelOptions):
+    """--matchers, --model, --encoder: several matchers, as columns or rows of a benchmark."""
+
+    matchers: tuple[str, ...] = option(
+        "--matchers NAME,...",
+        "Feature matchers. auto: the best one on this machine; 'dune doctor' lists all.",
+        options.NameList(),
+        heading="Matching",
+        aliases=["--matcher"],
+        default_text="auto; mast3r with --model",
+    )
+    model: str | None = options.model_of("the model of the matcher dune or mast3r")
+
+    def check_present(self) -> None:
+        """DuneError for a model or a matcher that cannot run on this machine."""
+        check_matchers(self.matchers, self.model, self.encoder)
+
+    def load(self, compute: ComputeOptions) -> dict[str, Matcher]:
+        """The matchers by name, in the order asked for, all loaded before the first pair is matched."""
+        from dune_cli.matchers import registry
+
+        names = list(self.matchers) or (["mast3r"] if self.model else ["auto"])
+        if "auto" in names:
+            best, note = registry.choose_auto()
+            console.note(note)
+            names = list(dict.fromkeys(best if name == "auto" else name for name in names))
+        takers = _model_takers(names, self.model, self.encoder)
+        return {
+            name: registry.load_matcher(
+                name, compute.device, compute.dtype, *((self.model, self.encoder) if name in takers else ())
+            )
+            for name in names
+        }
+
+
+def check_matchers(names: Sequence[str], model: str | None = None, encoder: str | None = None) -> None:
+    """UserError for an unknown matcher; WeightsMissing or PackageMissing for one that cannot run here."""
+    from dune_cli.matchers import registry
+
+    if any(name != "auto" for name in names):
+        _model_takers(names, model, encoder)
+    for name in names:
+        if name == "auto" or registry.takes_model(name):
+            continue
+        state = registry.availability(name)
+        if not state.ready:
+            missing = PackageMissing if "pip install" in (state.cure or "") else WeightsMissing
+            raise missing(f"the matcher {name} cannot run here: {state.why}; run: {state.cure}")
+    weights(model, encoder)
+
+
+def _model_takers(names: Sequence[str], model: str | None, encoder: str | None) -> list[str]:
+    """Those of the matchers that a --model is for. UserError where a model is given and none of them takes it."""
+    from dune_cli.matchers import registry
+
+    takers = [name for name in names if registry.takes_model(name)]
+    if (model or encoder) and not takers:
+        asked = ",".join(names)
+        raise UserError(f"--model and --encoder are for the matchers dune and mast3r; received --matcher {asked}")
+    return takers
