@@ -29,7 +29,7 @@ WEIGHTS = (
         ("dinov2-vits14-nyu-dpt", "dinov2-vitl14-nyu-dpt", "dinov2-vits14-kitti-dpt"),
     ),
 )
-PREDICT_TASK = "depth"
+PREDICT_TASK = "DepthTask"
 FORMATS = sorted(plugins.names("dune_cli.io.formats", "write_depth"), key=lambda name: name != "png")  # default first
 COLORMAPS = ("turbo", "inferno", "magma", "viridis", "grey")
 COLOR_ENDING = "_color.png"
@@ -177,9 +177,10 @@ def _write(result: Depth, target: Path, colormap: str | None) -> dict[str, Any]:
     return facts
 
 
-class Task(PredictTask):
+class DepthTask(PredictTask):
     """The depth of `dune predict`."""
 
+    name = "depth"
     file = "depth.png"
 
     def __init__(self, settings: TaskSettings) -> None:
@@ -201,9 +202,9 @@ class Task(PredictTask):
         from dune_cli.models.shared_backbone import SharedBackboneSlot
 
         if not isinstance(self.network, TwoViewDepth):
-            return SharedBackboneSlot(PREDICT_TASK, self.network, "encoder", tuple(self.network.blocks))
+            return SharedBackboneSlot(self.name, self.network, "encoder", tuple(self.network.blocks))
         encoder = self.network.model.encoder
-        return SharedBackboneSlot(PREDICT_TASK, encoder, "vit") if isinstance(encoder, DunePatches) else None
+        return SharedBackboneSlot(self.name, encoder, "vit") if isinstance(encoder, DunePatches) else None
 
     def shared_size(self, photo: Photo, patch: int) -> int | None:
         """Its own size, or the next smaller one, of at least 3/4, at which the whole photo is whole patches."""

@@ -26,7 +26,7 @@ WEIGHTS = (
         ("dune-mini", "dinov2-vits14", "dinov2-vitl14-reg", "dune-vitb14-448"),
     ),
 )
-PREDICT_TASK = "features"
+PREDICT_TASK = "FeaturesTask"
 FORMATS = ("npz", "png")
 
 
@@ -99,9 +99,10 @@ def command(
     output.print_json(documents)
 
 
-class Task(PredictTask):
+class FeaturesTask(PredictTask):
     """The features of `dune predict`."""
 
+    name = "features"
     file = "features.npz"
 
     def __init__(self, settings: TaskSettings) -> None:
@@ -124,9 +125,9 @@ class Task(PredictTask):
         from dune_cli.models.vit import VisionTransformer
 
         if isinstance(self.encoder, DistilledEncoder):
-            return SharedBackboneSlot(PREDICT_TASK, self.encoder, "vit")
+            return SharedBackboneSlot(self.name, self.encoder, "vit")
         if isinstance(self.encoder, VisionTransformer):
-            return SharedBackboneSlot(PREDICT_TASK, self, "encoder")
+            return SharedBackboneSlot(self.name, self, "encoder")
         return None
 
     def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:

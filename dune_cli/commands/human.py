@@ -31,7 +31,7 @@ WEIGHTS = (
         ("multihmr-672-s", "multihmr-672-l-anny", "multihmr-896-l"),
     ),
 )
-PREDICT_TASK = "human"
+PREDICT_TASK = "HumanTask"
 FORMATS = [  # of those for scenes, default first
     name
     for name in sorted(plugins.names("dune_cli.io.formats", "write_scene"), key=lambda name: name != "obj")
@@ -222,9 +222,10 @@ def _write(model: HumanModel, found: PhotoPeople, files: dict[str, Path]) -> Non
         writers[name](path, meshes, found)
 
 
-class Task(PredictTask):
+class HumanTask(PredictTask):
     """The people of `dune predict`."""
 
+    name = "human"
     file = "people.obj"
     sized = False  # the network input is a square of the model's own size
 
@@ -245,7 +246,7 @@ class Task(PredictTask):
         from dune_cli.models.shared_backbone import SharedBackboneSlot
 
         network = self.model.network
-        return SharedBackboneSlot(PREDICT_TASK, network.encoder if network.body == "anny" else network, "backbone")
+        return SharedBackboneSlot(self.name, network.encoder if network.body == "anny" else network, "backbone")
 
     def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:
         from dune_cli.tasks import human

@@ -496,7 +496,9 @@ class TrainingOptions:
 class RunOutput(Printer):
     """--output, --json, of a training run."""
 
-    output: str = option("-o, --output DIR", "Run folder. The same command resumes the run in it.", required=True)
+    output: str = option(
+        "-o, --output DIR", "Output folder of the run. The same command resumes the run in it.", required=True
+    )
     as_json: bool = changed(JsonOptions, "as_json")
 
     @property

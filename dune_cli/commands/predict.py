@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 SHORT_HELP = "Run several tasks on photos with shared encoder passes."
 REPORT = "predict.json"
 VERBS = "dune_cli.commands"
-TASKS = {plugins.constant(VERBS, verb, "PREDICT_TASK"): verb for verb in plugins.names(VERBS, "PREDICT_TASK")}
+_MODULES = [plugins.load(VERBS, verb) for verb in plugins.names(VERBS, "PREDICT_TASK")]
+TASKS: dict[str, type[PredictTask]] = {one.name: one for one in (getattr(m, m.PREDICT_TASK) for m in _MODULES)}
 
 
 @options.group("Model")
@@ -159,7 +160,7 @@ def command(
         )
         for name, model in chosen.models().items()
     }
-    kinds = {name: plugins.load(VERBS, TASKS[name]).Task for name in settings}
+    kinds = {name: TASKS[name] for name in settings}
     paths = expand(photos)
     folders = _folders(paths, output, [kind.file for kind in kinds.values()])
     known = cameras.one_by_one(len(paths))

@@ -1,7 +1,6 @@
 """What `dune predict` asks of a verb that it can run beside others on one encoder pass.
 
-Such a verb's file defines PREDICT_TASK, the name of the task on the command line, and the class `Task`, a subclass of
-PredictTask.
+Such a verb's file defines PREDICT_TASK, the name of a subclass of PredictTask.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ class TaskSettings:
 class PredictTask(ABC):
     """One task with its model loaded. Its output is that of its verb with default settings."""
 
+    name: ClassVar[str]  # on the command line
     file: ClassVar[str]  # of the output, in the folder of the photo
     sized: ClassVar[bool] = True  # whether --size applies
     sources: list[Source]

@@ -26,7 +26,7 @@ def command(
     model: ModelOptions = options.adapt(
         model=options.model_of("DINOv2 segmentation heads", default_text=options.BEST_MODEL)
     ),
-    size: int = options.size_px("Longest side to reduce photos to", default=1280),
+    size: int = options.size_px("Long side that larger photos are reduced to", default=1280),
     scales: int = option(
         "--scales N",
         "Number of scales of a multi-scale (ms) head, each also flipped. The published scores use 5.",

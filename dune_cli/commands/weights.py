@@ -127,7 +127,7 @@ def pull(
         "--accept-licence", "Accept the licences without a question. Required without a terminal."
     ),
     only: bool = option("--only", "Fetch only these, not the weights they need to run."),
-    overwrite: bool = option("--overwrite", "Fetch files that are on this machine again."),
+    overwrite: bool = option("--overwrite", "Replace files that are on this machine, by fetching them again."),
 ) -> None:
     """Fetch weights by name, with those they need, and print their paths.
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from dune_cli import doctor, probe
+from dune_cli import doctor
 from dune_cli.checkpoints import weights_folder
 from dune_cli.cli import main
 
@@ -67,7 +67,7 @@ def test_a_broken_opencv_fails_the_verbs_that_need_it(dune: Dune, fakes: Path) -
 
 def test_open3d_without_libusb_is_named_with_its_cure_and_fails_no_verb(fakes: Path) -> None:
     (fakes / "open3d.py").write_text("raise OSError('libusb-1.0.so.0: cannot open shared object file')")
-    facts = doctor.examine()
+    facts = doctor.examine({"reconstruct": ("numpy", "torch")})
     assert "pip install libusb-package" in package(facts, "open3d")["cure"]
     assert not any("open3d" in (verb["why"] or "") for verb in facts["verbs"])
 
@@ -96,9 +96,9 @@ def test_a_broken_torch_leaves_the_devices_unknown(dune: Dune, fakes: Path) -> N
 
 
 def test_probe_answers_in_this_process_too() -> None:
-    assert probe.probe("package:click")["ok"]
-    assert "not installed" in probe.probe("package:no_such_module")["error"]
-    assert probe.probe("verb:dune_cli.no_such_verb") == {
+    assert doctor.probe("package:click")["ok"]
+    assert "not installed" in doctor.probe("package:no_such_module")["error"]
+    assert doctor.probe("verb:dune_cli.no_such_verb") == {
         "ok": False,
         "error": "ModuleNotFoundError: No module named 'dune_cli.no_such_verb'",
     }
@@ -161,7 +161,7 @@ def test_the_text_says_what_the_facts_say(monkeypatch: pytest.MonkeyPatch) -> No
         "matchers": {"error": None, "list": [{"name": "m", "ready": False, "why": "no kornia", "cure": "pip it"}]},
         "verbs": [{"verb": "eval", "ok": False, "why": "needs a"}],
     }
-    monkeypatch.setattr(doctor, "examine", lambda import_all: facts)
+    monkeypatch.setattr(doctor, "examine", lambda verbs, import_all: facts)
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 1
     for text in (

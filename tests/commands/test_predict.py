@@ -140,7 +140,7 @@ def test_a_folder_gets_a_folder_for_each_photo(weights: Path, photos: Path, tmp_
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--tasks", "depht"], "depht is no task; allowed: depth, human, features"),
+        (["--tasks", "depht"], "depht is no task; allowed: depth, features, human"),
         (["--tasks", ","], "nothing is no task"),
         (["--tasks", "features"], "features need an encoder"),
         (["--tasks", "depth", "--model", "head.pth"], "is not TASK=NAME|FILE"),

@@ -46,7 +46,11 @@ class SceneOptions:
 class HeadOptions:
     """--encoder, --init, --context, --size, --max-keypoints, --prune-below."""
 
-    encoder: str = option("--encoder NAME|FILE", "Frozen encoder: a dune-mini with the stem xfeat+lite.", required=True)
+    encoder: str = option(
+        "--encoder NAME|FILE",
+        "Encoder to train on, which is frozen: a dune-mini with the stem xfeat+lite.",
+        required=True,
+    )
     init: str | None = options.init_from("XFeat + LighterGlue")
     context: tuple[str, ...] = option(
         "--context NAME,...",
