@@ -196,7 +196,7 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     "fault, arguments, words",
     [
-        (None, ["--matcher", "sift"], "a matcher knows no lengths"),
+        (None, ["--matcher", "sift"], "the scale of a matcher's pose is unknown"),
         (None, ["--model", "x.pth", "--unit-translation"], "leave it out"),
         (None, ["--unit-translation", "--solver", "pnp"], "points in metres"),
         (None, ["--model", "x.pth", "--matcher", "sift"], "leave one out"),

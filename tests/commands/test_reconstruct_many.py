@@ -55,7 +55,7 @@ def test_a_folder_gives_a_scene_and_all_that_was_asked_for(folder: Path, work: P
     code, out, err = run(*words(folder, tmp_path / "scene.ply", "--work", work, "--quality", "low", *more))
     assert code == 0, err
     assert out.split() == [str(tmp_path / name) for name in ("scene.ply", "scene.json", "model", "t.json", "depths")]
-    assert "5 of 5 photos placed" in err and "0 photos and 0 pairs were new" in err
+    assert "5 of 5 photos registered" in err and "0 photos and 0 pairs were computed" in err
     scene = json.loads((tmp_path / "scene.json").read_text())
     assert scene["quality"]["registered"] == scene["quality"]["total"] == 5 and len(scene["pairs"]) == 10
     assert scene["world"] == "camera 0" and "unregistered" not in scene
@@ -108,7 +108,7 @@ def test_killed_in_the_middle_it_goes_on_and_writes_the_same_bytes(folder: Path,
     done = len(list(kept.glob("*/[!.]*.safetensors")))
     assert 1 <= done < 10 and not (tmp_path / "a" / "scene.ply").exists()
     code, _, err = run(*command[3:])
-    assert code == 0 and f"0 photos and {10 - done} pairs were new" in err
+    assert code == 0 and f"0 photos and {10 - done} pairs were computed" in err
     code, _, _ = run(*words(folder, tmp_path / "b" / "scene.ply", "--no-dense", "--work", work))
     assert (tmp_path / "a" / "scene.ply").read_bytes() == (tmp_path / "b" / "scene.ply").read_bytes()
     scenes = [json.loads((tmp_path / name / "scene.json").read_text()) for name in "ab"]
@@ -135,7 +135,7 @@ def test_known_poses_are_kept_and_named_in_the_json(folder: Path, work: Path, tm
     more = ("--work", work, "--no-dense", "--poses", tmp_path / "poses.json")
     code, _, err = run(*words(folder, tmp_path / "scene.ply", *more))
     assert code == 0, err
-    assert "has no pose for 1 of 5 photos, which are placed: p4.png" in err
+    assert "has no pose for 1 of 5 photos, which are estimated: p4.png" in err
     scene = json.loads((tmp_path / "scene.json").read_text())
     assert scene["world"] == "that of --poses" and scene["provenance"]["units"] == "those of --poses"
     for index in range(5):
@@ -168,7 +168,7 @@ def test_the_preflight_prints_and_stops(folder: Path, tmp_path: Path) -> None:
         (("--mesh", "tsdf", "-o", "scene.npz"), ("--mesh makes a surface, which scene.npz does not hold",)),
         (("--pairs", "absent.txt"), ("cannot read the pairs file absent.txt",)),
         (("--poses", "absent.json"), ("absent.json",)),
-        (("--poses", "@poses", "--baseline", "1"), ("--poses and --baseline both say",)),
+        (("--poses", "@poses", "--baseline", "1"), ("--poses and --baseline both set the scale",)),
         (("--poses", "@strange"), ("has a pose for none of the 5 images",)),
         (("--fps", "3"), ("no video was named",)),
         (("--work", "@file"), ("the work folder", "another one with --work")),

@@ -113,7 +113,7 @@ def test_none_found(place: Path, tmp_path: Path) -> None:
     refused(run(place, place / "broken.png", *SIFT), 1, "broken.png is not a picture")
     target = tmp_path / "poses.jsonl"
     result = run(place, place / "elsewhere.png", place / "broken.png", *SIFT, "-o", target)
-    assert result.exit_code == 1 and "none of 2 queries was found; the last: " in result.stderr
+    assert result.exit_code == 1 and "none of 2 queries was localized; the last: " in result.stderr
     assert len(target.read_text().splitlines()) == 2
     refused(run(place, place / "query.png", *SIFT, "--min-confidence", 1), 1, "confidence")
 
@@ -140,7 +140,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_retrieval_chooses_the_photos(place: Path, encoder: Path) -> None:
-    words = (place / "query.png", *SIFT, "--top-k", 2, "--retrieval", encoder, "--json", "--device", "cpu")
+    words = (place / "query.png", *SIFT, "--neighbours", 2, "--retrieval-model", encoder, "--json", "--device", "cpu")
     first, second = (json.loads(run(place, *words).stdout) for _ in range(2))
     likeness = [seen["likeness"] for seen in first["retrieved"]]
     assert len(likeness) == 2 and likeness == sorted(likeness, reverse=True) and max(likeness) <= 1
@@ -153,14 +153,14 @@ def test_retrieval_chooses_the_photos(place: Path, encoder: Path) -> None:
 
 
 def test_retrieval_needs_an_encoder(place: Path) -> None:
-    result = run(place, place / "query.png", *SIFT, "--top-k", 2, "--retrieval", "dinov2-vits14")
-    refused(result, 3, "the map has 4 photos, and choosing 2 of them takes the encoder dinov2-vits14", "--top-k 4")
+    result = run(place, place / "query.png", *SIFT, "--neighbours", 2, "--retrieval-model", "dinov2-vits14")
+    refused(result, 3, "the map has 4 photos, and choosing 2 of them takes the encoder dinov2-vits14", "--neighbours 4")
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--solver", "pnp"], "--solver is about one reference"),
+        (["--solver", "pnp"], "--solver applies only without --map"),
         (["--ref-depth", "x.png"], "--ref-depth"),
         (["--baseline", "1"], "--baseline"),
         (["--size", "512"], "--size"),
@@ -182,9 +182,9 @@ def test_what_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch, arguments
     refused(run(place, "query.png", *arguments), 2, words)
 
 
-@pytest.mark.parametrize("option", ["--images", "--scale", "--top-k", "--retrieval", "--work"])
+@pytest.mark.parametrize("option", ["--images", "--scale", "--neighbours", "--retrieval-model", "--work"])
 def test_words_of_a_map_without_one(place: Path, option: str) -> None:
-    value = {"--scale": "metric", "--top-k": "3"}.get(option, "x")
+    value = {"--scale": "metric", "--neighbours": "3"}.get(option, "x")
     result = CliRunner().invoke(main, ["reloc", str(place / "query.png"), str(place / "elsewhere.png"), option, value])
     refused(result, 2, f"{option} belongs to --map")
     alone = CliRunner().invoke(main, ["reloc", str(place / "query.png")])

@@ -1,6 +1,7 @@
 """Training images: sources (folders, text lists, tar shards), the data set of a run, augmentation, crops.
 
-Sources have random access, so that a resumed run goes on exactly.
+Sources have random access, so that a resumed run goes on exactly. torch is imported in functions, so that a command
+reports missing photos without waiting for it.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import torch
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from dune_cli.errors import DuneError, JobFailed, PackageMissing, UserError
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.photos import decode_photo
 from dune_cli.io.safe_read import MIB, file_in, open_regular, read_bytes, read_text
 from dune_cli.training.common.sampler import BatchSlot, held_out_mask
+
+if TYPE_CHECKING:
+    import torch
 
 PHOTO_LIMIT_BYTES = 1024 * MIB
 MAX_SHARD_MEMBERS = 10_000_000
@@ -248,6 +249,10 @@ def augment(image: torch.Tensor, size_px: int, settings: Augmentation, rng: np.r
 
     All random numbers are drawn from `rng`.
     """
+    import torch
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as TF
+
     top, left, height, width = _crop_box(image.shape[-2], image.shape[-1], settings, rng)
     crop = TF.resized_crop(
         image, top, left, height, width, [size_px, size_px], InterpolationMode.BICUBIC, antialias=True
@@ -272,6 +277,8 @@ def _crop_box(height: int, width: int, settings: Augmentation, rng: np.random.Ge
 
 
 def _photometric(image: torch.Tensor, settings: Augmentation, rng: np.random.Generator) -> torch.Tensor:
+    from torchvision.transforms.v2 import functional as TF
+
     if rng.random() < settings.jitter_probability:
         brightness, contrast, saturation, hue = settings.jitter
         for change in rng.permutation(4):
@@ -414,6 +421,8 @@ def open_dataset(data: Sequence[str], teachers: Sequence[str], held_out_fraction
 
 def decode(item: ImageItem) -> torch.Tensor:
     """A photo as (3, H, W) uint8 RGB, EXIF orientation applied. OSError or UserError if it cannot be read."""
+    import torch
+
     rgb = decode_photo(item.source.read(item.index), item.label)
     return torch.from_numpy(np.require(rgb, requirements="W")).permute(2, 0, 1)
 
@@ -436,6 +445,9 @@ def fixed_crop(
 
 def centre_crop(image: torch.Tensor, size_px: int) -> torch.Tensor:
     """The centred square of a photo (3, H, W) uint8, its short side long, as (3, size, size) in [0, 1]; for scores."""
+    import torch
+    from torchvision.transforms.v2 import functional as TF
+
     side = min(image.shape[-2:])
     square = TF.resize(TF.center_crop(image, [side, side]), [size_px, size_px], antialias=True)
     return TF.to_dtype(square, torch.float32, scale=True)
