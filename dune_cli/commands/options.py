@@ -163,7 +163,7 @@ def option(
     """An option, as a dataclass field. `declaration` as --help shows it: "-o, --output PATH", "--dense/--no-dense".
 
     Without a metavar and a type it is a flag. `heading` is that of its group if it is None; see `Option` for `aliases`
-    and `default_text`. `settings`: others of Click's. The field's default is the option's.
+    and `default_text`. `settings`: others of Click's. The field's default is the option's; of several values it is ().
     """
     words = [word.removesuffix(",") for word in declaration.split(" ")]
     names = [word for word in words if word.startswith("-")]
@@ -172,7 +172,8 @@ def option(
     if not settings.get("required"):
         if metavar is None and type is None and default is None:
             settings["is_flag"], default = True, False
-        settings["default"] = default = () if settings.get("multiple") else default
+        several = settings.get("multiple") or isinstance(type, NameList)
+        settings["default"] = default = () if several and default is None else default
     spec = {"heading": heading, "aliases": tuple(aliases), "default_text": default_text, **settings}
     return field(
         **{} if settings.get("required") else {"default": default}, metadata={"names": names, "settings": spec}

@@ -20,9 +20,8 @@ from dune_cli.evaluation.speed import SQUARE, Stopwatch, best_seconds, count_flo
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
-from dune_cli.teachers._vit import VitTeacher
 from dune_cli.teachers.registry import load_teacher
-from dune_cli.teachers.teacher import CLS, PATCH, Teacher
+from dune_cli.teachers.teacher import CLS, PATCH, Teacher, VitTeacher
 from dune_cli.training.common.dataset import Augmentation, PhotoDataset, open_dataset
 from dune_cli.training.common.dist import Dist, attention_kernel
 from dune_cli.training.common.loop import weight_decay_groups

@@ -11,7 +11,7 @@ from dune_cli.commands import bench
 from dune_cli.evaluation import distill_speed, speed
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
-from dune_cli.teachers._vit import VitTeacher
+from dune_cli.teachers.teacher import VitTeacher
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ class SceneOptions:
         default_text="until all scenes are matched",
     )
     validate: tuple[str, ...] = option(
-        "--validate NAME,...", "Scenes to hold out, instead of --held-out.", options.NameList(), ()
+        "--validate NAME,...", "Scenes to hold out, instead of --held-out.", options.NameList()
     )
     validation_pairs: int = option("--validation-pairs N", "Number of pairs per held-out scene.", click.IntRange(0), 5)
 
