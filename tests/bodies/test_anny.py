@@ -1,4 +1,4 @@
-"""Anny against the package's own numbers (kept by examples/bake_anny.py), the fixture, and laws."""
+"""Anny against the package's own numbers (kept by weights/build/bake_anny.py), the fixture, and laws."""
 
 from __future__ import annotations
 

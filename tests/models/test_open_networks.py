@@ -62,7 +62,7 @@ def _photos(folder: Path, side: int) -> list[np.ndarray]:
 def test_fastdepth_equals_the_published_files_runtime(example_photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Int8 activations of the published file move its depth by up to 0.05 m in the mean."""
     runtime = pytest.importorskip("ai_edge_litert.interpreter", reason="needs the package ai-edge-litert")
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.syspath_prepend(str(ROOT / "weights" / "build"))
     from bake_open_networks import load_published
 
     path = NETWORKS / "fast_depth_224.tflite"
@@ -84,7 +84,7 @@ def test_the_published_weights_give_the_scores_that_their_card_states(
     example_photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dequantised weights: the astronaut is a person, the motorcycle stands in a room some metres deep."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.syspath_prepend(str(ROOT / "weights" / "build"))
     from bake_open_networks import load_published
 
     mosaic = load_published("mosaic", NETWORKS / "mobile_segmenter_r3_quant.tflite")

@@ -242,7 +242,7 @@ def test_a_baked_file_makes_the_teacher(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, networks: dict[str, Graph], message: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"not what examples/bake_people_teacher\.py writes \({message}\)"):
+    with pytest.raises(CheckpointError, match=rf"not what weights/build/bake_people_teacher\.py writes \({message}\)"):
         people.load(str(baked(tmp_path / "made.safetensors", **networks)), CPU, torch.float32)
     weight_files.write_safetensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {})
     with pytest.raises(CheckpointError, match="run it again"):
@@ -250,14 +250,14 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, networks: dict[str, G
 
 
 def test_a_missing_file_says_how_to_make_it() -> None:
-    with pytest.raises(WeightsMissing, match=r"run 'python examples/bake_people_teacher\.py'.*npm.*Apache-2\.0"):
+    with pytest.raises(WeightsMissing, match=r"run 'python weights/build/bake_people_teacher\.py'.*npm.*Apache-2\.0"):
         load_teacher("people", CPU)
 
 
 @pytest.fixture(scope="module")
 def real() -> people.PeopleTeacher:
     if not BAKED.is_file():
-        pytest.skip("needs the file of examples/bake_people_teacher.py (set DUNE_PEOPLE_TEACHER)")
+        pytest.skip("needs the file of weights/build/bake_people_teacher.py (set DUNE_PEOPLE_TEACHER)")
     teacher = load_teacher(f"people={BAKED}", CPU)
     assert isinstance(teacher, people.PeopleTeacher)
     return teacher

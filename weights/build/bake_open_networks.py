@@ -1,7 +1,7 @@
 """Bakes the files of the networks `fastdepth` and `mosaic` out of the publishers' TensorFlow Lite files, once.
 
-    python examples/bake_open_networks.py           (where dune is not installed: PYTHONPATH=. python …)
-    python examples/bake_open_networks.py --files DIR
+    python weights/build/bake_open_networks.py           (where dune is not installed: PYTHONPATH=. python …)
+    python weights/build/bake_open_networks.py --files DIR
 
 Downloads 3.7 MB (or takes the files from DIR, where they lie by their published names), checks their hashes, and writes
 the float values that their int8 and uint8 weights mean into dune's weights folder. dune needs no TensorFlow afterwards.

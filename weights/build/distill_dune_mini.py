@@ -1,13 +1,13 @@
 """The recipe of the `dune-mini` that comes with dune: three open teachers, one folder of unlabelled photos, a laptop.
 
-    python examples/distill_dune_mini.py ../shared/corpus --leave-out ../shared/data/pairs/wide/pairs.json \\
+    python weights/build/distill_dune_mini.py ../shared/corpus --leave-out ../shared/data/pairs/wide/pairs.json \\
         --cache cache/ --steps 1050 -o stage1/
-    python examples/distill_dune_mini.py ../shared/corpus --leave-out ../shared/data/pairs/wide/pairs.json \\
+    python weights/build/distill_dune_mini.py ../shared/corpus --leave-out ../shared/data/pairs/wide/pairs.json \\
         --cache cache/ --steps 800 --norm phi-s --init stage1/student.safetensors -o mini/
 
 The same command goes on where it was stopped. Hardware: two CPU cores (AVX512-BF16) and 4 GB; what came out, with its
 controls and hours, is in weights/models/dune-mini.md. The teachers' weights: `dune weights pull xfeat
-efficientnet-lite2` and `python examples/bake_people_teacher.py`.
+efficientnet-lite2` and `python weights/build/bake_people_teacher.py`.
 
 The folder is laid out as index.jsonl says (a line a file: "file", and "kind" photo, sequence or rgbd); any other folder
 of photos serves `dune distill` as it is. Sequences that a benchmark is made of are left out by name.
