@@ -10,10 +10,11 @@ import pytest
 from dune_cli.commands import bench
 from dune_cli.evaluation.speed import MatchingSpeed, NetworkSpeed, Speed
 from dune_cli.evaluation.task_speed import TaskSpeed
+from support import small_networks
 
 
-@pytest.mark.slow
-def test_json(dune: Any) -> None:
+def test_json(dune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_networks.install(monkeypatch)
     arguments = ("bench", "--model", "dune-vits", "--size", 56, "--rounds", 1, "--threads", 1)
     done = dune(*arguments, "--json", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
@@ -53,8 +54,8 @@ def test_unknown_architecture(dune: Any) -> None:
     assert "dune-vitb" in done.stderr
 
 
-@pytest.mark.slow
-def test_depth_part(dune: Any) -> None:
+def test_depth_part(dune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_networks.install(monkeypatch)
     arguments = ("bench", "depth", "--size", 56, "--rounds", 1, "--threads", 1, "--quiet")
     done = dune(*arguments, "--json")
     assert (done.returncode, done.stderr) == (0, "")

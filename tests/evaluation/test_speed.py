@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from dune_cli import runtime
 from dune_cli.evaluation import speed
 from dune_cli.evaluation import speed as matching_speed
+from support import small_networks
 
 
 def test_operations_are_counted_with_attention() -> None:
@@ -29,7 +30,8 @@ def test_input_sizes_are_whole_patches(side: int, patch: int, expected: tuple[in
     assert speed.input_size(side, patch) == expected
 
 
-def test_a_run_of_the_networks() -> None:
+def test_a_run_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_networks.install(monkeypatch)
     with speed.threads(1):
         found = speed.measure_networks("dune-vits", 56, "cpu", rounds=1)
     assert (found.device, found.threads, found.input_hw) == ("cpu", 1, (42, 56))

@@ -8,13 +8,15 @@ import torch
 from dune_cli import runtime
 from dune_cli.commands import bench
 from dune_cli.evaluation import speed, task_speed
+from support import small_networks
 
 
 def vit_flop(width: int, depth: int, tokens: int) -> float:
     return depth * (24 * tokens * width**2 + 4 * tokens**2 * width) + 2 * (tokens - 1) * width * 588
 
 
-def test_a_run_of_a_depth_model() -> None:
+def test_a_run_of_a_depth_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_networks.install(monkeypatch)
     with speed.threads(1):
         found = task_speed.measure_task("dinov2-vits14-nyu-dpt", 112, "cpu", rounds=1)
     dtypes = {"float32"} | ({"bfloat16"} if runtime.cpu_has_fast_bfloat16() else set())
@@ -53,10 +55,10 @@ def test_people_are_found_with_random_weights(name: str, monkeypatch: pytest.Mon
     ("name", "parameters"),
     [("dinov2-vits14-nyu-dpt", 22e6), ("multihmr-672-s", 22e6), ("multihmr-672-b", 86e6), ("mast3r-vitl", 304e6)],
 )
-def test_sizes_are_the_published_ones(name: str, parameters: float) -> None:
+def test_sizes_are_the_published_ones(name: str, parameters: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_networks.install(monkeypatch)
     make = task_speed.random_human if name in task_speed.HUMAN_MODELS else task_speed.random_depth
-    with torch.device("cpu"):
-        model = make(name)
+    model = make(name)
     encoder = model.model.encoder if name == "mast3r-vitl" else getattr(model, "encoder", None) or model.backbone
     assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(parameters, rel=0.02)
 

@@ -1,0 +1,19 @@
+"""Networks of `dune bench` with few decoder blocks and weights that nobody drew, where speed is not the point."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dune_cli.evaluation import distill_speed, speed, task_speed
+from dune_cli.models.mast3r import DecoderConfig
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shallow(encoder_width: int, width: int, depth: int, *rest: float) -> DecoderConfig:
+        return DecoderConfig(encoder_width, width, depth // 3, *rest)
+
+    monkeypatch.setattr(speed, "DecoderConfig", shallow)
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, *_, **__: self.fill_(0.01))
+    for module in (speed, task_speed, distill_speed):
+        monkeypatch.setattr(module, "SQUARE", 256)
