@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
 
 from dune_cli.commands import bench
+from dune_cli.evaluation import speed
 from dune_cli.evaluation.speed import MatchingSpeed, NetworkSpeed, Speed
 from dune_cli.evaluation.task_speed import TaskSpeed
 from support import small_networks
@@ -15,6 +17,7 @@ from support import small_networks
 
 def test_json(dune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     small_networks.install(monkeypatch)
+    monkeypatch.setattr(speed, "measure_matching", partial(speed.measure_matching, (24, 32)))
     arguments = ("bench", "--model", "dune-vits", "--size", 56, "--rounds", 1, "--threads", 1)
     done = dune(*arguments, "--json", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
