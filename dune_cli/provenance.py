@@ -1,4 +1,4 @@
-"""Where a result came from: the `provenance` object that every JSON carries (schemas: "Output contracts")."""
+"""Where a result came from: the `provenance` object that every JSON carries (docs/file-formats.md)."""
 
 from __future__ import annotations
 

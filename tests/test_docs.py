@@ -101,6 +101,16 @@ def test_modules_exist(page: Path) -> None:
     ] == []
 
 
+def test_docstrings_point_to_pages_and_headings_that_exist() -> None:
+    missing = set()
+    for path in [p for folder in ("dune_cli", "examples", "tests") for p in (ROOT / folder).rglob("*.py")]:
+        text = re.sub(r"\s*\n\s*(?:# )?", " ", path.read_text(encoding="utf-8"))
+        for page, heading in re.findall(r'(docs/[\w/-]+\.md)(?:, "([^"`]+)")?', text):
+            headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+            missing |= {f"{_name(path)}: {page}, {heading}"} if heading and heading not in " ".join(headings) else set()
+    assert missing == set()
+
+
 def test_the_example_of_an_output_format_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example = PYTHON.findall((DOCS / "contributing.md").read_text(encoding="utf-8"))[0]
     (tmp_path / "xyz.py").write_text(example)

@@ -57,7 +57,7 @@ def skin(rest_vertices: Tensor, rest_joints: Tensor, turned: Tensor, placed: Ten
 def turn_y_onto(directions: Tensor) -> Tensor:
     """Rotations (..., 3, 3) by the smallest angle that take the y axis onto directions (..., 3) of any length.
 
-    Downwards, where the axis of the half turn is free, it is x (Blender's bones; spec 4 B).
+    Downwards, where the axis of the half turn is free, it is x (Blender's bones; docs/models/multihmr.md, B).
     """
     unit = directions / directions.norm(dim=-1, keepdim=True)
     x, y, z = unit.unbind(-1)

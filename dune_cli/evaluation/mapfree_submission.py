@@ -1,6 +1,6 @@
 """A submission to the Map-free benchmark from a data set: single-frame track, resumable, the same bytes every time.
 
-Layout (spec of the data set): `<root>/<split>/<scene>/intrinsics.txt`, `seq0/frame_00000.jpg` the reference,
+Layout (docs/models/relocalization.md): `<root>/<split>/<scene>/intrinsics.txt`, `seq0/frame_00000.jpg` the reference,
 `seq1/frame_NNNNN.jpg` the queries. What is done so far lies in a folder beside the ZIP, a line a frame.
 """
 

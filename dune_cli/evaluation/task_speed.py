@@ -77,7 +77,7 @@ def random_depth(name: str) -> HeadDepth | TwoViewDepth:
 
 
 def random_human(name: str) -> MultiHmrSmplx | MultiHmrAnny:
-    """A network of `HUMAN_MODELS` with random weights and two person layers (spec 4)."""
+    """A network of `HUMAN_MODELS` with random weights and two person layers (docs/models/multihmr.md)."""
     _, size, letter, *anny = name.split("-")
     width, depth, heads = VITS[letter]
     cells = int(size) // 14

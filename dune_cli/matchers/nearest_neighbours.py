@@ -22,7 +22,9 @@ def reciprocal_matches(
     max_iterations: int = 10,
     max_bytes: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fast reciprocal nearest neighbours by dot product (MASt3R, Leroy et al. 2024, section 3.3; spec 3, "Matching").
+    """Fast reciprocal nearest neighbours by dot product (MASt3R, Leroy et al. 2024, section 3.3).
+
+    docs/models/mast3r.md, "Matching".
 
     desc1 (H1, W1, C), desc2 (H2, W2, C): descriptors, on one device. Starts from every `subsample`-th pixel of image 1
     (from subsample // 2) and goes to and fro at most `max_iterations` times; a point converges when it returns to

@@ -1,4 +1,4 @@
-"""Two-dimensional rotary position embedding (spec 3, "MASt3R's own encoder")."""
+"""Two-dimensional rotary position embedding (docs/models/mast3r.md, "MASt3R's own encoder")."""
 
 from __future__ import annotations
 
@@ -140,7 +140,10 @@ def _add(x: torch.Tensor, branch: torch.Tensor, scale: LayerScale | None) -> tor
 
 
 class Block(nn.Module):
-    """Pre-norm block: `x + ls1(attn(norm1(x)))`, `x + ls2(mlp(norm2(x)))`; LayerScale is optional (spec 1, spec 3)."""
+    """Pre-norm block: `x + ls1(attn(norm1(x)))`, `x + ls2(mlp(norm2(x)))`; LayerScale is optional.
+
+    docs/models/encoder.md and docs/models/mast3r.md.
+    """
 
     def __init__(
         self, width: int, heads: int, hidden: int, layer_scale: bool, eps: float = 1e-6, gated: bool = False
@@ -160,7 +163,7 @@ class Block(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Self-attention, cross-attention to the other view, MLP; all pre-norm (spec 3, "Decoder")."""
+    """Self-attention, cross-attention to the other view, MLP; all pre-norm (docs/models/mast3r.md, "Decoder")."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float = 1e-6) -> None:
         super().__init__()

@@ -14,7 +14,9 @@ from dune_cli.provenance import Source
 
 
 class HeadDepth(nn.Module):
-    """An encoder and a depth head (spec 7, "Depth"). Runs where its weights are, without gradients once loaded.
+    """An encoder and a depth head (docs/models/dinov2-heads.md, "Depth").
+
+    Runs where its weights are, without gradients once loaded.
 
     `blocks`: which blocks the head reads, counted from 0. `minimum`, `maximum`: the range of depth in metres.
     """

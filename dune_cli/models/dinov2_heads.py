@@ -1,4 +1,4 @@
-"""DINOv2's DPT depth head (spec 7, "Depth"): four blocks' tokens to metres. Float32."""
+"""DINOv2's DPT depth head (docs/models/dinov2-heads.md, "Depth"): four blocks' tokens to metres. Float32."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Dinov2DptHead(nn.Module):
         return self.reduce[index](self.resizes[index](self.projects[index](x)))
 
 
-# DINOv2's linear heads for depth, classification and segmentation (spec 7). Float32.
+# DINOv2's linear heads for depth, classification and segmentation (docs/models/dinov2-heads.md). Float32.
 
 
 class LinearDepthHead(nn.Module):
@@ -151,7 +151,7 @@ class LinearSegmentationHead(nn.Module):
         return x.transpose(1, 2).unflatten(2, blocks[0].grid)
 
 
-# Classes of images: an encoder with DINOv2's ImageNet head (spec 7, "ImageNet").
+# Classes of images: an encoder with DINOv2's ImageNet head (docs/models/dinov2-heads.md, "ImageNet").
 
 
 class Classifier(nn.Module):
@@ -178,7 +178,8 @@ class Classifier(nn.Module):
         return self.head(self.encoder.intermediate(images, self.blocks, norm=True))
 
 
-# Classes of pixels: an encoder with a linear segmentation head, its windows and scales (spec 7, "Segmentation").
+# Classes of pixels: an encoder with a linear segmentation head, its windows and scales (docs/models/dinov2-heads.md,
+# "Segmentation").
 
 
 WINDOWS_AT_ONCE = 4

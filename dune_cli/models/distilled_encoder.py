@@ -1,4 +1,4 @@
-"""A teacher's projector and its standardisation (specs 1 and 2)."""
+"""A teacher's projector and its standardisation (docs/models/encoder.md and distillation.md)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TeacherNorm(nn.Module):
 
 
 class DistilledEncoder(nn.Module):
-    """A ViT, one projector a teacher, and the teachers' statistics as far as the file carries them (spec 1)."""
+    """A ViT, one projector a teacher, and the teachers' statistics if the file has them (docs/models/encoder.md)."""
 
     source = Source("none")
 
@@ -99,7 +99,8 @@ class DistilledEncoder(nn.Module):
     def project(self, images: torch.Tensor, teacher: str) -> Tokens:
         """What the encoder predicts that `teacher` sees: cls (B, T), patches (B, N, T), no registers.
 
-        The prediction is of the teacher's standardised tokens (spec 2). ValueError for an unknown teacher.
+        The prediction is of the teacher's standardised tokens (docs/models/distillation.md). ValueError for an unknown
+        teacher.
         """
         if teacher not in self.projectors:
             have = ", ".join(self.teachers) or "none"

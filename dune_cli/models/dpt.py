@@ -1,4 +1,7 @@
-"""The DPT head: four token maps to one map per pixel (spec 3, "Head"). Float32, convolutions in channels_last."""
+"""The DPT head: four token maps to one map per pixel (docs/models/mast3r.md, "Head").
+
+Float32, convolutions in channels_last.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MASt3R's own encoder: a ViT with rotary positions, without CLS, registers and LayerScale (spec 3)."""
+"""MASt3R's own encoder: a ViT with rotary positions, without CLS, registers and LayerScale (docs/models/mast3r.md)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class CrocoEncoder(nn.Module):
         return self.norm(x), grid
 
 
-# The two-view decoder of MASt3R and DUNE + MASt3R (spec 3): two towers that look at each other.
+# The two-view decoder of MASt3R and DUNE + MASt3R (docs/models/mast3r.md): two towers that look at each other.
 
 
 Grid = tuple[int, int]
@@ -111,7 +111,7 @@ class TwoViewDecoder(nn.Module):
         return items
 
 
-# The descriptor head: an MLP per token and a pixel shuffle (spec 3, "Local features"). Float32.
+# The descriptor head: an MLP per token and a pixel shuffle (docs/models/mast3r.md, "Local features"). Float32.
 
 
 class DescriptorHead(nn.Module):
@@ -131,7 +131,7 @@ class DescriptorHead(nn.Module):
         return cells.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2)
 
 
-# Two photos in, points in the first camera's frame, confidences and descriptors out (spec 3).
+# Two photos in, points in the first camera's frame, confidences and descriptors out (docs/models/mast3r.md).
 
 
 STANDARD_SIZE_PX = {16: 512, 14: 518}

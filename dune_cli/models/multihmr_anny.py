@@ -1,6 +1,6 @@
-"""Multi-HMR with the Anny body (spec 4 B): from a square image to people's body parameters and the camera.
+"""Multi-HMR with the Anny body: from a square image to people's body parameters and the camera.
 
-Attributes carry the published names; `encoder.backbone` is the ViT.
+docs/models/multihmr.md, B. Attributes carry the published names; `encoder.backbone` is the ViT.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class AnnyEncoder(nn.Module):
 
 def sine_positions(cells: int, width: int) -> torch.Tensor:
     """(n², width): the column in the first half of the channels, the row in the second; in each sines, then cosines
-    of position · 10000^(-2i/d), d = width/2, i = 0 … d/2 - 1 (spec 4 B)."""
+    of position · 10000^(-2i/d), d = width/2, i = 0 … d/2 - 1 (docs/models/multihmr.md, B)."""
     half = width // 2
     frequencies = 10000.0 ** (-2 * torch.arange(half // 2, dtype=torch.float64) / half)
     angles = torch.arange(cells, dtype=torch.float64)[:, None] * frequencies

@@ -11,12 +11,14 @@ from torch.nn import functional as F
 
 
 def from_columns(numbers: torch.Tensor) -> torch.Tensor:
-    """(..., 6): the first column of the matrix, then the second (spec 4 A) -> rotations (..., 3, 3)."""
+    """(..., 6), the first column of the matrix, then the second -> rotations (..., 3, 3) (docs/models/multihmr.md,
+    A)."""
     return _gram_schmidt(numbers[..., :3], numbers[..., 3:])
 
 
 def from_rows(numbers: torch.Tensor) -> torch.Tensor:
-    """(..., 6): the first two columns as a row-major 3 x 2 matrix (spec 4 B) -> rotations (..., 3, 3)."""
+    """(..., 6), the first two columns as a row-major 3 x 2 matrix -> rotations (..., 3, 3) (docs/models/multihmr.md,
+    B)."""
     return _gram_schmidt(numbers[..., 0::2], numbers[..., 1::2])
 
 
@@ -75,8 +77,10 @@ MIN_SCORE = 0.3
 
 @dataclass(frozen=True)
 class Detections:
-    """P people of one image, before any body model is asked (spec 4). Pixels are those of the square network input,
-    measured from its top left CORNER (the centre of the first pixel is 0.5), as the published heads count them.
+    """P people of one image, before a body model is applied (docs/models/multihmr.md).
+
+    Pixels are those of the square network input, measured from its top left CORNER (the centre of the first pixel is
+    0.5), as in the published heads.
 
     scores (P,), cells (P, 2) row and column, head_px (P, 2) x and y, head (P, 3) the head joint in the camera's frame
     (metres), rotations (P, R, 3, 3), shape (P, S), expression (P, E) or None, camera (P, 3) the raw numbers of head A
@@ -141,7 +145,8 @@ def check_square(images: torch.Tensor, K: torch.Tensor | None, size_px: int) -> 
         raise ValueError(f"K must be ({len(images)}, 3, 3), one camera an image; received {tuple(K.shape)}")
 
 
-# People's tokens attend to each other and to the image's cells (spec 4: the layers that both heads share).
+# People's tokens attend to each other and to the image's cells: the layers that both heads share
+# (docs/models/multihmr.md).
 #
 # Parameter names are those of the published files, so that their state dicts load as they are.
 

@@ -1,4 +1,4 @@
-"""Multi-HMR with the SMPL-X body (spec 4 A): from a square image to people's body parameters.
+"""Multi-HMR with the SMPL-X body (docs/models/multihmr.md, A): from a square image to people's body parameters.
 
 The ViT and the fixed attributes carry the published names, so that a state dict without its `backbone.encoder.`
 nesting loads as it is.
@@ -190,6 +190,6 @@ class _TokenTransformer(nn.Module):
 
 
 def distance(nearness: torch.Tensor, focal_px: torch.Tensor | float, size_px: int) -> torch.Tensor:
-    """cam[0] (P,) -> depth z of the head in metres (P,), in [0, 50]; spec 4 A, "Distance"."""
+    """cam[0] (P,) -> depth z of the head in metres (P,), in [0, 50]; docs/models/multihmr.md, A, "Distance"."""
     focal_60 = size_px / (2 * math.tan(FOV_UNKNOWN / 2))
     return (torch.exp(nearness * focal_px / focal_60) - 1e-10).clamp(0, FARTHEST)

@@ -59,7 +59,7 @@ def _patches(images: torch.Tensor, patch: int) -> torch.Tensor:
     return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
 
 
-# Position embeddings on another grid than the trained one: the two policies of spec 1.
+# Position embeddings on another grid than the trained one: the two policies of docs/models/encoder.md.
 
 
 OFFSET = 0.1
@@ -99,7 +99,7 @@ def pad_to_patches(images: torch.Tensor, patch: int) -> torch.Tensor:
     """images (B, 3, H, W) in [0, 1] -> (B, 3, H', W'), sides rounded up to multiples of `patch`.
 
     The new pixels hold the ImageNet mean, which is 0 once the network has normalised. Of p missing pixels floor(p/2)
-    go left (top), the rest right (bottom) (spec 7, "Input").
+    go left (top), the rest right (bottom) (docs/models/dinov2-heads.md, "Input").
     """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images must be (B, 3, H, W), RGB in [0, 1]; received {tuple(images.shape)}")

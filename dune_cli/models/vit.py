@@ -1,4 +1,4 @@
-"""The vision transformer of DUNE and DINOv2 (spec 1)."""
+"""The vision transformer of DUNE and DINOv2 (docs/models/encoder.md)."""
 
 from __future__ import annotations
 

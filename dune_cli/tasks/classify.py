@@ -31,7 +31,7 @@ class ClassScore:
 def prepare(rgb: np.ndarray) -> np.ndarray:
     """`rgb` (H, W, 3) uint8 -> (3, 224, 224) float32 in [0, 1]: short side to 256 (bicubic), then the centre.
 
-    The published evaluation (spec 7, "ImageNet"); sides and corner are rounded as torchvision does.
+    The published evaluation (docs/models/dinov2-heads.md, "ImageNet"). Sides and corner are rounded as by torchvision.
     """
     from PIL import Image
 

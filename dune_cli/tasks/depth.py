@@ -1,4 +1,4 @@
-"""Photos to depth in metres, by a depth head or a two-view model (schemas: `dune.depth/1`)."""
+"""Photos to depth in metres, by a depth head or a two-view model (docs/file-formats.md, `dune.depth/1`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Photos to features: an encoder's tokens, or its prediction of a teacher's (schemas: `dune.features/1`)."""
+"""Photos to features: an encoder's tokens, or its prediction of a teacher's.
+
+The JSON is `dune.features/1` of docs/file-formats.md.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def document() -> dict[str, Any]:
 
 
 def test_the_published_files_of_the_specs_are_in_it() -> None:
-    """Spec 6's table and spec 7's file names."""
+    """docs/models/weights.md's table and docs/models/dinov2-heads.md's file names."""
     files = {entry.name: entry.file for entry in registry.all_entries()}
     assert files["dune-vitb14-448-paper"] == "dune_vitbase14_448_paper.pth"
     assert files["dune-vits14-336"] == "dune_vitsmall14_336.pth"

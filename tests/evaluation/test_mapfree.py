@@ -1,4 +1,7 @@
-"""Map-free scores: the official ones of the parity fixture, and by hand the rules that it does not hold (spec 5)."""
+"""Map-free scores: the official ones of the parity fixture, and by hand the rules that it does not hold.
+
+docs/models/relocalization.md, "Official scores".
+"""
 
 from __future__ import annotations
 

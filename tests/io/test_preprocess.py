@@ -13,7 +13,8 @@ from dune_cli.io.preprocess import prepare
 def _published(
     width: int, height: int, size: int, patch: int, four_thirds: bool
 ) -> tuple[int, int, int, int, int, int]:
-    """Spec 3, "Inputs", word by word: size after the resize, then the crop's box, found by walking over patches."""
+    """docs/models/mast3r.md, "Inputs", word by word: size after the resize, then the crop's box, found by walking over
+    patches."""
     new_width, new_height = round(width * size / max(width, height)), round(height * size / max(width, height))
     cx, cy = new_width // 2, new_height // 2
     half_width, half_height = (2 * cx // patch) * patch / 2, (2 * cy // patch) * patch / 2

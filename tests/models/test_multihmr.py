@@ -1,4 +1,4 @@
-"""Both published heads against their fixtures (float32), and the facts of spec 4 that the fixtures do not reach."""
+"""Both published heads against their fixtures (float32), and what docs/models/multihmr.md says beyond the fixtures."""
 
 from __future__ import annotations
 

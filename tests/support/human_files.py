@@ -32,13 +32,13 @@ def human_image(name: str, seed: int | None = None) -> torch.Tensor:
 
 
 def min_score(name: str) -> float:
-    """The fixture's threshold is its lowest detected score: a little lower, as spec 4 says."""
+    """The fixture's threshold is its lowest detected score: a little lower, as docs/models/multihmr.md says."""
     slack = ANNY_THRESHOLD_SLACK if name == ANNY else SMPLX_THRESHOLD_SLACK
     return Fixture(name).config["det_thresh"] - slack
 
 
 def anny_constants(state: dict[str, torch.Tensor], useful: list[int]) -> dict[str, torch.Tensor]:
-    """The keys that hold the same values in every file on Anny (spec 4 B, "Constant keys")."""
+    """The keys that hold the same values in every file on Anny (docs/models/multihmr.md, B, "Constant keys")."""
     cells = round(len(state["dec_pos_emb"]) ** 0.5)
     pose = torch.tensor([1.0, 0, 0, 1, 0, 0]).repeat(len(useful), 1)
     pose[0] = torch.tensor([1.0, 0, 0, 0, 0, 1])

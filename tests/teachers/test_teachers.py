@@ -1,4 +1,7 @@
-"""Teachers: on the student's grid whatever their own patch or stride (spec 1); open weights where they are present."""
+"""Teachers: on the student's grid whatever their own patch or stride; open weights where they are present.
+
+docs/models/encoder.md, "Teachers".
+"""
 
 from __future__ import annotations
 

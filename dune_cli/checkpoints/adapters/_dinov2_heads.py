@@ -1,4 +1,4 @@
-"""What the adapters of DINOv2's published heads share (spec 7): their container, names and sizes.
+"""What the adapters of DINOv2's published heads share (docs/models/dinov2-heads.md): their container, names and sizes.
 
 A head's state dict does not tell its encoder's width alone: 3072 inputs are one block of ViT-g or four of ViT-S. The
 encoder settles it, and the file's name where it is a published one.

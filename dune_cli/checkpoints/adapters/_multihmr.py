@@ -50,7 +50,8 @@ def check_size(given: Mapping[str, Any], size_px: int, what: str) -> None:
 
 
 def transformer_config(shapes: Shapes, prefix: str, heads: int | None, what: str) -> PersonTransformerConfig:
-    """The sizes of the layers under `prefix`; without a stated number, heads have 32 channels (spec 4)."""
+    """The sizes of the layers under `prefix`. Without a stated number, heads have 32 channels
+    (docs/models/multihmr.md)."""
     layers = f"{prefix}layers."
     rows, width = shapes.of(f"{layers}0.0.fn.to_qkv.weight", 2)
     inner = rows // 3

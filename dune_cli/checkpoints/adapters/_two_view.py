@@ -1,4 +1,4 @@
-"""The decoder and heads that MASt3R and DUNE + MASt3R share: their key map and their sizes (spec 3)."""
+"""The decoder and heads that MASt3R and DUNE + MASt3R share: their key map and their sizes (docs/models/mast3r.md)."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ def head_config(shapes: Shapes, constructor: Constructor, patch: int, what: str)
     )
 
 
-# The constructor string inside MASt3R checkpoints, read as data and never run (spec 3, "Checkpoint containers").
+# The constructor string inside MASt3R checkpoints, read as data and never run (docs/models/mast3r.md, "Checkpoint
+# containers").
 
 
 CLASS = "AsymmetricMASt3R"

@@ -1,4 +1,4 @@
-"""DINOv2's hub files: a flat state dict, with or without registers (specs 1 and 6)."""
+"""DINOv2's hub files: a flat state dict, with or without registers (docs/models/encoder.md and weights.md)."""
 
 from __future__ import annotations
 

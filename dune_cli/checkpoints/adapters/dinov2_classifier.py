@@ -1,4 +1,4 @@
-"""DINOv2's ImageNet heads: a bare `{weight, bias}` (spec 7, "ImageNet")."""
+"""DINOv2's ImageNet heads: a bare `{weight, bias}` (docs/models/dinov2-heads.md, "ImageNet")."""
 
 from __future__ import annotations
 

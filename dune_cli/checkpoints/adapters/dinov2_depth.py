@@ -1,4 +1,4 @@
-"""DINOv2's depth heads, linear and DPT: {'meta', 'state_dict', 'optimizer'} (spec 7, "Depth")."""
+"""DINOv2's depth heads, linear and DPT: {'meta', 'state_dict', 'optimizer'} (docs/models/dinov2-heads.md, "Depth")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""DINOv2's linear segmentation heads: {'meta', 'state_dict', 'optimizer'} (spec 7, "Segmentation")."""
+"""DINOv2's linear segmentation heads: {'meta', 'state_dict', 'optimizer'}.
+
+docs/models/dinov2-heads.md, "Segmentation".
+"""
 
 from __future__ import annotations
 

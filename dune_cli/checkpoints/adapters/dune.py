@@ -1,4 +1,7 @@
-"""DUNE's encoder files: {'model': state dict, 'args': Namespace, 'optimizer', 'iter'} (specs 1 and 6)."""
+"""DUNE's encoder files: {'model': state dict, 'args': Namespace, 'optimizer', 'iter'}.
+
+docs/models/encoder.md and docs/models/weights.md.
+"""
 
 from __future__ import annotations
 

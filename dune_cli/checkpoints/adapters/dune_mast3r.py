@@ -1,4 +1,4 @@
-"""DUNE + MASt3R's decoder files: {'dune_backbone_name', 'mast3r_model_str', 'model'} (spec 3).
+"""DUNE + MASt3R's decoder files: {'dune_backbone_name', 'mast3r_model_str', 'model'} (docs/models/mast3r.md).
 
 The encoder lies in a DUNE file of its own, which `dune_backbone_name` names. A file that carries it under
 `dune_backbone.` (our converted one) needs no second file.

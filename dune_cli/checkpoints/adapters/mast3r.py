@@ -1,4 +1,4 @@
-"""MASt3R's files: {'args': Namespace(model='AsymmetricMASt3R(...)'), 'model': state dict} (spec 3)."""
+"""MASt3R's files: {'args': Namespace(model='AsymmetricMASt3R(...)'), 'model': state dict} (docs/models/mast3r.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multi-HMR's files on the SMPL-X body (specs 4 A and 6): {'args': Namespace, 'model_state_dict': ...}."""
+"""Multi-HMR's files on the SMPL-X body: {'args': Namespace, 'model_state_dict': ...} (docs/models/multihmr.md, A)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multi-HMR's file on the Anny body (specs 4 B and 6): {'args': Namespace, 'model_state_dict': ...}."""
+"""Multi-HMR's file on the Anny body: {'args': Namespace, 'model_state_dict': ...} (docs/models/multihmr.md, B)."""
 
 from __future__ import annotations
 

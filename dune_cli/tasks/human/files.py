@@ -1,4 +1,4 @@
-"""People as files: one mesh a person, and the JSON `dune.human/1` (schemas.md)."""
+"""People as files: one mesh a person, and the JSON `dune.human/1` (docs/file-formats.md)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""People in a photo, as bodies in metres in front of its camera: Multi-HMR on SMPL-X or Anny (spec 4).
+"""People in a photo, as bodies in metres in front of its camera: Multi-HMR on SMPL-X or Anny (docs/models/multihmr.md).
 
-This is the model of schemas.md ("Python"), which works on letterboxed squares; `photo.py` works on photos.
+This is `load_human` of docs/conventions.md, which works on letterboxed squares; `photo.py` works on photos.
 """
 
 from __future__ import annotations
