@@ -105,7 +105,7 @@ def test_docstrings_point_to_pages_and_headings_that_exist() -> None:
     missing = set()
     for path in [p for folder in ("dune_cli", "examples", "tests") for p in (ROOT / folder).rglob("*.py")]:
         text = re.sub(r"\s*\n\s*(?:# )?", " ", path.read_text(encoding="utf-8"))
-        for page, heading in re.findall(r'(docs/[\w/-]+\.md)(?:, "([^"`]+)")?', text):
+        for page, heading in re.findall(r'(docs/[a-z0-9/-]+\.md)(?:, "([^"`]+)")?', text):
             headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
             missing |= {f"{_name(path)}: {page}, {heading}"} if heading and heading not in " ".join(headings) else set()
     assert missing == set()
