@@ -24,7 +24,7 @@ from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.io.cache import WorkFolder
-    from dune_cli.sfm.features import DescriptorExtractor
+    from dune_cli.sfm.retrieval import DescriptorExtractor
     from dune_cli.sfm.scene import Scene
 
 SHORT_HELP = "Reconstruct a 3-D scene from photos or a video (PLY, OBJ, GLB, NPZ, COLMAP)."
@@ -370,8 +370,7 @@ class Job:
         """The encoder of image retrieval; None where the user named none and the default one is not here."""
         from dune_cli.checkpoints import registry, weights_folder
         from dune_cli.checkpoints.loader import load_encoder
-        from dune_cli.sfm.features import encoder_descriptor_extractor
-        from dune_cli.sfm.retrieval import DEFAULT_MODEL
+        from dune_cli.sfm.retrieval import DEFAULT_MODEL, encoder_descriptor_extractor
 
         name = self.mapping.retrieval_model
         if name is None:

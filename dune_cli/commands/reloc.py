@@ -253,7 +253,7 @@ def _localize(
     except UserError as error:
         return failed_localization(str(path), landmarks.map, str(error)), None
     query = Query(photo, Camera.pinhole(K, photo.width, photo.height), source)
-    return localize(query, landmarks, retriever.for_query(photo.rgb), config, retriever.for_query), photo.sha256
+    return localize(query, landmarks, retriever.retrieve(photo.rgb), config, retriever.retrieve), photo.sha256
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photos import PhotoFacts, read_photo
 from dune_cli.matchers.matcher import Matcher
 from dune_cli.provenance import Run
+from dune_cli.sfm.cameras import PhotoCameras, share_cameras
 from dune_cli.sfm.scene import Scene
-from dune_cli.sfm.verification import SharedCamera, colmap_camera, quiet_pycolmap
+from dune_cli.sfm.verification import quiet_pycolmap
 from dune_cli.tasks.reconstruct import many, pointmaps
 
 if TYPE_CHECKING:
@@ -117,10 +118,10 @@ SIFT_METHOD = "pycolmap-sift"
 RELAXED_DEG, RELAXED_INLIERS = 2.0, 50
 
 
-def map_by_sift(paths: Sequence[Path], lenses: Sequence[SharedCamera], lens_of: Sequence[int], seed: int) -> np.ndarray:
+def map_by_sift(paths: Sequence[Path], cameras: PhotoCameras, seed: int) -> np.ndarray:
     """(N, 4, 4) `world_from_cam` of the photos in the largest model, NaN of the others.
 
-    All pairs are matched; cameras as in `dune reconstruct` (shared lenses, fixed where known). Default options; where
+    All pairs are matched; cameras as in `dune reconstruct` (shared, fixed where known). Default options; where
     these find no pair to start from, once more with any direction of motion, 2 degrees and 50 matches allowed for it.
     """
     pycolmap = quiet_pycolmap()
@@ -135,12 +136,12 @@ def map_by_sift(paths: Sequence[Path], lenses: Sequence[SharedCamera], lens_of: 
         pycolmap.extract_features(database, folder, names, pycolmap.CameraMode.PER_IMAGE, device=pycolmap.Device.cpu)
         fixed = set()
         with pycolmap.Database.open(database) as opened:
-            for name, lens in zip(names, lens_of):
+            for index, name in enumerate(names):
                 image = opened.read_image_with_name(name)
-                camera = colmap_camera(pycolmap, lenses[lens])
+                camera = cameras.of(index).to_colmap()
                 camera.camera_id = image.camera_id
                 opened.update_camera(camera)
-                if lenses[lens].fixed:
+                if cameras.of(index).fixed:
                     fixed.add(image.camera_id)
         pycolmap.match_exhaustive(database, device=pycolmap.Device.cpu)
         options = pycolmap.IncrementalPipelineOptions()
@@ -282,8 +283,8 @@ def sift_method(seed: int) -> Method:
 
     def method(place: PosedSet, known_intrinsics: bool) -> np.ndarray:
         facts = [read_photo(image.file).facts for image in place.map.images]
-        lenses, lens_of = many.share_cameras(facts, intrinsics_of(place, known_intrinsics)(facts))
-        return map_by_sift([photo.path for photo in facts], lenses, lens_of, seed)
+        cameras = share_cameras(facts, intrinsics_of(place, known_intrinsics)(facts))
+        return map_by_sift([photo.path for photo in facts], cameras, seed)
 
     return method
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from dune_cli.geometry.absolute_pose import pose_jacobian
-from dune_cli.geometry.epipolar import cross_matrix
-from dune_cli.geometry.poses import rotation_from_rotvec
+from dune_cli.geometry.poses import cross_matrix, rotation_from_rotvec
 
 LENS, POSE = 2, 6  # parameters: log of the focal factor and radial term; rotation vector and centre
 DENSE_UP_TO = 3000  # camera parameters
@@ -194,13 +193,13 @@ class Priors:
 @dataclass(frozen=True)
 class Bundle:
     """V views, L lenses, P points, N observations. `K` (L, 3, 3), `radial` (L,) (a point at (x, y) on the plane z = 1
-    is seen where K puts (x, y) (1 + k (x² + y²))), `long_side_px` (L,), `lens_of` (V,), `world_from_cam` (V, 4, 4),
+    is seen where K puts (x, y) (1 + k (x² + y²))), `long_side_px` (L,), `camera_ids` (V,), `world_from_cam` (V, 4, 4),
     `points_world` (P, 3); observation n: `view` (N,), `point` (N,), `pixels` (N, 2)."""
 
     K: np.ndarray
     radial: np.ndarray
     long_side_px: np.ndarray
-    lens_of: np.ndarray
+    camera_ids: np.ndarray
     world_from_cam: np.ndarray
     points_world: np.ndarray
     view: np.ndarray
@@ -270,7 +269,7 @@ def _moved(bundle: Bundle, middle: np.ndarray, factor: float) -> Bundle:
 
 def _project(bundle: Bundle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels (N, 2), the points in their cameras (N, 3), and on their planes z = 1 (N, 2)."""
-    pose, lens = bundle.world_from_cam[bundle.view], bundle.lens_of[bundle.view]
+    pose, lens = bundle.world_from_cam[bundle.view], bundle.camera_ids[bundle.view]
     local = np.einsum("nji,nj->ni", pose[:, :3, :3], bundle.points_world[bundle.point] - pose[:, :3, 3])
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         plane = local[:, :2] / local[:, 2:]
@@ -347,7 +346,9 @@ class _Problem:
         principal[len(found) + np.arange(2 * self.lenses)] = np.eye(2 * self.lenses).reshape(-1, self.lenses, 2)
         principal *= (PRINCIPAL_SD * self.bundle.long_side_px)[:, None]
         lens = np.concatenate([whole[:, :lens_count].reshape(-1, self.lenses, LENS), principal], axis=-1)
-        modes = np.concatenate([lens[:, self.bundle.lens_of], whole[:, lens_count:].reshape(-1, views, POSE)], axis=-1)
+        modes = np.concatenate(
+            [lens[:, self.bundle.camera_ids], whole[:, lens_count:].reshape(-1, views, POSE)], axis=-1
+        )
         weight = (whole**2).sum(1)
         return np.sqrt(total).reshape(self.lenses, LENS), modes[np.argsort(-weight, kind="stable")[:MAX_MODES]]
 
@@ -398,7 +399,7 @@ class _Problem:
         bundle = self.bundle
         pixels, local, plane = _project(bundle)
         residuals = pixels - bundle.pixels
-        lens = bundle.lens_of[bundle.view]
+        lens = bundle.camera_ids[bundle.view]
         weight = self.scale / (1 + (residuals**2).sum(-1) / self.kernel_px**2)
         x, y = plane.T
         k, square = bundle.radial[lens], (plane**2).sum(-1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,17 +24,10 @@ class RelativePose:
     inliers: np.ndarray
 
 
-def cross_matrix(vector: np.ndarray) -> np.ndarray:
-    """(..., 3) -> (..., 3, 3) with cross_matrix(a) @ b = a x b."""
-    x, y, z = np.moveaxis(np.asarray(vector, dtype=np.float64), -1, 0)
-    zero = np.zeros_like(x)
-    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
-
-
 def essential_from_pose(cam2_from_cam1: np.ndarray) -> np.ndarray:
     """E (..., 3, 3) = [t]x R of poses (..., 4, 4): x2' E x1 = 0 for normalised image points x1, x2."""
     pose = np.asarray(cam2_from_cam1, dtype=np.float64)
-    return cross_matrix(pose[..., :3, 3]) @ pose[..., :3, :3]
+    return poses.cross_matrix(pose[..., :3, 3]) @ pose[..., :3, :3]
 
 
 def normalised_points(points: np.ndarray, K: np.ndarray) -> np.ndarray:
@@ -74,6 +68,19 @@ def pose_error(estimate: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.
     estimate, truth = np.asarray(estimate), np.asarray(truth)
     rotation = rotation_error(estimate[..., :3, :3], truth[..., :3, :3])
     return rotation, direction_error(estimate[..., :3, 3], truth[..., :3, 3])
+
+
+def magsac_params(threshold: float, iterations: int, seed: int) -> Any:
+    """cv2.UsacParams of MAGSAC scoring with sigma-consensus local optimisation (D. Barath et al., CVPR 2019 and 2020).
+
+    One thread and a seeded generator: the same seed gives the same result."""
+    import cv2
+
+    params = cv2.UsacParams()
+    params.score, params.loMethod = cv2.SCORE_METHOD_MAGSAC, cv2.LOCAL_OPTIM_SIGMA
+    params.threshold, params.confidence, params.maxIterations = threshold, 0.9999, iterations
+    params.randomGeneratorState = seed
+    return params
 
 
 def estimate_relative_pose(
@@ -130,13 +137,8 @@ def _essential_magsac(
 
     # one Sampson threshold on the normalised plane that equals 1 where both epipolar gradients are alike
     focal1, focal2 = (np.sqrt(abs(K[0, 0] * K[1, 1])) for K in (K1, K2))
-    params = cv2.UsacParams()
-    params.threshold = float(np.sqrt((focal1**-2 + focal2**-2) / 2))
-    params.confidence = 0.9999
-    params.maxIterations = 10_000
-    params.randomGeneratorState = seed
-    params.score = cv2.SCORE_METHOD_MAGSAC
-    params.loMethod = cv2.LOCAL_OPTIM_SIGMA
+    threshold = float(np.sqrt((focal1**-2 + focal2**-2) / 2))
+    params = magsac_params(threshold, 10_000, seed)
     params.final_polisher = cv2.MAGSAC
     normalised1, normalised2 = normalised_points(points1, K1)[:, :2], normalised_points(points2, K2)[:, :2]
     eye = np.eye(3)
@@ -158,13 +160,7 @@ def fundamental_inliers(
     nothing = np.zeros(len(points1), dtype=bool)
     if len(points1) < MIN_MATCHES:
         return None, nothing
-    params = cv2.UsacParams()
-    params.threshold = threshold_px
-    params.confidence = 0.9999
-    params.maxIterations = iterations
-    params.randomGeneratorState = seed
-    params.score = cv2.SCORE_METHOD_MAGSAC
-    params.loMethod = cv2.LOCAL_OPTIM_SIGMA
+    params = magsac_params(threshold_px, iterations, seed)
     params.final_polisher = cv2.MAGSAC
     try:
         F, inliers = cv2.findFundamentalMat(np.ascontiguousarray(points1), np.ascontiguousarray(points2), params)
@@ -206,7 +202,7 @@ def _refine(
     inverse1, inverse2t = np.linalg.inv(K1), np.linalg.inv(K2).T
     near = np.abs(_sampson(points1, points2, inverse2t @ essential_from_pose(pose) @ inverse1)[0]) <= 3
     points1, points2 = points1[near], points2[near]
-    generators = cross_matrix(np.eye(3))
+    generators = poses.cross_matrix(np.eye(3))
     damping = 1e-4
     residual, _ = _sampson(points1, points2, inverse2t @ essential_from_pose(pose) @ inverse1)
     cost = np.log1p((2 * residual) ** 2).sum()
@@ -214,7 +210,7 @@ def _refine(
         R, t = pose[:3, :3], pose[:3, 3]
         tangent = np.linalg.svd(t[None])[2][1:]
         E = essential_from_pose(pose)
-        dE = np.concatenate([cross_matrix(t) @ generators @ R, cross_matrix(tangent) @ R])
+        dE = np.concatenate([poses.cross_matrix(t) @ generators @ R, poses.cross_matrix(tangent) @ R])
         residual, jacobian = _sampson(points1, points2, inverse2t @ E @ inverse1, inverse2t @ dE @ inverse1)
         weight = 1 / (1 + (2 * residual) ** 2)
         normal = (jacobian * weight[:, None]).T @ jacobian

@@ -116,6 +116,13 @@ def rotvec_from_rotation(rotation: np.ndarray) -> np.ndarray:
     return np.where(sine > 0, angle / np.where(sine > 0, sine, 1.0), 2.0) * vector
 
 
+def cross_matrix(vector: np.ndarray) -> np.ndarray:
+    """(..., 3) -> (..., 3, 3) with cross_matrix(a) @ b = a x b."""
+    x, y, z = np.moveaxis(np.asarray(vector, dtype=np.float64), -1, 0)
+    zero = np.zeros_like(x)
+    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
+
+
 def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
     """(..., 3, 3) the rotation closest to `matrix` in the Frobenius norm (Kabsch; determinant +1)."""
     u, _, vt = np.linalg.svd(np.asarray(matrix, dtype=np.float64))

@@ -1,8 +1,12 @@
-"""Matches of what does not move in the picture: captions, logos, a car's bonnet, a border, burnt into both photos.
+"""Matches of two photos that can be evidence for a pose.
 
-They lie at the same pixels of both photos and tell nothing of where the cameras were. Far points before a camera that
-does not turn lie at the same pixels, too, but agree with the motion that the other matches show; and where the whole
-photo is alike, both were taken from one place. Pixels (M, 2), centres at integers.
+Static matches (captions, logos, a car's bonnet, a border) lie at the same pixels of both photos and show nothing of the
+cameras' motion; they are left out. Distant points seen by a camera that does not rotate also lie at the same pixels,
+but agree with the motion of the other matches; and where the whole photos are alike, both are one view. These are kept.
+
+Where a matcher takes upright photos only, the quarter turn of the second photo that verifies best is used.
+
+Pixels (M, 2) have their centres at integers.
 """
 
 from __future__ import annotations
@@ -16,18 +20,21 @@ import numpy as np
 
 from dune_cli import optional
 from dune_cli.geometry import epipolar, two_view
-from dune_cli.geometry.cameras import quarter_turn, transform_pixels
+from dune_cli.geometry.cameras import quarter_turn, resize_transform, transform_pixels
 from dune_cli.matchers.matcher import CacheableMatcher, Matcher, Matches
 
 THUMBNAIL_PX = 256
 WINDOW_PX = 13  # of the thumbnails, in which they are compared
-TEXTURED = 6.0  # standard deviation of a window's grey values, out of 255
-ALIKE, FIXED = 0.8, 0.9  # correlation of windows of one place; of windows of one overlay
-MIN_FIXED = 6
-SAME_VIEW_SHARE = 0.5  # of the textured windows alike: then it is no overlay but one view
-NEAR_SHARE = 0.03  # of the diagonal, around a coinciding match: still the overlay
-SURE = -2.0  # log10 of false alarms up to which coinciding matches cannot pass for a motion
-MOTION = -4.0  # log10 of false alarms from which on the other matches show a motion
+MIN_TEXTURE = 6.0  # standard deviation of a window's grey values, out of 255
+MIN_CORRELATION, MIN_STATIC_CORRELATION = 0.8, 0.9  # of windows of one view; of windows of one overlay
+MIN_STATIC = 6
+SAME_VIEW_SHARE = 0.5  # of the textured windows alike: then both photos are one view, without an overlay
+OVERLAY_RADIUS = 0.03  # of the diagonal: a match so near a coinciding one belongs to the overlay, too
+MAX_LOG10_NFA_STATIC = -2.0  # above it the coinciding matches are too few to pass for a motion
+MAX_LOG10_NFA_MOTION = -4.0  # up to which the other matches show a motion
+QUARTER_TURNS = 4
+# above it a pair counts as not verified, and quarter turns are tried; `dune reloc` refuses such pairs
+MAX_LOG10_NFA_VERIFIED = -12.0
 
 
 @dataclass(frozen=True)
@@ -43,144 +50,160 @@ class Thumbnail:
         cv2 = optional.require("cv2", "comparing photos")
         height, width = rgb.shape[:2]
         scale = min(1.0, THUMBNAIL_PX / max(height, width))
-        small = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return cls(
-            (width, height), cv2.cvtColor(cv2.resize(rgb, small, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-        )
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+        return cls((width, height), cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
 
     @property
     def from_photo(self) -> np.ndarray:
         """(3, 3) pixels of `grey` from the photo's."""
         (width, height), (h, w) = self.size, self.grey.shape
-        sx, sy = w / width, h / height
-        return np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]])
+        return resize_transform(w / width, h / height)
+
+
+@dataclass(frozen=True)
+class LazyThumbnail:
+    """The `size` (width, height) of a photo, and a function that gives its thumbnail."""
+
+    size: tuple[int, int]
+    load: Callable[[], Thumbnail]
+
+    @classmethod
+    def of(cls, rgb: np.ndarray) -> LazyThumbnail:
+        """Of a photo (H, W, 3) uint8."""
+        return cls((rgb.shape[1], rgb.shape[0]), lambda: Thumbnail.of(rgb))
 
 
 def non_static_matches(
     points1: np.ndarray,
     points2: np.ndarray,
-    sizes: tuple[tuple[int, int], tuple[int, int]],
     pixel_sizes_px: tuple[float, float],
-    thumbnails: Callable[[], tuple[Thumbnail, Thumbnail]],
+    photo1: LazyThumbnail,
+    photo2: LazyThumbnail,
     seed: int = 0,
 ) -> np.ndarray:
-    """(M,) bool: the matches that may count as evidence of a motion; all of them, unless an overlay is found.
+    """(M,) bool: the matches that can be evidence for a motion; all of them, unless an overlay is found.
 
-    `sizes` (width, height) of the photos; `thumbnails` is asked only where so many matches coincide that they could
-    pass for a motion.
+    `pixel_sizes_px`: pixels of each photo per matched pixel. The thumbnails are loaded only where so many matches
+    coincide that they could pass for a motion.
     """
-    everything = np.ones(len(points1), dtype=bool)
+    all_matches = np.ones(len(points1), dtype=bool)
+    sizes = photo1.size, photo2.size
     tolerance_px = 1.5 * max(1.0, *pixel_sizes_px)
-    best, same = np.eye(3), np.zeros(len(points1), dtype=bool)
-    for first_from_second in _frames(*sizes):
-        apart = np.linalg.norm(transform_pixels(first_from_second, points2) - points1, axis=1)
-        if np.count_nonzero(apart < tolerance_px) > np.count_nonzero(same):
-            best, same = first_from_second, apart < tolerance_px
-    count = int(same.sum())
-    if count < MIN_FIXED or two_view.log10_nfa_epipolar(count, len(same), pixel_sizes_px, sizes) > SURE:
-        return everything
-    one, two = thumbnails()
-    region, alike = _compare(one, two, best)
-    if alike >= SAME_VIEW_SHARE:
-        return everything
-    radius_px = NEAR_SHARE * float(np.hypot(*sizes[0]))
-    ends = (points1, transform_pixels(best, points2))
+    first_from_second, static = np.eye(3), np.zeros(len(points1), dtype=bool)
+    for transform in _possible_overlays(*sizes):
+        distance_px = np.linalg.norm(transform_pixels(transform, points2) - points1, axis=1)
+        if np.count_nonzero(distance_px < tolerance_px) > np.count_nonzero(static):
+            first_from_second, static = transform, distance_px < tolerance_px
+    count = int(static.sum())
+    if count < MIN_STATIC:
+        return all_matches
+    if two_view.log10_nfa_epipolar(count, len(static), pixel_sizes_px, sizes) > MAX_LOG10_NFA_STATIC:
+        return all_matches
+    thumbnail1, thumbnail2 = photo1.load(), photo2.load()
+    region, similar_share = _overlay_region(thumbnail1, thumbnail2, first_from_second)
+    if similar_share >= SAME_VIEW_SHARE:
+        return all_matches
+    radius_px = OVERLAY_RADIUS * float(np.hypot(*photo1.size))
     overlay = np.ones(len(points1), dtype=bool)
-    for end in ends:
-        overlay &= _inside(region, transform_pixels(one.from_photo, end)) | _near(end, points1[same], radius_px)
-    overlay |= same
-    return ~overlay | _agreeing(points1, points2, ~overlay, sizes, pixel_sizes_px, seed)
+    for pixels in (points1, transform_pixels(first_from_second, points2)):
+        in_region = _is_inside(region, transform_pixels(thumbnail1.from_photo, pixels))
+        overlay &= in_region | _is_near(pixels, points1[static], radius_px)
+    overlay |= static
+    return ~overlay | _agreeing_with_motion(points1, points2, ~overlay, sizes, pixel_sizes_px, seed)
 
 
-def _frames(size1: tuple[int, int], size2: tuple[int, int]) -> Iterator[np.ndarray]:
-    """`first_from_second` (3, 3): where a pixel of the second photo would be in the first if both were one frame:
-    turned by quarters, of other sizes scaled, or with a border or their middle in common."""
-    for turns in range(4):
-        upright = quarter_turn(*size2, turns)
+def _possible_overlays(size1: tuple[int, int], size2: tuple[int, int]) -> Iterator[np.ndarray]:
+    """`first_from_second` (3, 3): the pixels in the first photo of an overlay in the second one, where the photos are
+    rotated by quarters, or are of other sizes: scaled, or with a border or their middle in common."""
+    for turns in range(QUARTER_TURNS):
+        rotation = quarter_turn(*size2, turns)
         width, height = size2 if turns % 2 == 0 else size2[::-1]
         if (width, height) == size1:
-            yield upright
+            yield rotation
             continue
-        sx, sy = size1[0] / width, size1[1] / height
-        yield np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]]) @ upright
+        yield resize_transform(size1[0] / width, size1[1] / height) @ rotation
         for x in (0, (size1[0] - width) / 2, size1[0] - width):
             for y in (0, (size1[1] - height) / 2, size1[1] - height):
-                yield np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]]) @ upright
+                yield np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]]) @ rotation
 
 
-def _compare(one: Thumbnail, two: Thumbnail, first_from_second: np.ndarray) -> tuple[np.ndarray, float]:
-    """(h, w) bool, where the second photo, laid on the first one, is the same to the pixel; and the share of what has
-    texture that is alike."""
+def _overlay_region(
+    thumbnail1: Thumbnail, thumbnail2: Thumbnail, first_from_second: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """(h, w) bool, where the second photo, warped to the first, is identical; and the share of the textured windows
+    that are similar."""
     cv2 = optional.require("cv2", "comparing photos")
-    height, width = one.grey.shape
-    matrix = one.from_photo @ first_from_second @ np.linalg.inv(two.from_photo)
-    laid = cv2.warpAffine(two.grey.astype(np.float32), matrix[:2], (width, height), flags=cv2.INTER_LINEAR)
-    there = cv2.warpAffine(np.ones(two.grey.shape, np.float32), matrix[:2], (width, height)) > 0.99
-    first = one.grey.astype(np.float32)
+    height, width = thumbnail1.grey.shape
+    matrix = thumbnail1.from_photo @ first_from_second @ np.linalg.inv(thumbnail2.from_photo)
+    warped = cv2.warpAffine(thumbnail2.grey.astype(np.float32), matrix[:2], (width, height), flags=cv2.INTER_LINEAR)
+    valid = cv2.warpAffine(np.ones(thumbnail2.grey.shape, np.float32), matrix[:2], (width, height)) > 0.99
+    first = thumbnail1.grey.astype(np.float32)
 
     def mean(values: np.ndarray) -> np.ndarray:
         return cv2.blur(values, (WINDOW_PX, WINDOW_PX), borderType=cv2.BORDER_REFLECT)
 
-    mean1, mean2 = mean(first), mean(laid)
-    variance1, variance2 = mean(first**2) - mean1**2, mean(laid**2) - mean2**2
+    mean1, mean2 = mean(first), mean(warped)
+    variance1, variance2 = mean(first**2) - mean1**2, mean(warped**2) - mean2**2
     product = np.sqrt(np.maximum(variance1 * variance2, 1.0))
-    correlation = (mean(first * laid) - mean1 * mean2) / product
-    textured = (np.maximum(variance1, variance2) > TEXTURED**2) & there
+    correlation = (mean(first * warped) - mean1 * mean2) / product
+    textured = (np.maximum(variance1, variance2) > MIN_TEXTURE**2) & valid
     if not textured.any():
         return textured, 1.0
-    region = (textured & (correlation > FIXED)).astype(np.uint8)
+    region = (textured & (correlation > MIN_STATIC_CORRELATION)).astype(np.uint8)
     region = cv2.dilate(region, np.ones((WINDOW_PX, WINDOW_PX), np.uint8)) > 0
-    return region, float((correlation[textured] > ALIKE).mean())
+    return region, float((correlation[textured] > MIN_CORRELATION).mean())
 
 
-def _inside(region: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+def _is_inside(region: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     height, width = region.shape
     x, y = np.rint(pixels).astype(int).T
     return region[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
 
 
-def _near(pixels: np.ndarray, others: np.ndarray, radius_px: float) -> np.ndarray:
+def _is_near(pixels: np.ndarray, others: np.ndarray, radius_px: float) -> np.ndarray:
     from scipy.spatial import cKDTree
 
     return cKDTree(others).query(pixels)[0] < radius_px
 
 
-def _agreeing(
+def _agreeing_with_motion(
     points1: np.ndarray,
     points2: np.ndarray,
-    use: np.ndarray,
+    used: np.ndarray,
     sizes: tuple[tuple[int, int], tuple[int, int]],
     pixel_sizes_px: tuple[float, float],
     seed: int,
 ) -> np.ndarray:
-    """(M,) bool: the matches that agree with the epipolar geometry of those in `use`; none where chance explains it."""
-    nothing = np.zeros(len(points1), dtype=bool)
-    F, _ = epipolar.fundamental_inliers(points1[use], points2[use], max(pixel_sizes_px), seed)
+    """(M,) bool: the matches that agree with the epipolar geometry of those `used`; none where chance explains it."""
+    none = np.zeros(len(points1), dtype=bool)
+    F, _ = epipolar.fundamental_inliers(points1[used], points2[used], max(pixel_sizes_px), seed)
     if F is None:
-        return nothing
+        return none
     ones = np.ones((len(points1), 1))
     x1, x2 = np.hstack([points1, ones]), np.hstack([points2, ones])
     line2, line1 = x1 @ F.T, x2 @ F
     square = (line2[:, :2] ** 2).sum(1) + (line1[:, :2] ** 2).sum(1)
-    near = np.abs((x2 * line2).sum(1)) < max(pixel_sizes_px) * np.sqrt(np.maximum(square, 1e-300))
-    inliers, matches = int((near & use).sum()), int(use.sum())
-    chance = two_view.log10_nfa_epipolar(inliers, matches, pixel_sizes_px, sizes)
-    return near if chance <= MOTION else nothing
+    agree = np.abs((x2 * line2).sum(1)) < max(pixel_sizes_px) * np.sqrt(np.maximum(square, 1e-300))
+    inliers, matches = int((agree & used).sum()), int(used.sum())
+    log10_nfa = two_view.log10_nfa_epipolar(inliers, matches, pixel_sizes_px, sizes)
+    return agree if log10_nfa <= MAX_LOG10_NFA_MOTION else none
 
 
-# Matches of two photos that can be evidence of a pose: none of what does not move in the picture, and, where a matcher
-# takes photos upright only, those of the quarter turn of the second photo with which most of them verify.
+def non_static_mask(matches: Matches, photo1: LazyThumbnail, photo2: LazyThumbnail, seed: int = 0) -> np.ndarray:
+    """(M,) bool: `non_static_matches` of matches."""
+    pixel_sizes_px = matches.pixel_size1, matches.pixel_size2
+    return non_static_matches(matches.points1, matches.points2, pixel_sizes_px, photo1, photo2, seed)
 
 
-QUARTER_TURNS = 4
-# log10 of the number of such agreements to expect by chance, above which a pair counts as not verified and quarter
-# turns are tried; `dune reloc` refuses such pairs
-MAX_LOG10_NFA_VERIFIED = -12.0
+def without_static_matches(matches: Matches, photo1: LazyThumbnail, photo2: LazyThumbnail, seed: int = 0) -> Matches:
+    """The matches without those at the same pixels of both photos that do not agree with the others' motion."""
+    return matches.select(non_static_mask(matches, photo1, photo2, seed))
 
 
 @dataclass(frozen=True)
 class ExtractedImage:
-    """A photo (H, W, 3) uint8 and what `SplitMatcher.extract` found in it; other matchers have no `features`."""
+    """A photo (H, W, 3) uint8 and its `features`; None with matchers that have none."""
 
     rgb: np.ndarray
     features: Any = None
@@ -190,60 +213,53 @@ class ExtractedImage:
         """Width and height in pixels."""
         return self.rgb.shape[1], self.rgb.shape[0]
 
+    @property
+    def thumbnail(self) -> LazyThumbnail:
+        return LazyThumbnail.of(self.rgb)
+
 
 def extract_image(matcher: Matcher, rgb: np.ndarray) -> ExtractedImage:
     """A photo with its features."""
     return ExtractedImage(rgb, matcher.extract(rgb) if isinstance(matcher, CacheableMatcher) else None)
 
 
-def find_matches(matcher: Matcher, one: ExtractedImage, two: ExtractedImage, seed: int = 0) -> Matches:
-    """The matches of two photos that may count.
+def match_extracted(matcher: Matcher, image1: ExtractedImage, image2: ExtractedImage) -> Matches:
+    """All matches of two photos, from their features where the matcher has them."""
+    if isinstance(matcher, CacheableMatcher):
+        return matcher.match_features(image1.features, image2.features)
+    return matcher.match(image1.rgb, image2.rgb)
 
-    Turned copies of the second photo are looked at only where the matches of both photos as they are do not verify, and
-    taken only where they verify in spite of the number of tries.
+
+def find_matches(matcher: Matcher, image1: ExtractedImage, image2: ExtractedImage, seed: int = 0) -> Matches:
+    """The matches of two photos without static ones.
+
+    Rotated copies of the second photo are matched only where the photos as they are do not verify, and are taken only
+    where they verify in spite of the number of tries.
     """
-    if not isinstance(matcher, CacheableMatcher):
-        return without_static_matches(matcher.match(one.rgb, two.rgb), one.rgb, two.rgb, seed)
-    upright = without_static_matches(matcher.match_features(one.features, two.features), one.rgb, two.rgb, seed)
-    if matcher.rotation_invariant or verify_epipolar(upright, one.size, two.size, seed)[1] <= MAX_LOG10_NFA_VERIFIED:
+    thumbnails = image1.thumbnail, image2.thumbnail
+    upright = without_static_matches(match_extracted(matcher, image1, image2), *thumbnails, seed)
+    if not isinstance(matcher, CacheableMatcher) or matcher.rotation_invariant:
         return upright
-    best, most = upright, 0
+    if verify_epipolar(upright, image1.size, image2.size, seed)[1] <= MAX_LOG10_NFA_VERIFIED:
+        return upright
+    best, most_inliers = upright, 0
     for turns in range(1, QUARTER_TURNS):
-        found = matcher.match_features(one.features, matcher.extract_rotated(two.rgb, turns))
-        found = replace(
-            without_static_matches(found, one.rgb, two.rgb, seed), rotated_deg=90 * turns, tries=QUARTER_TURNS
-        )
-        inliers, chance = verify_epipolar(found, one.size, two.size, seed)
-        if inliers > most and chance <= MAX_LOG10_NFA_VERIFIED:
-            best, most = found, inliers
+        matches = matcher.match_features(image1.features, matcher.extract_rotated(image2.rgb, turns))
+        matches = without_static_matches(matches, *thumbnails, seed)
+        matches = replace(matches, rotated_deg=90 * turns, tries=QUARTER_TURNS)
+        inliers, log10_nfa = verify_epipolar(matches, image1.size, image2.size, seed)
+        if inliers > most_inliers and log10_nfa <= MAX_LOG10_NFA_VERIFIED:
+            best, most_inliers = matches, inliers
     return best
-
-
-def without_static_matches(matches: Matches, rgb1: np.ndarray, rgb2: np.ndarray, seed: int = 0) -> Matches:
-    """Without what lies at the same pixels of both photos and does not agree with the rest."""
-    return matches.select(non_static_mask(matches, rgb1, rgb2, seed))
-
-
-def non_static_mask(matches: Matches, rgb1: np.ndarray, rgb2: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(M,) bool: which matches `moving_only` leaves."""
-    sizes = (rgb1.shape[1], rgb1.shape[0]), (rgb2.shape[1], rgb2.shape[0])
-    return non_static_matches(
-        matches.points1,
-        matches.points2,
-        sizes,
-        (matches.pixel_size1, matches.pixel_size2),
-        lambda: (Thumbnail.of(rgb1), Thumbnail.of(rgb2)),
-        seed,
-    )
 
 
 def verify_epipolar(
     matches: Matches, size1: tuple[int, int], size2: tuple[int, int], seed: int = 0
 ) -> tuple[int, float]:
     """How many matches agree with one epipolar geometry, and log10 of the number of such agreements to expect by
-    chance, all `tries` counted."""
-    sizes_px = matches.pixel_size1, matches.pixel_size2
-    _, agree = epipolar.fundamental_inliers(matches.points1, matches.points2, max(sizes_px), seed, 5000)
+    chance, all `tries` counted. Sizes (width, height) of the photos."""
+    pixel_sizes_px = matches.pixel_size1, matches.pixel_size2
+    _, agree = epipolar.fundamental_inliers(matches.points1, matches.points2, max(pixel_sizes_px), seed, 5000)
     inliers = int(agree.sum())
-    chance = two_view.log10_nfa_epipolar(inliers, len(agree), sizes_px, (size1, size2))
-    return inliers, chance + log10(matches.tries)
+    log10_nfa = two_view.log10_nfa_epipolar(inliers, len(agree), pixel_sizes_px, (size1, size2))
+    return inliers, log10_nfa + log10(matches.tries)

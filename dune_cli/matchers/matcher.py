@@ -50,6 +50,18 @@ class Matches:
             static_matches=self.static_matches + left_out,
         )
 
+    def swapped(self) -> Matches:
+        """The same matches, photo 2 first."""
+        return replace(
+            self,
+            points1=self.points2,
+            points2=self.points1,
+            keypoints1=self.keypoints2,
+            keypoints2=self.keypoints1,
+            pixel_size1=self.pixel_size2,
+            pixel_size2=self.pixel_size1,
+        )
+
 
 @dataclass(frozen=True)
 class ResizedImage:

@@ -1,12 +1,16 @@
-"""All photos of a reconstruction, each decoded and looked at once: its facts, its features, its global descriptor."""
+"""Feature extraction: every photo is decoded once for its metadata, features and global descriptor, all of them cached.
+
+Entries of the cache are keyed by what they depend on: the photo's content, the matcher or encoder with its weights, the
+working size, and the quarter turns.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -15,121 +19,120 @@ from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.photos import Photo, PhotoFacts, read_photo
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher
 from dune_cli.provenance import sha256_of
-from dune_cli.sfm.retrieval import encoder_descriptor, encoder_key
+from dune_cli.sfm.retrieval import DESCRIPTORS, DescriptorExtractor, cached_descriptor
 
-if TYPE_CHECKING:
-    from torch import nn
-
-FEATURES, PHOTOS, DESCRIPTORS = "features", "photos", "descriptors"
-FACT_COUNT = 4  # of a photo: width, height, EXIF focal length, EXIF orientation
+FEATURES, PHOTOS = "features", "photos"  # kinds of cache entries
+METADATA_LAYOUT = {"facts": ("F", (4,))}  # width, height, EXIF focal length, EXIF orientation
 MEMORY_BYTES = 1_000_000_000  # of features that are held at once
-
-
-@dataclass(frozen=True)
-class DescriptorExtractor:
-    """What makes a photo's global descriptor: `describe(rgb)` gives (D,) float32 of unit length, and depends on
-    `key`."""
-
-    name: str
-    key: tuple[str, ...]
-    describe: Callable[[np.ndarray], np.ndarray]
-
-
-def encoder_descriptor_extractor(encoder: nn.Module) -> DescriptorExtractor:
-    """Pooled patch tokens of an encoder, as `load_encoder` gives it."""
-    return DescriptorExtractor(
-        encoder.source.name, tuple(encoder_key(encoder)), lambda rgb: encoder_descriptor(encoder, rgb)
-    )
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """A photo that was looked at: `key` of its features in the work folder, its global descriptor (D,) if asked for.
-    `turns`: how many quarters it was turned clockwise for its features, which lie at the pixels of the photo as it is.
+    """A photo whose features are in the cache under `key`, with its global `descriptor` (D,) if there is one.
+
+    `quarter_turns`: how often the photo was rotated clockwise by 90 degrees for extraction. Keypoints are at the pixels
+    of the photo as it is.
     """
 
     facts: PhotoFacts
     key: str
-    descriptor: np.ndarray | None
-    turns: int = 0
+    descriptor: np.ndarray | None = None
+    quarter_turns: int = 0
 
 
 def extract_features(
     paths: Sequence[Path],
     matcher: CacheableMatcher,
-    work: WorkFolder,
-    describer: DescriptorExtractor | None = None,
+    cache: WorkFolder,
+    descriptors: DescriptorExtractor | None = None,
     limit: int | None = None,
 ) -> list[ImageFeatures]:
-    """Every photo's facts, features (in the work folder) and descriptor; at most `limit` photos that are new to it.
+    """The metadata, features and (with `descriptors`) global descriptor of every photo; it ends after `limit` photos
+    that were not in the cache.
 
     A photo is decoded only where something of it is missing. Raises what `read_photo` does; what is done is kept.
     """
-    found = []
+    images = []
     new = 0
-    for path in console.progress(paths, "looking at photos", len(paths), "photo"):
-        before = sum(work.counts[kind] for kind in (FEATURES, DESCRIPTORS))
-        found.append(_look(path, matcher, work, describer))
-        new += sum(work.counts[kind] for kind in (FEATURES, DESCRIPTORS)) > before
+    for path in console.progress(paths, "extracting features", len(paths), "photo"):
+        before = sum(cache.counts[kind] for kind in (FEATURES, DESCRIPTORS))
+        images.append(_extract(path, matcher, cache, descriptors))
+        new += sum(cache.counts[kind] for kind in (FEATURES, DESCRIPTORS)) > before
         if limit is not None and new >= limit:
             break
-    return found
+    return images
 
 
-def extract_rotated(looked: ImageFeatures, turns: int, matcher: CacheableMatcher, work: WorkFolder) -> ImageFeatures:
-    """The same photo after `turns` quarter turns clockwise."""
-    again = _look(looked.facts.path, matcher, work, None, turns)
-    return replace(looked, key=again.key, turns=turns)
+def extract_rotated(
+    image: ImageFeatures, quarter_turns: int, matcher: CacheableMatcher, cache: WorkFolder
+) -> ImageFeatures:
+    """The features of a photo that is rotated clockwise by quarter turns before extraction."""
+    rotated = _extract(image.facts.path, matcher, cache, None, quarter_turns)
+    return replace(image, key=rotated.key, quarter_turns=quarter_turns)
 
 
-def _look(
-    path: Path, matcher: CacheableMatcher, work: WorkFolder, describer: DescriptorExtractor | None, turns: int = 0
+def _extract(
+    path: Path,
+    matcher: CacheableMatcher,
+    cache: WorkFolder,
+    descriptors: DescriptorExtractor | None,
+    quarter_turns: int = 0,
 ) -> ImageFeatures:
     photo: Photo | None = None
-    facts = _known_facts(path, work)
+
+    def decoded() -> Photo:
+        nonlocal photo
+        if photo is None:
+            photo = read_photo(path)
+        return photo
+
+    facts = _cached_metadata(path, cache)
     if facts is None:
-        photo = read_photo(path)
-        facts = photo.facts
+        facts = decoded().facts
         exif = np.nan if facts.exif_focal_px is None else facts.exif_focal_px
-        work.write(
-            PHOTOS, key_of(facts.sha256), {"facts": np.array([facts.width, facts.height, exif, facts.orientation])}
-        )
-    key = features_key(facts.sha256, matcher, turns)
-    if not work.has(FEATURES, key):
-        photo = photo or read_photo(path)
-        features = matcher.extract_rotated(photo.rgb, turns)
-        packed = matcher.pack(features)
-        if isinstance(matcher, FeatureMatcher):
-            packed["colors"] = colors_at(photo.rgb, features.photo.to_original(features.points))
-        work.write(FEATURES, key, packed)
+        metadata = np.array([facts.width, facts.height, exif, facts.orientation])
+        cache.write(PHOTOS, key_of(facts.sha256), {"facts": metadata})
+    key = features_key(facts.sha256, matcher, quarter_turns)
+    if not cache.has(FEATURES, key):
+        cache.write(FEATURES, key, pack_features(matcher, decoded().rgb, quarter_turns))
     descriptor = None
-    if describer is not None:
-        own = key_of(facts.sha256, *describer.key)
-        kept = work.read(DESCRIPTORS, own, {"descriptor": ("f", ("D",))})
-        if kept is None:
-            photo = photo or read_photo(path)
-            kept = {"descriptor": describer.describe(photo.rgb)}
-            work.write(DESCRIPTORS, own, kept)
-        descriptor = kept["descriptor"]
-    return ImageFeatures(facts, key, descriptor, turns)
+    if descriptors is not None:
+        descriptor = cached_descriptor(facts.sha256, descriptors, cache, lambda: decoded().rgb)
+    return ImageFeatures(facts, key, descriptor, quarter_turns)
 
 
-def _known_facts(path: Path, work: WorkFolder) -> PhotoFacts | None:
+def _cached_metadata(path: Path, cache: WorkFolder) -> PhotoFacts | None:
     if not path.is_file():
         return None
     sha256 = sha256_of(path)
-    kept = work.read(PHOTOS, key_of(sha256), {"facts": ("F", (FACT_COUNT,))})
-    if kept is None:
+    arrays = cache.read(PHOTOS, key_of(sha256), METADATA_LAYOUT)
+    if arrays is None:
         return None
-    width, height, exif, orientation = kept["facts"].tolist()
+    width, height, exif, orientation = arrays["facts"].tolist()
     return PhotoFacts(path, int(width), int(height), sha256, None if np.isnan(exif) else exif, int(orientation))
 
 
-def features_key(sha256: str, matcher: CacheableMatcher, turns: int = 0) -> str:
+def features_key(sha256: str, matcher: CacheableMatcher, quarter_turns: int = 0) -> str:
     """Of the photo's content, the matcher, its weights and its working size, and of the quarter turns."""
     source = matcher.source
-    turned = [f"turned {90 * turns}"] if turns else []
-    return key_of(sha256, matcher.name, source.name, source.sha256, matcher.working_size_px, *turned)
+    rotated = [f"turned {90 * quarter_turns}"] if quarter_turns else []
+    return key_of(sha256, matcher.name, source.name, source.sha256, matcher.working_size_px, *rotated)
+
+
+def pack_features(matcher: CacheableMatcher, rgb: np.ndarray, quarter_turns: int = 0) -> dict[str, np.ndarray]:
+    """The features of a photo (H, W, 3) uint8 as a cache entry; keypoints have their colours."""
+    features = matcher.extract_rotated(rgb, quarter_turns)
+    packed = matcher.pack(features)
+    if isinstance(matcher, FeatureMatcher):
+        packed["colors"] = colors_at(rgb, features.photo.to_original(features.points))
+    return packed
+
+
+def packed_layout(matcher: CacheableMatcher) -> dict[str, Any]:
+    """The layout of `pack_features`."""
+    colors = {"colors": ("u", ("N", 3))} if isinstance(matcher, FeatureMatcher) else {}
+    return {**(matcher.packed_layout or {}), **colors}
 
 
 def colors_at(rgb: np.ndarray, pixels: np.ndarray) -> np.ndarray:
@@ -139,42 +142,61 @@ def colors_at(rgb: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 class FeatureStore:
-    """Photos' features out of the work folder; those used last are held in memory, up to about a gigabyte."""
+    """Features by their key, from the cache or from their photo; those used last are held in memory, up to about
+    `memory_bytes`."""
 
-    def __init__(self, matcher: CacheableMatcher, work: WorkFolder, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._matcher, self._work, self._memory = matcher, work, memory_bytes
-        self._held: OrderedDict[str, tuple[Any, int]] = OrderedDict()
-        self._bytes = 0
+    def __init__(self, matcher: CacheableMatcher, cache: WorkFolder, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._matcher, self._cache = matcher, cache
+        self._held: LeastRecentlyUsed[tuple[Any, int]] = LeastRecentlyUsed(memory_bytes, lambda entry: entry[1])
 
-    def colours(self, looked: ImageFeatures) -> np.ndarray:
-        """(K, 3) uint8 of the keypoints of a matcher that has lasting ones."""
-        return self._packed(looked)["colors"]
+    def load(self, image: ImageFeatures) -> Any:
+        """The features of a photo, as the matcher has them."""
+        return self.get(image.key, lambda: read_photo(image.facts.path).rgb, image.quarter_turns)
 
-    def descriptors(self, looked: ImageFeatures) -> np.ndarray:
-        """(K, C) float32 of a matcher of keypoints."""
-        return self._packed(looked)["descriptors"].astype(np.float32)
+    def get(self, key: str, read_rgb: Callable[[], np.ndarray], quarter_turns: int = 0) -> Any:
+        """The features with the `features_key`; where the cache has none, or a damaged entry, they are extracted."""
 
-    def take(self, looked: ImageFeatures) -> Any:
-        """The features, as the matcher has them. A damaged entry is made again from the photo."""
-        if looked.key in self._held:
-            self._held.move_to_end(looked.key)
-            return self._held[looked.key][0]
-        packed = self._packed(looked)
-        features = self._matcher.unpack(packed)
-        size = 2 * sum(array.nbytes for array in packed.values())  # float32 in memory
-        self._held[looked.key] = (features, size)
-        self._bytes += size
-        while self._bytes > self._memory and len(self._held) > 2:
-            self._bytes -= self._held.popitem(last=False)[1][1]
-        return features
+        def unpacked() -> tuple[Any, int]:
+            packed = self._packed(key, read_rgb, quarter_turns)
+            return self._matcher.unpack(packed), 2 * sum(array.nbytes for array in packed.values())  # float32 in memory
 
-    def _packed(self, looked: ImageFeatures) -> dict[str, np.ndarray]:
-        layout = dict(self._matcher.packed_layout or {})
-        if isinstance(self._matcher, FeatureMatcher):
-            layout["colors"] = ("u", ("N", 3))
-        packed = self._work.read(FEATURES, looked.key, layout)
-        if packed is None:
-            _look(looked.facts.path, self._matcher, self._work, None, looked.turns)
-            packed = self._work.read(FEATURES, looked.key, layout)
-            assert packed is not None, "it was written just now"
-        return packed
+        return self._held.get(key, unpacked)[0]
+
+    def colors(self, image: ImageFeatures) -> np.ndarray:
+        """(K, 3) uint8 of the keypoints of a `FeatureMatcher`."""
+        return self._packed_of(image)["colors"]
+
+    def descriptors(self, image: ImageFeatures) -> np.ndarray:
+        """(K, C) float32 of the keypoints of a `FeatureMatcher`."""
+        return self._packed_of(image)["descriptors"].astype(np.float32)
+
+    def _packed_of(self, image: ImageFeatures) -> Mapping[str, np.ndarray]:
+        return self._packed(image.key, lambda: read_photo(image.facts.path).rgb, image.quarter_turns)
+
+    def _packed(self, key: str, read_rgb: Callable[[], np.ndarray], quarter_turns: int) -> Mapping[str, np.ndarray]:
+        # unpacked from the cache's half precision the first time, too, so that a second run computes the same
+        return self._cache.arrays(
+            FEATURES,
+            lambda: key,
+            lambda: pack_features(self._matcher, read_rgb(), quarter_turns),
+            packed_layout(self._matcher),
+        )
+
+
+class LeastRecentlyUsed(Generic[T]):
+    """Values by key; beyond `limit` (a number of values, or the sum of their sizes) those used longest ago are dropped.
+    The last two are always kept."""
+
+    def __init__(self, limit: int, size_of: Callable[[T], int] = lambda value: 1) -> None:
+        self._limit, self._size_of, self._size = limit, size_of, 0
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value of `key`, made where it is not held."""
+        if key not in self._values:
+            self._values[key] = value = make()
+            self._size += self._size_of(value)
+            while self._size > self._limit and len(self._values) > 2:
+                self._size -= self._size_of(self._values.popitem(last=False)[1])
+        self._values.move_to_end(key)
+        return self._values[key]

@@ -1,4 +1,4 @@
-"""Matches of all pairs as keypoints a photo and index pairs a pair of photos, each pair matched once and kept."""
+"""Matching of pairs of photos: every pair is matched once and cached; the result is keypoints and index pairs."""
 
 from __future__ import annotations
 
@@ -15,135 +15,147 @@ from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, colors_at
 from dune_cli.sfm.pairs import Pairs
 
-MATCHES = "matches"
+MATCHES = "matches"  # kind of cache entry
 INDEX_LAYOUT = {"1": ("u", ("M",)), "2": ("u", ("M",)), "scores": ("f", ("M",))}
-PLACE_LAYOUT = {
+PIXEL_LAYOUT = {
     **dict.fromkeys("12", ("f", ("M", 2))),
     **{f"colors{side}": ("u", ("M", 3)) for side in "12"},
     "scores": ("f", ("M",)),
     "sizes": ("f", (2,)),
 }
+PairArrays = dict[tuple[int, int], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Correspondences:
-    """For each photo its `keypoints` (K, 2) in its own pixels, their `colors` (K, 3) uint8, and `pixel_sizes`, how many
-    of its pixels a pixel of the matched image spans; for each pair (i, j) of photos the keypoint indices (M, 2) uint32
-    that match."""
+    """The keypoints of photos and the matches of pairs.
+
+    Of each photo: `keypoints` (K, 2) in its own pixels, their `colors` (K, 3) uint8, and `pixel_sizes`, how many of its
+    pixels a pixel of the matched image spans. `matches`: pair (i, j) of photos -> keypoint indices (M, 2) uint32.
+    """
 
     keypoints: tuple[np.ndarray, ...]
     colors: tuple[np.ndarray, ...]
     pixel_sizes: tuple[float, ...]
     matches: dict[tuple[int, int], np.ndarray]
 
+    def pixels(self, pair: tuple[int, int], matches: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels (M, 2) in both photos of a pair's matches, or of the given ones (M, 2) of its keypoints."""
+        matches = self.matches[pair] if matches is None else matches
+        return self.keypoints[pair[0]][matches[:, 0]], self.keypoints[pair[1]][matches[:, 1]]
+
+    @property
+    def pixel_size(self) -> float:
+        """Pixels of a photo per matched pixel, the median over the matched photos, at least 1: the unit of errors."""
+        used = sorted({index for pair in self.matches for index in pair})
+        return max(1.0, float(np.median([self.pixel_sizes[index] for index in used]))) if used else 1.0
+
 
 def match_pairs(
-    looks: Sequence[ImageFeatures], pairs: Pairs, matcher: CacheableMatcher, work: WorkFolder, limit: int | None = None
+    images: Sequence[ImageFeatures],
+    pairs: Pairs,
+    matcher: CacheableMatcher,
+    cache: WorkFolder,
+    limit: int | None = None,
 ) -> Correspondences:
-    """Matches of the `pairs`, out of the work folder where they are there; at most `limit` that are not.
+    """Matches of the `pairs`, from the cache where they are there; at most `limit` pairs that are not.
 
-    Matchers without lasting keypoints get some: the places of all their matches in a photo, those of one pixel of the
-    matched image made one.
+    Matchers without repeatable keypoints get some: the pixels of all their matches in a photo, merged within one pixel
+    of the matched image. UserError for cached matches that do not fit the features.
     """
-    shelf = FeatureStore(matcher, work)
-    kept: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+    store = FeatureStore(matcher, cache)
+    arrays: PairArrays = {}
     new = 0
     for i, j in console.progress(pairs, "matching", len(pairs), "pair"):
         if limit is not None and new >= limit:
             break
-        before = work.counts[MATCHES]
-        kept[i, j] = _match(looks[i], looks[j], matcher, shelf, work)
-        new += work.counts[MATCHES] > before
+        before = cache.counts[MATCHES]
+        arrays[i, j] = _match_pair(images[i], images[j], matcher, store, cache)
+        new += cache.counts[MATCHES] > before
     if isinstance(matcher, FeatureMatcher):
-        return _indexed(looks, kept, shelf)
-    return _gathered(len(looks), kept)
+        return _from_indices(images, arrays, store)
+    return _merge_keypoints(len(images), arrays)
 
 
-def _match(
-    one: ImageFeatures, two: ImageFeatures, matcher: CacheableMatcher, shelf: FeatureStore, work: WorkFolder
+def _match_pair(
+    image1: ImageFeatures, image2: ImageFeatures, matcher: CacheableMatcher, store: FeatureStore, cache: WorkFolder
 ) -> dict[str, np.ndarray]:
-    """The arrays of a pair, whichever of the photos comes first: they are matched and kept in the order of their
-    keys."""
-    first, second = sorted((one, two), key=lambda look: look.key)
+    """The arrays of a pair. It is matched and cached in the order of the photos' keys, whichever comes first here."""
+    first, second = sorted((image1, image2), key=lambda image: image.key)
     key = key_of(first.key, second.key)
-    arrays = work.read(MATCHES, key, INDEX_LAYOUT if isinstance(matcher, FeatureMatcher) else PLACE_LAYOUT)
+    arrays = cache.read(MATCHES, key, INDEX_LAYOUT if isinstance(matcher, FeatureMatcher) else PIXEL_LAYOUT)
     if arrays is None:
-        features = shelf.take(first), shelf.take(second)
+        features = store.load(first), store.load(second)
         if isinstance(matcher, FeatureMatcher):
             index1, index2, scores = matcher.match_indices(*features)
             arrays = {"1": index1.astype(np.uint32), "2": index2.astype(np.uint32), "scores": scores}
         else:
-            found = matcher.match_features(*features)
-            arrays = {"1": found.points1, "2": found.points2, "scores": found.scores}
-            arrays["sizes"] = np.array([found.pixel_size1, found.pixel_size2])
-            for name, look, points in (("1", first, found.points1), ("2", second, found.points2)):
-                arrays[f"colors{name}"] = colors_at(read_photo(look.facts.path).rgb, points)
-        work.write(MATCHES, key, arrays)
-    if first is one:
+            matches = matcher.match_features(*features)
+            arrays = {"1": matches.points1, "2": matches.points2, "scores": matches.scores}
+            arrays["sizes"] = np.array([matches.pixel_size1, matches.pixel_size2])
+            for side, image in (("1", first), ("2", second)):
+                arrays[f"colors{side}"] = colors_at(read_photo(image.facts.path).rgb, arrays[side])
+        cache.write(MATCHES, key, arrays)
+    if first is image1:
         return arrays
     swapped = {"1": "2", "2": "1", "colors1": "colors2", "colors2": "colors1"}
     arrays = {swapped.get(name, name): array for name, array in arrays.items()}
     return arrays | ({"sizes": arrays["sizes"][::-1]} if "sizes" in arrays else {})
 
 
-def _indexed(
-    looks: Sequence[ImageFeatures], kept: dict[tuple[int, int], dict[str, np.ndarray]], shelf: FeatureStore
-) -> Correspondences:
+def _from_indices(images: Sequence[ImageFeatures], arrays: PairArrays, store: FeatureStore) -> Correspondences:
     keypoints, colors, sizes = [], [], []
-    used = {index for pair in kept for index in pair}
-    for index, look in enumerate(looks):
+    used = {index for pair in arrays for index in pair}
+    for index, image in enumerate(images):
         if index not in used:
             keypoints.append(np.zeros((0, 2)))
             colors.append(np.zeros((0, 3), np.uint8))
             sizes.append(1.0)
             continue
-        features = shelf.take(look)
+        features = store.load(image)
         keypoints.append(features.photo.to_original(features.points))
-        colors.append(shelf.colours(look))
+        colors.append(store.colors(image))
         sizes.append(features.photo.pixel_size)
-    matches = {pair: np.stack([arrays["1"], arrays["2"]], axis=1) for pair, arrays in kept.items()}
-    for (i, j), found in matches.items():
-        if (found >= (len(keypoints[i]), len(keypoints[j]))).any():
+    matches = {pair: np.stack([found["1"], found["2"]], axis=1) for pair, found in arrays.items()}
+    for (i, j), indices in matches.items():
+        if (indices >= (len(keypoints[i]), len(keypoints[j]))).any():
             raise UserError(
-                f"the work folder's matches of {looks[i].facts.path} and {looks[j].facts.path} do not fit their "
+                f"the work folder's matches of {images[i].facts.path} and {images[j].facts.path} do not fit their "
                 "features; name a new one with --work"
             )
     return Correspondences(tuple(keypoints), tuple(colors), tuple(sizes), matches)
 
 
-def _gathered(count: int, kept: dict[tuple[int, int], dict[str, np.ndarray]]) -> Correspondences:
-    """Keypoints out of matched places: the mean of those that fall into one cell, as wide as a matched pixel."""
-    places: list[list[np.ndarray]] = [[] for _ in range(count)]
+def _merge_keypoints(count: int, arrays: PairArrays) -> Correspondences:
+    """Keypoints from the pixels of matches: the mean of those in one cell, which is as wide as a matched pixel."""
+    pixels: list[list[np.ndarray]] = [[] for _ in range(count)]
     shades: list[list[np.ndarray]] = [[] for _ in range(count)]
     sizes = np.ones(count)
-    for (i, j), arrays in kept.items():
+    for (i, j), found in arrays.items():
         for index, side in ((i, "1"), (j, "2")):
-            places[index].append(arrays[side])
-            shades[index].append(arrays[f"colors{side}"])
-        sizes[i], sizes[j] = arrays["sizes"]
+            pixels[index].append(found[side])
+            shades[index].append(found[f"colors{side}"])
+        sizes[i], sizes[j] = found["sizes"]
     keypoints, colors, cells = [], [], []
     for index in range(count):
-        points = np.concatenate([np.zeros((0, 2)), *places[index]])
+        points = np.concatenate([np.zeros((0, 2)), *pixels[index]])
         shade = np.concatenate([np.zeros((0, 3), np.uint8), *shades[index]])
-        whole = np.rint(points / sizes[index]).astype(np.int64)
-        _, first, cell = np.unique(whole, axis=0, return_index=True, return_inverse=True)
+        grid = np.rint(points / sizes[index]).astype(np.int64)
+        _, first, cell = np.unique(grid, axis=0, return_index=True, return_inverse=True)
         cell = cell.reshape(-1)
         amount = np.bincount(cell, minlength=len(first))[:, None]
         total = np.stack([np.bincount(cell, points[:, axis], len(first)) for axis in (0, 1)], axis=1)
         keypoints.append(total / np.maximum(amount, 1))
         colors.append(shade[first])
         cells.append(cell)
-    matches, at = {}, [0] * count
-    for (i, j), arrays in kept.items():
-        rows = []
+    matches, start = {}, [0] * count
+    for (i, j), found in arrays.items():
+        columns = []
         for index in (i, j):
-            rows.append(cells[index][at[index] : at[index] + len(arrays["1"])])
-            at[index] += len(arrays["1"])
-        both = np.stack(rows, axis=1)
-        # a keypoint goes with one other: of several, the surest match stays
-        order = np.argsort(-arrays["scores"], kind="stable")
-        both = both[order]
-        for side in (0, 1):
-            both = both[np.sort(np.unique(both[:, side], return_index=True)[1])]
-        matches[i, j] = both.astype(np.uint32)
+            columns.append(cells[index][start[index] : start[index] + len(found["1"])])
+            start[index] += len(found["1"])
+        indices = np.stack(columns, axis=1)[np.argsort(-found["scores"], kind="stable")]
+        for side in (0, 1):  # a keypoint has one match in the other photo: the one with the highest score
+            indices = indices[np.sort(np.unique(indices[:, side], return_index=True)[1])]
+        matches[i, j] = indices.astype(np.uint32)
     return Correspondences(tuple(keypoints), tuple(colors), tuple(sizes.tolist()), matches)

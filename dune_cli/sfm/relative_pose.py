@@ -1,4 +1,4 @@
-"""What two photos have in common: matches, and where the reference's points lie in metres, if that can be known."""
+"""Relative pose of a query photo and a reference photo: pair backends that match them, and solvers for the pose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import absolute_pose, epipolar, poses, two_view
-from dune_cli.geometry import two_view as pair_checks
 from dune_cli.geometry.cameras import K_from_focal, backproject, focal_from_point_map, pixel_grid, transform_pixels
 from dune_cli.geometry.depth_maps import sample_depth
 from dune_cli.geometry.pose_confidence import (
@@ -26,21 +25,29 @@ from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import Prepared, prepare
 from dune_cli.io.safe_read import agreement
 from dune_cli.matchers import mast3r
-from dune_cli.matchers.filtering import ExtractedImage, extract_image, find_matches, non_static_mask
+from dune_cli.matchers.filtering import ExtractedImage, LazyThumbnail, extract_image, find_matches, non_static_mask
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.provenance import Source
 
 if TYPE_CHECKING:
     from dune_cli.models.mast3r import TwoViewModel
 
-
 MIN_POINT_CONFIDENCE = 1.5  # of the points that give a focal length, as in `dune reconstruct`
+PNP_THRESHOLD_PX = 3.0  # in matched pixels; the points are known to about that
+MIN_SCALE_POINTS = 6
+# of a pose that is returned: below it four of five are wrong, and none of those within 5 degrees lies there (pairs with
+# wide baselines, sift and xfeat-lighterglue)
+MIN_CONFIDENCE = 0.15
+ARBITRARY_SCALE = (
+    "two photos do not tell lengths: the translation is a direction of length 1; give --baseline METRES, --ref-depth "
+    "of the reference, or a two-view --model"
+)
 
 
 @dataclass(frozen=True)
 class CameraImage:
-    """A photo and its camera: `K` (3, 3) in its pixels, `focal_source` given | exif | estimated | default; for a
-    reference its `depth` (H, W) in metres, where it is known (0 or NaN: nowhere)."""
+    """A photo and its camera: `K` (3, 3) in its pixels, `focal_source` given | exif | estimated | default. Of a
+    reference also its `depth` (H, W) in metres (0 or NaN where unknown), if there is one."""
 
     photo: Photo
     K: np.ndarray
@@ -58,11 +65,19 @@ class CameraImage:
 
 
 @dataclass(frozen=True)
-class TwoViewMatches:
-    """Matches of a reference (first) and a query (second), with both cameras as they are known afterwards.
+class CameraFeatures:
+    """A photo with its camera, and the `features` that a pair backend extracted from it."""
 
-    `points` (M, 3): the matched points in metres in the reference camera's frame, NaN where unknown; None where lengths
-    are not known at all.
+    image: CameraImage
+    features: Any
+
+
+@dataclass(frozen=True)
+class TwoViewMatches:
+    """Matches of a reference (first) and a query (second), with both cameras as they are known after matching.
+
+    `points` (M, 3): the matched points in metres in the reference camera's frame, NaN where unknown; None where the
+    scale is unknown.
     """
 
     reference: CameraImage
@@ -70,11 +85,29 @@ class TwoViewMatches:
     matches: Matches
     points: np.ndarray | None
 
+    @property
+    def pixel_sizes_px(self) -> tuple[float, float]:
+        return self.matches.pixel_size1, self.matches.pixel_size2
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        return self.reference.size, self.query.size
+
+    @property
+    def focal_known(self) -> bool:
+        """Whether neither focal length is a guess."""
+        return "default" not in (self.reference.focal_source, self.query.focal_source)
+
+    @property
+    def points_source(self) -> str:
+        """Where the points, and so the scale, are from, in words."""
+        return "the model's metric points" if self.reference.depth is None else "the depth map of the reference"
+
 
 class PairBackend(Protocol):
-    """A way to see what photos have in common. `look` at each photo once, then `compare` any two.
+    """A way to match two photos: `extract` each photo once, then `match` any two.
 
-    `is_metric`: it knows lengths for itself.
+    `is_metric`: its matches have points in metres.
     """
 
     is_metric: bool
@@ -82,13 +115,13 @@ class PairBackend(Protocol):
     @property
     def source(self) -> Source: ...
 
-    def extract(self, shot: CameraImage) -> Any: ...
+    def extract(self, image: CameraImage) -> CameraFeatures: ...
 
-    def match(self, reference: Any, query: Any) -> TwoViewMatches: ...
+    def match(self, reference: CameraFeatures, query: CameraFeatures) -> TwoViewMatches: ...
 
 
 class MatcherBackend:
-    """A matcher; metric points where the reference has a depth map."""
+    """A matcher. Points are metric where the reference has a depth map."""
 
     is_metric = False
 
@@ -99,14 +132,17 @@ class MatcherBackend:
     def source(self) -> Source:
         return self.matcher.source
 
-    def extract(self, shot: CameraImage) -> tuple[CameraImage, Any]:
-        """The photo's features, for matchers that look at each photo alone."""
-        return shot, extract_image(self.matcher, shot.photo.rgb).features
+    def extract(self, image: CameraImage) -> CameraFeatures:
+        """The photo's features; None with matchers that have none."""
+        return CameraFeatures(image, extract_image(self.matcher, image.photo.rgb).features)
 
-    def match(self, reference: tuple[CameraImage, Any], query: tuple[CameraImage, Any]) -> TwoViewMatches:
-        (first, features1), (second, features2) = reference, query
-        photos = ExtractedImage(first.photo.rgb, features1), ExtractedImage(second.photo.rgb, features2)
-        matches = find_matches(self.matcher, *photos)
+    def match(self, reference: CameraFeatures, query: CameraFeatures) -> TwoViewMatches:
+        first, second = reference.image, query.image
+        matches = find_matches(
+            self.matcher,
+            ExtractedImage(first.photo.rgb, reference.features),
+            ExtractedImage(second.photo.rgb, query.features),
+        )
         points = None
         if first.depth is not None:
             points = backproject(matches.points1, sample_depth(first.depth, matches.points1), first.K)
@@ -125,78 +161,71 @@ class TwoViewBackend:
     def source(self) -> Source:
         return self.model.source
 
-    def extract(self, shot: CameraImage) -> tuple[CameraImage, Prepared, Any]:
-        """The photo's encoder features."""
+    def extract(self, image: CameraImage) -> CameraFeatures:
+        """The photo as the network gets it, and its encoder features."""
         import torch
 
         model = self.model
-        prepared = prepare(shot.photo.rgb, self.size_px, model.patch, model.crop_square_to_4_3)
-        where = next(model.parameters()).device
+        prepared = prepare(image.photo.rgb, self.size_px, model.patch, model.crop_square_to_4_3)
+        device = next(model.parameters()).device
         with torch.inference_mode():
-            return shot, prepared, model.encode(torch.from_numpy(prepared.image)[None].to(where))
+            encoded = model.encode(torch.from_numpy(prepared.image)[None].to(device))
+        return CameraFeatures(image, (prepared, encoded))
 
-    def match(
-        self, reference: tuple[CameraImage, Prepared, Any], query: tuple[CameraImage, Prepared, Any]
-    ) -> TwoViewMatches:
+    def match(self, reference: CameraFeatures, query: CameraFeatures) -> TwoViewMatches:
         """JobFailed where no focal length is given and none fits the point maps."""
         import torch
 
-        (first, prepared1, features1), (second, prepared2, features2) = reference, query
+        first, second = reference.image, query.image
+        (prepared1, encoded1), (prepared2, encoded2) = reference.features, query.features
         with torch.inference_mode():
-            out = self.model.decode(features1, features2)
-            found, xy1 = mast3r.matches_of(out, prepared1, prepared2, self.subsample)
-            keep = non_static_mask(found, first.photo.rgb, second.photo.rgb)
-            matches, xy1 = found.select(keep), xy1[keep]
-            points = _numpy(out.points1)
+            output = self.model.decode(encoded1, encoded2)
+            matches, xy1 = mast3r.matches_of(output, prepared1, prepared2, self.subsample)
+            keep = non_static_mask(matches, LazyThumbnail.of(first.photo.rgb), LazyThumbnail.of(second.photo.rgb))
+            matches, xy1 = matches.select(keep), xy1[keep]
+            points = _to_numpy(output.points1)
             if first.focal_source == "default":
-                first = _with_own_focal(first, prepared1, points, _numpy(out.confidence1))
+                first = _with_focal_from_points(first, prepared1, points, _to_numpy(output.confidence1))
             if second.focal_source == "default":
-                back = self.model.decode(features2, features1, descriptors=False)
-                second = _with_own_focal(second, prepared2, _numpy(back.points1), _numpy(back.confidence1))
+                reverse = self.model.decode(encoded2, encoded1, descriptors=False)
+                second = _with_focal_from_points(
+                    second, prepared2, _to_numpy(reverse.points1), _to_numpy(reverse.confidence1)
+                )
         return TwoViewMatches(first, second, matches, points[xy1[:, 1], xy1[:, 0]])
 
 
-def _with_own_focal(shot: CameraImage, prepared: Prepared, points: np.ndarray, confidence: np.ndarray) -> CameraImage:
-    """The shot with the focal length of its point map (h, w, 3), the principal point at the photo's centre."""
+def _with_focal_from_points(
+    image: CameraImage, prepared: Prepared, points: np.ndarray, confidence: np.ndarray
+) -> CameraImage:
+    """The image with the focal length of its point map (h, w, 3), the principal point at the photo's centre."""
     pixels = transform_pixels(np.linalg.inv(prepared.network_from_image), pixel_grid(prepared.height, prepared.width))
-    width, height = shot.size
+    width, height = image.size
     focal_px = focal_from_point_map(
         points, pixels, np.array([width - 1, height - 1]) / 2, confidence >= MIN_POINT_CONFIDENCE
     )
     if focal_px is None:
         raise JobFailed(
-            f"no focal length fits the model's points of {shot.name} (too few are confident); give --intrinsics or "
+            f"no focal length fits the model's points of {image.name} (too few are confident); give --intrinsics or "
             "--fov-deg"
         )
-    return replace(shot, K=K_from_focal(focal_px, width, height), focal_source="estimated")
+    return replace(image, K=K_from_focal(focal_px, width, height), focal_source="estimated")
 
 
-def _numpy(values: Any) -> np.ndarray:
+def _to_numpy(values: Any) -> np.ndarray:
     return values[0].float().cpu().numpy().astype(np.float64)
 
 
 # From matches to a pose, or to the reason why there is none.
 
 
-PNP_THRESHOLD_PX = 3.0  # in pixels of the matched image, whose points are known to about that
-MIN_SCALE_POINTS = 6
-# of a pose that is given out: below it four of five are wrong, and none of those within 5 degrees lies there (pairs
-# with wide baselines, sift and xfeat-lighterglue)
-MIN_CONFIDENCE = 0.15
-ARBITRARY_SCALE = (
-    "two photos do not tell lengths: the translation is a direction of length 1; give --baseline METRES, --ref-depth "
-    "of the reference, or a two-view --model"
-)
-
-
 @dataclass(frozen=True)
 class Relocalization:
     """A query's pose relative to a reference, or why there is none (`message`; `query_from_ref` None then).
 
-    `query_from_ref` (4, 4), its translation in metres where `scale` is "metric", of length 1 where it is "arbitrary".
-    `scale_from` says in words where the length is from. `confidence` in [0, 1): the share of poses within 10
-    degrees among those with such evidence. `inliers` out of `matches` agree. `rotated_deg`: by how much the query
-    had to be turned clockwise to look like the reference. `fixed`: matches at the same pixels of both photos, left out.
+    `query_from_ref` (4, 4): its translation is in metres where `scale` is "metric", of length 1 where it is
+    "arbitrary"; `scale_from` says what the scale is from. `confidence` in [0, 1): the share of poses with such evidence
+    that are within 10 degrees. `inliers` of the `matches` agree. `rotated_deg`: the clockwise rotation after which the
+    query was matched. `static_matches`: how many were left out because they lie at the same pixels of both photos.
     """
 
     query: CameraImage
@@ -236,7 +265,7 @@ class Relocalization:
 @dataclass(frozen=True)
 class SolverConfig:
     """`solver` pnp | essential; `baseline` between the cameras in metres, where it is known; `min_confidence` of a
-    pose that is given out; `seed` of the random sampling."""
+    pose that is returned; `seed` of the random sampling."""
 
     solver: str
     baseline: float | None = None
@@ -245,9 +274,9 @@ class SolverConfig:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Estimate:
     evidence: Evidence
-    pose: np.ndarray
+    query_from_ref: np.ndarray
     inliers: int
     confidence: float
     scale: str
@@ -255,91 +284,142 @@ class _Found:
 
 
 class _NoPose(JobFailed):
-    """Why there is no pose, and what was found until then."""
+    """Why there is no pose, with the inliers and the confidence of the one that was refused."""
 
     def __init__(self, message: str, inliers: int = 0, confidence: float = 0.0) -> None:
         super().__init__(message)
         self.inliers, self.confidence = inliers, confidence
 
 
-def relocalize(common: TwoViewMatches, config: SolverConfig) -> Relocalization:
-    """The query's pose by PnP on the reference's metric points, or by the essential matrix (then its length from these
-    points, or `baseline`, or none)."""
-    metric = common.points is not None or config.baseline is not None
-    found, no_pose = None, _NoPose("")
+def relocalize(pair: TwoViewMatches, config: SolverConfig) -> Relocalization:
+    """The query's pose by PnP on the reference's metric points, or by the essential matrix (with the scale of these
+    points, of `baseline`, or none)."""
+    metric = pair.points is not None or config.baseline is not None
+    estimate, no_pose = None, _NoPose("")
     try:
-        _refuse_one_photo_twice(common)
-        found = (_by_pnp if config.solver == "pnp" else _by_essential)(common, config)
+        _check_different_photos(pair)
+        estimate = (_solve_pnp if config.solver == "pnp" else _solve_essential)(pair, config)
     except _NoPose as error:
         no_pose = error
     return Relocalization(
-        query=common.query,
-        reference=common.reference,
-        query_from_ref=None if found is None else found.pose,
-        scale=("metric" if metric else "arbitrary") if found is None else found.scale,
-        scale_from="" if found is None else found.scale_from,
-        matches=len(common.matches.points1),
-        rotated_deg=common.matches.rotated_deg,
-        static_matches=common.matches.static_matches,
-        inliers=(found or no_pose).inliers,
-        confidence=(found or no_pose).confidence,
+        query=pair.query,
+        reference=pair.reference,
+        query_from_ref=None if estimate is None else estimate.query_from_ref,
+        scale=("metric" if metric else "arbitrary") if estimate is None else estimate.scale,
+        scale_from="" if estimate is None else estimate.scale_from,
+        matches=len(pair.matches.points1),
+        rotated_deg=pair.matches.rotated_deg,
+        static_matches=pair.matches.static_matches,
+        inliers=(estimate or no_pose).inliers,
+        confidence=(estimate or no_pose).confidence,
         solver=config.solver,
         message=str(no_pose),
-        evidence=None if found is None else found.evidence,
+        evidence=None if estimate is None else estimate.evidence,
     )
 
 
 def failed_relocalization(
     reference: CameraImage, query: CameraImage, config: SolverConfig, reason: str, metric: bool
 ) -> Relocalization:
-    """A pair that did not even come to matches."""
+    """The result of a pair that could not be matched."""
     scale = "metric" if metric else "arbitrary"
     return Relocalization(query, reference, None, scale, "", 0, 0, 0.0, config.solver, reason)
 
 
-def _by_pnp(common: TwoViewMatches, config: SolverConfig) -> _Found:
-    if common.points is None:
+def _check_different_photos(pair: TwoViewMatches) -> None:
+    one, two = pair.reference.photo, pair.query.photo
+    if one.rgb.shape == two.rgb.shape and np.array_equal(one.rgb, two.rgb):
+        raise _NoPose(f"{two.path.name} and {one.path.name} are the same photo; give another one")
+
+
+def _solve_pnp(pair: TwoViewMatches, config: SolverConfig) -> _Estimate:
+    if pair.points is None:
         raise ValueError("PnP needs metric points of the reference")
-    matches, query = common.matches, common.query
-    known = np.isfinite(common.points).all(-1)
+    matches, query = pair.matches, pair.query
+    known = np.isfinite(pair.points).all(-1)
     count = int(known.sum())
     threshold_px = PNP_THRESHOLD_PX * matches.pixel_size2
-    pose = absolute_pose.estimate_absolute_pose(
-        common.points[known], matches.points2[known], query.K, threshold_px, config.seed
-    )
+    points, pixels = pair.points[known], matches.points2[known]
+    pose = absolute_pose.estimate_absolute_pose(points, pixels, query.K, threshold_px, config.seed)
     inliers = 0 if pose is None else int(pose.inliers.sum())
-    chance = pair_checks.log10_nfa_pnp(inliers, count, threshold_px, query.size) + log10(matches.tries)
-    evidence = NO_EVIDENCE if pose is None else _pnp_evidence(common, known, pose, chance, threshold_px, config.seed)
+    log10_nfa = two_view.log10_nfa_pnp(inliers, count, threshold_px, query.size) + log10(matches.tries)
+    evidence = NO_EVIDENCE if pose is None else _pnp_evidence(pair, known, pose, log10_nfa, threshold_px, config.seed)
     confidence = confidence_from_evidence(evidence)
     if pose is None or confidence < config.min_confidence:
         depth = "" if count == len(known) else f", {count} of them at a known depth"
-        raise _elsewhere(common, inliers, confidence, depth)
-    where = "the depth map of the reference" if common.reference.depth is not None else "the model's metric points"
-    return _Found(evidence, pose.cam_from_world, inliers, confidence, "metric", where)
+        raise _too_few_inliers(pair, inliers, confidence, depth)
+    return _Estimate(evidence, pose.cam_from_world, inliers, confidence, "metric", pair.points_source)
 
 
-def _by_essential(common: TwoViewMatches, config: SolverConfig) -> _Found:
-    matches, first, second = common.matches, common.reference, common.query
-    thresholds = matches.pixel_size1, matches.pixel_size2
-    pair, others = _best_relative_pose(common, config.seed)
-    inliers = 0 if pair is None else int(pair.inliers.sum())
-    chance = pair_checks.log10_nfa_epipolar(inliers, len(matches.points1), thresholds, (first.size, second.size))
-    chance += log10(matches.tries)
-    evidence = NO_EVIDENCE if pair is None else _pair_evidence(common, pair, others, config.seed)
+def _pnp_evidence(
+    pair: TwoViewMatches,
+    known: np.ndarray,
+    pose: absolute_pose.AbsolutePose,
+    log10_nfa: float,
+    threshold_px: float,
+    seed: int,
+) -> Evidence:
+    """Of a pose on the matches with `known` (M,) points."""
+    assert pair.points is not None
+    matches = pair.matches
+    problem = pair.points[known], matches.points2[known], pair.query.K, threshold_px
+    runs = [absolute_pose.estimate_absolute_pose(*problem, seed + step) for step in (1, 2)]
+    rotation = pose.cam_from_world[:3, :3]
+    errors = [float(epipolar.rotation_error(run.cam_from_world[:3, :3], rotation)) for run in runs if run is not None]
+    inliers = np.zeros(len(known), dtype=bool)
+    inliers[np.flatnonzero(known)[pose.inliers]] = True
+    return match_evidence(
+        matches.points1,
+        matches.points2,
+        inliers,
+        known,
+        pair.sizes,
+        pair.pixel_sizes_px,
+        log10_nfa,
+        float(np.degrees(np.median([0.0, *errors]))),
+        KNOWN_POINTS_DEG,
+        seed,
+        pair.focal_known,
+    )
+
+
+def _solve_essential(pair: TwoViewMatches, config: SolverConfig) -> _Estimate:
+    matches, first, second = pair.matches, pair.reference, pair.query
+    best, runs = _best_relative_pose(pair, config.seed)
+    inliers = 0 if best is None else int(best.inliers.sum())
+    log10_nfa = two_view.log10_nfa_epipolar(inliers, len(matches.points1), pair.pixel_sizes_px, pair.sizes)
+    log10_nfa += log10(matches.tries)
+    evidence = NO_EVIDENCE
+    if best is not None:
+        evidence = two_view_evidence(
+            matches.points1,
+            matches.points2,
+            first.K,
+            second.K,
+            best,
+            runs,
+            pair.sizes,
+            pair.pixel_sizes_px,
+            config.seed,
+            matches.tries,
+            pair.focal_known,
+        )
     confidence = confidence_from_evidence(evidence)
-    if pair is None or (chance > MAX_LOG10_NFA and config.min_confidence > 0):
-        raise _elsewhere(common, inliers, confidence, "")
-    pixels1, pixels2 = matches.points1[pair.inliers], matches.points2[pair.inliers]
-    guessed = "default" in (first.focal_source, second.focal_source)
-    moving = pair_checks.unexplained_by_rotation(pixels1, pixels2, first.K, second.K, thresholds[1], guessed)
-    if pair_checks.is_rotation(moving, inliers):
-        raise _only_turned(common, pixels1, pixels2, confidence)
+    if best is None or (log10_nfa > MAX_LOG10_NFA and config.min_confidence > 0):
+        raise _too_few_inliers(pair, inliers, confidence)
+    pixels1, pixels2 = matches.points1[best.inliers], matches.points2[best.inliers]
+    unexplained = two_view.unexplained_by_rotation(
+        pixels1, pixels2, first.K, second.K, matches.pixel_size2, not pair.focal_known
+    )
+    if two_view.is_rotation(unexplained, inliers):
+        raise _pure_rotation(pair, pixels1, pixels2, confidence)
     if confidence < config.min_confidence:
-        raise _elsewhere(common, inliers, confidence, "")
-    refined = two_view.refine(pixels1, pixels2, first.K, second.K, pair.cam2_from_cam1, 1.5 * max(thresholds))
+        raise _too_few_inliers(pair, inliers, confidence)
+    threshold_px = 1.5 * max(pair.pixel_sizes_px)
+    refined = two_view.refine(pixels1, pixels2, first.K, second.K, best.cam2_from_cam1, threshold_px)
     pose, agreed = refined.cam2_from_cam1, int(refined.valid.sum())
-    if common.points is not None:
-        length = _length(common, pair.inliers, refined)
+    if pair.points is not None:
+        length = _baseline_from_points(pair, best.inliers, refined)
         if length is None:
             raise _NoPose(
                 f"{second.name}: fewer than {MIN_SCALE_POINTS} of the {agreed} agreeing matches have a depth in "
@@ -347,128 +427,65 @@ def _by_essential(common: TwoViewMatches, config: SolverConfig) -> _Found:
                 agreed,
                 confidence,
             )
-        where = "the depth map of the reference" if first.depth is not None else "the model's metric points"
-        return _Found(evidence, _with_length(pose, length), agreed, confidence, "metric", where)
+        return _Estimate(evidence, _with_baseline(pose, length), agreed, confidence, "metric", pair.points_source)
     if config.baseline is not None:
-        return _Found(evidence, _with_length(pose, config.baseline), agreed, confidence, "metric", "--baseline")
-    return _Found(evidence, pose, agreed, confidence, "arbitrary", ARBITRARY_SCALE)
+        pose = _with_baseline(pose, config.baseline)
+        return _Estimate(evidence, pose, agreed, confidence, "metric", "--baseline")
+    return _Estimate(evidence, pose, agreed, confidence, "arbitrary", ARBITRARY_SCALE)
 
 
 def _best_relative_pose(
-    common: TwoViewMatches, seed: int
+    pair: TwoViewMatches, seed: int
 ) -> tuple[epipolar.RelativePose | None, list[epipolar.RelativePose]]:
-    """The one that fits best of four runs: two samplings, each from either photo to the other, so that swapped photos
-    give the same poses to choose from; and all that were found."""
-    matches, K1, K2 = common.matches, common.reference.K, common.query.K
-    thresholds = matches.pixel_size1, matches.pixel_size2
-    found = []
+    """The best pose of four runs, and the poses of all that found one. Two samplings run from either photo to the
+    other, so that swapped photos have the same poses to choose from."""
+    matches, K1, K2, thresholds_px = pair.matches, pair.reference.K, pair.query.K, pair.pixel_sizes_px
+    points1, points2 = matches.points1, matches.points2
+    runs = []
     for sampling in (2 * seed, 2 * seed + 1):
-        there = epipolar.estimate_relative_pose(matches.points1, matches.points2, K1, K2, thresholds, sampling)
-        back = epipolar.estimate_relative_pose(matches.points2, matches.points1, K2, K1, thresholds[::-1], sampling)
-        if there is not None:
-            found.append(there)
-        if back is not None:
-            found.append(epipolar.RelativePose(poses.inverse(back.cam2_from_cam1), back.inliers))
+        forward = epipolar.estimate_relative_pose(points1, points2, K1, K2, thresholds_px, sampling)
+        backward = epipolar.estimate_relative_pose(points2, points1, K2, K1, thresholds_px[::-1], sampling)
+        if forward is not None:
+            runs.append(forward)
+        if backward is not None:
+            runs.append(epipolar.RelativePose(poses.inverse(backward.cam2_from_cam1), backward.inliers))
+    # in units of each photo's threshold
+    scaled1, scaled2 = (points / threshold for points, threshold in zip((points1, points2), thresholds_px))
+    scaled_K1, scaled_K2 = (np.diag([1 / t, 1 / t, 1.0]) @ K for t, K in zip(thresholds_px, (K1, K2)))
 
-    def fit(pair: epipolar.RelativePose) -> float:
+    def gain(run: epipolar.RelativePose) -> float:
         """The truncated quadratic gain of M-estimator sampling (P. Torr and A. Zisserman, "MLESAC", 2000)."""
-        units = [np.diag([1 / threshold, 1 / threshold, 1.0]) for threshold in thresholds]
-        points1, points2 = (p[pair.inliers] / t for p, t in zip((matches.points1, matches.points2), thresholds))
-        errors = epipolar.sampson_error_px(points1, points2, units[0] @ K1, units[1] @ K2, pair.cam2_from_cam1)
+        errors = epipolar.sampson_error_px(
+            scaled1[run.inliers], scaled2[run.inliers], scaled_K1, scaled_K2, run.cam2_from_cam1
+        )
         return float((1 - errors**2).sum())
 
-    return max(found, key=fit, default=None), found
+    return max(runs, key=gain, default=None), runs
 
 
-def _pair_evidence(
-    common: TwoViewMatches, pair: epipolar.RelativePose, runs: list[epipolar.RelativePose], seed: int
-) -> Evidence:
-    """Of a relative pose and the `runs` of the solver, itself among them."""
-    first, second, matches = common.reference, common.query, common.matches
-    return two_view_evidence(
-        matches.points1,
-        matches.points2,
-        first.K,
-        second.K,
-        pair,
-        runs,
-        (first.size, second.size),
-        (matches.pixel_size1, matches.pixel_size2),
-        seed,
-        matches.tries,
-        _lens_known(common),
-    )
-
-
-def _pnp_evidence(
-    common: TwoViewMatches,
-    known: np.ndarray,
-    pose: absolute_pose.AbsolutePose,
-    chance: float,
-    threshold_px: float,
-    seed: int,
-) -> Evidence:
-    """Of a pose on the reference's points, those `known` (M,) of all matches."""
-    assert common.points is not None
-    matches, first, second = common.matches, common.reference, common.query
-    seen = common.points[known], matches.points2[known], second.K, threshold_px
-    again = [absolute_pose.estimate_absolute_pose(*seen, seed + step) for step in (1, 2)]
-    errors = [
-        float(epipolar.rotation_error(run.cam_from_world[:3, :3], pose.cam_from_world[:3, :3]))
-        for run in again
-        if run is not None
-    ]
-    agree = np.zeros(len(known), dtype=bool)
-    agree[np.flatnonzero(known)[pose.inliers]] = True
-    return match_evidence(
-        matches.points1,
-        matches.points2,
-        agree,
-        known,
-        (first.size, second.size),
-        (matches.pixel_size1, matches.pixel_size2),
-        chance,
-        float(np.degrees(np.median([0.0, *errors]))),
-        KNOWN_POINTS_DEG,
-        seed,
-        _lens_known(common),
-    )
-
-
-def _lens_known(common: TwoViewMatches) -> bool:
-    return "default" not in (common.reference.focal_source, common.query.focal_source)
-
-
-def _length(common: TwoViewMatches, used: np.ndarray, refined: two_view.TwoViewGeometry) -> float | None:
+def _baseline_from_points(pair: TwoViewMatches, inliers: np.ndarray, refined: two_view.TwoViewGeometry) -> float | None:
     """The baseline in metres: median ratio of metric to triangulated depth (z in the reference), weighted by parallax,
-    which is what triangulated depth is accurate to."""
-    assert common.points is not None
-    metric_z = common.points[used][:, 2]
+    which the accuracy of a triangulated depth grows with. None with too few points of known depth."""
+    assert pair.points is not None
+    metric_z = pair.points[inliers][:, 2]
     use = refined.valid & np.isfinite(metric_z) & (metric_z > 0)
     if np.count_nonzero(use) < MIN_SCALE_POINTS:
         return None
     ratio = metric_z[use] / refined.points_cam1[use, 2]
     weight = two_view.parallax_angles(refined.points_cam1[use], refined.cam2_from_cam1)
     order = np.argsort(ratio)
-    share = np.cumsum(weight[order])
-    return float(ratio[order][np.searchsorted(share, share[-1] / 2)])
+    cumulative = np.cumsum(weight[order])
+    return float(ratio[order][np.searchsorted(cumulative, cumulative[-1] / 2)])
 
 
-def _with_length(pose: np.ndarray, length: float) -> np.ndarray:
+def _with_baseline(pose: np.ndarray, length: float) -> np.ndarray:
     return poses.from_rotation_translation(pose[:3, :3], length * pose[:3, 3])
 
 
-def _refuse_one_photo_twice(common: TwoViewMatches) -> None:
-    one, two = common.reference.photo, common.query.photo
-    if one.rgb.shape == two.rgb.shape and np.array_equal(one.rgb, two.rgb):
-        raise _NoPose(f"{two.path.name} and {one.path.name} are the same photo; give another one")
-
-
-def _only_turned(common: TwoViewMatches, pixels1: np.ndarray, pixels2: np.ndarray, confidence: float) -> _NoPose:
-    first, second = common.reference, common.query
+def _pure_rotation(pair: TwoViewMatches, pixels1: np.ndarray, pixels2: np.ndarray, confidence: float) -> _NoPose:
+    first, second, matches = pair.reference, pair.query, pair.matches
     names = f"{second.name} and {first.name}"
-    matches = common.matches
-    if pair_checks.is_same_view(matches.points1, matches.points2, (matches.pixel_size1, matches.pixel_size2)):
+    if two_view.is_same_view(matches.points1, matches.points2, pair.pixel_sizes_px):
         text = f"{names} were taken from one place in one direction"
     else:
         rotation, _ = two_view.rotation_only(pixels1, pixels2, first.K, second.K)
@@ -476,15 +493,15 @@ def _only_turned(common: TwoViewMatches, pixels1: np.ndarray, pixels2: np.ndarra
             f"{names} differ by a rotation alone, of {np.degrees(poses.rotation_angle(rotation)):.1f} degrees, which "
             "shows no direction of motion"
         )
-    cure = "--solver pnp" if common.points is not None else "--ref-depth of the reference or a two-view --model"
+    cure = "--solver pnp" if pair.points is not None else "--ref-depth of the reference or a two-view --model"
     return _NoPose(f"{text}; with {cure} such a pose is found too", len(pixels1), confidence)
 
 
-def _elsewhere(common: TwoViewMatches, inliers: int, confidence: float, depth: str) -> _NoPose:
-    matches = common.matches
+def _too_few_inliers(pair: TwoViewMatches, inliers: int, confidence: float, depth: str = "") -> _NoPose:
+    matches = pair.matches
     if matches.static_matches > len(matches.points1) or matches.static_matches > inliers:
         return _NoPose(
-            f"{common.query.name} and {common.reference.name} agree only in what lies at the same pixels of both "
+            f"{pair.query.name} and {pair.reference.name} agree only in what lies at the same pixels of both "
             f"({matches.static_matches} matches: a caption, a logo, a border or a part of the camera's mount), which "
             f"tells nothing of where they were taken; of the other {len(matches.points1)} matches{depth} "
             f"{inliers or 'too few'} agree on a pose; crop it away, and take photos that overlap more",
@@ -492,8 +509,8 @@ def _elsewhere(common: TwoViewMatches, inliers: int, confidence: float, depth: s
             confidence,
         )
     return _NoPose(
-        f"{common.query.name} and {common.reference.name} do not show enough of the same place: "
-        f"{agreement(len(common.matches.points1), inliers, 'a pose')}{depth} (confidence {confidence:.2f}); "
+        f"{pair.query.name} and {pair.reference.name} do not show enough of the same place: "
+        f"{agreement(len(matches.points1), inliers, 'a pose')}{depth} (confidence {confidence:.2f}); "
         "take photos that overlap more, or try another --matcher",
         inliers,
         confidence,

@@ -1,9 +1,9 @@
-"""What a reconstruction is: cameras, dense point maps, sparse points with their tracks, and how good they are."""
+"""The results of a reconstruction: the mapper's sparse model, and the scene with its views, points and maps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,12 +21,42 @@ LARGE_COORDINATES_NOTE = (
 
 
 @dataclass(frozen=True)
+class SfmModel:
+    """A sparse model of some of the photos, as the mapper gives it. Photos and cameras go by their index.
+
+    `cameras`: camera -> (K, radial term). `world_from_cam`: photo -> (4, 4). `points_world` (M, 3), `errors_px` (M,)
+    mean reprojection errors. `observations`: photo -> indices (K,) of the points that it sees, and of its keypoints
+    there. `camera_sd`: calibrated camera -> standard deviations of the logarithm of its focal length and of its radial
+    term. `modes`: photo -> (M, 10) as in `geometry.bundle_adjustment.AdjustedBundle`.
+    """
+
+    cameras: dict[int, tuple[np.ndarray, float]]
+    world_from_cam: dict[int, np.ndarray]
+    points_world: np.ndarray
+    errors_px: np.ndarray
+    observations: dict[int, tuple[np.ndarray, np.ndarray]]
+    camera_sd: dict[int, tuple[float, float]] = field(default_factory=dict)
+    modes: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def error_px(self) -> float:
+        """Root mean square over the points."""
+        return float(np.sqrt(np.mean(self.errors_px**2))) if len(self.errors_px) else float("inf")
+
+    def score(self, pixel_size: float) -> float:
+        """The number of observations, each weighted less the larger its point's error is. `pixel_size`: pixels of a
+        photo per matched pixel."""
+        weights = 1 / (1 + (self.errors_px / pixel_size) ** 2)
+        return float(sum(weights[index].sum() for index, _ in self.observations.values()))
+
+
+@dataclass(frozen=True)
 class PointMap:
     """A view's dense points on its own pixel grid (h, w), which may be coarser than the photo.
 
-    `points_world` (h, w, 3), `confidence` (h, w), `valid` (h, w) bool (the others are NaN or below the confidence that
-    was asked for), `colors` (h, w, 3) uint8, `image_from_map` (3, 3) the photo's pixels from the map's (of the
-    undistorted photo, where the view has a `radial` term).
+    `points_world` (h, w, 3), `confidence` (h, w). `valid` (h, w) bool: the other points are NaN or below the requested
+    confidence. `colors` (h, w, 3) uint8. `image_from_map` (3, 3): the photo's pixels from the map's; those of the
+    undistorted photo, where the view has a `radial` term.
     """
 
     points_world: np.ndarray
@@ -38,7 +68,7 @@ class PointMap:
 
 @dataclass(frozen=True)
 class FusedCloud:
-    """The views' dense points made one cloud: `points_world` (M, 3), `colors` (M, 3) uint8, unit `normals` (M, 3),
+    """The views' dense points fused to one cloud: `points_world` (M, 3), `colors` (M, 3) uint8, unit `normals` (M, 3),
     `confidence` (M,)."""
 
     points_world: np.ndarray
@@ -49,21 +79,23 @@ class FusedCloud:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How sure a view's camera is, where it was looked for. `focal_before_px`: as it was known before; `focal_sd`, a
-    share of the focal length, and `radial_sd`, of the radial term, one standard deviation each. `modes` (M, 10): the
-    independent ways in which the scene's lenses may be off by one deviation, and what goes with each in this view: the
-    logarithm of its focal length, its radial term, its principal point in pixels, the rotation vector about the world's
-    axes in radians, and the centre."""
+    """The uncertainty of a view's calibrated camera.
+
+    `focal_before_px`: the focal length before calibration. `focal_sd`: standard deviation of the focal length, as a
+    share of it. `radial_sd`: that of the radial term. `modes` (M, 10): independent errors of the scene's cameras, one
+    standard deviation each, as they change this view: the logarithm of its focal length, its radial term, its principal
+    point in pixels, the rotation vector about the world's axes in radians, and the centre.
+    """
 
     focal_before_px: float
     focal_sd: float
     radial_sd: float
     modes: np.ndarray
 
-    def moved(self, rotation: np.ndarray, factor: float = 1.0) -> Calibration:
-        """In a world that is turned by `rotation` (3, 3), lengths times `factor`."""
-        lens, turn, shift = self.modes[:, :4], self.modes[:, 4:7], self.modes[:, 7:]
-        modes = np.concatenate([lens, turn @ rotation.T, factor * shift @ rotation.T], axis=1)
+    def transformed(self, rotation: np.ndarray, factor: float = 1.0) -> Calibration:
+        """In a world rotated by `rotation` (3, 3), lengths times `factor`."""
+        intrinsics, rotvec, centre = self.modes[:, :4], self.modes[:, 4:7], self.modes[:, 7:]
+        modes = np.concatenate([intrinsics, rotvec @ rotation.T, factor * centre @ rotation.T], axis=1)
         return replace(self, modes=modes)
 
 
@@ -72,9 +104,9 @@ class View:
     """A photo's camera: `K` (3, 3) in pixels of the photo, `focal_source` given | exif | estimated | default,
     `world_from_cam` (4, 4), and its dense points where there are any.
 
-    A photo that could not be placed has `registered` False, the `reason`, and a `world_from_cam` of NaN. `radial` is
-    COLMAP's k of SIMPLE_RADIAL: a point at (x, y) on the plane z = 1 is seen where K puts (x, y) (1 + k (x² + y²)).
-    Size, K, pose and maps are those of the upright photo; `orientation` (EXIF) tells how its file stores the pixels.
+    A photo that could not be registered has `registered` False, the `reason`, and a `world_from_cam` of NaN. `radial`
+    is COLMAP's k of SIMPLE_RADIAL: a point at (x, y) on the plane z = 1 projects to K (x, y) (1 + k (x² + y²)). Size,
+    K, pose and maps are those of the upright photo; `orientation` is that of its file's pixels (EXIF).
     """
 
     image: str
@@ -104,9 +136,11 @@ Observations = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class SparsePoints:
-    """Triangulated matches: `points_world` (M, 3), `colors` (M, 3) uint8, `confidence` (M,) in [0, 1], and for each
-    view of the scene its `observations`: the indices (K,) of the points that it sees, and where, (K, 2) in pixels of
-    the photo."""
+    """Triangulated matches: `points_world` (M, 3), `colors` (M, 3) uint8, `confidence` (M,) in [0, 1].
+
+    `observations` of each view of the scene: the indices (K,) of the points that it sees, and their pixels (K, 2) in
+    the photo.
+    """
 
     points_world: np.ndarray
     colors: np.ndarray
@@ -114,41 +148,42 @@ class SparsePoints:
     observations: tuple[Observations, ...]
 
     @classmethod
-    def seen_by_all(
+    def from_full_tracks(
         cls, points_world: np.ndarray, colors: np.ndarray, confidence: np.ndarray, pixels: Sequence[np.ndarray]
     ) -> SparsePoints:
-        """Points that every view sees, at the `pixels` (M, 2) of each."""
-        everyone = np.arange(len(points_world))
-        return cls(points_world, colors, confidence, tuple((everyone, places) for places in pixels))
+        """Points that every view sees. `pixels` (M, 2): their pixels in each view."""
+        indices = np.arange(len(points_world))
+        return cls(points_world, colors, confidence, tuple((indices, view_pixels) for view_pixels in pixels))
 
 
 @dataclass(frozen=True)
 class ImagePair:
-    """How two views were joined: correspondences, those that agree with the pose, and how `sure` that is (of point
-    maps it is the share that agrees)."""
+    """Two views that were matched: how many matches they have, and how many of these agree with the pose.
+
+    `pose_confidence`: that of the pair's pose; None for pairs of point maps.
+    """
 
     images: tuple[int, int]
     matches: int
     inliers: int
-    sure: float | None = None
+    pose_confidence: float | None = None
 
     @property
     def confidence(self) -> float:
-        """In [0, 1], as that of `dune reloc`."""
-        return self.inliers / max(self.matches, 1) if self.sure is None else self.sure
+        """In [0, 1]: the pose confidence, as in `dune reloc`; without one the inlier ratio."""
+        return self.inliers / max(self.matches, 1) if self.pose_confidence is None else self.pose_confidence
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The result of `dune reconstruct`: `views` in the order of the photos, those that could not be placed among them.
+    """The result of `dune reconstruct`: `views` in the order of the photos, unregistered ones among them.
 
     The world is the camera of the first registered view, unless `world` names another frame. `scale` is "metric"
-    (metres) or "arbitrary", and then `scale_note` says why. `parallax_deg`: median angle at which the points see two
-    cameras. `components`: where the photos fall into several groups that do not hang together, the view indices of
-    each, the one that was reconstructed first. `fused` and `surface`: the dense points as one cloud and one mesh.
-    `notes`: what the user should know about how it went. `sources`: the matcher or model, with its licence.
-    `world_offset` (3,): where the world's coordinates are large, what was taken off all of them here; the files get it
-    back (`in_world`, `pose_in_world`).
+    (metres) or "arbitrary"; `scale_note` then says why. `parallax_deg`: median angle between a point's rays.
+    `components`: the view indices of each connected component of the photos, where there are several; the reconstructed
+    one comes first. `fused` and `surface`: the dense points as one cloud and one mesh. `notes` are for the user.
+    `sources`: the matcher or model, with its licence. `world_offset` (3,): what was subtracted from all coordinates of
+    the scene, where the world's are large; `in_world` and `pose_in_world` add it for the files.
     """
 
     method: str
@@ -183,8 +218,8 @@ class Scene:
         return float(np.concatenate([v.ravel() for v in valid]).mean()) if valid else 0.0
 
     def cloud(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Points (M, 3), colours (M, 3) uint8, confidence (M,): the fused ones; without those the dense ones of all
-        views, and the matched ones that no view has a dense point for."""
+        """Points (M, 3), colours (M, 3) uint8, confidence (M,): the fused cloud. Without one: the dense points of all
+        views, and the sparse points where no view has a dense point."""
         if self.fused is not None:
             return self.fused.points_world, self.fused.colors, self.fused.confidence
         parts = [
@@ -201,8 +236,7 @@ class Scene:
         return points, colors, confidence
 
     def meshes(self) -> list[Mesh]:
-        """The fused surface; without it a mesh for each dense map, cut at depth edges, but for those that have no
-        triangle."""
+        """The fused surface; without one a mesh of each dense map that has triangles, cut at depth edges."""
         if self.surface is not None:
             return [self.surface]
         meshes = []
@@ -217,11 +251,11 @@ class Scene:
         return meshes
 
     def in_world(self, points: np.ndarray) -> np.ndarray:
-        """Points (..., 3) of the scene in the coordinates of its world: float64 where there is a `world_offset`."""
+        """Points (..., 3) of the scene in the world's coordinates; float64 where there is a `world_offset`."""
         return points if self.world_offset is None else points.astype(np.float64) + self.world_offset
 
     def pose_in_world(self, view: View) -> np.ndarray:
-        """(4, 4) `world_from_cam` of a view of the scene in the coordinates of its world."""
+        """(4, 4) `world_from_cam` of a view of the scene in the world's coordinates."""
         return add_world_offset(view.world_from_cam, self.world_offset)
 
     def frusta(self) -> list[Frustum]:
@@ -239,7 +273,7 @@ class Scene:
             pose = view.world_from_cam.copy()
             pose[:3, 3] *= factor
             dense = view.dense and replace(view.dense, points_world=view.dense.points_world * factor)
-            calibration = view.calibration and view.calibration.moved(np.eye(3), factor)
+            calibration = view.calibration and view.calibration.transformed(np.eye(3), factor)
             views.append(replace(view, world_from_cam=pose, dense=dense, calibration=calibration))
         sparse = self.sparse and replace(self.sparse, points_world=self.sparse.points_world * factor)
         fused = self.fused and replace(self.fused, points_world=self.fused.points_world * factor)
@@ -265,6 +299,6 @@ def _covered(view: View, pixels: np.ndarray) -> np.ndarray:
     if dense is None:
         return np.zeros(len(pixels), dtype=bool)
     height, width = dense.valid.shape
-    straight = undistort_pixels(pixels, view.K, view.radial)
-    x, y = np.rint(transform_pixels(np.linalg.inv(dense.image_from_map), straight)).astype(int).T
+    undistorted = undistort_pixels(pixels, view.K, view.radial)
+    x, y = np.rint(transform_pixels(np.linalg.inv(dense.image_from_map), undistorted)).astype(int).T
     return dense.valid[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]

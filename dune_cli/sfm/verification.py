@@ -1,29 +1,33 @@
-"""Which matched pairs agree on a motion: pycolmap's two-view geometries of what MAGSAC leaves of the matches."""
+"""Geometric verification of matched pairs: two-view geometries, groups without parallax, and photos rotated by
+quarters.
+
+Photos go by their index. Thresholds are in units of `Correspondences.pixel_size`, pixels of a photo per matched pixel.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from dune_cli import console, optional
-from dune_cli.geometry import epipolar, two_view
-from dune_cli.geometry import two_view as pair_checks
+from dune_cli.geometry import epipolar, two_view, view_graph
 from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.geometry.pose_confidence import confidence_from_evidence, two_view_evidence
 from dune_cli.io.cache import WorkFolder
 from dune_cli.matchers.filtering import (
     MAX_LOG10_NFA_VERIFIED,
     QUARTER_TURNS,
+    LazyThumbnail,
     Thumbnail,
     non_static_matches,
     verify_epipolar,
 )
 from dune_cli.matchers.matcher import CacheableMatcher
+from dune_cli.sfm.cameras import PhotoCameras, SharedCamera
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_rotated
 from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.pairs import Pairs
@@ -31,153 +35,139 @@ from dune_cli.sfm.scene import ImagePair
 
 MIN_INLIERS = 15
 MAX_LOG10_NFA = -4.0
-THRESHOLD_PX = 2.0  # half of COLMAP's own: cameras of three real sets came out up to twice as exact
-
-
-@dataclass(frozen=True)
-class SharedCamera:
-    """A camera that photos share: size, `K` (3, 3), and whether that is kept (`fixed`), a good start (`prior`), or a
-    guess (neither)."""
-
-    width: int
-    height: int
-    K: np.ndarray
-    fixed: bool
-    prior: bool
+THRESHOLD_PX = 2.0  # half of COLMAP's own: cameras of three real sets came out up to twice as accurate
 
 
 @dataclass(frozen=True)
 class VerifiedPairs:
-    """Pairs whose matches agree on a motion: for each pair its `geometry` (pycolmap's), and for every pair that was
-    compared how many matches there were and how many agree. `pure_rotations`: pairs that agree and are
-    left out of `geometry`, because their connected component shows no parallax. `static_matches`: how many matches of a
-    pair were left out, because they lie at the same pixels of both photos. `sure`: the confidence of those with
-    a geometry."""
+    """The verified pairs of photos.
+
+    `geometry`: pycolmap's two-view geometry of each verified pair. `counts`: the matches and inliers of every matched
+    pair. `pure_rotations`: verified pairs that are not in `geometry`, because their connected component shows no
+    parallax. `static_matches`: how many matches of a pair were left out because they lie at the same pixels of both
+    photos. `confidence`: the pose confidence of each pair in `geometry`.
+    """
 
     geometry: dict[tuple[int, int], Any]
     counts: dict[tuple[int, int], tuple[int, int]]
     pure_rotations: frozenset[tuple[int, int]] = frozenset()
     static_matches: Mapping[tuple[int, int], int] = field(default_factory=dict)
-    sure: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    confidence: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     def pairs(self) -> list[ImagePair]:
-        """All that were compared."""
-        return [ImagePair(pair, *counts, self.sure.get(pair, 0.0)) for pair, counts in self.counts.items()]
+        """All matched pairs."""
+        return [ImagePair(pair, *counts, self.confidence.get(pair, 0.0)) for pair, counts in self.counts.items()]
+
+    def components(self, count: int) -> list[list[int]]:
+        """The connected components of `count` photos, largest first."""
+        edges = np.array(list(self.geometry), dtype=np.int64).reshape(-1, 2)
+        return [component.tolist() for component in view_graph.components(count, edges)]
 
 
 def verify_pairs(
-    found: Correspondences,
-    lenses: Sequence[SharedCamera],
-    lens_of: Sequence[int],
-    seed: int,
-    scale: float,
-    thumbnail_of: Callable[[int], Thumbnail],
+    correspondences: Correspondences, cameras: PhotoCameras, seed: int, thumbnail_of: Callable[[int], Thumbnail]
 ) -> VerifiedPairs:
-    """Two-view geometries of all pairs (COLMAP's, which tells calibrated, uncalibrated, planar and panoramic ones
-    apart); one that chance explains is none. `scale`: pixels of a photo per matched pixel.
+    """COLMAP's two-view geometry (calibrated, uncalibrated, planar or panoramic) of each pair, estimated on the inliers
+    of a MAGSAC fundamental matrix. A pair that chance explains has none (a-contrario test).
 
-    Matches of what does not move in the picture (a caption on all photos) join no photos; `thumbnail_of` gives a photo
-    that has such matches.
+    Static matches (a caption on all photos) are left out; `thumbnail_of` gives the thumbnails of photos with such
+    matches.
     """
     pycolmap = quiet_pycolmap()
+    pixel_size = correspondences.pixel_size
+    threshold_px = THRESHOLD_PX * pixel_size
     options = pycolmap.TwoViewGeometryOptions()
     options.min_num_inliers = MIN_INLIERS
     options.ransac.random_seed = seed
-    options.ransac.max_error = THRESHOLD_PX * scale
-    cameras = [colmap_camera(pycolmap, lens) for lens in lenses]
-    geometry, counts, fixed, sure = {}, {}, {}, {}
-    for (i, j), matches in console.progress(found.matches.items(), "verifying", len(found.matches), "pair"):
+    options.ransac.max_error = threshold_px
+    colmap_cameras = [camera.to_colmap() for camera in cameras.shared]
+    geometry, counts, static, confidence = {}, {}, {}, {}
+    pairs = correspondences.matches.items()
+    for (i, j), matches in console.progress(pairs, "verifying", len(pairs), "pair"):
         inliers = 0
         if len(matches) >= MIN_INLIERS:
-            one, two = cameras[lens_of[i]], cameras[lens_of[j]]
-            points = [found.keypoints[index] + HALF_PIXEL for index in (i, j)]
-            sizes = tuple((lens.width, lens.height) for lens in (lenses[lens_of[i]], lenses[lens_of[j]]))
-            keep = non_static_matches(
-                *(found.keypoints[index][matches[:, side]] for side, index in enumerate((i, j))),
-                sizes,
-                (scale, scale),
-                lambda i=i, j=j: (thumbnail_of(i), thumbnail_of(j)),
-                seed,
-            )
+            camera1, camera2 = cameras.of(i), cameras.of(j)
+            sizes = (camera1.width, camera1.height), (camera2.width, camera2.height)
+            photos = (LazyThumbnail(size, partial(thumbnail_of, index)) for size, index in zip(sizes, (i, j)))
+            pixels = correspondences.pixels((i, j))
+            keep = non_static_matches(*pixels, (pixel_size, pixel_size), *photos, seed)
             if not keep.all():
-                fixed[i, j] = int(np.count_nonzero(~keep))
+                static[i, j] = int(np.count_nonzero(~keep))
                 matches = matches[keep]
-            places = [points[side][matches[:, side]] for side in (0, 1)]
-            # milliseconds, where pycolmap's RANSAC, which stops early only where most matches are right, takes a second
-            good = matches[epipolar.fundamental_inliers(*places, THRESHOLD_PX * scale, seed)[1]]
-            estimate = pycolmap.estimate_two_view_geometry(one, points[0], two, points[1], good, options)
+            points1, points2 = (correspondences.keypoints[index] + HALF_PIXEL for index in (i, j))
+            # takes milliseconds; pycolmap's RANSAC stops early only where most matches are right, and else takes
+            # seconds
+            _, agree = epipolar.fundamental_inliers(points1[matches[:, 0]], points2[matches[:, 1]], threshold_px, seed)
+            estimate = pycolmap.estimate_two_view_geometry(
+                colmap_cameras[cameras.ids[i]],
+                points1,
+                colmap_cameras[cameras.ids[j]],
+                points2,
+                matches[agree],
+                options,
+            )
             inliers = len(estimate.inlier_matches)
-            limits = (THRESHOLD_PX * scale,) * 2
-            alarms = two_view.log10_nfa_epipolar(inliers, len(matches), limits, sizes)
-            if inliers >= MIN_INLIERS and alarms <= MAX_LOG10_NFA:
+            log10_nfa = two_view.log10_nfa_epipolar(inliers, len(matches), (threshold_px, threshold_px), sizes)
+            if inliers >= MIN_INLIERS and log10_nfa <= MAX_LOG10_NFA:
                 geometry[i, j] = estimate
-                where = [found.keypoints[index][matches[:, side]] for side, index in enumerate((i, j))]
+                pixels1, pixels2 = correspondences.pixels((i, j), matches)
                 agree = np.isin(matches[:, 0], np.asarray(estimate.inlier_matches)[:, 0])
-                sure[i, j] = _confidence(*where, agree, lenses[lens_of[i]], lenses[lens_of[j]], scale, seed)
+                confidence[i, j] = _confidence(pixels1, pixels2, agree, camera1, camera2, pixel_size, seed)
         counts[i, j] = (len(matches), inliers)
-    return VerifiedPairs(geometry, counts, static_matches=fixed, sure=sure)
+    return VerifiedPairs(geometry, counts, static_matches=static, confidence=confidence)
 
 
 def _confidence(
-    points1: np.ndarray,
-    points2: np.ndarray,
-    agree: np.ndarray,
-    one: SharedCamera,
-    two: SharedCamera,
-    scale: float,
+    pixels1: np.ndarray,
+    pixels2: np.ndarray,
+    inliers: np.ndarray,
+    camera1: SharedCamera,
+    camera2: SharedCamera,
+    pixel_size: float,
     seed: int,
 ) -> float:
-    """Of a pair of which `agree` (M,) bool of its matches were verified."""
+    """The pose confidence of a pair with the verified `inliers` (M,) bool."""
+    K1, K2, threshold_px = camera1.K, camera2.K, THRESHOLD_PX * pixel_size
     runs = [
-        epipolar.estimate_relative_pose(points1[agree], points2[agree], one.K, two.K, THRESHOLD_PX * scale, number)
-        for number in (seed, seed + 1)
+        epipolar.estimate_relative_pose(pixels1[inliers], pixels2[inliers], K1, K2, threshold_px, run_seed)
+        for run_seed in (seed, seed + 1)
     ]
-    poses = [epipolar.RelativePose(run.cam2_from_cam1, agree) for run in runs if run is not None]
+    poses = [epipolar.RelativePose(run.cam2_from_cam1, inliers) for run in runs if run is not None]
     if not poses:
         return 0.0
-    sizes = (one.width, one.height), (two.width, two.height)
-    known = all(lens.fixed or lens.prior for lens in (one, two))
-    pixels = THRESHOLD_PX * scale, THRESHOLD_PX * scale
+    sizes = (camera1.width, camera1.height), (camera2.width, camera2.height)
+    focal_known = all(camera.fixed or camera.prior for camera in (camera1, camera2))
+    thresholds_px = (threshold_px, threshold_px)
     return confidence_from_evidence(
-        two_view_evidence(points1, points2, one.K, two.K, poses[0], poses[1:], sizes, pixels, seed, focal_known=known)
+        two_view_evidence(
+            pixels1, pixels2, K1, K2, poses[0], poses[1:], sizes, thresholds_px, seed, focal_known=focal_known
+        )
     )
 
 
 def quiet_pycolmap() -> Any:
-    """The package, without its remarks."""
+    """pycolmap with its logging silenced below fatal errors."""
     pycolmap = optional.import_pycolmap("structure from motion")
-    pycolmap.logging.minloglevel = max(pycolmap.logging.minloglevel, 3)  # its remarks are not ours
+    pycolmap.logging.minloglevel = max(pycolmap.logging.minloglevel, 3)
     return pycolmap
 
 
-def colmap_camera(pycolmap: Any, lens: SharedCamera) -> Any:
-    """A fixed lens as PINHOLE, others as SIMPLE_RADIAL, whose distortion is found with the rest."""
-    fx, fy, cx, cy = lens.K[0, 0], lens.K[1, 1], lens.K[0, 2] + HALF_PIXEL, lens.K[1, 2] + HALF_PIXEL
-    if lens.fixed:
-        model, params = "PINHOLE", [fx, fy, cx, cy]
-    else:
-        model, params = "SIMPLE_RADIAL", [float(np.sqrt(fx * fy)), cx, cy, 0.0]
-    camera = pycolmap.Camera(model=model, width=lens.width, height=lens.height, params=params)
-    camera.has_prior_focal_length = lens.fixed or lens.prior
-    return camera
+# Pure rotations: photos whose camera only rotated show no parallax, so none of their points has a position.
 
 
-# Photos whose camera only turned: no pair of them sees parallax, so no point of what they show has a place.
-
-
-PAIRS_A_GROUP = 40  # that are looked at, those with the fewest matches first, which lie furthest apart
-MATCHES_A_PAIR = 400
-# Of the matches of a pair: more of them that no rotation explains are parallax. Eight panoramas of amateurs, lens
-# distortion and all, have at most 0.20 in their worst pair; pairs of ten scenes 0.3 to 1.
+PAIRS_PER_COMPONENT = 40  # that are tested, those with the fewest inliers first, which have the widest baselines
+MATCHES_PER_PAIR = 400
+# Share of a pair's matches that no rotation explains, from which on they count as parallax. Eight panoramas of
+# amateurs, lens distortion included, have at most 0.20 in their worst pair; pairs of ten scenes 0.3 to 1.
 PARALLAX_SHARE = 0.25
-PLAIN_SHARE = 0.05  # fewer: nothing but a turn
-EXIF_FACTORS = np.geomspace(0.85, 1.18, 9)  # how far off a focal length out of EXIF may be
+ROTATION_SHARE = 0.05  # below it the pair shows a rotation only
+EXIF_FACTORS = np.geomspace(0.85, 1.18, 9)  # by which a focal length from EXIF may be wrong
 
 
 @dataclass(frozen=True)
 class PureRotations:
-    """Verified `pairs` of groups of photos whose camera only turned; of their agreeing `matches` those that a rotation
-    `explained`, both over the pairs that were looked at."""
+    """The verified `pairs` of connected components whose camera only rotated. `explained`: how many of the `matches` of
+    the tested pairs a rotation explains."""
 
     pairs: frozenset[tuple[int, int]]
     matches: int
@@ -185,161 +175,154 @@ class PureRotations:
 
 
 def find_pure_rotations(
-    found: Correspondences,
-    verified: VerifiedPairs,
-    lenses: Sequence[SharedCamera],
-    lens_of: Sequence[int],
-    scale: float,
+    correspondences: Correspondences, verified: VerifiedPairs, cameras: PhotoCameras
 ) -> PureRotations:
-    """The groups of photos that hang together without any parallax. `scale`: pixels of a photo per matched pixel.
+    """The connected components without any parallax.
 
-    A pair that a rotation explains is no harm among others (two frames of a video, a panorama in front of which
-    somebody took one step); a group without any other pair has no scene.
+    A pair that a rotation explains does no harm among others (two frames of a video, a panorama with one step to the
+    side). A component without any other pair has no scene.
     """
-    pairs = sorted(verified.geometry)
-    edges = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(lens_of),) * 2)
-    _, label = connected_components(graph, directed=False)
-    turned: set[tuple[int, int]] = set()
+    rotations: set[tuple[int, int]] = set()
     total = explained = 0
-    for group in sorted({int(label[i]) for i, _ in pairs}):
-        members = [pair for pair in pairs if label[pair[0]] == group]
-        members.sort(key=lambda pair: (verified.counts[pair][1], pair))
-        residuals = _residuals(found, verified, lenses, lens_of, members[:PAIRS_A_GROUP], scale)
-        counts = {pair: (len(one), int(np.count_nonzero(one > 3 * scale))) for pair, one in residuals.items()}
-        parallax = [
+    pixel_size = correspondences.pixel_size
+    components = verified.components(len(cameras.ids))
+    component_of = {index: number for number, component in enumerate(components) for index in component}
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for pair in sorted(verified.geometry):
+        groups.setdefault(component_of[pair[0]], []).append(pair)
+    for pairs in groups.values():
+        pairs.sort(key=lambda pair: (verified.counts[pair][1], pair))
+        residuals = _rotation_residuals(correspondences, verified, cameras, pairs[:PAIRS_PER_COMPONENT])
+        counts = {pair: (len(r), int(np.count_nonzero(r > 3 * pixel_size))) for pair, r in residuals.items()}
+        parallax = {
             pair
-            for pair, (matches, moving) in counts.items()
-            if moving >= max(pair_checks.MIN_MOVING, PARALLAX_SHARE * matches)
-        ]
-        wrong = {pair for pair in parallax if _contradicts(pair, residuals[pair], counts, scale)}
-        if wrong == set(parallax):
-            matches, moving = np.sum([c for pair, c in counts.items() if pair not in wrong], axis=0).tolist()
-            if pair_checks.is_rotation(moving, matches):
-                turned |= set(members)
-                total, explained = total + matches, explained + matches - moving
-    return PureRotations(frozenset(turned), total, explained)
+            for pair, (matches, unexplained) in counts.items()
+            if unexplained >= max(two_view.MIN_MOVING, PARALLAX_SHARE * matches)
+        }
+        contradicted = {pair for pair in parallax if _is_contradicted(pair, residuals[pair], counts, pixel_size)}
+        if contradicted == parallax:
+            kept = [c for pair, c in counts.items() if pair not in contradicted]
+            matches, unexplained = np.sum(kept, axis=0).tolist()
+            if two_view.is_rotation(unexplained, matches):
+                rotations |= set(pairs)
+                total, explained = total + matches, explained + matches - unexplained
+    return PureRotations(frozenset(rotations), total, explained)
 
 
-def _contradicts(
-    pair: tuple[int, int], residuals: np.ndarray, counts: dict[tuple[int, int], tuple[int, int]], scale: float
+def _is_contradicted(
+    pair: tuple[int, int], residuals: np.ndarray, counts: dict[tuple[int, int], tuple[int, int]], pixel_size: float
 ) -> bool:
-    """Whether a pair that shows parallax cannot be right: from both photos the camera only turned to a third one, and
-    what these two turns leave of parallax is far less than that."""
-    moving = residuals > 3 * scale
-    if np.count_nonzero(residuals > 12 * scale) < np.count_nonzero(moving) / 2:
+    """Whether a pair's parallax cannot be right: the camera only rotated from both of its photos to a third one, and
+    its parallax is far larger than these two rotations leave."""
+    unexplained = residuals > 3 * pixel_size
+    if np.count_nonzero(residuals > 12 * pixel_size) < np.count_nonzero(unexplained) / 2:
         return False
-    plain = {other for other, (matches, moving) in counts.items() if moving <= PLAIN_SHARE * matches}
-    near = [{a if b == index else b for a, b in plain if index in (a, b)} for index in pair]
-    return bool(near[0] & near[1])
+    rotated = {other for other, (matches, count) in counts.items() if count <= ROTATION_SHARE * matches}
+    neighbours = [{a if b == index else b for a, b in rotated if index in (a, b)} for index in pair]
+    return bool(neighbours[0] & neighbours[1])
 
 
-def _residuals(
-    found: Correspondences,
+def _rotation_residuals(
+    correspondences: Correspondences,
     verified: VerifiedPairs,
-    lenses: Sequence[SharedCamera],
-    lens_of: Sequence[int],
+    cameras: PhotoCameras,
     pairs: Sequence[tuple[int, int]],
-    scale: float,
 ) -> dict[tuple[int, int], np.ndarray]:
-    """For each pair how far (a sample of) its agreeing matches (M,) lie from where a rotation puts them, in pixels.
+    """For each pair the distances (M,) in pixels of (a sample of) its inliers from where the best rotation puts them.
 
-    One camera of unknown focal length has the same one in all pairs: the one with which rotations leave least.
+    Where all pairs share a camera of unknown focal length, they share the factor on it that leaves the smallest ones.
     """
     residuals = {}
     for pair in pairs:
         rows = np.asarray(verified.geometry[pair].inlier_matches)
-        rows = rows[:: max(1, len(rows) // MATCHES_A_PAIR)]
-        pixels = [found.keypoints[index][rows[:, side]] for side, index in enumerate(pair)]
-        one, two = (lenses[lens_of[index]] for index in pair)
-        residuals[pair] = two_view.rotation_only_by_focal(*pixels, one.K, two.K, _factors(one, two))
-    middle = {pair: np.median(one, axis=1) for pair, one in residuals.items()}
-    if len({lens_of[index] for pair in pairs for index in pair}) == 1:
-        left = np.sum([np.log(np.maximum(one, 0.25 * scale)) for one in middle.values()], axis=0)
-        return {pair: one[left.argmin()] for pair, one in residuals.items()}
-    return {pair: one[middle[pair].argmin()] for pair, one in residuals.items()}
+        rows = rows[:: max(1, len(rows) // MATCHES_PER_PAIR)]
+        pixels = correspondences.pixels(pair, rows)
+        camera1, camera2 = (cameras.of(index) for index in pair)
+        factors = _focal_factors(camera1, camera2)
+        residuals[pair] = two_view.rotation_only_by_focal(*pixels, camera1.K, camera2.K, factors)
+    medians = {pair: np.median(by_factor, axis=1) for pair, by_factor in residuals.items()}
+    if len({cameras.ids[index] for pair in pairs for index in pair}) == 1:
+        cost = np.sum(
+            [np.log(np.maximum(median, 0.25 * correspondences.pixel_size)) for median in medians.values()], axis=0
+        )
+        return {pair: by_factor[cost.argmin()] for pair, by_factor in residuals.items()}
+    return {pair: by_factor[medians[pair].argmin()] for pair, by_factor in residuals.items()}
 
 
-def _factors(one: SharedCamera, two: SharedCamera) -> np.ndarray:
-    """On both focal lengths, that come into question."""
-    if one.fixed and two.fixed:
+def _focal_factors(camera1: SharedCamera, camera2: SharedCamera) -> np.ndarray:
+    """The factors on both focal lengths that are tried."""
+    if camera1.fixed and camera2.fixed:
         return np.ones(1)
-    return EXIF_FACTORS if all(lens.fixed or lens.prior for lens in (one, two)) else two_view.FOCAL_FACTORS
+    known = all(camera.fixed or camera.prior for camera in (camera1, camera2))
+    return EXIF_FACTORS if known else two_view.FOCAL_FACTORS
 
 
-# Photos that lie on their side or their head: those that hang together with nothing are matched again after quarter
-# turns, where the matcher takes photos upright only.
+# Photos rotated by quarters: components that verify with nothing are matched again after quarter turns, where the
+# matcher takes upright photos only.
 
 
-PHOTOS_A_GROUP, PARTNERS = 2, 3  # that are tried of each group
+PHOTOS_PER_COMPONENT, PARTNERS_PER_PHOTO = 2, 3  # that are tried
 
 
 def rotate_disconnected_components(
-    looks: Sequence[ImageFeatures],
+    images: Sequence[ImageFeatures],
     pairs: Pairs,
     verified: VerifiedPairs,
     same: Mapping[int, int],
     matcher: CacheableMatcher,
-    work: WorkFolder,
+    cache: WorkFolder,
     seed: int,
 ) -> list[ImageFeatures]:
-    """The photos, those of groups that hang together with the largest one only after a quarter turn looked at again so
-    (`Looked.turns`). A group has all its photos turned alike."""
-    looks = list(looks)
+    """The photos' features. Components that connect to the largest one only after quarter turns have theirs extracted
+    from the rotated photos (`ImageFeatures.quarter_turns`), all photos of a component alike. `same`: photos that are
+    copies -> of which one."""
+    images = list(images)
     if matcher.rotation_invariant:
-        return looks
-    shelf = FeatureStore(matcher, work)
-    groups = _groups(len(looks), verified, same)
-    joined = set(groups[0])
+        return images
+    store = FeatureStore(matcher, cache)
+    groups = [[index for index in group if index not in same] for group in verified.components(len(images))]
+    groups = sorted((group for group in groups if group), key=lambda group: (-len(group), group[0]))
+    connected = set(groups[0])
     for group in groups[1:]:
-        turns = _turns_of(group, joined, looks, pairs, verified, matcher, shelf, work, seed)
+        turns = _quarter_turns_of(group, connected, images, pairs, verified, matcher, store, cache, seed)
         if turns:
             for index in group:
-                looks[index] = extract_rotated(looks[index], turns, matcher, work)
-            joined |= set(group)
-    return looks
+                images[index] = extract_rotated(images[index], turns, matcher, cache)
+            connected |= set(group)
+    return images
 
 
-def _groups(count: int, verified: VerifiedPairs, same: Mapping[int, int]) -> list[list[int]]:
-    """Photos that hang together, copies left out, the largest group first."""
-    edges = np.array(list(verified.geometry), dtype=np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    total, label = connected_components(graph, directed=False)
-    groups = [[int(i) for i in np.flatnonzero(label == group) if int(i) not in same] for group in range(total)]
-    return sorted((group for group in groups if group), key=lambda group: (-len(group), group[0]))
-
-
-def _turns_of(
+def _quarter_turns_of(
     group: Sequence[int],
-    joined: set[int],
-    looks: Sequence[ImageFeatures],
+    connected: set[int],
+    images: Sequence[ImageFeatures],
     pairs: Pairs,
     verified: VerifiedPairs,
     matcher: CacheableMatcher,
-    shelf: FeatureStore,
-    work: WorkFolder,
+    store: FeatureStore,
+    cache: WorkFolder,
     seed: int,
 ) -> int:
-    """The quarter turns (1 to 3) after which photos of the group verify with `joined` ones; 0 for none."""
+    """The quarter turns (1 to 3) after which photos of the group verify with `connected` ones; 0 for none."""
+
+    def match_count(i: int, j: int) -> int:
+        return verified.counts.get((min(i, j), max(i, j)), (0, 0))[0]
+
     partners: dict[int, list[int]] = {}
     for i, j in pairs:
         for own, other in ((i, j), (j, i)):
-            if own in group and other in joined:
+            if own in group and other in connected:
                 partners.setdefault(own, []).append(other)
-    for own in sorted(partners, key=lambda index: (-len(partners[index]), index))[:PHOTOS_A_GROUP]:
-        others = sorted(partners[own], key=lambda other: -_matches(verified, own, other))[:PARTNERS]
-        found = np.zeros(QUARTER_TURNS, dtype=int)
+    for own in sorted(partners, key=lambda index: (-len(partners[index]), index))[:PHOTOS_PER_COMPONENT]:
+        others = sorted(partners[own], key=lambda other: -match_count(own, other))[:PARTNERS_PER_PHOTO]
+        inliers = np.zeros(QUARTER_TURNS, dtype=int)
         for turns in range(1, QUARTER_TURNS):
-            turned = shelf.take(extract_rotated(looks[own], turns, matcher, work))
+            rotated = store.load(extract_rotated(images[own], turns, matcher, cache))
             for other in others:
-                matches = replace(matcher.match_features(shelf.take(looks[other]), turned), tries=QUARTER_TURNS)
-                sizes = [(look.facts.width, look.facts.height) for look in (looks[other], looks[own])]
-                inliers, chance = verify_epipolar(matches, *sizes, seed)
-                found[turns] += inliers if chance <= MAX_LOG10_NFA_VERIFIED else 0
-        if found.any():
-            return int(found.argmax())
+                matches = replace(matcher.match_features(store.load(images[other]), rotated), tries=QUARTER_TURNS)
+                sizes = [(image.facts.width, image.facts.height) for image in (images[other], images[own])]
+                count, log10_nfa = verify_epipolar(matches, *sizes, seed)
+                inliers[turns] += count if log10_nfa <= MAX_LOG10_NFA_VERIFIED else 0
+        if inliers.any():
+            return int(inliers.argmax())
     return 0
-
-
-def _matches(verified: VerifiedPairs, one: int, two: int) -> int:
-    return verified.counts.get((min(one, two), max(one, two)), (0, 0))[0]

@@ -13,48 +13,49 @@ from dune_cli.sfm.localization import LocalizationResult
 from dune_cli.sfm.multi_reference import MultiReferencePose
 from dune_cli.sfm.relative_pose import CameraImage, Relocalization
 
-# A relocalization as `dune.pose/1` JSON and in words.
-
-
 SCHEMA = "dune.pose/1"
 
 
 def best_of(results: Sequence[Relocalization]) -> Relocalization:
-    """The one with a pose and the highest confidence; without any pose, the one that came nearest to one."""
+    """The result with the highest confidence among those with a pose; without any pose, that with most evidence."""
     return max(results, key=lambda r: (r.success, r.confidence, r.inliers))
 
 
 def document(
     results: Sequence[Relocalization], provenance: dict[str, Any], joint: MultiReferencePose | None = None
 ) -> dict[str, Any]:
-    """The object of `dune.pose/1`: the pose by all references together, where there is one, else the best one; with
-    several references also that by each of them, as `candidates`."""
-    tree = {"schema": SCHEMA, **_facts(best_of(results) if joint is None else joint.pose)}
+    """The `dune.pose/1` object: the pose by all references together, where there is one, else the best one. With
+    several references, that by each of them is in `candidates`."""
+    fields = {"schema": SCHEMA, **_pose_fields(best_of(results) if joint is None else joint.pose)}
     if joint is not None:
-        tree["joint"] = {
+        fields["joint"] = {
             "references": [
-                {"image": str(used.shot.photo.path), "ref_from_this": used.ref_from_this + 0.0, "inliers": used.inliers}
+                {
+                    "image": str(used.image.photo.path),
+                    "ref_from_this": used.ref_from_this + 0.0,
+                    "inliers": used.inliers,
+                }
                 for used in joint.references
             ],
-            "rotation_std_deg": joint.located.rotation_std_deg,
-            "position_std": joint.located.position_std,
-            "covariance": joint.located.covariance,
+            "rotation_std_deg": joint.localization.rotation_std_deg,
+            "position_std": joint.localization.position_std,
+            "covariance": joint.localization.covariance,
         }
     if len(results) > 1:
-        tree["candidates"] = [_facts(result) for result in results]
-    return tree | {"provenance": provenance}
+        fields["candidates"] = [_pose_fields(result) for result in results]
+    return fields | {"provenance": provenance}
 
 
-def _facts(result: Relocalization) -> dict[str, Any]:
+def _pose_fields(result: Relocalization) -> dict[str, Any]:
     ref_from_query = result.ref_from_query
-    facts: dict[str, Any] = {"success": result.success, "scale": result.scale}
+    fields: dict[str, Any] = {"success": result.success, "scale": result.scale}
     if result.success and result.scale == "arbitrary":
-        facts["scale_note"] = result.scale_from
+        fields["scale_note"] = result.scale_from
     return (
-        facts
+        fields
         | {
-            "query": _shot(result.query),
-            "reference": _shot(result.reference),
+            "query": _image_fields(result.query),
+            "reference": _image_fields(result.reference),
             "ref_from_query": None if ref_from_query is None else ref_from_query + 0.0,  # no -0.0
             "query_from_ref": None if result.query_from_ref is None else result.query_from_ref + 0.0,
             "rotation_deg": result.rotation_deg,
@@ -71,13 +72,13 @@ def _facts(result: Relocalization) -> dict[str, Any]:
     )
 
 
-def _shot(shot: CameraImage) -> dict[str, Any]:
+def _image_fields(image: CameraImage) -> dict[str, Any]:
     return {
-        "image": str(shot.photo.path),
-        "width": shot.photo.width,
-        "height": shot.photo.height,
-        "K": shot.K,
-        "focal_source": shot.focal_source,
+        "image": str(image.photo.path),
+        "width": image.photo.width,
+        "height": image.photo.height,
+        "K": image.K,
+        "focal_source": image.focal_source,
     }
 
 
@@ -113,13 +114,13 @@ def joint_in_words(joint: MultiReferencePose) -> str:
     """Two lines for people."""
     pose = joint.pose
     unit = " m" if pose.scale == "metric" else f" ({pose.scale_from})"
-    spread = joint.located.position_std
-    names = ", ".join(used.shot.name for used in joint.references)
+    spread = joint.localization.position_std
+    names = ", ".join(used.image.name for used in joint.references)
     return (
         f"{pose.query.name} by {len(joint.references)} references together ({names}), seen from {pose.reference.name}\n"
         f"  at ({_numbers(pose.ref_from_query[:3, 3])}) +- {np.linalg.norm(spread):.2g}{unit}, rotation "
-        f"{pose.rotation_deg:.2f} +- {joint.located.rotation_std_deg:.2g} degrees, {pose.inliers} of {pose.matches} "
-        f"matches agree, confidence {pose.confidence:.2f}"
+        f"{pose.rotation_deg:.2f} +- {joint.localization.rotation_std_deg:.2g} degrees, {pose.inliers} of "
+        f"{pose.matches} matches agree, confidence {pose.confidence:.2f}"
     )
 
 
@@ -127,69 +128,66 @@ def _numbers(values: np.ndarray) -> str:
     return ", ".join(f"{value + 0.0:.3f}" for value in values)
 
 
-# A photo's pose in a map as `dune.pose/1` JSON and in words.
+def map_document(result: LocalizationResult, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The `dune.pose/1` object of a pose in a map's world.
 
-
-def map_document(located: LocalizationResult, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The object of `dune.pose/1` with the map's world in the place of a reference's frame.
-
-    `covariance` (6x6): of the rotation vector about the world's axes in radians, then of the position;
-    `covariance_has_map_calibration`: whether it contains how sure the map's own cameras are.
+    `covariance` (6x6): of the rotation vector about the world's axes in radians, then of the position.
+    `covariance_has_map_calibration`: whether it includes the uncertainty of the map's cameras.
     """
-    pose, photo_map = located.world_from_query, located.map
-    tree: dict[str, Any] = {"schema": SCHEMA, "success": located.success, "scale": photo_map.scale}
+    pose, photo_map = result.world_from_query, result.map
+    fields: dict[str, Any] = {"schema": SCHEMA, "success": result.success, "scale": photo_map.scale}
     if photo_map.scale_note is not None:
-        tree["scale_note"] = photo_map.scale_note
-    width, height = located.size or (None, None)
+        fields["scale_note"] = photo_map.scale_note
+    width, height = result.size or (None, None)
     return (
-        tree
+        fields
         | {
             "query": {
-                "image": located.name,
+                "image": result.name,
                 "width": width,
                 "height": height,
-                "K": located.K,
-                "focal_source": located.focal_source,
+                "K": result.K,
+                "focal_source": result.focal_source,
             },
             "map": {"folder": str(photo_map.folder), "images": len(photo_map.images)},
             "world_from_query": None if pose is None else pose + 0.0,  # no -0.0
             "query_from_world": None if pose is None else poses.inverse(pose) + 0.0,
             "position": None if pose is None else pose[:3, 3] + 0.0,
-            "rotation_std_deg": located.rotation_std_deg,
-            "position_std": located.position_std,
-            "covariance": located.covariance,
-            "covariance_has_map_calibration": located.has_map_calibration,
-            "matches": located.matches,
-            "inliers": located.inliers,
-            "fixed": located.static_matches,
-            "turned_deg": located.rotated_deg,
-            "confidence": round(located.confidence, 6),
-            "reprojection_error_px": located.reprojection_error_px,
+            "rotation_std_deg": result.rotation_std_deg,
+            "position_std": result.position_std,
+            "covariance": result.covariance,
+            "covariance_has_map_calibration": result.has_map_calibration,
+            "matches": result.matches,
+            "inliers": result.inliers,
+            "fixed": result.static_matches,
+            "turned_deg": result.rotated_deg,
+            "confidence": round(result.confidence, 6),
+            "reprojection_error_px": result.reprojection_error_px,
             "retrieved": [
                 {
-                    "image": seen.name,
-                    "likeness": None if seen.similarity is None else round(seen.similarity, 6),
-                    "matches": seen.matches,
-                    "inliers": seen.inliers,
+                    "image": image.name,
+                    "likeness": None if image.similarity is None else round(image.similarity, 6),
+                    "matches": image.matches,
+                    "inliers": image.inliers,
                 }
-                for seen in located.retrieved
+                for image in result.retrieved
             ],
             "solver": "pnp",
-            "message": located.message,
+            "message": result.message,
             "provenance": provenance,
         }
     )
 
 
-def map_pose_in_words(located: LocalizationResult) -> str:
+def map_pose_in_words(result: LocalizationResult) -> str:
     """One line for people."""
-    if located.world_from_query is None or located.position_std is None:
-        return f"{located.name}: no pose: {located.message}"
-    unit = " m" if located.map.scale == "metric" else ""
-    place = ", ".join(f"{value + 0.0:.3f}" for value in located.world_from_query[:3, 3])
-    spread = float(np.linalg.norm(located.position_std))
-    turned = f", turned by {located.rotated_deg} degrees" if located.rotated_deg else ""
+    if result.world_from_query is None or result.position_std is None:
+        return f"{result.name}: no pose: {result.message}"
+    unit = " m" if result.map.scale == "metric" else ""
+    place = ", ".join(f"{value + 0.0:.3f}" for value in result.world_from_query[:3, 3])
+    spread = float(np.linalg.norm(result.position_std))
+    turned = f", turned by {result.rotated_deg} degrees" if result.rotated_deg else ""
     return (
-        f"{located.name}: at ({place}){unit} +- {spread:.2g}, rotation +- {located.rotation_std_deg:.2g} degrees, "
-        f"{located.inliers} of {located.matches} matches agree, confidence {located.confidence:.2f}{turned}"
+        f"{result.name}: at ({place}){unit} +- {spread:.2g}, rotation +- {result.rotation_std_deg:.2g} degrees, "
+        f"{result.inliers} of {result.matches} matches agree, confidence {result.confidence:.2f}{turned}"
     )

@@ -65,7 +65,7 @@ def test_batches_of_poses() -> None:
 
 def test_cross_matrix_is_the_cross_product() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 5, 3))
-    np.testing.assert_allclose((epipolar.cross_matrix(a) @ b[..., None])[..., 0], np.cross(a, b), atol=1e-15)
+    np.testing.assert_allclose((poses.cross_matrix(a) @ b[..., None])[..., 0], np.cross(a, b), atol=1e-15)
 
 
 def test_sampson_error_is_the_offset_shared_by_both_points() -> None:

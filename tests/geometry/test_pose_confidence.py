@@ -9,7 +9,7 @@ import pytest
 
 from dune_cli.geometry import cameras, epipolar, poses
 from dune_cli.geometry.pose_confidence import (
-    GUESSED_LENS,
+    GUESSED_FOCAL,
     NO_EVIDENCE,
     Evidence,
     confidence_from_evidence,
@@ -26,9 +26,9 @@ GOOD = Evidence(-400.0, 0.8, 0.6, 0.05, 0.2, 8.0)
     "worse",
     [
         {"log10_nfa": -40.0},
-        {"share": 0.2},
-        {"spread": 0.05},
-        {"second": 0.4},
+        {"inlier_ratio": 0.2},
+        {"coverage": 0.05},
+        {"second_motion": 0.4},
         {"repeatability_deg": 20.0},
         {"parallax_deg": 0.5},
         {"focal_known": False},
@@ -38,16 +38,16 @@ def test_every_part_of_the_evidence_counts(worse: dict[str, float]) -> None:
     assert 0 < confidence_from_evidence(replace(GOOD, **worse)) < confidence_from_evidence(GOOD) < 1
 
 
-def test_chance_has_no_confidence_and_a_guessed_lens_is_never_sure() -> None:
+def test_chance_has_no_confidence_and_a_guessed_focal_length_is_never_sure() -> None:
     assert confidence_from_evidence(NO_EVIDENCE) == confidence_from_evidence(replace(GOOD, log10_nfa=-11.9)) == 0
     assert confidence_from_evidence(replace(GOOD, parallax_deg=float("nan"))) == 0
     assert (
         confidence_from_evidence(GOOD) > 0.9
-        and confidence_from_evidence(replace(GOOD, focal_known=False)) <= GUESSED_LENS
+        and confidence_from_evidence(replace(GOOD, focal_known=False)) <= GUESSED_FOCAL
     )
 
 
-def test_spread_is_the_share_of_a_rectangle() -> None:
+def test_coverage_is_the_share_of_a_rectangle() -> None:
     pixels = np.random.default_rng(0).uniform((0, 0), (320, 240), (20_000, 2))
     assert coverage(pixels, SIZE) == pytest.approx(0.25, rel=0.02)
     assert coverage(pixels[:2], SIZE) == 0
@@ -73,7 +73,7 @@ def test_a_second_motion_takes_the_confidence_away() -> None:
     unit[:3, 3] /= np.linalg.norm(unit[:3, 3])
     one = _of(unit, pixels, seen[0])
     two = _of(unit, pixels, np.where(np.arange(400)[:, None] < 220, seen[0], seen[1]))
-    assert one.second < 0.05 and one.share > 0.99 and two.second > 0.5
+    assert one.second_motion < 0.05 and one.inlier_ratio > 0.99 and two.second_motion > 0.5
     assert confidence_from_evidence(one) > 0.9 > confidence_from_evidence(two) + 0.05
 
 

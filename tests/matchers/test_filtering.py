@@ -8,7 +8,7 @@ import pytest
 
 from dune_cli.geometry import cameras, poses
 from dune_cli.geometry.cameras import quarter_turn
-from dune_cli.matchers.filtering import Thumbnail, non_static_matches
+from dune_cli.matchers.filtering import LazyThumbnail, Thumbnail, non_static_matches
 
 SIZE = (640, 480)
 K = cameras.K_from_focal(500.0, *SIZE)
@@ -39,9 +39,8 @@ def caption_matches(count: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).uniform((20, 425), (620, 475), (count, 2))
 
 
-def moving(one, two, points1, points2, sizes=(SIZE, SIZE)) -> np.ndarray:
-    looks = Thumbnail.of(one), Thumbnail.of(two)
-    return non_static_matches(points1, points2, sizes, (1.0, 1.0), lambda: looks)
+def moving(one, two, points1, points2) -> np.ndarray:
+    return non_static_matches(points1, points2, (1.0, 1.0), LazyThumbnail.of(one), LazyThumbnail.of(two))
 
 
 def test_a_caption_on_photos_of_two_places_is_no_evidence() -> None:
@@ -76,11 +75,12 @@ def test_one_view_twice_is_no_overlay_and_few_coincidences_are_no_matter() -> No
     again = np.clip(noise(0) * 0.8 + np.random.default_rng(0).normal(0, 4, (480, 640, 3)), 0, 255).astype(np.uint8)
     assert moving(noise(0), again, pixels, pixels + 0.2).all()
 
-    def never() -> tuple[Thumbnail, Thumbnail]:
+    def never() -> Thumbnail:
         raise AssertionError("the photos are not needed")
 
-    assert non_static_matches(pixels, pixels + np.array([30.0, 0.0]), (SIZE, SIZE), (1.0, 1.0), never).all()
-    assert non_static_matches(pixels[:0], pixels[:0], (SIZE, SIZE), (1.0, 1.0), never).shape == (0,)
+    photos = LazyThumbnail(SIZE, never), LazyThumbnail(SIZE, never)
+    assert non_static_matches(pixels, pixels + np.array([30.0, 0.0]), (1.0, 1.0), *photos).all()
+    assert non_static_matches(pixels[:0], pixels[:0], (1.0, 1.0), *photos).shape == (0,)
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -89,10 +89,9 @@ def test_an_overlay_in_a_turned_photo_and_one_in_a_corner_of_another_size(turns:
     one, two = with_caption(noise(0)), with_caption(noise(1))
     turned = np.ascontiguousarray(np.rot90(two, -turns))
     points2 = cameras.transform_pixels(quarter_turn(*SIZE, turns), caption)
-    size2 = turned.shape[1::-1]
-    assert not moving(one, turned, caption, points2, (SIZE, size2)).any()
+    assert not moving(one, turned, caption, points2).any()
     taller = np.concatenate([noise(5, (640, 120)), two])
-    assert not moving(one, taller, caption, caption + np.array([0, 120]), (SIZE, (640, 600))).any()
+    assert not moving(one, taller, caption, caption + np.array([0, 120])).any()
 
 
 def test_quarter_turns_keep_pixel_centres() -> None:

@@ -40,7 +40,7 @@ def test_frames_are_made_once_and_stand_where_the_video_stood(tmp_path: Path, mo
     assert all(path.name.startswith("walk_") and path.is_relative_to(work.folder) for path in found[1:])
     index = int(found[4].stem.removeprefix("walk_"))
     assert np.abs(read_photo(found[4]).rgb.astype(int) - pictures[index]).mean() < 8
-    monkeypatch.setattr(keyframes, "sharpest", None)
+    monkeypatch.setattr(keyframes, "sharpest_frames", None)
     assert keyframes.extract_keyframes([still, clip], 5, work) == found
     monkeypatch.undo()
     assert len(keyframes.extract_keyframes([clip], None, work)) == 4  # two a second

@@ -13,6 +13,7 @@ import pytest
 
 from dune_cli.errors import UserError
 from dune_cli.geometry import cameras, poses
+from dune_cli.geometry.absolute_pose import Matches2D3D
 from dune_cli.io.cache import WorkFolder, open_work
 from dune_cli.io.colmap.write import write_colmap
 from dune_cli.io.json_files import dumps
@@ -26,19 +27,16 @@ from dune_cli.sfm.landmarks import ImageLandmarks, LandmarkConfig, Landmarks, ma
 from dune_cli.sfm.localization import (
     LocalizationConfig,
     LocalizationResult,
-    Matches2D3D,
     Query,
     localize,
     localize_from_matches,
-    pnp_log10_nfa,
-    solve_pnp,
 )
 from dune_cli.sfm.photo_map import PhotoMap, open_map
 from dune_cli.tasks import reloc
 from support import synthetic_maps
 
 K, QUERY = synthetic_maps.K, synthetic_maps.QUERY
-LENS = Camera.pinhole(K, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
+CAMERA = Camera.pinhole(K, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +57,9 @@ def points(folder: Path, sift: Sift) -> Landmarks:
     return Landmarks(open_map(folder), sift, LandmarkConfig(), WorkFolder(None))
 
 
-def find(points: Landmarks, file: Path, source: str = "given", lens: Camera = LENS) -> LocalizationResult:
+def find(points: Landmarks, file: Path, source: str = "given", camera: Camera = CAMERA) -> LocalizationResult:
     everyone = [(index, None) for index in range(len(points.map.images))]
-    return localize(Query(read_photo(file), lens, source), points, everyone, LocalizationConfig())
+    return localize(Query(read_photo(file), camera, source), points, everyone, LocalizationConfig())
 
 
 def errors(found: LocalizationResult, truth: np.ndarray = QUERY) -> tuple[float, float]:
@@ -73,85 +71,6 @@ def errors(found: LocalizationResult, truth: np.ndarray = QUERY) -> tuple[float,
     )
 
 
-# laws on exact numbers, without photos
-
-
-def guesses(count: int, noise_px: float = 0.0, copies: int = 1, seed: int = 0) -> Matches2D3D:
-    """`count` keypoints of the query, each guessed `copies` times, half of them wrong."""
-    rng = np.random.default_rng(seed)
-    pixels = rng.uniform(0, [synthetic_maps.WIDTH, synthetic_maps.HEIGHT], (count, 2))
-    points_world = poses.transform_points(QUERY, cameras.backproject(pixels, rng.uniform(3, 8, count), K))
-    points_world[count // 2 :] = rng.uniform([-4, -4, 4], [4, 4, 12], (count - count // 2, 3))
-    noisy = pixels + rng.normal(0, noise_px, pixels.shape)
-    image = np.repeat(np.arange(copies), count)
-    return Matches2D3D.of(np.tile(noisy, (copies, 1)), np.tile(points_world, (copies, 1)), image, 1.0)
-
-
-def test_known_poses_come_back() -> None:
-    seen = guesses(80)
-    found = solve_pnp(seen, K, False, LocalizationConfig())
-    np.testing.assert_allclose(poses.inverse(found.pose.cam_from_world), QUERY, atol=1e-6)
-    assert found.keypoints >= 40 and found.agreeing[:40].all()
-
-
-def test_an_unknown_focal_length_comes_back() -> None:
-    seen = guesses(200)
-    wrong = cameras.K_from_fov(40, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
-    found = solve_pnp(seen, wrong, True, LocalizationConfig())
-    np.testing.assert_allclose(found.pose.K[0, 0], K[0, 0], rtol=1e-3)
-    np.testing.assert_allclose(poses.inverse(found.pose.cam_from_world), QUERY, atol=1e-3)
-
-
-def test_more_points_less_doubt_and_copies_are_no_points() -> None:
-    spreads = [
-        np.linalg.norm(solve_pnp(guesses(n, 0.5), K, False, LocalizationConfig()).pose.position_std)
-        for n in (40, 160, 640)
-    ]
-    assert spreads[0] > 1.5 * spreads[1] > 2 * spreads[2]
-    once, thrice = (solve_pnp(guesses(100, 0.5, copies), K, False, LocalizationConfig()) for copies in (1, 3))
-    assert once.keypoints == thrice.keypoints
-    np.testing.assert_allclose(
-        np.linalg.norm(once.pose.position_std), np.linalg.norm(thrice.pose.position_std), rtol=0.15
-    )
-
-
-def test_the_covariance_is_that_of_repeated_noise() -> None:
-    told, moved = [], []
-    for seed in range(40):
-        seen = guesses(120, 0.5, seed=1000)
-        noise = np.random.default_rng(seed).normal(0, 0.5, seen.pixels.shape)
-        exact = guesses(120, 0.0, seed=1000)
-        found = solve_pnp(
-            Matches2D3D.of(exact.pixels + noise, exact.points_world, exact.image, 1.0),
-            K,
-            False,
-            LocalizationConfig(seed=seed),
-        )
-        moved.append(poses.inverse(found.pose.cam_from_world)[:3, 3] - QUERY[:3, 3])
-        told.append(np.diag(found.pose.covariance)[3:])
-    ratio = np.sqrt(np.mean(np.square(moved), axis=0) / np.mean(told, axis=0))
-    assert (ratio > 0.6).all() and (ratio < 1.6).all()
-
-
-def test_chance_grows_with_guesses_focal_lengths_and_small_spots() -> None:
-    size = (320, 240)
-
-    def chance(seen: Matches2D3D, focal_unknown: bool = False) -> float:
-        return pnp_log10_nfa(seen, solve_pnp(seen, K, False, LocalizationConfig()), size, focal_unknown, 3.0)
-
-    one = chance(guesses(100))
-    assert one < -100
-    assert one < chance(guesses(100), True) and one < chance(guesses(100, copies=3))
-    exact = guesses(100)
-    spot = replace(exact, pixels=0.2 * exact.pixels + 100)
-    lens = np.array([[0.2 * K[0, 0], 0, 0.2 * K[0, 2] + 100], [0, 0.2 * K[1, 1], 0.2 * K[1, 2] + 100], [0, 0, 1]])
-    found = solve_pnp(spot, lens, False, LocalizationConfig(threshold=0.6))
-    # the same number of agreeing keypoints of as many all over the photo would be surer
-    assert pnp_log10_nfa(spot, found, size, False, 0.6) > pnp_log10_nfa(exact, found, size, False, 0.6) + 20
-    assert pnp_log10_nfa(guesses(10), None, size, False, 3.0) == np.inf
-    assert chance(guesses(20)) == np.inf  # ten agree, too few
-
-
 def test_a_loose_pose_is_refused(points: Landmarks, folder: Path) -> None:
     """Points in a tiny spot agree on many poses at once."""
     rng = np.random.default_rng(0)
@@ -159,7 +78,7 @@ def test_a_loose_pose_is_refused(points: Landmarks, folder: Path) -> None:
     pixels = centre + rng.uniform(-6, 6, (40, 2))
     world = poses.transform_points(QUERY, cameras.backproject(pixels, rng.uniform(5, 5.05, 40), K))
     seen = Matches2D3D.of(pixels + rng.normal(0, 0.6, pixels.shape), world, np.zeros(40, dtype=int), 0.1)
-    query = Query(read_photo(folder / "query.png"), LENS, "given")
+    query = Query(read_photo(folder / "query.png"), CAMERA, "given")
     found = localize_from_matches(seen, query, points.map, [(0, None)], LocalizationConfig(threshold=20.0))
     assert not found.success and "leave its place open by" in found.message and found.covariance is None
 
@@ -258,10 +177,10 @@ def test_lens_distortion_of_the_map(folder: Path, sift: Sift, tmp_path: Path) ->
     assert degrees < 0.3 and metres < 0.05
 
 
-def test_lenses() -> None:
+def test_camera_models() -> None:
     pixels = np.array([[0.0, 0.0], [159.5, 119.5], [300.0, 20.0]])
-    np.testing.assert_array_equal(LENS.undistort(pixels), pixels)
-    np.testing.assert_allclose(LENS.K, K)
+    np.testing.assert_array_equal(CAMERA.undistort(pixels), pixels)
+    np.testing.assert_allclose(CAMERA.K, K)
     bent = Camera.radial(K, -0.1, 320, 240)
     straight = bent.undistort(pixels)
     np.testing.assert_allclose(straight[1], pixels[1])
@@ -296,9 +215,9 @@ def test_points_lie_where_the_scene_is(points: Landmarks) -> None:
 
 def test_nearest_points() -> None:
     own = ImageLandmarks(np.array([[10.0, 10.0], [50.0, 50.0]]), np.zeros((2, 3)), np.ones(2))
-    np.testing.assert_array_equal(own.at(np.array([[50.4, 50.0], [10.0, 11.0], [30.0, 30.0]]), 0.5), [1, -1, -1])
+    np.testing.assert_array_equal(own.nearest(np.array([[50.4, 50.0], [10.0, 11.0], [30.0, 30.0]]), 0.5), [1, -1, -1])
     empty = ImageLandmarks(np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0))
-    np.testing.assert_array_equal(empty.at(np.array([[1.0, 1.0]]), 5.0), [-1])
+    np.testing.assert_array_equal(empty.nearest(np.array([[1.0, 1.0]]), 5.0), [-1])
 
 
 def test_a_matcher_without_keypoints(folder: Path, sift: Sift) -> None:

@@ -87,7 +87,7 @@ def check(found: MultiReferencePose, length: float, degrees: float = 0.2, share:
     """All poses against the truth, whose lengths are divided by `length`."""
     frame = Path(found.pose.reference.name).stem
     for name, pose in [("query", found.pose.ref_from_query)] + [
-        (Path(used.shot.name).stem, used.ref_from_this) for used in found.references
+        (Path(used.image.name).stem, used.ref_from_this) for used in found.references
     ]:
         there = truth(name, frame)
         assert np.degrees(poses.rotation_angle(there[:3, :3].T @ pose[:3, :3])) < degrees
@@ -97,14 +97,14 @@ def check(found: MultiReferencePose, length: float, degrees: float = 0.2, share:
 def test_references_that_see_parallax_make_a_map(sift: MatcherBackend, shots: dict[str, CameraImage]) -> None:
     query, *references = without_depth(shots, "query", "left", "right", "high", "elsewhere")
     found, pairs = joint(sift, query, references, "essential")
-    assert {used.shot.name for used in found.references} == {"left.png", "right.png", "high.png"}
-    assert found.pose.scale == "arbitrary" and found.references[0].shot.name == found.pose.reference.name
+    assert {used.image.name for used in found.references} == {"left.png", "right.png", "high.png"}
+    assert found.pose.scale == "arbitrary" and found.references[0].image.name == found.pose.reference.name
     names = [name for name in ("left", "right", "high") if f"{name}.png" in found.pose.scale_from]
     assert len(names) == 2
     check(found, unit(*names))
     assert found.pose.inliers > 60 and 0.8 < found.pose.confidence < 1
-    assert found.located.covariance.shape == (6, 6)
-    assert np.linalg.norm(found.located.position_std) < 0.05 and found.located.rotation_std_deg < 0.5
+    assert found.localization.covariance.shape == (6, 6)
+    assert np.linalg.norm(found.localization.position_std) < 0.05 and found.localization.rotation_std_deg < 0.5
     tree = reloc.document(pairs, {}, found)
     assert len(tree["candidates"]) == 4 and len(tree["joint"]["references"]) == 3
     assert tree["scale_note"] == found.pose.scale_from
@@ -125,7 +125,7 @@ def test_depths_of_references_are_put_together(sift: MatcherBackend, shots: dict
     query, *references = [shots[name] for name in ("query", "left", "high", "elsewhere")]
     found, pairs = joint(sift, query, references, "pnp")
     assert (found.pose.scale, found.pose.scale_from) == ("metric", "the depth maps of the references")
-    assert {used.shot.name for used in found.references} == {"left.png", "high.png"}
+    assert {used.image.name for used in found.references} == {"left.png", "high.png"}
     check(found, 1.0, share=0.01)
     assert found.pose.inliers > max(pair.inliers for pair in pairs)
     assert "+-" in reloc.joint_in_words(found) and " m," in reloc.joint_in_words(found)

@@ -74,7 +74,7 @@ def _scene(centres: list[float], depth: float) -> Scene:
         pose = np.eye(4)
         pose[0, 3] = x
         views.append(View(f"{x}.jpg", 320, 240, K, "given", pose))
-    sparse = SparsePoints.seen_by_all(
+    sparse = SparsePoints.from_full_tracks(
         points, np.zeros((10, 3), np.uint8), np.ones(10), [np.zeros((10, 2))] * len(views)
     )
     return Scene("matches", tuple(views), (), sparse, "arbitrary", "note", 0.5, 1.0, ())

@@ -23,14 +23,14 @@ from dune_cli.provenance import Run, Source
 from dune_cli.sfm import pairs as pairing
 from dune_cli.sfm import scale as lengths
 from dune_cli.sfm.calibration import calibration_notes
-from dune_cli.sfm.features import DescriptorExtractor, FeatureStore, ImageFeatures, extract_features
-from dune_cli.sfm.mapper import MappingConfig, SfmModel, map_photos
+from dune_cli.sfm.cameras import PhotoCameras, share_cameras
+from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
+from dune_cli.sfm.mapper import MappingConfig, map_photos
 from dune_cli.sfm.matching import Correspondences, match_pairs
-from dune_cli.sfm.retrieval import vlad_descriptors
-from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SparsePoints, View
+from dune_cli.sfm.retrieval import DescriptorExtractor, vlad_descriptors
+from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SfmModel, SparsePoints, View
 from dune_cli.sfm.verification import (
     MIN_INLIERS,
-    SharedCamera,
     VerifiedPairs,
     find_pure_rotations,
     rotate_disconnected_components,
@@ -47,18 +47,16 @@ NOWHERE = np.full((4, 4), np.nan)
 def to_scene(
     facts: Sequence[PhotoFacts],
     intrinsics: Sequence[tuple[np.ndarray, str]],
-    lens_of: Sequence[int],
-    lenses: Sequence[SharedCamera],
+    cameras: PhotoCameras,
     found: Correspondences,
     verified: VerifiedPairs,
     models: Sequence[SfmModel],
     same: Mapping[int, int],
     source: Source,
-    scale: float,
     world_given: bool,
 ) -> Scene:
-    """The scene of the largest of `models`. `same`: photos that are copies -> of which one; `scale`: pixels of a photo
-    per matched pixel. The world becomes the first placed camera, unless it is `world_given`, the known poses' own."""
+    """The scene of the largest of `models`. `same`: photos that are copies -> of which one. The world becomes the first
+    placed camera, unless it is `world_given`, the known poses' own."""
     best = models[0]
     order = sorted(best.world_from_cam)
     new_from_old = np.eye(4) if world_given else inverse(best.world_from_cam[order[0]])
@@ -70,12 +68,12 @@ def to_scene(
         radial, pose, reason, calibration = 0.0, NOWHERE, None, None
         if index in best.world_from_cam:
             pose = new_from_old @ best.world_from_cam[index] if index != order[0] or world_given else np.eye(4)
-            if not lenses[lens_of[index]].fixed:
+            if not cameras.of(index).fixed:
                 before = float(np.sqrt(K[0, 0] * K[1, 1]))
-                (K, radial), told = best.cameras[lens_of[index]], "estimated"
-                if lens_of[index] in best.lens_sd:
-                    calibration = Calibration(before, *best.lens_sd[lens_of[index]], best.modes[index])
-                    calibration = calibration.moved(new_from_old[:3, :3])
+                (K, radial), told = best.cameras[cameras.ids[index]], "estimated"
+                if cameras.ids[index] in best.camera_sd:
+                    calibration = Calibration(before, *best.camera_sd[cameras.ids[index]], best.modes[index])
+                    calibration = calibration.transformed(new_from_old[:3, :3])
         else:
             reason = why_missing(index, names, verified, groups, same, set(order))
         name, width, height = names[index], photo.width, photo.height
@@ -92,7 +90,7 @@ def to_scene(
     sparse = SparsePoints(
         points,
         np.rint(shades / np.maximum(amount, 1)[:, None]).astype(np.uint8),
-        (1 / (1 + (best.errors_px / scale) ** 2)).astype(np.float32),
+        (1 / (1 + (best.errors_px / found.pixel_size) ** 2)).astype(np.float32),
         tuple(observations),
     )
     return Scene(
@@ -206,11 +204,11 @@ def two_of_many(
     if models:
         pair = tuple(sorted(models[0].world_from_cam))
         ranked = [pair] + [other for other in ranked if other != pair]
-    shelf = FeatureStore(matcher, work)
+    store = FeatureStore(matcher, work)
     failures = []
     for pair in ranked[:PAIRS_TO_TRY]:
         photos = [read_photo(facts[index].path) for index in pair]
-        matches = matcher.match_features(*(shelf.take(looks[index]) for index in pair))
+        matches = matcher.match_features(*(store.load(looks[index]) for index in pair))
         own = settings if pair == (0, 1) else replace(settings, baseline=None)
         try:
             scene = two_view.reconstruct_matched(
@@ -292,7 +290,6 @@ def _among(
 
 
 Intrinsics = Sequence[tuple[np.ndarray, str]]
-SAME_SIZE_SHARE = 0.8  # of photos without a known focal length: then one camera took all of a size
 
 
 @dataclass(frozen=True)
@@ -341,16 +338,15 @@ def reconstruct(
         raise JobFailed(f"all {len(looks)} photos are the same picture; take photos from different places")
     facts = [look.facts for look in looks]
     intrinsics = intrinsics_of(facts)
-    lenses, lens_of = share_cameras(facts, intrinsics)
+    cameras = share_cameras(facts, intrinsics)
     with run.stage("pair"):
         plan = _plan(looks, own, same, matcher, config, work)
     console.note(f"{len(looks)} photos, {len(plan.pairs)} pairs ({plan.strategy})")
     with run.stage("match"):
         found = match_pairs(looks, plan.pairs, matcher, work)
-    scale = _scale(found)
     with run.stage("verify"):
         thumbnails = _Thumbnails(paths)
-        verified = verify_pairs(found, lenses, lens_of, config.seed, scale, thumbnails.of)
+        verified = verify_pairs(found, cameras, config.seed, thumbnails.of)
     with run.stage("turn"):
         turned = rotate_disconnected_components(looks, plan.pairs, verified, same, matcher, work, config.seed)
         told = _told_turns(turned)
@@ -358,24 +354,22 @@ def reconstruct(
             looks = turned
             console.note(told)
             found = match_pairs(looks, plan.pairs, matcher, work)
-            verified = verify_pairs(found, lenses, lens_of, config.seed, scale, thumbnails.of)
+            verified = verify_pairs(found, cameras, config.seed, thumbnails.of)
     known = {i: known_poses[path] for i, path in enumerate(paths) if known_poses and path in known_poses}
     offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
     known = {index: subtract_world_offset(pose, offset) for index, pose in known.items()}
     if not known:
-        verified = _without_turned(found, verified, lenses, lens_of, scale)
+        verified = _without_turned(found, verified, cameras)
     with run.stage("map", "mapping"):
         settings = MappingConfig(config.mapper, config.seed, config.fixed_poses)
         enough = len(verified.geometry) > 0 or len(known) > 1
-        models = map_photos(found, verified, lenses, lens_of, settings, scale, work.folder, known) if enough else []
+        models = map_photos(found, verified, cameras, settings, work.folder, known) if enough else []
     models = [model for model in models if known or len(model.points_world)]
     if known or (models and len(models[0].world_from_cam) > 2):
         if not models:
             raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")
-        scene = to_scene(
-            facts, intrinsics, lens_of, lenses, found, verified, models, same, matcher.source, scale, bool(known)
-        )
-        scene = replace(_scaled(scene, config, bool(known), scale), world_offset=offset)
+        scene = to_scene(facts, intrinsics, cameras, found, verified, models, same, matcher.source, bool(known))
+        scene = replace(_scaled(scene, config, bool(known), found.pixel_size), world_offset=offset)
         if offset is not None:
             scene = replace(scene, notes=(*scene.notes, LARGE_COORDINATES_NOTE))
     else:
@@ -404,8 +398,8 @@ class _Thumbnails:
 def _told_turns(looks: Sequence[ImageFeatures]) -> str:
     """Which photos were matched in turned copies; empty for none."""
     parts = []
-    for turns in sorted({look.turns for look in looks} - {0}):
-        names = [look.facts.path.name for look in looks if look.turns == turns]
+    for turns in sorted({look.quarter_turns for look in looks} - {0}):
+        names = [look.facts.path.name for look in looks if look.quarter_turns == turns]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         parts.append(f"{', '.join(names[:3])}{more} were turned clockwise by {90 * turns} degrees to be matched")
     return "; ".join(parts)
@@ -414,12 +408,10 @@ def _told_turns(looks: Sequence[ImageFeatures]) -> str:
 def _without_turned(
     found: Correspondences,
     verified: VerifiedPairs,
-    lenses: Sequence[SharedCamera],
-    lens_of: Sequence[int],
-    scale: float,
+    cameras: PhotoCameras,
 ) -> VerifiedPairs:
     """Without the groups of photos whose camera only turned; JobFailed where no other group is left."""
-    turned = find_pure_rotations(found, verified, lenses, lens_of, scale)
+    turned = find_pure_rotations(found, verified, cameras)
     if not turned.pairs:
         return verified
     rest = {pair: geometry for pair, geometry in verified.geometry.items() if pair not in turned.pairs}
@@ -471,40 +463,14 @@ def _descriptors(looks: Sequence[ImageFeatures], matcher: Matcher, work: WorkFol
             f"{len(looks)} photos need an encoder to choose pairs, and the matcher {matcher.name} has no keypoints to "
             "do it with; name one with --retrieval-model, or give --pairs sequential, all or a file"
         )
-    shelf = FeatureStore(matcher, work)
-    return vlad_descriptors(len(looks), lambda i: shelf.descriptors(looks[i]), seed)
-
-
-def share_cameras(facts: Sequence[PhotoFacts], intrinsics: Intrinsics) -> tuple[list[SharedCamera], list[int]]:
-    """The cameras, and which of them took each photo: one for photos of the same size and the same given or EXIF
-    intrinsics. Of unknown focal length, photos of a size share a camera where most photos have one size (a video, one
-    camera's folder), and else each has its own (pictures of many people)."""
-    sizes = [(photo.width, photo.height) for photo in facts]
-    most = max(sizes.count(size) for size in set(sizes)) / len(sizes)
-    lenses: list[SharedCamera] = []
-    place: dict[tuple[object, ...], int] = {}
-    lens_of = []
-    for index, (photo, (K, source)) in enumerate(zip(facts, intrinsics)):
-        key: tuple[object, ...] = (photo.width, photo.height, source, tuple(K.ravel().tolist()))
-        if source == "default" and most < SAME_SIZE_SHARE:
-            key = (index,)
-        if key not in place:
-            place[key] = len(lenses)
-            lenses.append(SharedCamera(photo.width, photo.height, K, source == "given", source == "exif"))
-        lens_of.append(place[key])
-    return lenses, lens_of
+    store = FeatureStore(matcher, work)
+    return vlad_descriptors(len(looks), lambda i: store.descriptors(looks[i]), seed)
 
 
 def _same_photos(facts: Sequence[PhotoFacts]) -> dict[int, int]:
     """Photos whose file is that of an earlier one -> that one."""
     first: dict[str, int] = {}
     return {i: first[photo.sha256] for i, photo in enumerate(facts) if first.setdefault(photo.sha256, i) != i}
-
-
-def _scale(found: Correspondences) -> float:
-    """Pixels of a photo per matched pixel, at least 1: what errors are measured in."""
-    used = sorted({index for pair in found.matches for index in pair})
-    return max(1.0, float(np.median([found.pixel_sizes[index] for index in used]))) if used else 1.0
 
 
 def _scaled(scene: Scene, config: ManyConfig, poses_given: bool, pixel_size: float) -> Scene:

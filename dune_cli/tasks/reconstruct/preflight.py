@@ -13,8 +13,9 @@ from dune_cli.errors import JobFailed
 from dune_cli.io.cache import WorkFolder
 from dune_cli.matchers.matcher import CacheableMatcher
 from dune_cli.sfm import pairs as pairing
-from dune_cli.sfm.features import DESCRIPTORS, FEATURES, MEMORY_BYTES, DescriptorExtractor, extract_features
+from dune_cli.sfm.features import FEATURES, MEMORY_BYTES, extract_features
 from dune_cli.sfm.matching import MATCHES, match_pairs
+from dune_cli.sfm.retrieval import DESCRIPTORS, DescriptorExtractor
 from dune_cli.tasks.reconstruct.many import ManyConfig, wants_descriptors
 
 PHOTOS, PAIRS = 4, 4  # that are timed

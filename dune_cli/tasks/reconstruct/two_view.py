@@ -18,7 +18,7 @@ from dune_cli.geometry.poses import inverse
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import Photo
 from dune_cli.io.safe_read import agreement
-from dune_cli.matchers.filtering import extract_image, find_matches, without_static_matches
+from dune_cli.matchers.filtering import LazyThumbnail, extract_image, find_matches, without_static_matches
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.mvs import stereo
 from dune_cli.provenance import Run, Source
@@ -87,7 +87,8 @@ def reconstruct_matched(
     """`reconstruct` of photos whose matches, by `source`, are there."""
     first, second = photos
     (K1, source1), (K2, source2) = intrinsics
-    matches = without_static_matches(matches, first.rgb, second.rgb, config.seed)
+    thumbnails = LazyThumbnail.of(first.rgb), LazyThumbnail.of(second.rgb)
+    matches = without_static_matches(matches, *thumbnails, config.seed)
     with run.stage("pose"):
         sparse = _sparse(matches, first, second, K1, K2, "default" in (source1, source2), config.seed)
     with run.stage("dense"):
@@ -111,7 +112,7 @@ def reconstruct_matched(
         View(names[1], second.width, second.height, K2, source2, inverse(sparse.pose), orientation=second.orientation),
     )
     keep = sparse.confidence >= config.min_confidence
-    points = SparsePoints.seen_by_all(
+    points = SparsePoints.from_full_tracks(
         sparse.points_cam1[keep],
         _colours_at(first.rgb, sparse.pixels1[keep]),
         sparse.confidence[keep].astype(np.float32),

@@ -10,7 +10,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch.nn import functional as F
 
-from dune_cli.geometry.epipolar import cross_matrix
+from dune_cli.geometry.poses import cross_matrix
 from dune_cli.models.lightglue import Assignment
 
 POSITIVE_PX = 3.0  # of the matched image, in which all distances here count

@@ -42,7 +42,7 @@ def scene() -> Scene:
     pixels1 = np.array([[1.0, 4.0], [2.0, 25.0], [30.0, 10.0]])
     sparse_points = cameras.backproject(pixels1, np.array([2.0, 2.0, 3.0]), K)
     pixels2 = cameras.project(poses.transform_points(poses.inverse(world_from_2), sparse_points), K)
-    sparse = SparsePoints.seen_by_all(sparse_points, np.full((3, 3), 9, np.uint8), np.ones(3), (pixels1, pixels2))
+    sparse = SparsePoints.from_full_tracks(sparse_points, np.full((3, 3), 9, np.uint8), np.ones(3), (pixels1, pixels2))
     return Scene(
         method="matches",
         views=(

@@ -192,22 +192,6 @@ def test_portrait_and_landscape_of_two_cameras_go_together(tmp_path: Path) -> No
     assert rotation < 0.2 and direction < 1
 
 
-def test_cameras_are_shared_by_size_and_focal_length(tmp_path: Path) -> None:
-    def facts(*sizes: tuple[int, int]) -> list[PhotoFacts]:
-        return [PhotoFacts(Path(f"{i}.jpg"), w, h, str(i)) for i, (w, h) in enumerate(sizes)]
-
-    wide, tall = (640, 480), (480, 640)
-    one = facts(wide, wide, wide, wide, tall)
-    lenses, lens_of = many.share_cameras(one, guessed(one))
-    assert lens_of == [0, 0, 0, 0, 1] and not lenses[0].fixed and not lenses[0].prior
-    crowd = facts(wide, tall, wide, (600, 400))
-    assert many.share_cameras(crowd, guessed(crowd))[1] == [0, 1, 2, 3]
-    assert many.share_cameras(crowd, known(crowd))[1] == [0, 1, 0, 2]
-    own = [(cameras.K_from_focal(f, 640, 480), "exif") for f in (500.0, 500.0, 700.0)]
-    lenses, lens_of = many.share_cameras(facts(wide, wide, wide), own)
-    assert lens_of == [0, 0, 1] and lenses[0].prior
-
-
 @pytest.mark.slow
 def test_those_who_are_left_out_are_named_with_the_reason(photos: list[Path], tmp_path: Path) -> None:
     copy = shutil.copy(photos[1], tmp_path / "copy.png")
