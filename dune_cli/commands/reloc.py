@@ -236,7 +236,7 @@ def _image_retriever(map_options: MapOptions, landmarks: Landmarks, compute: See
                 f"another with --retrieval-model, or match all of them with --neighbours {images}"
             ) from error
 
-    return ImageRetriever(landmarks.map, count, load, landmarks.work)
+    return ImageRetriever(landmarks.map, count, load, landmarks.cache)
 
 
 def _localize(
