@@ -23,12 +23,12 @@ from dune_cli.models.depth import HeadDepth, TwoViewDepth
 from dune_cli.models.dinov2_heads import Classifier, Segmenter
 from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.models.dpt import to_channels_last
+from dune_cli.models.heads import HeadedEncoder
 from dune_cli.models.mast3r import TwoViewModel
 from dune_cli.models.match_head import MatchHead
 from dune_cli.models.multihmr_anny import MultiHmrAnny
 from dune_cli.models.multihmr_smplx import MultiHmrSmplx
 from dune_cli.models.precision import set_trunk_dtype
-from dune_cli.models.vit import VisionTransformer
 from dune_cli.provenance import Source
 
 HumanNetwork = MultiHmrSmplx | MultiHmrAnny
@@ -42,6 +42,7 @@ _LOADERS = {
     "segmenter": "load_segmenter (dune segment --model)",
     "human": "load_human (dune human --model)",
     "matcher": "load_match_head (--matcher dune --model)",
+    "head": "load_head (dune depth, segment or classify --model)",
 }
 
 
@@ -142,6 +143,24 @@ def load_segmenter(
     return load(name_or_path, "segmenter", device, dtype, encoder)
 
 
+def load_head(
+    name_or_path: str | Path,
+    task: str,
+    encoder: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> HeadedEncoder:
+    """A head of `dune train` on its encoder, for "depth", "segmentation" or "classification" (models/heads.py).
+
+    `encoder`: name or file of the encoder that it was trained on; without it the one that the head's file names is
+    looked for, beside it and then among the weights. Raises WeightsMissing, CheckpointError (another task, another
+    encoder), UserError.
+    """
+    opened = open_checkpoint(name_or_path, "head")
+    torch_device, torch_dtype = device_and_dtype(device, dtype)
+    return to_inference(_build(opened, encoder, task=task), opened.file.source, torch_device, torch_dtype)
+
+
 def load_human_network(name_or_path: str | Path, device: str = "auto", dtype: str = "float32") -> HumanNetwork:
     """Multi-HMR on SMPL-X or on Anny, or our own safetensors of either; `tasks/human` joins it with its body model.
 
@@ -239,9 +258,13 @@ def _find_encoder(path: Path, encoder_file: str) -> str | Path:
     return entry.name
 
 
-def _load_encoder_of(opened: OpenedCheckpoint, encoder: str | Path) -> VisionTransformer:
-    """The ViT that the network of `opened` stands on, with its weights, on the CPU."""
-    adapter, found = opened.adapter, open_checkpoint(encoder, "encoder")
+def _load_encoder_of(opened: OpenedCheckpoint, encoder: str | Path) -> nn.Module:
+    """The network that the one of `opened` stands on, without projectors, with its weights, on the CPU."""
+    adapter = opened.adapter
+    if str(encoder).startswith(timm_models.PREFIX) and "timm" in adapter.ENCODERS:
+        network, network.source = timm_models.load(str(encoder))
+        return network
+    found = open_checkpoint(encoder, "encoder")
     if found.adapter.NAME not in adapter.ENCODERS:
         needed = f"an encoder of the layout {' or '.join(adapter.ENCODERS)}"
         with contextlib.suppress(CheckpointError):

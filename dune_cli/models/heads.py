@@ -249,23 +249,24 @@ class FeatureNorm(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """Base of the heads: the features' norms, by name. A dot and a colon cannot be in a module's name."""
+    """Base of the heads: the norms of its features, by `norm_key`."""
 
     def __init__(self, config: FeatureHeadConfig) -> None:
         super().__init__()
         self.config = config
-        self.norms = nn.ModuleDict({_key(f.name): FeatureNorm(f.channels) for f in config.features})
+        self.norms = nn.ModuleDict({norm_key(f.name): FeatureNorm(f.channels) for f in config.features})
 
     def normed(self, features: Features, scale: int) -> list[torch.Tensor]:
         """The features of one scale, standardised, in the config's order."""
-        return [self.norms[_key(f.name)](features[f.name]) for f in self.config.features if f.scale == scale]
+        return [self.norms[norm_key(f.name)](features[f.name]) for f in self.config.features if f.scale == scale]
 
     def channels(self, scale: int) -> int:
         """Channels of all features of one scale."""
         return sum(f.channels for f in self.config.features if f.scale == scale)
 
 
-def _key(name: str) -> str:
+def norm_key(name: str) -> str:
+    """The name of a feature among a head's norms: a module's name can have no colon."""
     return name.replace(":", "_")
 
 

@@ -18,6 +18,11 @@ CLASSES = (
     "sidewalk", "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair", "car", "water",
     "painting", "sofa", "shelf", "house", "sea", "mirror", "rug", "field", "armchair",
 )  # fmt: skip
+# what is seen outdoors; a room may show some of it through its windows
+OUTDOOR_CLASSES = (
+    "building", "sky", "tree", "road", "grass", "sidewalk", "earth", "mountain", "car", "water", "house", "sea",
+    "field",
+)  # fmt: skip
 POOLS = (8, 4, 2)  # cells of stride 16 that a pyramid level averages over
 HIGH_LEVEL = 448
 PYRAMID = 128

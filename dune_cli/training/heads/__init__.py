@@ -1,0 +1,1 @@
+"""`dune train depth | segment | classify`: heads on the features of an encoder."""
