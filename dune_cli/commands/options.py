@@ -380,8 +380,8 @@ class ComputeOptions:
     )
     dtype: str = choice(
         "--dtype TYPE",
-        "Number type of matrix products in transformers: auto, float32, bfloat16 or float16. auto: a 16-bit type where "
-        "the device is fast at it, else float32.",
+        "Number type of matrix products in transformers: auto, float32, bfloat16 or float16. auto: float32 for "
+        "two-view models, else a 16-bit type where the device is fast at it.",
         runtime.DTYPES,
         "auto",
     )

@@ -24,7 +24,7 @@ class MatcherConfig(TrainingConfig):
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"device", "checkpoint_minutes", "log_every", "teacher_minutes"})
     INPUTS: ClassVar[dict[str, str]] = {
         "encoder": "the encoder's weights",
-        "scenes": "the scenes of --data",
+        "scenes": "the scenes of --scenes",
         "pairs": "the number of labelled pairs",
         "photos": "the photos of --photos",
     }
@@ -59,14 +59,16 @@ class MatcherConfig(TrainingConfig):
         if unknown:
             raise UserError(f"--context {unknown[0]!r} is unknown; allowed: {', '.join(CHANNELS)}")
         self.check_common()
-        check_minimum(1, {"--pairs": self.pairs, "--keypoints": self.keypoints, "--max-keypoints": self.max_keypoints})
+        check_minimum(
+            1, {"--batch-size": self.pairs, "--keypoints": self.keypoints, "--max-keypoints": self.max_keypoints}
+        )
         check_minimum(32, {"--size": self.size_px})
         if not 0 <= self.warped_share <= 1:
             raise UserError(f"--warped {self.warped_share} must lie between 0 and 1")
         if self.warped_share > 0 and not self.photos:
             raise UserError("--warped needs photos to warp: give --photos DIR, or --warped 0")
         if self.warped_share < 1 and not self.data:
-            raise UserError("--data needs at least one folder of scenes; without any, give --warped 1")
+            raise UserError("--scenes needs at least one folder of scenes; without any, give --warped 1")
 
     def as_json(self) -> dict[str, Any]:
         """As the base class; a `teacher_minutes` without limit is None."""

@@ -147,7 +147,9 @@ class TrainingPairs:
             example = self._warped(rng) if warped else self._real(rng)
             if len(example.labels.matches) >= 8:
                 return example
-        raise JobFailed(f"{TRIES} pairs in a row at step {step} had no labels; give more or other --data and --photos")
+        raise JobFailed(
+            f"{TRIES} pairs in a row at step {step} had no labels; give more or other --scenes and --photos"
+        )
 
     def _warped(self, rng: np.random.Generator) -> TrainingPair:
         rgb = read_photo(self.photos[rng.integers(len(self.photos))]).rgb

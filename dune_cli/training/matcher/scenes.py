@@ -39,19 +39,19 @@ def find_scenes(folders: Iterable[Path], held_out_fraction: float, validate: Seq
     found: dict[str, tuple[Path, ...]] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"--data {folder} is no folder; name folders that hold one folder of photos a scene")
+            raise UserError(f"--scenes {folder} is no folder; name folders that hold one folder of photos a scene")
         for path in sorted({folder, *(p for p in folder.rglob("*") if p.is_dir())}):
             photos = tuple(sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTOS and p.is_file()))
             if len(photos) > 1 and path.name not in BENCHMARK:
                 if path.name in found:
-                    raise UserError(f"--data has two scenes of the name {path.name}; rename one")
+                    raise UserError(f"--scenes has two scenes of the name {path.name}; rename one")
                 found[path.name] = photos
     if not found:
-        raise UserError(f"--data holds no folder of two or more photos: {', '.join(map(str, folders))}")
+        raise UserError(f"--scenes holds no folder of two or more photos: {', '.join(map(str, folders))}")
     groups = sorted({group_of(name) for name in found})
     unknown = sorted({group_of(name) for name in validate} - set(groups))
     if unknown:
-        raise UserError(f"--validate: --data has no scene {unknown[0]}; it has {', '.join(groups[:8])} …")
+        raise UserError(f"--validate: --scenes has no scene {unknown[0]}; it has {', '.join(groups[:8])} …")
     if validate:
         kept = {group: group in {group_of(name) for name in validate} for group in groups}
     else:

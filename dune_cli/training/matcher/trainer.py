@@ -183,7 +183,7 @@ def _labelled(config: MatcherConfig, output: Path, recorded_inputs: Fields | Non
     pairs = real_pairs(scenes, labels, config.seed)
     if config.warped_share < 1 and not any(not pair.held_out for pair in pairs):
         raise UserError(
-            f"{labels} labels no pair of the scenes in --data to train on; give --teacher-minutes more time"
+            f"{labels} labels no pair of the scenes in --scenes to train on; give --teacher-minutes more time"
         )
     return pairs
 

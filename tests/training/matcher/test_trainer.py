@@ -62,7 +62,7 @@ def labels_of(scene: Path) -> SceneMatches:
 @pytest.fixture
 def run(world: Path) -> Callable[..., Result]:
     def call(output: Path, *arguments: object) -> Result:
-        words = ["train", "matcher", "--encoder", world / "mini.safetensors", "--data", world / "scenes"]
+        words = ["train", "matcher", "--encoder", world / "mini.safetensors", "--scenes", world / "scenes"]
         words += ["--photos", world / "photos", "--labels", world / "labels", "--held-out", 0, "-o", output]
         return CliRunner().invoke(main, [str(word) for word in (*words, *SMALL, *arguments)])
 
@@ -149,9 +149,9 @@ def test_it_learns_a_single_pair(world: Path, warped: bool) -> None:
         (("--context", "colour"), "--context 'colour' is unknown; allowed: xfeat4, lite4, lite8, tokens"),
         (("--lr", 0), "--lr 0.0 must be above 0"),
         (("--warped", 2), "--warped 2.0 must lie between 0 and 1"),
-        (("--data", "/nowhere"), "--data /nowhere is no folder"),
+        (("--scenes", "/nowhere"), "--scenes /nowhere is no folder"),
         (("--photos", "/nowhere"), "--photos /nowhere is no folder"),
-        (("--validate", "moon"), "--data has no scene moon"),
+        (("--validate", "moon"), "--scenes has no scene moon"),
         (("--dtype", "float16"), "--dtype float16 is too narrow"),
         (("--labels", "/nowhere"), "/nowhere labels no pair"),
     ],
