@@ -47,6 +47,8 @@ def test_commands_exist(page: Path) -> None:
     context = click.Context(main)
     for words in COMMAND.findall(page.read_text(encoding="utf-8")):
         verb, _, second = words.partition(" ")
+        if page.parent == DOCS / "adding" and (verb == "sharpness" or second == "half-size"):
+            continue  # what these pages add
         assert verb in main.list_commands(context), f"{_name(page)} names 'dune {verb}'"
         command = main.get_command(context, verb)
         if second and isinstance(command, click.Group):

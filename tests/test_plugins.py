@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -91,6 +92,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
         (folder / f"{code[3]}.py").write_text(code[1])
         package = importlib.import_module(code[2].replace("/", "."))
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{code[3]}", raising=False)
         return code[3]
 
     yield write
@@ -146,6 +148,25 @@ def test_an_output_format_is_one_file(add: Callable[[str], str], example_photos:
     )
     dune("reconstruct", left, right, "--matcher", "sift", "-o", out)
     assert np.loadtxt(out).shape[1] == 6
+
+
+def test_a_verb_is_one_file(add: Callable[[str], str], example_photos: Path) -> None:
+    assert add("verb") == "sharpness"
+    assert re.search(r"sharpness +Rank photos by sharpness\.", dune("--help"))
+    assert "Number of photos to print" in dune("sharpness", "--help")
+    (line,) = dune(
+        "sharpness", example_photos / "coffee.png", example_photos / "astronaut.png", "--top", 1
+    ).splitlines()
+    assert line.endswith("coffee.png")
+
+
+def test_a_benchmark_is_one_file(add: Callable[[str], str], example_photos: Path, tmp_path: Path) -> None:
+    assert add("benchmark") == "half_size"
+    assert re.search(r"half-size +Matches of photos", dune("eval", "--help"))
+    out = tmp_path / "scores.json"
+    table = dune("eval", "half-size", example_photos / "coffee.png", "--matchers", "sift", "-o", out)
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["within_2px"] > 0.9 > 0.1 > row["control"] and f"{row['within_2px']:.3f}" in table
 
 
 def test_every_page_on_adding_has_an_example_that_is_tested() -> None:
