@@ -1,8 +1,10 @@
-"""Known camera poses read from files: JSON of four kinds, a COLMAP model, TUM and KITTI trajectories.
+"""Files of camera poses: known poses read from five kinds, and transforms.json written for splatting tools.
 
-The world's axes and unit of length are the file's; cameras have OpenCV axes (x right, y down, z forward). Poses are
-those of upright photos. Of photos that EXIF turns, a COLMAP model and transforms.json describe the stored pixels and
-the other files the upright photo, unless the camera's size in the file says otherwise.
+Read: JSON ({"image": world_from_cam}, dune's scene.json, cameras.json, nerfstudio's transforms.json), COLMAP models,
+TUM and KITTI trajectories. The world's axes and unit of length are the file's; cameras have OpenCV axes (x right, y
+down, z forward). Poses are those of upright photos. COLMAP and splatting tools ignore EXIF: of photos that EXIF turns,
+a COLMAP model and transforms.json describe the stored pixels and the other files the upright photo, unless the camera's
+size in the file says otherwise.
 Formats: nerfstudio, "Data conventions" (its cameras are OpenGL's); TUM RGB-D benchmark, "File formats" (timestamp tx ty
 tz qx qy qz qw); KITTI odometry, "Ground truth poses" (the first three rows of the matrix, row-major).
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,15 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import UserError
+from dune_cli.geometry.cameras import HALF_PIXEL
+from dune_cli.io import orientation as orientations
 from dune_cli.io.colmap.read import open_model
 from dune_cli.io.intrinsics import FARTHEST, rigid_pose
+from dune_cli.io.json_files import write_json
+from dune_cli.io.meshes import Frustum
+from dune_cli.io.orientation import StoredCamera
+from dune_cli.io.photos import PhotoHeader, read_header
 from dune_cli.io.safe_read import LINES_LIMIT_BYTES, forward_slashes, quoted, read_json, read_text, shown
-from dune_cli.io.stored_cameras import GivenCamera, upright_poses
 
 FORMS = (
     "a JSON file ({\"image\": 4x4 world_from_cam}, dune's scene.json, cameras.json, or nerfstudio's transforms.json), "
@@ -30,6 +38,18 @@ FORMS = (
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 TUM_SECONDS = 0.02  # the association tolerance of the TUM benchmark's own tools
 QUATERNION_OFF = 1e-2
+
+
+@dataclass(frozen=True)
+class GivenCamera:
+    """A camera as a file has it: `world_from_cam` (4, 4), and `size` (width, height) in pixels or None. `stored`:
+    whether files of this kind describe the stored pixels; it decides where the size does not."""
+
+    world_from_cam: np.ndarray
+    size: tuple[int, int] | None = None
+    stored: bool = False
+
+
 Poses = dict[str, np.ndarray]
 Given = dict[str, GivenCamera]
 
@@ -245,3 +265,103 @@ class _KeyTable:
 def _common_length(one: Sequence[str], two: Sequence[str]) -> int:
     """The number of equal parts at the beginning."""
     return next((i for i, (a, b) in enumerate(zip(one, two)) if a != b), min(len(one), len(two)))
+
+
+def means_stored(given: GivenCamera, photo: PhotoHeader) -> bool:
+    """Whether a camera is that of the photo's stored pixels.
+
+    Its size (landscape or portrait) decides where the photo is turned by 90 degrees and not square, else the kind of
+    file.
+    """
+    if photo.orientation == orientations.UPRIGHT:
+        return False
+    if orientations.swapped(photo.orientation) and given.size is not None:
+        (width, height), high = given.size, photo.height > photo.width
+        if width != height and photo.width != photo.height:
+            return (height > width) != high
+    return given.stored
+
+
+def stored_orientations(where: object, given: Mapping[str, GivenCamera], files: Mapping[str, Path]) -> dict[str, int]:
+    """For each camera the EXIF orientation of the stored pixels that it describes; 1 for the upright photo.
+
+    `files`: each camera's photo; one that cannot be read counts as upright. `where` names the cameras' file in notes,
+    which say which photos EXIF turns and how their cameras are interpreted. Cameras of mirrored pixels are left out.
+    """
+    kept: dict[str, int] = {}
+    stored, upright, mirrored = [], [], []
+    for name, camera in given.items():
+        kept[name] = orientations.UPRIGHT
+        photo = read_header(files[name])
+        if photo is None or photo.orientation == orientations.UPRIGHT:
+            continue
+        if not means_stored(camera, photo):
+            upright.append(name)
+        elif photo.orientation in orientations.MIRRORED:
+            mirrored.append(name)
+            del kept[name]
+        else:
+            stored.append(name)
+            kept[name] = photo.orientation
+    for names, text in (
+        (stored, "are taken as those of their stored pixels"),
+        (upright, "are taken as those of the upright photos"),
+        (mirrored, "are of mirrored pixels, from which no pose of the upright photo follows, and left out"),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            console.note(f"{where}: EXIF turns {Path(names[0]).name}{more}; the cameras {text}")
+    return kept
+
+
+def upright_poses(where: object, given: Mapping[str, GivenCamera], files: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """`world_from_cam` (4, 4) of the upright photo, for each camera that `stored_orientations` keeps."""
+    return {
+        name: given[name].world_from_cam @ orientations.stored_cam_from_cam(orientation)
+        for name, orientation in stored_orientations(where, given, files).items()
+    }
+
+
+def write_transforms(
+    path: str | Path,
+    views: Sequence[StoredCamera | Frustum],
+    image_paths: Sequence[str | Path],
+    points_file: str | Path | None = None,
+    radials: Sequence[float] | None = None,
+) -> None:
+    """Writes the registered `views`, whose photos are at `image_paths`, as nerfstudio's transforms.json
+    (docs/file-formats.md, "transforms.json").
+
+    `views` have OpenCV axes and K with pixel centres at integers. `points_file`: a PLY of the same world. `radials`:
+    the radial term of each photo (COLMAP's SIMPLE_RADIAL); None for 0. ValueError for another number of photos.
+    """
+    path = Path(path)
+    if len(views) != len(image_paths):
+        raise ValueError(f"{len(views)} views for {len(image_paths)} photos")
+    document: dict[str, Any] = {"camera_model": "OPENCV"}
+    if points_file is not None:
+        document["ply_file_path"] = _relative(points_file, path)
+    document["applied_transform"] = np.eye(3, 4)
+    terms = [0.0] * len(views) if radials is None else radials
+    document["frames"] = [_frame(view, _relative(image, path), k) for view, image, k in zip(views, image_paths, terms)]
+    write_json(path, document)
+
+
+def _frame(view: StoredCamera | Frustum, file_path: str, radial: float) -> dict[str, Any]:
+    K = np.asarray(view.K, np.float64)
+    return {
+        "file_path": file_path,
+        "w": view.width,
+        "h": view.height,
+        "fl_x": K[0, 0],
+        "fl_y": K[1, 1],
+        "cx": K[0, 2] + HALF_PIXEL,
+        "cy": K[1, 2] + HALF_PIXEL,
+        "k1": float(radial),
+        **dict.fromkeys(("k2", "k3", "p1", "p2"), 0.0),
+        "transform_matrix": np.asarray(view.world_from_cam, np.float64) @ OPENCV_FROM_OPENGL + 0.0,
+    }
+
+
+def _relative(file: str | Path, path: Path) -> str:
+    return Path(os.path.relpath(Path(file).absolute(), path.absolute().parent)).as_posix()

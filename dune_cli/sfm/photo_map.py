@@ -16,12 +16,12 @@ from dune_cli.geometry import poses
 from dune_cli.geometry.bundle_adjustment import MODE
 from dune_cli.geometry.poses import subtract_world_offset, world_offset
 from dune_cli.io.colmap.read import ColmapModel, model_files, model_folder, open_model
-from dune_cli.io.colmap.tables import FOCALS
+from dune_cli.io.colmap.records import FOCALS
 from dune_cli.io.intrinsics import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.json_files import Fields
 from dune_cli.io.orientation import stored_cam_from_cam
+from dune_cli.io.pose_files import GivenCamera, stored_orientations
 from dune_cli.io.safe_read import forward_slashes, is_file, open_regular, read_json, shown
-from dune_cli.io.stored_cameras import GivenCamera, stored_orientations
 from dune_cli.provenance import sha256_of
 from dune_cli.sfm.cameras import Camera
 

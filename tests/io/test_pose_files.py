@@ -12,8 +12,7 @@ from dune_cli.errors import UserError
 from dune_cli.geometry import poses
 from dune_cli.io.colmap.write import write_colmap
 from dune_cli.io.meshes import Frustum
-from dune_cli.io.pose_files import read_poses
-from dune_cli.io.transforms_json import write_transforms
+from dune_cli.io.pose_files import read_poses, write_transforms
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg"]
 RNG = np.random.default_rng(0)

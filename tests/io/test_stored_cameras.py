@@ -13,8 +13,7 @@ from dune_cli.io import orientation
 from dune_cli.io.colmap.write import write_colmap
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import PhotoHeader, read_header, read_photo
-from dune_cli.io.pose_files import OPENCV_FROM_OPENGL, read_poses
-from dune_cli.io.stored_cameras import GivenCamera, means_stored
+from dune_cli.io.pose_files import OPENCV_FROM_OPENGL, GivenCamera, means_stored, read_poses
 from support.turned_photos import save_turned
 
 K = np.array([[50.0, 0, 31.5], [0, 50, 23.5], [0, 0, 1]])

@@ -17,9 +17,8 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry.poses import from_rotation_translation, inverse, rotation_from_quaternion
-from dune_cli.io.colmap import binary as colmap_binary
-from dune_cli.io.colmap import text as colmap_text
-from dune_cli.io.colmap.tables import CAMERA_SENSOR, FOCALS, Broken, CameraRow, FrameRow, ImageRow, PointTable, RigRow
+from dune_cli.io.colmap import records
+from dune_cli.io.colmap.records import CAMERA_SENSOR, FOCALS, Broken, CameraRow, FrameRow, ImageRow, PointTable, RigRow
 from dune_cli.io.intrinsics import FARTHEST, FOCAL_PER_SIDE, LARGEST_SIDE_PX
 from dune_cli.io.safe_read import MIB, open_regular, read_bytes, read_text
 
@@ -165,10 +164,10 @@ def _read(model: Path) -> dict[str, Any]:
         try:
             if binary:
                 data = read_bytes(path, "a COLMAP model's file", BINARY_LIMIT_BYTES)
-                rows[name] = colmap_binary.READERS[name](data)
+                rows[name] = records.read_binary(name, data)
             else:
                 text = read_text(path, "a COLMAP model's file (a larger one as .bin)", TEXT_LIMIT_BYTES)
-                rows[name] = colmap_text.READERS[name](text)
+                rows[name] = records.read_text(name, text)
         except (Broken, struct.error, OverflowError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(

@@ -20,7 +20,7 @@ from dune_cli.io.meshes import Frustum
 from dune_cli.io.orientation import UPRIGHT, StoredCamera, stored_camera, to_stored
 from dune_cli.io.outputs import atomic_directory, unique_stems
 from dune_cli.io.png import save_png
-from dune_cli.io.transforms_json import write_transforms
+from dune_cli.io.pose_files import write_transforms
 from dune_cli.sfm.scene import Scene, View
 
 SCHEMA = "dune.scene/1"

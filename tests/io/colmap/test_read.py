@@ -56,7 +56,7 @@ def test_a_model_is_what_pycolmap_reads(models: Path, form: str) -> None:
 
 
 def test_every_camera_model_has_its_number_and_parameters() -> None:
-    from dune_cli.io.colmap.tables import MODELS
+    from dune_cli.io.colmap.records import MODELS
 
     theirs = {}
     for name, number in pycolmap.CameraModelId.__members__.items():
