@@ -1,7 +1,7 @@
-"""Dense depth of photo sets with known cameras, against depth that was measured.
+"""`dune eval depthmaps`: dense depth of photo sets with known cameras, against measured depth.
 
-Sets are `map_reloc.read_places`'s, whose frames also name a "depth" PNG (relative to the json): metres times the
-frame's "depth_scale" (1000 where absent), 0 where there is none, pixel by pixel with the photo.
+Sets are those of posed_sets.py, whose frames also name a "depth" PNG (relative to the json): metres times the frame's
+"depth_scale" (1000 where absent), 0 where nothing was measured, at the photo's pixels.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from scipy.spatial import KDTree
 
 from dune_cli import console
 from dune_cli.errors import UserError
-from dune_cli.evaluation.localization import PosedSet
+from dune_cli.evaluation.metrics import DepthErrors, depth_errors
 from dune_cli.evaluation.multiview import intrinsics_of
+from dune_cli.evaluation.posed_sets import PosedSet
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.cache import WorkFolder
@@ -32,23 +33,8 @@ from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene, View
 from dune_cli.tasks.reconstruct import many
 
-CLOSE, RATIO = 0.05, 1.25
 MEDIAN, NEAREST = "median depth", "nearest sparse point"
-Maps = list[np.ndarray | None]  # (H, W) metres on the photo's pixels, NaN where there is none; None: no map at all
-
-
-@dataclass(frozen=True)
-class DepthErrors:
-    """Of the pixels whose depth was measured: `completeness` the share that has an estimate, and of those the mean
-    `abs_rel` of |estimate - truth| / truth, the share `delta` with a ratio below 1.25 either way, and the share
-    `close` within 5 %. `close_of_all`: close ones as a share of all measured pixels. NaN without estimates."""
-
-    pixels: int
-    completeness: float
-    abs_rel: float
-    delta: float
-    close: float
-    close_of_all: float
+DepthMaps = list[np.ndarray | None]  # (H, W) metres at the photo's pixels, NaN where there is none; None: no map
 
 
 @dataclass(frozen=True)
@@ -61,60 +47,40 @@ class ViewScore:
     errors: DepthErrors
 
 
-def depth_errors(found: np.ndarray | None, true: np.ndarray) -> DepthErrors:
-    """`found` (H, W), NaN or <= 0 where there is no estimate (None: nowhere), `true` (H, W), NaN or <= 0 where nothing
-    was measured. ValueError where nothing was, and for shapes that differ (D. Eigen et al., NIPS 2014, section 4.2)."""
-    measured = np.isfinite(true) & (true > 0)
-    if not measured.any():
-        raise ValueError("no pixel has a true depth")
-    found = np.full(true.shape, np.nan) if found is None else np.asarray(found, np.float64)
-    if found.shape != true.shape:
-        raise ValueError(f"a depth map of {found.shape} does not go with a truth of {true.shape}")
-    have = measured & np.isfinite(found) & (found > 0)
-    count, pixels = int(have.sum()), int(measured.sum())
-    if count == 0:
-        nan = float("nan")
-        return DepthErrors(pixels, 0.0, nan, nan, nan, 0.0)
-    ratio = found[have] / true[have]
-    off = np.abs(ratio - 1)
-    close = int((off <= CLOSE).sum())
-    within = float((np.maximum(ratio, 1 / ratio) < RATIO).mean())
-    return DepthErrors(pixels, count / pixels, float(off.mean()), within, close / count, close / pixels)
+def score_set(
+    posed: PosedSet, matcher: Matcher, qualities: Sequence[str], device: str, seed: int
+) -> Iterator[tuple[str, float, list[ViewScore]]]:
+    """Each method's name, seconds (without matching) and scores of the photos; nothing for a set without depth."""
+    true = true_depths(posed)
+    if true is None:
+        return
+    scene = sparse_scene(posed, matcher, seed)
+    for name, maps in controls(scene, true).items():
+        yield name, 0.0, _scores(posed, name, maps, true)
+    for quality in qualities:
+        start = time.perf_counter()
+        maps = dense_maps(scene, posed, DenseConfig(quality, device=device))
+        yield f"dense {quality}", time.perf_counter() - start, _scores(posed, f"dense {quality}", maps, true)
 
 
-def mean_errors(errors: Sequence[DepthErrors]) -> DepthErrors:
-    """Over photos, each counting the same; those without estimates count in completeness and `close_of_all` only."""
+def true_depths(posed: PosedSet) -> DepthMaps | None:
+    """Measured depth of each photo: (H, W) metres, 0 where there is none; None for a photo without any.
 
-    def mean(values: list[float]) -> float:
-        values = [value for value in values if np.isfinite(value)]
-        return float(np.mean(values)) if values else float("nan")
-
-    return DepthErrors(
-        sum(e.pixels for e in errors),
-        mean([e.completeness for e in errors]),
-        mean([e.abs_rel for e in errors]),
-        mean([e.delta for e in errors]),
-        mean([e.close for e in errors]),
-        mean([e.close_of_all for e in errors]),
-    )
-
-
-def true_depths(place: PosedSet) -> list[np.ndarray | None] | None:
-    """(H, W) metres of each photo, 0 where there is none, and None for a photo without any; None for a set without
-    depth, or whose lengths are not metres. Notes say what is left out. UserError where a depth map is not there or its
-    size is not its photo's."""
-    (file,) = place.map.files
-    every = Fields(read_json(file), str(file)).objects("frames")
-    frames = [every[index] for index in place.frames]
-    named = [frame.text("depth", None) is not None for frame in frames]
-    if not any(named):
+    None for a set without depth, or whose lengths are not metres. Notes name what is left out. UserError where a depth
+    map is missing or differs in size from its photo.
+    """
+    (file,) = posed.map.files
+    entries = Fields(read_json(file), str(file)).objects("frames")
+    frames = [entries[index] for index in posed.frames]
+    has_depth = [frame.text("depth", None) is not None for frame in frames]
+    if not any(has_depth):
         return None
-    if not place.metric:
+    if not posed.metric:
         console.note(f'{file} is left out: it has depth in metres, but its "scale" is not metric')
         return None
-    depths: list[np.ndarray | None] = []
-    for frame, image, has_depth in zip(frames, place.map.images, named):
-        if not has_depth:
+    depths: DepthMaps = []
+    for frame, image, is_named in zip(frames, posed.map.images, has_depth):
+        if not is_named:
             depths.append(None)
             continue
         path = file.parent / frame["depth"]
@@ -125,84 +91,66 @@ def true_depths(place: PosedSet) -> list[np.ndarray | None] | None:
             size = f"{depth.shape[1]} x {depth.shape[0]}"
             raise UserError(f"{path} has {size} px, its photo {image.camera.width} x {image.camera.height}")
         depths.append(depth if (depth > 0).any() else None)
-    lacking = [image.name for image, depth in zip(place.map.images, depths) if depth is None]
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        console.note(f"{file}: left out, for no depth was measured: {lacking[0]}{more}")
-    return depths if len(lacking) < len(depths) else None
+    without = [image.name for image, depth in zip(posed.map.images, depths) if depth is None]
+    if without:
+        more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+        console.note(f"{file}: left out, for no depth was measured: {without[0]}{more}")
+    return depths if len(without) < len(depths) else None
 
 
-def sparse_scene(place: PosedSet, matcher: Matcher, seed: int) -> Scene:
-    """The set's points, triangulated by a matcher from the true cameras."""
-    paths = [image.file for image in place.map.images]
-    known = {image.file: image.world_from_cam for image in place.map.images}
+def sparse_scene(posed: PosedSet, matcher: Matcher, seed: int) -> Scene:
+    """The set's points, triangulated from a matcher's matches at the true cameras."""
+    paths = [image.file for image in posed.map.images]
+    world_from_cam = {image.file: image.world_from_cam for image in posed.map.images}
     with scratch_folder(prefix="dune-eval-") as folder:
-        work, config = WorkFolder(folder), many.ManyConfig(seed=seed)
-        return many.reconstruct(paths, intrinsics_of(place, True), matcher, config, work, Run(seed), None, known)
+        cache, config, intrinsics = WorkFolder(folder), many.ManyConfig(seed=seed), intrinsics_of(posed, True)
+        return many.reconstruct(paths, intrinsics, matcher, config, cache, Run(seed), None, world_from_cam)
 
 
-def dense_maps(scene: Scene, place: PosedSet, config: DenseConfig) -> Maps:
-    """The dense part's depth, looked up at the photos' pixels."""
+def dense_maps(scene: Scene, posed: PosedSet, config: DenseConfig) -> DepthMaps:
+    """Dense depth of multi-view stereo, resampled to the photos' pixels."""
     assert scene.sparse is not None
     views = scene.views
     maps = estimate_depth_maps(
-        (read_photo(image.file).rgb for image in place.map.images),
+        (read_photo(image.file).rgb for image in posed.map.images),
         [view.K for view in views],
         [view.world_from_cam for view in views],
         scene.sparse,
         config,
         Run(),
     )
-    return [None if one is None else on_photo(replace(view, dense=one)) for view, one in zip(views, maps)]
+    return [None if one is None else at_photo_pixels(replace(view, dense=one)) for view, one in zip(views, maps)]
 
 
-def on_photo(view: View) -> np.ndarray:
+def at_photo_pixels(view: View) -> np.ndarray:
     """(H, W) depth of the view at its photo's pixels: that of the nearest pixel of its map, NaN where not valid."""
     depth, dense = view.depth, view.dense
     assert depth is not None and dense is not None
-    places = transform_pixels(np.linalg.inv(dense.image_from_map), pixel_grid(view.height, view.width))
-    x, y = np.moveaxis(np.rint(places).astype(int), -1, 0)
+    pixels = transform_pixels(np.linalg.inv(dense.image_from_map), pixel_grid(view.height, view.width))
+    x, y = np.moveaxis(np.rint(pixels).astype(int), -1, 0)
     inside = (x >= 0) & (y >= 0) & (x < depth.shape[1]) & (y < depth.shape[0])
     return np.where(inside, depth[np.where(inside, y, 0), np.where(inside, x, 0)], np.nan)
 
 
-def controls(scene: Scene, true: Sequence[np.ndarray | None]) -> Mapping[str, Maps]:
-    """What needs no dense part: the true depth's median everywhere (which the truth itself tells), and every pixel with
-    the depth of the sparse point nearest to it in the photo."""
+def controls(scene: Scene, true: Sequence[np.ndarray | None]) -> Mapping[str, DepthMaps]:
+    """Depth maps without stereo: the median of the true depth everywhere, and at every pixel the depth of the nearest
+    sparse point in the photo."""
     assert scene.sparse is not None
-    medians: Maps = [None if d is None else np.full(d.shape, np.median(d[d > 0])) for d in true]
-    nearest: Maps = []
+    medians: DepthMaps = [None if d is None else np.full(d.shape, np.median(d[d > 0])) for d in true]
+    nearest: DepthMaps = []
     for view, (index, pixels), depth in zip(scene.views, scene.sparse.observations, true):
         if depth is None or not view.registered or not len(index):
             nearest.append(None)
             continue
-        points = transform_points(inverse(view.world_from_cam), scene.sparse.points_world[index])
-        _, which = KDTree(pixels).query(pixel_grid(*depth.shape))
-        nearest.append(points[which, 2])
+        points_cam = transform_points(inverse(view.world_from_cam), scene.sparse.points_world[index])
+        _, neighbour = KDTree(pixels).query(pixel_grid(*depth.shape))
+        nearest.append(points_cam[neighbour, 2])
     return {MEDIAN: medians, NEAREST: nearest}
 
 
-def score_set(
-    place: PosedSet, matcher: Matcher, qualities: Sequence[str], device: str, seed: int
-) -> Iterator[tuple[str, float, list[ViewScore]]]:
-    """Each method's name, seconds (of the dense part, matching not counted) and a score a photo; nothing for a set
-    without depth."""
-    true = true_depths(place)
-    if true is None:
-        return
-    scene = sparse_scene(place, matcher, seed)
-    for name, maps in controls(scene, true).items():
-        yield name, 0.0, _scores(place, name, maps, true)
-    for quality in qualities:
-        start = time.perf_counter()
-        maps = dense_maps(scene, place, DenseConfig(quality, device=device))
-        yield f"dense {quality}", time.perf_counter() - start, _scores(place, f"dense {quality}", maps, true)
-
-
-def _scores(place: PosedSet, name: str, maps: Maps, true: Sequence[np.ndarray | None]) -> list[ViewScore]:
-    rows = zip(place.map.images, maps, true)
+def _scores(posed: PosedSet, name: str, maps: DepthMaps, true: Sequence[np.ndarray | None]) -> list[ViewScore]:
     return [
-        ViewScore(place.name, image.name, name, depth_errors(found, depth))
-        for image, found, depth in rows
+        ViewScore(posed.name, image.name, name, depth_errors(estimated, depth))
+        for image, estimated, depth in zip(posed.map.images, maps, true)
         if depth is not None
     ]

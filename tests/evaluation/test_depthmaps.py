@@ -11,49 +11,14 @@ from PIL import Image
 
 from dune_cli.errors import UserError
 from dune_cli.evaluation import depthmaps as benchmark
-from dune_cli.evaluation.localization import read_posed_sets
+from dune_cli.evaluation import metrics
+from dune_cli.evaluation.posed_sets import read_posed_sets
 from dune_cli.geometry import cameras, poses
 from dune_cli.matchers.registry import load_matcher
 from dune_cli.sfm.scene import PointMap, View
 from support.posed_sets import POSES, SIZE, VIEWS, K, write_set
 
 NAN = float("nan")
-
-
-def test_worked_by_hand() -> None:
-    """Five measured pixels: exact, 4 % off, 20 % off, twice as far, none; a sixth was never measured."""
-    true = np.array([[1.0, 2.0, 5.0], [2.0, 3.0, 0.0]])
-    found = np.array([[1.0, 2.08, 4.0], [4.0, NAN, 7.0]])
-    errors = benchmark.depth_errors(found, true)
-    assert errors.pixels == 5
-    assert errors.completeness == pytest.approx(0.8)
-    assert errors.abs_rel == pytest.approx((0 + 0.04 + 0.2 + 1) / 4)
-    assert errors.delta == pytest.approx(2 / 4), "5 / 4 is 1.25, which is not below it"
-    assert errors.close == pytest.approx(2 / 4)
-    assert errors.close_of_all == pytest.approx(2 / 5)
-
-
-def test_scaling_both_changes_nothing_and_scaling_one_does() -> None:
-    rng = np.random.default_rng(0)
-    true = rng.uniform(1, 5, (20, 30))
-    found = true * rng.uniform(0.9, 1.1, true.shape)
-    base = benchmark.depth_errors(found, true)
-    scaled = benchmark.depth_errors(7 * found, 7 * true)
-    assert scaled.abs_rel == pytest.approx(base.abs_rel)
-    assert benchmark.depth_errors(1.5 * true, true).abs_rel == pytest.approx(0.5)
-    assert benchmark.depth_errors(true, true) == benchmark.DepthErrors(600, 1.0, 0.0, 1.0, 1.0, 1.0)
-
-
-def test_no_estimates_and_nothing_measured() -> None:
-    errors = benchmark.depth_errors(None, np.ones((2, 2)))
-    assert (errors.completeness, errors.close_of_all) == (0, 0)
-    assert np.isnan(errors.abs_rel)
-    mean = benchmark.mean_errors([errors, benchmark.depth_errors(np.full((2, 2), 1.1), np.ones((2, 2)))])
-    assert (mean.completeness, mean.abs_rel) == (0.5, pytest.approx(0.1))
-    with pytest.raises(ValueError, match="no pixel has a true depth"):
-        benchmark.depth_errors(None, np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="does not go with"):
-        benchmark.depth_errors(np.ones((2, 3)), np.ones((2, 2)))
 
 
 def test_a_map_is_looked_up_at_the_photo_s_pixels() -> None:
@@ -67,7 +32,7 @@ def test_a_map_is_looked_up_at_the_photo_s_pixels() -> None:
     valid[0, 1] = False
     dense = PointMap(points, np.ones((3, 4)), valid, np.zeros((3, 4, 3), np.uint8), image_from_map)
     view = View("a", 9, 6, cameras.K_from_focal(10.0, 8, 6), "given", pose, dense=dense)
-    found = benchmark.on_photo(view)
+    found = benchmark.at_photo_pixels(view)
     expected = np.repeat(np.repeat(np.where(valid, depth, NAN), 2, 0), 2, 1)
     np.testing.assert_allclose(found[:, :8], expected)
     assert np.isnan(found[:, 8]).all()
@@ -133,7 +98,7 @@ def test_the_dense_part_beats_its_controls(tmp_path: Path) -> None:
     (place,) = read_posed_sets(write_set(tmp_path, depth=True))
     found = {name: scores for name, _, scores in benchmark.score_set(place, load_matcher("sift"), ["low"], "cpu", 0)}
     assert list(found) == [benchmark.MEDIAN, benchmark.NEAREST, "dense low"]
-    mean = {name: benchmark.mean_errors([score.errors for score in scores]) for name, scores in found.items()}
+    mean = {name: metrics.mean_depth_errors([score.errors for score in scores]) for name, scores in found.items()}
     assert mean["dense low"].close > max(mean[benchmark.MEDIAN].close, mean[benchmark.NEAREST].close)
     assert mean["dense low"].abs_rel < 0.05
     assert mean[benchmark.MEDIAN].completeness == 1

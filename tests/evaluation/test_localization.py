@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from dune_cli.cli import main
 from dune_cli.errors import UserError
 from dune_cli.evaluation import localization
+from dune_cli.evaluation.posed_sets import PosedSet, read_posed_sets
 from dune_cli.geometry import poses
 from dune_cli.io.png import save_png
 from dune_cli.matchers.sift import Sift
@@ -57,23 +58,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def places(root: Path) -> list[localization.PosedSet]:
-    return localization.read_posed_sets(root)
+def places(root: Path) -> list[PosedSet]:
+    return read_posed_sets(root)
 
 
-def test_places_are_read(places: list[localization.PosedSet], root: Path) -> None:
+def test_places_are_read(places: list[PosedSet], root: Path) -> None:
     here, there = places
-    assert (here.name, here.metric, here.near) == ("here", True, 0.25)
+    assert (here.name, here.metric, localization.near_distance(here)) == ("here", True, 0.25)
     assert (there.name, there.metric) == ("there", False)
-    assert there.extent == pytest.approx(10 * here.extent) and there.near == pytest.approx(0.05 * there.extent)
+    assert there.extent == pytest.approx(10 * here.extent) and localization.near_distance(there) == pytest.approx(
+        0.05 * there.extent
+    )
     assert here.extent == pytest.approx(np.linalg.norm([1.0, -0.05, -0.1]))
     assert [image.name for image in here.map.images] == list(synthetic_maps.POSES)
-    assert [place.name for place in localization.read_posed_sets(root, ["there"])] == ["there"]
+    assert [place.name for place in read_posed_sets(root, ["there"])] == ["there"]
     with pytest.raises(UserError, match="unknown set nowhere; this folder has: here, there"):
-        localization.read_posed_sets(root, ["nowhere"])
+        read_posed_sets(root, ["nowhere"])
 
 
-def test_left_out_photos_are_found_and_others_refused(places: list[localization.PosedSet]) -> None:
+def test_left_out_photos_are_found_and_others_refused(places: list[PosedSet]) -> None:
     here, there = places
     scores = list(localization.score_set(Sift(synthetic_maps.WIDTH, 1200), there, [here], LocalizationConfig()))
     own, wrong = scores[:4], scores[4:]
@@ -109,7 +112,7 @@ def test_broken_frames(root: Path, tmp_path: Path, change: dict[str, Any], words
     content["frames"][2] = {k: v for k, v in (content["frames"][2] | change).items() if v is not None}
     (tmp_path / "cameras.json").write_text(json.dumps(content))
     with pytest.raises(UserError) as caught:
-        localization.read_posed_sets(tmp_path)
+        read_posed_sets(tmp_path)
     assert words in str(caught.value) and "frame 2" in str(caught.value)
 
 
@@ -127,7 +130,7 @@ def test_photos_and_places_without_a_truth_are_left_out(
     for name, tree in {"few": few, "whole": content, "far": far, "other": {"what": "no set"}}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "cameras.json").write_text(json.dumps(tree))
-    places = {place.name: place for place in localization.read_posed_sets(tmp_path)}
+    places = {place.name: place for place in read_posed_sets(tmp_path)}
     assert sorted(places) == ["far", content["name"]]
     told = capsys.readouterr().err
     assert "few/cameras.json has 3 photos with a true pose" in told and "frame 2 lacks K" in told
@@ -139,15 +142,15 @@ def test_photos_and_places_without_a_truth_are_left_out(
 
 def test_roots_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no folder"):
-        localization.read_posed_sets(tmp_path / "none")
+        read_posed_sets(tmp_path / "none")
     with pytest.raises(UserError, match=r"no cameras\.json"):
-        localization.read_posed_sets(tmp_path)
+        read_posed_sets(tmp_path)
     (tmp_path / "cameras.json").write_text("[]")
     with pytest.raises(UserError, match="is no set of posed photos"):
-        localization.read_posed_sets(tmp_path)
+        read_posed_sets(tmp_path)
     (tmp_path / "cameras.json").write_text('{"frames": []}')
     with pytest.raises(UserError, match="at least 4"):
-        localization.read_posed_sets(tmp_path)
+        read_posed_sets(tmp_path)
 
 
 def test_table_and_json(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +186,7 @@ def test_a_folder_without_cameras_is_one_sentence(dune: Dune, tmp_path: Path) ->
 @pytest.mark.slow
 def test_hololens_frames_are_found_again(shared_data: Path) -> None:
     """Each of five frames against the other four, by device tracking."""
-    (place,) = localization.read_posed_sets(shared_data / "multiview", ["hololens"])
+    (place,) = read_posed_sets(shared_data / "multiview", ["hololens"])
     few = replace(place, map=replace(place.map, images=place.map.images[1:6]))
     scores = list(localization.score_set(Sift(), few, [], LocalizationConfig()))
     assert sum(score.near for score in scores) >= 4

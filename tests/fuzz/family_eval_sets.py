@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from dune_cli.evaluation.depthmaps import true_depths
-from dune_cli.evaluation.localization import PosedSet, read_posed_sets
 from dune_cli.evaluation.pairs import PosedPair, read_pairs
+from dune_cli.evaluation.posed_sets import PosedSet, read_posed_sets
 from fuzz.harness import Sample
 
 K = [[300.0, 0, 16], [0, 300.0, 12], [0, 0, 1]]

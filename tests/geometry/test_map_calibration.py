@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dune_cli.evaluation.multiview import fit_cameras
+from dune_cli.evaluation.metrics import fit_cameras
 from dune_cli.geometry import cameras, poses, triangulation
 from dune_cli.geometry.absolute_pose import RefinedPose, refine_absolute_pose
 from dune_cli.geometry.bundle_adjustment import AdjustedBundle, Bundle, Priors, adjust_bundle, point_shifts

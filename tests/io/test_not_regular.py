@@ -18,8 +18,8 @@ from dune_cli.checkpoints.weight_files import read_weights
 from dune_cli.checkpoints.weights_folder import read_pins
 from dune_cli.commands.options import FiniteRange
 from dune_cli.errors import DuneError
-from dune_cli.evaluation.localization import read_posed_sets
 from dune_cli.evaluation.pairs import read_pairs as read_pair_sets
+from dune_cli.evaluation.posed_sets import read_posed_sets
 from dune_cli.io.cache import read_cached, write_cached
 from dune_cli.io.colmap.read import open_model
 from dune_cli.io.depth_files import read_depth

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dune_cli.errors import JobFailed, UserError
-from dune_cli.evaluation import multiview
+from dune_cli.evaluation import metrics
 from dune_cli.geometry.sim3 import scale_of, similarity_from_poses
 from dune_cli.io.cache import WorkFolder
 from dune_cli.matchers.sift import Sift
@@ -111,5 +111,5 @@ def test_still_cameras_do_not_set_the_scale_of_an_alignment() -> None:
     found[:6, :3, 3] += 1e-2 * rng.standard_normal((6, 3))
     assert scale_of(similarity_from_poses(true, found)) == pytest.approx(1 / 3, rel=0.02)
     # and directions between them are none
-    rotations, _ = multiview.pair_errors_deg(true, found)
+    rotations, _ = metrics.pair_errors_deg(true, found)
     assert len(rotations) == 13

@@ -12,7 +12,7 @@ from dune_cli.commands import options
 from dune_cli.commands.options import OutputOptions
 
 if TYPE_CHECKING:
-    from dune_cli.evaluation.localization import PosedSet
+    from dune_cli.evaluation.posed_sets import PosedSet
     from dune_cli.matchers.matcher import Matcher
 
 

@@ -53,7 +53,8 @@ def command(
     \b
     Example: dune eval depthmaps data/multiview --set hololens --qualities low,medium
     """
-    from dune_cli.evaluation.localization import read_posed_sets
+    from dune_cli.evaluation.metrics import mean_depth_errors
+    from dune_cli.evaluation.posed_sets import read_posed_sets
     from dune_cli.optional import import_pycolmap
 
     sets.check()
@@ -79,7 +80,7 @@ def command(
             rows += found
     if not rows:
         raise UserError(f"no set under {root} has measured depth; its frames must name a depth PNG")
-    means = [benchmark.mean_errors([score.errors for score in scores]) for *_, scores in rows]
+    means = [mean_depth_errors([score.errors for score in scores]) for *_, scores in rows]
     result = {
         "schema": "dune.eval-depthmaps/1",
         "root": root,

@@ -80,7 +80,7 @@ def command(
     \b
     Example: dune eval multiview data/multiview --matchers sift,xfeat-lighterglue -o table.json
     """
-    from dune_cli.evaluation.localization import read_posed_sets
+    from dune_cli.evaluation.posed_sets import read_posed_sets
 
     target = output.file(".json")
     places = read_posed_sets(root, sets.sets)
@@ -101,7 +101,7 @@ def command(
         "root": root,
         "intrinsics": intrinsics,
         "sets": common.described_sets(places),
-        "rows": [benchmark.as_dict(score) for score in scores],
+        "rows": [common.rounded(score) for score in scores],
         "provenance": run.provenance(
             sources, common.set_files(places), units="degrees; metres or the set's own unit; seconds"
         ),

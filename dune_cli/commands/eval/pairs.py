@@ -110,7 +110,10 @@ def command(
             }
             for name, size, count, row in rows
         ],
-        "pairs": {name: [benchmark.as_dict(score) for score in found] for name, found in scores.items()},
+        "pairs": {
+            name: [common.rounded(score, 4) | {"error_deg": round(score.error_deg, 4)} for score in scored]
+            for name, scored in scores.items()
+        },
         "provenance": run.provenance(
             [matcher.source for matcher in columns.values()],
             [(file, sha256_of(file)) for file in files],

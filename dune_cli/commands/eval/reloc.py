@@ -15,7 +15,8 @@ from dune_cli.commands.reloc import RelocMatching
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
-    from dune_cli.evaluation.localization import LocalizationSummary, PosedSet, QueryScore
+    from dune_cli.evaluation.localization import LocalizationSummary, QueryScore
+    from dune_cli.evaluation.posed_sets import PosedSet
 
 SHORT_HELP = "Localization of photos in maps they were left out of, and refusal of others."
 ALL = "all"
@@ -42,10 +43,11 @@ def command(
     Example: dune eval reloc data/multiview --matchers sift,xfeat-lighterglue -o table.json
     """
     from dune_cli.evaluation import localization
+    from dune_cli.evaluation.posed_sets import read_posed_sets
     from dune_cli.sfm.localization import LocalizationConfig
 
     target = output.file(".json")
-    places = localization.read_posed_sets(root, sets.sets)
+    places = read_posed_sets(root, sets.sets)
     matchers.check_present()
     confidence = {} if min_confidence is None else {"min_confidence": min_confidence}
     config = LocalizationConfig(seed=compute.seed, **confidence)

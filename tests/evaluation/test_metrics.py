@@ -1,14 +1,16 @@
-"""Camera errors after a similarity fit: worked by hand, exact for similar worlds, and no similarity changes them."""
+"""Errors of cameras and depth: worked by hand; no similarity changes those of cameras, no scale those of depth."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from dune_cli.evaluation.multiview import camera_errors, extent, fit_cameras, pair_errors_deg
+from dune_cli.evaluation import metrics
+from dune_cli.evaluation.metrics import camera_errors, extent, fit_cameras, pair_errors_deg
 from dune_cli.geometry import poses
 from dune_cli.geometry.sim3 import move_poses
 
+NAN = float("nan")
 RNG = np.random.default_rng(0)
 
 
@@ -103,3 +105,39 @@ def test_pairs_worked_by_hand() -> None:
 def test_one_place_cannot_be_fitted() -> None:
     with pytest.raises(ValueError, match="two cameras that stand apart"):
         fit_cameras(np.tile(np.eye(4), (3, 1, 1)), cameras(3, RNG))
+
+
+def test_depth_errors_worked_by_hand() -> None:
+    """Five measured pixels: exact, 4 % off, 20 % off, twice as far, none; a sixth was never measured."""
+    true = np.array([[1.0, 2.0, 5.0], [2.0, 3.0, 0.0]])
+    found = np.array([[1.0, 2.08, 4.0], [4.0, NAN, 7.0]])
+    errors = metrics.depth_errors(found, true)
+    assert errors.pixels == 5
+    assert errors.completeness == pytest.approx(0.8)
+    assert errors.abs_rel == pytest.approx((0 + 0.04 + 0.2 + 1) / 4)
+    assert errors.delta == pytest.approx(2 / 4), "5 / 4 is 1.25, which is not below it"
+    assert errors.close == pytest.approx(2 / 4)
+    assert errors.close_of_all == pytest.approx(2 / 5)
+
+
+def test_scaling_both_changes_nothing_and_scaling_one_does() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.uniform(1, 5, (20, 30))
+    found = true * rng.uniform(0.9, 1.1, true.shape)
+    base = metrics.depth_errors(found, true)
+    scaled = metrics.depth_errors(7 * found, 7 * true)
+    assert scaled.abs_rel == pytest.approx(base.abs_rel)
+    assert metrics.depth_errors(1.5 * true, true).abs_rel == pytest.approx(0.5)
+    assert metrics.depth_errors(true, true) == metrics.DepthErrors(600, 1.0, 0.0, 1.0, 1.0, 1.0)
+
+
+def test_depth_without_estimates_and_nothing_measured() -> None:
+    errors = metrics.depth_errors(None, np.ones((2, 2)))
+    assert (errors.completeness, errors.close_of_all) == (0, 0)
+    assert np.isnan(errors.abs_rel)
+    mean = metrics.mean_depth_errors([errors, metrics.depth_errors(np.full((2, 2), 1.1), np.ones((2, 2)))])
+    assert (mean.completeness, mean.abs_rel) == (0.5, pytest.approx(0.1))
+    with pytest.raises(ValueError, match="no pixel has a true depth"):
+        metrics.depth_errors(None, np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="does not go with"):
+        metrics.depth_errors(np.ones((2, 3)), np.ones((2, 2)))
