@@ -46,6 +46,16 @@ def constant(package: str, name: str, key: str, default: Any = _MISSING) -> Any:
     return ast.literal_eval(found[1].strip())
 
 
+def summary(package: str, name: str, function: str) -> str:
+    """The first line of the docstring of a top-level function in the plug-in's file, which is not imported.
+
+    "" where the function has none.
+    """
+    source = _source(package, name.replace("-", "_"))
+    found = re.search(rf'^def {function}\((?:.*\n(?!\n))*?.*\)(?: -> .*)?:\n    """(.*?)(?:"""|$)', source, re.M)
+    return "" if found is None else found[1]
+
+
 def load(package: str, name: str) -> ModuleType:
     """Imports the plug-in `name` of `package`."""
     return importlib.import_module(f"{package}.{name.replace('-', '_')}")

@@ -66,6 +66,8 @@ def test_constants_are_read_without_importing_the_file(acme: str) -> None:
     assert plugins.constant(TEACHERS, acme, "SIZES") == (224, 448)
     assert plugins.constant(TEACHERS, acme, "KIND") == "dense"
     assert plugins.constant(TEACHERS, acme, "X", None) is None
+    assert plugins.summary(TEACHERS, acme, "load") == "X = 3"
+    assert plugins.summary(TEACHERS, acme, "other") == ""
     with pytest.raises(KeyError, match="acme-net has no constant SIZE"):
         plugins.constant(TEACHERS, acme, "SIZE")
     with pytest.raises(ValueError, match="malformed"):
@@ -162,7 +164,7 @@ def test_a_verb_is_one_file(add: Callable[[str], str], example_photos: Path) -> 
 
 def test_a_benchmark_is_one_file(add: Callable[[str], str], example_photos: Path, tmp_path: Path) -> None:
     assert add("benchmark") == "half_size"
-    assert re.search(r"half-size +Matches of photos", dune("eval", "--help"))
+    assert re.search(r"half-size +Evaluate matches of photos", dune("eval", "--help"))
     out = tmp_path / "scores.json"
     table = dune("eval", "half-size", example_photos / "coffee.png", "--matchers", "sift", "-o", out)
     (row,) = json.loads(out.read_text())["rows"]

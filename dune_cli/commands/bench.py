@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from dune_cli.evaluation.speed import MatchingSpeed, NetworkSpeed, Speed
     from dune_cli.evaluation.task_speed import TaskSpeed
 
-SHORT_HELP = "Measure the speed of this machine, as ratios."
 NEEDS = ("numpy", "torch", "scipy", "tqdm")
 MODELS = {  # of each part, the default first
     "pair": ("dune-vitb", "dune-vits", "mast3r-vitl"),
@@ -30,8 +29,6 @@ MODELS = {  # of each part, the default first
 
 @options.group("Advanced")
 class BenchOptions:
-    """--architecture, --size, --rounds, --threads, --cpu-time, --device."""
-
     architecture: str | None = option(
         "--architecture NAME",
         "Architecture, with random weights, on which speed does not depend. "

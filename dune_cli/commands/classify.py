@@ -6,7 +6,6 @@ from dune_cli import console
 from dune_cli.commands import options
 from dune_cli.commands.options import ComputeOptions, ModelOptions, OutputOptions
 
-SHORT_HELP = "Classify photos into the classes of ImageNet."
 WEIGHTS = (("classes", "dune classify photo.jpg --model NAME", ("dinov2-vits14-linear", "dinov2-vitl14-linear4")),)
 
 

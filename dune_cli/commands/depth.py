@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from dune_cli.models.shared_backbone import SharedBackboneSlot
     from dune_cli.tasks.depth import Depth
 
-SHORT_HELP = "Estimate metric depth of photos and videos (16-bit PNG, NPZ, EXR, PLY)."
 WEIGHTS = (
     (
         "depth",
@@ -37,8 +36,6 @@ COLOR_ENDING = "_color.png"
 
 @options.group("Model")
 class DepthOptions(ModelOptions):
-    """--model, --encoder, --size, --flip, --depth-range."""
-
     model: str | None = options.model_of("DINOv2 depth heads and two-view models", default_text=options.BEST_MODEL)
     size: int | None = options.size_px()
     flip: bool = option("--flip", "Average with the horizontally flipped prediction. Takes twice the time.")
@@ -63,13 +60,10 @@ class DepthOptions(ModelOptions):
 
 @options.group("Output")
 class DepthOutput(OutputOptions):
-    """--format, --colormap, --output, --overwrite, --json."""
-
     kind: str | None = options.file_format(FORMATS)
-    colormap: str | None = options.choice(
-        "--colormap",
+    colormap: str | None = option(
+        f"--colormap [{'|'.join(COLORMAPS)}]",
         f"Also write a colour image NAME_color.png, near bright. Without a name: {COLORMAPS[0]}.",
-        COLORMAPS,
         is_flag=False,
         flag_value=COLORMAPS[0],
     )
@@ -86,13 +80,13 @@ def command(
     compute: ComputeOptions,
     output: DepthOutput,
 ) -> None:
-    """Estimate the depth z in metres at every pixel of photos and videos.
+    """Estimate the metric depth of photos and videos.
 
-    PNG files hold 16-bit depth times the JSON's png_scale (1000: millimetres), 0 where there is none. NPZ and EXR files
-    hold float32 metres. PLY files hold the back-projected, coloured points. A JSON file beside each gives the camera,
-    the depth range and the provenance. Without --intrinsics, --fov-deg and EXIF, the focal length follows from the
-    points of a two-view model. The default --size is 640 px for NYU heads, 1216 px for KITTI heads, and the standard
-    one of a two-view model.
+    Depth is z in metres, at every pixel of the photo. PNG files hold 16-bit depth times the JSON's png_scale (1000:
+    millimetres), 0 where there is none. NPZ and EXR files hold float32 metres. PLY files hold the back-projected,
+    coloured points. A JSON file beside each gives the camera, the depth range and the provenance. Without --intrinsics,
+    --fov-deg and EXIF, the focal length follows from the points of a two-view model. The default --size is 640 px for
+    NYU heads, 1216 px for KITTI heads, and the standard one of a two-view model.
 
     A video gives a folder with one file per frame, named by frame index (000000.png, ...). frames.jsonl holds one line
     per frame, with its time in seconds. video.json holds what is common to all frames, which have one camera.
@@ -184,17 +178,15 @@ class DepthTask(PredictTask):
     file = "depth.png"
 
     def __init__(self, settings: TaskSettings) -> None:
-        from dune_cli.checkpoints.defaults import default_model
+        self.settings = settings
+        self.model = ModelOptions(model=settings.model, encoder=settings.encoder).choose("depth")
+
+    def load(self) -> None:
         from dune_cli.checkpoints.loader import load_depth
 
-        self.settings, compute = settings, settings.compute
-        chosen = settings.model or default_model("depth")
-        self.network = load_depth(chosen, settings.encoder, compute.device, compute.dtype)
+        compute = self.settings.compute
+        self.network = load_depth(self.model, self.settings.encoder, compute.device, compute.dtype)
         self.sources = self.network.sources  # before encoders are shared, whose files may differ
-
-    @staticmethod
-    def check(settings: TaskSettings) -> None:
-        ModelOptions(model=settings.model, encoder=settings.encoder).choose("depth")
 
     def slot(self) -> SharedBackboneSlot | None:
         from dune_cli.models.depth import TwoViewDepth
@@ -224,14 +216,5 @@ class DepthTask(PredictTask):
         result = depth.predict(self.network, photo, cameras.resolve([photo])[0], size, run=run)
         return depth.document(result, path, depth.write(result, path), {})
 
-    def verb_options(self, cameras: CameraOptions, size: int | None) -> dict[str, Any]:
-        settings = self.settings
-        return {
-            "--model": settings.model or self.sources[0].name,
-            "--encoder": settings.encoder,
-            "--size": size,
-            "--intrinsics": cameras.intrinsics,
-            "--fov-deg": cameras.fov_deg,
-            "--device": settings.compute.device,
-            "--dtype": settings.compute.dtype,
-        }
+    def verb_options(self) -> dict[str, Any]:
+        return {"--encoder": self.settings.encoder}

@@ -7,7 +7,6 @@ from dune_cli.commands import checks, options
 from dune_cli.commands.options import RunOutput, SeededOptions, TrainingOptions, option
 from dune_cli.errors import UserError
 
-SHORT_HELP = "Distil one encoder from several teachers on unlabelled photos."
 WEIGHTS = (
     (
         "teachers",
@@ -19,8 +18,6 @@ WEIGHTS = (
 
 @options.group("Input")
 class SourceOptions:
-    """--teachers, --data, --student, --init."""
-
     teachers: tuple[str, ...] = option(
         "--teachers NAME,...",
         "Teachers, each NAME, NAME=FILE or timm:MODEL, such as dinov2,mast3r,multihmr or xfeat,efficientnet-lite2.",
@@ -55,11 +52,10 @@ class DistillOptions(TrainingOptions):
         default=3e-4,
         help="Peak learning rate at batch size 256, scaled linearly with the batch size.",
     )
-    sharing: str = options.choice(
-        "--sharing",
+    sharing: str = option(
+        "--sharing [none|lowest_loss|own_data|own+generic_data]",
         "Strategy that assigns images to teachers.",
-        ["none", "lowest_loss", "own_data", "own+generic_data"],
-        "lowest_loss",
+        default="lowest_loss",
     )
     drop_probability: float = option(
         "--drop-probability X",
@@ -67,13 +63,12 @@ class DistillOptions(TrainingOptions):
         options.FRACTION,
         0.5,
     )
-    projector: str = options.choice(
-        "--projector",
+    projector: str = option(
+        "--projector [tp|sp|lp]",
         "Projectors of the teachers. tp: transformer block, as in the paper. sp: MLP. lp: ladder of MLPs.",
-        ["tp", "sp", "lp"],
-        "tp",
+        default="tp",
     )
-    norm: str = options.choice("--norm", "Normalisation of the teacher outputs.", ["mean-std", "phi-s"], "mean-std")
+    norm: str = option("--norm [mean-std|phi-s]", "Normalisation of the teacher outputs.", default="mean-std")
     held_out_fraction: float = options.changed(TrainingOptions, "held_out_fraction", default=0.03)
     photometric: bool = option(
         "--photometric/--no-photometric", "Augment with colour jitter, blur and solarization.", default=True
@@ -88,9 +83,7 @@ class DistillOptions(TrainingOptions):
         "Shard the student over the processes of torchrun (FSDP2), instead of copying it (DDP).",
         heading="Advanced",
     )
-    logger: str | None = options.choice(
-        "--logger", "Additional logger. Needs its package.", ["tensorboard"], heading="Advanced"
-    )
+    logger: str | None = option("--logger [tensorboard]", "Additional logger. Needs its package.", heading="Advanced")
     workers: int = option("--workers N", "Number of threads that load photos.", options.COUNT, 2, heading="Advanced")
 
 
@@ -106,11 +99,11 @@ def command(
         "--preflight", "Time four steps, print the estimated hours, memory and disk space, and stop."
     ),
 ) -> None:
-    """Distil one student encoder from several frozen teachers on unlabelled photos, by DUNE's recipe.
+    """Distil one student encoder from several teachers on unlabelled photos.
 
-    The run folder holds checkpoints and log.jsonl. At the end it also holds student.safetensors,
-    student_fp16.safetensors, report.json and report.html. The same command resumes an interrupted run, bit for bit.
-    torchrun starts it on several GPUs or processes.
+    Follows DUNE's recipe, with frozen teachers. The run folder holds checkpoints and log.jsonl. At the end it also
+    holds student.safetensors, student_fp16.safetensors, report.json and report.html. The same command resumes an
+    interrupted run, bit for bit. torchrun starts it on several GPUs or processes.
 
     \b
     Example: dune distill --teachers dinov2,mast3r,multihmr --data photos/ -o student/

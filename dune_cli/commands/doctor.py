@@ -11,7 +11,6 @@ from dune_cli.commands import options
 from dune_cli.commands.options import JsonOptions
 from dune_cli.errors import JobFailed
 
-SHORT_HELP = "Check what works on this machine, and what is missing."
 VERBS = "dune_cli.commands"
 
 

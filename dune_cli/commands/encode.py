@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
     from dune_cli.models.shared_backbone import SharedBackboneSlot
 
-SHORT_HELP = "Compute encoder features of photos (NPZ), or a PCA image (PNG)."
 NEEDS = ("numpy", "torch")  # packages without which the verb fails; it works without downloaded weights
 WEIGHTS = (
     (
@@ -32,8 +31,6 @@ FORMATS = ("npz", "png")
 
 @options.group("Model")
 class EncoderOptions:
-    """--model, --teacher, --size, --batch-size."""
-
     model: str = options.model_of("encoders, also timm:NAME and timm:NAME=FILE", default="dune-mini")
     teacher: str | None = option("--teacher NAME", "Teacher whose tokens to predict, by the encoder's projector.")
     size: int | None = options.size_px()
@@ -104,20 +101,19 @@ class FeaturesTask(PredictTask):
 
     name = "features"
     file = "features.npz"
+    with_camera = False
 
     def __init__(self, settings: TaskSettings) -> None:
-        from dune_cli.checkpoints.loader import load_encoder
-
-        self.settings = settings
-        self.model = settings.model or settings.encoder or ""
-        self.encoder = load_encoder(self.model, settings.compute.device, settings.compute.dtype)
-        self.sources = [self.encoder.source]
-
-    @staticmethod
-    def check(settings: TaskSettings) -> None:
         if settings.encoder is None and settings.model is None:
             raise UserError("features need an encoder: give --encoder, or --task-model features=NAME|FILE")
+        self.model, self.compute = settings.model or settings.encoder or "", settings.compute
         checks.weights(settings.model, settings.encoder)
+
+    def load(self) -> None:
+        from dune_cli.checkpoints.loader import load_encoder
+
+        self.encoder = load_encoder(self.model, self.compute.device, self.compute.dtype)
+        self.sources = [self.encoder.source]
 
     def slot(self) -> SharedBackboneSlot | None:
         from dune_cli.models.distilled_encoder import DistilledEncoder
@@ -136,7 +132,3 @@ class FeaturesTask(PredictTask):
         (features,) = encode.encode(self.encoder, [photo], size, run=run)
         encode.write(features, path)
         return encode.document(features, path, {})
-
-    def verb_options(self, cameras: CameraOptions, size: int | None) -> dict[str, Any]:
-        compute = self.settings.compute
-        return {"--model": self.model, "--size": size, "--device": compute.device, "--dtype": compute.dtype}

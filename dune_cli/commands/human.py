@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     CameraPhoto = tuple[Photo, Any, Any]  # a photo, its camera K or None, and where that came from
 
-SHORT_HELP = "Estimate meshes and body parameters of people in photos and videos (OBJ, GLB, PLY)."
 WEIGHTS = (
     (
         "people",
@@ -41,8 +40,6 @@ FORMATS = [  # of those for scenes, default first
 
 @options.group("Model")
 class BodyOptions:
-    """--body-models, --min-score."""
-
     body_models: str | None = option(
         "--body-models DIR",
         "Folder with smplx/SMPLX_NEUTRAL.npz, for models on SMPL-X.",
@@ -53,8 +50,6 @@ class BodyOptions:
 
 @options.group("Model")
 class HumanOptions(BodyOptions):
-    """--model, --body-models, --min-score, --select."""
-
     model: str | None = options.model_of(
         "Multi-HMR on Anny or SMPL-X", default_text=f"multihmr-672-l-anny, else {options.BEST_MODEL}"
     )
@@ -65,8 +60,6 @@ class HumanOptions(BodyOptions):
 
 @options.group("Output")
 class HumanOutput(OutputOptions):
-    """--output, --format, --overlay, --top-view, --overwrite, --json."""
-
     output: str | None = options.output_to(
         "meshes as .obj (one group per person), .glb (with the camera) or .ply for one photo, or a folder."
     )
@@ -108,11 +101,12 @@ def command(
     compute: ComputeOptions,
     output: HumanOutput,
 ) -> None:
-    """Estimate the bodies of people in photos and videos, in metres in the camera frame (x right, y down, z forward).
+    """Estimate the bodies of people in photos and videos.
 
-    Writes meshes, and beside them a JSON file with the pose, shape, position and joints of each person. Pixels are
-    those of the photo. Without --intrinsics, --fov-deg and EXIF, the Anny model predicts the camera, and SMPL-X models
-    assume a field of view of 60 degrees. A photo without people gives an empty list and exit code 0.
+    Bodies are in metres, in the camera frame (x right, y down, z forward). Writes meshes, and beside them a JSON file
+    with the pose, shape, position and joints of each person. Pixels are those of the photo. Without --intrinsics,
+    --fov-deg and EXIF, the Anny model predicts the camera, and SMPL-X models assume a field of view of 60 degrees. A
+    photo without people gives an empty list and exit code 0.
 
     A video gives a folder with one mesh file per frame, named by frame index (000000.obj, ...). frames.jsonl holds the
     people of one frame per line, with its time in seconds. video.json holds what is common to all: the camera, the
@@ -230,22 +224,19 @@ class HumanTask(PredictTask):
     sized = False  # the network input is a square of the model's own size
 
     def __init__(self, settings: TaskSettings) -> None:
-        from dune_cli.checkpoints.defaults import default_model
+        self.settings, self.model = settings, ModelOptions(model=settings.model).choose("human")
+
+    def load(self) -> None:
         from dune_cli.tasks import human
 
-        self.settings, compute = settings, settings.compute
-        chosen = settings.model or default_model("human")
-        self.model = human.load_human(chosen, settings.body_models, compute.device, compute.dtype)
-        self.sources = [self.model.source, self.model.body.source]
-
-    @staticmethod
-    def check(settings: TaskSettings) -> None:
-        ModelOptions(model=settings.model).choose("human")
+        compute = self.settings.compute
+        self.people = human.load_human(self.model, self.settings.body_models, compute.device, compute.dtype)
+        self.sources = [self.people.source, self.people.body.source]
 
     def slot(self) -> SharedBackboneSlot | None:
         from dune_cli.models.shared_backbone import SharedBackboneSlot
 
-        network = self.model.network
+        network = self.people.network
         return SharedBackboneSlot(self.name, network.encoder if network.body == "anny" else network, "backbone")
 
     def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:
@@ -253,18 +244,9 @@ class HumanTask(PredictTask):
 
         known = human.cameras([photo], cameras.intrinsics, cameras.fov_deg)[0]
         with run.stage("network"):
-            found = human.predict(self.model, photo, *known, self.settings.min_score)
-        human.write_meshes(path, human.meshes(self.model, found.people), found)
-        return human.document(self.model, found, path, {})
+            found = human.predict(self.people, photo, *known, self.settings.min_score)
+        human.write_meshes(path, human.meshes(self.people, found.people), found)
+        return human.document(self.people, found, path, {})
 
-    def verb_options(self, cameras: CameraOptions, size: int | None) -> dict[str, Any]:
-        settings = self.settings
-        return {
-            "--model": settings.model or self.sources[0].name,
-            "--body-models": settings.body_models,
-            "--min-score": settings.min_score,
-            "--intrinsics": cameras.intrinsics,
-            "--fov-deg": cameras.fov_deg,
-            "--device": settings.compute.device,
-            "--dtype": settings.compute.dtype,
-        }
+    def verb_options(self) -> dict[str, Any]:
+        return {"--body-models": self.settings.body_models, "--min-score": self.settings.min_score}

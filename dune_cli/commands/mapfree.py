@@ -15,14 +15,11 @@ from dune_cli.provenance import Run
 if TYPE_CHECKING:
     from dune_cli.sfm.relative_pose import PairBackend, SolverConfig
 
-SHORT_HELP = "Estimate the poses of a Map-free data set, as a submission ZIP."
 SPLITS = ("train", "val", "test")
 
 
 @options.group("Matching")
 class MapfreeMatching(MatchingOptions):
-    """--model, --encoder, --matcher, --size, --solver, --unit-translation."""
-
     size: int | None = options.size_px()
     solver: str | None = solver_option()
     unit_translation: bool = option(
@@ -48,7 +45,7 @@ class MapfreeMatching(MatchingOptions):
 def command(
     *,
     root: str = options.argument("ROOT", "Folder of the data set."),
-    split: str = options.choice("--split", "Folder below ROOT.", SPLITS, "val", heading="Input"),
+    split: str = option(f"--split [{'|'.join(SPLITS)}]", "Folder below ROOT.", default="val", heading="Input"),
     matching: MapfreeMatching,
     compute: SeededOptions,
     output: OutputOptions = options.adapt(
@@ -58,11 +55,12 @@ def command(
         )
     ),
 ) -> None:
-    """Estimate the metric pose of every fifth query photo of each scene, relative to the scene's reference photo.
+    """Estimate the poses of a Map-free data set, as a submission ZIP.
 
-    The scenes are the folders in ROOT/SPLIT. The ZIP has the official layout, with the number of inliers as
-    confidence. Frames without a pose are left out. An interrupted run resumes when it is started again, with the same
-    result. 'dune eval mapfree' scores the ZIP.
+    Poses are in metres, of every fifth query photo of each scene relative to the scene's reference photo. The scenes
+    are the folders in ROOT/SPLIT. The ZIP has the official layout, with the number of inliers as confidence. Frames
+    without a pose are left out. An interrupted run resumes when it is started again, with the same result. 'dune eval
+    mapfree' scores the ZIP.
 
     \b
     Example: dune mapfree data/mapfree --model dunemast3r-vitb -o submission.zip

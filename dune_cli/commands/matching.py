@@ -21,8 +21,6 @@ NEIGHBOURS = 10
 
 @options.group("Matching")
 class MatchingOptions(ModelOptions):
-    """--model, --encoder, --matcher."""
-
     matcher: str = option(
         "--matcher NAME",
         "Feature matcher. auto: the best one on this machine; 'dune doctor' lists all.",
@@ -77,8 +75,6 @@ class MatchingOptions(ModelOptions):
 
 @options.group("Matching")
 class RetrievalOptions:
-    """--neighbours, --retrieval-model, --work."""
-
     neighbours: int | None = option(
         "--neighbours N",
         "Number of photos to match each photo with, where not all are.",
@@ -112,11 +108,10 @@ def pairs_option(also: str = "") -> Any:
 
 def solver_option() -> Any:
     """--solver, of relative poses."""
-    return options.choice(
-        "--solver",
+    return option(
+        "--solver [pnp|essential]",
         "Pose solver. pnp: from pixels of the query and metric points of the reference. essential: from the epipolar "
         "geometry, with the length from these points or --baseline.",
-        ["pnp", "essential"],
         heading="Matching",
         default_text="pnp where the reference has points in metres",
     )
@@ -124,13 +119,11 @@ def solver_option() -> Any:
 
 def mapper_option() -> Any:
     """--mapper."""
-    return options.choice("--mapper", "Mapper of pycolmap.", ["incremental", "global"], "incremental")
+    return option("--mapper [incremental|global]", "Mapper of pycolmap.", default="incremental")
 
 
 @options.group("Model")
 class MatchersOptions(ModelOptions):
-    """--matchers, --model, --encoder: several matchers, as columns or rows of a benchmark."""
-
     matchers: tuple[str, ...] = option(
         "--matchers NAME,...",
         "Feature matchers. auto: the best one on this machine; 'dune doctor' lists all.",

@@ -127,9 +127,10 @@ class Command(click.Command):
 
 
 class FolderGroup(click.Group):
-    """The commands in the folder of a package: each file (or folder) defines `command` and `SHORT_HELP`.
+    """The commands in the folder of a package: each file (or folder) defines `command`.
 
-    A command's module is imported only when it runs or shows its own help.
+    A command's module is imported only when it runs or shows its own help. Its short help is the first line of the
+    docstring of `command`, which is read from the file.
     """
 
     def __init__(self, *arguments: Any, package: str, heading: str = "Commands", **settings: Any) -> None:
@@ -144,7 +145,7 @@ class FolderGroup(click.Group):
         return plugins.load(self.package, cmd_name).command if known else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, plugins.constant(self.package, name, "SHORT_HELP")) for name in self.list_commands(ctx)]
+        rows = [(name, plugins.summary(self.package, name, "command")) for name in self.list_commands(ctx)]
         with formatter.section(self.heading):
             formatter.write_dl(rows)
 
@@ -160,14 +161,17 @@ def option(
     default_text: str | None = None,
     **settings: Any,
 ) -> Any:
-    """An option, as a dataclass field. `declaration` as --help shows it: "-o, --output PATH", "--dense/--no-dense".
+    """An option, as a dataclass field. `declaration` as --help shows it: "-o, --output PATH", "--dense/--no-dense",
+    "--mapper [incremental|global]". Without a metavar and a type it is a flag.
 
-    Without a metavar and a type it is a flag. `heading` is that of its group if it is None; see `Option` for `aliases`
-    and `default_text`. `settings`: others of Click's. The field's default is the option's; of several values it is ().
+    `heading` is that of its group if it is None; see `Option` for `aliases` and `default_text`. `settings`: others of
+    Click's. The field's default is the option's; of several values it is ().
     """
     words = [word.removesuffix(",") for word in declaration.split(" ")]
     names = [word for word in words if word.startswith("-")]
     metavar = next((word for word in words if not word.startswith("-")), None)
+    if metavar is not None and metavar.startswith("[") and metavar.endswith("]"):
+        type, metavar = click.Choice(metavar[1:-1].split("|")), None
     settings |= {"help": help, "type": type, "metavar": metavar, "show_default": True}
     if not settings.get("required"):
         if metavar is None and type is None and default is None:
@@ -306,17 +310,12 @@ def output_to(formats: str, **settings: Any) -> Any:
 def file_format(formats: Sequence[str]) -> Any:
     """--format, of files in an output folder; the first one is the default."""
     text = "Format of the files in an output folder."
-    return option("--format", text, click.Choice(formats), default_text=formats[0], heading="Output")
+    return option(f"--format [{'|'.join(formats)}]", text, default_text=formats[0], heading="Output")
 
 
 def size_px(what: str = "Long side of the network input", least: int = 14, **settings: Any) -> Any:
     """--size."""
     return option("--size PX", f"{what}, in pixels.", click.IntRange(least), heading="Model", **settings)
-
-
-def choice(declaration: str, help: str, names: Sequence[str], default: str | None = None, **settings: Any) -> Any:
-    """An option with one of several names."""
-    return option(declaration, help, click.Choice(names), default, **settings)
 
 
 def fps(what: str, default_text: str) -> Any:
@@ -344,15 +343,11 @@ class Printer:
 
 @group("Output")
 class JsonOptions(Printer):
-    """--json."""
-
     as_json: bool = option("--json", "Print the result as JSON on standard output.")
 
 
 @group("Output")
 class OutputOptions(Printer):
-    """--output, --overwrite, --json."""
-
     output: str | None = output_to("a file.")
     overwrite: bool = option("--overwrite", "Replace existing output files.")
     as_json: bool = changed(JsonOptions, "as_json")
@@ -366,38 +361,27 @@ class OutputOptions(Printer):
 
 @group("Advanced")
 class ComputeOptions:
-    """--device, --dtype.
-
-    `--dtype` is auto here and float32 in Python. A command should be fast on the machine at hand, and its JSON says
-    which type was used. A call of the library should give the same numbers everywhere, unless it asks for less.
-    """
-
     device: str = option(
         "--device DEVICE",
         "Device of the networks: auto, cpu, cuda, cuda:N or mps. auto: the first available of cuda, mps and cpu.",
         default="auto",
         callback=_checked_device,
     )
-    dtype: str = choice(
-        "--dtype TYPE",
-        "Number type of matrix products in transformers: auto, float32, bfloat16 or float16. auto: float32 for "
-        "two-view models, else a 16-bit type where the device is fast at it.",
-        runtime.DTYPES,
-        "auto",
+    dtype: str = option(
+        f"--dtype [{'|'.join(runtime.DTYPES)}]",
+        "Number type of matrix products in transformers. auto: float32 for two-view models, else a 16-bit type where "
+        "the device is fast at it.",
+        default="auto",
     )
 
 
 @group("Advanced")
 class SeededOptions(ComputeOptions):
-    """--device, --dtype, --seed."""
-
     seed: int = option("--seed N", "Seed of all random choices.", int, 0)
 
 
 @group("Cameras")
 class CameraOptions:
-    """--intrinsics, --fov-deg."""
-
     intrinsics: str | None = option(
         "--intrinsics FILE|FX,FY,CX,CY",
         "Intrinsics in pixels of the original photo: four numbers for all photos, four for each separated by ';', or a "
@@ -426,8 +410,6 @@ class CameraOptions:
 
 @group("Cameras")
 class BaselineCameras(CameraOptions):
-    """--intrinsics, --fov-deg, --baseline."""
-
     baseline: float | None = option(
         "--baseline METRES",
         "True distance between the first two cameras, in metres. Sets the scale.",
@@ -437,8 +419,6 @@ class BaselineCameras(CameraOptions):
 
 @group("Model")
 class ModelOptions:
-    """--model, --encoder."""
-
     model: str | None = model_of("two-view models (MASt3R, DUNE + MASt3R)")
     encoder: str | None = option(
         "--encoder NAME|FILE", "Encoder of a model whose weight file has none.", default_text="by the model's name"
@@ -462,8 +442,6 @@ class ModelOptions:
 
 @group("Input")
 class VideoOptions:
-    """--fps."""
-
     fps: float | None = fps("Frames per second to take from a video.", "all frames")
 
     def check(self, paths: Sequence[Path]) -> None:
@@ -495,8 +473,6 @@ class TrainingOptions:
 
 @group("Output")
 class RunOutput(Printer):
-    """--output, --json, of a training run."""
-
     output: str = option(
         "-o, --output DIR", "Output folder of the run. The same command resumes the run in it.", required=True
     )

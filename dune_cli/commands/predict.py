@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
     from dune_cli.models.shared_backbone import SharedBackbone
 
-SHORT_HELP = "Run several tasks on photos with shared encoder passes."
 REPORT = "predict.json"
 VERBS = "dune_cli.commands"
 _MODULES = [plugins.load(VERBS, verb) for verb in plugins.names(VERBS, "PREDICT_TASK")]
@@ -27,8 +27,6 @@ TASKS: dict[str, type[PredictTask]] = {one.name: one for one in (getattr(m, m.PR
 
 @options.group("Model")
 class PredictOptions(BodyOptions):
-    """--tasks, --task-model, --encoder, --size, --body-models, --min-score."""
-
     names: tuple[str, ...] = option(
         "--tasks NAME,...", f"Tasks to run: {', '.join(TASKS)}.", options.NameList(), required=True, heading="Input"
     )
@@ -69,7 +67,7 @@ class Predictor:
     tasks: dict[str, PredictTask]
     backbones: dict[str, SharedBackbone]
     size: int | None
-    dtype: str
+    compute: ComputeOptions
     run: Run
 
     def size_for(self, photo: Photo) -> int | None:
@@ -94,9 +92,10 @@ class Predictor:
         for name, task in self.tasks.items():
             path = folder / task.file
             document = task.predict(photo, cameras, size, path, self.run)
-            document["provenance"] = self.run.provenance(task.sources, inputs, dtype=self.dtype)
+            document["provenance"] = self.run.provenance(task.sources, inputs, dtype=self.compute.dtype)
             write_json(path.with_suffix(".json"), document)
-            same_as = task.command(photo, cameras, size, path)
+            verb, *more = task.command(cameras, size, self.compute)
+            same_as = shlex.join(["dune", verb, str(photo.path), "-o", str(path), *more])
             entries[name] = {"file": task.file, "json": path.with_suffix(".json").name, "same_as": same_as}
         encoders = [
             {
@@ -114,7 +113,7 @@ class Predictor:
             "tasks": entries,
             "encoder_passes": sum(entry["passes"] for entry in encoders),
             "encoders": encoders,
-            "provenance": self.run.provenance(list(sources.values()), inputs, dtype=self.dtype),
+            "provenance": self.run.provenance(list(sources.values()), inputs, dtype=self.compute.dtype),
         }
 
 
@@ -150,32 +149,23 @@ def command(
     from dune_cli.io.json_files import write_json
     from dune_cli.io.photos import read_photo
 
-    settings = {
-        name: TaskSettings(
-            model=model,
-            encoder=chosen.encoder,
-            body_models=chosen.body_models,
-            min_score=chosen.min_score,
-            compute=compute,
-        )
-        for name, model in chosen.models().items()
-    }
-    kinds = {name: TASKS[name] for name in settings}
+    shared = (chosen.encoder, chosen.body_models, chosen.min_score, compute)
+    settings = {name: TaskSettings(model, *shared) for name, model in chosen.models().items()}
     paths = expand(photos)
-    folders = _folders(paths, output, [kind.file for kind in kinds.values()])
+    folders = _folders(paths, output, [TASKS[name].file for name in settings])
     known = cameras.one_by_one(len(paths))
-    for name, kind in kinds.items():
-        kind.check(settings[name])
+    tasks = {name: TASKS[name](one) for name, one in settings.items()}
 
     from dune_cli.models.shared_backbone import share
 
     run = Run()
     with run.stage("load"):
-        tasks = {name: kind(settings[name]) for name, kind in kinds.items()}
+        for task in tasks.values():
+            task.load()
         backbones = share([slot for slot in (task.slot() for task in tasks.values()) if slot is not None])
     for source in {source.name: source for task in tasks.values() for source in task.sources}.values():
         console.note(f"{source.name}, licence: {source.licence}")
-    predictor = Predictor(tasks, backbones, chosen.size, compute.dtype, run)
+    predictor = Predictor(tasks, backbones, chosen.size, compute, run)
     reports = []
     for path, camera, folder in console.progress(list(zip(paths, known, folders)), "predict", unit="photo"):
         with run.stage("read"):

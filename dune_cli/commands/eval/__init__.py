@@ -6,7 +6,6 @@ import click
 
 from dune_cli.commands.options import FolderGroup
 
-SHORT_HELP = "Score models and matchers on data with ground truth."
 NEEDS = ("numpy", "torch", "cv2", "PIL", "tqdm")
 
 

@@ -21,8 +21,6 @@ PHOTO_SETS = "Folder of photo sets, whose cameras.json files hold intrinsics and
 
 @options.group("Input")
 class SetOptions:
-    """--set."""
-
     sets: tuple[str, ...] = options.option(
         "--set NAME,...", "Sets to evaluate, which are folders of ROOT.", options.NameList(), default_text="all"
     )
@@ -30,8 +28,6 @@ class SetOptions:
 
 @options.group("Output")
 class BenchmarkOutput(OutputOptions):
-    """--output, --overwrite, --json."""
-
     output: str | None = options.output_to("a .json file with all scores.")
 
     def finish(self, result: dict[str, Any], target: Path | None, table: str) -> None:

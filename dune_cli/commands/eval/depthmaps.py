@@ -11,14 +11,11 @@ from dune_cli.commands.options import SeededOptions
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
-SHORT_HELP = "Dense depth of photo sets against measured depth."
 QUALITIES = ("low", "medium", "high")
 
 
 @options.group("Dense")
 class QualityOptions(SetOptions):
-    """--set, --qualities."""
-
     qualities: tuple[str, ...] = options.option(
         "--qualities NAME,...",
         "Sizes of the depth maps, each a row: low, medium, high.",
@@ -43,12 +40,12 @@ def command(
     compute: SeededOptions,
     output: BenchmarkOutput,
 ) -> None:
-    """Evaluate the dense depth of photo sets at their true cameras against measured depth.
+    """Evaluate the dense depth of photo sets against measured depth.
 
-    Completeness is the fraction of the measured pixels that have a depth. AbsRel, the fraction with a ratio below 1.25
-    and the fraction within 5 % count those pixels. The last column is the fraction of all measured pixels within 5 %.
-    Values are means over the photos. The controls are the true median depth everywhere, and the depth of the nearest
-    sparse point.
+    Depth is computed at the true cameras. Completeness is the fraction of the measured pixels that have a depth.
+    AbsRel, the fraction with a ratio below 1.25 and the fraction within 5 % count those pixels. The last column is the
+    fraction of all measured pixels within 5 %. Values are means over the photos. The controls are the true median depth
+    everywhere, and the depth of the nearest sparse point.
 
     \b
     Example: dune eval depthmaps data/multiview --set hololens --qualities low,medium
@@ -67,9 +64,7 @@ def command(
     import_pycolmap("dune eval depthmaps")
     run = Run(seed=compute.seed)
     with run.stage("load"):
-        names = () if matching.matcher == "auto" else (matching.matcher,)
-        matchers = MatchersOptions(matchers=names, model=matching.model, encoder=matching.encoder)
-        ((name, matcher),) = matchers.load(compute).items()
+        matcher = matching.load_matcher(compute)
     rows: list[tuple[str, str, float, list[benchmark.ViewScore]]] = []
     with run.stage("evaluate"):
         for place in console.progress(places, "sets", len(places), "set"):
@@ -84,7 +79,7 @@ def command(
     result = {
         "schema": "dune.eval-depthmaps/1",
         "root": root,
-        "matcher": name,
+        "matcher": matcher.name,
         "rows": [
             {"set": place, "method": method, "seconds": round(seconds, 3)} | common.rounded(mean)
             for (place, method, seconds, _), mean in zip(rows, means)

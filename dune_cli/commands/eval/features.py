@@ -21,13 +21,9 @@ if TYPE_CHECKING:
     from dune_cli.evaluation.features import FeatureSource
     from dune_cli.teachers.teacher import Teacher
 
-SHORT_HELP = "Frozen features: k-NN, linear probe, cosine to teachers, patch matching."
-
 
 @options.group("Input")
 class FeatureData:
-    """--encoders, --labelled, --photos, --teachers, --posed-pairs."""
-
     encoders: tuple[str, ...] = option(
         "--encoders SPEC,...",
         "Columns: encoders as NAME, FILE or timm:MODEL[=FILE], teachers as teacher:NAME[=FILE], and the controls "
@@ -72,17 +68,14 @@ class FeatureData:
 
 @options.group("Advanced")
 class FeatureOptions:
-    """--size, --pairs-size, --pool, --k, --within-px, --batch-size."""
-
     size_px: int = option("--size PX", "Side of the square network input, in pixels.", click.IntRange(14), 224)
     pairs_size_px: int = option(
         "--pairs-size PX", "Long side of the pairs' photos, in pixels.", click.IntRange(32), 480
     )
-    pool: str = options.choice(
-        "--pool",
+    pool: str = option(
+        "--pool [cls|mean|both]",
         "Global feature: the CLS token, the mean of the patch tokens, or both.",
-        ["cls", "mean", "both"],
-        "both",
+        default="both",
     )
     k: int = option("--k N", "Number of neighbours of the k-NN classifier.", options.COUNT, 20)
     within_px: tuple[int, ...] = option(
@@ -96,11 +89,11 @@ class FeatureOptions:
 
 @options.verb("features")
 def command(*, data: FeatureData, settings: FeatureOptions, compute: SeededOptions, output: BenchmarkOutput) -> None:
-    """Evaluate frozen features of encoders, which are the columns.
+    """Evaluate frozen features: k-NN, linear probe, cosine to teachers, patch matching.
 
-    k-NN leaves one photo out, and the linear probe has five folds. A folder with train/ and val/ uses those instead.
-    Cosines to teachers are those of the projectors' predictions. Patch matching counts mutual nearest patches near the
-    true epipolar line.
+    The encoders are the columns. k-NN leaves one photo out, and the linear probe has five folds. A folder with train/
+    and val/ uses those instead. Cosines to teachers are those of the projectors' predictions. Patch matching counts
+    mutual nearest patches near the true epipolar line.
 
     \b
     Example: dune eval features --labelled classes/ --encoders student.safetensors,random:dune-mini,pixels

@@ -8,18 +8,15 @@ from dune_cli.commands import options
 from dune_cli.commands.eval._common import BenchmarkOutput
 from dune_cli.provenance import Run
 
-SHORT_HELP = "Official scores of a Map-free relocalization submission."
-
 
 @options.verb("mapfree")
 def command(
     *,
     root: str = options.argument("ROOT", "Folder of the data set."),
-    split: str = options.choice(
-        "--split",
+    split: str = options.option(
+        "--split [train|val]",
         "Folder below ROOT. The poses of the test split are not public.",
-        ["train", "val"],
-        "val",
+        default="val",
         heading="Input",
     ),
     submission: str = options.option(
@@ -30,11 +27,11 @@ def command(
     ),
     output: BenchmarkOutput,
 ) -> None:
-    """Score a submission against the poses under ROOT, exactly as the official single-frame script does.
+    """Score a Map-free submission.
 
-    Errors are in metres, degrees and pixels. Precision and AUC are for 0.25 m and 5 degrees, and for a virtual
-    correspondence reprojection error (VCRE) of 90 px. Malformed lines are skipped with a note. Missing frames count as
-    failures.
+    The scores are exactly those of the official single-frame script, quirks included. Errors are in metres, degrees and
+    pixels. Precision and AUC are for 0.25 m and 5 degrees, and for a virtual correspondence reprojection error (VCRE)
+    of 90 px. Malformed lines are skipped with a note. Missing frames count as failures.
 
     \b
     Example: dune eval mapfree data/mapfree --submission submission.zip

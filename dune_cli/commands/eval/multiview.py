@@ -11,7 +11,7 @@ from dune_cli.commands.checks import weights
 from dune_cli.commands.eval import _common as common
 from dune_cli.commands.eval._common import BenchmarkOutput, SetOptions
 from dune_cli.commands.matching import MatchersOptions, check_matchers, mapper_option, pairs_option
-from dune_cli.commands.options import SeededOptions
+from dune_cli.commands.options import SeededOptions, option
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
@@ -19,14 +19,11 @@ if TYPE_CHECKING:
     from dune_cli.evaluation.multiview import Method, SetScore
     from dune_cli.provenance import Source
 
-SHORT_HELP = "Cameras of reconstructed photo sets, beside pycolmap with SIFT."
 CONTROL, POINTMAP = "pycolmap-sift", "pointmap"
 
 
 @options.group("Matching")
 class MethodOptions(MatchersOptions):
-    """--matchers, --model, --encoder, --pairs, --mapper, --control."""
-
     matchers: tuple[str, ...] = options.changed(
         MatchersOptions,
         "matchers",
@@ -39,7 +36,7 @@ class MethodOptions(MatchersOptions):
     )
     pairs: str = pairs_option()
     mapper: str = mapper_option()
-    control: bool = options.option(
+    control: bool = option(
         "--control/--no-control", "Add pycolmap with its own SIFT as a row.", default=True, heading="Advanced"
     )
 
@@ -58,11 +55,10 @@ def command(
     root: str = options.argument("ROOT", common.PHOTO_SETS),
     methods: MethodOptions,
     sets: SetOptions,
-    intrinsics: str = options.choice(
-        "--intrinsics-mode",
+    intrinsics: str = option(
+        "--intrinsics-mode [known|unknown]",
         "Intrinsics of the photos. known: the true K, without distortion. unknown: from EXIF, else estimated.",
-        ["known", "unknown"],
-        "known",
+        default="known",
         heading="Cameras",
         aliases=["--intrinsics"],
     ),

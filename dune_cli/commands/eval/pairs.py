@@ -18,15 +18,12 @@ if TYPE_CHECKING:
     from dune_cli.evaluation.pairs import ConfidenceSample, PairScore, PairSummary, PosedPair
     from dune_cli.matchers.matcher import Matcher
 
-SHORT_HELP = "Relative pose of photo pairs with ground truth (AUC@5/10/20)."
 CHANCE = "chance"
 Scores = dict[str, list["PairScore"]]
 
 
 @options.group("Input")
 class PairOptions(SetOptions):
-    """--set, --limit, --sizes, --threshold-px, --calibration."""
-
     sets: tuple[str, ...] = options.changed(
         SetOptions, "sets", help="Sets to evaluate, which are folders of ROOT. easy: all but wide."
     )
@@ -65,7 +62,7 @@ def command(
     compute: SeededOptions,
     output: BenchmarkOutput,
 ) -> None:
-    """Evaluate the relative pose of photo pairs.
+    """Evaluate matchers by the relative pose of photo pairs (AUC@5/10/20).
 
     The error of a pair is the larger of its rotation and translation-direction errors in degrees. A missing pose counts
     as 180 degrees. Poses are estimated by MAGSAC from the matches, with the true intrinsics. Seconds per pair are

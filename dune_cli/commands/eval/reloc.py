@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from dune_cli.evaluation.localization import LocalizationSummary, QueryScore
     from dune_cli.evaluation.posed_sets import PosedSet
 
-SHORT_HELP = "Localization of photos in maps they were left out of, and refusal of others."
 ALL = "all"
 
 
@@ -32,7 +31,7 @@ def command(
     compute: SeededOptions,
     output: BenchmarkOutput,
 ) -> None:
-    """Evaluate the localization of photos in maps.
+    """Evaluate the localization of photos in maps, and the refusal of others.
 
     Each photo is left out once, and dune reloc --map localizes it in the map of the others at their true poses. A pose
     is near within 2 degrees and 0.25 m, or 5 % of the largest distance between two cameras where the scale is unknown.

@@ -6,8 +6,6 @@ import click
 
 from dune_cli.commands.options import FolderGroup
 
-SHORT_HELP = "Train a head on a frozen encoder."
-
 
 @click.group("train", cls=FolderGroup, package=__name__)
 def command() -> None:

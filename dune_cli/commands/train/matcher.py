@@ -11,13 +11,9 @@ from dune_cli.commands import checks, options
 from dune_cli.commands.options import RunOutput, SeededOptions, TrainingOptions, option
 from dune_cli.errors import UserError
 
-SHORT_HELP = "Train the matcher 'dune', which starts from XFeat + LighterGlue."
-
 
 @options.group("Input")
 class SceneOptions:
-    """--scenes, --photos, --labels, --teacher-minutes, --validate, --validation-pairs."""
-
     data: tuple[str, ...] = option(
         "--scenes DIR",
         "Folder of scenes, with one folder of photos for each. Repeatable.",
@@ -44,8 +40,6 @@ class SceneOptions:
 
 @options.group("Model")
 class HeadOptions:
-    """--encoder, --init, --context, --size, --max-keypoints, --prune-below."""
-
     encoder: str = option(
         "--encoder NAME|FILE",
         "Encoder to train on, which is frozen: a dune-mini with the stem xfeat+lite.",
