@@ -1,4 +1,4 @@
-"""The sharpest frame of each stretch of a video, as photos in the work folder, where later runs find them."""
+"""Keyframes of a video: the sharpest frame of each interval, as photos in the work folder, reused by later runs."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from dune_cli.io.safe_read import read_bytes, read_json
 from dune_cli.io.video import Frame, Video
 from dune_cli.provenance import sha256_of
 
-FPS = 2.0  # frames a second that are taken where the user says nothing
+FPS = 2.0  # frames a second, by default
 SHARPNESS_SIDE_PX = 640
 JPEG_QUALITY = 97
 LIST, SCHEMA = "frames.json", "dune.frames/1"
 
 
-def extract_keyframes(paths: Sequence[Path], fps: float | None, work: WorkFolder) -> list[Path]:
-    """The photos of `paths`, and instead of each video its frames: of every 1 / fps seconds the sharpest one.
+def extract_keyframes(paths: Sequence[Path], fps: float | None, cache: WorkFolder) -> list[Path]:
+    """The photos of `paths`, and instead of each video its keyframes: the sharpest frame of every 1 / fps seconds.
 
-    Frames are files FOLDER/frames/KEY/VIDEO_000123.jpg, numbered by their place in the video, and there all together
-    or not at all, with their hashes in frames.json; a note says where they are damaged and made again. Raises what
-    `Video` does for one that cannot be read.
+    Keyframes are files FOLDER/frames/KEY/VIDEO_000123.jpg, numbered as in the video, with their hashes in frames.json.
+    They are written all together or not at all; a note says where they are damaged and extracted again. Raises what
+    `Video` does for a video that cannot be read.
     """
     videos = [path for path in paths if is_video(path)]
     stems = dict(zip(videos, unique_stems(videos)))
-    found = []
+    photos = []
     for path in paths:
-        found += _frames_of(path, stems[path], fps or FPS, work) if path in stems else [path]
-    return found
+        photos += _keyframes_of(path, stems[path], fps or FPS, cache) if path in stems else [path]
+    return photos
 
 
-def _frames_of(path: Path, stem: str, fps: float, work: WorkFolder) -> list[Path]:
-    with Video(path) as video:  # says what is wrong with a file before it is hashed
-        folder = work.folder / "frames" / key_of(sha256_of(path), fps, stem)
-        if not _are_whole(folder):
+def _keyframes_of(path: Path, stem: str, fps: float, cache: WorkFolder) -> list[Path]:
+    with Video(path) as video:  # raises for a broken file before it is hashed
+        folder = cache.folder / "frames" / key_of(sha256_of(path), fps, stem)
+        if not _is_complete(folder):
             cv2 = optional.require("cv2", f"the video {path}")
             hashes = {}
             with atomic_directory(folder) as temporary:
-                shown = console.progress(iter(video), f"frames of {path.name}", video.expected, "frame")
-                for frame in sharpest_frames(shown, fps):
-                    good, data = cv2.imencode(
+                frames = console.progress(iter(video), f"frames of {path.name}", video.expected, "frame")
+                for frame in sharpest_frames(frames, fps):
+                    success, data = cv2.imencode(
                         ".jpg", np.ascontiguousarray(frame.rgb[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
                     )
-                    assert good, "a frame is a picture"
+                    assert success, "a frame can be encoded"
                     file = temporary / f"{stem}_{frame.index:06d}.jpg"
                     file.write_bytes(data.tobytes())
                     hashes[file.name] = hashlib.sha256(data.tobytes()).hexdigest()
@@ -61,14 +61,14 @@ def _frames_of(path: Path, stem: str, fps: float, work: WorkFolder) -> list[Path
     return sorted(folder.glob("*.jpg"))
 
 
-def _are_whole(folder: Path) -> bool:
-    """Whether the frames in `folder` are those that its list has; if not, they are removed, with a note."""
+def _is_complete(folder: Path) -> bool:
+    """Whether `folder` holds the frames of its list; if not, it is removed, with a note."""
     if not folder.exists():
         return False
     try:
-        facts = Fields(read_json(folder / LIST), str(folder / LIST))
-        hashes = facts.object("sha256")
-        if facts.text("schema") != SCHEMA or set(hashes) != {file.name for file in folder.glob("*.jpg")}:
+        fields = Fields(read_json(folder / LIST), str(folder / LIST))
+        hashes = fields.object("sha256")
+        if fields.text("schema") != SCHEMA or set(hashes) != {file.name for file in folder.glob("*.jpg")}:
             raise UserError("its frames are not those of its list")
         for name in hashes:
             if hashlib.sha256(read_bytes(folder / name, "a frame")).hexdigest() != hashes.text(name):
@@ -81,20 +81,20 @@ def _are_whole(folder: Path) -> bool:
 
 
 def sharpest_frames(frames: Iterator[Frame], fps: float) -> Iterator[Frame]:
-    """Of the frames within each 1 / fps seconds the one with the most detail; the earlier one of equals."""
-    held: Frame | None = None
-    best, window = -math.inf, 0
+    """The sharpest frame of each interval of 1 / fps seconds; of equals the earliest."""
+    best: Frame | None = None
+    best_sharpness, interval = -math.inf, 0
     for frame in frames:
-        own = math.floor(frame.time_s * fps + 1e-6)
-        if held is not None and own != window:
-            yield held
-            held, best = None, -math.inf
-        window = own
-        detail = sharpness(frame.rgb)
-        if detail > best:
-            held, best = frame, detail
-    if held is not None:
-        yield held
+        index = math.floor(frame.time_s * fps + 1e-6)
+        if best is not None and index != interval:
+            yield best
+            best, best_sharpness = None, -math.inf
+        interval = index
+        own_sharpness = sharpness(frame.rgb)
+        if own_sharpness > best_sharpness:
+            best, best_sharpness = frame, own_sharpness
+    if best is not None:
+        yield best
 
 
 def sharpness(rgb: np.ndarray) -> float:

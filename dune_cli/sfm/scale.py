@@ -1,4 +1,7 @@
-"""What a scene's unit of length is taken from: steps that are motion, and not what noise leaves of standing still."""
+"""The unit of length of a scene: a baseline, or the median step between cameras that moved, and checks of both.
+
+`pixel_size`: pixels of a photo per matched pixel. It limits which steps are motion, and which the noise of matches.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,20 @@ from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.scene import Scene, View
 from dune_cli.sfm.verification import MIN_INLIERS
 
-STILL = 1.0  # matched pixels, by which a step moves points at the median distance: less is the noise of matches
-STILL_SHARE = 0.005  # of the distance to dense points, below which a model's cameras do not stand apart
-KNOWN = 4.0  # STILLs: a length that all others are multiples of must be known to a quarter, or better
-SAME_PLACE = 1e-9  # of the coordinates: what rounding leaves
+MIN_BASELINE = 4.0  # matched pixels that a given baseline must move points at the median depth by
+MIN_BASELINE_SHARE = 0.005  # of the depth, without matched pixels
+SAME_CENTRE = 1e-9  # of the coordinates: rounding error
 NAMED = 3  # views in a note
 
 
 def scale_by_motion(scene: Scene, pixel_size: float) -> Scene:
-    """The median step from one camera to the next as the unit, of the cameras that moved. `pixel_size`: pixels of a
-    photo per matched pixel."""
-    placed = scene.registered
-    centres = np.stack([scene.views[index].world_from_cam[:3, 3] for index in placed])
+    """The scene with the median step between consecutive cameras as its unit. Steps below one matched pixel do not
+    count. JobFailed where all cameras stand in one place."""
+    registered = scene.registered
+    centres = np.stack([scene.views[index].world_from_cam[:3, 3] for index in registered])
     steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
-    moved = steps > np.array([STILL * _still(scene, pair, pixel_size) for pair in pairwise(placed)])
-    if not moved.any():  # each step is noise, and all together may be none
+    moved = steps > np.array([_pixel_step(scene, pair, pixel_size) for pair in pairwise(registered)])
+    if not moved.any():  # each step may be noise while all together are motion
         steps = np.linalg.norm(centres - centres.mean(axis=0), axis=1)
         moved = steps > 0
     if not moved.any():
@@ -38,20 +40,24 @@ def scale_by_motion(scene: Scene, pixel_size: float) -> Scene:
 
 
 def scale_by_baseline(scene: Scene, baseline: float, pixel_size: float | None) -> Scene:
-    """The distance of the first two cameras as `baseline` metres. `pixel_size`: pixels of a photo per matched pixel;
-    None where no pixels were matched. JobFailed where they were not placed, or hardly stand apart."""
-    one, two = scene.views[:2]
-    for view in (one, two):
+    """The scene in metres, from the `baseline` between its first two cameras. `pixel_size` is None where no pixels were
+    matched. JobFailed where one of the two is not registered, or they are too close to each other."""
+    first, second = scene.views[:2]
+    for view in (first, second):
         if not view.registered:
             raise JobFailed(
                 f"--baseline is between the first two photos, and {view.image} could not be placed ({view.reason}); "
                 "name two others first, or leave --baseline out"
             )
     length = scene.baseline()
-    if not length > (KNOWN * STILL * _still(scene, (0, 1), pixel_size) if pixel_size else _still_share(one, two)):
+    if pixel_size is not None:
+        least = MIN_BASELINE * _pixel_step(scene, (0, 1), pixel_size)
+    else:
+        least = MIN_BASELINE_SHARE * min(_median_depths(first, second), default=0.0)
+    if not length > least:
         raise JobFailed(
-            f"--baseline is between the first two photos, and {shown(one.image)} and {shown(two.image)} were taken in "
-            "one place; name two others first, or leave --baseline out"
+            f"--baseline is between the first two photos, and {shown(first.image)} and {shown(second.image)} were "
+            "taken in one place; name two others first, or leave --baseline out"
         )
     return scene.scaled(baseline / length, "metric", None)
 
@@ -61,20 +67,19 @@ def check_distinct_centres(known_poses: Mapping[object, np.ndarray]) -> None:
     if len(known_poses) < 2:
         return
     centres = np.stack([pose[:3, 3] for pose in known_poses.values()])
-    if np.ptp(centres, axis=0).max() <= SAME_PLACE * max(float(np.abs(centres).max()), 1.0):
+    if np.ptp(centres, axis=0).max() <= SAME_CENTRE * max(float(np.abs(centres).max()), 1.0):
         raise UserError(
             f"all {len(centres)} centres of --poses are in one place, where nothing shows how far things are; give "
             "poses with translations, or leave --poses out"
         )
 
 
-def same_viewpoint_notes(names: Sequence[str], found: Correspondences) -> tuple[str, ...]:
-    """Which photos show what another one shows from the same place: copies, and a camera that stands still."""
+def same_viewpoint_notes(names: Sequence[str], correspondences: Correspondences) -> tuple[str, ...]:
+    """A note on the photos with the same view as an earlier one: copies, and frames of a camera that stands still."""
     same: dict[int, int] = {}
-    for (i, j), matches in found.matches.items():
-        places = [found.keypoints[index][matches[:, side]] for side, index in enumerate((i, j))]
-        sizes = found.pixel_sizes[i], found.pixel_sizes[j]
-        if len(matches) >= MIN_INLIERS and two_view.is_same_view(*places, sizes):
+    for (i, j), matches in correspondences.matches.items():
+        sizes = correspondences.pixel_sizes[i], correspondences.pixel_sizes[j]
+        if len(matches) >= MIN_INLIERS and two_view.is_same_view(*correspondences.pixels((i, j)), sizes):
             same.setdefault(j, i)
     if not same:
         return ()
@@ -83,19 +88,19 @@ def same_viewpoint_notes(names: Sequence[str], found: Correspondences) -> tuple[
     return (f"taken in one place, as copies are: {', '.join(some)}{more}; they say nothing about lengths",)
 
 
-def _still(scene: Scene, pair: tuple[int, int], pixel_size: float) -> float:
-    """The length that moves the points of one of the views, at their median depth, by one matched pixel."""
+def _pixel_step(scene: Scene, pair: tuple[int, int], pixel_size: float) -> float:
+    """The smaller of the lengths that move the points of the two views, at their median depth, by one matched pixel."""
     assert scene.sparse is not None
     lengths = []
     for number in pair:
         view, (index, _) = scene.views[number], scene.sparse.observations[number]
         if len(index):
             z = transform_points(inverse(view.world_from_cam), scene.sparse.points_world[index])[:, 2]
-            lengths.append(pixel_size * float(np.median(np.abs(z))) / float(np.sqrt(view.K[0, 0] * view.K[1, 1])))
+            focal_px = float(np.sqrt(view.K[0, 0] * view.K[1, 1]))
+            lengths.append(pixel_size * float(np.median(np.abs(z))) / focal_px)
     return min(lengths, default=0.0)
 
 
-def _still_share(one: View, two: View) -> float:
-    depths = [view.depth for view in (one, two) if view.depth is not None]
-    known = [float(np.nanmedian(depth)) for depth in depths if np.isfinite(depth).any()]
-    return STILL_SHARE * min(known, default=0.0)
+def _median_depths(*views: View) -> list[float]:
+    depths = [view.depth for view in views if view.depth is not None]
+    return [float(np.nanmedian(depth)) for depth in depths if np.isfinite(depth).any()]
