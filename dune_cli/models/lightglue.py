@@ -7,6 +7,7 @@ softmax of similarities weighted by how matchable each point is. Names of parame
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp
 
 import torch
 from torch import nn
@@ -140,16 +141,33 @@ class AssignmentHead(nn.Module):
         return Assignment(both + F.logsigmoid(z0)[:, None] + F.logsigmoid(z1), F.logsigmoid(-z0), F.logsigmoid(-z1))
 
 
-class LightGlue(nn.Module):
-    """The network of one pair. Descriptors enter by `input_proj`; `embedded` ones have passed it already."""
+class TokenConfidence(nn.Module):
+    """Points x (N, width) -> the confidence (N,) that their match is final."""
 
-    def __init__(self, config: LightGlueConfig) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.config = config
+        self.token = nn.Sequential(nn.Linear(width, 1), nn.Sigmoid())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.token(x)[:, 0]
+
+
+class LightGlue(nn.Module):
+    """The network of one pair. Descriptors enter by `input_proj`; `embedded` ones have passed it already.
+
+    `depth_confidence`: share of confident points from which on the remaining layers are skipped; 0: none is ever, and
+    the network has no confidence heads.
+    """
+
+    def __init__(self, config: LightGlueConfig, depth_confidence: float = 0.0) -> None:
+        super().__init__()
+        self.config, self.depth_confidence = config, depth_confidence
         self.input_proj = nn.Linear(config.inputs, config.width)
         self.posenc = PositionalEncoding(config.width // config.heads)
         self.transformers = nn.ModuleList(LightGlueLayer(config.width, config.heads) for _ in range(config.layers))
         self.log_assignment = nn.ModuleList(AssignmentHead(config.width) for _ in range(config.layers))
+        if depth_confidence > 0:
+            self.token_confidence = nn.ModuleList(TokenConfidence(config.width) for _ in range(config.layers - 1))
 
     def forward(
         self, embedded0: torch.Tensor, embedded1: torch.Tensor, positions0: torch.Tensor, positions1: torch.Tensor
@@ -174,18 +192,30 @@ class LightGlue(nn.Module):
         x0, x1 = embedded0, embedded1
         encoding0, encoding1 = self.posenc(positions0), self.posenc(positions1)
         left0, left1 = (torch.arange(len(x), device=x.device) for x in (x0, x1))
-        for layer, head in zip(self.transformers[:-1], self.log_assignment[:-1]):
+        for index, (layer, head) in enumerate(zip(self.transformers, self.log_assignment)):
             x0, x1 = layer(x0, x1, encoding0, encoding1)
+            if index == self.config.layers - 1:
+                break
+            unsure0 = unsure1 = None
+            if self.depth_confidence > 0:
+                min_confidence = 0.8 + 0.1 * exp(-4 * index / self.config.layers)
+                confidence0, confidence1 = (self.token_confidence[index](x) for x in (x0, x1))
+                unsure0, unsure1 = confidence0 <= min_confidence, confidence1 <= min_confidence
+                points = len(embedded0) + len(embedded1)
+                if 1 - int(unsure0.sum() + unsure1.sum()) / points > self.depth_confidence:
+                    break
             if self.config.prune_below > 0:
-                keep0, keep1 = (
-                    (head.matchability(x)[:, 0].sigmoid() > self.config.prune_below).nonzero()[:, 0] for x in (x0, x1)
-                )
+                keep0, keep1 = self._keep(head, x0, unsure0), self._keep(head, x1, unsure1)
                 x0, encoding0, left0 = x0[keep0], encoding0[:, :, keep0], left0[keep0]
                 x1, encoding1, left1 = x1[keep1], encoding1[:, :, keep1], left1[keep1]
         if len(x0) == 0 or len(x1) == 0:
             return left0[:0], left1[:0], x0.new_zeros(0, dtype=torch.float32)
-        x0, x1 = self.transformers[-1](x0, x1, encoding0, encoding1)
-        return _mutual(self.log_assignment[-1](x0, x1).pairs, left0, left1, threshold)
+        return _mutual(head(x0, x1).pairs, left0, left1, threshold)
+
+    def _keep(self, head: AssignmentHead, x: torch.Tensor, unsure: torch.Tensor | None) -> torch.Tensor:
+        """Indices of the points that go on to the next layer: matchable ones, and those that are still unsure."""
+        keep = head.matchability(x)[:, 0].sigmoid() > self.config.prune_below
+        return (keep if unsure is None else keep | unsure).nonzero()[:, 0]
 
 
 def _mutual(

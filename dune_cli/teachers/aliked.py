@@ -39,7 +39,7 @@ class AlikedTeacher(Teacher):
 
 def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     """ALIKED-n16 from the registry name `aliked-n16`, or from the file `weights`."""
-    feature = optional.require("kornia.feature", "the teacher aliked", extra="teachers")
+    feature = optional.require("kornia.feature", "the teacher aliked")
     file = open_third_party(weights, "aliked-n16")
     net = feature.ALIKED(model_name="aliked-n16")
     file.load_into(net, "ALIKED-n16", given=OWN_BUFFERS)

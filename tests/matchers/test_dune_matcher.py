@@ -21,7 +21,7 @@ from dune_cli.models.match_head import MatchHead, MatchHeadConfig
 from dune_cli.training.common.export import write_weights
 from dune_cli.training.matcher.finalize import head_weights
 from support import match_files, warped
-from support.kornia_xfeat import KorniaXFeatLighterGlue
+from support.kornia_matchers import KorniaXFeatLighterGlue
 
 pytestmark = pytest.mark.weights("efficientnet-lite2")  # the stem's part lite
 

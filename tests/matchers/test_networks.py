@@ -12,11 +12,11 @@ from scipy.spatial import cKDTree
 from dune_cli.checkpoints import weights_folder
 from dune_cli.errors import PackageMissing
 from dune_cli.io.photos import read_photo
-from dune_cli.matchers import _kornia, aliked_lightglue, registry, xfeat_lighterglue
+from dune_cli.matchers import aliked_lightglue, registry, xfeat_lighterglue
 from dune_cli.matchers.matcher import Matcher
 from dune_cli.models.match_head import centre_of_mass
 from support import warped
-from support.kornia_xfeat import KorniaXFeatLighterGlue
+from support.kornia_matchers import KorniaAlikedLightGlue, KorniaXFeatLighterGlue
 
 # the learned detectors place keypoints up to about a quarter pixel of the matched image off, alike in both photos
 LIMITS = {"xfeat-lighterglue": (700, 0.65, 0.15), "aliked-lightglue": (700, 0.65, 0.25)}
@@ -89,7 +89,7 @@ def test_xfeat_lighterglue_matches_as_kornia_does(example_photos: Path) -> None:
 
 
 def test_xfeat_lighterglue_needs_neither_kornia_nor_a_weights_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_kornia.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(aliked_lightglue.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(weights_folder, "_installed", lambda entry: iter(()))
     monkeypatch.setitem(sys.modules, "kornia", None)
     assert registry.availability("xfeat-lighterglue").ready
@@ -113,10 +113,25 @@ def test_xfeat_features_can_be_kept() -> None:
 
 
 def test_without_kornia_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_kornia.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(aliked_lightglue.importlib.util, "find_spec", lambda name: None)
     state = registry.availability("aliked-lightglue")
-    assert not state.ready
-    assert state.cure == "pip install 'dune-cli[matchers]'"
+    assert not state.ready and state.cure == "pip install kornia"
+    monkeypatch.delitem(sys.modules, "kornia.feature", raising=False)
     monkeypatch.setitem(sys.modules, "kornia", None)
-    with pytest.raises(PackageMissing, match=r"pip install 'dune-cli\[matchers\]'"):
-        _kornia.require_features()
+    with pytest.raises(PackageMissing, match=r"needs the package kornia, .* run: pip install kornia"):
+        registry.load_matcher("aliked-lightglue", "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.weights("aliked-n16", "aliked-lightglue")
+def test_lightglue_for_aliked_matches_as_kornia_does(example_photos: Path) -> None:
+    """Measured on six pairs: the same matches, scores within 1.5e-4; layers are skipped on some of them."""
+    ours, theirs = aliked_lightglue.AlikedLightGlue("cpu", 512), KorniaAlikedLightGlue(512)
+    pair = [read_photo(example_photos / f"motorcycle_{side}.png").rgb for side in ("left", "right")]
+    features = [ours.extract(rgb) for rgb in pair]
+    found, wanted = ours.match_indices(*features), theirs.match_indices(*features)
+    assert len(wanted[0]) > 1000
+    scores = [dict(zip(zip(i.tolist(), j.tolist()), s)) for i, j, s in (found, wanted)]
+    same = scores[0].keys() & scores[1].keys()
+    assert len(same) >= 0.995 * max(map(len, scores))
+    assert max(abs(scores[0][match] - scores[1][match]) for match in same) < 2e-3

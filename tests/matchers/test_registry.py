@@ -44,7 +44,7 @@ def test_unknown_names_are_refused_with_the_list() -> None:
     ):
         registry.load_matcher("shift")
     with pytest.raises(UserError, match="unknown matcher"):
-        registry.availability("_kornia")
+        registry.availability("_match_head")
 
 
 def test_a_model_is_refused_where_it_has_no_use() -> None:

@@ -23,7 +23,7 @@ from dune_cli.errors import UserError
 from dune_cli.models.patch_embed import resample
 from dune_cli.teachers.registry import load_teacher, names
 from dune_cli.teachers.teacher import as_tokens, fold_map, resample_map, resize_to_grid
-from support import kornia_xfeat
+from support import kornia_matchers
 from support.published_files import deviation, dinov2_manifest, dune_manifest, dune_tree, make_image, make_state_dict
 from support.teacher_files import write_teachers
 
@@ -233,7 +233,7 @@ def test_other_grids_and_half_precision(name: str, example_photos: Path) -> None
 def test_xfeat_without_kornia_is_kornias(open_file: Callable[[], ThirdPartyWeights], example_photos: Path) -> None:
     """Equal to kornia's network on the same weights, bit for bit; kornia is not imported for it."""
     image = photo(example_photos, "astronaut.png", 96)
-    net = kornia_xfeat.network(open_file())
+    net = kornia_matchers.xfeat_network(open_file())
     with torch.inference_mode():
         expected = F.normalize(net(image)[0], dim=1)
     tokens = load_teacher("xfeat", CPU)(image, (6, 6))["patch"]
@@ -253,7 +253,7 @@ def test_the_teacher_xfeat_comes_with_dune(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_copy_of_xfeat_is_the_published_file_rounded() -> None:
     copy = third_party._open_copy("xfeat", ("xfeat.", "detector.")).state_dict
     published = published_xfeat().state_dict
-    assert {key for key in published if key not in copy and not key.startswith(kornia_xfeat.UNUSED)} == set()
+    assert {key for key in published if key not in copy and not key.startswith(kornia_matchers.UNUSED)} == set()
     for key, value in copy.items():
         whole = published[key]  # batch statistics are as they were published
         assert torch.equal(value, whole) or torch.equal(value, whole.half().float()), key

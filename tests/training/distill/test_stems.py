@@ -15,7 +15,7 @@ from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.checkpoints.third_party import ThirdPartyWeights, open_third_party, open_xfeat
 from dune_cli.errors import UserError, WeightsMissing
 from dune_cli.training.distill.students import new_encoder
-from support import kornia_xfeat
+from support import kornia_matchers
 
 
 def published() -> ThirdPartyWeights:
@@ -43,7 +43,7 @@ def test_a_missing_file_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("open_weights", [open_xfeat, pytest.param(published, marks=pytest.mark.weights("xfeat"))])
 def test_the_xfeat_stem_is_the_published_network(open_weights: Callable[[], ThirdPartyWeights]) -> None:
     encoder = new_encoder("dune-mini:xfeat", 64, 0).eval()
-    network = kornia_xfeat.network(open_weights())
+    network = kornia_matchers.xfeat_network(open_weights())
     images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         assert torch.equal(encoder.pyramid(images).maps["xfeat"][8], network(images)[0])
