@@ -19,12 +19,11 @@ from dune_cli import runtime
 from dune_cli.checkpoints import adapters, registry, timm_models, weight_files, weights_folder
 from dune_cli.checkpoints.weight_files import WeightFile, naming_file
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
-from dune_cli.models.depth import HeadDepth, TwoViewDepth
-from dune_cli.models.dinov2_heads import Classifier, Segmenter
+from dune_cli.models.dinov2_heads import Classifier, HeadDepth, Segmenter
 from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.models.dpt import to_channels_last
 from dune_cli.models.heads import HeadedEncoder
-from dune_cli.models.mast3r import TwoViewModel
+from dune_cli.models.mast3r import TwoViewDepth, TwoViewModel
 from dune_cli.models.match_head import MatchHead
 from dune_cli.models.multihmr_anny import MultiHmrAnny
 from dune_cli.models.multihmr_smplx import MultiHmrSmplx

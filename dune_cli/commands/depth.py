@@ -189,8 +189,7 @@ class DepthTask(PredictTask):
         self.sources = self.network.sources  # before encoders are shared, whose files may differ
 
     def slot(self) -> SharedBackboneSlot | None:
-        from dune_cli.models.depth import TwoViewDepth
-        from dune_cli.models.mast3r import DunePatches
+        from dune_cli.models.mast3r import DunePatches, TwoViewDepth
         from dune_cli.models.shared_backbone import SharedBackboneSlot
 
         if not isinstance(self.network, TwoViewDepth):
@@ -200,7 +199,7 @@ class DepthTask(PredictTask):
 
     def shared_size(self, photo: Photo, patch: int) -> int | None:
         """Its own size, or the next smaller one, of at least 3/4, at which the whole photo is whole patches."""
-        from dune_cli.models.depth import TwoViewDepth
+        from dune_cli.models.mast3r import TwoViewDepth
         from dune_cli.tasks import depth
 
         if isinstance(self.network, TwoViewDepth):  # crops photos to patches

@@ -27,8 +27,8 @@ from dune_cli.evaluation.speed import (
     linear_products,
     random_two_view,
 )
-from dune_cli.models.depth import HeadDepth, TwoViewDepth
-from dune_cli.models.dinov2_heads import Dinov2DptConfig, Dinov2DptHead
+from dune_cli.models.dinov2_heads import Dinov2DptConfig, Dinov2DptHead, HeadDepth
+from dune_cli.models.mast3r import TwoViewDepth
 from dune_cli.models.multihmr_anny import AnnyHeadConfig, MultiHmrAnny
 from dune_cli.models.multihmr_common import PersonTransformerConfig
 from dune_cli.models.multihmr_smplx import MultiHmrSmplx, SmplxHeadConfig

@@ -12,7 +12,7 @@ from dune_cli.provenance import Source
 if TYPE_CHECKING:
     import torch
 
-    from dune_cli.models.match_head import EncoderContext, MatchHead
+    from dune_cli.models.match_head import KeypointFeatures, MatchHead
     from dune_cli.models.stems import XFeatStem
 
 
@@ -26,13 +26,13 @@ class XFeatExtractor:
     def device(self) -> torch.device:
         return next(self.xfeat.parameters()).device
 
-    def look(self, rgb: np.ndarray, head: MatchHead) -> EncoderContext:
+    def look(self, rgb: np.ndarray, head: MatchHead) -> KeypointFeatures:
         """rgb (h, w, 3) uint8, sides multiples of 32 -> keypoints before any trained layer."""
         import torch
 
         with torch.inference_mode():
             image = self._tensor(rgb)
-            return head.look(image, self.xfeat(image), self._around(rgb, head))
+            return head.extract(image, self.xfeat(image), self._around(rgb, head))
 
     def _around(self, rgb: np.ndarray, head: MatchHead) -> dict[str, torch.Tensor]:
         """The context's maps that are not XFeat's."""
@@ -98,11 +98,11 @@ class HeadMatcher(FeatureMatcher):
 
         return torch.from_numpy(descriptors).to(self.eye.device)
 
-    def _seen(self, features: Features) -> EncoderContext:
+    def _seen(self, features: Features) -> KeypointFeatures:
         import torch
 
-        from dune_cli.models.match_head import EncoderContext
+        from dune_cli.models.match_head import KeypointFeatures
 
         height, width = features.photo.rgb.shape[:2]
         xy = torch.from_numpy(features.points).to(self.eye.device, torch.float32)
-        return EncoderContext(xy, features.descriptors, (width, height))
+        return KeypointFeatures(xy, features.descriptors, (width, height))

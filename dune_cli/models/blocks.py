@@ -1,4 +1,7 @@
-"""Two-dimensional rotary position embedding (docs/models/mast3r.md, "MASt3R's own encoder")."""
+"""Transformer blocks: what ViT, projectors, CroCo encoder and two-view decoder are made of.
+
+Rotary positions are 2-D, as in MASt3R (docs/models/mast3r.md, "MASt3R's own encoder").
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
 
 
 class Rope2d:
-    """Builds and keeps the rotation of each grid size: first half of a head's channels by row, second by column.
+    """Builds and caches the rotation of each grid size: first half of a head's channels by row, second by column.
 
     Inside a half of width d/2 the frequencies are base^(-2i/(d/2)), repeated twice.
     """
@@ -36,15 +39,15 @@ class Rope2d:
         if head_width % 4:
             raise ValueError(f"2-D RoPE needs a head width that is a multiple of 4, not {head_width}")
         self.head_width, self.base = head_width, base
-        self._kept: dict[tuple[int, int, torch.device, torch.dtype], Rotation] = {}
+        self._cache: dict[tuple[int, int, torch.device, torch.dtype], Rotation] = {}
 
     def __call__(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype = torch.float32) -> Rotation:
         """The rotation for a grid (h, w), row-major, positions counted from 0."""
         key = (*grid, device, dtype)
-        if key not in self._kept:
+        if key not in self._cache:
             with torch.inference_mode(False):
-                self._kept[key] = self._build(grid, device, dtype)
-        return self._kept[key]
+                self._cache[key] = self._build(grid, device, dtype)
+        return self._cache[key]
 
     def _build(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Rotation:
         half = self.head_width // 2
@@ -55,9 +58,6 @@ class Rope2d:
         cos = angles.cos()[:, :, None].expand(-1, 2, 2, -1).flatten(1)
         sin = (angles.sin()[:, :, None] * sign).flatten(1)
         return Rotation(cos[:, None].to(dtype), sin[:, None].to(dtype))
-
-
-# The one transformer block of this package: ViT, projectors, CroCo encoder and two-view decoder are made of it.
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

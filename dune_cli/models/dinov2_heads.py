@@ -1,4 +1,4 @@
-"""DINOv2's DPT depth head (docs/models/dinov2-heads.md, "Depth"): four blocks' tokens to metres. Float32."""
+"""DINOv2's published heads (docs/models/dinov2-heads.md): depth, classes of images, classes of pixels. Float32."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from dune_cli.models.dpt import Fusion
 from dune_cli.models.patch_embed import Tokens, pad_to_patches
 from dune_cli.models.vit import VisionTransformer
 from dune_cli.provenance import Source
+
+WINDOWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,6 @@ class Dinov2DptHead(nn.Module):
         x = F.linear(tokens.patches, of_patches) + F.linear(tokens.cls, of_cls, readout.bias)[:, None]
         x = F.gelu(x).transpose(1, 2).unflatten(2, tokens.grid)
         return self.reduce[index](self.resizes[index](self.projects[index](x)))
-
-
-# DINOv2's linear heads for depth, classification and segmentation (docs/models/dinov2-heads.md). Float32.
 
 
 class LinearDepthHead(nn.Module):
@@ -151,7 +150,47 @@ class LinearSegmentationHead(nn.Module):
         return x.transpose(1, 2).unflatten(2, blocks[0].grid)
 
 
-# Classes of images: an encoder with DINOv2's ImageNet head (docs/models/dinov2-heads.md, "ImageNet").
+class HeadDepth(nn.Module):
+    """An encoder and a depth head (docs/models/dinov2-heads.md, "Depth").
+
+    Runs where its weights are, without gradients once loaded.
+
+    `blocks`: which blocks the head reads, counted from 0. `minimum`, `maximum`: the range of depth in metres.
+    """
+
+    source = Source("none")
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        head: LinearDepthHead | Dinov2DptHead,
+        blocks: tuple[int, ...],
+        minimum: float,
+        maximum: float,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.head, self.blocks = encoder, head, blocks
+        self.minimum, self.maximum = minimum, maximum
+
+    @property
+    def sources(self) -> list[Source]:
+        """The weights behind a result: the head's and the encoder's."""
+        return [self.source, self.encoder.source]
+
+    def raw(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) RGB in [0, 1] -> what the head gives for the padded image, before the clamp."""
+        padded = pad_to_patches(images, self.encoder.patch)
+        return self.head(self.encoder.intermediate(padded, self.blocks, norm=False))
+
+    def forward(self, images: torch.Tensor, flip: bool = False) -> torch.Tensor:
+        """images (B, 3, H, W) RGB in [0, 1], any sides -> depth z (B, H, W) in metres.
+
+        `flip`: the mean with the mirrored prediction of the mirrored image. ValueError for another shape.
+        """
+        if flip:
+            return (self(images) + self(images.flip(-1)).flip(-1)) / 2
+        depth = self.raw(images).clamp(self.minimum, self.maximum)
+        return F.interpolate(depth[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
 
 class Classifier(nn.Module):
@@ -176,13 +215,6 @@ class Classifier(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W) RGB in [0, 1] -> logits (B, classes). ValueError when a side is no patch multiple."""
         return self.head(self.encoder.intermediate(images, self.blocks, norm=True))
-
-
-# Classes of pixels: an encoder with a linear segmentation head, its windows and scales (docs/models/dinov2-heads.md,
-# "Segmentation").
-
-
-WINDOWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)

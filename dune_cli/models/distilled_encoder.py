@@ -1,4 +1,4 @@
-"""A teacher's projector and its standardisation (docs/models/encoder.md and distillation.md)."""
+"""A distilled encoder: the ViT with the projectors that predict its teachers' tokens (docs/models/encoder.md)."""
 
 from __future__ import annotations
 
@@ -54,9 +54,6 @@ class TeacherNorm(nn.Module):
     def __init__(self, widths: Iterable[tuple[str, int]]) -> None:
         super().__init__()
         self.normalizers = nn.ModuleDict({kind: TokenNorm(width) for kind, width in widths})
-
-
-# A distilled encoder: the ViT with the projectors that predict its teachers' tokens.
 
 
 class DistilledEncoder(nn.Module):

@@ -25,7 +25,7 @@ from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.models.dpt import PointConv2d
 from dune_cli.models.dune_mini import MiniEncoder
 from dune_cli.models.patch_embed import Tokens
-from dune_cli.models.stems import BLOCKS, NETWORK
+from dune_cli.models.stems import LITE_BLOCKS, LITE_NETWORK
 from dune_cli.provenance import Source
 
 Task = Literal["depth", "segmentation", "classification"]
@@ -399,8 +399,8 @@ class LiteClassifier(FeatureHead):
 
         super().__init__(config)
         self.norms = nn.ModuleDict()  # the published network takes the map as it is
-        network = timm.create_model(NETWORK, pretrained=False, num_classes=config.outputs)
-        self.blocks = network.blocks[BLOCKS:]
+        network = timm.create_model(LITE_NETWORK, pretrained=False, num_classes=config.outputs)
+        self.blocks = network.blocks[LITE_BLOCKS:]
         self.conv_head, self.bn2 = network.conv_head, network.bn2
         self.classifier = network.classifier
 

@@ -1,4 +1,8 @@
-"""MASt3R's own encoder: a ViT with rotary positions, without CLS, registers and LayerScale (docs/models/mast3r.md)."""
+"""MASt3R and DUNE + MASt3R (docs/models/mast3r.md): two photos in, points in the first camera's frame out.
+
+Parts: MASt3R's own encoder (a ViT with rotary positions, without CLS, registers and LayerScale), the two-view decoder,
+whose two towers attend to each other, and a head a view (points, confidence, descriptors). Heads run in float32.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,9 @@ from dune_cli.models.patch_embed import HALF, PatchEmbed, grid_of, normalise
 from dune_cli.models.precision import TrunkLinear
 from dune_cli.models.vit import VisionTransformer
 from dune_cli.provenance import Source
+
+STANDARD_SIZE_PX = {16: 512, 14: 518}  # long side of the network input, by patch size
+Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,6 @@ class CrocoEncoder(nn.Module):
         return self.norm(x), grid
 
 
-# The two-view decoder of MASt3R and DUNE + MASt3R (docs/models/mast3r.md): two towers that look at each other.
-
-
-Grid = tuple[int, int]
-
-
 @dataclass(frozen=True)
 class DecoderConfig:
     """Sizes of the decoder. `encoder_width` is what comes in; `rope_base` the base of the rotary positions."""
@@ -111,11 +112,8 @@ class TwoViewDecoder(nn.Module):
         return items
 
 
-# The descriptor head: an MLP per token and a pixel shuffle (docs/models/mast3r.md, "Local features"). Float32.
-
-
 class DescriptorHead(nn.Module):
-    """Encoder and decoder tokens, concatenated, to `channels` values a pixel."""
+    """Encoder and decoder tokens, concatenated, to `channels` values a pixel: an MLP per token and a pixel shuffle."""
 
     def __init__(self, inputs: int, hidden: int, channels: int, patch: int) -> None:
         super().__init__()
@@ -129,12 +127,6 @@ class DescriptorHead(nn.Module):
         p = self.patch
         cells = x.unflatten(-1, (-1, p, p)).unflatten(1, grid)  # (B, h, w, C, p, p)
         return cells.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2)
-
-
-# Two photos in, points in the first camera's frame, confidences and descriptors out (docs/models/mast3r.md).
-
-
-STANDARD_SIZE_PX = {16: 512, 14: 518}
 
 
 @dataclass(frozen=True)
@@ -316,3 +308,52 @@ class TwoViewModel(nn.Module):
         else:
             view1, view2 = self.encode(images1), self.encode(images2)
         return self.decode(view1, view2, descriptors, points)
+
+
+class TwoViewDepth(nn.Module):
+    """Depth of single images by a two-view model, given each image twice: the first point map is in its own camera."""
+
+    source = Source("none")
+
+    def __init__(self, model: TwoViewModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def sources(self) -> list[Source]:
+        """The weights behind a result."""
+        return [self.source]
+
+    def points(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """images (B, 3, H, W), sides multiples of the patch -> points (B, H, W, 3) in metres, confidence (B, H, W).
+
+        Raises ValueError with the sizes when a side is no patch multiple.
+        """
+        model = self.model
+        view = model.encode(images)
+        items, _ = model.decoder(view.tokens, view.grid, view.tokens, view.grid, model.hooks)
+        output = model.head1(items, model.hooks, view.grid, descriptors=False, points=True)
+        return output.points, output.confidence
+
+    def forward(self, images: torch.Tensor, flip: bool = False) -> torch.Tensor:
+        """images (B, 3, H, W) RGB in [0, 1], any sides -> depth z (B, H, W) in metres.
+
+        Images whose sides are patch multiples up to the model's standard size are taken as they are; others are resized
+        to the nearest such sides (bilinear, antialiased) and the depth back. `flip`: the mean with the mirrored
+        prediction of the mirrored image.
+        """
+        if flip:
+            return (self(images) + self(images.flip(-1)).flip(-1)) / 2
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+            raise ValueError(f"images must be (B, 3, H, W), RGB in [0, 1]; received {tuple(images.shape)}")
+        size, network_size = tuple(images.shape[-2:]), self._network_size(*images.shape[-2:])
+        if size == network_size:
+            return self.points(images)[0][..., 2]
+        small = F.interpolate(images.float(), size=network_size, mode="bilinear", align_corners=False, antialias=True)
+        depth = self.points(small.clamp(0, 1))[0][..., 2]
+        return F.interpolate(depth[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+    def _network_size(self, height: int, width: int) -> tuple[int, int]:
+        patch = self.model.patch
+        scale = min(1.0, self.model.size / max(height, width))
+        return tuple(max(1, round(side * scale / patch)) * patch for side in (height, width))

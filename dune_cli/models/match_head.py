@@ -1,4 +1,9 @@
-"""Keypoints out of XFeat's maps (Potje et al., "XFeat", CVPR 2024), and maps sampled at them."""
+"""The head of the matcher `dune`: XFeat's keypoints and descriptors, features of the encoder around them, LightGlue.
+
+At the start of training it is XFeat + LighterGlue: all that is added enters by weights of zero. Without context and
+refinement, with XFeat's backbone in it, it is the matcher `xfeat-lighterglue`. Source of the keypoints: Potje et al.,
+"XFeat", CVPR 2024.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,9 @@ from dune_cli.provenance import Source
 
 CELL = 8  # pixels of a cell's side
 WINDOW = 5  # pixels of the side that a keypoint is the maximum of
+CHANNELS = {"xfeat4": 24, "lite4": 24, "lite8": 48, "tokens": 256}  # what the context can be made of
+TAPS = 3  # samples of a fine window's side
+REACH_PX = 2.0  # the furthest that a keypoint may be moved
 
 
 def heatmap_of(logits: torch.Tensor) -> torch.Tensor:
@@ -75,17 +83,6 @@ def values_at(values: torch.Tensor, xy: torch.Tensor, size: tuple[int, int]) -> 
     return sampled[0, :, :, 0].T.reshape(*xy.shape[:-1], values.shape[1])
 
 
-# The head of the matcher `dune`: XFeat's keypoints and descriptors, what the encoder saw around them, LightGlue.
-#
-# At the start it is XFeat + LighterGlue (all that is added enters by weights of zero); training goes on from there.
-# Without context and refinement, with XFeat's backbone in it, it is the matcher `xfeat-lighterglue`.
-
-
-CHANNELS = {"xfeat4": 24, "lite4": 24, "lite8": 48, "tokens": 256}  # what the context can be made of
-TAPS = 3  # samples of a fine window's side
-REACH_PX = 2.0  # the furthest that a keypoint may be moved
-
-
 @dataclass(frozen=True)
 class MatchHeadConfig:
     """Sizes and settings, which the head's file carries.
@@ -105,19 +102,14 @@ class MatchHeadConfig:
     match_threshold: float = 0.1
 
     @property
-    def raw_channels(self) -> int:
-        """Values that a keypoint has before any trained layer: descriptor, context, fine window."""
-        return sum(self.split)
-
-    @property
     def split(self) -> list[int]:
-        """Their parts: descriptor, each of the context's, fine window."""
+        """Channels of a keypoint before any trained layer: descriptor, each of the context's, fine window."""
         window = TAPS * TAPS * CHANNELS["xfeat4"] if self.fine else 0
         return [self.glue.inputs, *(CHANNELS[name] for name in self.context), window]
 
 
 @dataclass(frozen=True)
-class EncoderContext:
+class KeypointFeatures:
     """Keypoints of one image. xy (N, 2) pixels, centres at integers; values (N, C); size (width, height) in pixels."""
 
     xy: torch.Tensor
@@ -145,7 +137,7 @@ class Detector(nn.Module):
 
 
 class Context(nn.Module):
-    """One kind of what the encoder saw, to the matcher's width; nothing until it is trained."""
+    """One kind of the encoder's features, to the matcher's width; zero until it is trained."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -178,7 +170,7 @@ class Refinement(nn.Module):
 
 
 class MatchHead(nn.Module):
-    """Maps of two images to matches: `look` once an image, `embed` once an image, `match` once a pair.
+    """Maps of two images to matches: `extract` once an image, `embed` once an image, `match` once a pair.
 
     backbone: whether it has XFeat's own (`xfeat`), so that it needs no encoder.
     """
@@ -195,57 +187,57 @@ class MatchHead(nn.Module):
         self.refinement = Refinement(config.split[-1], config.fine) if config.fine else None
 
     @torch.no_grad()
-    def look(self, images: torch.Tensor, xfeat: Maps, around: dict[str, torch.Tensor]) -> EncoderContext:
+    def extract(self, images: torch.Tensor, xfeat: Maps, context: dict[str, torch.Tensor]) -> KeypointFeatures:
         """Keypoints of one image (1, 3, H, W) in [0, 1] with what is known of each, before any trained layer.
 
-        xfeat: the stem's part `xfeat` of this image. around: the context's maps (1, C, h, w) by name, of the same
+        xfeat: the stem's part `xfeat` of this image. context: the context's maps (1, C, h, w) by name, of the same
         photo at any size; "xfeat4" is taken from `xfeat`. Sides are multiples of 32.
         """
         size = images.shape[-1], images.shape[-2]
         heatmap, reliability = self.detector(images, xfeat[8])
         whole = detect(heatmap, reliability, self.config.detection_threshold, self.config.max_keypoints)
         xy = centre_of_mass(heatmap, whole)
-        maps = {**around, "xfeat4": xfeat[4]}
+        maps = {**context, "xfeat4": xfeat[4]}
         parts = [descriptors_at(xfeat[8], whole, size)]
         parts += [values_at(maps[name], xy, size) for name in self.config.context]
         if self.refinement is not None:
             steps = torch.arange(TAPS, device=xy.device) - (TAPS - 1) / 2
             grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * 2
             parts.append(values_at(xfeat[4], xy[:, None, None] + grid, size).flatten(1))
-        return EncoderContext(xy, torch.cat(parts, 1), size)
+        return KeypointFeatures(xy, torch.cat(parts, 1), size)
 
-    def embed(self, seen: EncoderContext) -> EncoderContext:
+    def embed(self, features: KeypointFeatures) -> KeypointFeatures:
         """A keypoint's values as the matcher and the refinement take them: (N, width + fine)."""
-        descriptor, *around, window = seen.values.float().split(self.config.split, 1)
+        descriptor, *around, window = features.values.float().split(self.config.split, 1)
         x = self.glue.input_proj(descriptor)
         for layer, values in zip(self.context.values(), around):
             x = x + layer(values)
         if self.refinement is not None:
             x = torch.cat([x, self.refinement.embed(window)], 1)
-        return EncoderContext(seen.xy, x, seen.size)
+        return KeypointFeatures(features.xy, x, features.size)
 
-    def assign(self, embedded0: EncoderContext, embedded1: EncoderContext) -> list[Assignment]:
+    def assign(self, embedded0: KeypointFeatures, embedded1: KeypointFeatures) -> list[Assignment]:
         """Every layer's assignment, for training."""
         return self.glue(*self._inputs(embedded0, embedded1))
 
     def match(
-        self, embedded0: EncoderContext, embedded1: EncoderContext
+        self, embedded0: KeypointFeatures, embedded1: KeypointFeatures
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Matches: index0, index1 (K,), probability (K,)."""
         return self.glue.match(*self._inputs(embedded0, embedded1), self.config.match_threshold)
 
     def offsets(
-        self, embedded0: EncoderContext, embedded1: EncoderContext, index0: torch.Tensor, index1: torch.Tensor
+        self, embedded0: KeypointFeatures, embedded1: KeypointFeatures, index0: torch.Tensor, index1: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels (K, 2) to move the points of image 0 and of image 1 by. ValueError without a refinement."""
         if self.refinement is None:
             raise ValueError("this head has no refinement: its config's `fine` is 0")
         fine0, fine1 = (
-            seen.values[index, self.config.glue.width :] for seen, index in ((embedded0, index0), (embedded1, index1))
+            image.values[index, self.config.glue.width :] for image, index in ((embedded0, index0), (embedded1, index1))
         )
         return self.refinement(fine0, fine1), self.refinement(fine1, fine0)
 
-    def _inputs(self, embedded0: EncoderContext, embedded1: EncoderContext) -> tuple[torch.Tensor, ...]:
+    def _inputs(self, embedded0: KeypointFeatures, embedded1: KeypointFeatures) -> tuple[torch.Tensor, ...]:
         width = self.config.glue.width
-        positions = (normalised(seen.xy.float(), seen.size) for seen in (embedded0, embedded1))
+        positions = (normalised(image.xy.float(), image.size) for image in (embedded0, embedded1))
         return embedded0.values[:, :width], embedded1.values[:, :width], *positions

@@ -1,4 +1,4 @@
-"""From pixels to patch tokens: checks of the sizes, normalisation, the patch embedding."""
+"""From pixels to patch tokens: checks of the sizes, normalisation, padding, patch embedding, position embeddings."""
 
 from __future__ import annotations
 
@@ -12,6 +12,25 @@ from torch.nn import functional as F
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+OFFSET = 0.1  # of the position policy "offset"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a batch of B images.
+
+    cls (B, D), registers (B, R, D) with R = 0 where there are none, patches (B, N, D) in row-major order over
+    grid = (h, w), N = h·w. All float32.
+    """
+
+    cls: torch.Tensor
+    registers: torch.Tensor
+    patches: torch.Tensor
+    grid: tuple[int, int]
+
+    def map(self) -> torch.Tensor:
+        """The patch tokens as a map (B, h, w, D)."""
+        return self.patches.unflatten(1, self.grid)
 
 
 @functools.lru_cache(maxsize=64)
@@ -59,12 +78,6 @@ def _patches(images: torch.Tensor, patch: int) -> torch.Tensor:
     return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
 
 
-# Position embeddings on another grid than the trained one: the two policies of docs/models/encoder.md.
-
-
-OFFSET = 0.1
-
-
 def resample(pos_embed: torch.Tensor, grid: tuple[int, int], policy: str) -> torch.Tensor:
     """pos_embed (1, 1 + M², D) -> (1, 1 + h·w, D) in float32; the CLS position is kept.
 
@@ -92,9 +105,6 @@ def _by_factor(cells: torch.Tensor, grid: tuple[int, int], factor: tuple[float, 
     return out
 
 
-# Images of any size for a network that wants whole patches: centred padding with the network's zero.
-
-
 def pad_to_patches(images: torch.Tensor, patch: int) -> torch.Tensor:
     """images (B, 3, H, W) in [0, 1] -> (B, 3, H', W'), sides rounded up to multiples of `patch`.
 
@@ -110,24 +120,3 @@ def pad_to_patches(images: torch.Tensor, patch: int) -> torch.Tensor:
     padded = mean.repeat(len(images), 1, height + missing_height, width + missing_width)
     padded[..., top : top + height, left : left + width] = images
     return padded
-
-
-# What an encoder gives: tokens on a grid.
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Tokens of a batch of B images.
-
-    cls (B, D), registers (B, R, D) with R = 0 where there are none, patches (B, N, D) in row-major order over
-    grid = (h, w), N = h·w. All float32.
-    """
-
-    cls: torch.Tensor
-    registers: torch.Tensor
-    patches: torch.Tensor
-    grid: tuple[int, int]
-
-    def map(self) -> torch.Tensor:
-        """The patch tokens as a map (B, h, w, D)."""
-        return self.patches.unflatten(1, self.grid)

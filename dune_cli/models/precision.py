@@ -19,7 +19,7 @@ class TrunkLinear(nn.Linear):
 
 
 class AutocastTrunk(nn.Module):
-    """A foreign transformer trunk (timm), whose matrix products follow `trunk_dtype` through autocast."""
+    """A transformer trunk of another library (timm), whose matrix products follow `trunk_dtype` through autocast."""
 
     trunk_dtype: torch.dtype = torch.float32
 

@@ -15,10 +15,10 @@ from dune_cli.provenance import Source
 
 
 class SharedBackbone(nn.Module):
-    """Stands for a ViT. Runs it once for each new image and answers all who ask about that image with the same numbers.
+    """Replaces a ViT: runs it once for each new image, and returns the same tokens to every task that shares it.
 
-    `layers`: the blocks, counted from 0, that anyone asks for; the last one is always among them. `passes` counts the
-    runs.
+    `layers`: the blocks, counted from 0, whose tokens tasks read; the last one is always among them. `passes` counts
+    the runs.
     """
 
     def __init__(self, vit: VisionTransformer, layers: Sequence[int] = ()) -> None:
@@ -91,7 +91,7 @@ class SharedBackboneSlot:
 
 
 def share(slots: Sequence[SharedBackboneSlot]) -> dict[str, SharedBackbone]:
-    """Puts a SharedTrunk into each slot, the same one where the ViTs have equal sizes and weights; by task."""
+    """Puts a SharedBackbone into each slot, the same one where the ViTs have equal sizes and weights; by task."""
     groups: list[list[SharedBackboneSlot]] = []
     for slot in slots:
         vit = getattr(slot.holder, slot.name)

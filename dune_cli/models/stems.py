@@ -1,8 +1,9 @@
-"""Stems of `dune-mini`: what a convolutional network sees at strides 2 to 16, given to the ViT and to heads.
+"""Stems of `dune-mini`: convolutional features at strides 2 to 16, for the ViT and for heads.
 
 Three parts, alone or joined: `conv` (ours, trained from scratch; after Xiao et al., "Early convolutions help
-transformers see better", NeurIPS 2021), `xfeat` (models/stem_xfeat.py) and `lite` (models/stem_lite.py), whose open
-weights stay as they are.
+transformers see better", NeurIPS 2021), `lite` (EfficientNet-Lite2's first stages; Tan & Le, ICML 2019; weights by
+Google, Apache-2.0) and `xfeat` (XFeat's backbone without its heads; Potje et al., CVPR 2024; weights Apache-2.0). The
+weights of the last two are never trained.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from dune_cli.models.patch_embed import HALF, IMAGENET_MEAN, IMAGENET_STD, normalise
+
+LITE_NETWORK = "tf_efficientnet_lite2"
+LITE_STAGES = (0, 1, 2, 3)  # strides 2, 4, 8, 16
+LITE_BLOCKS = 5  # of seven: what comes after stride 16's last map is left out
 
 Maps = dict[int, torch.Tensor]
 
@@ -121,19 +126,11 @@ class ToTokens(nn.Module):
                 key = f"{name}{stride}"
                 if key not in self.projs:
                     continue
-                seen = self.norms[key](values) if key in self.norms else values
-                tokens = self.projs[key](seen)
+                normed = self.norms[key](values) if key in self.norms else values
+                tokens = self.projs[key](normed)
                 total = tokens if total is None else total + tokens
         assert total is not None
         return total.flatten(2).transpose(1, 2)
-
-
-# The stem part `lite`: EfficientNet-Lite2's first stages (Tan & Le, ICML 2019; weights by Google, Apache-2.0).
-
-
-NETWORK = "tf_efficientnet_lite2"
-STAGES = (0, 1, 2, 3)  # strides 2, 4, 8, 16
-BLOCKS = 5  # of seven: what comes after stride 16's last map is left out
 
 
 class LiteStem(FrozenStem):
@@ -146,8 +143,8 @@ class LiteStem(FrozenStem):
         import timm
 
         super().__init__()
-        self.network = timm.create_model(NETWORK, pretrained=False, features_only=True, out_indices=STAGES)
-        del self.network.blocks[BLOCKS:]
+        self.network = timm.create_model(LITE_NETWORK, pretrained=False, features_only=True, out_indices=LITE_STAGES)
+        del self.network.blocks[LITE_BLOCKS:]
         self.frozen(self)
 
     def forward(self, images: torch.Tensor) -> Maps:
@@ -156,13 +153,8 @@ class LiteStem(FrozenStem):
             return dict(zip(self.channels, self.network(x)))
 
 
-# The stem part `xfeat`: XFeat's backbone without its heads (Potje et al., "XFeat", CVPR 2024; weights Apache-2.0).
-#
-# Names of parameters are the published ones, so the file's tensors load unchanged.
-
-
 class BasicLayer(nn.Module):
-    """Convolution, batch norm without affine parameters, relu."""
+    """Convolution, batch norm without affine parameters, relu; XFeat's names of parameters."""
 
     def __init__(self, channels_in: int, channels_out: int, size: int = 3, stride: int = 1) -> None:
         super().__init__()
@@ -177,7 +169,7 @@ class BasicLayer(nn.Module):
 
 
 class XFeatStem(FrozenStem):
-    """`xfeat`: 24 channels at stride 4, 64 at stride 8 (the descriptor map, not normalised). It sees no colour."""
+    """`xfeat`: 24 channels at stride 4, 64 at stride 8 (the descriptor map, not normalised). Input: grey values."""
 
     channels = {4: 24, 8: 64}  # noqa: RUF012 (a constant of the class)
     tokens_from = (8,)

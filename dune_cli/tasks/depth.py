@@ -16,7 +16,8 @@ from dune_cli.io import depth_files, formats
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import Prepared, fit, prepare, to_photo
 from dune_cli.io.video import Frame
-from dune_cli.models.depth import HeadDepth, TwoViewDepth
+from dune_cli.models.dinov2_heads import HeadDepth
+from dune_cli.models.mast3r import TwoViewDepth
 from dune_cli.provenance import Run
 
 SCHEMA = "dune.depth/1"

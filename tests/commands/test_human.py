@@ -18,9 +18,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dune_cli.commands import human as verb
-from dune_cli.models.multihmr_common import from_rotvec
 from dune_cli.provenance import sha256_of
 from dune_cli.tasks.human import load_human
+from support.body_rotations import from_rotvec
 from support.human_files import ANNY, SMPLX, write_placed, write_small, write_smplx
 from support.published_files import dune_manifest, dune_tree, make_state_dict
 

@@ -10,7 +10,7 @@ from dune_cli.models import heads
 from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.heads import Feature, FeatureExtractor, FeatureHeadConfig, HeadCard, HeadedEncoder
 from dune_cli.models.patch_embed import HALF, normalise
-from dune_cli.models.stems import NETWORK
+from dune_cli.models.stems import LITE_NETWORK
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
 
@@ -156,7 +156,7 @@ def test_the_efficientnet_head_completes_its_stem() -> None:
     import timm
 
     encoder = mini()
-    whole = timm.create_model(NETWORK, pretrained=False).eval()
+    whole = timm.create_model(LITE_NETWORK, pretrained=False).eval()
     for module in whole.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dune_cli.models.lightglue import LightGlueConfig
-from dune_cli.models.match_head import EncoderContext, MatchHead, MatchHeadConfig
+from dune_cli.models.match_head import KeypointFeatures, MatchHead, MatchHeadConfig
 
 CONFIG = MatchHeadConfig(glue=LightGlueConfig(layers=2, prune_below=0.0), match_threshold=0.0)
 
@@ -21,20 +21,22 @@ def head() -> MatchHead:
 
 
 @pytest.fixture(scope="module")
-def images() -> tuple[EncoderContext, EncoderContext]:
+def images() -> tuple[KeypointFeatures, KeypointFeatures]:
     torch.manual_seed(4)
     xy = torch.rand(60, 2) * 200
-    values = torch.randn(60, CONFIG.raw_channels)
+    values = torch.randn(60, sum(CONFIG.split))
     order = torch.randperm(60)[:50]
-    return EncoderContext(xy, values, (256, 224)), EncoderContext(xy[order] + 3, values[order] + 0.1, (224, 256))
+    return KeypointFeatures(xy, values, (256, 224)), KeypointFeatures(xy[order] + 3, values[order] + 0.1, (224, 256))
 
 
-def matched(head: MatchHead, a: EncoderContext, b: EncoderContext) -> dict[tuple[int, int], float]:
+def matched(head: MatchHead, a: KeypointFeatures, b: KeypointFeatures) -> dict[tuple[int, int], float]:
     index0, index1, probability = head.match(head.embed(a), head.embed(b))
     return {(int(i), int(j)): float(p) for i, j, p in zip(index0, index1, probability)}
 
 
-def test_swapped_images_give_swapped_matches(head: MatchHead, images: tuple[EncoderContext, EncoderContext]) -> None:
+def test_swapped_images_give_swapped_matches(
+    head: MatchHead, images: tuple[KeypointFeatures, KeypointFeatures]
+) -> None:
     forth, back = matched(head, *images), matched(head, *images[::-1])
     assert len(forth) > 10
     assert {(j, i) for i, j in back} == set(forth)
@@ -46,19 +48,21 @@ def test_swapped_images_give_swapped_matches(head: MatchHead, images: tuple[Enco
     assert one[0].abs().max() > 0.01
 
 
-def test_the_order_of_keypoints_does_not_matter(head: MatchHead, images: tuple[EncoderContext, EncoderContext]) -> None:
+def test_the_order_of_keypoints_does_not_matter(
+    head: MatchHead, images: tuple[KeypointFeatures, KeypointFeatures]
+) -> None:
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
-    shuffled = EncoderContext(images[0].xy[order], images[0].values[order], images[0].size)
+    shuffled = KeypointFeatures(images[0].xy[order], images[0].values[order], images[0].size)
     again = {(int(order[i]), j): p for (i, j), p in matched(head, shuffled, images[1]).items()}
     once = matched(head, *images)
     assert set(again) == set(once)
     assert all(abs(again[pair] - once[pair]) < 1e-5 for pair in once)
 
 
-def test_a_new_head_ignores_its_context_and_moves_nothing(images: tuple[EncoderContext, EncoderContext]) -> None:
+def test_a_new_head_ignores_its_context_and_moves_nothing(images: tuple[KeypointFeatures, KeypointFeatures]) -> None:
     head = MatchHead(CONFIG).eval()
     seen = images[0]
-    other = EncoderContext(seen.xy, seen.values.clone(), seen.size)
+    other = KeypointFeatures(seen.xy, seen.values.clone(), seen.size)
     other.values[:, 64 : -CONFIG.split[-1]] += 1 + torch.rand_like(other.values[:, 64 : -CONFIG.split[-1]])
     width = CONFIG.glue.width
     torch.testing.assert_close(head.embed(seen).values[:, :width], head.embed(other).values[:, :width])
@@ -66,13 +70,15 @@ def test_a_new_head_ignores_its_context_and_moves_nothing(images: tuple[EncoderC
     assert head.offsets(embedded, embedded, torch.arange(5), torch.arange(5))[0].abs().max() == 0
 
 
-def test_the_assignment_is_a_sub_probability(head: MatchHead, images: tuple[EncoderContext, EncoderContext]) -> None:
+def test_the_assignment_is_a_sub_probability(
+    head: MatchHead, images: tuple[KeypointFeatures, KeypointFeatures]
+) -> None:
     for layer in head.assign(*(head.embed(seen) for seen in images)):
         assert (layer.pairs.exp().sum(0) <= 1 + 1e-5).all()
         assert (layer.pairs.exp().sum(1) <= 1 + 1e-5).all()
 
 
-def test_points_of_no_worth_are_pruned_to_nothing(images: tuple[EncoderContext, EncoderContext]) -> None:
+def test_points_of_no_worth_are_pruned_to_nothing(images: tuple[KeypointFeatures, KeypointFeatures]) -> None:
     head = MatchHead(MatchHeadConfig(glue=LightGlueConfig(layers=2, prune_below=0.5))).eval().requires_grad_(False)
     for layer in head.glue.log_assignment:
         layer.matchability.bias.fill_(-1e3)
@@ -82,8 +88,8 @@ def test_points_of_no_worth_are_pruned_to_nothing(images: tuple[EncoderContext, 
 def test_without_refinement_nothing_is_sampled_for_it_or_moved() -> None:
     head = MatchHead(MatchHeadConfig(context=(), glue=LightGlueConfig(layers=2), fine=0), backbone=True).eval()
     image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(5))
-    seen = head.embed(head.look(image, head.xfeat(image), {}))
+    seen = head.embed(head.extract(image, head.xfeat(image), {}))
     assert seen.values.shape[1] == head.config.glue.width
-    assert head.config.raw_channels == head.config.glue.inputs
+    assert sum(head.config.split) == head.config.glue.inputs
     with pytest.raises(ValueError, match="no refinement"):
         head.offsets(seen, seen, torch.arange(0), torch.arange(0))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dune_cli.models.multihmr_common import from_columns, from_rotvec, from_rows, to_rotvec
+from dune_cli.models.multihmr_common import from_columns, from_rows, to_rotvec
+from support.body_rotations import from_rotvec
 
 ANGLES = (0.0, 1e-9, 1e-4, 0.5, 2.0, torch.pi - 1e-4, torch.pi - 1e-8)
 

@@ -11,8 +11,7 @@ import torch
 from dune_cli.geometry.cameras import K_from_focal, K_from_fov, project
 from dune_cli.io.formats.ply import read_ply
 from dune_cli.io.photos import Photo
-from dune_cli.models.depth import TwoViewDepth
-from dune_cli.models.mast3r import TwoViewModel
+from dune_cli.models.mast3r import TwoViewDepth, TwoViewModel
 from dune_cli.tasks import depth as task
 
 

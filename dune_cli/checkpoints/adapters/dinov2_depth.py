@@ -11,8 +11,7 @@ import torch
 from dune_cli.checkpoints.adapters import _common, _dinov2_heads
 from dune_cli.checkpoints.state_dict import KeyMap, count_parameters, find_state_dict, load_strict
 from dune_cli.errors import CheckpointError
-from dune_cli.models.depth import HeadDepth
-from dune_cli.models.dinov2_heads import Dinov2DptConfig, Dinov2DptHead, LinearDepthHead
+from dune_cli.models.dinov2_heads import Dinov2DptConfig, Dinov2DptHead, HeadDepth, LinearDepthHead
 from dune_cli.models.vit import VisionTransformer
 
 NAME = "dinov2-depth"

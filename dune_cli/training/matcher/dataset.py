@@ -14,7 +14,7 @@ from dune_cli.errors import JobFailed
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers.dune import Dune, EncoderExtractor
 from dune_cli.matchers.matcher import resize
-from dune_cli.models.match_head import EncoderContext, MatchHead
+from dune_cli.models.match_head import KeypointFeatures, MatchHead
 from dune_cli.training.matcher.config import MatcherConfig
 from dune_cli.training.matcher.loss import FORBIDDEN_PX, Labels, exact_labels, sparse_labels
 from dune_cli.training.matcher.scenes import group_of
@@ -115,8 +115,8 @@ class TrainingPair:
     """Two images' keypoints, each at most the config's number, and which match. H: of a warped photo, pixels of 0 to
     pixels of 1. far (M, N) bool: pairs that the epipolar geometry forbids."""
 
-    seen0: EncoderContext
-    seen1: EncoderContext
+    seen0: KeypointFeatures
+    seen1: KeypointFeatures
     labels: Labels
     H: np.ndarray | None
     far: np.ndarray | None
@@ -137,7 +137,7 @@ class TrainingPairs:
         self._groups: dict[str, list[RealPair]] = {}
         for pair in pairs:
             self._groups.setdefault(group_of(pair.scene), []).append(pair)
-        self._seen: OrderedDict[Path, tuple[EncoderContext, tuple[float, float]]] = OrderedDict()
+        self._seen: OrderedDict[Path, tuple[KeypointFeatures, tuple[float, float]]] = OrderedDict()
 
     def draw(self, step: int, place: int) -> TrainingPair:
         """The example at a place of a step. JobFailed if no try gives one with labels."""
@@ -157,7 +157,7 @@ class TrainingPairs:
         seen0, seen1 = self.eye.look(pair.rgb0, self.head), self.eye.look(pair.rgb1, self.head)
         whole = seen1.xy.round().long()
         visible = torch.from_numpy(pair.seen1)[whole[:, 1].cpu(), whole[:, 0].cpu()].to(whole.device)
-        seen1 = EncoderContext(seen1.xy[visible], seen1.values[visible], seen1.size)
+        seen1 = KeypointFeatures(seen1.xy[visible], seen1.values[visible], seen1.size)
         points0, points1 = (seen.xy.cpu().numpy().astype(np.float64) for seen in (seen0, seen1))
         back = np.linalg.inv(pair.H)
         labels = exact_labels(
@@ -184,12 +184,12 @@ class TrainingPairs:
             labels = Labels(labels.matches[:, ::-1], labels.none1, labels.none0, F)
         return self._thinned(seen0, seen1, labels, None, rng)
 
-    def _look(self, path: Path) -> tuple[EncoderContext, tuple[float, float]]:
+    def _look(self, path: Path) -> tuple[KeypointFeatures, tuple[float, float]]:
         """A photo's keypoints at the matcher's size, and original pixels per pixel of it."""
         if path not in self._seen:
             photo = resize(read_photo(path).rgb, self.config.size_px, Dune.side_multiple)
             seen = self.eye.look(photo.rgb, self.head)
-            self._seen[path] = EncoderContext(seen.xy, seen.values.half(), seen.size), photo.original_per_pixel
+            self._seen[path] = KeypointFeatures(seen.xy, seen.values.half(), seen.size), photo.original_per_pixel
             if len(self._seen) > REMEMBERED:
                 self._seen.popitem(last=False)
         self._seen.move_to_end(path)
@@ -197,8 +197,8 @@ class TrainingPairs:
 
     def _thinned(
         self,
-        seen0: EncoderContext,
-        seen1: EncoderContext,
+        seen0: KeypointFeatures,
+        seen1: KeypointFeatures,
         labels: Labels,
         H: np.ndarray | None,
         rng: np.random.Generator,
@@ -211,7 +211,7 @@ class TrainingPairs:
         none0, none1 = new0[labels.none0], new1[labels.none1]
         thin = Labels(matches[(matches >= 0).all(1)], none0[none0 >= 0], none1[none1 >= 0], labels.F)
         seen0, seen1 = (
-            EncoderContext(seen.xy[torch.from_numpy(keep)], seen.values[torch.from_numpy(keep)].float(), seen.size)
+            KeypointFeatures(seen.xy[torch.from_numpy(keep)], seen.values[torch.from_numpy(keep)].float(), seen.size)
             for seen, keep in ((seen0, keep0), (seen1, keep1))
         )
         return TrainingPair(seen0, seen1, thin, H, None if labels.F is None else _far(seen0, seen1, labels.F))
@@ -230,7 +230,7 @@ def _places(count: int, keep: np.ndarray) -> np.ndarray:
     return places
 
 
-def _far(seen0: EncoderContext, seen1: EncoderContext, F: np.ndarray) -> np.ndarray:
+def _far(seen0: KeypointFeatures, seen1: KeypointFeatures, F: np.ndarray) -> np.ndarray:
     homogeneous0, homogeneous1 = (
         np.concatenate([seen.xy.cpu().numpy(), np.ones((len(seen.xy), 1))], 1) for seen in (seen0, seen1)
     )

@@ -13,7 +13,7 @@ from dune_cli import load_classifier, load_depth, load_encoder, load_segmenter, 
 from dune_cli.checkpoints import adapters
 from dune_cli.checkpoints.weight_files import read_weights, write_safetensors
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
-from dune_cli.models.depth import TwoViewDepth
+from dune_cli.models.mast3r import TwoViewDepth
 from support.dinov2_head_files import VOC_NAMES, head_manifest, write_encoder, write_fixture, write_head
 from support.published_files import Fixture, deviation, dune_manifest, dune_tree, make_state_dict, mast3r_tree
 

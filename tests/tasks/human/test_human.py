@@ -10,8 +10,8 @@ import torch
 
 from dune_cli.errors import UserError, WeightsMissing
 from dune_cli.io.photos import Photo
-from dune_cli.models.multihmr_common import from_rotvec
 from dune_cli.tasks.human import HumanModel, Person, PhotoPeople, cameras, load_human, predict, select
+from support.body_rotations import from_rotvec
 from support.human_files import ANNY, SMPLX, human_image, min_score, write_human, write_small, write_smplx
 from support.published_files import Fixture, deviation
 
