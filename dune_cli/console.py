@@ -1,7 +1,7 @@
-"""What a command says: notes and progress on stderr, results on stdout.
+"""The output of a command: notes and progress on stderr, results on stdout.
 
-Progress is a bar on a terminal, and elsewhere a line now and then (progress.py). Notes always show (unless --quiet),
-for they tell what a script's log needs too: which matcher ran, that nobody was found, what was left out.
+Progress is a bar on a terminal, and elsewhere a line now and then (progress.py). Notes are printed everywhere, unless
+--quiet is given, because logs need them too: which matcher ran, what was left out.
 
 A file name, or a text out of a file, may hold what a terminal obeys. So control characters are shown as escapes on
 stderr always, on stdout where that is a terminal; a pipe gets the bytes of the name, for the next program.
@@ -22,12 +22,12 @@ T = TypeVar("T")
 NOTES_OF_A_KIND = 6
 # C0, DEL and C1 controls, line separators, marks that turn the direction of text, bytes that are no UTF-8
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-_told: dict[str, set[str]] = {}  # by note_once
+_printed: dict[str, set[str]] = {}  # by note_once
 
 
 def set_quiet(quiet: bool) -> None:
     """At the beginning of a command: silence notes and progress (errors still show)."""
-    _told.clear()
+    _printed.clear()
     _progress.quiet = quiet
 
 
@@ -36,8 +36,8 @@ def shown(text: object) -> str:
     return _HIDDEN.sub(_escape, str(text))
 
 
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
     if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is no UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
@@ -52,11 +52,11 @@ def note(message: str) -> None:
 
 def note_once(message: str, kind: str) -> None:
     """A note that is not repeated within a command; after NOTES_OF_A_KIND different ones of a kind, no more of it."""
-    told = _told.setdefault(kind, set())
-    if message in told or len(told) > NOTES_OF_A_KIND:
+    printed = _printed.setdefault(kind, set())
+    if message in printed or len(printed) > NOTES_OF_A_KIND:
         return
-    told.add(message)
-    note(message if len(told) <= NOTES_OF_A_KIND else f"further notes of this kind ({kind}) are left out")
+    printed.add(message)
+    note(message if len(printed) <= NOTES_OF_A_KIND else f"further notes of this kind ({kind}) are left out")
 
 
 def result(*lines: object) -> None:
@@ -68,7 +68,7 @@ def result(*lines: object) -> None:
 def document(text: str) -> None:
     """JSON or a table on stdout. Its line breaks stay; in JSON, what is escaped still means the same."""
     if sys.stdout.isatty():
-        text = _HIDDEN.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+        text = _HIDDEN.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
     _print(text)
 
 

@@ -56,7 +56,7 @@ class ProgressTracker:
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._write, self.clock = write, clock
         self._tasks: list[Task] = []
-        self._spoken = clock()
+        self._last_line = clock()
         self._lock = threading.Lock()
 
     def begin(self, name: str, unit: str = "", total: int | None = None) -> Task:
@@ -64,14 +64,14 @@ class ProgressTracker:
         task = Task(name, self.clock(), unit, total)
         with self._lock:
             if not self._tasks:
-                self._spoken = task.started
+                self._last_line = task.started
             self._tasks.append(task)
         return task
 
     def advance(self, task: Task, count: int = 1, shown: Callable[[], str] | None = None) -> None:
         """`count` more items of `task` are done; `shown` gives words to put behind, and is asked for when due."""
         task.done += count
-        if self.clock() - self._spoken >= _line_every_s():
+        if self.clock() - self._last_line >= _line_every_s():
             if shown is not None:
                 task.shown = shown()
             self.beat()
@@ -85,9 +85,9 @@ class ProgressTracker:
         """Writes a line if one is due."""
         with self._lock:
             now = self.clock()
-            if not self._tasks or now - self._spoken < _line_every_s():
+            if not self._tasks or now - self._last_line < _line_every_s():
                 return
-            self._spoken = now
+            self._last_line = now
             text = self._line(now)
         self._write(text)
 
@@ -103,10 +103,10 @@ class ProgressTracker:
 
     def _line(self, now: float) -> str:
         first, last = self._tasks[0], self._tasks[-1]
-        told = [task for task in self._tasks if task.unit or task is last]
-        if first.name not in {task.name for task in told}:
-            told.insert(0, first)
-        return "; ".join(task.describe(now) for task in told)
+        listed = [task for task in self._tasks if task.unit or task is last]
+        if first.name not in {task.name for task in listed}:
+            listed.insert(0, first)
+        return "; ".join(task.describe(now) for task in listed)
 
 
 def duration(seconds: float) -> str:

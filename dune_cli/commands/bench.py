@@ -88,22 +88,22 @@ def command(
     size, device, rounds, cpu_time = given.size, given.device, given.rounds, given.cpu_time
     with speed.threads(given.threads), run.stage("networks"):
         if part == "pair":
-            found: Any = speed.measure_networks(name, size, device, rounds, cpu_time, console.note)
+            measured: Any = speed.measure_networks(name, size, device, rounds, cpu_time, console.note)
         elif part == "distill":
-            found = distill_speed.measure_distill(
+            measured = distill_speed.measure_distill(
                 name, size, device=device, rounds=rounds, cpu_time=cpu_time, report=console.note
             )
         else:
-            found = task_speed.measure_task(name, size, device, rounds, cpu_time, console.note)
+            measured = task_speed.measure_task(name, size, device, rounds, cpu_time, console.note)
     document: dict[str, Any] = {"schema": "dune.bench/1"}
     if part == "pair":
         with speed.threads(given.threads), run.stage("matching"):
             matching = speed.measure_matching(rounds=rounds, cpu_time=cpu_time, report=console.note)
-        document |= asdict(found) | {"matching": asdict(matching), "goals": _goals(found, matching)}
-        lines = table(found, matching)
+        document |= asdict(measured) | {"matching": asdict(matching), "goals": _goals(measured, matching)}
+        lines = table(measured, matching)
     else:
-        document |= {"part": part, **asdict(found)}
-        lines = distill_table(found) if part == "distill" else task_table(found)
+        document |= {"part": part, **asdict(measured)}
+        lines = distill_table(measured) if part == "distill" else task_table(measured)
     output.print_json([document | {"provenance": run.provenance([], [])}])
     if not output.as_json:
         console.document("\n".join(lines))
@@ -124,40 +124,41 @@ def _network_lines(speed: Speed) -> list[str]:
     return lines + _rate_lines(speed.peak, speed.networks)
 
 
-def task_table(found: TaskSpeed) -> list[str]:
+def task_table(measured: TaskSpeed) -> list[str]:
     """The lines that `dune bench depth` and `dune bench human` print."""
-    height, width = found.input_hw
-    people = "" if found.people is None else f" with {found.people} people"
+    height, width = measured.input_hw
+    people = "" if measured.people is None else f" with {measured.people} people"
     head = (
-        f"{found.model}, random weights, one image of {width}x{height} px{people}, {found.device}, "
-        f"{found.threads} threads, {found.clock} time"
+        f"{measured.model}, random weights, one image of {width}x{height} px{people}, {measured.device}, "
+        f"{measured.threads} threads, {measured.clock} time"
     )
-    gains = [f"{part}, {found.fast_dtype} against float32: {gain:.2f}x" for part, gain in found.fast_gain.items()]
-    return [head, *_rate_lines(found.peak, found.networks), "", *gains]
+    gains = [f"{part}, {measured.fast_dtype} against float32: {gain:.2f}x" for part, gain in measured.fast_gain.items()]
+    return [head, *_rate_lines(measured.peak, measured.networks), "", *gains]
 
 
-def distill_table(found: DistillSpeed) -> list[str]:
+def distill_table(measured: DistillSpeed) -> list[str]:
     """The lines that `dune bench distill` prints."""
     lines = [
-        f"{found.student} from {', '.join(found.teachers)}, steps of {found.batch_size} images of {found.size_px} px, "
-        f"{found.gflop:.0f} GFLOP each, {found.device}, {found.threads} threads, {found.clock} time",
+        f"{measured.student} from {', '.join(measured.teachers)}, "
+        f"steps of {measured.batch_size} images of {measured.size_px} px, "
+        f"{measured.gflop:.0f} GFLOP each, {measured.device}, {measured.threads} threads, {measured.clock} time",
         "",
-        *(f"matrix products, {dtype}: {rate:.0f} GFLOP/s" for dtype, rate in found.peak.items()),
+        *(f"matrix products, {dtype}: {rate:.0f} GFLOP/s" for dtype, rate in measured.peak.items()),
         "",
         f"{'step, answers given':24}{'seconds':>9}{'images/s':>10}{'GFLOP/s':>9}{'of its peak':>13}",
     ]
     lines += [
         f"{row.way:24}{row.seconds:9.3f}{row.images_per_second:10.1f}{row.gflop_per_second:9.0f}{row.share:13.0%}"
-        for row in found.steps
+        for row in measured.steps
     ]
     return [
         *lines,
         "",
-        f"teachers alone: {found.teacher_images_per_second:.1f} images/s",
-        f"loading alone, {found.workers} workers: photos {found.loading['photos']:.0f} images/s, "
-        f"cached rows {found.loading['cache']:.0f} images/s",
-        f"whole loop: {found.loop['on the fly']:.1f} images/s, with the teacher cache {found.loop['cached']:.1f} "
-        f"({found.loop['cached'] / found.loop['on the fly']:.2f}x)",
+        f"teachers alone: {measured.teacher_images_per_second:.1f} images/s",
+        f"loading alone, {measured.workers} workers: photos {measured.loading['photos']:.0f} images/s, "
+        f"cached rows {measured.loading['cache']:.0f} images/s",
+        f"whole loop: {measured.loop['on the fly']:.1f} images/s, with the teacher cache {measured.loop['cached']:.1f} "
+        f"({measured.loop['cached'] / measured.loop['on the fly']:.2f}x)",
     ]
 
 
@@ -193,12 +194,12 @@ def _goals(speed: Speed, matching: MatchingSpeed) -> list[dict[str, Any]]:
     from dune_cli.evaluation.speed import FAST_GOAL, FLOAT32_SHARE_GOAL, MATCHING_GOAL
 
     share = next(row.share for row in speed.networks if (row.network, row.dtype) == ("two-view", "float32"))
-    found = [("float32 two-view, share of the matrix-product peak", FLOAT32_SHARE_GOAL, share)]
-    found += [
+    measured = [("float32 two-view, share of the matrix-product peak", FLOAT32_SHARE_GOAL, share)]
+    measured += [
         (f"{name}, {speed.fast_dtype} against float32", FAST_GOAL, gain) for name, gain in speed.fast_gain.items()
     ]
-    found += [("matching against KD-trees", MATCHING_GOAL, matching.kd_tree_gain)]
-    return [{"what": what, "goal": goal, "measured": value, "reached": value >= goal} for what, goal, value in found]
+    measured += [("matching against KD-trees", MATCHING_GOAL, matching.kd_tree_gain)]
+    return [{"what": what, "goal": goal, "measured": value, "reached": value >= goal} for what, goal, value in measured]
 
 
 def _goal_lines(goals: list[dict[str, Any]]) -> list[str]:

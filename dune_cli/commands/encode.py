@@ -85,8 +85,8 @@ def command(
             yield photo
 
     documents = []
-    found = task.encode(encoder, read(), model.size, model.teacher, model.batch_size, run)
-    for features, target in zip(found, files):
+    results = task.encode(encoder, read(), model.size, model.teacher, model.batch_size, run)
+    for features, target in zip(results, files):
         with run.stage("write"):
             task.write(features, target)
         provenance = run.provenance([encoder.source], [(features.path, features.sha256)], dtype=compute.dtype)

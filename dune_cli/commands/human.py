@@ -197,7 +197,7 @@ def command(
 def _note_people(found: PhotoPeople, kept: PhotoPeople, min_score: float) -> None:
     name = found.photo.path.name
     if not found.people:
-        console.note(f"{name}: nobody found with a score of at least {min_score:g}")
+        console.note(f"{name}: no person has a score of at least {min_score:g}")
         return
     distances = ", ".join(f"{float(person.head[2]):.2f} m" for person in kept.people[:5])
     more = ", ..." if len(kept.people) > 5 else ""

@@ -33,7 +33,7 @@ class MapfreeMatching(MatchingOptions):
         if self.model is None and not self.unit_translation:
             raise UserError(
                 "the scale of a matcher's pose is unknown, and the benchmark is in metres: give a two-view --model; "
-                "with --unit-translation translations of length 1 m are written all the same"
+                "with --unit-translation translations of length 1 m are written anyway"
             )
         if self.model is not None and self.unit_translation:
             raise UserError("--unit-translation is for matchers; a two-view --model is metric: leave it out")
@@ -95,8 +95,8 @@ def command(
                 work.add(scene.name, name, line)
                 done[name] = line
             poses[scene.name] = {name: done[name] for name in scene.queries}
-            found = sum(line is not None for line in poses[scene.name].values())
-            console.note(f"{scene.name} ({len(poses)} of {len(scenes)}): {found} of {len(scene.queries)} frames")
+            count = sum(line is not None for line in poses[scene.name].values())
+            console.note(f"{scene.name} ({len(poses)} of {len(scenes)}): {count} of {len(scene.queries)} frames")
     submission.write_submission(target, poses)
     work.remove()
     output.print_lines(target)

@@ -178,6 +178,5 @@ def _model_takers(names: Sequence[str], model: str | None, encoder: str | None) 
 
     takers = [name for name in names if registry.takes_model(name)]
     if (model or encoder) and not takers:
-        asked = ",".join(names)
-        raise UserError(f"--model and --encoder are for the matchers dune and mast3r; received --matcher {asked}")
+        raise UserError(f"--model and --encoder are for the matchers dune and mast3r; received {', '.join(names)}")
     return takers

@@ -369,7 +369,7 @@ class Job:
         return encoder_descriptor_extractor(load_encoder(name or DEFAULT_MODEL, self.compute.device))
 
     def _note_unused(self) -> None:
-        """A note about options that two photos have no use for."""
+        """A note about options that two photos do not use."""
         unused = [
             "--no-dense" if one.name == "dense" else one.metadata["names"][0]
             for group in (self.mapping, self.cameras, self.dense)
@@ -378,7 +378,7 @@ class Job:
             and getattr(group, one.name) != one.default
         ]
         if unused:
-            console.note(f"two photos have no use for {', '.join(unused)}")
+            console.note(f"two photos do not use {', '.join(unused)}")
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def test_nobody_is_found(dune: Any, models: dict[str, Path], example_photos: Pat
         *("--overlay", tmp_path / "o.png", "--top-view", tmp_path / "t.png"),
     )
     assert done.returncode == 0, done.stderr
-    assert "coffee.png: nobody found with a score of at least 1" in done.stderr
+    assert "coffee.png: no person has a score of at least 1" in done.stderr
     facts = json.loads(done.stdout)
     assert facts["people"] == []
     assert facts == json.loads((tmp_path / "p.json").read_text())

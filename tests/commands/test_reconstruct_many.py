@@ -150,7 +150,7 @@ def test_two_photos_stay_a_pair_and_say_what_they_have_no_use_for(folder: Path, 
     code, _, err = run("reconstruct", *pair, "-o", tmp_path / "a.ply", *rest)
     assert code == 0 and not (tmp_path / "a.work").exists()
     code, _, err = run("reconstruct", *pair, "-o", tmp_path / "b.ply", *rest, "--pairs", "all", "--no-dense")
-    assert code == 0 and "two photos have no use for --pairs, --no-dense" in err
+    assert code == 0 and "two photos do not use --pairs, --no-dense" in err
     assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
 
 

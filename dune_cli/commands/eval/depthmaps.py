@@ -68,11 +68,10 @@ def command(
     rows: list[tuple[str, str, float, list[benchmark.ViewScore]]] = []
     with run.stage("evaluate"):
         for place in console.progress(places, "sets", len(places), "set"):
-            scored = benchmark.score_set(place, matcher, sets.qualities, compute.device, compute.seed)
-            found = [(place.name, *row) for row in scored]
-            if not found:
+            scored = list(benchmark.score_set(place, matcher, sets.qualities, compute.device, compute.seed))
+            if not scored:
                 console.note(f"{place.name} has no measured depth")
-            rows += found
+            rows += [(place.name, *row) for row in scored]
     if not rows:
         raise UserError(f"no set under {root} has measured depth; its frames must name a depth PNG")
     means = [mean_depth_errors([score.errors for score in scores]) for *_, scores in rows]

@@ -127,18 +127,18 @@ def _calibrate(
     """The result and the table of --calibration."""
     from dune_cli.evaluation import pairs as benchmark
 
-    found: dict[str, list[ConfidenceSample]] = {name: [] for name in columns}
+    samples: dict[str, list[ConfidenceSample]] = {name: [] for name in columns}
     with run.stage("evaluate"):
         for pair in console.progress(pairs, "pairs", total=len(pairs), unit="pair"):
             for name, pose in benchmark.confidence_samples(columns, pair, run.seed or 0):
-                found[name].append(pose)
-    bins = {name: benchmark.confidence_calibration(poses) for name, poses in found.items()}
+                samples[name].append(pose)
+    bins = {name: benchmark.confidence_calibration(poses) for name, poses in samples.items()}
     result = {
         "schema": "dune.eval-calibration/1",
         "root": root,
         "asked": len(pairs),
         "bins": {name: [common.rounded(one, 4) for one in row] for name, row in bins.items()},
-        "poses": {name: [common.rounded(pose, 4) for pose in poses] for name, poses in found.items()},
+        "poses": {name: [common.rounded(pose, 4) for pose in poses] for name, poses in samples.items()},
         "provenance": run.provenance([m.source for m in columns.values()], [], units="degrees"),
     }
     rows = [["confidence", *columns]]
