@@ -98,7 +98,8 @@ def test_modules_exist(page: Path) -> None:
 
 def test_docstrings_point_to_pages_and_headings_that_exist() -> None:
     missing = set()
-    for path in [p for folder in ("dune_cli", "examples", "tests") for p in (ROOT / folder).rglob("*.py")]:
+    folders = ("dune_cli", "examples", "tests", "weights")
+    for path in [path for folder in folders for path in (ROOT / folder).rglob("*.py")]:
         text = re.sub(r"\s*\n\s*(?:# )?", " ", path.read_text(encoding="utf-8"))
         for page, heading in re.findall(r'(docs/[a-z0-9/-]+\.md)(?:, "([^"`]+)")?', text):
             headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)

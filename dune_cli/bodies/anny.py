@@ -72,7 +72,8 @@ class Anny(Body):
         rotation is given in the body's axes at a reference pose that all shapes share. The identity is that pose.
     rig "full": the whole MakeHuman rig, 19,158 vertices (5,440 of them helpers without triangles), 163 joints, pose
         parametrisation `local-bone` with an unturned root: a joint's rotation is given in its bone's own axes at rest,
-        world = parent_world . parent_rest^-1 . rest . rotation (spec 4 B). The identity is the shape's rest pose.
+        world = parent_world . parent_rest^-1 . rest . rotation (docs/models/multihmr.md, B). The identity is the
+        shape's rest pose.
     """
 
     name = "anny"
