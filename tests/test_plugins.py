@@ -136,7 +136,7 @@ def test_a_layout_of_weights_is_one_file(add: Callable[[str], str], tmp_path: Pa
     expected = load_encoder(tmp_path / "plain.pth", device="cpu")(image).patches
     assert torch.equal(load_encoder(tmp_path / "acme.pth", device="cpu")(image).patches, expected)
     located = weights_folder.locate(tmp_path / "acme.pth")
-    assert inventory.file_facts(located)["layout"] == "acme-vit"
+    assert inventory.describe_file(located)["layout"] == "acme-vit"
     inventory.convert(located, tmp_path / "acme.safetensors")
     assert torch.equal(load_encoder(tmp_path / "acme.safetensors", device="cpu")(image).patches, expected)
 

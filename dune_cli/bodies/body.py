@@ -1,4 +1,4 @@
-"""What every parametric body offers: parameters in, vertices and named joints out."""
+"""The interface of all parametric bodies: parameters in, vertices and named joints out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from dune_cli.errors import CheckpointError
 from dune_cli.io.safe_read import MIB, read_npz
 from dune_cli.provenance import Source
+
+LIMIT_BYTES = 1024 * MIB  # of a body's .npz file; SMPLX_NEUTRAL.npz unpacks to 250 MB
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,6 @@ class Body(nn.Module, ABC):
             if tuple(tensor.shape[1:]) != expected[name] or len(tensor) != len(rotations):
                 wanted = ", ".join(str(size) for size in (len(rotations), *expected[name]))
                 raise ValueError(f"{self.name} takes {name} of shape ({wanted}), received {tuple(tensor.shape)}")
-
-
-# Reads named arrays out of a body's .npz file.
-
-
-LIMIT_BYTES = 1024 * MIB  # SMPLX_NEUTRAL.npz unpacks to 250 MB
 
 
 def read_arrays(path: Path, what: str, cure: str, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Forward kinematics and linear blend skinning, batched by depth in the skeleton."""
+"""Forward kinematics and linear blend skinning, batched by depth in the skeleton; orientations of bones at rest."""
 
 from __future__ import annotations
 
@@ -49,9 +49,6 @@ def skin(rest_vertices: Tensor, rest_joints: Tensor, turned: Tensor, placed: Ten
     moves = torch.cat([turned, shifts[..., None]], -1).flatten(2)
     blended = (weights @ moves).unflatten(-1, (3, 4))
     return (blended[..., :3] @ rest_vertices[..., None])[..., 0] + blended[..., 3]
-
-
-# Orientations of bones at rest: from a bone's direction, or from a correlation of point sets.
 
 
 def turn_y_onto(directions: Tensor) -> Tensor:

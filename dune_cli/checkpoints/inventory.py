@@ -17,7 +17,7 @@ from dune_cli.provenance import sha256_of
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HashCheck:
     """A file's hash and its `status`: "ok", "changed", "pinned" (just now) or "unknown" (nothing to compare with)."""
 
     path: Path
@@ -27,7 +27,7 @@ class Verdict:
     detail: str
 
 
-def entry_facts(entry: Entry) -> dict[str, Any]:
+def describe_entry(entry: Entry) -> dict[str, Any]:
     """What the registry and this machine say about a published file, for JSON."""
     facts = asdict(entry)
     located = weights_folder.find_present(entry)
@@ -49,7 +49,7 @@ def trust(entry: Entry) -> str:
     return "pinned" if entry.file in weights_folder.read_pins(weights_folder.weights_folder()) else "first use"
 
 
-def file_facts(located: LocatedFile) -> dict[str, Any]:
+def describe_file(located: LocatedFile) -> dict[str, Any]:
     """What a weight file is, for JSON: format, size, hash, whether that is the pinned one, licence, layout, shape.
 
     Also for a file that no layout fits. Raises CheckpointError for one that cannot be opened or contradicts its layout.
@@ -106,7 +106,7 @@ def convert(located: LocatedFile, target: Path) -> None:
     weight_files.write_safetensors(target, tensors, header)
 
 
-def verify(names: Sequence[str]) -> Iterator[Verdict]:
+def verify(names: Sequence[str]) -> Iterator[HashCheck]:
     """Hashes files, compares with the registry's hash or the first one seen, and remembers one not seen before.
 
     Without names: every published file that is here and every other file that was pinned in the weights folder.
@@ -122,19 +122,21 @@ def _everything() -> list[LocatedFile]:
     return found + [LocatedFile(path, None, "weights folder") for path in pinned if path.is_file() and path not in seen]
 
 
-def _compare(located: LocatedFile, sha256: str, remember: bool) -> Verdict:
+def _compare(located: LocatedFile, sha256: str, remember: bool) -> HashCheck:
     path, home = located.path, weights_folder.weights_folder()
     name = located.entry.name if located.entry is not None else path.name
     expected = weights_folder.expected_sha256(located)
     if expected is not None:
         same = sha256 == expected[0]
         detail = f"{'as' if same else 'not as'} {expected[1]} says" + ("" if same else f": {expected[0]}")
-        return Verdict(path, name, sha256, "ok" if same else "changed", detail)
+        return HashCheck(path, name, sha256, "ok" if same else "changed", detail)
     if path.parent.resolve() != home.resolve():
-        return Verdict(path, name, sha256, "unknown", "no hash is known, and only the weights folder remembers them")
+        return HashCheck(path, name, sha256, "unknown", "no hash is known, and only the weights folder remembers them")
     if not os.access(home, os.W_OK):
-        return Verdict(path, name, sha256, "unknown", f"no hash is known, and {home} is not writable to remember it")
+        return HashCheck(path, name, sha256, "unknown", f"no hash is known, and {home} is not writable to remember it")
     if not remember:
-        return Verdict(path, name, sha256, "unknown", "no hash is known yet; 'dune weights verify' remembers this one")
+        return HashCheck(
+            path, name, sha256, "unknown", "no hash is known yet; 'dune weights verify' remembers this one"
+        )
     pin = weights_folder.pin(home, path.name, sha256, path.stat().st_size, "found in the weights folder")
-    return Verdict(path, name, sha256, "pinned", f"the first one seen, remembered on {pin.pinned}")
+    return HashCheck(path, name, sha256, "pinned", f"the first one seen, remembered on {pin.pinned}")

@@ -20,6 +20,25 @@ MAX_DEPTH = 100
 MAX_VALUES = 5_000_000  # when what is shared counts as often as it is used
 SPARE_BYTES = 256 << 20
 MAX_SIDE = 1 << 40
+_TENSOR_TYPES = {
+    f"torch.{name}"
+    for name in (
+        "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16",
+        "uint8", "bool", "complex64", "complex128",
+        "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
+    )
+}  # fmt: skip
+
+# NumPy: its type codes, and ours
+NUMBERS = {
+    **{f"{kind}{size}": f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)},
+    **{"b1": "?", "f2": "f2", "f4": "f4", "f8": "f8", "c8": "c8", "c16": "c16"},
+}
+MAX_DIMENSIONS = 32
+_CODE = re.compile(r"[<>|=]?([biufcUO])(\d{0,4})")
+_RECONSTRUCT = tuple(f"numpy.{package}.multiarray._reconstruct" for package in ("core", "_core"))
+_SCALAR = tuple(f"numpy.{package}.multiarray.scalar" for package in ("core", "_core"))
+NUMPY_NAMES = frozenset({"numpy.ndarray", "numpy.dtype", *_RECONSTRUCT, *_SCALAR})
 
 
 @dataclass(frozen=True)
@@ -107,7 +126,7 @@ class Builder:
             return _constant(value.name)
         if isinstance(value, Call) and isinstance(value.function, Name):
             if is_numpy(value):
-                return build(value, self.build)
+                return build_numpy(value, self.build)
             maker = _MAKERS.get(value.function.name)
             if maker is None:
                 raise PickleError(f"a call of {value.function.name}")
@@ -135,7 +154,7 @@ class Builder:
 
 def allowed() -> frozenset[str]:
     """Every name that a pickle may have."""
-    return frozenset({*_MAKERS, *_constants(), *storage_types(), *NAMES})
+    return frozenset({*_MAKERS, *_constants(), *storage_types(), *NUMPY_NAMES})
 
 
 @cache
@@ -180,16 +199,6 @@ def _tensor(builder: Builder, call: Call) -> torch.Tensor:
     if len(given) > 6 + typed and builder.build(given[6 + typed]):
         raise PickleError("a tensor that is a conjugate or negative view")
     return tensor_in(storage, dtype, *given[1:4])
-
-
-_TENSOR_TYPES = {
-    f"torch.{name}"
-    for name in (
-        "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16",
-        "uint8", "bool", "complex64", "complex128",
-        "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
-    )
-}  # fmt: skip
 
 
 def tensor_in(storage: StorageRecord, dtype: torch.dtype, offset: Any, size: Any, stride: Any) -> torch.Tensor:
@@ -347,29 +356,17 @@ _MAKERS: dict[str, Callable[[Builder, Call], Any]] = {
 }
 
 
-# NumPy's arrays and numbers out of a pickle, made from a fixed list of number types: NumPy reads none of it.
-#
-# A pickle may ask NumPy to set the state of an array or of its dtype, and NumPy believes it: sizes, pointers.
-# Here an array is made of its bytes when they are as many as shape and type say. Texts and objects become plain lists.
-
-
-NUMBERS = {
-    **{f"{kind}{size}": f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)},
-    **{"b1": "?", "f2": "f2", "f4": "f4", "f8": "f8", "c8": "c8", "c16": "c16"},
-}
-MAX_DIMENSIONS = 32
-_CODE = re.compile(r"[<>|=]?([biufcUO])(\d{0,4})")
-_RECONSTRUCT = tuple(f"numpy.{package}.multiarray._reconstruct" for package in ("core", "_core"))
-_SCALAR = tuple(f"numpy.{package}.multiarray.scalar" for package in ("core", "_core"))
-NAMES = frozenset({"numpy.ndarray", "numpy.dtype", *_RECONSTRUCT, *_SCALAR})
+# NumPy's arrays and numbers are made from a fixed list of number types; NumPy reads nothing of the pickle. A pickle may
+# ask NumPy to set the state of an array or of its dtype, sizes and pointers included. Here an array is made of its
+# bytes when they are as many as shape and type say. Texts and objects become plain lists.
 
 
 def is_numpy(call: Call) -> bool:
     """Whether NumPy's builders take this call."""
-    return isinstance(call.function, Name) and call.function.name in NAMES
+    return isinstance(call.function, Name) and call.function.name in NUMPY_NAMES
 
 
-def build(call: Call, built: Callable[[Any], Any]) -> Any:
+def build_numpy(call: Call, built: Callable[[Any], Any]) -> Any:
     """An array, a number, a dtype, or the lists that stand for texts and objects.
 
     built: makes the values inside. PickleError for what is not on the list of types, or has other sizes than it says.
@@ -380,14 +377,14 @@ def build(call: Call, built: Callable[[Any], Any]) -> Any:
     if name in _SCALAR:
         return _scalar(call, built)
     if name == "numpy.dtype":
-        code, order = _dtype(call)
-        return _numpy(order + code)
+        code, order = _parse_dtype(call)
+        return _numpy_dtype(order + code)
     if name in _RECONSTRUCT:
         return _array(call, built)
     raise PickleError(f"a call of {name}")
 
 
-def _numpy(code: str) -> Any:
+def _numpy_dtype(code: str) -> Any:
     import numpy as np
 
     if code[1:] not in NUMBERS.values():
@@ -395,7 +392,7 @@ def _numpy(code: str) -> Any:
     return np.dtype(code)
 
 
-def _dtype(call: Any) -> tuple[str, str]:
+def _parse_dtype(call: Any) -> tuple[str, str]:
     """(code, byte order) of a pickled dtype: "f8" and "<"; "U4" and "O" for texts and objects."""
     if not isinstance(call, Call) or not isinstance(call.function, Name) or call.function.name != "numpy.dtype":
         raise PickleError("a NumPy array without a type")
@@ -417,7 +414,7 @@ def _dtype(call: Any) -> tuple[str, str]:
     return NUMBERS.get(code, code), order
 
 
-def _bytes_numpy_pickles(value: Any, built: Callable[[Any], Any]) -> bytes:
+def _numpy_bytes(value: Any, built: Callable[[Any], Any]) -> bytes:
     content = built(value)
     if isinstance(content, str):  # Python 2's bytes, when they happen to be text
         content = content.encode("utf-8")
@@ -434,7 +431,7 @@ def _array(call: Call, built: Callable[[Any], Any]) -> Any:
     if not isinstance(state, tuple) or len(state) != 5:
         raise PickleError("a NumPy array without its state")
     _, shape, kind, fortran, content = state
-    code, order = _dtype(kind)
+    code, order = _parse_dtype(kind)
     if not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS or not isinstance(fortran, bool):
         raise PickleError("a NumPy array of no shape")
     if not all(type(side) is int and 0 <= side < 1 << 40 for side in shape):
@@ -445,16 +442,14 @@ def _array(call: Call, built: Callable[[Any], Any]) -> Any:
             raise PickleError("a NumPy array of objects that has more or fewer than its shape")
         return _nested([built(item) for item in content], shape, fortran)
     if code[0] == "U":
-        return _nested(_texts(_bytes_numpy_pickles(content, built), int(code[1:] or 0), count, order), shape, fortran)
-    return _numbers(_bytes_numpy_pickles(content, built), code, order, count).reshape(
-        shape, order="F" if fortran else "C"
-    )
+        return _nested(_texts(_numpy_bytes(content, built), int(code[1:] or 0), count, order), shape, fortran)
+    return _numbers(_numpy_bytes(content, built), code, order, count).reshape(shape, order="F" if fortran else "C")
 
 
 def _numbers(content: bytes, code: str, order: str, count: int) -> Any:
     import numpy as np
 
-    kind = _numpy(order + code)
+    kind = _numpy_dtype(order + code)
     if len(content) != count * kind.itemsize:
         raise PickleError(f"a NumPy array of {len(content)} bytes where {count} numbers of {kind.itemsize} are said")
     if code == "?":
@@ -484,10 +479,10 @@ def _nested(flat: list[Any], shape: tuple[int, ...], fortran: bool) -> Any:
 def _scalar(call: Call, built: Callable[[Any], Any]) -> Any:
     if not isinstance(call.arguments, tuple) or len(call.arguments) != 2 or call.state is not None:
         raise PickleError("a NumPy number of no value")
-    code, order = _dtype(call.arguments[0])
+    code, order = _parse_dtype(call.arguments[0])
     if code == "O":
         raise PickleError("a NumPy number that is an object")
-    content = _bytes_numpy_pickles(call.arguments[1], built)
+    content = _numpy_bytes(call.arguments[1], built)
     if code[0] == "U":
         return _texts(content, int(code[1:] or 0), 1, order)[0]
     return _numbers(content, code, order, 1)[0]

@@ -33,7 +33,7 @@ _SHOWN = 10
 
 def read_zip(path: Path) -> Any:
     """The object in a zip file of torch.save. Its tensors map the file. CheckpointError: refused or damaged."""
-    with _telling(path), _mapped(path) as data:
+    with _checkpoint_errors(path), _mapped(path) as data:
         found = {member.name: member for member in members(data)}
         member = next(member for name, member in found.items() if PurePath(name).name == "data.pkl")
         prefix = member.name.removesuffix("data.pkl")
@@ -47,7 +47,7 @@ def read_zip(path: Path) -> Any:
         whole = torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
 
         def storage(identity: Any) -> StorageRecord:
-            dtype, key, numel = _identity(identity, 5)
+            dtype, key, numel = _storage_identity(identity, 5)
             member = found.get(f"{prefix}data/{key}")
             nbytes = numel * dtype.itemsize
             if member is None or nbytes > member.size:
@@ -64,7 +64,7 @@ def read_zip(path: Path) -> Any:
 
 def read_legacy(path: Path) -> Any:
     """The object in a file that torch.save wrote before 1.6. CheckpointError: refused or damaged."""
-    with _telling(path), _mapped(path) as data:
+    with _checkpoint_errors(path), _mapped(path) as data:
         text = data[: pickle_reader.MAX_BYTES]
         magic = _read(path, text, 0, _LEGACY_PICKLES)
         version = _read(path, text, magic.end, 0)
@@ -74,13 +74,13 @@ def read_legacy(path: Path) -> Any:
         pickle = _read(path, text, machine.end, 2)
         keys = _read(path, text, pickle.end, 0)
         types = dict(_storages_in(pickle.value))
-        places = _places(data, keys, {key: dtype for key, (dtype, _) in types.items()})
+        places = _storage_offsets(data, keys, {key: dtype for key, (dtype, _) in types.items()})
         whole = torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
         swapped = sys.byteorder != "little"
         pieces: dict[Any, Any] = {}
 
         def storage(identity: Any) -> StorageRecord:
-            dtype, key, numel = _identity(identity, 6)
+            dtype, key, numel = _storage_identity(identity, 6)
             start, length = places[key]
             nbytes = numel * dtype.itemsize
             if nbytes > length:
@@ -114,7 +114,7 @@ class _DamagedError(Exception):
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def _checkpoint_errors(path: Path) -> Iterator[None]:
     """What goes wrong, as a CheckpointError about `path`. Meanwhile Python does not look for garbage.
 
     A pickle of a million containers would make it look a hundred times, in vain.
@@ -190,7 +190,7 @@ def _is_swapped(data: mmap.mmap, order: Member | None) -> bool:
     return word.decode() != sys.byteorder
 
 
-def _identity(identity: Any, length: int) -> tuple[torch.dtype, Any, int]:
+def _storage_identity(identity: Any, length: int) -> tuple[torch.dtype, Any, int]:
     """(number type, key, numbers) of a storage."""
     if not isinstance(identity, tuple) or len(identity) != length or identity[0] not in ("storage", b"storage"):
         raise PickleError("a reference to something that is no storage")
@@ -214,7 +214,7 @@ def _storages_in(value: Any) -> Iterator[tuple[Any, tuple[torch.dtype, int]]]:
             continue
         seen.add(id(item))
         if isinstance(item, pickle_reader.Storage):
-            dtype, key, numel = _identity(item.identity, 6)
+            dtype, key, numel = _storage_identity(item.identity, 6)
             yield key, (dtype, numel)
         elif isinstance(item, (tuple, list)):
             todo.extend(item)
@@ -224,7 +224,9 @@ def _storages_in(value: Any) -> Iterator[tuple[Any, tuple[torch.dtype, int]]]:
             todo.extend((item.arguments, item.state, item.items))
 
 
-def _places(data: mmap.mmap, keys: pickle_reader.Pickle, types: dict[Any, torch.dtype]) -> dict[Any, tuple[int, int]]:
+def _storage_offsets(
+    data: mmap.mmap, keys: pickle_reader.Pickle, types: dict[Any, torch.dtype]
+) -> dict[Any, tuple[int, int]]:
     """Where the storages lie: key -> (first byte, bytes). Each begins with its number of elements."""
     if not isinstance(keys.value, list) or {*types} - {*keys.value}:
         raise PickleError("a storage that the file does not have")

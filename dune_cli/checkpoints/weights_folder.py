@@ -1,4 +1,4 @@
-"""Where weight files lie on this machine, and what to do about those that do not."""
+"""Weight files on this machine: where they lie, which hashes they had at first (lock.json), and locks."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from dune_cli.provenance import sha256_of
 if TYPE_CHECKING:
     from dune_cli.io.json_files import Fields
 
+LOCK_FILE = "lock.json"  # the first hash seen of each file
+LOCK_LIMIT_BYTES = 16 * MIB
 _SUFFIXES = {".pth", ".pt", ".safetensors", ".ckpt", ".bin"}
 
 
@@ -188,13 +190,6 @@ def _installed(entry: Entry) -> Iterator[LocatedFile]:
 def _plausible(path: Path, entry: Entry) -> bool:
     """A namesake of another size is not the published file."""
     return path.name != entry.file or not entry.size_is_exact or path.stat().st_size == entry.size_bytes
-
-
-# What the weights folder remembers: one process at a time per file, and the hash each file had at first.
-
-
-LOCK_FILE = "lock.json"
-LOCK_LIMIT_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True)

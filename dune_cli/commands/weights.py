@@ -57,7 +57,7 @@ def list_weights(
     """
     from dune_cli.checkpoints import inventory, registry, weights_folder
 
-    rows = [inventory.entry_facts(entry) for entry in registry.all_entries() if kind in (None, entry.kind)]
+    rows = [inventory.describe_entry(entry) for entry in registry.all_entries() if kind in (None, entry.kind)]
     rows = [row for row in rows if row["present"] or not present]
     if output.as_json:
         _print({"schema": "dune.weights-list/1", "folder": str(weights_folder.weights_folder()), "weights": rows})
@@ -92,14 +92,14 @@ def info(*, weights: str = WEIGHTS_FILE, output: JsonOptions) -> None:
         entry = registry.find(weights) or registry.find_file(weights)
         if entry is None:
             raise
-        facts: dict[str, Any] = inventory.entry_facts(entry)
+        facts: dict[str, Any] = inventory.describe_entry(entry)
         lines = [("name", f"{entry.name}: {entry.summary}"), ("file", f"{entry.file}, not on this machine")]
         lines += [("size", entry.size), ("sha256", entry.sha256 or "its publisher states none: trusted on first use")]
         lines += [("licence", f"{entry.licence} ({entry.licence_url})"), ("needs", ", ".join(entry.needs))]
         script = f"python {entry.script.script}, in a checkout of dune's sources" if entry.script is not None else None
         lines += [("to get it", script or f"dune weights pull {entry.name}")]
     else:
-        facts = inventory.file_facts(located)
+        facts = inventory.describe_file(located)
         lines = [
             ("file", f"{facts['path']} ({facts['format']})"),
             ("name", f"{facts['name']}: {facts['summary']}" if facts["name"] else "not in the registry"),

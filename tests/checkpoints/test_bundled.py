@@ -32,7 +32,7 @@ def test_the_encoder_loads_and_sees(example_photos: Path) -> None:
     assert set(encoder.teachers) == {"xfeat", "efficientnet-lite2", "people"}
     assert sum(parameter.numel() for parameter in encoder.vit.parameters()) <= 8_000_000
     assert "Apache-2.0" in encoder.source.licence
-    header = inventory.file_facts(weights_folder.locate(NAME))["metadata"]["dune.licence"]
+    header = inventory.describe_file(weights_folder.locate(NAME))["metadata"]["dune.licence"]
     assert "stem: " in header and "distilled by dune from: " in header
     crops = []
     for name in ("astronaut.png", "chelsea.png"):

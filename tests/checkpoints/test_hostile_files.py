@@ -27,7 +27,7 @@ audited.install()
 
 def read(path):
     weight_files.read_weights(path)
-    facts = inventory.file_facts(weights_folder.LocatedFile(path, None))
+    facts = inventory.describe_file(weights_folder.LocatedFile(path, None))
     if facts["kind"] == "encoder":
         load_encoder(path)
 

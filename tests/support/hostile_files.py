@@ -490,7 +490,7 @@ def misshaped(rng: random.Random, flag: str) -> bytes:
 
 def header(rng: random.Random, flag: str) -> bytes:
     """Our own safetensors whose header strings say what no converter writes, over tensors of another layout."""
-    from dune_cli.checkpoints.adapters import native
+    from dune_cli.checkpoints import adapters
     from support.published_files import dinov2_manifest, make_state_dict
 
     deep = "[" * 5000 + "]" * 5000
@@ -521,7 +521,11 @@ def header(rng: random.Random, flag: str) -> bytes:
     }
     odd = rng.choice(("decode_head.conv_seg.weight", "weight", "bias", "enc_blocks.0.mlp.fc1.weight", "detector.x"))
     state |= {odd: torch.ones([rng.choice((0, 1, 3, 64)) for _ in range(rng.randrange(5))])}
-    strings = {"dune.layout": rng.choice(list(native.PUBLISHED)), "dune.facts": text, "dune.licence": "\x1b[2J\n" * 3}
+    strings = {
+        "dune.layout": rng.choice([adapter.NAME for adapter in adapters.all_adapters()]),
+        "dune.facts": text,
+        "dune.licence": "\x1b[2J\n" * 3,
+    }
     return safetensors.torch.save({key: value.contiguous() for key, value in state.items()}, strings)
 
 

@@ -105,7 +105,7 @@ def test_every_form_gives_the_same_features(form: str, encoder: State, tmp_path:
 def test_info_says_where_the_encoder_lies_and_convert_takes_it_alone(encoder: State, tmp_path: Path) -> None:
     torch.save({"model": both(encoder), "iteration": 100}, tmp_path / "model_final.pth")
     located = weights_folder.LocatedFile(tmp_path / "model_final.pth", None)
-    facts = inventory.file_facts(located)
+    facts = inventory.describe_file(located)
     assert (facts["layout"], facts["kind"]) == ("dinov2-training", "encoder")
     assert "a training checkpoint; its encoder is model.teacher.backbone" in facts["notes"]
     inventory.convert(located, tmp_path / "a.safetensors")
