@@ -1,4 +1,4 @@
-"""What the matchers on a `MatchHead` share: `dune`, whose encoder sees more, and XFeat + LighterGlue as published."""
+"""Matchers on a `MatchHead`: `dune`, which adds an encoder's context, and XFeat + LighterGlue as published."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class XFeatExtractor:
-    """A photo at the matcher's size to keypoints, by XFeat's backbone. One pass a photo."""
+    """A photo at the matcher's size to keypoints, by XFeat's backbone."""
 
     def __init__(self, xfeat: XFeatStem) -> None:
         self.xfeat = xfeat
@@ -26,16 +26,16 @@ class XFeatExtractor:
     def device(self) -> torch.device:
         return next(self.xfeat.parameters()).device
 
-    def look(self, rgb: np.ndarray, head: MatchHead) -> KeypointFeatures:
-        """rgb (h, w, 3) uint8, sides multiples of 32 -> keypoints before any trained layer."""
+    def extract(self, rgb: np.ndarray, head: MatchHead) -> KeypointFeatures:
+        """rgb (h, w, 3) uint8, sides multiples of 32 -> keypoints and their values before any trained layer."""
         import torch
 
         with torch.inference_mode():
             image = self._tensor(rgb)
-            return head.extract(image, self.xfeat(image), self._around(rgb, head))
+            return head.extract(image, self.xfeat(image), self._context(rgb, head))
 
-    def _around(self, rgb: np.ndarray, head: MatchHead) -> dict[str, torch.Tensor]:
-        """The context's maps that are not XFeat's."""
+    def _context(self, rgb: np.ndarray, head: MatchHead) -> dict[str, torch.Tensor]:
+        """The maps of the head's context that are not XFeat's."""
         return {}
 
     def _tensor(self, rgb: np.ndarray) -> torch.Tensor:
@@ -45,12 +45,12 @@ class XFeatExtractor:
 
 
 class HeadMatcher(FeatureMatcher):
-    """An eye and a head. Descriptors are (N, width + fine) float32 tensors on the eye's device."""
+    """An extractor and a head. Descriptors are (N, width + fine) float32 tensors on the extractor's device."""
 
     side_multiple = 32
 
-    def __init__(self, eye: XFeatExtractor, head: MatchHead) -> None:
-        self.eye, self.head = eye, head
+    def __init__(self, extractor: XFeatExtractor, head: MatchHead) -> None:
+        self.extractor, self.head = extractor, head
         self.working_size_px = head.config.long_side_px
         self.source: Source = head.source
 
@@ -62,32 +62,24 @@ class HeadMatcher(FeatureMatcher):
         points = features1.points[index1], features2.points[index2]
         if len(index1) and self.head.refinement is not None:
             with torch.inference_mode():
-                seen = self._seen(features1), self._seen(features2)
-                index = (torch.from_numpy(i).to(seen[0].xy.device) for i in (index1, index2))
-                offsets = self.head.offsets(*seen, *index)
-            points = tuple(p + o.cpu().numpy().astype(np.float64) for p, o in zip(points, offsets))
-        return Matches(
-            features1.photo.to_original(points[0]),
-            features2.photo.to_original(points[1]),
-            scores,
-            len(features1.points),
-            len(features2.points),
-            features1.photo.pixel_size,
-            features2.photo.pixel_size,
-        )
+                embedded = self._embedded(features1), self._embedded(features2)
+                indices = (torch.from_numpy(index).to(embedded[0].xy.device) for index in (index1, index2))
+                offsets = self.head.offsets(*embedded, *indices)
+            points = tuple(p + offset.cpu().numpy().astype(np.float64) for p, offset in zip(points, offsets))
+        return self._matches(features1, features2, *points, scores)
 
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, Any]:
         import torch
 
         with torch.inference_mode():
-            seen = self.head.embed(self.eye.look(rgb, self.head))
-        return seen.xy.cpu().numpy().astype(np.float64), seen.values
+            embedded = self.head.embed(self.extractor.extract(rgb, self.head))
+        return embedded.xy.cpu().numpy().astype(np.float64), embedded.values
 
     def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         import torch
 
         with torch.inference_mode():
-            index1, index2, scores = self.head.match(self._seen(features1), self._seen(features2))
+            index1, index2, scores = self.head.match(self._embedded(features1), self._embedded(features2))
         return index1.cpu().numpy(), index2.cpu().numpy(), scores.cpu().numpy()
 
     def _as_array(self, descriptors: Any) -> np.ndarray:
@@ -96,13 +88,13 @@ class HeadMatcher(FeatureMatcher):
     def _from_array(self, descriptors: np.ndarray) -> Any:
         import torch
 
-        return torch.from_numpy(descriptors).to(self.eye.device)
+        return torch.from_numpy(descriptors).to(self.extractor.device)
 
-    def _seen(self, features: Features) -> KeypointFeatures:
+    def _embedded(self, features: Features) -> KeypointFeatures:
         import torch
 
         from dune_cli.models.match_head import KeypointFeatures
 
         height, width = features.photo.rgb.shape[:2]
-        xy = torch.from_numpy(features.points).to(self.eye.device, torch.float32)
+        xy = torch.from_numpy(features.points).to(self.extractor.device, torch.float32)
         return KeypointFeatures(xy, features.descriptors, (width, height))

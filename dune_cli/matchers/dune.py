@@ -1,4 +1,4 @@
-"""Our own matcher: XFeat's keypoints, what `dune-mini` saw around them, and a LightGlue trained beyond LighterGlue."""
+"""The matcher `dune`: XFeat's keypoints with context from `dune-mini`, and a LightGlue trained on from LighterGlue."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ if TYPE_CHECKING:
     from dune_cli.models.match_head import MatchHead
 
 NAME = "dune"
-# 0.47 on the `wide` pairs, which does not tell it from xfeat-lighterglue (0.46, and faster): "auto" leaves it out
+# 0.47 on the `wide` pairs: no better than xfeat-lighterglue (0.46), which is faster, so that "auto" leaves it out
 MEASURED_AUC10 = None
 TAKES_MODEL = True
 ENCODER, HEAD = "dune-mini", "dune-matcher"
 
 
 class EncoderExtractor(XFeatExtractor):
-    """The encoder's part: a photo at the matcher's size to keypoints and what surrounds them. One pass a photo."""
+    """A photo at the matcher's size to keypoints and their context, in one pass of the encoder."""
 
     def __init__(self, encoder: nn.Module) -> None:
-        """`encoder`: what `load_encoder` gives for a dune-mini. CheckpointError for one without XFeat's and the Lite
-        stem."""
+        """`encoder`: a dune-mini from `load_encoder`. CheckpointError for one without XFeat's and the Lite stem."""
         from dune_cli.models.dune_mini import MiniEncoder
 
         mini = getattr(encoder, "vit", encoder)
@@ -40,22 +39,22 @@ class EncoderExtractor(XFeatExtractor):
         self.mini = mini
 
     def mini_hash(self) -> str:
-        """sha256 of the encoder's weights, whatever file they came from."""
+        """sha256 of the encoder's weights, independent of their file."""
         digest = hashlib.sha256()
         for value in self.mini.state_dict().values():
             digest.update(value.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def _around(self, rgb: np.ndarray, head: MatchHead) -> dict[str, torch.Tensor]:
+    def _context(self, rgb: np.ndarray, head: MatchHead) -> dict[str, torch.Tensor]:
         context = set(head.config.context) - {"xfeat4"}
         if not context:
             return {}
         size_px = min(head.config.context_px, max(rgb.shape[:2]))
         image = self._tensor(resize(rgb, size_px, self.mini.patch).rgb)
         if "tokens" in context:
-            seen = self.mini.pyramid(image)
-            maps = {f"lite{stride}": values for stride, values in seen.maps["lite"].items()}
-            maps["tokens"] = seen.tokens.map().permute(0, 3, 1, 2)
+            pyramid = self.mini.pyramid(image)
+            maps = {f"lite{stride}": values for stride, values in pyramid.maps["lite"].items()}
+            maps["tokens"] = pyramid.tokens.map().permute(0, 3, 1, 2)
         else:
             maps = {f"lite{stride}": values for stride, values in self.mini.stem["lite"](image).items()}
         return {name: maps[name] for name in context}
@@ -80,7 +79,7 @@ def availability() -> Availability:
 
 
 def build(device: str, dtype: str, model: str | Path | None, encoder: str | Path | None) -> Matcher:
-    """`model`: the head's file or name; `encoder`: that of the dune-mini it was trained on."""
+    """`model`: file or name of the head. `encoder`: file or name of the dune-mini that it was trained on."""
     from dune_cli.checkpoints.loader import load_encoder, load_match_head
 
     head = load_match_head(model or HEAD, device)

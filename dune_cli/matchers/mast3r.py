@@ -26,14 +26,14 @@ TAKES_MODEL = True
 
 @dataclass(frozen=True)
 class Mast3rFeatures:
-    """A photo after the encoder: `features` of a batch of one, `network_from_image` (3, 3)."""
+    """A photo's encoder `features`, in a batch of one, and `network_from_image` (3, 3)."""
 
     features: ViewFeatures
     network_from_image: np.ndarray
 
 
 class Mast3r(CacheableMatcher):
-    """Any two-view model with descriptors. Every photo goes through the published preparation at the model's size."""
+    """Any two-view model with descriptors. Photos are prepared as published, at the model's size."""
 
     name = NAME
 
@@ -71,11 +71,12 @@ class Mast3r(CacheableMatcher):
 
         prepared = prepare(rgb, self.working_size_px, self.model.patch, self.model.crop_square_to_4_3)
         with torch.inference_mode():
-            found = self.model.encode(torch.from_numpy(prepared.image)[None].to(self._device))
-        return Mast3rFeatures(found, prepared.network_from_image)
+            encoded = self.model.encode(torch.from_numpy(prepared.image)[None].to(self._device))
+        return Mast3rFeatures(encoded, prepared.network_from_image)
 
-    def _rotated(self, features: Mast3rFeatures, turns: int, width: int, height: int) -> Mast3rFeatures:
-        return replace(features, network_from_image=features.network_from_image @ quarter_turn(width, height, turns))
+    def _rotated(self, features: Mast3rFeatures, quarter_turns: int, width: int, height: int) -> Mast3rFeatures:
+        rotation = quarter_turn(width, height, quarter_turns)
+        return replace(features, network_from_image=features.network_from_image @ rotation)
 
     def match_features(self, features1: Mast3rFeatures, features2: Mast3rFeatures) -> Matches:
         import torch
@@ -114,8 +115,8 @@ class Mast3r(CacheableMatcher):
 def matches_of(
     output: TwoViewOutput, prepared1: Prepared | Mast3rFeatures, prepared2: Prepared | Mast3rFeatures, subsample: int
 ) -> tuple[Matches, np.ndarray]:
-    """The reciprocal matches of a pair's descriptors in the photos' pixels, and their pixels (x, y) on network grid 1,
-    (M, 2) int64. Scores: c / (1 + c) with c the geometric mean of both descriptor confidences."""
+    """The reciprocal matches of a pair's descriptors in the photos' pixels, and their pixels (x, y), (M, 2) int64, in
+    the network's first image. Scores: c / (1 + c) with c the geometric mean of both descriptor confidences."""
     from dune_cli.matchers.nearest_neighbours import reciprocal_matches
 
     desc1, desc2 = output.descriptors1[0], output.descriptors2[0]
@@ -145,7 +146,7 @@ def _to_image(network_from_image: np.ndarray, xy: np.ndarray) -> np.ndarray:
 
 
 def availability() -> Availability:
-    """Ready once a model is named."""
+    """Never without a model, which the user names."""
     return Availability(False, "it needs the weights of a two-view model", "give --model FILE (and --encoder FILE)")
 
 

@@ -1,4 +1,4 @@
-"""What a matcher is: two photos in, pixel correspondences with scores out, at the size it was found to work best at."""
+"""The interface of matchers: two photos in, pixel correspondences with scores out, at the matcher's working size."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Matches:
 
     points1, points2 (M, 2) float64: pixels (x, y) of the original photos, pixel centres at integers. scores (M,)
     float32 in [0, 1]. keypoints1, keypoints2: how many keypoints (or pixels) were compared. pixel_size1, pixel_size2:
-    how many original pixels one pixel of the matched image spans, the unit in which a match is accurate. rotated_deg:
-    by how much photo 2 was turned clockwise (0, 90, 180, 270) before it was matched; its points are those of the photo
-    as it is. tries: out of how many such turns the matches were chosen. fixed: how many matches were left out because
-    they lie at the same pixels of both photos (`dune_cli/matchers/filtering.py`).
+    pixels of each original photo per pixel of the matched image, the unit of a match's accuracy. rotated_deg: the
+    clockwise rotation (0, 90, 180, 270) of photo 2 before it was matched; its points are those of the photo as it is.
+    tries: how many such rotations were tried. static_matches: how many matches were left out because they lie at the
+    same pixels of both photos (`matchers.filtering`).
     """
 
     points1: np.ndarray
@@ -38,7 +38,7 @@ class Matches:
     static_matches: int = 0
 
     def select(self, keep: np.ndarray) -> Matches:
-        """Those of `keep` (M,) bool; the others count as `fixed`."""
+        """The matches of `keep` (M,) bool; the others count as `static_matches`."""
         if keep.all():
             return self
         left_out = int(np.count_nonzero(~keep))
@@ -65,31 +65,33 @@ class Matches:
 
 @dataclass(frozen=True)
 class ResizedImage:
-    """A photo at a matcher's size: `rgb` (h, w, 3) uint8, and original pixels per pixel of it, (x, y). `turns`: how
-    many quarters the photo was turned clockwise before."""
+    """A photo at a matcher's working size: `rgb` (h, w, 3) uint8, and original pixels per pixel of it, (x, y).
+    `quarter_turns`: how often the photo was rotated clockwise by 90 degrees before."""
 
     rgb: np.ndarray
     original_per_pixel: tuple[float, float]
-    turns: int = 0
+    quarter_turns: int = 0
 
     @property
     def pixel_size(self) -> float:
+        """Original pixels per pixel, the mean over both axes."""
         return float(np.sqrt(np.prod(self.original_per_pixel)))
 
     def to_original(self, points: np.ndarray) -> np.ndarray:
-        """Pixels (M, 2) of `rgb` as float64 pixels of the original photo, as it was before it was turned."""
-        found = (np.asarray(points, dtype=np.float64) + 0.5) * np.asarray(self.original_per_pixel) - 0.5
-        if not self.turns:
-            return found
+        """Pixels (M, 2) of `rgb` as float64 pixels of the original photo, before it was rotated."""
+        rotated = (np.asarray(points, dtype=np.float64) + 0.5) * np.asarray(self.original_per_pixel) - 0.5
+        if not self.quarter_turns:
+            return rotated
         height, width = (
             round(side * scale) for side, scale in zip(self.rgb.shape[:2], reversed(self.original_per_pixel))
         )
-        return transform_pixels(quarter_turn(width, height, -self.turns), found)
+        return transform_pixels(quarter_turn(width, height, -self.quarter_turns), rotated)
 
 
 @dataclass(frozen=True)
 class Features:
-    """Keypoints of one photo. points (N, 2) in pixels of `photo.rgb`; `descriptors` is the matcher's own business."""
+    """The keypoints of one photo: `points` (N, 2) in pixels of `photo.rgb`, and their `descriptors`, in the form that
+    the matcher has them."""
 
     photo: ResizedImage
     points: np.ndarray
@@ -98,7 +100,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a matcher can run here; if not, `why`, and the command that cures it."""
+    """Whether a matcher can run here; if not, `why`, and the command that changes it."""
 
     ready: bool
     why: str = ""
@@ -106,7 +108,7 @@ class Availability:
 
 
 class Matcher(ABC):
-    """Base of all matchers. `rotation_invariant`: it matches a photo that is turned as well as one that is not."""
+    """Base of all matchers. `rotation_invariant`: it matches rotated photos as well as upright ones."""
 
     name: str
     rotation_invariant: bool = False
@@ -119,9 +121,9 @@ class Matcher(ABC):
 
 
 class CacheableMatcher(Matcher):
-    """A matcher that first looks at each photo alone, so that many pairs share that work, which can be kept, too.
+    """A matcher with an extraction step for each photo alone, whose results many pairs share and a cache can hold.
 
-    `packed_layout`: what `pack` gives, as io/cache_files.py has it; None: kept arrays are not looked at.
+    `packed_layout`: the layout of what `pack` gives, as in `io.cache`; None: it is not checked.
     """
 
     packed_layout: ClassVar[Layout | None] = None
@@ -131,27 +133,26 @@ class CacheableMatcher(Matcher):
 
     @abstractmethod
     def extract(self, rgb: np.ndarray) -> Any:
-        """What a pair needs to know of a photo (H, W, 3) uint8 of any size."""
+        """The features of a photo (H, W, 3) uint8 of any size."""
 
-    def extract_rotated(self, rgb: np.ndarray, turns: int) -> Any:
-        """What `extract` finds in the photo after `turns` quarter turns clockwise, at the pixels of the photo as it
-        is."""
-        if turns % 4 == 0:
+    def extract_rotated(self, rgb: np.ndarray, quarter_turns: int) -> Any:
+        """The features of a photo that is rotated clockwise by quarter turns, at the pixels of the photo as it is."""
+        if quarter_turns % 4 == 0:
             return self.extract(rgb)
-        features = self.extract(np.ascontiguousarray(np.rot90(rgb, -turns)))
-        return self._rotated(features, turns % 4, rgb.shape[1], rgb.shape[0])
+        features = self.extract(np.ascontiguousarray(np.rot90(rgb, -quarter_turns)))
+        return self._rotated(features, quarter_turns % 4, rgb.shape[1], rgb.shape[0])
 
     @abstractmethod
-    def _rotated(self, features: Any, turns: int, width: int, height: int) -> Any:
-        """Features of a photo of `width` x `height` px that was turned, as ones of the photo as it is."""
+    def _rotated(self, features: Any, quarter_turns: int, width: int, height: int) -> Any:
+        """Features of a photo of `width` x `height` px that was rotated, as features of the photo as it is."""
 
     @abstractmethod
     def match_features(self, features1: Any, features2: Any) -> Matches:
-        """Matches of two photos out of what `extract` gave."""
+        """Matches of two photos from their features."""
 
     @abstractmethod
     def pack(self, features: Any) -> dict[str, np.ndarray]:
-        """`features` as arrays to keep, floats of networks in half precision."""
+        """Features as arrays for a cache, floats of networks in half precision."""
 
     @abstractmethod
     def unpack(self, packed: Mapping[str, np.ndarray]) -> Any:
@@ -159,7 +160,7 @@ class CacheableMatcher(Matcher):
 
 
 class FeatureMatcher(CacheableMatcher):
-    """A matcher of keypoints, which are the same ones in all pairs of a photo."""
+    """A matcher of keypoints, which are the same in all pairs of a photo."""
 
     side_multiple: int = 1
     packed_layout: ClassVar[Layout | None] = {
@@ -179,18 +180,7 @@ class FeatureMatcher(CacheableMatcher):
     def match_features(self, features1: Features, features2: Features) -> Matches:
         """Matches of two photos' keypoints."""
         index1, index2, scores = self.match_indices(features1, features2)
-        return Matches(
-            features1.photo.to_original(features1.points[index1]),
-            features2.photo.to_original(features2.points[index2]),
-            scores,
-            len(features1.points),
-            len(features2.points),
-            features1.photo.pixel_size,
-            features2.photo.pixel_size,
-        )
-
-    def _rotated(self, features: Features, turns: int, width: int, height: int) -> Features:
-        return replace(features, photo=replace(features.photo, turns=turns))
+        return self._matches(features1, features2, features1.points[index1], features2.points[index2], scores)
 
     def match_indices(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which keypoints match: indices (M,) into `features1.points` and `features2.points`, scores (M,) float32."""
@@ -199,13 +189,30 @@ class FeatureMatcher(CacheableMatcher):
         index1, index2, scores = self._compare(features1, features2)
         return index1, index2, scores.astype(np.float32)
 
+    def _matches(
+        self, features1: Features, features2: Features, points1: np.ndarray, points2: np.ndarray, scores: np.ndarray
+    ) -> Matches:
+        """Matches of points (M, 2) of the resized photos."""
+        return Matches(
+            features1.photo.to_original(points1),
+            features2.photo.to_original(points2),
+            scores,
+            len(features1.points),
+            len(features2.points),
+            features1.photo.pixel_size,
+            features2.photo.pixel_size,
+        )
+
+    def _rotated(self, features: Features, quarter_turns: int, width: int, height: int) -> Features:
+        return replace(features, photo=replace(features.photo, quarter_turns=quarter_turns))
+
     def pack(self, features: Features) -> dict[str, np.ndarray]:
         return {
             "points": np.asarray(features.points, np.float32),
             "descriptors": self._as_array(features.descriptors).astype(np.float16),
             "size": np.array(features.photo.rgb.shape[:2], np.int64),
             "original_per_pixel": np.array(features.photo.original_per_pixel, np.float64),
-            "turns": np.array([features.photo.turns], np.int64),
+            "turns": np.array([features.photo.quarter_turns], np.int64),
         }
 
     def unpack(self, packed: Mapping[str, np.ndarray]) -> Features:
@@ -214,14 +221,15 @@ class FeatureMatcher(CacheableMatcher):
         blank = np.broadcast_to(np.zeros((), np.uint8), (height, width, 3))
         x, y = packed["original_per_pixel"].tolist()
         descriptors = self._from_array(packed["descriptors"].astype(np.float32))
-        turns = int(packed["turns"][0])
-        return Features(ResizedImage(blank, (x, y), turns), packed["points"].astype(np.float64), descriptors)
+        quarter_turns = int(packed["turns"][0])
+        return Features(ResizedImage(blank, (x, y), quarter_turns), packed["points"].astype(np.float64), descriptors)
 
     def _as_array(self, descriptors: Any) -> np.ndarray:
+        """(N, C) array of the matcher's descriptors."""
         return np.asarray(descriptors)
 
     def _from_array(self, descriptors: np.ndarray) -> Any:
-        """Descriptors as this matcher has them, from (N, C) float32."""
+        """The matcher's descriptors from (N, C) float32."""
         return descriptors
 
     @abstractmethod
@@ -234,9 +242,9 @@ class FeatureMatcher(CacheableMatcher):
 
 
 def resize(rgb: np.ndarray, long_side_px: int, side_multiple: int = 1) -> ResizedImage:
-    """A photo (H, W, 3) uint8 with its long side at `long_side_px`: enlarged bicubically or reduced by area.
+    """A photo (H, W, 3) uint8 with its long side resized to `long_side_px`, by area to reduce and bicubic to enlarge.
 
-    Both sides are rounded to multiples of `side_multiple`; the two scales are kept apart, so no bias arises.
+    Both sides are rounded to multiples of `side_multiple`; each axis has its own scale. ValueError for another array.
     """
     import cv2
 

@@ -1,8 +1,8 @@
 """Reciprocal nearest neighbours of two descriptor maps, exact, in blocks of bounded memory.
 
-The score matrix of two 384x512 maps would take 155 GB. It is computed in cache-sized blocks of which only each row's
-maximum is kept (a vectorised reduction); the place of the maximum is looked up afterwards inside the one block that
-holds it. Ties go to the lowest index.
+The score matrix of two 384x512 maps would take 155 GB. It is computed in blocks that fit into the processor's cache, of
+which only each row's maximum is kept (a vectorised reduction). The index of the maximum is searched afterwards in the
+block that holds it. Ties go to the lowest index.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def reciprocal_matches(
     docs/models/mast3r.md, "Matching".
 
     desc1 (H1, W1, C), desc2 (H2, W2, C): descriptors, on one device. Starts from every `subsample`-th pixel of image 1
-    (from subsample // 2) and goes to and fro at most `max_iterations` times; a point converges when it returns to
-    itself. `subsample=1` gives the full set of mutual nearest neighbours.
+    (from subsample // 2) and iterates between the images at most `max_iterations` times; a point converges when it
+    returns to itself. `subsample=1` gives the full set of mutual nearest neighbours.
 
     Returns xy1, xy2 (M, 2) int64 pixels (x, y), unique, sorted by y * W1 + x. `max_bytes` bounds one block of scores.
     Raises ValueError for maps that do not fit together.
@@ -102,7 +102,7 @@ def nearest(queries: torch.Tensor, database: torch.Tensor, max_bytes: int | None
 def _converge(
     flat1: torch.Tensor, flat2: torch.Tensor, start: torch.Tensor, max_iterations: int, max_bytes: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # every neighbour is looked up once: paths from different starts soon share their points
+    # each neighbour is computed once: paths from different starts soon share their points
     to2 = torch.full((len(flat1),), -1, dtype=torch.int64, device=flat1.device)
     to1 = torch.full((len(flat2),), -1, dtype=torch.int64, device=flat1.device)
     active = start
@@ -110,9 +110,9 @@ def _converge(
     for _ in range(max_iterations):
         if len(active) == 0 or len(flat2) == 0:
             break
-        _look_up(to2, active, flat1, flat2, max_bytes)
+        _fill_nearest(to2, active, flat1, flat2, max_bytes)
         there = to2[active]
-        _look_up(to1, there.unique(), flat2, flat1, max_bytes)
+        _fill_nearest(to1, there.unique(), flat2, flat1, max_bytes)
         back = to1[there]
         converged.append(active[back == active])
         active = back[back != active].unique()
@@ -120,7 +120,7 @@ def _converge(
     return index1, to2[index1]
 
 
-def _look_up(
+def _fill_nearest(
     known: torch.Tensor, wanted: torch.Tensor, source: torch.Tensor, target: torch.Tensor, max_bytes: int | None
 ) -> None:
     new = wanted[known[wanted] < 0]

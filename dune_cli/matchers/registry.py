@@ -1,7 +1,7 @@
 """Matchers by name. Each is a file of this folder that defines `build`: `xfeat_lighterglue.py` is "xfeat-lighterglue".
 
-It has NAME, MEASURED_AUC10 (on the `wide` pairs of `dune eval pairs`; None where it depends on the
-model), TAKES_MODEL, availability() -> Availability, and build(device, dtype, model, encoder) -> Matcher.
+It has NAME, MEASURED_AUC10 (on the `wide` pairs of `dune eval pairs`; None where it depends on the model), TAKES_MODEL,
+availability() -> Availability, and build(device, dtype, model, encoder) -> Matcher.
 Example: docs/adding/matcher.md.
 """
 
@@ -23,7 +23,7 @@ def names() -> list[str]:
 
 
 def availability(name: str) -> Availability:
-    """Whether the matcher can run here, and what it would take. UserError for an unknown name."""
+    """Whether the matcher can run here, and what it needs if not. UserError for an unknown name."""
     return _plugin(name).availability()
 
 
@@ -33,7 +33,8 @@ def takes_model(name: str) -> bool:
 
 
 def choose_auto() -> tuple[str, str]:
-    """The best matcher that can run here, by measured AUC@10, and a note: which it is and what a better one takes."""
+    """The name of the best matcher that can run here, by measured AUC@10, and a note on it and on what better ones
+    need."""
     modules = [_plugin(name) for name in names()]
     ranked = sorted((p for p in modules if p.MEASURED_AUC10 is not None), key=lambda p: -p.MEASURED_AUC10)
     better = []
@@ -53,10 +54,10 @@ def load_matcher(
     model: str | None = None,
     encoder: str | None = None,
 ) -> Matcher:
-    """The matcher `name`, or the best one present for "auto".
+    """The matcher `name`; for "auto" the best one that can run here.
 
     `model`, `encoder`: weight files or registry names, for mast3r (a two-view model) and dune (its head). Raises
-    UserError for an unknown name or a model that the matcher has no use for, PackageMissing and WeightsMissing for
+    UserError for an unknown name, and for a model where the matcher takes none; PackageMissing and WeightsMissing for
     what is not here.
     """
     if name == "auto":

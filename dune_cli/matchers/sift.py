@@ -44,16 +44,16 @@ class Sift(FeatureMatcher):
 
     def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         to2, ratio1 = _two_nearest(features1.descriptors, features2.descriptors)
-        index1 = np.flatnonzero(ratio1 < self.ratio)  # only these are asked for the way back
-        index2, place = np.unique(to2[index1], return_inverse=True)
+        index1 = np.flatnonzero(ratio1 < self.ratio)  # only these are matched back
+        index2, row = np.unique(to2[index1], return_inverse=True)
         to1, ratio2 = _two_nearest(features2.descriptors[index2], features1.descriptors)
-        ratio = np.maximum(ratio1[index1], ratio2[place])
-        keep = (to1[place] == index1) & (ratio < self.ratio)
+        ratio = np.maximum(ratio1[index1], ratio2[row])
+        keep = (to1[row] == index1) & (ratio < self.ratio)
         return index1[keep], to2[index1[keep]], 1 - ratio[keep]
 
 
 def _two_nearest(queries: np.ndarray, database: np.ndarray, rows: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest neighbour (N,) of unit descriptors (N, C), and its distance over the second nearest one's."""
+    """Nearest neighbour (N,) of unit descriptors (N, C), and its distance over that of the second nearest."""
     nearest = np.empty(len(queries), dtype=np.int64)
     ratio = np.ones(len(queries), dtype=np.float32)
     for start in range(0, len(queries), rows):
@@ -64,8 +64,8 @@ def _two_nearest(queries: np.ndarray, database: np.ndarray, rows: int = 512) -> 
         first = cosine[row, best].copy()
         cosine[row, best] = -np.inf
         second = cosine.max(axis=1)
-        gap = np.sqrt(np.maximum(2 - 2 * second, 1e-12)), np.sqrt(np.maximum(2 - 2 * first, 0))
-        ratio[start : start + rows] = gap[1] / gap[0]
+        distance1, distance2 = np.sqrt(np.maximum(2 - 2 * first, 0)), np.sqrt(np.maximum(2 - 2 * second, 1e-12))
+        ratio[start : start + rows] = distance1 / distance2
     return nearest, ratio
 
 

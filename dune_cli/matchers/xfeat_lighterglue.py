@@ -1,4 +1,5 @@
-"""XFeat keypoints (Potje et al. 2024) matched by LighterGlue: a small network, quick on CPUs, its weights with dune."""
+"""XFeat keypoints (Potje et al. 2024) matched by LighterGlue: small networks, fast on CPUs; their weights come with
+dune."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ TAKES_MODEL = False
 
 
 class XFeatLighterGlue(HeadMatcher):
-    """Both networks with the published weights in float16; keypoints are moved to the heatmap's centre of mass."""
+    """Both networks with the published weights in float16. Keypoints are refined to the heatmap's centre of mass."""
 
     name = NAME
 
     def __init__(self, device: str = "auto") -> None:
-        """WeightsMissing, CheckpointError: the file that comes with dune is lost or damaged."""
+        """WeightsMissing or CheckpointError where the file that comes with dune is lost or damaged."""
         from dune_cli.checkpoints.loader import load_match_head
 
         head = load_match_head(WEIGHTS, device)

@@ -27,25 +27,25 @@ pytestmark = pytest.mark.weights("efficientnet-lite2")  # the stem's part lite
 
 
 @pytest.fixture(scope="module")
-def eye() -> EncoderExtractor:
+def extractor() -> EncoderExtractor:
     return EncoderExtractor(match_files.small_encoder())
 
 
 @pytest.fixture(scope="module")
-def head(eye: EncoderExtractor) -> MatchHead:
+def head(extractor: EncoderExtractor) -> MatchHead:
     return match_files.begun_head()
 
 
 @pytest.mark.weights("xfeat", "xfeat-lighterglue")
-def test_at_its_start_it_is_xfeat_and_lighterglue(eye: EncoderExtractor) -> None:
+def test_at_its_start_it_is_xfeat_and_lighterglue(extractor: EncoderExtractor) -> None:
     theirs = KorniaXFeatLighterGlue(512, 512)
-    ours = Dune(eye, match_files.begun_head(MatchHeadConfig(long_side_px=512, max_keypoints=512)))
+    ours = Dune(extractor, match_files.begun_head(MatchHeadConfig(long_side_px=512, max_keypoints=512)))
     rgb = warped.astronaut()
     pair = rgb, cv2.warpPerspective(rgb, warped.TILTED, (480, 448))
     found, wanted = [[m.extract(p) for p in pair] for m in (ours, theirs)]
     for mine, its in zip(found, wanted):
         np.testing.assert_allclose(mine.points, its.points, atol=1e-4)
-    seen = [eye.look(f.photo.rgb, ours.head) for f in found]
+    seen = [extractor.extract(f.photo.rgb, ours.head) for f in found]
     for mine, its in zip(seen, wanted):
         torch.testing.assert_close(mine.values[:, :64], its.descriptors, atol=1e-4, rtol=0)
     index = ours.match_indices(*found)
@@ -55,13 +55,13 @@ def test_at_its_start_it_is_xfeat_and_lighterglue(eye: EncoderExtractor) -> None
     np.testing.assert_allclose(index[2], expected[2], atol=5e-4)  # float32 sums in another order
 
 
-def test_known_homography(eye: EncoderExtractor) -> None:
-    matcher = Dune(eye, match_files.begun_head(MatchHeadConfig(long_side_px=640, max_keypoints=1024)))
+def test_known_homography(extractor: EncoderExtractor) -> None:
+    matcher = Dune(extractor, match_files.begun_head(MatchHeadConfig(long_side_px=640, max_keypoints=1024)))
     warped.check(warped.errors_px(matcher, warped.SHIFT), 200, 0.8, 0.2)
 
 
-def test_packed_descriptors_match_alike(eye: EncoderExtractor, head: MatchHead) -> None:
-    matcher = Dune(eye, head)
+def test_packed_descriptors_match_alike(extractor: EncoderExtractor, head: MatchHead) -> None:
+    matcher = Dune(extractor, head)
     rgb = warped.astronaut()
     features = [matcher.extract(photo) for photo in (rgb, rgb[10:, 20:])]
     again = [matcher.unpack(matcher.pack(f)) for f in features]
@@ -71,9 +71,9 @@ def test_packed_descriptors_match_alike(eye: EncoderExtractor, head: MatchHead) 
     assert abs(len(once.points1) - len(twice.points1)) <= 3
 
 
-def test_no_texture_gives_no_matches(eye: EncoderExtractor, head: MatchHead) -> None:
+def test_no_texture_gives_no_matches(extractor: EncoderExtractor, head: MatchHead) -> None:
     grey = ResizedImage(np.full((64, 96, 3), 128, np.uint8), (1.0, 1.0)).rgb
-    found = Dune(eye, head).match(grey, grey)
+    found = Dune(extractor, head).match(grey, grey)
     assert found.points1.shape == found.points2.shape
 
 
@@ -108,16 +108,16 @@ def test_settings_that_do_not_fit_are_refused(head: MatchHead, tmp_path: Path) -
             adapters.dune_matcher.build({**tree, "settings": tree["settings"] | wrong})
 
 
-def test_encoders_and_files_of_another_kind_are_refused(eye: EncoderExtractor, tmp_path: Path) -> None:
+def test_encoders_and_files_of_another_kind_are_refused(extractor: EncoderExtractor, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"stem is xfeat\+lite"):
         EncoderExtractor(MiniEncoder(MiniConfig(depth=1)))
-    path = match_files.write_encoder(tmp_path / "mini.safetensors", eye.mini)
+    path = match_files.write_encoder(tmp_path / "mini.safetensors", extractor.mini)
     with pytest.raises(CheckpointError, match="not a matcher model"):
         load_match_head(path, "cpu")
 
 
-def test_by_name_it_takes_the_two_files(eye: EncoderExtractor, head: MatchHead, tmp_path: Path) -> None:
-    encoder = match_files.write_encoder(tmp_path / "mini.safetensors", eye.mini)
+def test_by_name_it_takes_the_two_files(extractor: EncoderExtractor, head: MatchHead, tmp_path: Path) -> None:
+    encoder = match_files.write_encoder(tmp_path / "mini.safetensors", extractor.mini)
     write_weights(tmp_path / "head.safetensors", *head_weights(head, {}))
     matcher = registry.load_matcher("dune", "cpu", model=str(tmp_path / "head.safetensors"), encoder=str(encoder))
     assert matcher.name == "dune"

@@ -154,7 +154,7 @@ class TrainingPairs:
     def _warped(self, rng: np.random.Generator) -> TrainingPair:
         rgb = read_photo(self.photos[rng.integers(len(self.photos))]).rgb
         pair = warped_pair(rgb, self.config.size_px, rng)
-        seen0, seen1 = self.eye.look(pair.rgb0, self.head), self.eye.look(pair.rgb1, self.head)
+        seen0, seen1 = self.eye.extract(pair.rgb0, self.head), self.eye.extract(pair.rgb1, self.head)
         whole = seen1.xy.round().long()
         visible = torch.from_numpy(pair.seen1)[whole[:, 1].cpu(), whole[:, 0].cpu()].to(whole.device)
         seen1 = KeypointFeatures(seen1.xy[visible], seen1.values[visible], seen1.size)
@@ -188,7 +188,7 @@ class TrainingPairs:
         """A photo's keypoints at the matcher's size, and original pixels per pixel of it."""
         if path not in self._seen:
             photo = resize(read_photo(path).rgb, self.config.size_px, Dune.side_multiple)
-            seen = self.eye.look(photo.rgb, self.head)
+            seen = self.eye.extract(photo.rgb, self.head)
             self._seen[path] = KeypointFeatures(seen.xy, seen.values.half(), seen.size), photo.original_per_pixel
             if len(self._seen) > REMEMBERED:
                 self._seen.popitem(last=False)
