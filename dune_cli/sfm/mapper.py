@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,7 +184,7 @@ class _Mapping:
             model.add_camera_with_trivial_rig(self._colmap_camera(number))
         for index in sorted(known_poses):
             image = self.pycolmap.Image(
-                name=_image_name(index),
+                name=image_name(index),
                 keypoints=self.correspondences.keypoints[index] + HALF_PIXEL,
                 camera_id=self.cameras.ids[index] + 1,
                 image_id=index + 1,
@@ -212,27 +212,15 @@ class _Mapping:
         """Cameras, images, keypoints, verified matches, and the `positions` of poses as priors."""
         pycolmap = self.pycolmap
         with pycolmap.DatabaseTransaction(database):
-            for number in range(len(self.cameras.shared)):
-                camera = self._colmap_camera(number)
-                database.write_camera(camera, use_camera_id=True)
-                rig = pycolmap.Rig(rig_id=number + 1)
-                rig.add_ref_sensor(camera.sensor_id)
-                database.write_rig(rig, use_rig_id=True)
-            for index, number in enumerate(self.cameras.ids):
-                image = pycolmap.Image(name=_image_name(index), camera_id=number + 1, image_id=index + 1)
-                database.write_image(image, use_image_id=True)
-                frame = pycolmap.Frame(frame_id=index + 1, rig_id=number + 1)
-                frame.add_data_id(image.data_id)
-                database.write_frame(frame, use_frame_id=True)
-                keypoints = self.correspondences.keypoints[index] + HALF_PIXEL
-                database.write_keypoints(index + 1, keypoints.astype(np.float32))
-                if index in positions:
-                    prior = pycolmap.PosePrior()
-                    prior.corr_data_id = image.data_id
-                    prior.position = positions[index][:3, 3]
-                    prior.position_covariance = np.eye(3) * _prior_variance(positions)
-                    prior.coordinate_system = pycolmap.PosePriorCoordinateSystem.CARTESIAN
-                    database.write_pose_prior(prior)
+            cameras = [self._colmap_camera(number) for number in range(len(self.cameras.shared))]
+            write_images(database, cameras, self.cameras.ids, self.correspondences.keypoints)
+            for index, pose in positions.items():
+                prior = pycolmap.PosePrior()
+                prior.corr_data_id = database.read_image(index + 1).data_id
+                prior.position = pose[:3, 3]
+                prior.position_covariance = np.eye(3) * _prior_variance(positions)
+                prior.coordinate_system = pycolmap.PosePriorCoordinateSystem.CARTESIAN
+                database.write_pose_prior(prior)
             for (i, j), geometry in self.verified.geometry.items():
                 database.write_matches(i + 1, j + 1, self.correspondences.matches[i, j])
                 database.write_two_view_geometry(i + 1, j + 1, geometry)
@@ -306,21 +294,47 @@ def _align_to_known_poses(model: SfmModel, known_poses: Mapping[int, np.ndarray]
     return replace(model, world_from_cam=poses, points_world=scale * model.points_world @ rotation.T + shift)
 
 
+def write_images(
+    database: Any, cameras: Sequence[Any], camera_ids: Sequence[int], keypoints: Sequence[np.ndarray]
+) -> None:
+    """Writes `cameras` (pycolmap.Camera) into a pycolmap.Database, and an image for each entry of `keypoints` (K, 2),
+    with the camera of its entry in `camera_ids`."""
+    pycolmap = quiet_pycolmap()
+    for number, camera in enumerate(cameras, 1):
+        camera.camera_id = number
+        database.write_camera(camera, use_camera_id=True)
+        rig = pycolmap.Rig(rig_id=number)
+        rig.add_ref_sensor(camera.sensor_id)
+        database.write_rig(rig, use_rig_id=True)
+    for index, (number, points) in enumerate(zip(camera_ids, keypoints)):
+        image = pycolmap.Image(name=image_name(index), camera_id=number + 1, image_id=index + 1)
+        database.write_image(image, use_image_id=True)
+        frame = pycolmap.Frame(frame_id=index + 1, rig_id=number + 1)
+        frame.add_data_id(image.data_id)
+        database.write_frame(frame, use_frame_id=True)
+        database.write_keypoints(index + 1, (points + HALF_PIXEL).astype(np.float32))
+
+
+def registered_images(reconstruction: Any) -> Iterator[tuple[int, Any, np.ndarray, np.ndarray]]:
+    """The registered images of a pycolmap.Reconstruction: index, pycolmap.Image, K (3, 3), `cam_from_world` (4, 4)."""
+    for image_id in sorted(reconstruction.reg_image_ids()):
+        image = reconstruction.image(image_id)
+        K = np.array(reconstruction.camera(image.camera_id).calibration_matrix())
+        K[:2, 2] -= HALF_PIXEL
+        yield int(image.name), image, K, np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])
+
+
 def _read_model(reconstruction: Any) -> SfmModel:
     """A pycolmap.Reconstruction as a model."""
     cameras, poses, observations = {}, {}, {}
     ids = np.array(sorted(reconstruction.point3D_ids()), dtype=np.int64)
     row_of = {point_id: row for row, point_id in enumerate(ids.tolist())}
-    for image_id in sorted(reconstruction.reg_image_ids()):
-        image = reconstruction.image(image_id)
-        index = int(image.name)
-        poses[index] = inverse(np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]]))
+    for index, image, K, cam_from_world in registered_images(reconstruction):
+        poses[index] = inverse(cam_from_world)
         observed = [(row_of[p.point3D_id], k) for k, p in enumerate(image.points2D) if p.has_point3D()]
         rows = np.array(observed, dtype=np.int64).reshape(-1, 2)
         observations[index] = (rows[:, 0], rows[:, 1])
         camera = reconstruction.camera(image.camera_id)
-        K = camera.calibration_matrix()
-        K[:2, 2] -= HALF_PIXEL
         radial = float(camera.params[3]) if camera.model_name == "SIMPLE_RADIAL" else 0.0
         cameras[image.camera_id - 1] = (K, radial)
     points = [reconstruction.point3D(int(point_id)) for point_id in ids]
@@ -333,5 +347,6 @@ def _read_model(reconstruction: Any) -> SfmModel:
     )
 
 
-def _image_name(index: int) -> str:
+def image_name(index: int) -> str:
+    """The name of photo `index` in COLMAP's database and models."""
     return f"{index:08d}"

@@ -12,8 +12,8 @@ import numpy as np
 from dune_cli.errors import JobFailed
 from dune_cli.training.matcher import sfm_cache
 from dune_cli.training.matcher.scenes import TrainingScene
-from dune_cli.training.matcher.sequences import RealPair, posed, real_pairs
-from dune_cli.training.matcher.sfm_cache import MappedSequence
+from dune_cli.training.matcher.sequences import RealPair, known_cameras, real_pairs
+from dune_cli.training.matcher.sfm_cache import MappedFrames
 from dune_cli.training.matcher.teacher_matches import SceneMatches, read_matches, write_matches
 from fuzz.harness import Sample
 
@@ -43,14 +43,14 @@ def samples(folder: Path) -> Sequence[Sample]:
             raise JobFailed("the teacher is asked again")
         return pairs
 
-    def read_cameras(case: Path) -> MappedSequence | None:
+    def read_cameras(case: Path) -> MappedFrames | None:
         beside = TrainingScene("wall", tuple(case / path.name for path in photos), False)
-        return posed(beside, found)
+        return known_cameras(beside, found)
 
     def accept(pairs: list[RealPair]) -> None:
         assert len(pairs) == len(wanted)
         for pair, right in zip(pairs, wanted):
-            assert pair.photos == right.photos and pair.turn_deg == right.turn_deg
+            assert pair.photos == right.photos and pair.view_angle_deg == right.view_angle_deg
             for name in ("points0", "points1", "F", "K0", "cam1_from_cam0"):
                 assert np.array_equal(getattr(pair, name), getattr(right, name))
 
@@ -88,9 +88,9 @@ def _matches() -> SceneMatches:
     return SceneMatches("wall", names, sizes, points, pairs, tuple(each for _ in pairs), scores)
 
 
-def _map() -> MappedSequence:
+def _map() -> MappedFrames:
     poses = np.linalg.inv([_pose(number) for number in range(FRAMES)])
-    return MappedSequence(np.arange(FRAMES), np.array([K] * FRAMES), poses, (np.arange(POINTS),) * FRAMES)
+    return MappedFrames(np.arange(FRAMES), np.array([K] * FRAMES), poses, (np.arange(POINTS),) * FRAMES)
 
 
 def _are_equal(value: SceneMatches | None, found: SceneMatches) -> None:
@@ -100,7 +100,7 @@ def _are_equal(value: SceneMatches | None, found: SceneMatches) -> None:
             assert all(np.array_equal(a, b) for a, b in zip(getattr(value, name), getattr(found, name), strict=True))
 
 
-def _is_map(mapped: MappedSequence | None) -> None:
+def _is_map(mapped: MappedFrames | None) -> None:
     if mapped is not None:
         assert mapped.K.shape == (FRAMES, 3, 3) and np.isfinite(mapped.K).all() and (mapped.K[:, 0, 0] > 0).all()
         turns = mapped.cam_from_world[:, :3, :3]

@@ -1,1 +1,1 @@
-"""Training of the matcher `dune`: where its supervision comes from (a file each), its loss, its run."""
+"""Training of the matcher `dune`: scenes and teacher matches, labels, loss, trainer, and final report."""

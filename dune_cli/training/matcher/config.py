@@ -14,9 +14,10 @@ from dune_cli.training.common.config import TrainingConfig, check_minimum
 @dataclass(frozen=True)
 class MatcherConfig(TrainingConfig):
     """encoder: file or name of a dune-mini. data: folders of scenes. photos: folders of photos to warp.
-    init: a head's file to go on from. labels: folder of the teacher's matches (None: inside the run's). context: parts
-    of the head's. pairs: image pairs a step. keypoints: of each image in training. warped_share: of pairs that are
-    warped photos. validate: scenes to hold out instead of a share of them.
+    init: file of a head with the initial weights (None: the open ones). labels: folder of the teacher's matches (None:
+    inside the run's). context: encoder maps that the head uses. pairs: image pairs a step. keypoints: of each image in
+    training. warped_share: share of the pairs that are warped photos. validate: scenes to hold out instead of
+    `held_out_fraction` of them. validation_pairs: at most, of each held-out scene.
     """
 
     SCHEMA: ClassVar[str] = "dune.matcher-run/1"

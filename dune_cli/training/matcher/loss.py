@@ -1,4 +1,5 @@
-"""Which of two images' keypoints match: labels out of an exact warp, or out of a teacher's sparse correspondences."""
+"""Labels of two images' keypoints, from an exact warp or from a teacher's sparse correspondences; and the losses on
+them: LightGlue's with matchability (P. Lindenberger et al., ICCV 2023, eq. 10), and the sub-pixel refinement's."""
 
 from __future__ import annotations
 
@@ -10,25 +11,26 @@ import torch
 from scipy.spatial import cKDTree
 from torch.nn import functional as F
 
-from dune_cli.geometry.poses import cross_matrix
 from dune_cli.models.lightglue import Assignment
 
-POSITIVE_PX = 3.0  # of the matched image, in which all distances here count
-NEGATIVE_PX = 6.0  # further than this from every keypoint of the other image, a known place has no match
+POSITIVE_PX = 3.0  # of the matched image, as all distances here
+NEGATIVE_PX = 6.0  # a transferred keypoint that is further from every keypoint of the other image is unmatched
 NEIGHBOURS = 5  # correspondences that a local affine map is fitted to
-NEAR_PX = 32.0  # a keypoint's nearest correspondence
-REACH_PX = 96.0  # the furthest one of the fit
+MAX_NEAREST_PX = 32.0  # of a keypoint to its nearest correspondence
+MAX_FARTHEST_PX = 96.0  # to the farthest one of the fit
 EPIPOLAR_PX = 4.0
+FORBIDDEN_PX = 12.0  # from the epipolar line, beyond which two keypoints cannot match
+FORBIDDEN_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
 class Labels:
-    """matches (M, 2) int64: keypoints of image 0 and 1 that match, each at most once. none0 (A,), none1 (B,) int64:
-    keypoints known to have no match. All others are unknown. forbidden: F (3, 3) with p1' F p0 = 0, or None."""
+    """matches (M, 2) int64: keypoints of image 0 and 1 that match, each at most once. unmatched0 (A,), unmatched1 (B,)
+    int64: keypoints known to have no match. All others are unknown. F (3, 3) with p1' F p0 = 0, or None."""
 
     matches: np.ndarray
-    none0: np.ndarray
-    none1: np.ndarray
+    unmatched0: np.ndarray
+    unmatched1: np.ndarray
     F: np.ndarray | None = None
 
 
@@ -37,48 +39,46 @@ def exact_labels(
 ) -> Labels:
     """Labels under a known warp of the whole image.
 
-    points0 (M, 2), points1 (N, 2): keypoints. warped0: where the warp takes points0 in image 1, not finite where it
-    takes them nowhere; warped1 the reverse. Matches are mutually nearest and within 3 px in both images; a point that
-    is out of the other image, or 6 px from all its keypoints, has none.
+    points0 (M, 2), points1 (N, 2): keypoints. warped0: points0 warped to image 1, not finite where the warp is
+    undefined; warped1 the reverse. Matches are mutual nearest neighbours within 3 px in both images. A point that is
+    outside the other image, or 6 px from all its keypoints, is unmatched.
     """
-    return _nearest(points0, points1, warped0, warped1, _inside(warped0, size1), _inside(warped1, size0))
+    return _mutual_nearest(points0, points1, warped0, warped1, _inside(warped0, size1), _inside(warped1, size0))
 
 
 def sparse_labels(
-    points0: np.ndarray, points1: np.ndarray, known0: np.ndarray, known1: np.ndarray, F: np.ndarray | None
+    points0: np.ndarray, points1: np.ndarray, matched0: np.ndarray, matched1: np.ndarray, F: np.ndarray | None
 ) -> Labels:
-    """Labels near correspondences known0, known1 (K, 2) of two photos of a scene.
+    """Labels near the correspondences matched0, matched1 (K, 2) of two photos of a scene.
 
-    Each keypoint is carried over by an affine map fitted to the five correspondences around it; where they do not
-    agree (an edge in depth), none is near, or the epipolar line contradicts, nothing is known.
+    Each keypoint is transferred by an affine map fitted to the five correspondences around it. Its label is unknown
+    where they do not fit one (a depth edge), none is near, or it is far from the epipolar line.
     """
-    if len(known0) < NEIGHBOURS:
+    if len(matched0) < NEIGHBOURS:
         return Labels(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), F)
-    warped0, warped1 = carried(points0, known0, known1), carried(points1, known1, known0)
+    warped0, warped1 = transfer_by_affine(points0, matched0, matched1), transfer_by_affine(points1, matched1, matched0)
     if F is not None:
         warped0[epipolar_distance(points0, warped0, F) > EPIPOLAR_PX] = np.nan
         warped1[epipolar_distance(points1, warped1, F.T) > EPIPOLAR_PX] = np.nan
     known = np.isfinite(warped0).all(1), np.isfinite(warped1).all(1)
-    found = _nearest(points0, points1, warped0, warped1, *known)
-    return Labels(
-        found.matches,
-        found.none0[known[0][found.none0]],
-        found.none1[known[1][found.none1]],
-        F,
+    labels = _mutual_nearest(points0, points1, warped0, warped1, *known)
+    unmatched0, unmatched1 = (
+        index[finite[index]] for finite, index in zip(known, (labels.unmatched0, labels.unmatched1))
     )
+    return Labels(labels.matches, unmatched0, unmatched1, F)
 
 
-def carried(points: np.ndarray, known0: np.ndarray, known1: np.ndarray) -> np.ndarray:
+def transfer_by_affine(points: np.ndarray, matched0: np.ndarray, matched1: np.ndarray) -> np.ndarray:
     """points (N, 2) of image 0 in image 1 by local affine maps between correspondences; not finite where unknown."""
-    distance, near = cKDTree(known0).query(points, k=NEIGHBOURS)
-    design = np.concatenate([known0[near] - points[:, None], np.ones((*near.shape, 1))], axis=2)  # (N, K, 3)
-    values = known1[near]
-    normal = np.swapaxes(design, 1, 2) @ design + np.diag([1e-2, 1e-2, 1e-9])  # points on a line fix no slope
+    distance, near = cKDTree(matched0).query(points, k=NEIGHBOURS)
+    design = np.concatenate([matched0[near] - points[:, None], np.ones((*near.shape, 1))], axis=2)  # (N, K, 3)
+    values = matched1[near]
+    normal = np.swapaxes(design, 1, 2) @ design + np.diag([1e-2, 1e-2, 1e-9])  # collinear points determine no slope
     right = np.swapaxes(design, 1, 2) @ values
     solution = np.linalg.solve(normal, right)
     residual = np.linalg.norm(design @ solution - values, axis=2).max(1)
     warped = solution[:, 2].copy()
-    warped[(distance[:, 0] > NEAR_PX) | (distance[:, -1] > REACH_PX) | (residual > POSITIVE_PX)] = np.nan
+    warped[(distance[:, 0] > MAX_NEAREST_PX) | (distance[:, -1] > MAX_FARTHEST_PX) | (residual > POSITIVE_PX)] = np.nan
     return warped
 
 
@@ -90,19 +90,12 @@ def epipolar_distance(points0: np.ndarray, points1: np.ndarray, F: np.ndarray) -
     return np.where(np.isfinite(points1).all(1), distance, 0.0)
 
 
-def fundamental(K0: np.ndarray, K1: np.ndarray, cam1_from_cam0: np.ndarray) -> np.ndarray:
-    """F of two posed frames, of norm 1."""
-    E = cross_matrix(cam1_from_cam0[:3, 3]) @ cam1_from_cam0[:3, :3]
-    F = np.linalg.inv(K1).T @ E @ np.linalg.inv(K0)
-    return F / np.linalg.norm(F)
-
-
 def _inside(points: np.ndarray, size: tuple) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         return ((points > -0.5) & (points < np.array(size) - 0.5)).all(1)
 
 
-def _nearest(
+def _mutual_nearest(
     points0: np.ndarray,
     points1: np.ndarray,
     warped0: np.ndarray,
@@ -110,14 +103,14 @@ def _nearest(
     inside0: np.ndarray,
     inside1: np.ndarray,
 ) -> Labels:
-    """Mutual nearest neighbours; points whose warp is not `inside` count as having no match."""
+    """Labels by mutual nearest neighbours; points whose warp is not `inside` are unmatched."""
     if len(points0) == 0 or len(points1) == 0:
         return Labels(np.zeros((0, 2), np.int64), np.arange(len(points0)), np.arange(len(points1)))
-    to1, distance0 = _query(points1, warped0, inside0)
-    to0, distance1 = _query(points0, warped1, inside1)
-    row = np.arange(len(points0))
-    good = (distance0 < POSITIVE_PX) & (to0[to1] == row) & (distance1[to1] < POSITIVE_PX)
-    matches = np.stack([row[good], to1[good]], axis=1)
+    nearest1, distance0 = _query(points1, warped0, inside0)
+    nearest0, distance1 = _query(points0, warped1, inside1)
+    index = np.arange(len(points0))
+    mutual = (distance0 < POSITIVE_PX) & (nearest0[nearest1] == index) & (distance1[nearest1] < POSITIVE_PX)
+    matches = np.stack([index[mutual], nearest1[mutual]], axis=1)
     return Labels(matches, np.flatnonzero(distance0 > NEGATIVE_PX), np.flatnonzero(distance1 > NEGATIVE_PX))
 
 
@@ -128,33 +121,28 @@ def _query(points: np.ndarray, warped: np.ndarray, inside: np.ndarray) -> tuple[
     return nearest, distance
 
 
-# LightGlue's loss with matchability (Lindenberger et al. 2023, eq. 10), and that of the sub-pixel refinement.
-
-
-FORBIDDEN_PX = 12.0  # further from the epipolar line than this, a pair cannot match
-FORBIDDEN_WEIGHT = 0.5
-
-
 def assignment_loss(
     layers: Sequence[Assignment],
     matches: torch.Tensor,
-    none0: torch.Tensor,
-    none1: torch.Tensor,
-    far: torch.Tensor | None,
+    unmatched0: torch.Tensor,
+    unmatched1: torch.Tensor,
+    forbidden: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Negative log-likelihood of the labels, matches and unmatchable points weighing alike, averaged over all layers.
+    """Negative log-likelihood of the labels, with equal weights of matches and unmatched points, averaged over all
+    layers.
 
-    matches (M, 2), none0 (A,), none1 (B,) int64. far (m, n) bool: pairs that the epipolar geometry forbids; the
-    last layer pays for the probability that its points give them.
+    matches (M, 2), unmatched0 (A,), unmatched1 (B,) int64. forbidden (m, n) bool: pairs that contradict the epipolar
+    geometry; the last layer is penalised for the probability that it gives them.
     """
     per_layer = [
-        0.5 * _mean(-a.pairs[matches[:, 0], matches[:, 1]]) + 0.25 * (_mean(-a.none0[none0]) + _mean(-a.none1[none1]))
-        for a in layers
+        0.5 * _mean(-layer.pairs[matches[:, 0], matches[:, 1]])
+        + 0.25 * (_mean(-layer.none0[unmatched0]) + _mean(-layer.none1[unmatched1]))
+        for layer in layers
     ]
     loss = torch.stack(per_layer).mean()
-    if far is not None:
-        wrong = (layers[-1].pairs.exp() * far).sum(1).clamp(max=0.999)
-        loss = loss - FORBIDDEN_WEIGHT * torch.log1p(-wrong).mean()
+    if forbidden is not None:
+        probability = (layers[-1].pairs.exp() * forbidden).sum(1).clamp(max=0.999)
+        loss = loss - FORBIDDEN_WEIGHT * torch.log1p(-probability).mean()
     return loss
 
 
@@ -163,7 +151,7 @@ def refinement_loss(
 ) -> torch.Tensor:
     """Distance in image 1, in pixels divided by the local scale, of refined points under a homography H (3, 3).
 
-    All points are (M, 2) pixels; one match weighs as another whatever the scale between the images.
+    All points are (M, 2) pixels. The division gives matches the same weight at any scale between the images.
     """
     moved = F.pad(xy0 + offset0, (0, 1), value=1.0) @ H.T
     warped = moved[:, :2] / moved[:, 2:]

@@ -93,7 +93,7 @@ def test_a_damaged_scene_is_matched_anew(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher_matches, "match_scene", lambda *_: found)
         assert read_matches(labels, scene) is None and match_scenes([scene], None, labels) == 1
-        path = teacher_matches.file_of(labels, "wall")
+        path = teacher_matches.matches_file(labels, "wall")
         whole = path.read_bytes()
         assert read_matches(labels, scene) is not None and not capsys.readouterr().err
         path.write_bytes(whole[:-1])

@@ -11,7 +11,7 @@ import pytest
 from dune_cli.geometry.epipolar import pose_error
 from dune_cli.geometry.poses import rotation_from_rotvec
 from dune_cli.training.matcher import sequences, sfm_cache
-from dune_cli.training.matcher.finalize import choose
+from dune_cli.training.matcher.finalize import select_validation_pairs
 from dune_cli.training.matcher.loss import epipolar_distance
 from dune_cli.training.matcher.scenes import TrainingScene
 from dune_cli.training.matcher.sfm_cache import map_scene
@@ -65,7 +65,7 @@ def check(pair: sequences.RealPair) -> None:
     assert max(np.degrees(pose_error(pair.cam1_from_cam0, truth))) < 2
     assert pair.F is not None
     assert np.median(epipolar_distance(pair.points0, pair.points1, pair.F)) < 1
-    assert pair.turn_deg == pytest.approx(8 * (j - i), abs=2)
+    assert pair.view_angle_deg == pytest.approx(8 * (j - i), abs=2)
 
 
 def test_the_cameras_come_back(found: SceneMatches) -> None:
@@ -82,8 +82,8 @@ def test_pairs_are_wider_than_what_the_teacher_matched(found: SceneMatches, tmp_
     assert len(pairs) == FRAMES * (FRAMES - 1) // 2 > len(found.pairs)
     for pair in pairs:
         check(pair)
-    assert [round(pair.turn_deg / 8) for pair in choose(pairs, 2)] == [2, 5]
-    assert choose(pairs, 0) == []
+    assert [round(pair.view_angle_deg / 8) for pair in select_validation_pairs(pairs, 2)] == [2, 5]
+    assert select_validation_pairs(pairs, 0) == []
 
 
 def test_known_cameras_go_before_structure_from_motion(found: SceneMatches, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_it_learns_a_single_pair(world: Path, warped: bool) -> None:
         size_px=192,
         warped_share=float(warped),
     )
-    head, _ = trainer.start(config)
+    head, _ = trainer.initial_head(config)
     pairs = real_pairs([wall(world)], world / "labels", 0)
     assert len(pairs) == 1 and pairs[0].F is None  # a plane fixes no epipolar geometry
     eye = EncoderExtractor(match_files.small_encoder())
@@ -135,7 +135,7 @@ def test_it_learns_a_single_pair(world: Path, warped: bool) -> None:
     optimizer = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], 1e-4)
     values = []
     for _ in range(16):
-        loss, _ = trainer.losses(head, example, False)
+        loss, _ = trainer.pair_loss(head, example, False)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
