@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dune_cli.io.cache import WorkFolder
     from dune_cli.sfm.retrieval import DescriptorExtractor
     from dune_cli.sfm.scene import Scene
+    from dune_cli.tasks.reconstruct.config import IntrinsicsOf
 
 NEEDS = ("numpy", "torch", "cv2", "PIL", "pycolmap", "tqdm")
 WEIGHTS = (
@@ -193,8 +194,7 @@ def command(
     if method == "matches" or output.colmap is not None:
         import_pycolmap("dune reconstruct")
     job = Job(method, matching, cameras, mapping, dense, compute, Run(seed=compute.seed))
-    many = bool(videos) or len(paths) > 2 or cameras.poses is not None
-    result = job.many_photos(paths, targets) if many else job.two_photos(paths)
+    result = job.reconstruct(paths, targets)
     if result is None:  # --preflight
         return
     if not len(result.scene.cloud()[0]):
@@ -226,45 +226,56 @@ class Job:
     compute: SeededOptions
     run: Run
 
-    def two_photos(self, paths: Sequence[Path]) -> Result:
-        """The scene of a pair."""
-        from dune_cli.io.photos import read_photo
-
-        self._note_unused()
-        with self.run.stage("read"):
-            images = [read_photo(path) for path in paths]
-            Ks = self.cameras.resolve(images)
-        size, settings = self.matching.size, self._settings()
-        if self.method == "pointmap":
-            from dune_cli.tasks.reconstruct import pointmaps
-
-            with self.run.stage("load"):
-                network = self.matching.load_two_view(self.compute)
-            config = pointmaps.PointMapConfig(size_px=size, **settings)
-            scene = pointmaps.reconstruct_pair(images, Ks, network, config, self.run)
-        else:
-            from dune_cli.tasks.reconstruct import two_view
-
-            with self.run.stage("load"):
-                matcher = self.matching.load_matcher(self.compute)
-            config = two_view.MatchesConfig(dense_side_px=size, **settings)
-            scene = two_view.reconstruct(images, Ks, matcher, config, self.run)
-        return Result(scene, [(photo.path, photo.sha256) for photo in images], {})
-
-    def many_photos(self, paths: Sequence[Path], targets: Targets) -> Result | None:
-        """The scene of photos or videos, by way of the cache; None after --preflight, which prints its estimate."""
-        from dune_cli.io import formats
-        from dune_cli.io.cache import WorkFolder
+    def reconstruct(self, paths: list[Path], targets: Targets) -> Result | None:
+        """The scene of the photos or videos; None after --preflight, which prints its estimate. Two photos of unknown
+        poses need no cache."""
         from dune_cli.io.inputs import is_video
         from dune_cli.provenance import sha256_of
-        from dune_cli.sfm.keyframes import extract_keyframes
         from dune_cli.sfm.pairs import check_pairs
+
+        images, cache, poses, settings = paths, None, None, self._settings()
+        if len(paths) == 2 and not any(map(is_video, paths)) and self.cameras.poses is None:
+            self._note_unused()
+        else:
+            mesh = self._mesh(targets)
+            cache, images = self._cached_images(paths, targets)
+            if self.mapping.preflight and self.method == "pointmap":
+                raise UserError("--preflight measures --method matches; leave --preflight or --model out")
+            poses = self._known_poses(images)
+            check_pairs(self.mapping.pairs, images)
+            settings |= {
+                "pairs": self.mapping.pairs,
+                "neighbours": self.mapping.neighbours or NEIGHBOURS,
+                "ordered": all(map(is_video, paths)),
+                "fixed_poses": self.cameras.pose_use == "fixed",
+                "mesh": mesh,
+            }
+        by_method = self._by_pointmaps if self.method == "pointmap" else self._by_matches
+        scene = by_method(images, self._intrinsics_of(images), settings, cache, poses)
+        if scene is None:
+            return None
+        metadata = {}
+        if cache is not None:
+            computed = {kind: count for kind, count in sorted(cache.counts.items()) if not kind.endswith(", found")}
+            metadata = {"work": {"folder": cache.folder, "computed": computed}}
+        return Result(scene, [(path, sha256_of(path)) for path in images], metadata)
+
+    def _mesh(self, targets: Targets) -> str | None:
+        """The method of the surface that the scene's format holds, if it holds one."""
+        from dune_cli.io import formats
 
         content = formats.constant(targets.scene, "CONTENT", ())
         if self.dense.mesh is not None and "surface" not in content:
             raise UserError(
                 f"--mesh makes a surface, which {targets.scene.name} does not hold; write -o scene.glb, .obj or .ply"
             )
+        return self.dense.mesh or ("tsdf" if content[0] == "surface" else None)
+
+    def _cached_images(self, paths: list[Path], targets: Targets) -> tuple[WorkFolder, list[Path]]:
+        """The cache, and the photos with the frames of videos, which it keeps."""
+        from dune_cli.io.cache import WorkFolder
+        from dune_cli.sfm.keyframes import extract_keyframes
+
         cache = WorkFolder(self.mapping.work or targets.scene.with_suffix(".work"))
         with self.run.stage("read"):
             images = extract_keyframes(paths, self.mapping.fps, cache)
@@ -272,47 +283,48 @@ class Job:
             raise UserError(f"two photos are needed, got {len(images)} of {paths[0].name}; raise --fps")
         if images != list(paths):
             targets.check_photos(images)
-        surface = self.dense.mesh or ("tsdf" if content[0] == "surface" else None)
-        if self.mapping.preflight and self.method == "pointmap":
-            raise UserError("--preflight measures --method matches; leave --preflight or --model out")
-        poses = self._known_poses(images)
-        check_pairs(self.mapping.pairs, images)
-        settings = self._settings() | {
-            "pairs": self.mapping.pairs,
-            "neighbours": self.mapping.neighbours or NEIGHBOURS,
-            "ordered": all(map(is_video, paths)),
-            "fixed_poses": self.cameras.pose_use == "fixed",
-        }
-        by_method = self._by_pointmaps if self.method == "pointmap" else self._by_matches
-        scene = by_method(images, poses, settings, cache, surface)
-        if scene is None:
-            return None
-        computed = {kind: count for kind, count in sorted(cache.counts.items()) if not kind.endswith(", found")}
-        metadata = {"work": {"folder": cache.folder, "computed": computed}}
-        return Result(scene, [(path, sha256_of(path)) for path in images], metadata)
+        return cache, images
+
+    def _intrinsics_of(self, images: list[Path]) -> IntrinsicsOf:
+        """Gives K and its source of each photo. Given cameras are checked now, before anything is loaded."""
+        from dune_cli.io.photos import PhotoFacts, read_header
+
+        if self.cameras.intrinsics is None and self.cameras.fov_deg is None:
+            return self.cameras.resolve
+        headers = [read_header(path) for path in images]
+        if None in headers:
+            return self.cameras.resolve
+        facts = [PhotoFacts(path, one.width, one.height, "") for path, one in zip(images, headers) if one is not None]
+        intrinsics = self.cameras.resolve(facts)
+        return lambda _: intrinsics
 
     def _by_matches(
-        self, images: list[Path], poses: Any, settings: dict[str, Any], cache: WorkFolder, surface: str | None
+        self,
+        images: list[Path],
+        intrinsics: IntrinsicsOf,
+        settings: dict[str, Any],
+        cache: WorkFolder | None,
+        poses: Any,
     ) -> Scene | None:
-        from dune_cli.tasks.reconstruct import many
+        from dune_cli.mvs.quality import DenseConfig
+        from dune_cli.tasks.reconstruct import matches
+        from dune_cli.tasks.reconstruct.config import MatchesConfig
         from dune_cli.tasks.reconstruct.preflight import preflight
 
-        config = many.ManyConfig(mapper=self.mapping.mapper, **settings)
+        dense = DenseConfig(self.dense.quality, device=self.compute.device) if self.dense.dense else None
+        side_px, mapper = self.matching.size, self.mapping.mapper
+        config = MatchesConfig(stereo_side_px=side_px, mapper=mapper, dense=dense, **settings)
         with self.run.stage("load"):
             matcher = self.matching.load_matcher(self.compute)
-        describer = self._describer() if many.wants_descriptors(len(images), config) else None
+        if cache is None:
+            return matches.reconstruct(images, intrinsics, matcher, config, self.run)
+        descriptors = self._descriptors() if matches.uses_descriptors(len(images), config) else None
         if self.mapping.preflight:
             from dune_cli.io.json_files import dumps
 
-            console.document(dumps(asdict(preflight(images, matcher, config, cache, describer))))
+            console.document(dumps(asdict(preflight(images, matcher, config, cache, descriptors))))
             return None
-        scene = many.reconstruct(images, self.cameras.resolve, matcher, config, cache, self.run, describer, poses)
-        if self.dense.dense and not scene.is_dense:
-            from dune_cli.mvs.densify import densify
-            from dune_cli.mvs.quality import DenseConfig
-
-            quality = DenseConfig(self.dense.quality, device=self.compute.device)
-            scene = densify(scene, images, quality, surface, self.run, config.min_confidence)
+        scene = matches.reconstruct(images, intrinsics, matcher, config, self.run, cache, descriptors, poses)
         console.note(
             f"{cache.counts['features']} photos and {cache.counts['matches']} pairs were computed; the cache is "
             f"{cache.folder}"
@@ -320,16 +332,20 @@ class Job:
         return scene
 
     def _by_pointmaps(
-        self, images: list[Path], poses: Any, settings: dict[str, Any], cache: WorkFolder, surface: str | None
+        self,
+        images: list[Path],
+        intrinsics: IntrinsicsOf,
+        settings: dict[str, Any],
+        cache: WorkFolder | None,
+        poses: Any,
     ) -> Scene:
-        from dune_cli.mvs.densify import fuse_scene
         from dune_cli.tasks.reconstruct import pointmaps
+        from dune_cli.tasks.reconstruct.config import PointmapsConfig
 
-        config = pointmaps.ManyPointMapsConfig(size_px=self.matching.size, **settings)
+        config = PointmapsConfig(size_px=self.matching.size, fuse=self.dense.dense, **settings)
         with self.run.stage("load"):
             network = self.matching.load_two_view(self.compute)
-        scene = pointmaps.reconstruct(images, self.cameras.resolve, network, config, cache, self.run, poses)
-        return fuse_scene(scene, surface, self.run) if self.dense.dense else scene
+        return pointmaps.reconstruct(images, intrinsics, network, config, self.run, cache, poses)
 
     def _settings(self) -> dict[str, Any]:
         """What every method's configuration has."""
@@ -354,7 +370,7 @@ class Job:
             console.note(f"{file} has no pose for {len(missing)} of {len(images)} photos, which are estimated: {names}")
         return {Path(name): pose for name, pose in poses.items()}
 
-    def _describer(self) -> DescriptorExtractor | None:
+    def _descriptors(self) -> DescriptorExtractor | None:
         """The encoder of image retrieval; None where the user named none and the default one is not here."""
         from dune_cli.checkpoints import registry, weights_folder
         from dune_cli.checkpoints.loader import load_encoder

@@ -20,18 +20,17 @@ from dune_cli.evaluation.multiview import intrinsics_of
 from dune_cli.evaluation.posed_sets import PosedSet
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse, transform_points
-from dune_cli.io.cache import WorkFolder
 from dune_cli.io.depth_files import MILLIMETRES, read_depth
 from dune_cli.io.json_files import Fields
-from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photos import read_photo
 from dune_cli.io.safe_read import is_file, read_json, shown
 from dune_cli.matchers.matcher import Matcher
-from dune_cli.mvs.depth_maps import estimate_depth_maps
+from dune_cli.mvs.densify import estimate_depth_maps
 from dune_cli.mvs.quality import DenseConfig
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene, View
-from dune_cli.tasks.reconstruct import many
+from dune_cli.tasks.reconstruct import matches
+from dune_cli.tasks.reconstruct.config import MatchesConfig
 
 MEDIAN, NEAREST = "median depth", "nearest sparse point"
 DepthMaps = list[np.ndarray | None]  # (H, W) metres at the photo's pixels, NaN where there is none; None: no map
@@ -102,9 +101,8 @@ def sparse_scene(posed: PosedSet, matcher: Matcher, seed: int) -> Scene:
     """The set's points, triangulated from a matcher's matches at the true cameras."""
     paths = [image.file for image in posed.map.images]
     world_from_cam = {image.file: image.world_from_cam for image in posed.map.images}
-    with scratch_folder(prefix="dune-eval-") as folder:
-        cache, config, intrinsics = WorkFolder(folder), many.ManyConfig(seed=seed), intrinsics_of(posed, True)
-        return many.reconstruct(paths, intrinsics, matcher, config, cache, Run(seed), None, world_from_cam)
+    config, intrinsics = MatchesConfig(seed=seed), intrinsics_of(posed, True)
+    return matches.reconstruct(paths, intrinsics, matcher, config, Run(seed), known_poses=world_from_cam)
 
 
 def dense_maps(scene: Scene, posed: PosedSet, config: DenseConfig) -> DepthMaps:

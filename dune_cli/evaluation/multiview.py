@@ -15,7 +15,6 @@ from dune_cli.errors import JobFailed
 from dune_cli.evaluation.metrics import camera_errors, extent, pair_errors_deg, scale_errors
 from dune_cli.evaluation.posed_sets import PosedSet
 from dune_cli.geometry.epipolar import pose_auc
-from dune_cli.io.cache import WorkFolder
 from dune_cli.io.intrinsics import resolve_intrinsics
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photos import PhotoFacts, read_photo
@@ -24,7 +23,8 @@ from dune_cli.provenance import Run
 from dune_cli.sfm.cameras import PhotoCameras, share_cameras
 from dune_cli.sfm.scene import Scene
 from dune_cli.sfm.verification import quiet_pycolmap
-from dune_cli.tasks.reconstruct import many, pointmaps
+from dune_cli.tasks.reconstruct import matches, pointmaps
+from dune_cli.tasks.reconstruct.config import Intrinsics, IntrinsicsOf, MatchesConfig, PointmapsConfig
 
 if TYPE_CHECKING:
     from dune_cli.models.mast3r import TwoViewModel
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 AUC_DEG = (5, 10, 30)
 SIFT_METHOD = "pycolmap-sift"
 RELAXED_DEG, RELAXED_INLIERS = 2.0, 50  # of the control's first pair, in its second attempt
-Intrinsics = Sequence[tuple[np.ndarray, str]]
 Method = Callable[[PosedSet, bool], np.ndarray]  # (N, 4, 4) world_from_cam, NaN where not registered
 
 
@@ -117,28 +116,24 @@ def score(posed: PosedSet, name: str, estimated: np.ndarray, seconds: float, rea
 # --- methods ---
 
 
-def matcher_method(matcher: Matcher, config: many.ManyConfig) -> Method:
-    """`dune reconstruct --method matches` with an empty cache."""
+def matcher_method(matcher: Matcher, config: MatchesConfig) -> Method:
+    """`dune reconstruct --method matches` without a cache."""
 
     def method(posed: PosedSet, known_intrinsics: bool) -> np.ndarray:
-        with scratch_folder(prefix="dune-eval-") as folder:
-            paths = [image.file for image in posed.map.images]
-            intrinsics = intrinsics_of(posed, known_intrinsics)
-            scene = many.reconstruct(paths, intrinsics, matcher, config, WorkFolder(folder), Run(config.seed))
-        return poses_of(scene)
+        paths = [image.file for image in posed.map.images]
+        intrinsics = intrinsics_of(posed, known_intrinsics)
+        return poses_of(matches.reconstruct(paths, intrinsics, matcher, config, Run(config.seed)))
 
     return method
 
 
-def pointmap_method(model: TwoViewModel, config: pointmaps.ManyPointMapsConfig) -> Method:
-    """`dune reconstruct --method pointmap` with an empty cache."""
+def pointmap_method(model: TwoViewModel, config: PointmapsConfig) -> Method:
+    """`dune reconstruct --method pointmap` without a cache."""
 
     def method(posed: PosedSet, known_intrinsics: bool) -> np.ndarray:
-        with scratch_folder(prefix="dune-eval-") as folder:
-            paths = [image.file for image in posed.map.images]
-            intrinsics = intrinsics_of(posed, known_intrinsics)
-            scene = pointmaps.reconstruct(paths, intrinsics, model, config, WorkFolder(folder), Run(config.seed))
-        return poses_of(scene)
+        paths = [image.file for image in posed.map.images]
+        intrinsics = intrinsics_of(posed, known_intrinsics)
+        return poses_of(pointmaps.reconstruct(paths, intrinsics, model, config, Run(config.seed)))
 
     return method
 
@@ -154,7 +149,7 @@ def sift_method(seed: int) -> Method:
     return method
 
 
-def intrinsics_of(posed: PosedSet, known: bool) -> Callable[[Sequence[PhotoFacts]], Intrinsics]:
+def intrinsics_of(posed: PosedSet, known: bool) -> IntrinsicsOf:
     """The true K of each photo (without its distortion), or what EXIF and the default field of view give."""
 
     def of(facts: Sequence[PhotoFacts]) -> Intrinsics:

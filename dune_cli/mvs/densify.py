@@ -1,23 +1,39 @@
-"""Multi-view stereo of a scene with cameras and tracks: depth maps, one fused cloud, and a surface if asked for."""
+"""Multi-view stereo of a scene with cameras and tracks: a depth map of every view by plane sweeping, consistency
+between views, one fused cloud, and a surface if asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dune_cli import console, optional
-from dune_cli.geometry.cameras import distort_pixels, pixel_grid
+from dune_cli.geometry.cameras import backproject, distort_pixels, pixel_grid, project
+from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import read_photo
-from dune_cli.mvs.depth_maps import estimate_depth_maps
+from dune_cli.mvs.consistency import PosedDepth, consistent_pixels, free_space_violations, remove_speckles, reproject
 from dune_cli.mvs.fusion import fuse
 from dune_cli.mvs.meshing import extract_mesh
+from dune_cli.mvs.plane_sweep import SweepImage, sweep_depth
 from dune_cli.mvs.quality import DenseConfig
+from dune_cli.mvs.stereo import reduce_photo
+from dune_cli.mvs.view_selection import (
+    VisiblePoints,
+    dominant_normals,
+    inverse_depth_range,
+    select_views,
+    visible_points,
+)
 from dune_cli.provenance import Run
-from dune_cli.sfm.scene import Scene, View
+from dune_cli.runtime import pick_device
+from dune_cli.sfm.scene import PointMap, Scene, SparsePoints, View
+
+VIOLATION_SHARE = 0.05  # of the depth, beyond which another view's surface contradicts a point
+SPECKLE_SHARE, SPECKLE_MIN_PIXELS = 2e-4, 12  # of the map: smaller components are removed
+SPECKLE_STEP = 0.02  # of the inverse depth, between adjacent pixels of a component
 
 
 def densify(
@@ -70,3 +86,137 @@ def _undistorted(rgb: np.ndarray, view: View) -> np.ndarray:
     cv2 = optional.require("cv2", "undistorting photos")
     distorted = distort_pixels(pixel_grid(view.height, view.width), view.K, view.radial).astype(np.float32)
     return cv2.remap(rgb, distorted[..., 0], distorted[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+@dataclass(frozen=True)
+class _ReducedPhoto:
+    """A photo at the working size."""
+
+    rgb: np.ndarray
+    K: np.ndarray
+    reduced_from_image: np.ndarray
+
+
+@dataclass(frozen=True)
+class _RawDepth:
+    """A view's depth before the consistency check, and the NCC (H, W) of its windows in [0, 1]."""
+
+    view: PosedDepth
+    correlation: np.ndarray
+
+
+def estimate_depth_maps(
+    rgbs: Iterable[np.ndarray],
+    Ks: Sequence[np.ndarray],
+    world_from_cams: Sequence[np.ndarray],
+    sparse: SparsePoints,
+    config: DenseConfig,
+    run: Run,
+) -> list[PointMap | None]:
+    """For each view its consistent depth as a point map; None for a pose of NaN, too few sparse points, or no source
+    view.
+
+    `rgbs` (H, W, 3) uint8 photos without distortion, iterated once; `Ks` (3, 3) in their pixels; `sparse` with
+    observations for each of them, of which only the indices are used. A map's long side is at most
+    `config.preset.side_px`. A pixel is valid where the source views that are consistent with it outnumber those whose
+    free space it violates by at least `min_views`. Its depth is the mean of theirs and its own. Its confidence rises
+    with their number and the NCC of the windows. ValueError for lists of different lengths. Memory: about 90 bytes a
+    pixel of a map for every view, and for the view at work planes + 300 numbers of 4 bytes.
+    """
+    if not len(Ks) == len(world_from_cams) == len(sparse.observations):
+        raise ValueError(f"{len(Ks)} Ks, {len(world_from_cams)} poses, {len(sparse.observations)} observations")
+    photos = [_reduced(rgb, K, config.preset.side_px) for rgb, K in zip(rgbs, Ks)]
+    if len(photos) != len(Ks):
+        raise ValueError(f"{len(photos)} photos, {len(Ks)} Ks")
+    posed = [np.isfinite(pose).all() for pose in world_from_cams]
+    tracks = [index if ok else index[:0] for ok, (index, _) in zip(posed, sparse.observations)]
+    points = visible_points(sparse.points_world, tracks, world_from_cams)
+    sources = select_views(sparse.points_world, points, Ks, world_from_cams, config.preset.source_views)
+    with run.stage("dense depth"):
+        indices = console.progress(range(len(photos)), "depth", unit="view")
+        normals = dominant_normals(sparse.points_world, config.preset.directions)
+        depths = [
+            _raw_depth(i, photos, world_from_cams, sparse.points_world, points, sources[i], normals, config)
+            for i in indices
+        ]
+    with run.stage("dense consistency"):
+        return [
+            None if depth is None else _consistent(depth, [depths[j] for j in sources[i]], photos[i], config)
+            for i, depth in enumerate(console.progress(depths, "consistency", unit="view"))
+        ]
+
+
+def _reduced(rgb: np.ndarray, K: np.ndarray, side_px: int) -> _ReducedPhoto:
+    reduced, reduced_from_image = reduce_photo(rgb, side_px)
+    return _ReducedPhoto(reduced, reduced_from_image @ K, reduced_from_image)
+
+
+def _raw_depth(
+    index: int,
+    photos: Sequence[_ReducedPhoto],
+    poses: Sequence[np.ndarray],
+    points_world: np.ndarray,
+    points: Sequence[VisiblePoints],
+    sources: Sequence[int],
+    normals_world: np.ndarray,
+    config: DenseConfig,
+) -> _RawDepth | None:
+    depth_range = inverse_depth_range(points[index])
+    if depth_range is None or not sources:
+        return None
+
+    def sweep_image(i: int) -> SweepImage:
+        focal_px = float(np.sqrt(abs(np.linalg.det(photos[i].K[:2, :2]))))
+        return SweepImage(photos[i].rgb, photos[i].K, poses[i], focal_px / float(np.median(points[i].depth)))
+
+    points_cam = transform_points(inverse(poses[index]), points_world[points[index].index])
+    swept = sweep_depth(
+        sweep_image(index),
+        [sweep_image(i) for i in sources],
+        depth_range,
+        project(points_cam, photos[index].K),
+        1 / points_cam[:, 2],
+        normals_world @ poses[index][:3, :3],
+        config.preset.planes,
+        config.preset.rounds,
+        pick_device(config.device),
+    )
+    depth = np.where(swept.inverse_depth > 0, 1 / np.maximum(swept.inverse_depth, 1e-30), np.nan)
+    view = PosedDepth(depth.astype(np.float32), photos[index].K, poses[index])
+    return _RawDepth(view, (1 - swept.cost).astype(np.float32))
+
+
+def _consistent(
+    depth: _RawDepth, sources: Sequence[_RawDepth | None], photo: _ReducedPhoto, config: DenseConfig
+) -> PointMap:
+    view = replace(depth.view, depth=depth.view.depth.astype(np.float64))
+    total, count = 1 / view.depth, np.zeros(view.depth.shape, dtype=int)
+    violations = np.zeros_like(count)
+    known = [source for source in sources if source is not None]
+    for source in known:
+        reprojection = reproject(view, source.view)
+        good = consistent_pixels(view, reprojection, config.max_error_px, config.max_depth_error)
+        total += np.where(good, 1 / np.where(good, reprojection.depth, 1), 0)
+        count += good
+        violations += free_space_violations(view, reprojection, VIOLATION_SHARE)
+    needed = min(config.min_views, max(len(known), 1))
+    inverse_depth = np.where(count - violations >= needed, total / (1 + count), np.nan)
+    # in logarithms, so that a share of the depth is the same step everywhere
+    min_pixels = max(SPECKLE_MIN_PIXELS, round(SPECKLE_SHARE * inverse_depth.size))
+    valid = np.isfinite(remove_speckles(np.log(inverse_depth), SPECKLE_STEP, min_pixels, levels=64))
+    inverse_depth = np.where(valid, inverse_depth, np.nan)
+    points_cam = backproject(pixel_grid(*valid.shape), 1 / inverse_depth, view.K)
+    confidence = np.where(valid, _confidence(count - violations, depth.correlation), 0)
+    return PointMap(
+        transform_points(view.world_from_cam, points_cam).astype(np.float32),
+        confidence.astype(np.float32),
+        valid,
+        photo.rgb,
+        np.linalg.inv(photo.reduced_from_image),
+    )
+
+
+def _confidence(count: np.ndarray, correlation: np.ndarray) -> np.ndarray:
+    """About the share of such pixels whose depth is within 5 % of the truth, measured on indoor photos with sensor
+    depth. `count`: consistent source views less violations. Lower where windows hardly correlate."""
+    return (1 - 0.4 * 0.5 ** np.maximum(count, 0)) * (0.85 + 0.15 * (correlation / 0.4).clip(0, 1))

@@ -11,7 +11,7 @@ from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry import cameras, poses
 from dune_cli.io.meshes import Frustum
 from dune_cli.mvs import view_selection
-from dune_cli.mvs.depth_maps import estimate_depth_maps
+from dune_cli.mvs.densify import estimate_depth_maps
 from dune_cli.mvs.fusion import fuse
 from dune_cli.mvs.meshing import extract_mesh
 from dune_cli.mvs.quality import QUALITIES, DenseConfig, QualityPreset

@@ -100,7 +100,7 @@ def test_a_motion_half_forward_keeps_the_part_far_from_the_epipole() -> None:
 @pytest.mark.parametrize(
     ("rotvec", "centre", "reason"),
     [
-        ((0, 0, 0), (0, 0, 1), "line of backend"),
+        ((0, 0, 0), (0, 0, 1), "line of sight"),
         ((0, 0, 0), (0.2, 0, 0.9), "too few matched points"),
         ((0, np.pi / 2, 0), (0, 0, 0.5), "points into the photos"),
         ((0, 0, 0), (40, 0, 0), "overlap too little"),

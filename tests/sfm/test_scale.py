@@ -16,17 +16,17 @@ from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
 from dune_cli.sfm import scale
 from dune_cli.sfm.scene import Scene, SparsePoints, View
-from dune_cli.tasks.reconstruct import many
+from dune_cli.tasks.reconstruct import matches
+from dune_cli.tasks.reconstruct.config import MatchesConfig
 from support import many_photos
 from support.many_photos import K, arc, write
 
 
 def reconstruct(paths: list[Path], work: Path, poses=None, **settings) -> Scene:
     matcher = Sift(working_size_px=480, max_keypoints=2000)
-    return many.reconstruct(
-        paths, lambda facts: [(K, "given") for _ in facts], matcher, many.ManyConfig(**settings), WorkFolder(work),
-        Run(), None, poses,
-    )  # fmt: skip
+    intrinsics = [(K, "given")] * len(paths)
+    config = MatchesConfig(**settings)
+    return matches.reconstruct(paths, lambda facts: intrinsics, matcher, config, Run(), WorkFolder(work), None, poses)
 
 
 @pytest.fixture(scope="module")

@@ -309,7 +309,7 @@ def import_everything() -> None:
     import dune_cli.commands.train
     import dune_cli.evaluation.mapfree_submission
     import dune_cli.matchers.sift
-    import dune_cli.tasks.reconstruct.many
+    import dune_cli.tasks.reconstruct.matches
     import dune_cli.teachers.dinov2
     import dune_cli.training.distill.finalize
     import dune_cli.training.matcher.finalize  # noqa: F401

@@ -110,8 +110,7 @@ def _load_methods(given: MethodOptions, compute: SeededOptions) -> tuple[dict[st
     from dune_cli.evaluation import multiview as benchmark
     from dune_cli.optional import import_pycolmap
     from dune_cli.sfm.pairs import STRATEGIES
-    from dune_cli.tasks.reconstruct.many import ManyConfig
-    from dune_cli.tasks.reconstruct.pointmaps import ManyPointMapsConfig
+    from dune_cli.tasks.reconstruct.config import MatchesConfig, PointmapsConfig
 
     if given.pairs not in STRATEGIES:
         raise UserError(f"--pairs {given.pairs!r} is unknown here; allowed: {', '.join(STRATEGIES)}")
@@ -124,7 +123,7 @@ def _load_methods(given: MethodOptions, compute: SeededOptions) -> tuple[dict[st
     methods: dict[str, Method] = {}
     sources = [matcher.source for matcher in columns.values()]
     for name, matcher in columns.items():
-        config = ManyConfig(pairs=given.pairs, mapper=given.mapper, seed=compute.seed)
+        config = MatchesConfig(pairs=given.pairs, mapper=given.mapper, seed=compute.seed)
         methods[name] = benchmark.matcher_method(matcher, config)
     if POINTMAP in names:
         from dune_cli.checkpoints.loader import load_two_view
@@ -132,9 +131,7 @@ def _load_methods(given: MethodOptions, compute: SeededOptions) -> tuple[dict[st
         assert given.model is not None
         network = load_two_view(given.model, given.encoder, compute.device, compute.dtype)
         sources.append(network.source)
-        methods[POINTMAP] = benchmark.pointmap_method(
-            network, ManyPointMapsConfig(pairs=given.pairs, seed=compute.seed)
-        )
+        methods[POINTMAP] = benchmark.pointmap_method(network, PointmapsConfig(pairs=given.pairs, seed=compute.seed))
     if given.control:
         methods[CONTROL] = benchmark.sift_method(compute.seed)
     return methods, sources

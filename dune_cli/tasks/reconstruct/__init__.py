@@ -1,1 +1,2 @@
-"""Two photos to a 3-D scene, by matches (`matches.py`) or by a two-view model (`pointmap.py`); one result type."""
+"""Photos to a 3-D scene by one of two back-ends, feature matches (`matches`) or point maps (`pointmaps`); both give a
+`sfm.scene.Scene`, which `export` writes."""

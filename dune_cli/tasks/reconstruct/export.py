@@ -1,4 +1,4 @@
-"""A scene as files: the `dune.scene/1` JSON, and PLY, OBJ, GLB, NPZ or a COLMAP model."""
+"""A scene as files: the `dune.scene/1` JSON beside PLY, OBJ, GLB or NPZ; COLMAP model, transforms.json, depth maps."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ MAX_COLMAP_DENSE_POINTS = 100_000
 def write_scene(scene: Scene, path: Path, surface: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Writes `path` in the format of its extension (dune_cli.io.formats); returns the JSON's `points` and `mesh`.
 
-    The format holds what its CONTENT prefers: points, the meshes (JobFailed where there are none and it takes nothing
-    else), or everything as arrays; with `surface` the meshes, if it takes any.
+    The format gets the first of its CONTENT: points, meshes, or everything as arrays; with `surface` the meshes, if it
+    takes any. Without meshes it gets the points; JobFailed where it takes nothing but meshes.
     """
     content = formats.constant(path, "CONTENT", ())
     if surface and "surface" in content:
@@ -63,18 +63,20 @@ def write_scene(scene: Scene, path: Path, surface: bool = False) -> tuple[dict[s
 def scene_json(
     scene: Scene, points: dict[str, Any], mesh: dict[str, Any] | None, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """The `dune.scene/1` object. A camera that could not be placed has null poses and a `reason`; `radial`,
-    `orientation`, `components` and `unregistered` are there only where there is something to say. Sizes, K and poses
-    are those of the upright photos; `orientation` is EXIF's, where a photo is stored otherwise. Poses are in the
-    world's own coordinates; where these are large, `world_offset` is what the output file's lack to them."""
+    """The `dune.scene/1` object; docs/file-formats.md describes it.
+
+    An unregistered camera has null poses and a `reason`. `radial`, `orientation`, `components` and `unregistered` are
+    left out where they are trivial. Sizes, K and poses are those of the upright photos; `orientation` is EXIF's, where
+    a photo is stored otherwise. Poses are in the world's own coordinates; where these are large, `world_offset` is to
+    be added to those of the output file."""
     pairs = [
         {"images": list(p.images), "matches": p.matches, "inliers": p.inliers, "confidence": round(p.confidence, 6)}
         for p in scene.pairs
     ]
-    tree: dict[str, Any] = {"schema": SCHEMA, "scale": scene.scale}
+    document: dict[str, Any] = {"schema": SCHEMA, "scale": scene.scale}
     if scene.scale_note is not None:
-        tree["scale_note"] = scene.scale_note
-    tree |= {
+        document["scale_note"] = scene.scale_note
+    document |= {
         "method": scene.method,
         "image_size_is": "upright",
         "world": scene.world or f"camera {next(iter(scene.registered), 0)}",
@@ -90,17 +92,17 @@ def scene_json(
     }
     if scene.world_offset is not None:
         relative = formats.constant(Path((mesh or points)["file"]), "OFFSET", False)
-        tree["world_offset"] = scene.world_offset if relative else np.zeros(3)
+        document["world_offset"] = scene.world_offset if relative else np.zeros(3)
     if scene.components:
-        tree["components"] = [[scene.views[index].image for index in group] for group in scene.components]
-    lost = [view for view in scene.views if not view.registered]
-    if lost:
-        tree["unregistered"] = [{"image": view.image, "reason": view.reason} for view in lost]
-    return tree | {"provenance": provenance}
+        document["components"] = [[scene.views[index].image for index in group] for group in scene.components]
+    unregistered = [view for view in scene.views if not view.registered]
+    if unregistered:
+        document["unregistered"] = [{"image": view.image, "reason": view.reason} for view in unregistered]
+    return document | {"provenance": provenance}
 
 
 def _camera_json(view: View, world_from_cam: np.ndarray) -> dict[str, Any]:
-    tree: dict[str, Any] = {
+    document: dict[str, Any] = {
         "image": view.image,
         "width": view.width,
         "height": view.height,
@@ -111,78 +113,82 @@ def _camera_json(view: View, world_from_cam: np.ndarray) -> dict[str, Any]:
         "registered": view.registered,
     }
     if view.radial:
-        tree["radial"] = view.radial
+        document["radial"] = view.radial
     if view.orientation != UPRIGHT:
-        tree["orientation"] = view.orientation
-    tree["camera"] = _lens_json(view)
-    return tree if view.registered else tree | {"reason": view.reason}
+        document["orientation"] = view.orientation
+    document["camera"] = _camera_model_json(view)
+    return document if view.registered else document | {"reason": view.reason}
 
 
-def _lens_json(view: View) -> dict[str, Any]:
-    """COLMAP's name of the model, its parameters in pixels with centres at integers, and one standard deviation of each
-    where they were looked for (null: the camera was given). A focal length that was looked for also has what it was
-    before, and the `modes` of `Calibration`, in which `dune reloc --map` reads how far the map may be off."""
-    K, found = view.K, view.calibration
-    if found is None and not view.radial:
+def _camera_model_json(view: View) -> dict[str, Any]:
+    """COLMAP's name of the model, its parameters in pixels with centres at integers, and the standard deviations of
+    estimated ones (null: the camera was given). An estimated focal length also has its value before, and the `modes` of
+    `Calibration`, from which `dune reloc --map` derives the map's uncertainty."""
+    K, calibration = view.K, view.calibration
+    if calibration is None and not view.radial:
         return {"model": "PINHOLE", "params": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]], "sd": None}
     focal_px = float(np.sqrt(K[0, 0] * K[1, 1]))
-    tree: dict[str, Any] = {"model": "SIMPLE_RADIAL", "params": [focal_px, K[0, 2], K[1, 2], view.radial], "sd": None}
-    if found is not None:
-        principal_sd_px = PRINCIPAL_SD * max(view.width, view.height)  # not looked for: what is assumed of it
-        tree["sd"] = [found.focal_sd * focal_px, principal_sd_px, principal_sd_px, found.radial_sd]
-        tree |= {"focal_before": found.focal_before_px, "modes": found.modes}
-    return tree
+    params = [focal_px, K[0, 2], K[1, 2], view.radial]
+    document: dict[str, Any] = {"model": "SIMPLE_RADIAL", "params": params, "sd": None}
+    if calibration is not None:
+        principal_sd_px = PRINCIPAL_SD * max(view.width, view.height)  # not estimated: the prior's
+        document["sd"] = [calibration.focal_sd * focal_px, principal_sd_px, principal_sd_px, calibration.radial_sd]
+        document |= {"focal_before": calibration.focal_before_px, "modes": calibration.modes}
+    return document
 
 
 def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
-    """The cameras of the photos as they are stored, and as points the triangulated matches with their tracks and at
-    most 100,000 of the dense points, evenly spread, each seen by its own view: what splatting starts from. ValueError
-    for a photo that is stored mirrored."""
-    cameras = [_stored(scene, scene.views[index]) for index in scene.registered]
+    """The cameras of the photos as they are stored; the triangulated matches with their tracks; and at most 100,000
+    dense points, evenly spread, each observed by its own view, for splatting to start from. ValueError for a photo that
+    is stored mirrored."""
+    views = [scene.views[index] for index in scene.registered]
+    cameras = [_stored_camera(scene, view) for view in views]
     points, colors, tracks = [np.zeros((0, 3))], [np.zeros((0, 3), np.uint8)], []
     if scene.sparse is not None:
         points.append(scene.sparse.points_world)
         colors.append(scene.sparse.colors)
-        seen: list[list[Observation]] = [[] for _ in scene.sparse.points_world]
-        for place, index in enumerate(scene.registered):
-            which, pixels = scene.sparse.observations[index]
-            pixels = transform_pixels(cameras[place].stored_from_upright, pixels)
-            for point, (x, y) in zip(which.tolist(), pixels.tolist()):
-                seen[point].append((place, x, y))
-        tracks += seen
+        sparse_tracks: list[list[Observation]] = [[] for _ in scene.sparse.points_world]
+        for number, (index, camera) in enumerate(zip(scene.registered, cameras)):
+            point_indices, pixels = scene.sparse.observations[index]
+            pixels = transform_pixels(camera.stored_from_upright, pixels)
+            for point, (x, y) in zip(point_indices.tolist(), pixels.tolist()):
+                sparse_tracks[point].append((number, x, y))
+        tracks += sparse_tracks
     total = sum(int(view.dense.valid.sum()) for view in scene.views if view.dense is not None)
     step = max(1, -(-total // MAX_COLMAP_DENSE_POINTS))
-    for place, view in enumerate(scene.views[i] for i in scene.registered):
+    for number, (view, camera) in enumerate(zip(views, cameras)):
         if view.dense is None:
             continue
         pick = np.flatnonzero(view.dense.valid)[step // 2 :: step]
         points.append(view.dense.points_world.reshape(-1, 3)[pick])
         colors.append(view.dense.colors.reshape(-1, 3)[pick])
         grid = pixel_grid(*view.dense.valid.shape).reshape(-1, 2)[pick]
-        straight = transform_pixels(view.dense.image_from_map, grid)
-        bent = distort_pixels(straight, view.K, view.radial)
-        stored = transform_pixels(cameras[place].stored_from_upright, bent)
-        tracks += [[(place, x, y)] for x, y in stored.tolist()]
-    radials = [scene.views[index].radial for index in scene.registered]
-    frusta = [_frustum(camera, scene.views[index]) for camera, index in zip(cameras, scene.registered)]
-    world = scene.in_world(np.concatenate(points))
-    write_colmap(folder, frusta, world, np.concatenate(colors), tracks, binary, radials)
+        undistorted = transform_pixels(view.dense.image_from_map, grid)
+        distorted = distort_pixels(undistorted, view.K, view.radial)
+        stored = transform_pixels(camera.stored_from_upright, distorted)
+        tracks += [[(number, x, y)] for x, y in stored.tolist()]
+    frusta = [
+        Frustum(camera.K, camera.world_from_cam, camera.width, camera.height, view.image)
+        for camera, view in zip(cameras, views)
+    ]
+    points_world = scene.in_world(np.concatenate(points))
+    radials = [view.radial for view in views]
+    write_colmap(folder, frusta, points_world, np.concatenate(colors), tracks, binary, radials)
 
 
 def write_transforms_json(scene: Scene, path: Path, photos: Sequence[Path], points_file: Path | None) -> None:
-    """The placed cameras of the photos as they are stored, as nerfstudio has them. `photos`: the file of each view;
+    """The registered cameras of the photos as they are stored, in nerfstudio's format. `photos`: the file of each view;
     `points_file`: a PLY of the scene. ValueError for a photo that is stored mirrored."""
     views = [scene.views[index] for index in scene.registered]
     files = [photos[index] for index in scene.registered]
-    write_transforms(
-        path, [_stored(scene, view) for view in views], files, points_file, [view.radial for view in views]
-    )
+    cameras = [_stored_camera(scene, view) for view in views]
+    write_transforms(path, cameras, files, points_file, [view.radial for view in views])
 
 
 def write_depths(scene: Scene, folder: Path) -> int:
-    """Every dense view's depth as NAME.png (16 bits, 0 = none), and depths.json: for each its file, `png_scale` (depth
-    = value / png_scale, in the scene's units), and the map's own size and K. Maps lie as the photos are stored. Returns
-    how many there are. ValueError for a photo that is stored mirrored."""
+    """The depth map of every dense view as NAME.png (16 bits, 0 = none), and depths.json with each map's file, size, K,
+    and `png_scale` (depth = value / png_scale, in the scene's units). Maps are oriented as the photos are stored.
+    Returns the number of maps. ValueError for a photo that is stored mirrored."""
     dense = [(view, view.dense, view.depth) for view in scene.views if view.dense is not None]
     if not dense:
         return 0
@@ -206,28 +212,24 @@ def write_depths(scene: Scene, folder: Path) -> int:
                     "radial": view.radial,
                 }
             )
-        tree = {"schema": "dune.depths/1", "scale": scene.scale, "invalid": 0, "undistorted": True}
-        tree |= {"image_size_is": "stored", "depths": frames}
-        write_json(temporary / "depths.json", tree)
+        document = {"schema": "dune.depths/1", "scale": scene.scale, "invalid": 0, "undistorted": True}
+        write_json(temporary / "depths.json", document | {"image_size_is": "stored", "depths": frames})
     return len(frames)
 
 
-def _stored(scene: Scene, view: View) -> StoredCamera:
+def _stored_camera(scene: Scene, view: View) -> StoredCamera:
     return stored_camera(view.K, scene.pose_in_world(view), view.width, view.height, view.orientation)
 
 
-def _frustum(camera: StoredCamera, view: View) -> Frustum:
-    return Frustum(camera.K, camera.world_from_cam, camera.width, camera.height, view.image)
-
-
 def _arrays(scene: Scene) -> dict[str, np.ndarray]:
-    """In the world's own coordinates, points as float64 where these are large. For each view N, upright: viewN_K,
-    viewN_world_from_cam, viewN_radial where there is such a term,
-    viewN_orientation (EXIF) where the photo is stored otherwise, and with dense points
-    viewN_points (h, w, 3) in the world, viewN_depth, viewN_confidence, viewN_valid (h, w), viewN_colors (h, w, 3),
-    viewN_image_from_map (3, 3). The fused cloud: fused_points (F, 3), fused_normals, fused_colors, fused_confidence.
-    The matched points: sparse_points (M, 3), sparse_colors, sparse_confidence, and for each view N the indices
-    sparse_indexN (K,) of those that it sees at sparse_pixelsN (K, 2)."""
+    """The arrays of the NPZ, in the world's own coordinates, points as float64 where these are large.
+
+    For each view N, upright: viewN_K, viewN_world_from_cam, viewN_radial where there is such a term, viewN_orientation
+    (EXIF) where the photo is stored otherwise, and with dense points viewN_points (h, w, 3) in the world, viewN_depth,
+    viewN_confidence, viewN_valid (h, w), viewN_colors (h, w, 3), viewN_image_from_map (3, 3). The fused cloud:
+    fused_points (F, 3), fused_normals, fused_colors, fused_confidence. The triangulated matches: sparse_points (M, 3),
+    sparse_colors, sparse_confidence, and of each view N the observed points sparse_indexN (K,) at sparse_pixelsN
+    (K, 2)."""
     arrays: dict[str, np.ndarray] = {}
     for index, view in enumerate(scene.views):
         arrays[f"view{index}_K"] = view.K
@@ -251,6 +253,6 @@ def _arrays(scene: Scene) -> dict[str, np.ndarray]:
         arrays["sparse_points"] = scene.in_world(scene.sparse.points_world.astype(np.float32))
         arrays["sparse_colors"] = scene.sparse.colors
         arrays["sparse_confidence"] = scene.sparse.confidence
-        for index, (points, pixels) in enumerate(scene.sparse.observations):
-            arrays[f"sparse_index{index}"], arrays[f"sparse_pixels{index}"] = points, pixels
+        for index, (point_indices, pixels) in enumerate(scene.sparse.observations):
+            arrays[f"sparse_index{index}"], arrays[f"sparse_pixels{index}"] = point_indices, pixels
     return arrays

@@ -1,6 +1,5 @@
-"""What a two-view model says of many pairs: every photo encoded once, every pair decoded in both orders, all of it kept
-in the work folder, so that a run that was killed goes on.
-"""
+"""Point maps of many pairs by a two-view model: each photo is encoded once, each pair decoded in both orders, and a
+view's maps are fused into one. Tokens and maps are cached, so that an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -27,8 +26,9 @@ if TYPE_CHECKING:
 
 
 TOKENS, MAPS = "two-view tokens", "two-view maps"
-HELD_PHOTOS = 64  # whose tokens are in memory at once, about 3 MB each
-ANCHORS = 12  # a side of each view's grid
+TOKENS_IN_MEMORY = 64  # photos, about 3 MB each
+ANCHORS = 12  # a side of each view's grid of anchors
+MAX_CORRECTION = 0.1  # of the logarithm of a depth: an anchor that is further off is an outlier
 TOKENS_LAYOUT = {"tokens": ("f", ("N", "D")), "grid": ("i", (2,))}
 MAPS_LAYOUT = {
     "anchor_points": ("F", (2, ANCHORS**2, 3)),
@@ -40,18 +40,18 @@ MAPS_LAYOUT = {
 
 @dataclass(frozen=True)
 class EncodedPhoto:
-    """A photo after the encoder: its facts, `key` in the work folder, the network's view of it ((h, w, 3) uint8 and
-    `network_from_image`), and `pooled` (E,), its tokens' mean, of unit length."""
+    """A photo after the encoder: its metadata, its `key` in the cache, the network's input as `colors` (h, w, 3) uint8
+    with `network_from_image` (3, 3), and `descriptor` (E,), the mean of its tokens with unit length."""
 
     facts: PhotoFacts
     key: str
     colors: np.ndarray
     network_from_image: np.ndarray
-    pooled: np.ndarray
+    descriptor: np.ndarray
 
     @property
     def anchor_pixels(self) -> np.ndarray:
-        """(A, 2) int64 (x, y) on the network's grid: the middles of ANCHORS x ANCHORS cells."""
+        """(A, 2) int64 (x, y) in pixels of the network's input: the middles of ANCHORS x ANCHORS cells."""
         height, width = self.colors.shape[:2]
         x, y = (((np.arange(ANCHORS) + 0.5) / ANCHORS * side).astype(np.int64) for side in (width, height))
         return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
@@ -63,165 +63,162 @@ class EncodedPhoto:
 
 
 class PairDecoder:
-    """A model, and what it has to say of pairs of photos."""
+    """A two-view model with the cache of what it has computed."""
 
-    def __init__(self, model: TwoViewModel, size_px: int, work: WorkFolder) -> None:
-        self.model, self.size_px, self.work = model, size_px, work
-        numbers = sorted({str(value.dtype) for value in model.parameters()})
-        self.key = (model.source.name, model.source.sha256 or "", size_px, *numbers)
-        self._held: OrderedDict[str, ViewFeatures] = OrderedDict()
+    def __init__(self, model: TwoViewModel, size_px: int, cache: WorkFolder) -> None:
+        self.model, self.size_px, self.cache = model, size_px, cache
+        dtypes = sorted({str(value.dtype) for value in model.parameters()})
+        self.key = (model.source.name, model.source.sha256 or "", size_px, *dtypes)
+        self._tokens: OrderedDict[str, ViewFeatures] = OrderedDict()
 
     def encode(self, paths: Sequence[Path]) -> list[EncodedPhoto]:
-        """Every photo once; those that the work folder knows not at all."""
+        """Every photo, encoded unless its tokens are cached."""
         return [self._encode(path) for path in console.progress(paths, "encoding photos", len(paths), "photo")]
 
     def _encode(self, path: Path) -> EncodedPhoto:
         import torch
 
         photo = read_photo(path)
-        ready = prepare(photo.rgb, self.size_px, self.model.patch, self.model.crop_square_to_4_3)
+        prepared = prepare(photo.rgb, self.size_px, self.model.patch, self.model.crop_square_to_4_3)
         key = key_of(photo.sha256, *self.key)
-        kept = self.work.read(TOKENS, key, TOKENS_LAYOUT)
-        if kept is None:
-            where = next(self.model.parameters()).device
+        arrays = self.cache.read(TOKENS, key, TOKENS_LAYOUT)
+        if arrays is None:
+            device = next(self.model.parameters()).device
             with torch.inference_mode():
-                found = self.model.encode(torch.from_numpy(ready.image)[None].to(where))
-            kept = {"tokens": found.tokens[0].float().cpu().numpy(), "grid": np.array(found.grid, np.int64)}
-            self.work.write(TOKENS, key, kept)
-        pooled = kept["tokens"].mean(0)
+                features = self.model.encode(torch.from_numpy(prepared.image)[None].to(device))
+            arrays = {"tokens": features.tokens[0].float().cpu().numpy(), "grid": np.array(features.grid, np.int64)}
+            self.cache.write(TOKENS, key, arrays)
+        mean = arrays["tokens"].mean(0)
         return EncodedPhoto(
             photo.facts,
             key,
-            np.rint(255 * ready.image.transpose(1, 2, 0)).astype(np.uint8),
-            ready.network_from_image,
-            pooled / max(float(np.linalg.norm(pooled)), 1e-12),
+            np.rint(255 * prepared.image.transpose(1, 2, 0)).astype(np.uint8),
+            prepared.network_from_image,
+            mean / max(float(np.linalg.norm(mean)), 1e-12),
         )
 
     def decode(
         self, photos: Sequence[EncodedPhoto], pairs: Sequence[tuple[int, int]], min_confidence: float
     ) -> PairPoints:
-        """The anchors of every pair in both orders: (i, j), then (j, i). Dense maps stay in the work folder."""
-        both = [order for i, j in pairs for order in ((i, j), (j, i))]
-        points = np.empty((len(both), 2, ANCHORS**2, 3))
-        confidence = np.empty((len(both), 2, ANCHORS**2))
-        for row, (i, j) in enumerate(console.progress(both, "decoding pairs", len(both), "pair")):
-            kept = self._pair(photos[i], photos[j])
-            points[row], confidence[row] = kept["anchor_points"], kept["anchor_confidence"]
+        """The anchors of every pair in both orders: (i, j), then (j, i). Dense maps stay in the cache."""
+        ordered_pairs = [order for i, j in pairs for order in ((i, j), (j, i))]
+        points = np.empty((len(ordered_pairs), 2, ANCHORS**2, 3))
+        confidence = np.empty((len(ordered_pairs), 2, ANCHORS**2))
+        for row, (i, j) in enumerate(console.progress(ordered_pairs, "decoding pairs", len(ordered_pairs), "pair")):
+            arrays = self._decode(photos[i], photos[j])
+            points[row], confidence[row] = arrays["anchor_points"], arrays["anchor_confidence"]
         usable = np.isfinite(points).all(-1) & (confidence >= min_confidence)
         return PairPoints(
-            pairs=np.array(both, np.int64),
+            pairs=np.array(ordered_pairs, np.int64),
             points=np.where(usable[..., None], points, 1.0),
             confidence=np.where(usable, confidence, 0.0),
             anchors=np.stack([photo.anchors for photo in photos]),
             sizes=np.array([(photo.facts.width, photo.facts.height) for photo in photos]),
         )
 
-    def own_map(self, first: EncodedPhoto, second: EncodedPhoto) -> tuple[np.ndarray, np.ndarray]:
+    def depth_map(self, first: EncodedPhoto, second: EncodedPhoto) -> tuple[np.ndarray, np.ndarray]:
         """The first photo's depth z (h, w) in its own camera, up to a scale, and confidence (h, w), float32."""
-        kept = self._pair(first, second)
-        return kept["depth"].astype(np.float32), kept["confidence"].astype(np.float32)
+        arrays = self._decode(first, second)
+        return arrays["depth"].astype(np.float32), arrays["confidence"].astype(np.float32)
 
-    def _pair(self, first: EncodedPhoto, second: EncodedPhoto) -> dict[str, np.ndarray]:
+    def _decode(self, first: EncodedPhoto, second: EncodedPhoto) -> dict[str, np.ndarray]:
         import torch
 
         key = key_of(first.key, second.key)
-        kept = self.work.read(MAPS, key, MAPS_LAYOUT)
-        if kept is not None:
-            return kept
+        arrays = self.cache.read(MAPS, key, MAPS_LAYOUT)
+        if arrays is not None:
+            return arrays
         with torch.inference_mode():
             out = self.model.decode(self._features(first), self._features(second), descriptors=False)
         assert out.points1 is not None and out.points2 is not None
         assert out.confidence1 is not None and out.confidence2 is not None
-        maps = [t[0].float().cpu().numpy() for t in (out.points1, out.points2)]
-        sure = [t[0].float().cpu().numpy() for t in (out.confidence1, out.confidence2)]
-        places = [photo.anchor_pixels[:, ::-1].T for photo in (first, second)]
-        depth = maps[0][..., 2]
-        middle = float(np.median(np.abs(depth))) or 1.0
-        kept = {
-            "anchor_points": np.stack([one[tuple(at)] for one, at in zip(maps, places)]),
-            "anchor_confidence": np.stack([one[tuple(at)] for one, at in zip(sure, places)]),
-            "depth": np.clip(depth / middle, -6e4, 6e4).astype(np.float16),
-            "confidence": np.clip(sure[0], 0, 6e4).astype(np.float16),
+        points = [t[0].float().cpu().numpy() for t in (out.points1, out.points2)]
+        confidence = [t[0].float().cpu().numpy() for t in (out.confidence1, out.confidence2)]
+        anchors = [tuple(photo.anchor_pixels[:, ::-1].T) for photo in (first, second)]
+        depth = points[0][..., 2]
+        median = float(np.median(np.abs(depth))) or 1.0
+        arrays = {
+            "anchor_points": np.stack([one[at] for one, at in zip(points, anchors)]),
+            "anchor_confidence": np.stack([one[at] for one, at in zip(confidence, anchors)]),
+            "depth": np.clip(depth / median, -6e4, 6e4).astype(np.float16),
+            "confidence": np.clip(confidence[0], 0, 6e4).astype(np.float16),
         }
-        self.work.write(MAPS, key, kept)
-        return kept
+        self.cache.write(MAPS, key, arrays)
+        return arrays
 
     def _features(self, photo: EncodedPhoto) -> ViewFeatures:
         import torch
 
         from dune_cli.models.mast3r import ViewFeatures
 
-        if photo.key not in self._held:
-            kept = self.work.read(TOKENS, photo.key, TOKENS_LAYOUT)
-            if kept is None:
+        if photo.key not in self._tokens:
+            arrays = self.cache.read(TOKENS, photo.key, TOKENS_LAYOUT)
+            if arrays is None:
                 self._encode(photo.facts.path)
-                kept = self.work.read(TOKENS, photo.key, TOKENS_LAYOUT)
-            assert kept is not None, "it was written just now"
-            rows, columns = kept["grid"].tolist()
-            where = next(self.model.parameters()).device
-            tokens = torch.from_numpy(kept["tokens"])[None].to(where)
-            self._held[photo.key] = ViewFeatures(tokens, (rows, columns))
-            while len(self._held) > HELD_PHOTOS:
-                self._held.popitem(last=False)
-        self._held.move_to_end(photo.key)
-        return self._held[photo.key]
-
-
-# A view's own point maps out of all its pairs as one dense map, laid through the aligned depths of its anchors.
-
-
-CORRECTION = 0.1  # logarithm of depth: what anchors correct a map by; more is an anchor that went astray
+                arrays = self.cache.read(TOKENS, photo.key, TOKENS_LAYOUT)
+            assert arrays is not None, "it was written just now"
+            rows, columns = arrays["grid"].tolist()
+            device = next(self.model.parameters()).device
+            self._tokens[photo.key] = ViewFeatures(torch.from_numpy(arrays["tokens"])[None].to(device), (rows, columns))
+            while len(self._tokens) > TOKENS_IN_MEMORY:
+                self._tokens.popitem(last=False)
+        self._tokens.move_to_end(photo.key)
+        return self._tokens[photo.key]
 
 
 def fuse_pointmaps(
-    maker: PairDecoder,
+    decoder: PairDecoder,
     photos: Sequence[EncodedPhoto],
     data: PairPoints,
-    found: Alignment,
+    alignment: Alignment,
     view: int,
     min_confidence: float,
 ) -> PointMap | None:
-    """The mean of the view's depth maps by confidence, without those of pairs that agree less than half as well as the
-    best, bent smoothly to the anchors' depths. None for a view without a pose."""
-    if not found.registered[view]:
+    """The mean of a view's depth maps over its pairs, weighted by confidence and smoothly corrected to the aligned
+    depths of its anchors. Pairs with less than half the inliers of the best one do not count. None for a view without a
+    pose."""
+    if not alignment.registered[view]:
         return None
-    rows = np.flatnonzero((data.pairs[:, 0] == view) & found.registered[data.pairs[:, 1]])
-    agree = rows[found.pair_inliers[rows] >= 0.5 * found.pair_inliers[rows].max()]
+    rows = np.flatnonzero((data.pairs[:, 0] == view) & alignment.registered[data.pairs[:, 1]])
+    rows = rows[alignment.pair_inliers[rows] >= 0.5 * alignment.pair_inliers[rows].max()]
     photo = photos[view]
+    anchor_log_depth = np.log(alignment.depth[view])
     x, y = photo.anchor_pixels.T
-    log_sum, weight_sum, sure_sum = (np.zeros(photo.colors.shape[:2]) for _ in range(3))
-    for row in agree:
-        depth, confidence = maker.own_map(photo, photos[data.pairs[row, 1]])
-        good = (depth > 0) & np.isfinite(depth)
-        gap = np.log(found.depth[view]) - np.log(np.where(good, depth, np.nan)[y, x])
-        gap[data.confidence[row, 0] <= 0] = np.nan
-        if not np.isfinite(gap).any():
+    log_depth_sum, weight_sum, confidence_sum = (np.zeros(photo.colors.shape[:2]) for _ in range(3))
+    for row in rows:
+        depth, confidence = decoder.depth_map(photo, photos[data.pairs[row, 1]])
+        positive = (depth > 0) & np.isfinite(depth)
+        offsets = anchor_log_depth - np.log(np.where(positive, depth, np.nan)[y, x])
+        offsets[data.confidence[row, 0] <= 0] = np.nan
+        if not np.isfinite(offsets).any():
             continue
-        middle = float(np.nanmedian(gap))
-        weight = np.where(good, confidence, 0.0)
-        log_sum += weight * (np.log(np.where(good, depth, 1.0)) + middle)
+        log_scale = float(np.nanmedian(offsets))
+        weight = np.where(positive, confidence, 0.0)
+        log_depth_sum += weight * (np.log(np.where(positive, depth, 1.0)) + log_scale)
         weight_sum += weight
-        sure_sum += weight * confidence
-    have = weight_sum > 0
-    log_depth = log_sum / np.where(have, weight_sum, 1.0)
-    log_depth += _correction(np.log(found.depth[view]) - np.where(have, log_depth, np.nan)[y, x], have.shape)
-    confidence = sure_sum / np.where(have, weight_sum, 1.0)
-    depth = np.where(have, np.exp(log_depth), np.nan)
-    valid = have & (confidence >= min_confidence)
+        confidence_sum += weight * confidence
+    known = weight_sum > 0
+    log_depth = log_depth_sum / np.where(known, weight_sum, 1.0)
+    log_depth += _correction(anchor_log_depth - np.where(known, log_depth, np.nan)[y, x], known.shape)
+    confidence = confidence_sum / np.where(known, weight_sum, 1.0)
+    depth = np.where(known, np.exp(log_depth), np.nan)
+    valid = known & (confidence >= min_confidence)
     valid &= ~depth_edges(np.where(valid, depth, 1.0), valid)
     image_from_map = np.linalg.inv(photo.network_from_image)
     pixels = transform_pixels(image_from_map, pixel_grid(*depth.shape))
-    points = transform_points(found.world_from_cam[view], backproject(pixels, depth, found.K[view]))
+    points = transform_points(alignment.world_from_cam[view], backproject(pixels, depth, alignment.K[view]))
     return PointMap(points, confidence, valid, photo.colors, image_from_map)
 
 
-def _correction(gaps: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(h, w) smooth: the anchors' gaps (A,) in log depth, without those that stand out, spread over the map."""
+def _correction(offsets: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(h, w) smooth map of the anchors' offsets (A,) in log depth, outliers left out."""
     cv2 = optional.require("cv2", "dense point maps")
-    grid = gaps.reshape(ANCHORS, ANCHORS)
-    near = np.isfinite(grid) & (np.abs(grid - np.nanmedian(grid)) < CORRECTION) if np.isfinite(grid).any() else None
-    if near is None or not near.any():
+    grid = offsets.reshape(ANCHORS, ANCHORS)
+    if not np.isfinite(grid).any():
         return np.zeros(shape)
-    filled, weight = np.where(near, grid, 0.0), near.astype(np.float64) + 1e-9
-    smooth = cv2.GaussianBlur(filled, (0, 0), 1.5) / cv2.GaussianBlur(weight, (0, 0), 1.5)
+    inliers = np.isfinite(grid) & (np.abs(grid - np.nanmedian(grid)) < MAX_CORRECTION)
+    if not inliers.any():
+        return np.zeros(shape)
+    values, weight = np.where(inliers, grid, 0.0), inliers.astype(np.float64) + 1e-9
+    smooth = cv2.GaussianBlur(values, (0, 0), 1.5) / cv2.GaussianBlur(weight, (0, 0), 1.5)
     return cv2.resize(smooth, shape[::-1], interpolation=cv2.INTER_LINEAR)

@@ -1,4 +1,5 @@
-"""What a reconstruction of many photos will take, from a few timed photos and pairs; a refusal of what cannot fit."""
+"""Time, memory and disk that a reconstruction of many photos by matches needs, estimated from a few timed photos and
+pairs; what cannot fit is refused."""
 
 from __future__ import annotations
 
@@ -12,22 +13,23 @@ from pathlib import Path
 from dune_cli.errors import JobFailed
 from dune_cli.io.cache import WorkFolder
 from dune_cli.matchers.matcher import CacheableMatcher
-from dune_cli.sfm import pairs as pairing
 from dune_cli.sfm.features import FEATURES, MEMORY_BYTES, extract_features
 from dune_cli.sfm.matching import MATCHES, match_pairs
+from dune_cli.sfm.pairs import EXHAUSTIVE_UP_TO, STRATEGIES, exhaustive_pairs, read_pairs, sequential_pairs
 from dune_cli.sfm.retrieval import DESCRIPTORS, DescriptorExtractor
-from dune_cli.tasks.reconstruct.many import ManyConfig, wants_descriptors
+from dune_cli.tasks.reconstruct.config import MatchesConfig
+from dune_cli.tasks.reconstruct.matches import uses_descriptors
 
-PHOTOS, PAIRS = 4, 4  # that are timed
-BASE_BYTES = 1_200_000_000  # the libraries and one photo at work
-MAPPING_BYTES_A_KEYPOINT = 250  # pycolmap's, with tracks
+TIMED_PHOTOS, TIMED_PAIRS = 4, 4
+BASE_BYTES = 1_200_000_000  # the libraries and one decoded photo
+MAPPING_BYTES_PER_KEYPOINT = 250  # pycolmap's, with tracks
 VERIFY_SECONDS, MAP_SECONDS = 0.04, 0.25  # a pair; a photo, and more where there are many (measured with 8 to 60)
 
 
 @dataclass(frozen=True)
 class ReconstructionEstimate:
-    """Photos and pairs; how many of each the work folder has already; minutes for what is left; bytes of memory and
-    disk that will be needed and that are there."""
+    """Photos and pairs; how many of each the cache has already; minutes for the rest; bytes of memory and disk that are
+    needed and that are available."""
 
     photos: int
     pairs: int
@@ -44,87 +46,90 @@ class ReconstructionEstimate:
 def preflight(
     paths: Sequence[Path],
     matcher: CacheableMatcher,
-    config: ManyConfig,
-    work: WorkFolder,
-    describer: DescriptorExtractor | None = None,
+    config: MatchesConfig,
+    cache: WorkFolder,
+    descriptors: DescriptorExtractor | None = None,
 ) -> ReconstructionEstimate:
-    """Looks at a few photos that are new, matches a few of their pairs (all of which is kept), and scales that up.
+    """Extracts the features of a few new photos and matches a few of their pairs, all of which is cached, and
+    extrapolates.
 
     Raises JobFailed when memory or disk cannot hold the run, and whatever the run itself would raise.
     """
-    wants = wants_descriptors(len(paths), config)
     started = time.perf_counter()
-    looks = extract_features(paths, matcher, work, describer if wants else None, limit=PHOTOS)
-    new = max(work.counts[FEATURES], work.counts[DESCRIPTORS], 1)
-    photo_seconds = (time.perf_counter() - started) / new
+    retrieval = descriptors if uses_descriptors(len(paths), config) else None
+    images = extract_features(paths, matcher, cache, retrieval, limit=TIMED_PHOTOS)
+    new_photos = max(cache.counts[FEATURES], cache.counts[DESCRIPTORS], 1)
+    seconds_a_photo = (time.perf_counter() - started) / new_photos
     started = time.perf_counter()
-    some = [(i, j) for i, j in pairing.exhaustive_pairs(len(looks)) if looks[i].key != looks[j].key]
-    found = match_pairs(looks, some, matcher, work, limit=PAIRS)
-    pair_seconds = (time.perf_counter() - started) / max(work.counts[MATCHES], 1)
-    count, pairs = len(paths), pair_count(paths, config)
-    done = len(looks) - work.counts[FEATURES]
-    feature_bytes = work.bytes_of(FEATURES) / max(len(work.entries(FEATURES)), 1)
-    match_bytes = work.bytes_of(MATCHES) / max(len(work.entries(MATCHES)), 1)
-    keypoints = sum(map(len, found.keypoints)) / max(sum(1 for k in found.keypoints if len(k)), 1)
-    left = max(count - len(looks), 0)
-    seconds = left * photo_seconds + pairs * (pair_seconds + VERIFY_SECONDS) + count * MAP_SECONDS * max(1, count / 200)
+    timed_pairs = [(i, j) for i, j in exhaustive_pairs(len(images)) if images[i].key != images[j].key]
+    correspondences = match_pairs(images, timed_pairs, matcher, cache, limit=TIMED_PAIRS)
+    seconds_a_pair = (time.perf_counter() - started) / max(cache.counts[MATCHES], 1)
+    photos, pairs = len(paths), pair_count(paths, config)
+    feature_bytes = cache.bytes_of(FEATURES) / max(len(cache.entries(FEATURES)), 1)
+    match_bytes = cache.bytes_of(MATCHES) / max(len(cache.entries(MATCHES)), 1)
+    counts = [len(keypoints) for keypoints in correspondences.keypoints if len(keypoints)]
+    keypoints = sum(counts) / max(len(counts), 1)
+    remaining = max(photos - len(images), 0)
+    mapping_seconds = photos * MAP_SECONDS * max(1, photos / 200)
+    seconds = remaining * seconds_a_photo + pairs * (seconds_a_pair + VERIFY_SECONDS) + mapping_seconds
     estimate = ReconstructionEstimate(
-        photos=count,
+        photos=photos,
         pairs=pairs,
-        photos_done=done,
-        seconds_a_photo=round(photo_seconds, 3),
-        seconds_a_pair=round(pair_seconds, 3),
+        photos_done=len(images) - cache.counts[FEATURES],
+        seconds_a_photo=round(seconds_a_photo, 3),
+        seconds_a_pair=round(seconds_a_pair, 3),
         minutes=round(seconds / 60, 2),
         memory_bytes=int(
             BASE_BYTES
-            + min(MEMORY_BYTES, 2 * feature_bytes * count)
-            + count * keypoints * MAPPING_BYTES_A_KEYPOINT
+            + min(MEMORY_BYTES, 2 * feature_bytes * photos)
+            + photos * keypoints * MAPPING_BYTES_PER_KEYPOINT
             + pairs * match_bytes
         ),
         memory_available_bytes=available_memory(),
-        disk_bytes=int(left * feature_bytes + pairs * match_bytes),
-        disk_free_bytes=shutil.disk_usage(work.folder).free,
+        disk_bytes=int(remaining * feature_bytes + pairs * match_bytes),
+        disk_free_bytes=shutil.disk_usage(cache.folder).free,
     )
-    _refuse(estimate, work)
+    _check_fits(estimate, cache)
     return estimate
 
 
-def pair_count(paths: Sequence[Path], config: ManyConfig) -> int:
-    """How many pairs there will be, at most."""
-    count, way = len(paths), config.pairs
-    if way == "all" or (way == "auto" and count <= pairing.EXHAUSTIVE_UP_TO):
-        return count * (count - 1) // 2
-    sequential = len(pairing.sequential_pairs(count, config.neighbours))
-    if way == "sequential":
+def pair_count(paths: Sequence[Path], config: MatchesConfig) -> int:
+    """The number of pairs that will be matched, at most."""
+    count, strategy = len(paths), config.pairs
+    exhaustive = count * (count - 1) // 2
+    if strategy == "all" or (strategy == "auto" and count <= EXHAUSTIVE_UP_TO):
+        return exhaustive
+    sequential = len(sequential_pairs(count, config.neighbours))
+    if strategy == "sequential":
         return sequential
-    if way not in pairing.STRATEGIES:
-        return len(pairing.read_pairs(way, paths))
-    retrieved = min(count * config.neighbours, count * (count - 1) // 2)
-    return retrieved + (sequential if way == "auto" and config.ordered else 0)
+    if strategy not in STRATEGIES:
+        return len(read_pairs(strategy, paths))
+    retrieved = min(count * config.neighbours, exhaustive)
+    return retrieved + (sequential if strategy == "auto" and config.ordered else 0)
 
 
 def available_memory() -> int:
-    """Bytes that programs can still have; where the system does not say, all that there is."""
+    """Bytes that new programs can use; all bytes of the machine where the system does not say."""
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as file:
             for line in file:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
     except OSError:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        pass
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _refuse(estimate: ReconstructionEstimate, work: WorkFolder) -> None:
+def _check_fits(estimate: ReconstructionEstimate, cache: WorkFolder) -> None:
     if estimate.disk_bytes > estimate.disk_free_bytes:
         raise JobFailed(
-            f"{estimate.photos} photos and {estimate.pairs} pairs need {_gb(estimate.disk_bytes)} in {work.folder}, "
+            f"{estimate.photos} photos and {estimate.pairs} pairs need {_gb(estimate.disk_bytes)} in {cache.folder}, "
             f"whose disk has {_gb(estimate.disk_free_bytes)} free; name another disk with --work, or fewer --neighbours"
         )
     if estimate.memory_bytes > estimate.memory_available_bytes:
         raise JobFailed(
-            f"{estimate.photos} photos need about {_gb(estimate.memory_bytes)} of memory, "
-            f"{_gb(estimate.memory_available_bytes)} are there; use fewer photos or fewer --neighbours"
+            f"{estimate.photos} photos need about {_gb(estimate.memory_bytes)} of memory, and "
+            f"{_gb(estimate.memory_available_bytes)} are available; use fewer photos or fewer --neighbours"
         )
 
 

@@ -13,6 +13,7 @@ from dune_cli.io.photos import Photo
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene
 from dune_cli.tasks.reconstruct import pointmaps
+from dune_cli.tasks.reconstruct.config import PointmapsConfig
 from support import synthetic_scenes
 from support.exact_two_view import ExactTwoView
 
@@ -29,7 +30,7 @@ def photos() -> list[Photo]:
 
 
 def reconstruct(photos: list[Photo], model: ExactTwoView, intrinsics=None, **settings) -> Scene:
-    config = pointmaps.PointMapConfig(**settings)
+    config = PointmapsConfig(**settings)
     return pointmaps.reconstruct_pair(photos, intrinsics or GUESS, model, config, Run())
 
 

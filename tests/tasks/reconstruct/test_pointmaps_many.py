@@ -16,7 +16,8 @@ from dune_cli.geometry import cameras, poses
 from dune_cli.io.cache import WorkFolder
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene
-from dune_cli.tasks.reconstruct.pointmaps import ManyPointMapsConfig, reconstruct
+from dune_cli.tasks.reconstruct.config import PointmapsConfig
+from dune_cli.tasks.reconstruct.pointmaps import reconstruct
 from support import synthetic_scenes
 from support.exact_many_views import ExactManyViews, marked
 from support.published_files import Fixture, mast3r_tree
@@ -51,8 +52,8 @@ def default(facts) -> list[tuple[np.ndarray, str]]:
 
 
 def run(paths, network, folder: Path, intrinsics=default, poses_of=None, **settings) -> Scene:
-    config = ManyPointMapsConfig(**settings)
-    return reconstruct(paths, intrinsics, network, config, WorkFolder(folder), Run(), poses_of)
+    config = PointmapsConfig(**settings)
+    return reconstruct(paths, intrinsics, network, config, Run(), WorkFolder(folder), poses_of)
 
 
 def check(scene: Scene, turn_deg: float, shift: float, focal: float) -> None:
@@ -158,17 +159,17 @@ def test_copies_and_groups_are_named(photos: list[Path], tmp_path: Path) -> None
     reason = f"it hangs together only with {folder}/4.png, and not with the photos that were placed"
     assert scene.views[3].reason == reason
     assert scene.views[5].reason == f"it is the same picture as {folder}/1.png"
-    with pytest.raises(JobFailed, match="all 2 photos are the same picture"):
-        run([photos[1], copy], model(), tmp_path / "work")
+    with pytest.raises(JobFailed, match="all 3 photos are the same picture"):
+        run([photos[1], copy, copy], model(), tmp_path / "work")
 
 
-def test_a_finish_betters_the_cameras(photos: list[Path], tmp_path: Path) -> None:
-    def finish(alignment, data):
+def test_cameras_may_be_refined(photos: list[Path], tmp_path: Path) -> None:
+    def refine_cameras(alignment, data):
         assert len(data.pairs) == 6
         return replace(alignment, K=np.stack(K[:3]))
 
-    config = ManyPointMapsConfig()
-    scene = reconstruct(photos[:3], default, model(), config, WorkFolder(tmp_path), Run(), None, finish)
+    config = PointmapsConfig()
+    scene = reconstruct(photos[:3], default, model(), config, Run(), WorkFolder(tmp_path), None, refine_cameras)
     np.testing.assert_array_equal(scene.views[1].K, K[1])
 
 

@@ -20,6 +20,7 @@ from dune_cli.matchers.registry import load_matcher
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene
 from dune_cli.tasks.reconstruct import two_view
+from dune_cli.tasks.reconstruct.config import MatchesConfig
 from support import synthetic_scenes
 
 WIDTH, HEIGHT = 400, 300
@@ -38,7 +39,7 @@ def photo(name: str, rgb: np.ndarray) -> Photo:
 
 def reconstruct(sift: Matcher, one: Photo, two: Photo, K=K, source: str = "given", **settings) -> Scene:
     cameras_ = [(K, source), (K, source)]
-    return two_view.reconstruct([one, two], cameras_, sift, two_view.MatchesConfig(**settings), Run())
+    return two_view.reconstruct_pair([one, two], cameras_, sift, MatchesConfig(**settings), Run())
 
 
 def cam2_from_cam1(scene: Scene) -> np.ndarray:
@@ -79,7 +80,7 @@ def test_the_motorcycle_pair_meets_its_ground_truth(sift: Matcher, example_photo
     photos = [read_photo(example_photos / f"motorcycle_{side}.png") for side in ("left", "right")]
     table = json.loads((example_photos / "motorcycle_intrinsics.json").read_text())
     given = [(np.array(table[p.path.name], dtype=np.float64), "given") for p in photos]
-    scene = two_view.reconstruct(photos, given, sift, two_view.MatchesConfig(), Run())
+    scene = two_view.reconstruct_pair(photos, given, sift, MatchesConfig(), Run())
     truth = poses.inverse(synthetic_scenes.pose((0, 0, 0), (1, 0, 0)))
     rotation, direction = errors_deg(cam2_from_cam1(scene), truth)
     assert rotation < 0.3 and direction < 2
@@ -136,8 +137,8 @@ def test_photos_of_different_cameras_sizes_and_a_vertical_baseline(sift: Matcher
     world_from_2 = synthetic_scenes.pose((-0.05, 0.02, 0.03), (0.02, -0.4, 0.0))
     first = photo("a.png", synthetic_scenes.render(K, np.eye(4), WIDTH, HEIGHT)[0])
     second = photo("b.png", synthetic_scenes.render(portrait, world_from_2, 240, 360)[0])
-    scene = two_view.reconstruct(
-        [first, second], [(K, "given"), (portrait, "exif")], sift, two_view.MatchesConfig(dense_side_px=200), Run()
+    scene = two_view.reconstruct_pair(
+        [first, second], [(K, "given"), (portrait, "exif")], sift, MatchesConfig(stereo_side_px=200), Run()
     )
     assert max(errors_deg(cam2_from_cam1(scene), poses.inverse(world_from_2))) < 0.2
     dense = scene.views[0].dense
@@ -150,7 +151,7 @@ def test_forward_motion_gives_matched_points_and_says_why_not_more(sift: Matcher
     ahead = photo("b.png", synthetic_scenes.render(K, world_from_2, WIDTH, HEIGHT)[0])
     scene = reconstruct(sift, pair[0], ahead)
     assert not scene.is_dense and len(scene.cloud()[0]) > 100
-    assert any("no dense points" in note and "line of backend" in note for note in scene.notes)
+    assert any("no dense points" in note and "line of sight" in note for note in scene.notes)
     assert max(errors_deg(cam2_from_cam1(scene), poses.inverse(world_from_2))) < 0.3
 
 

@@ -19,7 +19,9 @@ from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
 from dune_cli.sfm import features
 from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Scene
-from dune_cli.tasks.reconstruct import many, two_view
+from dune_cli.tasks.reconstruct import matches
+from dune_cli.tasks.reconstruct.config import MatchesConfig
+from dune_cli.tasks.reconstruct.two_view import reconstruct_pair
 from support import many_photos, synthetic_scenes
 from support.many_photos import HEIGHT, WIDTH, K, arc, worst_errors_deg, write
 from support.upright_sift import UprightSift
@@ -55,8 +57,8 @@ def reconstruct(
     paths: list[Path], work: Path, matcher=None, intrinsics=known, describer=None, poses=None, **settings
 ) -> tuple[Scene, WorkFolder]:
     folder = WorkFolder(work)
-    config = many.ManyConfig(**settings)
-    scene = many.reconstruct(paths, intrinsics, matcher or Counting(), config, folder, Run(), describer, poses)
+    config = MatchesConfig(**settings)
+    scene = matches.reconstruct(paths, intrinsics, matcher or Counting(), config, Run(), folder, describer, poses)
     return scene, folder
 
 
@@ -430,7 +432,7 @@ def test_photos_on_their_head_join_the_others(photos: list[Path], tmp_path: Path
         Image.fromarray(np.rot90(many_photos.picture(index), 2)).save(paths[-1])
     scene, work = reconstruct(paths, tmp_path / "work", UprightSift())
     assert scene.registered == [0, 1, 2, 3, 4]
-    assert any("turned3.png, turned4.png were turned clockwise by 180 degrees" in note for note in scene.notes)
+    assert any("turned3.png, turned4.png were rotated clockwise by 180 degrees" in note for note in scene.notes)
     for view in scene.views[3:]:
         view.world_from_cam[:3, :3] @= np.diag([-1.0, -1.0, 1.0])
     rotation, direction = worst_errors_deg(scene, range(5))
@@ -454,8 +456,7 @@ def test_a_caption_on_all_photos_joins_no_places(tmp_path: Path) -> None:
         reconstruct(paths, tmp_path / "work")
     with pytest.raises(JobFailed, match=r"agree only in what lies at the same pixels of both"):
         two = [read_photo(path) for path in paths[:2]]
-        config = two_view.MatchesConfig()
-        two_view.reconstruct(two, [(K, "given")] * 2, Counting(), config, Run())
+        reconstruct_pair(two, [(K, "given")] * 2, Counting(), MatchesConfig(), Run())
 
 
 def test_a_list_of_pairs_may_name_a_copy(photos: list[Path], done: tuple[Scene, Path], tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Settings of the two back-ends of `dune reconstruct`: feature matches, and point maps of a two-view model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dune_cli.io.photos import PhotoFacts
+from dune_cli.mvs.quality import DenseConfig
+from dune_cli.sfm.pairs import NEIGHBOURS
+
+Intrinsics = Sequence[tuple[np.ndarray, str]]  # of each photo K (3, 3) and its source: given | exif | default
+IntrinsicsOf = Callable[[Sequence[PhotoFacts]], Intrinsics]
+
+
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """What both back-ends share.
+
+    `baseline`: distance between the first two cameras in metres, where it is known. `seed` of every random choice. Of
+    more than two photos: `pairs` auto | retrieval | sequential | all, or a file; `neighbours` of a photo in retrieved
+    and sequential pairs; `ordered`: the photos follow one another, as a video's frames do; `fixed_poses`: known poses
+    are kept, else they are priors; `mesh` tsdf | poisson: the surface that is made of all views, None for none.
+    """
+
+    baseline: float | None = None
+    seed: int = 0
+    pairs: str = "auto"
+    neighbours: int = NEIGHBOURS
+    ordered: bool = False
+    fixed_poses: bool = True
+    mesh: str | None = None
+
+    def is_stereo_pair(self, paths: Sequence[Path], known_poses: Mapping[Path, np.ndarray] | None) -> bool:
+        """Whether the photos are solved as a single pair, without a mapper or a global alignment: two photos of unknown
+        poses that are no frames of a video."""
+        return len(paths) == 2 and not known_poses and not self.ordered
+
+
+@dataclass(frozen=True)
+class MatchesConfig(ReconstructionConfig):
+    """`min_confidence` of points in [0, 1]. `stereo_side_px`: long side of the dense map of two photos (None: the
+    photo's, at most 1600). Of more than two photos: `mapper` incremental | global; `dense`: multi-view stereo, None for
+    sparse points alone."""
+
+    min_confidence: float = 0.0
+    stereo_side_px: int | None = None
+    mapper: str = "incremental"
+    dense: DenseConfig | None = None
+
+
+@dataclass(frozen=True)
+class PointmapsConfig(ReconstructionConfig):
+    """`min_confidence` of points, which starts at 1. `size_px`: long side of the network input (None: the model's
+    own). `fuse`: whether the maps of more than two photos are fused into one cloud."""
+
+    min_confidence: float = 1.5
+    size_px: int | None = None
+    fuse: bool = False

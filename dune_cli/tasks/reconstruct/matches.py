@@ -1,0 +1,504 @@
+"""Photos to a scene by feature matches.
+
+Two photos: a stereo pair (`two_view`). More photos, or known poses: features, pairs, matches, verification, structure
+from motion, and multi-view stereo. Where no three photos connect, the scene is that of the best pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache as memoized
+from pathlib import Path
+
+import numpy as np
+
+from dune_cli import console
+from dune_cli.errors import JobFailed, UserError
+from dune_cli.geometry.poses import inverse, subtract_world_offset, transform_points, vector_angle, world_offset
+from dune_cli.io.cache import WorkFolder
+from dune_cli.io.outputs import scratch_folder
+from dune_cli.io.photo_names import relative_names
+from dune_cli.io.photos import PhotoFacts, read_photo
+from dune_cli.io.safe_read import agreement
+from dune_cli.matchers.filtering import Thumbnail
+from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher
+from dune_cli.provenance import Run, Source
+from dune_cli.sfm.calibration import calibration_notes
+from dune_cli.sfm.cameras import PhotoCameras, share_cameras
+from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
+from dune_cli.sfm.mapper import MappingConfig, map_photos
+from dune_cli.sfm.matching import Correspondences, match_pairs
+from dune_cli.sfm.pairs import EXHAUSTIVE_UP_TO, STRATEGIES, PairSelection, read_pairs, select_pairs
+from dune_cli.sfm.retrieval import DescriptorExtractor, vlad_descriptors
+from dune_cli.sfm.scale import check_distinct_centres, same_viewpoint_notes, scale_by_baseline, scale_by_motion
+from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SfmModel, SparsePoints, View
+from dune_cli.sfm.verification import (
+    MIN_INLIERS,
+    VerifiedPairs,
+    find_pure_rotations,
+    rotate_disconnected_components,
+    verify_pairs,
+)
+from dune_cli.tasks.reconstruct.config import Intrinsics, IntrinsicsOf, MatchesConfig
+from dune_cli.tasks.reconstruct.two_view import reconstruct_matched, reconstruct_pair
+
+SCALE_UNKNOWN = "photos do not tell lengths: the median step between cameras that moved is 1; give --baseline METRES"
+SCALE_OF_POSES = "lengths are those of --poses"
+NO_POSE = np.full((4, 4), np.nan)
+PAIRS_TO_TRY = 3  # where no three photos connect
+NAMES_IN_NOTE = 3
+
+
+def reconstruct(
+    paths: Sequence[Path],
+    intrinsics_of: IntrinsicsOf,
+    matcher: Matcher,
+    config: MatchesConfig,
+    run: Run,
+    cache: WorkFolder | None = None,
+    descriptors: DescriptorExtractor | None = None,
+    known_poses: Mapping[Path, np.ndarray] | None = None,
+) -> Scene:
+    """The scene of two or more photos.
+
+    `intrinsics_of` gives K and its source of each photo. Of more than two photos: `cache` keeps features and matches
+    for the next run (None: nothing is kept); `descriptors` makes the global descriptors of pair retrieval (None:
+    keypoints do); `known_poses`, photo -> `world_from_cam` (4, 4), set the world, less the scene's `world_offset` where
+    coordinates are large.
+
+    Raises JobFailed where no two photos give a scene. UserError for a matcher that cannot cache features, for pairs
+    that do not fit, and for a baseline beside known poses.
+    """
+    if config.is_stereo_pair(paths, known_poses):
+        with run.stage("read"):
+            photos = [read_photo(path) for path in paths]
+            intrinsics = intrinsics_of([photo.facts for photo in photos])
+        return reconstruct_pair(photos, intrinsics, matcher, config, run)
+    if cache is None:
+        with scratch_folder() as folder:
+            cache = WorkFolder(folder)
+            return reconstruct(paths, intrinsics_of, matcher, config, run, cache, descriptors, known_poses)
+    check_distinct_centres(known_poses or {})
+    if not isinstance(matcher, CacheableMatcher):
+        raise UserError(f"the matcher {matcher.name} compares two photos only; give another --matcher")
+    scene = _reconstruct_many(paths, intrinsics_of, matcher, config, run, cache, descriptors, known_poses or {})
+    if config.dense is None or scene.is_dense:
+        return scene
+    from dune_cli.mvs.densify import densify
+
+    return densify(scene, paths, config.dense, config.mesh, run, config.min_confidence)
+
+
+def _reconstruct_many(
+    paths: Sequence[Path],
+    intrinsics_of: IntrinsicsOf,
+    matcher: CacheableMatcher,
+    config: MatchesConfig,
+    run: Run,
+    cache: WorkFolder,
+    descriptors: DescriptorExtractor | None,
+    known_poses: Mapping[Path, np.ndarray],
+) -> Scene:
+    """The scene of structure from motion, without dense points, or that of the best pair."""
+    with run.stage("features"):
+        images = extract_features(paths, matcher, cache, descriptors if uses_descriptors(len(paths), config) else None)
+    facts = [image.facts for image in images]
+    duplicates = _duplicates(facts)
+    if len(facts) - len(duplicates) == 1:
+        raise JobFailed(f"all {len(facts)} photos are the same picture; take photos from different places")
+    intrinsics = intrinsics_of(facts)
+    cameras = share_cameras(facts, intrinsics)
+    with run.stage("pair"):
+        selection = _select_pairs(images, duplicates, matcher, config, cache)
+    console.note(f"{len(images)} photos, {len(selection.pairs)} pairs ({selection.strategy})")
+    with run.stage("match"):
+        correspondences = match_pairs(images, selection.pairs, matcher, cache)
+    thumbnail_of = memoized(lambda index: Thumbnail.of(read_photo(paths[index]).rgb))
+    with run.stage("verify"):
+        verified = verify_pairs(correspondences, cameras, config.seed, thumbnail_of)
+    with run.stage("rotate"):
+        rotated = rotate_disconnected_components(
+            images, selection.pairs, verified, duplicates, matcher, cache, config.seed
+        )
+        rotation_note = _rotation_note(rotated)
+        if rotation_note:
+            images = rotated
+            console.note(rotation_note)
+            correspondences = match_pairs(images, selection.pairs, matcher, cache)
+            verified = verify_pairs(correspondences, cameras, config.seed, thumbnail_of)
+    known = {i: known_poses[path] for i, path in enumerate(paths) if path in known_poses}
+    offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
+    known = {index: subtract_world_offset(pose, offset) for index, pose in known.items()}
+    if not known:
+        verified = _without_pure_rotations(correspondences, verified, cameras)
+    with run.stage("map", "mapping"):
+        models = []
+        if len(verified.geometry) > 0 or len(known) > 1:
+            settings = MappingConfig(config.mapper, config.seed, config.fixed_poses)
+            models = map_photos(correspondences, verified, cameras, settings, cache.folder, known)
+    models = [model for model in models if known or len(model.points_world)]
+    if known and not models:
+        raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")
+    if known or (models and len(models[0].world_from_cam) > 2):
+        scene = to_scene(
+            facts, intrinsics, cameras, correspondences, verified, models, duplicates, matcher.source, bool(known)
+        )
+        scene = replace(_scaled(scene, config, bool(known), correspondences.pixel_size), world_offset=offset)
+        if offset is not None:
+            scene = replace(scene, notes=(*scene.notes, LARGE_COORDINATES_NOTE))
+    else:
+        scene = _best_pair_scene(facts, intrinsics, verified, models, duplicates, images, matcher, config, cache, run)
+    if config.min_confidence > 0:
+        scene = _confident_points(scene, config.min_confidence)
+    notes = [rotation_note] if rotation_note else []
+    notes += same_viewpoint_notes([view.image for view in scene.views], correspondences)
+    return replace(scene, notes=(*scene.notes, *notes, *calibration_notes(scene.views)))
+
+
+def uses_descriptors(count: int, config: MatchesConfig) -> bool:
+    """Whether the pairs of `count` photos are retrieved by global descriptors."""
+    return config.pairs == "retrieval" or (config.pairs == "auto" and count > EXHAUSTIVE_UP_TO)
+
+
+def _duplicates(facts: Sequence[PhotoFacts]) -> dict[int, int]:
+    """Photos whose file equals that of an earlier one -> that one."""
+    first: dict[str, int] = {}
+    return {i: first[photo.sha256] for i, photo in enumerate(facts) if first.setdefault(photo.sha256, i) != i}
+
+
+def _select_pairs(
+    images: Sequence[ImageFeatures],
+    duplicates: Mapping[int, int],
+    matcher: Matcher,
+    config: MatchesConfig,
+    cache: WorkFolder,
+) -> PairSelection:
+    """Pairs of the photos that are no duplicates; in a user's list a duplicate stands for its first photo."""
+    paths = [image.facts.path for image in images]
+    if config.pairs not in STRATEGIES:
+        named = [(duplicates.get(i, i), duplicates.get(j, j)) for i, j in read_pairs(config.pairs, paths)]
+        pairs = sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]})
+        return PairSelection(pairs, f"from {config.pairs}")
+    distinct = [index for index in range(len(images)) if index not in duplicates]
+    selection = select_pairs(
+        config.pairs,
+        [paths[index] for index in distinct],
+        config.neighbours,
+        config.ordered,
+        lambda: _global_descriptors([images[index] for index in distinct], matcher, cache, config.seed),
+    )
+    return PairSelection([(distinct[i], distinct[j]) for i, j in selection.pairs], selection.strategy)
+
+
+def _global_descriptors(images: Sequence[ImageFeatures], matcher: Matcher, cache: WorkFolder, seed: int) -> np.ndarray:
+    rows = [image.descriptor for image in images if image.descriptor is not None]
+    if len(rows) == len(images):
+        return np.stack(rows)
+    if not isinstance(matcher, FeatureMatcher):
+        raise UserError(
+            f"{len(images)} photos need an encoder to choose pairs, and the matcher {matcher.name} has no keypoints to "
+            "do it with; name one with --retrieval-model, or give --pairs sequential, all or a file"
+        )
+    store = FeatureStore(matcher, cache)
+    return vlad_descriptors(len(images), lambda i: store.descriptors(images[i]), seed)
+
+
+def _rotation_note(images: Sequence[ImageFeatures]) -> str:
+    """Which photos were rotated for matching; empty for none."""
+    parts = []
+    for quarter_turns in sorted({image.quarter_turns for image in images} - {0}):
+        names = [image.facts.path.name for image in images if image.quarter_turns == quarter_turns]
+        more = f" and {len(names) - NAMES_IN_NOTE} more" if len(names) > NAMES_IN_NOTE else ""
+        degrees = f"rotated clockwise by {90 * quarter_turns} degrees for matching"
+        parts.append(f"{', '.join(names[:NAMES_IN_NOTE])}{more} were {degrees}")
+    return "; ".join(parts)
+
+
+def _without_pure_rotations(
+    correspondences: Correspondences, verified: VerifiedPairs, cameras: PhotoCameras
+) -> VerifiedPairs:
+    """Without the connected components whose camera only rotated; JobFailed where no other component is left."""
+    rotations = find_pure_rotations(correspondences, verified, cameras)
+    if not rotations.pairs:
+        return verified
+    rest = {pair: geometry for pair, geometry in verified.geometry.items() if pair not in rotations.pairs}
+    if not rest:
+        photos = len({index for pair in rotations.pairs for index in pair})
+        raise JobFailed(
+            f"the camera only turned between the photos: turning it on the spot explains {rotations.explained} of "
+            f"{rotations.matches} matches of the {photos} photos that connect, so depth cannot be seen; move it "
+            "between photos, a step to the side of about a tenth of the distance"
+        )
+    return replace(verified, geometry=rest, pure_rotations=rotations.pairs)
+
+
+def to_scene(
+    facts: Sequence[PhotoFacts],
+    intrinsics: Intrinsics,
+    cameras: PhotoCameras,
+    correspondences: Correspondences,
+    verified: VerifiedPairs,
+    models: Sequence[SfmModel],
+    duplicates: Mapping[int, int],
+    source: Source,
+    world_given: bool,
+) -> Scene:
+    """The scene of the largest of `models`. The world becomes the first registered camera, unless it is `world_given`,
+    that of the known poses."""
+    model = models[0]
+    registered = sorted(model.world_from_cam)
+    scene_from_model = np.eye(4) if world_given else inverse(model.world_from_cam[registered[0]])
+    components = connected_components(len(facts), verified, models)
+    names = relative_names([photo.path for photo in facts])
+    views = []
+    for index, photo in enumerate(facts):
+        K, focal_source = intrinsics[index]
+        radial, pose, reason, calibration = 0.0, NO_POSE, None, None
+        if index in model.world_from_cam:
+            is_world = index == registered[0] and not world_given
+            pose = np.eye(4) if is_world else scene_from_model @ model.world_from_cam[index]
+            if not cameras.of(index).fixed:
+                camera, focal_before_px = cameras.ids[index], float(np.sqrt(K[0, 0] * K[1, 1]))
+                (K, radial), focal_source = model.cameras[camera], "estimated"
+                if camera in model.camera_sd:
+                    calibration = Calibration(focal_before_px, *model.camera_sd[camera], model.modes[index])
+                    calibration = calibration.transformed(scene_from_model[:3, :3])
+        else:
+            reason = unregistered_reason(index, names, verified, components, duplicates, set(registered))
+        views.append(
+            View(
+                image=names[index],
+                width=photo.width,
+                height=photo.height,
+                K=K,
+                focal_source=focal_source,
+                world_from_cam=pose,
+                registered=reason is None,
+                radial=radial,
+                reason=reason,
+                orientation=photo.orientation,
+                calibration=calibration,
+            )
+        )
+    points = transform_points(scene_from_model, model.points_world)
+    observations, color_sums, counts = [], np.zeros((len(points), 3)), np.zeros(len(points))
+    unobserved = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for index in range(len(facts)):
+        point, keypoint = model.observations.get(index, unobserved)
+        observations.append((point, correspondences.keypoints[index][keypoint]))
+        np.add.at(color_sums, point, correspondences.colors[index][keypoint])
+        np.add.at(counts, point, 1)
+    sparse = SparsePoints(
+        points,
+        np.rint(color_sums / np.maximum(counts, 1)[:, None]).astype(np.uint8),
+        (1 / (1 + (model.errors_px / correspondences.pixel_size) ** 2)).astype(np.float32),
+        tuple(observations),
+    )
+    return Scene(
+        method="matches",
+        views=tuple(views),
+        pairs=tuple(verified.pairs()),
+        sparse=sparse,
+        scale="arbitrary",
+        scale_note=SCALE_OF_POSES if world_given else SCALE_UNKNOWN,
+        reprojection_error_px=model.error_px if len(points) else float("nan"),
+        parallax_deg=_parallax_deg(points, views, observations),
+        sources=(source,),
+        components=tuple(components) if len(components) > 1 else (),
+        world="that of --poses" if world_given else None,
+    )
+
+
+def unregistered_reason(
+    index: int,
+    names: Sequence[str],
+    verified: VerifiedPairs,
+    components: Sequence[tuple[int, ...]],
+    duplicates: Mapping[int, int],
+    registered: set[int],
+) -> str:
+    """Why a photo has no pose, in one line. `names` of all photos."""
+    if index in duplicates:
+        return f"it is the same picture as {names[duplicates[index]]}"
+    pair_with = {a if b == index else b: pair for pair in verified.counts for a, b in (pair,) if index in pair}
+    if not pair_with:
+        return "no match: it was compared with no other photo"
+    counts = {other: verified.counts[pair] for other, pair in pair_with.items()}
+    inliers = {other: count[1] for other, count in counts.items()}
+    rotated = [other for other, pair in pair_with.items() if pair in verified.pure_rotations]
+    if rotated:
+        best = max(rotated, key=inliers.__getitem__)
+        return f"the camera only turned between it and {names[best]}: no parallax"
+    connected = [other for other, pair in pair_with.items() if pair in verified.geometry]
+    near = [other for other in connected if other in registered]
+    if near:
+        best = max(near, key=inliers.__getitem__)
+        return (
+            f"no common tracks: {inliers[best]} matches agree with {names[best]}, but too few are points in the scene"
+        )
+    if connected:
+        component = next((group for group in components if index in group), tuple(connected))
+        others = ", ".join(names[other] for other in component if other != index)
+        return f"it hangs together only with {others}, and not with the photos that were placed"
+    best = max(pair_with, key=counts.__getitem__)
+    static = {other: verified.static_matches.get(pair, 0) for other, pair in pair_with.items()}
+    most = max(static, key=static.__getitem__)
+    if static[most] > inliers[best]:
+        return f"what it shares with {names[most]} lies at the same pixels of both photos (a caption, a logo, a border)"
+    if counts[best][0] < MIN_INLIERS:
+        return f"no match: at most {counts[best][0]} matches, with {names[best]}"
+    matches = counts[best][0]
+    return f"too few inliers: {inliers[best]} of {matches} matches with {names[best]}, the best, agree on a motion"
+
+
+def connected_components(count: int, verified: VerifiedPairs, models: Sequence[SfmModel]) -> list[tuple[int, ...]]:
+    """Groups of two or more photos that connect: those of the models, then the connected components of verified pairs
+    that have no photo of a model."""
+    components = []
+    grouped: set[int] = set()
+    for model in models:
+        members = tuple(sorted(set(model.world_from_cam) - grouped))
+        if len(members) > 1:
+            components.append(members)
+            grouped |= set(members)
+    for component in sorted(map(tuple, verified.components(count))):
+        if len(component) > 1 and not grouped & set(component):
+            components.append(component)
+    return components
+
+
+def _parallax_deg(points: np.ndarray, views: Sequence[View], observations: Sequence[Observations]) -> float:
+    """Median over the points of the widest angle between their first view and another one, in degrees."""
+    first = np.full((len(points), 3), np.nan)
+    widest = np.zeros(len(points))
+    for view, (index, _) in zip(views, observations):
+        rays = view.world_from_cam[:3, 3] - points[index]
+        new = np.isnan(first[index, 0])
+        first[index[new]] = rays[new]
+        np.maximum.at(widest, index, vector_angle(first[index], rays))
+    return float(np.degrees(np.median(widest))) if len(points) else 0.0
+
+
+def _scaled(scene: Scene, config: MatchesConfig, world_given: bool, pixel_size: float) -> Scene:
+    if not world_given:
+        if config.baseline is None:
+            return scale_by_motion(scene, pixel_size)
+        return scale_by_baseline(scene, config.baseline, pixel_size)
+    if config.baseline is not None:
+        raise UserError("--poses and --baseline both set the scale; give one of them")
+    return scene
+
+
+def _confident_points(scene: Scene, min_confidence: float) -> Scene:
+    assert scene.sparse is not None
+    keep = scene.sparse.confidence >= min_confidence
+    new_index = np.cumsum(keep) - 1
+    sparse = replace(
+        scene.sparse,
+        points_world=scene.sparse.points_world[keep],
+        colors=scene.sparse.colors[keep],
+        confidence=scene.sparse.confidence[keep],
+        observations=tuple((new_index[i[keep[i]]], pixels[keep[i]]) for i, pixels in scene.sparse.observations),
+    )
+    return replace(scene, sparse=sparse)
+
+
+def _best_pair_scene(
+    facts: Sequence[PhotoFacts],
+    intrinsics: Intrinsics,
+    verified: VerifiedPairs,
+    models: Sequence[SfmModel],
+    duplicates: Mapping[int, int],
+    images: Sequence[ImageFeatures],
+    matcher: CacheableMatcher,
+    config: MatchesConfig,
+    cache: WorkFolder,
+    run: Run,
+) -> Scene:
+    """Two-view fallback where no three photos connect: the scene of the model's pair, or of one with many inliers.
+
+    JobFailed where no pair gives one.
+    """
+    ranked = sorted(verified.geometry, key=lambda pair: -verified.counts[pair][1])
+    if models:
+        pair = tuple(sorted(models[0].world_from_cam))
+        ranked = [pair, *(other for other in ranked if other != pair)]
+    names = relative_names([photo.path for photo in facts])
+    store = FeatureStore(matcher, cache)
+    failures = []
+    for pair in ranked[:PAIRS_TO_TRY]:
+        photos = [read_photo(facts[index].path) for index in pair]
+        matches = matcher.match_features(*(store.load(images[index]) for index in pair))
+        baseline = config.baseline if pair == (0, 1) else None
+        settings = MatchesConfig(baseline=baseline, seed=config.seed)
+        try:
+            scene = reconstruct_matched(
+                photos, [intrinsics[index] for index in pair], matches, matcher.source, settings, run
+            )
+        except JobFailed as error:
+            failures.append(str(error))
+            continue
+        return _with_unregistered(scene, pair, facts, names, intrinsics, verified, duplicates)
+    if failures:
+        raise JobFailed(f"no three of the {len(facts)} photos connect, and the best pair fails: {failures[0]}")
+    if verified.static_matches and not verified.geometry:
+        pair = max(verified.static_matches, key=verified.static_matches.__getitem__)
+        one, two = (facts[index].path.name for index in pair)
+        raise JobFailed(
+            f"no two of the {len(facts)} photos agree in more than what lies at the same pixels of both: {one} and "
+            f"{two} have {verified.static_matches[pair]} such matches (a caption, a logo, a border or a part of the "
+            "mount), which tell nothing of how the camera moved; crop it away, and take photos that overlap by half or "
+            "more"
+        )
+    pair = max(verified.counts, key=verified.counts.__getitem__)
+    one, two = (names[index] for index in pair)
+    raise JobFailed(
+        f"no two of the {len(facts)} photos show enough of the same place: {one} and {two}, the best pair, have "
+        f"{agreement(*verified.counts[pair], 'a motion')}; take photos that overlap by half or more, or try "
+        "another --matcher"
+    )
+
+
+def _with_unregistered(
+    scene: Scene,
+    pair: tuple[int, int],
+    facts: Sequence[PhotoFacts],
+    names: Sequence[str],
+    intrinsics: Intrinsics,
+    verified: VerifiedPairs,
+    duplicates: Mapping[int, int],
+) -> Scene:
+    """The scene of a `pair` as one of all photos, the others unregistered."""
+    assert scene.sparse is not None
+    components = connected_components(len(facts), verified, [])
+    components = [pair, *(group for group in components if not set(group) & set(pair))]
+    views, observations = [], []
+    for index, photo in enumerate(facts):
+        if index in pair:
+            views.append(replace(scene.views[pair.index(index)], image=names[index]))
+            observations.append(scene.sparse.observations[pair.index(index)])
+            continue
+        K, focal_source = intrinsics[index]
+        views.append(
+            View(
+                image=names[index],
+                width=photo.width,
+                height=photo.height,
+                K=K,
+                focal_source=focal_source,
+                world_from_cam=NO_POSE,
+                registered=False,
+                reason=unregistered_reason(index, names, verified, components, duplicates, set(pair)),
+                orientation=photo.orientation,
+            )
+        )
+        observations.append((np.zeros(0, np.int64), np.zeros((0, 2))))
+    return replace(
+        scene,
+        views=tuple(views),
+        pairs=tuple(verified.pairs()),
+        sparse=replace(scene.sparse, observations=tuple(observations)),
+        components=tuple(components) if len(components) > 1 else (),
+        notes=(*scene.notes, f"only two photos could be placed: {names[pair[0]]} and {names[pair[1]]}"),
+    )
