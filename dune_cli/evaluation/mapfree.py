@@ -1,8 +1,9 @@
-"""The Map-free relocalization benchmark: the official single-frame scores to the digit, quirks included.
+"""`dune eval mapfree`: the official scores of the Map-free relocalization benchmark, single-frame track.
 
 Source: Arnold et al., "Map-free Visual Relocalization: Metric Pose Relative to a Single Image", ECCV 2022, and the
-rules of its evaluation script: frames are keyed by the five digits before the ending; ground truth keeps every fifth
-entry in file order; K and the recall of the AUC are rounded to float32, all else is float64.
+rules of its evaluation script (docs/models/relocalization.md). Frames are keyed by the five digits before the ending.
+Ground truth keeps every fifth entry in file order. K and the recall of the AUC are rounded to float32; everything else
+is float64.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from dune_cli.geometry.poses import rotation_from_quaternion
 from dune_cli.io.safe_read import MIB, open_zip, read_member, read_text
 
 EVERY_NTH_FRAME = 5  # of the single-frame track
-MAX_TRANSLATION_ERROR = 0.25  # metres
+MAX_TRANSLATION_ERROR_M = 0.25
 MAX_ROTATION_ERROR_DEG = 5.0
 MAX_VCRE_PX = 90.0
-LARGEST = 1e9  # metres, pixels and parts of a quaternion
-LINES_SHOWN = 5  # of those that are skipped in a file
+MAX_VALUE = 1e9  # metres, pixels and parts of a quaternion
+MAX_NOTES = 5  # of skipped lines of a file
 DATA_LIMIT_BYTES = 64 * MIB  # of a text file
 SUBMISSION_LIMIT_BYTES = 256 * MIB
 _FIELDS = "frame qw qx qy qz tx ty tz"
@@ -32,7 +33,7 @@ _FIELDS = "frame qw qx qy qz tx ty tz"
 
 @dataclass(frozen=True)
 class FramePose:
-    """A camera: unit quaternion (w, x, y, z) and centre (3) in metres, camera to world; `confidence` of an estimate."""
+    """A camera: unit quaternion (w, x, y, z) from camera to world, centre (3,) in metres, confidence of an estimate."""
 
     quaternion: np.ndarray
     centre: np.ndarray
@@ -48,7 +49,7 @@ class FrameIntrinsics:
 
 @dataclass(frozen=True)
 class SceneErrors:
-    """One scene: an entry per estimated frame, and how many ground-truth frames have no estimate."""
+    """Errors of one scene: arrays with an entry per estimated frame, and the number of frames without estimate."""
 
     translation: np.ndarray  # metres
     rotation_deg: np.ndarray
@@ -58,10 +59,10 @@ class SceneErrors:
 
 
 def read_poses(lines: Iterable[str], with_confidence: bool, where: str) -> dict[int, FramePose]:
-    """Poses keyed by frame number, in file order; a later line replaces an earlier one at its place.
+    """Poses by frame number, in file order; a later line of a frame replaces the earlier one at its place.
 
-    Lines that are no pose (NaN, infinity, wrong number of fields, text for a number, zero quaternion) are skipped with
-    a note, as the official script does. A negative confidence raises UserError.
+    As in the official script, lines that are no pose (NaN, infinity, wrong number of fields, text for a number, zero
+    quaternion) are skipped with a note. A negative confidence raises UserError. where: the file, for messages.
     """
     poses: dict[int, FramePose] = {}
     skipped = 0
@@ -74,7 +75,7 @@ def read_poses(lines: Iterable[str], with_confidence: bool, where: str) -> dict[
             key, values = _parse(fields, 9 if with_confidence else 8)
         except ValueError as error:
             skipped += 1
-            if skipped <= LINES_SHOWN:
+            if skipped <= MAX_NOTES:
                 console.note(f"{where}, line {number} is skipped: {error}")
             continue
         if with_confidence and values[7] < 0:
@@ -83,7 +84,7 @@ def read_poses(lines: Iterable[str], with_confidence: bool, where: str) -> dict[
         centre = -rotation_from_quaternion(quaternion).T @ np.array(values[4:7])
         inverse = quaternion * [1, -1, -1, -1]
         poses[key] = FramePose(inverse, centre, values[7] if with_confidence else 0.0)
-    if skipped > LINES_SHOWN:
+    if skipped > MAX_NOTES:
         console.note(f"{where}: {skipped} lines are skipped in all")
     return poses
 
@@ -98,8 +99,8 @@ def _parse(fields: list[str], count: int) -> tuple[int, list[float]]:
         raise ValueError(f"a text stands for a number in {' '.join(fields)[:80]!r}") from None
     if not all(math.isfinite(value) for value in values):
         raise ValueError("a value is not finite")
-    if max(map(abs, values)) > LARGEST:
-        raise ValueError(f"a value is larger than {LARGEST:g}")
+    if max(map(abs, values)) > MAX_VALUE:
+        raise ValueError(f"a value is larger than {MAX_VALUE:g}")
     if np.linalg.norm(values[:4]) <= 1e-8:
         raise ValueError("a zero quaternion is no rotation")
     return frame, values
@@ -110,7 +111,7 @@ def _frame_number(name: str) -> int:
 
 
 def read_intrinsics(lines: Iterable[str], where: str) -> tuple[dict[int, FrameIntrinsics], int, int]:
-    """Intrinsics keyed by frame number, and width and height in pixels of the file's last line."""
+    """Intrinsics by frame number, and width and height in pixels of the file's last line."""
     intrinsics: dict[int, FrameIntrinsics] = {}
     width = height = 0
     for number, line in enumerate(lines, start=1):
@@ -121,7 +122,7 @@ def read_intrinsics(lines: Iterable[str], where: str) -> tuple[dict[int, FrameIn
         try:
             values = [float(field) for field in fields[1:7]]
             fx, fy, cx, cy = values[:4]
-            if not all(abs(value) <= LARGEST for value in values) or min(fx, fy) <= 0:
+            if not all(abs(value) <= MAX_VALUE for value in values) or min(fx, fy) <= 0:
                 raise ValueError("no camera")
             width, height = int(values[4]), int(values[5])
             if min(width, height) < 1:
@@ -205,16 +206,16 @@ def _lines(path: Path) -> list[str]:
 
 
 def average_precision(correct: np.ndarray, confidence: np.ndarray, failures: int) -> float:
-    """Area under precision over recall as the confidence threshold falls; recall is rounded to float32.
+    """Area under precision over recall for falling confidence thresholds; recall is rounded to float32.
 
-    correct (N) bool and confidence (N) of the estimates; `failures` frames without one count in the recall.
+    correct (N,) bool and confidence (N,) of the estimates. failures: frames without one, which count in the recall.
     """
     order = np.argsort(-confidence, kind="stable")
     correct, confidence = correct[order], confidence[order]
-    last_of_value = np.append(confidence[1:] != confidence[:-1], True)
-    so_far = np.flatnonzero(last_of_value) + 1
-    precision = np.cumsum(correct)[last_of_value] / so_far
-    recall = (so_far / (len(correct) + failures)).astype(np.float32).astype(np.float64)
+    is_last_of_value = np.append(confidence[1:] != confidence[:-1], True)
+    accepted = np.flatnonzero(is_last_of_value) + 1
+    precision = np.cumsum(correct)[is_last_of_value] / accepted
+    recall = (accepted / (len(correct) + failures)).astype(np.float32).astype(np.float64)
     return float((np.diff(recall, prepend=0.0) * precision).sum())
 
 
@@ -229,7 +230,7 @@ def aggregate(scenes: list[SceneErrors]) -> dict[str, float]:
         for name in ("translation", "rotation_deg", "vcre_px", "confidence")
     )
     total = len(translation) + failures
-    pose_ok = (translation < MAX_TRANSLATION_ERROR) & (rotation < MAX_ROTATION_ERROR_DEG)
+    pose_ok = (translation < MAX_TRANSLATION_ERROR_M) & (rotation < MAX_ROTATION_ERROR_DEG)
     vcre_ok = vcre < MAX_VCRE_PX
 
     def median(name: str) -> float:
@@ -248,9 +249,9 @@ def aggregate(scenes: list[SceneErrors]) -> dict[str, float]:
 
 
 def read_submission(path: Path) -> dict[str, dict[int, FramePose]]:
-    """Estimates by scene from a ZIP of `pose_<scene>.txt` files at its root; other members are named in a note.
+    """Estimates by scene of a ZIP of `pose_<scene>.txt` files; a note names other members.
 
-    Raises UserError for a file that is no ZIP, is damaged, or has member names that climb out of it.
+    UserError for a file that is no ZIP, is damaged, or has member names that point out of it.
     """
     estimates: dict[str, dict[int, FramePose]] = {}
     ignored = []
@@ -273,7 +274,7 @@ def read_submission(path: Path) -> dict[str, dict[int, FramePose]]:
 
 
 def score(split_folder: Path, submission: Path) -> dict[str, float]:
-    """Official scores of a submission ZIP against `<root>/<split>`, a folder of scenes with `poses.txt`."""
+    """Official scores of a submission ZIP against `<root>/<split>`, a folder of scenes with poses.txt."""
     scenes = sorted(path.parent for path in split_folder.glob("*/poses.txt"))
     if not scenes:
         raise UserError(f"{split_folder} holds no scene (a folder with poses.txt); give <root> and --split train|val")

@@ -1,7 +1,7 @@
-"""A submission to the Map-free benchmark from a data set: single-frame track, resumable, the same bytes every time.
+"""`dune mapfree`: a submission to the Map-free benchmark, single-frame track; resumable, with reproducible bytes.
 
-Layout (docs/models/relocalization.md): `<root>/<split>/<scene>/intrinsics.txt`, `seq0/frame_00000.jpg` the reference,
-`seq1/frame_NNNNN.jpg` the queries. What is done so far lies in a folder beside the ZIP, a line a frame.
+Data set (docs/models/relocalization.md): `<root>/<split>/<scene>/intrinsics.txt`, the reference `seq0/frame_00000.jpg`,
+the queries `seq1/frame_NNNNN.jpg`. Finished frames are recorded in a folder beside the ZIP.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from dune_cli.sfm.relative_pose import CameraImage, PairBackend, SolverConfig, r
 
 REFERENCE = "seq0/frame_00000.jpg"
 SETTINGS = "settings.json"
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a ZIP can hold
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time of the ZIP format
 
 
 @dataclass(frozen=True)
 class FrameCamera:
-    """A line of intrinsics.txt: `K` (3, 3), and the photo's size in pixels."""
+    """A line of intrinsics.txt: `K` (3, 3), and the photo's width and height in pixels."""
 
     K: np.ndarray
     width: int
@@ -44,7 +44,7 @@ class FrameCamera:
 
 @dataclass(frozen=True)
 class SceneFolder:
-    """A scene: its folder, the reference's camera, and the query frames of the single-frame track by name, in order."""
+    """A scene: its folder, the reference's camera, and the cameras of the single-frame track's queries, by name."""
 
     path: Path
     reference: FrameCamera
@@ -68,14 +68,14 @@ def read_scenes(split_folder: Path) -> list[SceneFolder]:
 def _read_scene(folder: Path) -> SceneFolder:
     cameras = _read_cameras(folder / "intrinsics.txt")
     if REFERENCE not in cameras or not os.path.isfile(folder / REFERENCE):  # noqa: PTH113
-        lacks = f"{folder / 'intrinsics.txt'} has no line" if REFERENCE not in cameras else "there is no file"
-        raise UserError(f"the scene {folder} lacks its reference: {lacks} {REFERENCE}")
+        missing = f"{folder / 'intrinsics.txt'} has no line" if REFERENCE not in cameras else "there is no file"
+        raise UserError(f"the scene {folder} lacks its reference: {missing} {REFERENCE}")
     # the official scores count every fifth key in file order; seq0's and seq1's first frame share one, the later wins
     by_number = {name[-9:-4]: name for name in cameras}
-    wanted = [name for name in list(by_number.values())[::EVERY_NTH_FRAME] if name != REFERENCE]
-    queries = {name: cameras[name] for name in wanted if os.path.isfile(folder / name)}  # noqa: PTH113 (any name)
+    names = [name for name in list(by_number.values())[::EVERY_NTH_FRAME] if name != REFERENCE]
+    queries = {name: cameras[name] for name in names if os.path.isfile(folder / name)}  # noqa: PTH113 (any name)
     if not queries:
-        raise UserError(f"the scene {folder} has none of its {len(wanted)} query photos ({', '.join(wanted[:2])}, ...)")
+        raise UserError(f"the scene {folder} has none of its {len(names)} query photos ({', '.join(names[:2])}, ...)")
     return SceneFolder(folder, cameras[REFERENCE], queries)
 
 
@@ -100,22 +100,22 @@ def _read_cameras(path: Path) -> dict[str, FrameCamera]:
 
 
 class SubmissionProgress:
-    """What is done so far, in a folder beside the ZIP: a file a scene, a line a frame, kept when the run is killed.
+    """The finished frames, in a folder beside the ZIP: a file a scene, a line a frame.
 
-    Every line carries a checksum of itself, its scene and the settings. Lines that are damaged or of another run are
-    left out with a note, and their frames are computed again.
+    Every line has a checksum of itself, its scene and the settings. Lines that are damaged or of another run are
+    skipped with a note, and their frames are computed again.
     """
 
     def __init__(self, target: Path, settings: dict[str, Any], restart: bool) -> None:
-        """UserError where the folder holds a run with other settings, unless `restart`, which discards that run."""
+        """`restart` discards a run with other settings; without it, such a run raises UserError."""
         self.folder = target.with_name(target.name + ".work")
         if os.path.lexists(self.folder) and not self.folder.is_dir():
             raise UserError(f"{self.folder}, where what is done so far is kept, is no folder; move it away")
-        self._made_of = json.dumps(settings, sort_keys=True)
-        old = self._settings()
-        if old is not None and old != settings:
+        self._settings_text = json.dumps(settings, sort_keys=True)
+        recorded = self._recorded_settings()
+        if recorded is not None and recorded != settings:
             if not restart:
-                changed = ", ".join(sorted(k for k in old | settings if old.get(k) != settings.get(k)))
+                changed = ", ".join(sorted(k for k in recorded | settings if recorded.get(k) != settings.get(k)))
                 raise UserError(
                     f"{self.folder} holds an unfinished run with other settings ({changed[:200]}); repeat those, add "
                     "--overwrite to start anew, or name another output"
@@ -124,8 +124,8 @@ class SubmissionProgress:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SETTINGS, add_checksum(settings))
 
-    def _settings(self) -> dict[str, Any] | None:
-        """The settings of the run in the folder; None, with a note where there is a file, if they cannot be told."""
+    def _recorded_settings(self) -> dict[str, Any] | None:
+        """The settings of the folder's run; None without a readable file, with a note if it is damaged."""
         path = self.folder / SETTINGS
         if not os.path.lexists(path):
             return None
@@ -138,13 +138,13 @@ class SubmissionProgress:
         return settings
 
     def done(self, scene: SceneFolder) -> dict[str, str | None]:
-        """Frame -> its line of the submission (None: no pose), for the scene's queries that are done."""
-        path = self._file(scene.name)
-        entries, damaged = read_lines(path, "what is done so far", self._made_of_scene(scene.name))
+        """Finished queries of a scene: frame -> its line of the submission, None without a pose."""
+        path = self._path(scene.name)
+        entries, damaged = read_lines(path, "what is done so far", self._made_of(scene.name))
         done = {}
         for entry in entries:
             frame, pose = entry.get("frame"), entry.get("pose")
-            if frame in scene.queries and (pose is None or _is_line(pose, frame)):
+            if frame in scene.queries and (pose is None or _is_valid_line(pose, frame)):
                 done[frame] = pose
             else:
                 damaged += 1
@@ -153,24 +153,26 @@ class SubmissionProgress:
         return done
 
     def add(self, scene: str, frame: str, line: str | None) -> None:
-        append_line(self._file(scene), {"frame": frame, "pose": line}, self._made_of_scene(scene))
+        """Records a finished frame."""
+        append_line(self._path(scene), {"frame": frame, "pose": line}, self._made_of(scene))
 
     def remove(self) -> None:
+        """Removes the records, and the folder if nothing else is in it."""
         for path in [*self.folder.glob("*.jsonl"), self.folder / SETTINGS]:
             if not path.is_dir():
                 path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _file(self, scene: str) -> Path:
+    def _path(self, scene: str) -> Path:
         return self.folder / f"{scene}.jsonl"
 
-    def _made_of_scene(self, scene: str) -> str:
-        return f"{scene} {self._made_of}"
+    def _made_of(self, scene: str) -> str:
+        return f"{scene} {self._settings_text}"
 
 
-def _is_line(text: Any, frame: str) -> bool:
-    """Whether a text is a line of the submission for `frame`, as `_line` writes it."""
+def _is_valid_line(text: Any, frame: str) -> bool:
+    """Whether a text is a line of the submission for `frame`, as `_submission_line` writes it."""
     fields = text.split(" ") if isinstance(text, str) else []
     if len(fields) != 9 or fields[0] != frame:
         return False
@@ -185,22 +187,23 @@ def _is_line(text: Any, frame: str) -> bool:
 def relocalize_scene(
     scene: SceneFolder, backend: PairBackend, config: SolverConfig, done: dict[str, str | None]
 ) -> Iterator[tuple[str, str | None]]:
-    """The frames that are not `done` yet, in order: (name, line of the submission or None where there is no pose)."""
-    todo = [name for name in scene.queries if name not in done]
-    if not todo:
+    """Localizes the queries that are not `done`, in order: (frame, line of the submission, or None without a pose)."""
+    remaining = [name for name in scene.queries if name not in done]
+    if not remaining:
         return
-    reference = backend.extract(_shot(scene, REFERENCE, scene.reference))
-    for name in todo:
-        query = backend.extract(_shot(scene, name, scene.queries[name]))
+    reference = backend.extract(_load_image(scene, REFERENCE, scene.reference))
+    for name in remaining:
+        query = backend.extract(_load_image(scene, name, scene.queries[name]))
         try:
             result = relocalize(backend.match(reference, query), config)
         except JobFailed:
             yield name, None
             continue
-        yield name, None if result.query_from_ref is None else _line(name, result.query_from_ref, result.inliers)
+        pose = result.query_from_ref
+        yield name, None if pose is None else _submission_line(name, pose, result.inliers)
 
 
-def _shot(scene: SceneFolder, name: str, camera: FrameCamera) -> CameraImage:
+def _load_image(scene: SceneFolder, name: str, camera: FrameCamera) -> CameraImage:
     photo = read_photo(scene.path / name)
     if (photo.width, photo.height) != (camera.width, camera.height):
         raise UserError(
@@ -210,14 +213,14 @@ def _shot(scene: SceneFolder, name: str, camera: FrameCamera) -> CameraImage:
     return CameraImage(photo, camera.K, "given")
 
 
-def _line(name: str, query_from_ref: np.ndarray, inliers: int) -> str:
-    """Name, quaternion w x y z and translation, world to camera (the world is the reference camera), confidence."""
+def _submission_line(name: str, query_from_ref: np.ndarray, inliers: int) -> str:
+    """Frame, quaternion w x y z and translation from world (the reference camera) to camera, confidence."""
     values = [*quaternion_from_rotation(query_from_ref[:3, :3]), *query_from_ref[:3, 3]]
     return " ".join([name, *(f"{value + 0.0:.9f}" for value in values), str(inliers)])
 
 
 def write_submission(path: Path, poses: dict[str, dict[str, str | None]]) -> None:
-    """The ZIP: `pose_<scene>.txt` for every scene, also without a pose in it. The same poses give the same bytes."""
+    """Writes the ZIP: `pose_<scene>.txt` for every scene, even without any pose. Equal poses give equal bytes."""
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for scene, frames in sorted(poses.items()):
             member = zipfile.ZipInfo(f"pose_{scene}.txt", ZIP_TIME)
