@@ -15,8 +15,9 @@ from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.evaluation.distill_speed import DistillSpeed
-    from dune_cli.evaluation.speed import MatchingSpeed, NetworkSpeed, Speed
-    from dune_cli.evaluation.task_speed import TaskSpeed
+    from dune_cli.evaluation.matching_speed import MatchingSpeed
+    from dune_cli.evaluation.network_speed import PairSpeed, TaskSpeed
+    from dune_cli.evaluation.speed import NetworkSpeed
 
 NEEDS = ("numpy", "torch", "scipy", "tqdm")
 MODELS = {  # of each part, the default first
@@ -82,23 +83,23 @@ def command(
     if part == "human" and given.size is not None:
         raise UserError("a human model takes squares of its own size; leave --size out")
 
-    from dune_cli.evaluation import distill_speed, speed, task_speed
+    from dune_cli.evaluation import distill_speed, matching_speed, network_speed, speed
 
     run = Run(seed=0)
     size, device, rounds, cpu_time = given.size, given.device, given.rounds, given.cpu_time
     with speed.threads(given.threads), run.stage("networks"):
         if part == "pair":
-            measured: Any = speed.measure_networks(name, size, device, rounds, cpu_time, console.note)
+            measured: Any = network_speed.measure_pair(name, size, device, rounds, cpu_time, console.note)
         elif part == "distill":
             measured = distill_speed.measure_distill(
                 name, size, device=device, rounds=rounds, cpu_time=cpu_time, report=console.note
             )
         else:
-            measured = task_speed.measure_task(name, size, device, rounds, cpu_time, console.note)
+            measured = network_speed.measure_task(name, size, device, rounds, cpu_time, console.note)
     document: dict[str, Any] = {"schema": "dune.bench/1"}
     if part == "pair":
         with speed.threads(given.threads), run.stage("matching"):
-            matching = speed.measure_matching(rounds=rounds, cpu_time=cpu_time, report=console.note)
+            matching = matching_speed.measure_matching(rounds=rounds, cpu_time=cpu_time, report=console.note)
         document |= asdict(measured) | {"matching": asdict(matching), "goals": _goals(measured, matching)}
         lines = table(measured, matching)
     else:
@@ -109,13 +110,13 @@ def command(
         console.document("\n".join(lines))
 
 
-def table(networks: Speed, matching: MatchingSpeed) -> list[str]:
+def table(networks: PairSpeed, matching: MatchingSpeed) -> list[str]:
     """The lines that the command prints."""
     goals = _goal_lines(_goals(networks, matching))
     return [*_network_lines(networks), "", *_matching_lines(matching), "", *goals]
 
 
-def _network_lines(speed: Speed) -> list[str]:
+def _network_lines(speed: PairSpeed) -> list[str]:
     height, width = speed.input_hw
     lines = [
         f"{speed.architecture}, random weights, one pair of {width}x{height} px, {speed.device}, "
@@ -190,8 +191,8 @@ def _matching_lines(matching: MatchingSpeed) -> list[str]:
     ]
 
 
-def _goals(speed: Speed, matching: MatchingSpeed) -> list[dict[str, Any]]:
-    from dune_cli.evaluation.speed import FAST_GOAL, FLOAT32_SHARE_GOAL, MATCHING_GOAL
+def _goals(speed: PairSpeed, matching: MatchingSpeed) -> list[dict[str, Any]]:
+    from dune_cli.evaluation.network_speed import FAST_GOAL, FLOAT32_SHARE_GOAL, MATCHING_GOAL
 
     share = next(row.share for row in speed.networks if (row.network, row.dtype) == ("two-view", "float32"))
     measured = [("float32 two-view, share of the matrix-product peak", FLOAT32_SHARE_GOAL, share)]

@@ -1,7 +1,7 @@
-"""Speed of the distiller: the loop's step against this machine's matrix products, with and without the teacher cache.
+"""Speed of the distiller: a training step against this machine's matrix products, and the loop with and without cache.
 
-Real loop, real losses, made-up photos. `dune-mini` learns from the open teachers' own files; DUNE's ViTs from three
-ViT-L of random weights, whose speed is that of the published teachers.
+The loop and its losses are the real ones; photos are synthetic. `dune-mini` learns from the open teachers' own weights,
+DUNE's ViTs from three ViT-L with random weights, which are as fast as the published teachers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dune_cli import runtime
-from dune_cli.evaluation.speed import SQUARE, Stopwatch, best_seconds, count_flop, linear_products
+from dune_cli.evaluation.speed import Call, SpeedBench, count_flop, mlp_shapes
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
@@ -26,12 +25,12 @@ from dune_cli.training.common.dataset import Augmentation, PhotoDataset, open_da
 from dune_cli.training.common.dist import Dist, attention_kernel
 from dune_cli.training.common.loop import weight_decay_groups
 from dune_cli.training.common.sampler import Sampler
-from dune_cli.training.distill.batches import Batch, BatchLoader
+from dune_cli.training.distill.batches import BatchLoader
 from dune_cli.training.distill.config import DistillConfig
 from dune_cli.training.distill.step import forward_backward, scale_and_clip
 from dune_cli.training.distill.students import Student, freeze_unused, new_encoder
 from dune_cli.training.distill.teacher_norm import new_teacher_norms
-from dune_cli.training.distill.teacher_outputs import CacheKey, TeacherCache, run_teachers
+from dune_cli.training.distill.teacher_outputs import CacheKey, TeacherCache, TeacherOutputs, run_teachers
 
 # student -> teachers, side of the crops, images a step
 RECIPES = {
@@ -44,8 +43,7 @@ PHOTO_PX = (640, 480)
 
 @dataclass(frozen=True)
 class StepSpeed:
-    """A way to run the step, its teachers' answers given: seconds, images a second, and the share of the number type's
-    matrix-product rate."""
+    """A way to run the step on given teacher outputs. share: of the number type's matrix-product rate."""
 
     way: str
     seconds: float
@@ -56,11 +54,11 @@ class StepSpeed:
 
 @dataclass(frozen=True)
 class DistillSpeed:
-    """All of one run; images a second but for `gflop` (of a step) and `peak` (GFLOP/s by number type).
+    """One run; images a second, except gflop (of a step) and peak (GFLOP/s by number type).
 
-    steps: float32, the fast type, and that compiled. teachers: all of them, in the fast type. loading: photos decoded
-    and cropped, and cached rows read, by `workers` threads with nothing else running. loop: the whole loop in the fast
-    type, teachers asked on the fly and read from the cache.
+    steps: in float32, in the fast type, and in that compiled. teachers: all, in the fast type. loading: of photos
+    (decoding and augmentation) and of cached rows, by `workers` threads alone. loop: the whole loop in the fast type,
+    with teachers "on the fly" and "cached".
     """
 
     student: str
@@ -89,68 +87,59 @@ def measure_distill(
     workers: int = 2,
     report: Callable[[str], None] = lambda text: None,
 ) -> DistillSpeed:
-    """Times the distiller of a student of `RECIPES`; WeightsMissing where an open teacher's file is not here."""
-    names, size, batch = RECIPES[student]
-    size, batch = size_px or size, batch_size or batch
-    where = runtime.pick_device(device)
-    fast = runtime.pick_dtype("auto", where)
-    here = Dist(0, 1, where)
+    """Times the distiller of a student of `RECIPES`. WeightsMissing where an open teacher's file is not present."""
+    names, default_size, default_batch = RECIPES[student]
+    size, batch = size_px or default_size, batch_size or default_batch
+    bench = SpeedBench(device, rounds, cpu_time, report)
+    fast, fast_name = bench.fast, bench.fast_dtype
+    dist = Dist(0, 1, bench.device)
     report(f"building {student} and its teachers {', '.join(names)}")
     encoder = new_encoder(student, size, 0, open_weights=False)
     grid = (size // encoder.patch,) * 2
-    teachers = {name: _teacher(student, name, where, fast) for name in names}
-    config = DistillConfig(names, ("made-up photos",), student=student, size_px=size, batch_size=batch)
-    trainee = Student(encoder, {name: teacher.widths for name, teacher in teachers.items()}, config.projector, 0)
-    freeze_unused(trainee.to(where), size)
-    watch = Stopwatch(where, cpu_time)
+    teachers = {name: _teacher(student, name, bench.device, fast) for name in names}
+    config = DistillConfig(names, ("synthetic photos",), student=student, size_px=size, batch_size=batch)
+    trained = Student(encoder, {name: teacher.widths for name, teacher in teachers.items()}, config.projector, 0)
+    freeze_unused(trained.to(bench.device), size)
 
     with scratch_folder(prefix="dune-bench-") as scratch:
-        photos = _photos(scratch, batch)
-        settings = Augmentation(photometric=True)
-        plain = BatchLoader(photos, Sampler(photos.group_sizes, batch, 0), size, settings, None, workers)
-        key = CacheKey(dict.fromkeys(names, ""), size, grid, 1, 0, True, photos.hash, str(fast))
-        cache = TeacherCache(scratch / "cache", key, photos)
-        cache.fill(teachers, range(cache.shards), settings, here, workers, fast, batch)
-        cached = replace(plain, cache=cache)
+        dataset = _synthetic_photos(scratch, batch)
+        augmentation = Augmentation(photometric=True)
+        loader = BatchLoader(dataset, Sampler(dataset.group_sizes, batch, 0), size, augmentation, None, workers)
+        key = CacheKey(dict.fromkeys(names, ""), size, grid, 1, 0, True, dataset.hash, str(fast))
+        cache = TeacherCache(scratch / "cache", key, dataset)
+        cache.fill(teachers, range(cache.shards), augmentation, dist, workers, fast, batch)
+        cached = replace(loader, cache=cache)
 
-        images = next(plain.batches(0, 1)).images.to(where)
-        answers = run_teachers(teachers, images, grid, fast)
-        loop = _Loop(trainee, teachers, grid, config, here)
+        images = next(loader.batches(0, 1)).images.to(bench.device)
+        outputs = run_teachers(teachers, images, grid, fast)
+        loop = _Loop(trained, teachers, grid, config, dist)
         with sdpa_kernel(SDPBackend.MATH):
-            gflop = count_flop(lambda: loop.step(images, answers, torch.float32, False)) / 1e9
-        names_of = {torch.float32: "float32", fast: str(fast).removeprefix("torch.")}
-        ways = {name: (dtype, False) for dtype, name in names_of.items()}
-        ways[f"{names_of[fast]}, compiled"] = (fast, True)
-        calls: dict[str, Callable[[], object]] = {
-            way: lambda dtype=dtype, compiled=compiled: loop.step(images, answers, dtype, compiled)
+            gflop = count_flop(lambda: loop.step(images, outputs, torch.float32, False)) / 1e9
+        ways = {name: (name, False) for name in bench.dtypes} | {f"{fast_name}, compiled": (fast_name, True)}
+        calls: dict[str, Call] = {
+            way: lambda dtype=dtype, compiled=compiled: loop.step(images, outputs, bench.dtypes[dtype], compiled)
             for way, (dtype, compiled) in ways.items()
         }
         calls["teachers"] = lambda: run_teachers(teachers, images, grid, fast)
-        calls["load photos"] = lambda: _drain(plain, rounds)
-        calls["load cache"] = lambda: _drain(cached, rounds)
-        calls["on the fly"] = lambda: loop.run(plain, rounds, fast)
+        calls["load photos"] = lambda: sum(len(b.images) for b in loader.batches(0, rounds))
+        calls["load cache"] = lambda: sum(len(b.images) for b in cached.batches(0, rounds))
+        calls["on the fly"] = lambda: loop.run(loader, rounds, fast)
         calls["cached"] = lambda: loop.run(cached, rounds, fast)
-        products = {
-            dtype: linear_products(where, dtype, ((SQUARE,) * 3, *_shapes(trainee, batch, grid))) for dtype in names_of
-        }
-        timed = {(dtype, shape): call for dtype, found in products.items() for shape, (call, _) in found.items()}
-        best = best_seconds({**timed, **calls}, rounds, watch, report)
+        vit = trained.encoder.config
+        best, rates = bench.measure(calls, mlp_shapes(batch * grid[0] * grid[1], vit.width, vit.hidden))
 
-    peak = {
-        names_of[dtype]: max(flop / best[dtype, shape] / 1e9 for shape, (_, flop) in found.items())
-        for dtype, found in products.items()
-    }
+    peak = {name: max(rates[name].values()) for name in bench.dtypes}
     steps = []
     for way, (dtype, _) in ways.items():
         rate = gflop / best[way]
-        steps.append(StepSpeed(way, best[way], batch / best[way], rate, rate / peak[names_of[dtype]]))
+        steps.append(StepSpeed(way, best[way], batch / best[way], rate, rate / peak[dtype]))
     return DistillSpeed(
         student=student,
         teachers=names,
-        device=str(where),
+        device=str(bench.device),
         threads=torch.get_num_threads(),
         workers=workers,
-        clock="processor" if cpu_time else "wall",
+        clock=bench.watch.clock,
         size_px=size,
         batch_size=batch,
         gflop=gflop,
@@ -163,7 +152,7 @@ def measure_distill(
 
 
 class _Loop:
-    """The distiller's step, without checkpoints and logs."""
+    """The distiller's loop without checkpoints and log."""
 
     def __init__(
         self,
@@ -171,56 +160,49 @@ class _Loop:
         teachers: Mapping[str, Teacher],
         grid: tuple[int, int],
         config: DistillConfig,
-        here: Dist,
+        dist: Dist,
     ) -> None:
-        self.student, self.teachers, self.grid, self.config, self.here = student.train(), teachers, grid, config, here
-        self.norms = new_teacher_norms({n: t.widths for n, t in teachers.items()}, config.norm).to(here.device).train()
+        self.student, self.teachers, self.grid, self.config, self.dist = student.train(), teachers, grid, config, dist
+        widths = {name: teacher.widths for name, teacher in teachers.items()}
+        self.norms = new_teacher_norms(widths, config.norm).to(dist.device).train()
         self.optimizer = torch.optim.AdamW(weight_decay_groups(student, config.weight_decay), lr=1e-6, fused=True)
         self.compiled = torch.compile(student)
-        self.owner = torch.full((config.batch_size,), -1, device=here.device)
+        self.owner = torch.full((config.batch_size,), -1, device=dist.device)
 
-    def step(self, images: torch.Tensor, answers: Mapping, dtype: torch.dtype, compiled: bool) -> None:
-        targets = {n: {k: self.norms[n][k](v, 0.0) for k, v in kinds.items()} for n, kinds in answers.items()}
+    def step(self, images: torch.Tensor, outputs: TeacherOutputs, dtype: torch.dtype, compiled: bool) -> None:
+        targets = {n: {k: self.norms[n][k](v, 0.0) for k, v in types.items()} for n, types in outputs.items()}
         model = self.compiled if compiled else self.student
-        with attention_kernel(compiled, self.here):
-            _, factor = forward_backward(model, images, targets, self.owner, self.config, 0, self.here, dtype)
+        with attention_kernel(compiled, self.dist):
+            _, factor = forward_backward(model, images, targets, self.owner, self.config, 0, self.dist, dtype)
         scale_and_clip(self.student, factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def run(self, loader: BatchLoader, steps: int, dtype: torch.dtype) -> None:
         for batch in loader.batches(0, steps):
-            images = batch.images.to(self.here.device)
-            self.step(images, self._answers(batch, images, dtype), dtype, False)
-
-    def _answers(self, batch: Batch, images: torch.Tensor, dtype: torch.dtype) -> Mapping:
-        if batch.teacher_outputs is None:
-            return run_teachers(self.teachers, images, self.grid, dtype)
-        return {n: {k: v.to(self.here.device) for k, v in kinds.items()} for n, kinds in batch.teacher_outputs.items()}
-
-
-def _drain(loader: BatchLoader, steps: int) -> int:
-    return sum(len(batch.images) for batch in loader.batches(0, steps))
+            images = batch.images.to(self.dist.device)
+            if batch.teacher_outputs is None:
+                outputs = run_teachers(self.teachers, images, self.grid, dtype)
+            else:
+                outputs = {
+                    n: {k: v.to(self.dist.device) for k, v in types.items()}
+                    for n, types in batch.teacher_outputs.items()
+                }
+            self.step(images, outputs, dtype, False)
 
 
 def _teacher(student: str, name: str, device: torch.device, dtype: torch.dtype) -> Teacher:
     if student == "dune-mini":
         return load_teacher(name, device, dtype).to(device)
     vit = VisionTransformer(VitConfig(1024, 24, 16, 4096, 16 if name == "mast3r" else 14, 0, 24, "offset"))
-    kinds = (CLS, PATCH) if name == "dinov2" else (PATCH,)
-    return VitTeacher(name, vit, kinds, Source("random weights")).to(device).eval().requires_grad_(False)
+    token_types = (CLS, PATCH) if name == "dinov2" else (PATCH,)
+    return VitTeacher(name, vit, token_types, Source("random weights")).to(device).eval().requires_grad_(False)
 
 
-def _photos(folder: Path, count: int) -> PhotoDataset:
-    """JPEGs of smooth noise, of a usual size."""
+def _synthetic_photos(folder: Path, count: int) -> PhotoDataset:
+    """JPEGs of smooth noise, 640 x 480."""
     rng = np.random.default_rng(0)
     for index in range(count):
         coarse = rng.integers(0, 256, (PHOTO_PX[1] // 8, PHOTO_PX[0] // 8, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize(PHOTO_PX, Image.Resampling.BICUBIC).save(folder / f"{index:03d}.jpg", quality=90)
     return open_dataset([str(folder)], [], 0.0)
-
-
-def _shapes(student: Student, batch: int, grid: tuple[int, int]) -> tuple[tuple[int, int, int], ...]:
-    """(m, k, n) of the encoder's MLP."""
-    tokens, config = batch * grid[0] * grid[1], student.encoder.config
-    return (tokens, config.width, config.hidden), (tokens, config.hidden, config.width)

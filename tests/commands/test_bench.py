@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from dune_cli.commands import bench
-from dune_cli.evaluation import speed
-from dune_cli.evaluation.speed import MatchingSpeed, NetworkSpeed, Speed
-from dune_cli.evaluation.task_speed import TaskSpeed
+from dune_cli.evaluation import matching_speed
+from dune_cli.evaluation.matching_speed import MatchingSpeed
+from dune_cli.evaluation.network_speed import PairSpeed, TaskSpeed
+from dune_cli.evaluation.speed import NetworkSpeed
 from support import small_networks
 
 
 def test_json(dune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     small_networks.install(monkeypatch)
-    monkeypatch.setattr(speed, "measure_matching", partial(speed.measure_matching, (24, 32)))
+    monkeypatch.setattr(matching_speed, "measure_matching", partial(matching_speed.measure_matching, (24, 32)))
     arguments = ("bench", "--model", "dune-vits", "--size", 56, "--rounds", 1, "--threads", 1)
     done = dune(*arguments, "--json", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
@@ -36,7 +37,7 @@ def test_the_table() -> None:
         for dtype, seconds in (("float32", 1.0), ("bfloat16", 0.8))
     )
     peak = {"float32": {"8x8x8": 125.0}, "bfloat16": {"8x8x8": 1000.0}}
-    networks = Speed("cpu", 1, "wall", "dune-vits", (42, 56), "bfloat16", peak, rows, {"two-view": 1.25})
+    networks = PairSpeed("cpu", 1, "wall", (42, 56), "bfloat16", peak, rows, {"two-view": 1.25}, "dune-vits")
     matching = MatchingSpeed((96, 128), 24, 5000, 0.1, 1.0, 2.0, 10.0, 20.0, False)
     text = "\n".join(bench.table(networks, matching))
     for words in (
@@ -77,7 +78,7 @@ def test_the_table_of_a_task() -> None:
         for name, dtype, seconds in (("encoder", "float32", 1.0), ("network and bodies", "float32", 2.0))
     )
     found = TaskSpeed(
-        "m", "cpu", 2, "wall", (9, 9), 4, "bfloat16", {"float32": {"8x8x8": 125.0}}, rows, {"encoder": 3.0}
+        "cpu", 2, "wall", (9, 9), "bfloat16", {"float32": {"8x8x8": 125.0}}, rows, {"encoder": 3.0}, "m", 4
     )
     text = "\n".join(bench.task_table(found))
     for words in (

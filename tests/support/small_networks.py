@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dune_cli.evaluation import distill_speed, speed, task_speed
+from dune_cli.evaluation import network_speed, speed
 from dune_cli.models.mast3r import DecoderConfig
 
 
@@ -13,7 +13,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     def shallow(encoder_width: int, width: int, depth: int, *rest: float) -> DecoderConfig:
         return DecoderConfig(encoder_width, width, depth // 3, *rest)
 
-    monkeypatch.setattr(speed, "DecoderConfig", shallow)
+    monkeypatch.setattr(network_speed, "DecoderConfig", shallow)
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, *_, **__: self.fill_(0.01))
-    for module in (speed, task_speed, distill_speed):
-        monkeypatch.setattr(module, "SQUARE", 256)
+    monkeypatch.setattr(speed, "SQUARE", 256)
