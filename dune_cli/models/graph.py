@@ -1,6 +1,7 @@
-"""A network as data: a list of layers with names, run one after the other. For small converted convolutional nets.
+"""A network as data: a list of named layers, run one after the other. For small converted convolutional networks.
 
-Layers come from TensorFlow's world and keep its meaning of "same" padding and of resizing, on tensors (B, C, H, W).
+The layers are TensorFlow's, with its "same" padding and its resizing, on tensors (B, C, H, W). The operations' names
+are part of the files that weights/build/bake_people_teacher.py writes.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def transposed_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Te
 
 
 def max_pool(x: torch.Tensor, *, kernel: int, stride: int, same: bool) -> torch.Tensor:
-    """The largest of kernel x kernel pixels; what "same" adds never wins."""
+    """The largest of kernel x kernel pixels; "same" pads by minus infinity."""
     if same:
         x = _pad_same(x, (kernel, kernel), stride, value=float("-inf"))
     return F.max_pool2d(x, kernel, stride)
@@ -105,7 +106,7 @@ def enlarge(x: torch.Tensor, *, factor: int) -> torch.Tensor:
 
 
 def mean(x: torch.Tensor) -> torch.Tensor:
-    """Over the picture: (B, C, 1, 1)."""
+    """Over the map: (B, C, 1, 1)."""
     return x.mean((2, 3), keepdim=True)
 
 
@@ -132,7 +133,7 @@ OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
 
 
 class Graph(nn.Module):
-    """Layers and their weights. Every activation is dropped after its last use.
+    """Layers and their weights. Every activation is released after its last use.
 
     layers in an order in which they can run; `inputs` and `outputs` name activations; `weights` by name, kept as
     float32. Raises ValueError for an unknown operation, options that it does not take, a name that nothing gives.
@@ -166,19 +167,19 @@ class Graph(nn.Module):
         if missing := [name for name in self.outputs if name not in known]:
             raise ValueError(f"no layer gives the output {missing[0]!r}")
         last = {name: index for index, layer in enumerate(self.layers) for name in layer.inputs}
-        self.spent: list[list[str]] = [[] for _ in self.layers]
+        self.released: list[list[str]] = [[] for _ in self.layers]
         for name, index in last.items():
             if name not in self.weights and name not in self.outputs:
-                self.spent[index].append(name)
+                self.released[index].append(name)
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs, in the order of `outputs`, for (B, C, H, W) inputs in the order of `inputs`."""
         ordered = [value.contiguous(memory_format=torch.channels_last) for value in inputs]
         values = dict(zip(self.inputs, ordered, strict=True))
-        for layer, spent in zip(self.layers, self.spent):
+        for layer, released in zip(self.layers, self.released):
             arguments = [values[name] if name in values else self.weight(name) for name in layer.inputs]
             values[layer.output] = OPERATIONS[layer.operation](*arguments, **layer.options)
-            for name in spent:
+            for name in released:
                 del values[name]
         return tuple(values[name] for name in self.outputs)
 
@@ -194,7 +195,7 @@ def describe(graph: Graph) -> dict[str, Any]:
 
 
 def build(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Graph:
-    """The graph of `describe` with its weights. Raises ValueError for what is none."""
+    """The graph of a description from `describe`, with its weights. Raises ValueError for another description."""
     try:
         layers = [
             GraphLayer(operation, tuple(inputs), output, options)

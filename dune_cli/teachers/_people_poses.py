@@ -1,7 +1,7 @@
-"""People and their joints: MoveNet MultiPose finds people and 17 joints, BlazePose gives 33 on each of them.
+"""People and their joints: MoveNet MultiPose finds people and 17 joints, BlazePose 33 landmarks on each of them.
 
-Sources: the graphs themselves; Bazarevsky et al., "BlazePose", 2020, for the turned square that it looks at. Written
-from what the graphs compute. Places are pixels (x, y) of the image, pixel centres at integers.
+Sources: the graphs themselves; Bazarevsky et al., "BlazePose", 2020, for its rotated square crop. Positions are pixels
+(x, y) of the image, pixel centres at integers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from dune_cli.models.graph import Graph, same_padding
 
 SIDE = 256  # of the square that each network takes
-AT_MOST = 6
+MAX_PEOPLE = 6
 MIN_PERSON, MIN_JOINT, MIN_POSE = 0.2, 0.127, 0.5  # MoveNet's person and joint scores, BlazePose's pose score
 HIPS, SHOULDERS = (11, 12), (5, 6)  # of MoveNet's joints
-SHARED = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)  # of BlazePose's joints, in MoveNet's order
-TOLERANCE, DISAGREE, MIN_AGREEMENT = 0.25, 0.5, 0.4
-CIRCLE = 1.25  # how much larger than the circle around the body BlazePose's square is
-NEAR = 0.3  # squared reach of a joint's regressed place, as a share of the map's side
-_PEAK = 5
+# the BlazePose landmark of each of MoveNet's joints
+BLAZEPOSE_OF_MOVENET = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
+TOLERANCE, MAX_DISTANCE = 0.25, 0.5  # of the two networks' joints, in body sizes
+MIN_AGREEMENT = 0.4
+CROP_MARGIN = 1.25  # side of BlazePose's square over the diameter of the circle around the body
+JOINT_SPREAD = 0.3  # squared deviation of a joint from its regressed position, over the side of the map
+_PEAK = 5  # side of the window that a person's centre is the maximum of
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,12 @@ class DetectedPeople:
 
 @dataclass(frozen=True)
 class Poses:
-    """P people in one image. MoveNet's joints (P, 17, 2) px, joint_scores (P, 17), how far BlazePose agrees on them
-    (P, 17) in [0, 1]; BlazePose's landmarks (P, 33, 2) px, visibility (P, 33) in [0, 1], masks (P, SIDE, SIDE) in
-    [0, 1] of each person in a square of its own, image_from_square (P, 2, 3)."""
+    """P people in one image.
+
+    MoveNet's joints (P, 17, 2) px, joint_scores (P, 17), and agreement (P, 17) of BlazePose with them in [0, 1].
+    BlazePose's landmarks (P, 33, 2) px, visibility (P, 33) in [0, 1], masks (P, SIDE, SIDE) in [0, 1] of each person in
+    a square crop, image_from_square (P, 2, 3).
+    """
 
     joints: torch.Tensor
     joint_scores: torch.Tensor
@@ -52,7 +57,7 @@ class Poses:
 
 
 def letterbox(images: torch.Tensor, side: int) -> tuple[torch.Tensor, float, tuple[int, int]]:
-    """Images (B, 3, H, W) in the middle of a black square; with the scale, and the (x, y) where they begin in it."""
+    """Images (B, 3, H, W) in the middle of a black square, the scale, and the (x, y) of their first pixel in it."""
     height, width = images.shape[-2:]
     scale = side / max(height, width)
     size = (max(round(height * scale), 1), max(round(width * scale), 1))
@@ -62,12 +67,13 @@ def letterbox(images: torch.Tensor, side: int) -> tuple[torch.Tensor, float, tup
     return F.pad(images, (left, side - size[1] - left, top, side - size[0] - top)), scale, (left, top)
 
 
-def decode(heads: tuple[torch.Tensor, ...]) -> DetectedPeople:
-    """People from MoveNet's maps (B, C, h, w): centre, box size, box shift, joints' heat, joints' places seen from the
-    centre, joints' shift. Pairs in the channels are (y, x).
+def decode_movenet(heads: tuple[torch.Tensor, ...]) -> DetectedPeople:
+    """People from MoveNet's maps (B, C, h, w): centre, box size, box shift, joint heat, joint positions relative to the
+    centre, joint shift. Pairs in the channels are (y, x).
 
-    A person is a peak of the centre map; a joint is the hottest cell within the person's box, its heat damped with the
-    distance from the place that the centre expects it at. Its score is the least damped heat that it has for anyone.
+    A person is a peak of the centre map. A joint is the cell with the largest heat within the person's box, after
+    weighting the heat by a Gaussian around the position that the centre regresses. Its score is its largest weighted
+    heat over all people.
     """
     centre, box_size, box_shift, heat, expected, shift = heads
     joints, height, width = heat.shape[1:]
@@ -75,12 +81,12 @@ def decode(heads: tuple[torch.Tensor, ...]) -> DetectedPeople:
     before, after = same_padding(height, _PEAK, 1)
     highest = F.max_pool2d(F.pad(centre, (before, after) * 2, value=float("-inf")), _PEAK, 1)
     flat = torch.where((centre - highest).abs() < 1e-6, centre, 0).flatten(1)
-    scores, cells = flat.topk(AT_MOST)
-    place = torch.stack([cells // width, cells % width], -1).float()  # (B, P, 2)
-    middle, half = place + _at(box_shift, cells), _at(box_size, cells).clamp(min=0) / 2
-    limit = place.new_tensor([height, width])
+    scores, cells = flat.topk(MAX_PEOPLE)
+    position = torch.stack([cells // width, cells % width], -1).float()  # (B, P, 2)
+    middle, half = position + _values_at(box_shift, cells), _values_at(box_size, cells).clamp(min=0) / 2
+    limit = position.new_tensor([height, width])
     low, high = (middle - half).clamp(min=0).minimum(limit), (middle + half).clamp(min=0).minimum(limit)
-    expected = place[:, :, None] + _at(expected, cells).unflatten(-1, (joints, 2))
+    expected = position[:, :, None] + _values_at(expected, cells).unflatten(-1, (joints, 2))
 
     rows = torch.arange(height, device=heat.device).float()
     columns = torch.arange(width, device=heat.device).float()
@@ -88,46 +94,50 @@ def decode(heads: tuple[torch.Tensor, ...]) -> DetectedPeople:
     in_rows = (rows >= low[..., :1]) & (rows < high[..., :1])
     in_columns = (columns >= low[..., 1:]) & (columns < high[..., 1:])
     inside = (in_rows[..., None] & in_columns[..., None, :])[:, :, None]
-    damped = heat.sigmoid()[:, None] * (-squared / (NEAR * min(height, width))).exp() * inside
-    damped = damped.flatten(3)
-    cells = damped.argmax(-1)  # (B, P, 17)
-    joint_scores = damped.amax(1, keepdim=True).expand_as(damped).gather(3, cells[..., None])[..., 0]
+    weighted = heat.sigmoid()[:, None] * (-squared / (JOINT_SPREAD * min(height, width))).exp() * inside
+    weighted = weighted.flatten(3)
+    cells = weighted.argmax(-1)  # (B, P, 17)
+    joint_scores = weighted.amax(1, keepdim=True).expand_as(weighted).gather(3, cells[..., None])[..., 0]
     shifts = shift.unflatten(1, (joints, 2)).flatten(3)  # (B, 17, 2, h·w)
-    picked = shifts[:, None].expand(-1, AT_MOST, -1, -1, -1).gather(4, cells[..., None, None].expand(-1, -1, -1, 2, 1))
-    found = torch.stack([cells // width, cells % width], -1) + picked[..., 0]
+    picked = (
+        shifts[:, None].expand(-1, MAX_PEOPLE, -1, -1, -1).gather(4, cells[..., None, None].expand(-1, -1, -1, 2, 1))
+    )
+    places = torch.stack([cells // width, cells % width], -1) + picked[..., 0]
 
-    sure = joint_scores > MIN_JOINT
-    mean = (joint_scores * sure).sum(-1) / sure.sum(-1).clamp(min=1)
+    detected = joint_scores > MIN_JOINT
+    mean = (joint_scores * detected).sum(-1) / detected.sum(-1).clamp(min=1)
     boxes = torch.cat([(low / limit).flip(-1), (high / limit).flip(-1)], -1)
-    return DetectedPeople(scores * mean, (found / limit).flip(-1), joint_scores, boxes)
+    return DetectedPeople(scores * mean, (places / limit).flip(-1), joint_scores, boxes)
 
 
-def _at(values: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+def _values_at(values: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
     """(B, C, h, w) at flat cells (B, P): (B, P, C)."""
     return values.flatten(2).gather(2, cells[:, None].expand(-1, values.shape[1], -1)).transpose(1, 2)
 
 
-def squares_around(joints: torch.Tensor) -> torch.Tensor:
+def squares_of_joints(joints: torch.Tensor) -> torch.Tensor:
     """The squares that BlazePose looks at, from MoveNet's joints (P, 17, 2): see `squares`."""
     hips, shoulders = joints[:, HIPS].mean(1), joints[:, SHOULDERS].mean(1)
-    radius = (joints - hips[:, None]).norm(dim=-1).amax(1) * 1.15  # hands, feet and the head's top lie further out
+    radius = (joints - hips[:, None]).norm(dim=-1).amax(1) * 1.15  # hands, feet and the top of the head lie further out
     up = shoulders - hips
     up = up / up.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-    return squares(hips, hips + up * radius[:, None])
+    return squares_upright(hips, hips + up * radius[:, None])
 
 
-def squares(centre: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
-    """(P, 2, 3): pixels of the image from pixels of a SIDE x SIDE square around `centre` (P, 2) that stands so that
-    `above`, a point on the circle around the body, lies upwards."""
+def squares_upright(centre: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
+    """(P, 2, 3): pixels of the image from pixels of a SIDE x SIDE square around `centre` (P, 2).
+
+    The square is rotated so that `above` (P, 2), a point on the circle around the body, is straight up.
+    """
     up = above - centre
-    scale = 2 * CIRCLE * up.norm(dim=-1).clamp(min=1) / SIDE
+    scale = 2 * CROP_MARGIN * up.norm(dim=-1).clamp(min=1) / SIDE
     angle = math.pi / 2 - torch.atan2(-up[:, 1], up[:, 0])
     cosine, sine = scale * angle.cos(), scale * angle.sin()
     turn = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], 1)
     return torch.cat([turn, (centre - turn.sum(-1) * (SIDE / 2))[..., None]], -1)
 
 
-def cut_out(image: torch.Tensor, image_from_square: torch.Tensor) -> torch.Tensor:
+def crop_squares(image: torch.Tensor, image_from_square: torch.Tensor) -> torch.Tensor:
     """The squares (P, 3, SIDE, SIDE) out of an image (3, H, W), bilinear, black outside."""
     height, width = image.shape[-2:]
     steps = torch.arange(SIDE, device=image.device, dtype=image.dtype)
@@ -138,7 +148,7 @@ def cut_out(image: torch.Tensor, image_from_square: torch.Tensor) -> torch.Tenso
 
 
 @dataclass(frozen=True)
-class _Pass:
+class _BlazePoseOutput:
     """BlazePose on P squares: landmarks (P, 39, 2) px, the last six auxiliary, visibility (P, 39), scores (P,), masks
     (P, SIDE, SIDE) of the person in the square, image_from_square (P, 2, 3)."""
 
@@ -149,12 +159,12 @@ class _Pass:
     image_from_square: torch.Tensor
 
 
-def _look(blazepose: Graph, image: torch.Tensor, image_from_square: torch.Tensor) -> _Pass:
-    points, scores, masks = blazepose(cut_out(image, image_from_square))
+def _run_blazepose(blazepose: Graph, image: torch.Tensor, image_from_square: torch.Tensor) -> _BlazePoseOutput:
+    points, scores, masks = blazepose(crop_squares(image, image_from_square))
     points = points.unflatten(1, (39, 5))
     turn, shift = image_from_square[..., :2], image_from_square[..., 2]
     places = points[..., :2] @ turn.transpose(1, 2) + shift[:, None]
-    return _Pass(places, points[..., 3].sigmoid(), scores[:, 0], masks[:, 0].sigmoid(), image_from_square)
+    return _BlazePoseOutput(places, points[..., 3].sigmoid(), scores[:, 0], masks[:, 0].sigmoid(), image_from_square)
 
 
 def body_size(joints: torch.Tensor) -> torch.Tensor:
@@ -165,39 +175,39 @@ def body_size(joints: torch.Tensor) -> torch.Tensor:
 
 
 def agreement(joints: torch.Tensor, joint_scores: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """How far the networks agree on MoveNet's joints: (P, 17) in [0, 1] from (P, 17, 2), (P, 17), (P, >= 29, 2).
+    """Agreement of the networks on MoveNet's joints: (P, 17) in [0, 1] from (P, 17, 2), (P, 17), (P, >= 29, 2).
 
     A Gaussian of their distance with a deviation of TOLERANCE body sizes; 0 from DISAGREE body sizes on and for joints
     that MoveNet does not see.
     """
-    apart = (points[:, SHARED] - joints).norm(dim=-1) / body_size(joints)[:, None]
+    apart = (points[:, BLAZEPOSE_OF_MOVENET] - joints).norm(dim=-1) / body_size(joints)[:, None]
     agree = (-((apart / TOLERANCE) ** 2) / 2).exp()
-    return torch.where((apart < DISAGREE) & (joint_scores > MIN_JOINT), agree, 0)
+    return torch.where((apart < MAX_DISTANCE) & (joint_scores > MIN_JOINT), agree, 0)
 
 
-def find_people(movenet: Graph, blazepose: Graph, images: torch.Tensor) -> list[Poses]:
+def estimate_poses(movenet: Graph, blazepose: Graph, images: torch.Tensor) -> list[Poses]:
     """The people in each of the images (B, 3, H, W), RGB in [0, 1], on whom both networks agree."""
     squared, scale, (left, top) = letterbox(images, SIDE)
-    found = decode(movenet(squared * 255))
+    people = decode_movenet(movenet(squared * 255))
     result = []
-    for image, scores, joints, joint_scores in zip(images, found.scores, found.joints, found.joint_scores):
-        seen = scores > MIN_PERSON
-        places = (joints[seen] * SIDE - joints.new_tensor([left, top])) / scale
-        result.append(look_closer(blazepose, image, places, joint_scores[seen]))
+    for image, scores, joints, joint_scores in zip(images, people.scores, people.joints, people.joint_scores):
+        kept = scores > MIN_PERSON
+        places = (joints[kept] * SIDE - joints.new_tensor([left, top])) / scale
+        result.append(refine_poses(blazepose, image, places, joint_scores[kept]))
     return result
 
 
-def look_closer(blazepose: Graph, image: torch.Tensor, joints: torch.Tensor, joint_scores: torch.Tensor) -> Poses:
-    """BlazePose on MoveNet's people (P, 17, 2) px, (P, 17) in an image (3, H, W); without those it contradicts.
+def refine_poses(blazepose: Graph, image: torch.Tensor, joints: torch.Tensor, joint_scores: torch.Tensor) -> Poses:
+    """BlazePose on MoveNet's people (P, 17, 2) px, (P, 17) in an image (3, H, W), without those it contradicts.
 
-    It looks twice, first at a square from MoveNet's joints, then at one from its own auxiliary points; the look that
-    agrees better with MoveNet counts, since the second may slip over to a neighbour.
+    It runs twice: on a square from MoveNet's joints, then on one from its own auxiliary points. The run that agrees
+    better with MoveNet counts, because the second may move to a neighbouring person.
     """
-    first = _look(blazepose, image, squares_around(joints))
-    second = _look(blazepose, image, squares(first.landmarks[:, 33], first.landmarks[:, 34]))
-    agree = [agreement(joints, joint_scores, look.landmarks) for look in (first, second)]
-    sure = (joint_scores > MIN_JOINT).sum(-1).clamp(min=1)
-    mean = [(each.sum(-1) / sure) * (look.scores > MIN_POSE) for each, look in zip(agree, (first, second))]
+    first = _run_blazepose(blazepose, image, squares_of_joints(joints))
+    second = _run_blazepose(blazepose, image, squares_upright(first.landmarks[:, 33], first.landmarks[:, 34]))
+    agree = [agreement(joints, joint_scores, run.landmarks) for run in (first, second)]
+    detected = (joint_scores > MIN_JOINT).sum(-1).clamp(min=1)
+    mean = [(each.sum(-1) / detected) * (run.scores > MIN_POSE) for each, run in zip(agree, (first, second))]
     kept = torch.maximum(*mean) > MIN_AGREEMENT
     use_second = (mean[1] > mean[0])[kept]
 

@@ -16,7 +16,7 @@ from dune_cli.checkpoints.weight_files import open_weights
 from dune_cli.errors import CheckpointError
 from dune_cli.models.graph import Graph, build
 from dune_cli.provenance import Source
-from dune_cli.teachers._people_poses import SIDE, Poses, body_size, find_people
+from dune_cli.teachers._people_poses import SIDE, Poses, body_size, estimate_poses
 from dune_cli.teachers.teacher import PATCH, Teacher, as_tokens, resample_map
 
 DEFAULT_WEIGHTS = "people-teacher"
@@ -24,48 +24,16 @@ JOINTS = 33
 NETWORKS = {"movenet": 6, "blazepose": 3, "selfie": 1}  # and how many outputs each has
 METADATA = "dune.people"
 SPREAD = 0.08  # deviation of a joint's heat in body sizes, at least one cell of the grid
-# of MoveNet's 17 joints, the one whose agreement speaks for each of BlazePose's: for face, hands and feet the nearest
-SPEAKS = (
-    0,
-    1,
-    1,
-    1,
-    2,
-    2,
-    2,
-    3,
-    4,
-    0,
-    0,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    9,
-    10,
-    9,
-    10,
-    9,
-    10,
-    11,
-    12,
-    13,
-    14,
-    15,
-    16,
-    15,
-    16,
-    15,
-    16,
-)
+# the MoveNet joint whose agreement each BlazePose landmark takes: for face, hands and feet the nearest one
+NEAREST_JOINT = (
+    0, 1, 1, 1, 2, 2, 2, 3, 4, 0, 0, 5, 6, 7, 8, 9, 10, 9, 10, 9, 10, 9, 10, 11, 12, 13, 14, 15, 16, 15, 16, 15, 16,
+)  # fmt: skip
 
 
 class PeopleTeacher(Teacher):
     """33 heat maps and a mask, all in [0, 1] on the student's grid; zeros where nobody is found. No CLS.
 
-    Always in float32: places would suffer from less.
+    Always in float32: positions would lose precision.
     """
 
     name = "people"
@@ -79,16 +47,16 @@ class PeopleTeacher(Teacher):
         with torch.autocast(images.device.type, enabled=False):
             images = images.float()
             size = (images.shape[-2], images.shape[-1])
-            people = find_people(self.movenet, self.blazepose, images)
+            people = estimate_poses(self.movenet, self.blazepose, images)
             squared = F.interpolate(images, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
             (foreground,) = self.selfie(squared)
-            masks = [person_mask(poses, seen[0], size) for poses, seen in zip(people, foreground)]
-            heat = torch.stack([heat_maps(poses, size, grid) for poses in people])
+            masks = [person_mask(poses, mask[0], size) for poses, mask in zip(people, foreground)]
+            heat = torch.stack([joint_heat_maps(poses, size, grid) for poses in people])
             mask = resample_map(torch.stack(masks)[:, None], grid)
         return {PATCH: as_tokens(torch.cat([heat, mask], 1))}
 
 
-def heat_maps(poses: Poses, size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+def joint_heat_maps(poses: Poses, size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
     """(33, h, w) in [0, 1]: a Gaussian around each of BlazePose's joints in an image of `size` (H, W) px.
 
     Its height is BlazePose's visibility of the joint times the agreement with MoveNet: 1 in the same place, 0.61 a
@@ -105,7 +73,7 @@ def heat_maps(poses: Poses, size: tuple[int, int], grid: tuple[int, int]) -> tor
     squared = ((y - places[:, :, 1]) ** 2)[..., None] + ((x - places[:, :, 0]) ** 2)[..., None, :]
     spread = (SPREAD * body_size(poses.joints)).clamp(min=max(height / rows, width / columns))
     inside = ((poses.landmarks >= -0.5) & (poses.landmarks < places.new_tensor([width, height]) - 0.5)).all(-1)
-    weight = poses.visibility * poses.agreement[:, SPEAKS] * inside
+    weight = poses.visibility * poses.agreement[:, NEAREST_JOINT] * inside
     heat = (-squared / (2 * spread[:, None, None, None] ** 2)).exp() * weight[..., None, None]
     return heat.amax(0)
 

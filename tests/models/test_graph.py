@@ -100,7 +100,7 @@ def test_layers_run_in_turn_and_outputs_come_in_order() -> None:
 
 
 def test_activations_are_dropped_after_their_last_use() -> None:
-    assert [sorted(names) for names in tiny().spent] == [[], [], ["a", "x"], ["c"]]  # b is an output
+    assert [sorted(names) for names in tiny().released] == [[], [], ["a", "x"], ["c"]]  # b is an output
 
 
 def test_through_json_and_back() -> None:

@@ -17,7 +17,7 @@ from dune_cli.io.photos import read_photo
 from dune_cli.models.graph import Graph, GraphLayer, describe
 from dune_cli.teachers import _people_poses as poses
 from dune_cli.teachers import people
-from dune_cli.teachers._people_poses import SHARED, SIDE, Poses
+from dune_cli.teachers._people_poses import BLAZEPOSE_OF_MOVENET, SIDE, Poses
 from dune_cli.teachers.registry import load_teacher
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def test_a_person_is_decoded() -> None:
     heat[0, 15, 38, 30] = 9.0  # outside the box
     shift[0, 2 * 15 : 2 * 15 + 2, 38, 21] = torch.tensor([0.25, -0.5])
 
-    found = poses.decode(tuple(heads))
+    found = poses.decode_movenet(tuple(heads))
     sure = 1 / (1 + math.exp(-2))
     joint = sure * math.exp(-1 / (0.3 * CELLS))
     assert found.joint_scores[0, 0, 15].item() == pytest.approx(joint, rel=1e-5)
@@ -62,7 +62,7 @@ def test_a_joint_counts_for_whom_it_suits_best() -> None:
     box_size[0] = 60
     heat[0, 9, 30, 30] = 2
     expected[0, 18:20, 30, 20], expected[0, 18:20, 30, 40] = torch.tensor([0.0, 6]), torch.tensor([0.0, -10])
-    found = poses.decode(tuple(heads))
+    found = poses.decode_movenet(tuple(heads))
     assert found.joint_scores[0, :2, 9].tolist() == pytest.approx([1 / (1 + math.exp(-2))] * 2)
     assert found.joints[0, :2, 9].tolist() == [[30 / CELLS, 30 / CELLS]] * 2
 
@@ -75,19 +75,19 @@ def test_letterbox_keeps_the_shape_in_the_middle() -> None:
 
 def test_a_square_stands_upright_on_the_body() -> None:
     """A body of radius 32 lying to the right: what is above it in the square lies to its right in the image."""
-    image_from_square = poses.squares(torch.tensor([[50.0, 60]]), torch.tensor([[82.0, 60]]))[0]
+    image_from_square = poses.squares_upright(torch.tensor([[50.0, 60]]), torch.tensor([[82.0, 60]]))[0]
     middle = torch.tensor([SIDE / 2, SIDE / 2, 1])
     assert (image_from_square @ middle).tolist() == pytest.approx([50, 60], abs=1e-4)
-    top = torch.tensor([SIDE / 2, SIDE / 2 - SIDE / 2 / poses.CIRCLE, 1])
+    top = torch.tensor([SIDE / 2, SIDE / 2 - SIDE / 2 / poses.CROP_MARGIN, 1])
     assert (image_from_square @ top).tolist() == pytest.approx([82, 60], abs=1e-4)
-    assert poses.squares(torch.zeros(1, 2), torch.zeros(1, 2)).isfinite().all()  # a body without extent
+    assert poses.squares_upright(torch.zeros(1, 2), torch.zeros(1, 2)).isfinite().all()  # a body without extent
 
 
 def test_a_square_shows_the_image_turned() -> None:
     """Body upright, radius SIDE / 2.5: the square is the image moved, pixel for pixel, black outside."""
     image = torch.rand(3, 300, 280, generator=torch.Generator().manual_seed(0))
     centre = torch.tensor([[100.0, 130]])
-    square = poses.cut_out(image, poses.squares(centre, centre - torch.tensor([[0.0, SIDE / 2.5]])))[0]
+    square = poses.crop_squares(image, poses.squares_upright(centre, centre - torch.tensor([[0.0, SIDE / 2.5]])))[0]
     assert torch.allclose(square[:, :, 28:], image[:, 2:258, : 100 + 128], atol=1e-3)
     assert square[:, :, :27].abs().max() == 0
 
@@ -97,15 +97,15 @@ def standing() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     joints = torch.zeros(1, 17, 2)
     joints[0, :, 0] = 60 + 20 * (torch.arange(17) % 2)
     joints[0, :, 1] = torch.tensor([20.0] * 5 + [40] * 6 + [80] * 2 + [100] * 2 + [120] * 2)
-    return joints, torch.full((1, 17), 0.8), joints[:, people.SPEAKS].clone()
+    return joints, torch.full((1, 17), 0.8), joints[:, people.NEAREST_JOINT].clone()
 
 
 def test_agreement_fades_with_the_distance() -> None:
     joints, scores, points = standing()
     assert poses.body_size(joints).tolist() == [40]
     assert poses.agreement(joints, scores, points).eq(1).all()
-    points[0, SHARED[9]] += torch.tensor([6.0, 8])  # a quarter of 40 px
-    points[0, SHARED[10]] += torch.tensor([0.0, 20])  # a half
+    points[0, BLAZEPOSE_OF_MOVENET[9]] += torch.tensor([6.0, 8])  # a quarter of 40 px
+    points[0, BLAZEPOSE_OF_MOVENET[10]] += torch.tensor([0.0, 20])  # a half
     scores[0, 15] = 0.1  # not seen
     agree = poses.agreement(joints, scores, points)[0]
     assert agree[9].item() == pytest.approx(math.exp(-0.5)) and agree[10] == agree[15] == 0
@@ -113,7 +113,9 @@ def test_agreement_fades_with_the_distance() -> None:
 
 
 def test_every_joint_that_both_have_speaks_for_itself() -> None:
-    assert len(people.SPEAKS) == 33 and [people.SPEAKS[joint] for joint in SHARED] == list(range(17))
+    assert len(people.NEAREST_JOINT) == 33 and [people.NEAREST_JOINT[joint] for joint in BLAZEPOSE_OF_MOVENET] == list(
+        range(17)
+    )
 
 
 def blazepose(shift: tuple[float, float] = (0, 0), score: float = 1.0) -> Graph:
@@ -125,7 +127,7 @@ def blazepose(shift: tuple[float, float] = (0, 0), score: float = 1.0) -> Graph:
     values = torch.zeros(39, 5)
     centre = torch.tensor([70.0, 80])  # of the hips
     values[:33, :2] = points[0] - centre + SIDE / 2 + torch.tensor(shift)
-    values[33:35, :2] = torch.tensor([[SIDE / 2, SIDE / 2], [SIDE / 2, SIDE / 2 - SIDE / 2 / poses.CIRCLE]])
+    values[33:35, :2] = torch.tensor([[SIDE / 2, SIDE / 2], [SIDE / 2, SIDE / 2 - SIDE / 2 / poses.CROP_MARGIN]])
     values[:, 3] = 9
     layers = [
         GraphLayer("mean", ("x",), "colour"),
@@ -149,7 +151,7 @@ def look(shift: tuple[float, float] = (0, 0), score: float = 1.0) -> Poses:
     """MoveNet's person with the body circle of radius SIDE / 2.5, so that squares have the image's scale."""
     joints, scores, _ = standing()
     joints[0, 15] = torch.tensor([70.0, 80 + SIDE / 2.5 / 1.15])  # the joint that is furthest from the hips
-    return poses.look_closer(blazepose(shift, score), torch.rand(3, 200, 160), joints, scores)
+    return poses.refine_poses(blazepose(shift, score), torch.rand(3, 200, 160), joints, scores)
 
 
 def test_both_networks_agree_on_a_person() -> None:
@@ -167,7 +169,7 @@ def test_people_that_blazepose_sees_elsewhere_or_not_at_all_are_dropped(
     assert len(look((8.0, 0.0)).landmarks) == 1
     seen = look(shift, score)
     assert seen.landmarks.shape == (0, 33, 2) and seen.masks.shape == (0, SIDE, SIDE)
-    assert people.heat_maps(seen, (200, 160), (10, 8)).shape == (33, 10, 8)
+    assert people.joint_heat_maps(seen, (200, 160), (10, 8)).shape == (33, 10, 8)
     assert not people.person_mask(seen, torch.ones(SIDE, SIDE), (200, 160)).any()
 
 
@@ -179,12 +181,12 @@ def test_heat_peaks_at_the_joint_with_the_weight_as_its_height() -> None:
     agree = torch.full((1, 17), 0.5)
     visible = torch.full((1, 33), 0.8)
     person = Poses(joints, scores, agree, points, visible, torch.zeros(1, SIDE, SIDE), torch.zeros(1, 2, 3))
-    heat = people.heat_maps(person, (200, 160), (20, 16))
+    heat = people.joint_heat_maps(person, (200, 160), (20, 16))
     assert heat[0].argmax().item() == 2 * 16 + 4 and heat[0, 2, 4].item() == pytest.approx(0.4)
     assert heat[0, 2, 5].item() == pytest.approx(0.4 * math.exp(-0.5))
     assert not heat[1].any() and heat.amin() >= 0
     large = Poses(joints * 10, scores, agree, points, visible, person.masks, person.image_from_square)
-    assert people.heat_maps(large, (200, 160), (20, 16))[0, 2, 5].item() == pytest.approx(
+    assert people.joint_heat_maps(large, (200, 160), (20, 16))[0, 2, 5].item() == pytest.approx(
         0.4 * math.exp(-((10 / 32) ** 2) / 2)  # the body is 400 px, 0.08 of it 32 px
     )
 
@@ -270,7 +272,7 @@ def photo() -> torch.Tensor:
 
 def test_the_astronaut_is_found(real: people.PeopleTeacher) -> None:
     """Joints as seen by eye in the picture of 512 px: nose, eyes (the left one at its right), shoulders."""
-    found = poses.find_people(real.movenet, real.blazepose, photo())[0]
+    found = poses.estimate_poses(real.movenet, real.blazepose, photo())[0]
     assert len(found.landmarks) == 1
     by_eye = {0: (223, 127), 2: (244, 108), 5: (203, 108), 11: (305, 245), 12: (115, 245)}
     for joint, place in by_eye.items():

@@ -1,7 +1,7 @@
-"""Reads TensorFlow Lite and TensorFlow.js files into `dune_cli.models.graph`; only what small vision nets use.
+"""Readers of TensorFlow Lite and TensorFlow.js files, without TensorFlow, for the layers of small vision networks.
 
-For the maintainers' scripts beside it; nothing of TensorFlow is needed. Sources: the TFLite schema (schema.fbs, version
-3; the numbers below are its field numbers) and the layout of TensorFlow.js graph models (model.json).
+The results are graphs of `dune_cli.models.graph`. Sources: the TFLite schema (schema.fbs, version 3; the numbers below
+are its operator and field numbers) and the layout of TensorFlow.js graph models (model.json).
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import torch
 
 from dune_cli.models.graph import Graph, GraphLayer
 
-FUSED = {0: "none", 1: "relu", 3: "relu6"}
-WITH_OPTIONS = (0, 1, 3, 4, 17, 18, 23)
-TYPES = {0: "<f4", 1: "<f2", 2: "<i4"}
-QUANTISED = {2: "<i4", 3: "u1", 9: "i1"}
+ADD, AVERAGE_POOL, CONV, DEPTHWISE_CONV, DEQUANTIZE = 0, 1, 3, 4, 6  # BuiltinOperator
+LOGISTIC, MAX_POOL, MUL, RELU, RESHAPE, RESIZE_BILINEAR, PAD, HARD_SWISH = 14, 17, 18, 19, 22, 23, 34, 117
+WITH_OPTIONS = (ADD, AVERAGE_POOL, CONV, DEPTHWISE_CONV, MAX_POOL, MUL, RESIZE_BILINEAR)
+FUSED = {0: "none", 1: "relu", 3: "relu6"}  # ActivationFunctionType
+TYPES = {0: "<f4", 1: "<f2", 2: "<i4"}  # TensorType, of float networks
+QUANTISED = {2: "<i4", 3: "u1", 9: "i1"}  # TensorType, of quantised ones
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def read_tflite(path: Path, outputs: Sequence[int] | None = None) -> Graph:
             constants[index] = content.view(TYPES[tensor.scalar(1, "b")]).reshape(shapes[index])
 
     def weight(index: int, order: tuple[int, ...] | None = None) -> str:
-        """A constant as a weight, its axes in another order; a vector beside a picture becomes one per channel."""
+        """The name of a constant as a weight, its axes in another order."""
         value = constants[index] if order is None else constants[index].transpose(order)
         weights[f"t{index}"] = torch.from_numpy(value.copy())
         return f"t{index}"
@@ -93,13 +95,13 @@ def read_tflite(path: Path, outputs: Sequence[int] | None = None) -> Graph:
         number, custom = codes[operator.scalar(0, "I")]
         ins = [int(index) for index in operator.array(1, "<i4")]
         out = int(operator.array(2, "<i4")[0])
-        if number == 6:  # DEQUANTIZE: stored as float16
+        if number == DEQUANTIZE:  # stored as float16
             constants[out] = constants[ins[0]]
             continue
         x, output = f"t{ins[0]}", f"t{out}"
         options = operator.table(4) if number in WITH_OPTIONS else operator
-        if number in (3, 4):  # CONV_2D, DEPTHWISE_CONV_2D
-            depthwise = number == 4
+        if number in (CONV, DEPTHWISE_CONV):
+            depthwise = number == DEPTHWISE_CONV
             dilation = 5 if depthwise else 4
             assert options.scalar(dilation, "i", 1) == options.scalar(dilation + 1, "i", 1) == 1
             assert options.scalar(1, "i") == options.scalar(2, "i")
@@ -110,31 +112,31 @@ def read_tflite(path: Path, outputs: Sequence[int] | None = None) -> Graph:
                 made["activation"] = fused
             kernel = weight(ins[1], (3, 0, 1, 2) if depthwise else (0, 3, 1, 2))
             layers.append(GraphLayer("convolution", (x, kernel, weight(ins[2])), output, made))
-        elif number in (0, 18):  # ADD, MUL
+        elif number in (ADD, MUL):
             assert not {*ins} & {*constants}
-            name = "add" if number == 0 else "multiply"
+            name = "add" if number == ADD else "multiply"
             made = {"activation": FUSED[options.scalar(0, "b")]}
             layers.append(GraphLayer(name, tuple(f"t{index}" for index in ins), output, made))
-        elif number == 1:  # AVERAGE_POOL_2D
-            assert (options.scalar(4, "i"), options.scalar(3, "i")) == shapes[ins[0]][1:3], "only over whole pictures"
+        elif number == AVERAGE_POOL:
+            assert (options.scalar(4, "i"), options.scalar(3, "i")) == shapes[ins[0]][1:3], "only over whole maps"
             layers.append(GraphLayer("mean", (x,), output))
-        elif number == 17:  # MAX_POOL_2D
+        elif number == MAX_POOL:
             assert options.scalar(3, "i") == options.scalar(4, "i")
             same = options.scalar(0, "b") == 0
             made = {"kernel": options.scalar(3, "i"), "stride": options.scalar(1, "i"), "same": same}
             layers.append(GraphLayer("max_pool", (x,), output, made))
-        elif number == 23:  # RESIZE_BILINEAR
+        elif number == RESIZE_BILINEAR:
             assert options.scalar(3, "b") and not options.scalar(2, "b")
             layers.append(GraphLayer("enlarge", (x,), output, {"factor": _factor(shapes[ins[0]], constants[ins[1]])}))
-        elif number == 34:  # PAD
+        elif number == PAD:
             (top, bottom), (left, right) = constants[ins[1]].reshape(4, 2)[1:3].tolist()
             assert not constants[ins[1]].reshape(4, 2)[[0, 3]].any()
             layers.append(GraphLayer("pad", (x,), output, {"edges": [left, right, top, bottom]}))
-        elif number == 22:  # RESHAPE
+        elif number == RESHAPE:
             assert len(shapes[out]) == 2
             layers.append(GraphLayer("flatten", (x,), output))
-        elif number in (14, 19, 117):  # LOGISTIC, RELU, HARD_SWISH
-            name = {14: "sigmoid", 19: "relu", 117: "hard_swish"}[number]
+        elif number in (LOGISTIC, RELU, HARD_SWISH):
+            name = {LOGISTIC: "sigmoid", RELU: "relu", HARD_SWISH: "hard_swish"}[number]
             layers.append(GraphLayer("activate", (x,), output, {"activation": name}))
         elif custom == "Convolution2DTransposeBias":
             padding, stride, stride_w = struct.unpack("<3i", operator.array(5, "u1").tobytes())
@@ -173,9 +175,9 @@ def read_tflite_convolutions(path: Path) -> list[tuple[torch.Tensor, torch.Tenso
     found = []
     for operator in graph.tables(3):
         kind = codes[operator.scalar(0, "I")]
-        if kind in (3, 4):  # CONV_2D, DEPTHWISE_CONV_2D
+        if kind in (CONV, DEPTHWISE_CONV):
             _, kernel, bias = (int(index) for index in operator.array(1, "<i4"))
-            order = (0, 3, 1, 2) if kind == 3 else (3, 0, 1, 2)
+            order = (0, 3, 1, 2) if kind == CONV else (3, 0, 1, 2)
             found.append((values(kernel).permute(order).contiguous(), values(bias)))
     return found
 
@@ -273,7 +275,7 @@ def _tfjs_weights(manifest: list[dict[str, Any]], folder: Path) -> dict[str, np.
 
 
 def _factor(shape: tuple[int, ...], size: np.ndarray) -> int:
-    """By how much a picture (1, H, W, C) is enlarged to `size`."""
+    """The factor by which a map (1, H, W, C) is enlarged to `size`."""
     factor = int(size[0]) // shape[1]
     assert (shape[1] * factor, shape[2] * factor) == tuple(size.tolist())
     return factor
