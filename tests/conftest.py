@@ -12,7 +12,7 @@ import site
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,16 @@ def _notes_show() -> None:
     from dune_cli import console
 
     console.set_quiet(False)
+
+
+@pytest.fixture(scope="module")
+def quick_sift() -> Iterator[None]:
+    """`--matcher sift` works at the size of the made-up photos, 320 px, with at most 1,500 keypoints."""
+    from dune_cli.matchers import sift
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sift, "build", lambda *_: sift.Sift(320, 1500))
+        yield
 
 
 @pytest.fixture

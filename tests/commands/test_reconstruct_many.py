@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -19,10 +20,12 @@ from PIL import Image
 
 from dune_cli.cli import main
 from dune_cli.io.formats.ply import read_ply
+from dune_cli.mvs import densify
 from support.many_photos import INTRINSICS, arc, write
 from support.video_files import write_video
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = pytest.mark.usefixtures("quick_sift")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,24 @@ def work(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "scene.work"
 
 
+@pytest.fixture(scope="module")
+def depth_maps() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def dense_once(depth_maps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The depth maps of `folder` at `--quality low` are estimated by the first test that needs them."""
+    estimate = densify.estimate_depth_maps
+
+    def once(*arguments: Any) -> Any:
+        if not depth_maps:
+            depth_maps.append(estimate(*arguments))
+        return depth_maps[0]
+
+    monkeypatch.setattr(densify, "estimate_depth_maps", once)
+
+
 def words(photos: Path, target: Path, *more: object) -> list[str]:
     return list(map(str, ["reconstruct", photos, "-o", target, "--matcher", "sift", "--intrinsics", INTRINSICS, *more]))
 
@@ -50,6 +71,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
+@pytest.mark.usefixtures("dense_once")
 def test_a_folder_gives_a_scene_and_all_that_was_asked_for(folder: Path, work: Path, tmp_path: Path) -> None:
     more = ("--colmap", tmp_path / "model", "--transforms", tmp_path / "t.json", "--depths", tmp_path / "depths")
     code, out, err = run(*words(folder, tmp_path / "scene.ply", "--work", work, "--quality", "low", *more))
@@ -80,9 +102,8 @@ def test_a_folder_gives_a_scene_and_all_that_was_asked_for(folder: Path, work: P
     assert 2.5 < np.median(z[z > 0]) * true_step < 8
 
 
-@pytest.mark.parametrize(
-    "ending", ["glb", pytest.param("obj", marks=pytest.mark.slow), pytest.param("npz", marks=pytest.mark.slow)]
-)
+@pytest.mark.usefixtures("dense_once")
+@pytest.mark.parametrize("ending", ["glb", "obj", "npz"])
 def test_the_other_endings(folder: Path, work: Path, tmp_path: Path, ending: str) -> None:
     code, _, err = run(*words(folder, tmp_path / f"scene.{ending}", "--work", work, "--quality", "low"))
     assert code == 0, err
@@ -95,9 +116,17 @@ def test_the_other_endings(folder: Path, work: Path, tmp_path: Path, ending: str
         assert scene["mesh"]["faces"] > 1000 and scene["mesh"]["groups"] == ["surface"]
 
 
+SMALL_SIFT = """
+from dune_cli.cli import main
+from dune_cli.matchers import sift
+sift.build = lambda *_: sift.Sift(320, 1500)
+main()
+"""
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_and_writes_the_same_bytes(folder: Path, work: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dune_cli.cli", *words(folder, tmp_path / "a" / "scene.ply", "--no-dense")]
+    command = [sys.executable, "-c", SMALL_SIFT, *words(folder, tmp_path / "a" / "scene.ply", "--no-dense")]
     kept = tmp_path / "a" / "scene.work" / "matches"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

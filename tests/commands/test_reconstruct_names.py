@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from dune_cli.cli import main
 from support.many_photos import INTRINSICS, arc, write
 
+pytestmark = pytest.mark.usefixtures("quick_sift")
 SIFT = ("--matcher", "sift", "--no-dense")
 
 

@@ -18,6 +18,7 @@ from support.many_photos import HEIGHT, INTRINSICS, WIDTH, K, arc, picture
 from support.synthetic_scenes import render
 from support.turned_photos import save_turned
 
+pytestmark = pytest.mark.usefixtures("quick_sift")
 TAGS = {0: 6, 1: 8, 2: 3, 3: 1}  # of the places
 
 
