@@ -25,6 +25,7 @@ from support.odd_photos import BAD, GOOD
 from support.published_files import dune_manifest, make_state_dict
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = pytest.mark.usefixtures("quick_sift")
 
 
 @dataclass(frozen=True)
@@ -263,8 +264,11 @@ def test_a_read_only_disk(dune: Dune, photos: list[Path], small_disk: Path) -> N
         _refused(dune(*_arguments(verb, photos, small_disk / f"new/a{verb.ending}", "absent.pth")), 2, "Read-only")
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda kind: kind.name)
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize(
+    ("kind", "share"),
+    [(signal.SIGKILL, 0.3), (signal.SIGKILL, 0.6), (signal.SIGKILL, 0.9), (signal.SIGTERM, 0.6), (signal.SIGINT, 0.6)],
+    ids=lambda value: getattr(value, "name", None),
+)
 def test_a_killed_run_leaves_the_old_result_or_a_whole_one(
     kind: signal.Signals, share: float, photos: list[Path], output: Path, whole_run: tuple[float, int]
 ) -> None:

@@ -21,7 +21,8 @@ from PIL import Image
 from dune_cli.cli import main
 from dune_cli.io.formats.ply import read_ply
 from dune_cli.mvs import densify
-from support.many_photos import INTRINSICS, arc, write
+from support.command_line import QUICK_SIFT
+from support.many_photos import INTRINSICS, arc, picture, write
 from support.video_files import write_video
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
@@ -116,17 +117,9 @@ def test_the_other_endings(folder: Path, work: Path, tmp_path: Path, ending: str
         assert scene["mesh"]["faces"] > 1000 and scene["mesh"]["groups"] == ["surface"]
 
 
-SMALL_SIFT = """
-from dune_cli.cli import main
-from dune_cli.matchers import sift
-sift.build = lambda *_: sift.Sift(320, 1500)
-main()
-"""
-
-
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_and_writes_the_same_bytes(folder: Path, work: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SMALL_SIFT, *words(folder, tmp_path / "a" / "scene.ply", "--no-dense")]
+    command = [sys.executable, "-c", QUICK_SIFT, *words(folder, tmp_path / "a" / "scene.ply", "--no-dense")]
     kept = tmp_path / "a" / "scene.work" / "matches"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -146,8 +139,6 @@ def test_killed_in_the_middle_it_goes_on_and_writes_the_same_bytes(folder: Path,
 
 @pytest.mark.slow
 def test_a_video_gives_a_scene_of_its_sharpest_frames(tmp_path: Path) -> None:
-    from support.many_photos import picture
-
     clip = write_video(tmp_path / "walk.avi", [picture(i // 2) for i in range(10)])
     target = tmp_path / "scene.ply"
     code, _, err = run(*words(clip, target, "--fps", "5", "--no-dense", "--transforms", tmp_path / "t.json"))

@@ -21,6 +21,14 @@ from dune_cli.cli import main
 
 SILENT = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)  # in a real process
 
+# a real process whose `--matcher sift` is that of the fixture quick_sift
+QUICK_SIFT = """
+from dune_cli.cli import main
+from dune_cli.matchers import sift
+sift.build = lambda *_: sift.Sift(320, 1500)
+main()
+"""
+
 
 def run(*arguments: object) -> CompletedProcess[str]:
     """What `dune ARGUMENTS` prints, also what C++ code prints past Python, and its exit code.

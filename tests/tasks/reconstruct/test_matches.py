@@ -33,7 +33,7 @@ class Counting(Sift):
     """Counts how often a photo is looked at and a pair compared."""
 
     def __init__(self) -> None:
-        super().__init__(working_size_px=480, max_keypoints=2000)
+        super().__init__(working_size_px=320, max_keypoints=1500)
         self.extracted = self.compared = 0
 
     def extract(self, rgb: np.ndarray):
