@@ -1,4 +1,4 @@
-"""Several processes by torchrun (gloo): the losses of one process, sharded students, other rank counts on resume."""
+"""Several ranks (gloo), once by torchrun: the losses of one process, sharded students, other rank counts on resume."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from support.forked_ranks import Ranks
 from support.teacher_files import NAMES
 from support.training_words import words
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Ranks]:
+    with Ranks() as ranks:
+        yield ranks
 
 
 def torchrun(ranks: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -45,20 +53,26 @@ def assert_same_losses(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("sharing", ["none", "lowest_loss", "own_data", "own+generic_data"])
-def test_two_processes_are_one(sharing: str, distill, teachers: str, photos: Path, tmp_path: Path) -> None:
+def test_two_processes_are_one(
+    sharing: str, distill, forks: Ranks, teachers: str, photos: Path, tmp_path: Path
+) -> None:
+    """The first by torchrun."""
+    run = torchrun if sharing == "none" else forks.run
     data = [f"{name}={photos}" for name in NAMES]
     arguments = ["--sharing", sharing, "--steps", "4"]
     assert distill(teachers, data, tmp_path / "one", *arguments).exit_code == 0
-    result = torchrun(2, words(teachers, data, tmp_path / "two", *arguments))
+    result = run(2, words(teachers, data, tmp_path / "two", *arguments))
     assert result.returncode == 0, result.stderr[-2000:]
     assert_same_losses(tmp_path / "one", tmp_path / "two")
     assert result.stdout.count("student.safetensors\n") == 1  # one process speaks
 
 
-def test_sharded_students_and_other_rank_counts(distill, teachers: str, photos: Path, tmp_path: Path) -> None:
+def test_sharded_students_and_other_rank_counts(
+    distill, forks: Ranks, teachers: str, photos: Path, tmp_path: Path
+) -> None:
     arguments = ["--steps", "4", "--checkpoint-minutes", "0"]
     assert distill(teachers, photos, tmp_path / "one", *arguments).exit_code == 0
-    result = torchrun(2, words(teachers, photos, tmp_path / "shards", *arguments, "--fsdp"))
+    result = forks.run(2, words(teachers, photos, tmp_path / "shards", *arguments, "--fsdp"))
     assert result.returncode == 0, result.stderr[-2000:]
     assert_same_losses(tmp_path / "one", tmp_path / "shards")
     one, shards = (load_file(tmp_path / name / "student.safetensors") for name in ("one", "shards"))
@@ -78,16 +92,16 @@ def test_sharded_students_and_other_rank_counts(distill, teachers: str, photos: 
     assert_same_losses(tmp_path / "one", tmp_path / "shards")
 
 
-def test_a_cache_filled_by_two(distill, teachers: str, photos: Path, tmp_path: Path) -> None:
+def test_a_cache_filled_by_two(distill, forks: Ranks, teachers: str, photos: Path, tmp_path: Path) -> None:
     arguments = ["--cache", str(tmp_path / "cache"), "--crops", "3"]
-    result = torchrun(2, words(teachers, photos, tmp_path / "two", *arguments))
+    result = forks.run(2, words(teachers, photos, tmp_path / "two", *arguments))
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
     assert distill(teachers, photos, tmp_path / "one", *arguments).exit_code == 0
     assert_same_losses(tmp_path / "one", tmp_path / "two")
 
 
-def test_a_batch_that_the_processes_cannot_share(teachers: str, photos: Path, tmp_path: Path) -> None:
-    result = torchrun(2, words(teachers, photos, tmp_path / "run", "--batch-size", "5"))
+def test_a_batch_that_the_processes_cannot_share(forks: Ranks, teachers: str, photos: Path, tmp_path: Path) -> None:
+    result = forks.run(2, words(teachers, photos, tmp_path / "run", "--batch-size", "5"))
     assert result.returncode != 0
     assert "dune: --batch-size 5 must be a multiple of the 2 processes times --accumulate 1" in result.stderr
