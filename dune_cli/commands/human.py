@@ -153,19 +153,19 @@ def command(
         return run.provenance(sources, inputs, dtype=compute.dtype, units="metre", axes="OpenCV")
 
     def predict_video(first: Photo, K: Any, source: Any, folders: dict[str, Path]) -> dict[str, Any]:
-        sightings, camera = human.Sightings(), {}
+        tracks, camera = human.TrackSummary(), {}
 
         def write(frame: Frame, found: PhotoPeople) -> tuple[dict[str, Any], list[Path]]:
             kept = human.select(found, people.which)
             files = {name: frame_file(folder, frame.index, endings[name]) for name, folder in folders.items()}
             _write(model, kept, files)
-            sightings.add(frame, kept)
-            document = human.photo_facts(kept, files["mesh"])
+            tracks.add(frame, kept)
+            document = human.describe_photo(kept, files["mesh"])
             camera.update(document["camera"])
             return document, list(files.values())
 
         def metadata() -> dict[str, Any]:
-            return {"camera": camera, "body_model": human.body_facts(model), "people": sightings.facts()}
+            return {"camera": camera, "body_model": human.describe_body(model), "people": tracks.as_json()}
 
         if video.fps is not None and video.fps < 1:
             console.note("these frames are over a second apart, so tracking IDs do not persist")

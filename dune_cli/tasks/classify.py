@@ -1,4 +1,4 @@
-"""Photos to ImageNet classes, by DINOv2's linear heads (`dune.classes/1`)."""
+"""Photos to ImageNet classes, by DINOv2's linear heads (docs/file-formats.md, `dune.classes/1`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True)
 class ClassScore:
-    """A class, its name (None where no list of names fits the head) and its probability."""
+    """A class, its name (None without a list of names for the head) and its probability."""
 
     index: int
     name: str | None
@@ -51,17 +51,17 @@ def predict(model: Classifier, photo: Photo, count: int = 5) -> list[ClassScore]
         scores = model(torch.from_numpy(prepare(photo.rgb))[None])[0].float().softmax(0).cpu()
     best = scores.topk(min(count, len(scores)))
     names = imagenet_names() if model.classes == IMAGENET_CLASSES else None
-    found = []
+    classes = []
     for score, index in zip(best.values.tolist(), best.indices.tolist()):
         wordnet_id, name = names[index] if names else (None, None)
-        found.append(ClassScore(index, name, wordnet_id, score))
-    return found
+        classes.append(ClassScore(index, name, wordnet_id, score))
+    return classes
 
 
 def imagenet_names() -> list[tuple[str, str]] | None:
-    """(WordNet id, name) of ImageNet-1k's classes from the lists that timm (Apache-2.0) carries; None without them.
+    """(WordNet id, name) of ImageNet-1k's classes, from the lists in timm (Apache-2.0); None without them.
 
-    The files are read where they lie: importing timm takes seconds.
+    The files are read without importing timm, which takes seconds.
     """
     package = importlib.util.find_spec("timm")
     if package is None or not package.submodule_search_locations:
@@ -79,7 +79,7 @@ def imagenet_names() -> list[tuple[str, str]] | None:
 
 
 def document(photo: Photo, scores: list[ClassScore], provenance: dict[str, Any]) -> dict[str, Any]:
-    """The result as JSON."""
+    """The JSON (`dune.classes/1`)."""
     named = any(score.name is not None for score in scores)
     return {
         "schema": SCHEMA,

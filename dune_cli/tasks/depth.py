@@ -22,17 +22,17 @@ from dune_cli.provenance import Run
 
 SCHEMA = "dune.depth/1"
 NYU_LONG_SIDE_PX, KITTI_LONG_SIDE_PX = 640, 1216
-NYU_RANGE = 10.0
-MIN_CONFIDENCE = 1.5  # of the points that give the focal length, as in `dune reconstruct`
+NYU_MAX_DEPTH_M = 10.0
+MIN_CONFIDENCE = 1.5  # of points in the focal length's fit, as in `dune reconstruct`
 
 
 @dataclass(frozen=True)
 class Depth:
     """A photo's depth z in metres, (H, W) float32 at the photo's pixels; NaN where there is none.
 
-    `confidence` (H, W) of a two-view model (from 1 up), else None. `K` (3, 3) in the photo's pixels and where its focal
-    length is from: given, exif, estimated (from the point map) or default. `network_from_image` (3, 3) maps the photo's
-    pixels to those of the network's input, whose size is `network_size` (width, height).
+    confidence: (H, W) of a two-view model, from 1 up; else None. K: (3, 3) in the photo's pixels. focal_source: of K;
+    given, exif, estimated (from the point map) or default. network_from_image: (3, 3) from the photo's pixels to those
+    of the network's input. network_size: its width and height.
     """
 
     photo: Photo
@@ -45,7 +45,7 @@ class Depth:
 
     @property
     def valid(self) -> np.ndarray:
-        """(H, W) bool: where there is a depth in front of the camera."""
+        """(H, W) bool: where there is a positive depth."""
         return depth_files.valid_depth(self.depth)
 
 
@@ -57,11 +57,12 @@ def predict(
     flip: bool = False,
     run: Run | None = None,
 ) -> Depth:
-    """The photo's depth. `camera`: (K, source); a two-view model replaces a "default" K by the one its points imply.
+    """The photo's depth.
 
-    `size_px`: long side of the network's input. A head sees the whole photo, reduced to it if it is larger (None: the
-    long side of the pictures it was trained on, 640 or 1216); a two-view model sees the photo as `prepare` gives it
-    (None: its standard size), and what that crops away has no depth. `flip`: mean with the mirrored photo's.
+    camera: (K, source); a two-view model replaces a "default" K by the one that fits its points. size_px: long side of
+    the network's input. None is the size that a head was trained at (640 or 1216), or a two-view model's own. A head
+    gets the whole photo, reduced if it is larger. A two-view model gets it as cropped by `prepare`, and has no depth
+    elsewhere. flip: average with the horizontally flipped prediction.
     """
     result = _predict(model, photo, camera, size_px, flip, run or Run())
     if isinstance(model, TwoViewDepth) and result.focal_source == "default":
@@ -77,17 +78,19 @@ def predict_frames(
     flip: bool = False,
     run: Run | None = None,
 ) -> Iterator[tuple[Frame, Depth]]:
-    """As `predict`, of the frames of a video with their pictures; all are of one camera: the first focal length that a
-    frame's points imply is kept."""
-    run, waiting, name = run or Run(), 0, None
+    """As `predict`, of the frames of a video with their photos. All share one camera: the first focal length that fits
+    a frame's points is kept."""
+    run, without_focal, name = run or Run(), 0, None
     for frame, photo in frames:
         result = _predict(model, photo, camera, size_px, flip, run)
         if isinstance(model, TwoViewDepth):
             camera, name = (result.K, result.focal_source), photo.path.name
-            waiting += result.focal_source == "default"
+            without_focal += result.focal_source == "default"
         yield frame, result
-    if waiting:
-        console.note(f"no focal length fits the points of {waiting} of the frames of {name}: theirs is the default")
+    if without_focal:
+        console.note(
+            f"no focal length fits the points of {without_focal} of the frames of {name}: theirs is the default"
+        )
 
 
 def _predict(
@@ -123,8 +126,8 @@ def _predict(
 
 
 def default_size_px(model: HeadDepth) -> int:
-    """The long side of the pictures that a head was trained on: NYU's up to its 10 m, else KITTI's."""
-    return NYU_LONG_SIDE_PX if model.maximum <= NYU_RANGE else KITTI_LONG_SIDE_PX
+    """The long side of a head's training images: NYU's for a maximum depth up to 10 m, else KITTI's."""
+    return NYU_LONG_SIDE_PX if model.maximum <= NYU_MAX_DEPTH_M else KITTI_LONG_SIDE_PX
 
 
 def _camera(
@@ -141,28 +144,28 @@ def _camera(
 
 
 def write(result: Depth, path: Path) -> dict[str, Any]:
-    """Writes `path` in the format of its extension and returns what the JSON says of that format.
+    """Writes `path` in the format of its extension and returns the format's fields of the JSON.
 
-    Of a point cloud every `stride_px`-th pixel is taken, so that it has about as many points as the network saw pixels.
+    A point cloud takes every `stride_px`-th pixel, so that it has about as many points as the network's input pixels.
     """
     stride_px = max(1, round(max(result.depth.shape) / max(result.network_size)))
     data = formats.DepthData(result.depth, result.photo.rgb, result.K, result.confidence, stride_px)
     return formats.of(path).write_depth(path, data)
 
 
-def document(result: Depth, file: Path, format_facts: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
-    """The JSON that lies beside the file."""
+def document(result: Depth, file: Path, format_fields: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+    """The JSON beside the file (`dune.depth/1`). format_fields: from `write`."""
     valid = result.valid
-    seen = result.depth[valid]
+    depths = result.depth[valid]
     return {
         "schema": SCHEMA,
         "file": file.name,
         "image": {"path": str(result.photo.path), "width": result.photo.width, "height": result.photo.height},
         "scale": "metric",
         "unit": "metre",
-        **format_facts,
-        "min": seen.min() if len(seen) else None,
-        "max": seen.max() if len(seen) else None,
+        **format_fields,
+        "min": depths.min() if len(depths) else None,
+        "max": depths.max() if len(depths) else None,
         "valid_share": float(valid.mean()),
         "K": result.K,
         "focal_source": result.focal_source,

@@ -29,9 +29,8 @@ SUFFIXES = (".npz", ".png")
 class EncoderFeatures:
     """A photo's features: cls (D), registers (R, D), patches (h, w, D), float32, after the encoder's final norm.
 
-    With `teacher` they are what the encoder predicts of that teacher, and there are no registers.
-    `network_from_image` (3, 3) maps pixels of the photo to pixels of the network's input, whose sides are
-    h·patch and w·patch.
+    teacher: if given, the features are the encoder's prediction of that teacher, without registers.
+    network_from_image: (3, 3) from the photo's pixels to those of the network's input, of h·patch x w·patch pixels.
     """
 
     path: Path
@@ -49,8 +48,8 @@ class EncoderFeatures:
 def check_teacher(encoder: nn.Module, teacher: str | None) -> None:
     """UserError unless the encoder has a projector for `teacher`."""
     if teacher is not None and teacher not in encoder.teachers:
-        have = ", ".join(encoder.teachers) or "none, its file carries no projectors"
-        raise UserError(f"{encoder.source.name} predicts no teacher {teacher!r}; allowed: {have}")
+        allowed = ", ".join(encoder.teachers) or "none, its file carries no projectors"
+        raise UserError(f"{encoder.source.name} predicts no teacher {teacher!r}; allowed: {allowed}")
 
 
 def encode(
@@ -61,23 +60,23 @@ def encode(
     batch_size: int = 1,
     run: Run | None = None,
 ) -> Iterator[EncoderFeatures]:
-    """Features of each photo, in order. Neighbours of one prepared size share a forward pass of up to `batch_size`.
+    """Features of each photo, in order. Consecutive photos of one prepared size share a batch of up to `batch_size`.
 
-    `size_px`: long side of the network's input; None takes the encoder's native size. UserError for a teacher that
-    the encoder lacks, or a photo that is less than one patch at that size.
+    size_px: long side of the network's input; None: the encoder's native size. teacher: predict this teacher's tokens.
+    UserError for a teacher that the encoder has no projector for, or a photo that is less than one patch at that size.
     """
     check_teacher(encoder, teacher)
     run = run or Run()
-    waiting: list[tuple[Photo, Prepared]] = []
+    batch: list[tuple[Photo, Prepared]] = []
     for photo in photos:
         with run.stage("prepare"):
             prepared = prepare(photo.rgb, size_px or encoder.native_size_px, encoder.patch)
-        if waiting and (len(waiting) == batch_size or waiting[0][1].image.shape != prepared.image.shape):
-            yield from _forward(encoder, waiting, teacher, run)
-            waiting = []
-        waiting.append((photo, prepared))
-    if waiting:
-        yield from _forward(encoder, waiting, teacher, run)
+        if batch and (len(batch) == batch_size or batch[0][1].image.shape != prepared.image.shape):
+            yield from _forward(encoder, batch, teacher, run)
+            batch = []
+        batch.append((photo, prepared))
+    if batch:
+        yield from _forward(encoder, batch, teacher, run)
 
 
 def _forward(
@@ -105,8 +104,8 @@ def _forward(
 def pca_picture(patches: np.ndarray, patch: int) -> np.ndarray:
     """patches (h, w, D) -> (h·patch, w·patch, 3) uint8: the first three principal components as red, green, blue.
 
-    The components are this picture's own; each is stretched between its 1st and 99th percentile, and its sign is the
-    one that makes its largest loading positive.
+    The components are those of this photo's patches, each scaled from its 1st to its 99th percentile. Its sign makes
+    its largest loading positive.
     """
     grid, width = patches.shape[:2], patches.shape[2]
     centred = patches.reshape(-1, width).astype(np.float64)
@@ -122,9 +121,9 @@ def pca_picture(patches: np.ndarray, patch: int) -> np.ndarray:
 
 
 def at_photo_size(cells: np.ndarray, features: EncoderFeatures) -> np.ndarray:
-    """cells (h, w, 3) of the patches -> (height, width, 3): at each pixel of the photo the patch that saw it.
+    """cells (h, w, 3), one a patch -> (height, width, 3): at each pixel of the photo the colour of its patch.
 
-    Pixels that the network did not see (a cropped border) have the nearest patch's colour.
+    Pixels outside the network's input (a cropped border) have the nearest patch's colour.
     """
     pixels = np.arange(max(features.width, features.height), dtype=np.float64)
     A = np.asarray(features.network_from_image, dtype=np.float64)
@@ -134,7 +133,7 @@ def at_photo_size(cells: np.ndarray, features: EncoderFeatures) -> np.ndarray:
         )
         for axis, count in ((0, features.width), (1, features.height))
     ]
-    columns, rows = (one.astype(np.intp) for one in index)
+    columns, rows = (axis_index.astype(np.intp) for axis_index in index)
     return cells[rows[:, None], columns]
 
 
@@ -147,7 +146,7 @@ def write(features: EncoderFeatures, path: Path) -> None:
 
 
 def document(features: EncoderFeatures, file: Path, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The JSON that lies beside the file."""
+    """The JSON beside the file (`dune.features/1`)."""
     h, w, width = features.patches.shape
     return {
         "schema": SCHEMA,

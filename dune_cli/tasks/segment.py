@@ -1,4 +1,4 @@
-"""Photos to a class for every pixel, by DINOv2's linear segmentation heads (`dune.classmap/1`)."""
+"""Photos to class maps, by DINOv2's linear segmentation heads (docs/file-formats.md, `dune.classmap/1`)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from dune_cli.models.dinov2_heads import Segmenter
 from dune_cli.provenance import Run
 
 SCHEMA = "dune.classmap/1"
-LARGEST_PX = 1280
-LONGEST_PER_SHORT = 4
+MAX_LONG_SIDE_PX = 1280
+MAX_ASPECT = 4
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """classes (H, W) int64 at the photo's pixels; `colors` (N, 3) uint8 and `names` (empty if unknown) of N classes.
+    """classes (H, W) int64 at the photo's pixels; colors (N, 3) uint8 and names (empty if unknown) of the N classes.
 
-    `scales`: the (height, width) that the photo was predicted at, `mirrored` whether its mirror image was too.
+    scales: the (height, width) of the predictions. mirrored: whether they include the horizontally flipped photo.
     """
 
     photo: Photo
@@ -42,13 +42,13 @@ def predict(
 ) -> ClassMap:
     """The photo's class map, by the head's published protocol with its first `scales` scales (None: all).
 
-    Photos longer than `size_px` (None: 1280) are reduced to it first, which bounds the memory, and their class map is
-    enlarged by repeating pixels. Photos longer than four times their height (or the reverse) are not enlarged beyond a
-    long side of four times the scale's short one: the published rule knows no bound.
+    Photos longer than `size_px` (None: 1280) are first reduced to it, which bounds the memory; their class map is
+    enlarged by repeating pixels. The long side of a scale is at most four times its short side, which the published
+    protocol does not bound.
     """
     run = run or Run()
-    prepared = fit(photo.rgb, size_px or LARGEST_PX)
-    sizes = _bounded(model, photo, prepared, scales)
+    prepared = fit(photo.rgb, size_px or MAX_LONG_SIDE_PX)
+    sizes = _bounded_sizes(model, photo, prepared, scales)
     with run.stage("network"), torch.inference_mode():
         probabilities = model.probabilities(torch.from_numpy(prepared.image)[None], sizes)
         classes = probabilities[0].argmax(0).cpu().numpy()
@@ -60,16 +60,16 @@ def predict(
     return ClassMap(photo, classes, colors, model.class_names, tuple(sizes), model.protocol.flip)
 
 
-def _bounded(model: Segmenter, photo: Photo, prepared: Prepared, scales: int | None) -> list[tuple[int, int]]:
+def _bounded_sizes(model: Segmenter, photo: Photo, prepared: Prepared, scales: int | None) -> list[tuple[int, int]]:
     sizes = model.sizes(prepared.height, prepared.width, scales)
-    longest = [LONGEST_PER_SHORT * short for short in model.protocol.short_sides_px]
-    if all(max(size) <= most for size, most in zip(sizes, longest)):
+    limits = [MAX_ASPECT * short for short in model.protocol.short_sides_px]
+    if all(max(size) <= limit for size, limit in zip(sizes, limits)):
         return sizes
     console.note(
         f"{photo.path.name} is very elongated: its scales are bounded, which the published protocol does not do"
     )
     return [
-        tuple(max(1, round(side * min(1, most / max(size)))) for side in size) for size, most in zip(sizes, longest)
+        tuple(max(1, round(side * min(1, limit / max(size)))) for side in size) for size, limit in zip(sizes, limits)
     ]
 
 
@@ -84,9 +84,9 @@ def write_overlay(result: ClassMap, path: Path) -> None:
 
 
 def document(result: ClassMap, file: Path, overlay: Path | None, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The JSON that lies beside the file: the classes that occur, largest first."""
+    """The JSON beside the file (`dune.classmap/1`): the classes that occur, largest first."""
     pixels = np.bincount(result.classes.ravel(), minlength=len(result.colors))
-    found = [index for index in np.argsort(-pixels, kind="stable") if pixels[index]]
+    present = [index for index in np.argsort(-pixels, kind="stable") if pixels[index]]
     return {
         "schema": SCHEMA,
         "file": file.name,
@@ -102,7 +102,7 @@ def document(result: ClassMap, file: Path, overlay: Path | None, provenance: dic
                 "pixels": int(pixels[index]),
                 "share": float(pixels[index] / pixels.sum()),
             }
-            for index in found
+            for index in present
         ],
         "scales": [list(scale) for scale in result.scales],
         "mirrored": result.mirrored,

@@ -1,29 +1,37 @@
 """The task of `dune human`: people in photos and videos, as bodies in metres."""
 
 from dune_cli.tasks.human.files import (
-    body_facts,
+    describe_body,
+    describe_photo,
     document,
     meshes,
-    photo_facts,
     write_meshes,
     write_overlay,
     write_top_view,
 )
 from dune_cli.tasks.human.model import HumanModel, Person, load_human
-from dune_cli.tasks.human.photo import PhotoPeople, Sightings, cameras, parse_selection, predict, predict_frames, select
+from dune_cli.tasks.human.photo import (
+    PhotoPeople,
+    TrackSummary,
+    cameras,
+    parse_selection,
+    predict,
+    predict_frames,
+    select,
+)
 
 __all__ = [
     "HumanModel",
     "Person",
     "PhotoPeople",
-    "Sightings",
-    "body_facts",
+    "TrackSummary",
     "cameras",
+    "describe_body",
+    "describe_photo",
     "document",
     "load_human",
     "meshes",
     "parse_selection",
-    "photo_facts",
     "predict",
     "predict_frames",
     "select",

@@ -26,8 +26,7 @@ def name_of(number: int) -> str:
 
 
 def meshes(model: HumanModel, people: Sequence[Person], ids: Sequence[int] | None = None) -> list[Mesh]:
-    """One mesh a person, named and coloured by `ids` (None: 0, 1, ...), in the camera's frame (OpenCV axes), vertices
-    numbered as the body's."""
+    """One mesh a person, named and coloured by `ids` (None: 0, 1, ...), in the camera's frame, in metres."""
     faces = model.body.faces.cpu().numpy()
     return [
         Mesh(
@@ -40,36 +39,36 @@ def meshes(model: HumanModel, people: Sequence[Person], ids: Sequence[int] | Non
     ]
 
 
-def write_meshes(path: Path, found: Sequence[Mesh], people: PhotoPeople) -> None:
-    """Writes `path` in the format of its extension: the meshes and, in GLB, the camera. Where the format is shown
-    without a light, the colours are shaded."""
+def write_meshes(path: Path, meshes: Sequence[Mesh], people: PhotoPeople) -> None:
+    """Writes the meshes, and in GLB the camera, to `path` in the format of its extension. In formats that are rendered
+    without light, the colours are shaded."""
     photo = people.photo
     camera = Frustum(people.K, np.eye(4), photo.width, photo.height, photo.path.stem)
-    shown = [_lit(mesh) for mesh in found] if formats.constant(path, "UNLIT", False) else found
-    formats.of(path).write_scene(path, formats.SceneData(meshes=shown, cameras=[camera]))
+    written = [_shaded(mesh) for mesh in meshes] if formats.constant(path, "UNLIT", False) else meshes
+    formats.of(path).write_scene(path, formats.SceneData(meshes=written, cameras=[camera]))
 
 
-def write_overlay(path: Path, found: Sequence[Mesh], people: PhotoPeople) -> None:
+def write_overlay(path: Path, meshes: Sequence[Mesh], people: PhotoPeople) -> None:
     """The photo as a PNG with the bodies over it."""
-    save_png(path, overlay(people.photo.rgb, found, people.K))
+    save_png(path, overlay(people.photo.rgb, meshes, people.K))
 
 
-def write_top_view(path: Path, found: Sequence[Mesh], people: PhotoPeople) -> None:
+def write_top_view(path: Path, meshes: Sequence[Mesh], people: PhotoPeople) -> None:
     """The bodies from above as a PNG, with the camera and its field of view on a grid in metres."""
-    save_png(path, top_view(found, K=people.K, width=people.photo.width).image)
+    save_png(path, top_view(meshes, K=people.K, width=people.photo.width).image)
 
 
 def document(
-    model: HumanModel, found: PhotoPeople, mesh_file: Path | None, provenance: dict[str, Any]
+    model: HumanModel, people: PhotoPeople, mesh_file: Path | None, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """The object of `dune.human/1`; `mesh_file` is what was written beside it, if anything."""
-    facts = photo_facts(found, mesh_file)
-    people = facts.pop("people")
-    return {**facts, "body_model": body_facts(model), "people": people, "provenance": provenance}
+    """The JSON of a photo (`dune.human/1`). mesh_file: the meshes beside it, if any."""
+    photo = describe_photo(people, mesh_file)
+    listed = photo.pop("people")
+    return {**photo, "body_model": describe_body(model), "people": listed, "provenance": provenance}
 
 
-def body_facts(model: HumanModel) -> dict[str, Any]:
-    """What `dune.human/1` says of the body that the people's parameters are of."""
+def describe_body(model: HumanModel) -> dict[str, Any]:
+    """The body of the people's parameters, for `dune.human/1`."""
     body = model.body
     return {
         "name": body.name,
@@ -80,17 +79,17 @@ def body_facts(model: HumanModel) -> dict[str, Any]:
     }
 
 
-def photo_facts(found: PhotoPeople, mesh_file: Path | None) -> dict[str, Any]:
-    """What `dune.human/1` says of one photo: its size, camera and people."""
-    photo, K = found.photo, found.K
+def describe_photo(people: PhotoPeople, mesh_file: Path | None) -> dict[str, Any]:
+    """A photo's size, camera and people, for `dune.human/1`."""
+    photo, K = people.photo, people.K
     return {
         "schema": SCHEMA,
         "scale": "metric",
         "image": {"file": str(photo.path), "width": photo.width, "height": photo.height},
-        "camera": {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2], "source": found.camera_source},
+        "camera": {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2], "source": people.camera_source},
         "people": [
             _person(number, person, None if mesh_file is None else f"{mesh_file.name}#{name_of(number)}")
-            for number, person in zip(found.ids, found.people)
+            for number, person in zip(people.ids, people.people)
         ],
     }
 
@@ -110,12 +109,12 @@ def _person(number: int, person: Person, mesh: str | None) -> dict[str, Any]:
 
 
 def _numbers(values: torch.Tensor) -> Any:
-    """Float32 values as the shortest decimals that give them again."""
+    """Float32 values as the shortest decimals that restore them."""
     return np.vectorize(lambda value: float(str(np.float32(value))), otypes=[float])(values.numpy()).tolist()
 
 
-def _lit(mesh: Mesh) -> Mesh:
-    """`mesh` with its colours as a lamp behind the camera shows them: GLB materials here are unlit."""
+def _shaded(mesh: Mesh) -> Mesh:
+    """The mesh with its colours under a light behind the camera."""
     light = np.abs(vertex_normals(mesh.vertices, mesh.faces) @ LIGHT_CAM)
     colors = mesh.colors * (AMBIENT + (1 - AMBIENT) * light[:, None])
     return replace(mesh, colors=np.rint(colors).astype(np.uint8))

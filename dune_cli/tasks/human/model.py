@@ -18,18 +18,17 @@ from dune_cli.models.multihmr_common import MIN_SCORE, Detections, to_rotvec
 from dune_cli.provenance import Source
 
 HANDS, JAW, EYES = 30, 1, 2
-NEAREST = 1e-3  # metres in front of the camera; nearer points have no pixel
+MIN_DEPTH_M = 1e-3  # of points with a pixel
 
 
 @dataclass(frozen=True)
 class Person:
-    """One person, in metres in the camera's frame (OpenCV axes); tensors float32.
+    """One person, in metres in the camera's frame (OpenCV axes), pixels in the person's image; tensors float32.
 
-    score; bbox_xyxy (4,) about the whole body's projection, which may leave the image; head_px (2,); translation (3,)
-    the pelvis joint, head (3,) the head joint, offset (3,) what is added to the posed body's vertices; rotvec (R, 3),
-    the rotation of each joint of `HumanModel.rotation_names`; shape by name, scalars (Anny) or "betas" (S,) (SMPL-X);
-    expression (E,) or None; joints3d (J, 3), joints2d (J, 2), vertices (V, 3).
-    Pixels are those of the image that the person was found in; a joint that is not in front of the camera has NaN.
+    bbox_xyxy (4,): of the whole body's projection, may leave the image. head_px (2,). translation (3,): the pelvis
+    joint. head (3,): the head joint. offset (3,): added to the posed body's vertices. rotvec (R, 3): of the joints of
+    `HumanModel.rotation_names`. shape: scalars by name (Anny), or "betas" (S,) (SMPL-X). expression (E,) or None.
+    joints3d (J, 3). joints2d (J, 2): NaN for a joint behind the camera. vertices (V, 3).
     """
 
     score: float
@@ -47,7 +46,7 @@ class Person:
 
 
 class HumanModel(nn.Module):
-    """A head's network with the body that it speaks of. Runs where its weights are, without gradients."""
+    """A human network with its body model. Runs on the device of its weights, without gradients."""
 
     def __init__(self, network: HumanNetwork, body: Body) -> None:
         super().__init__()
@@ -55,7 +54,7 @@ class HumanModel(nn.Module):
 
     @property
     def source(self) -> Source:
-        """Where the network's weights came from."""
+        """The source of the network's weights."""
         return self.network.source
 
     @property
@@ -71,14 +70,14 @@ class HumanModel(nn.Module):
 
     @property
     def rotation_names(self) -> tuple[str, ...]:
-        """The joints whose rotations a person's `rotvec` lists, in its order (that of the published files)."""
+        """The joints of a person's `rotvec`, in its order, which is that of the published files."""
         names = self.body.joint_names
         return tuple(names[joint] for joint in self._rotated_joints())
 
     def _rotated_joints(self) -> list[int]:
-        """Indices of the body's joints in the order of the head's rotations.
+        """Indices of the body's joints in the order of the network's rotations.
 
-        SMPL-X's head gives root, 21 body joints, hands, jaw; the body has jaw and eyes before the hands.
+        For SMPL-X the network predicts root, 21 body joints, hands, jaw; the body has jaw and eyes before the hands.
         """
         count = len(self.body.joint_names)
         if self.network.body == "anny":
@@ -90,47 +89,47 @@ class HumanModel(nn.Module):
     def forward(
         self, images: torch.Tensor, K: torch.Tensor | None = None, min_score: float = MIN_SCORE
     ) -> list[list[Person]]:
-        """images (B, 3, S, S) RGB in [0, 1], letterboxed; K (B, 3, 3) of these squares, or None: predicted by the Anny
-        head, 60 degrees for SMPL-X. The people of each image: nearest first (Anny), by rows and columns (SMPL-X).
+        """The people of each image: nearest first (Anny), by rows and columns (SMPL-X).
 
-        Pixels, in K and in the results, are measured from the square's top left corner, as the published heads do: its
-        middle is (S/2, S/2). ValueError with the sizes for other shapes.
+        images: (B, 3, S, S) RGB in [0, 1], letterboxed. K: (B, 3, 3) of these squares; None: predicted (Anny), or a
+        field of view of 60 degrees (SMPL-X). Pixels in K and in the results are measured from the square's top left
+        corner, as in the published heads: the centre is (S/2, S/2). ValueError for other shapes.
         """
         return [self.people(detections) for detections in self.network(images, K, min_score)]
 
     @torch.inference_mode()
-    def people(self, found: Detections) -> list[Person]:
-        """The bodies of one image's detections, each put where its head was seen."""
-        if not len(found):
+    def people(self, detections: Detections) -> list[Person]:
+        """The bodies of one image's detections, each placed at its detected head."""
+        if not len(detections):
             return []
-        rotvec = to_rotvec(found.rotations)
-        shape = found.shape[:, : len(self.body.shape_names)]
-        posed = self.pose(found.rotations, shape, found.expression)
-        offset = found.head - posed.joints[:, self.body.head]
+        rotvec = to_rotvec(detections.rotations)
+        shape = detections.shape[:, : len(self.body.shape_names)]
+        posed = self.pose(detections.rotations, shape, detections.expression)
+        offset = detections.head - posed.joints[:, self.body.head]
         vertices, joints = posed.vertices + offset[:, None], posed.joints + offset[:, None]
         return [
             Person(
-                score=float(found.scores[k]),
-                bbox_xyxy=_box(_project(vertices[k, self.body.surface], found.K), found.head_px[k]),
-                head_px=found.head_px[k],
+                score=float(detections.scores[k]),
+                bbox_xyxy=_box(_project(vertices[k, self.body.surface], detections.K), detections.head_px[k]),
+                head_px=detections.head_px[k],
                 translation=joints[k, 0],
                 head=joints[k, self.body.head],
                 offset=offset[k],
                 rotvec=rotvec[k],
                 shape=self._named(shape[k]),
-                expression=None if found.expression is None else found.expression[k],
+                expression=None if detections.expression is None else detections.expression[k],
                 joints3d=joints[k],
-                joints2d=_project(joints[k], found.K),
+                joints2d=_project(joints[k], detections.K),
                 vertices=vertices[k],
             )
-            for k in range(len(found))
+            for k in range(len(detections))
         ]
 
     def pose(self, rotations: torch.Tensor, shape: torch.Tensor, expression: torch.Tensor | None = None) -> BodyOutput:
-        """The body with a head's rotations (P, R, 3, 3), before it is put anywhere; the root's turns it about joint 0.
+        """The body posed by the network's rotations (P, R, 3, 3), with joint 0 at the body's origin.
 
-        Joints that the head has no rotations for (SMPL-X's eyes) stay unturned. A person's vertices are these plus
-        their `offset`.
+        Joints without a predicted rotation (SMPL-X's eyes) keep the identity. A person's vertices are these plus
+        `offset`.
         """
         joints = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
         joints = joints.repeat(len(rotations), len(self.body.joint_names), 1, 1)
@@ -147,10 +146,10 @@ def load_human(
     device: str = "auto",
     dtype: str = "float32",
 ) -> HumanModel:
-    """Multi-HMR with its body: a registry name, a published file, or our own safetensors.
+    """Multi-HMR with its body model, from a registry name, a published file, or our own safetensors file.
 
-    `body_models`: the folder with smplx/SMPLX_NEUTRAL.npz, which files on SMPL-X need; None: $DUNE_WEIGHTS. Anny comes
-    with this package. Raises WeightsMissing (weights, or the SMPL-X file), CheckpointError, UserError.
+    body_models: folder with smplx/SMPLX_NEUTRAL.npz, which SMPL-X models need; None: $DUNE_WEIGHTS. Anny is part of
+    this package. Raises WeightsMissing (weights, or the SMPL-X file), CheckpointError, UserError.
     """
     network = load_human_network(name_or_path, device, dtype)
     if network.body == "anny":
@@ -162,13 +161,13 @@ def load_human(
 
 
 def _project(points: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
-    """points (N, 3), K (3, 3) -> pixels (N, 2); NaN for what is not in front of the camera."""
+    """points (N, 3), K (3, 3) -> pixels (N, 2); NaN for points behind the camera."""
     pixels = points @ K.T
     pixels = pixels[:, :2] / pixels[:, 2:]
-    return pixels.where(points[:, 2:] > NEAREST, torch.nan)
+    return pixels.where(points[:, 2:] > MIN_DEPTH_M, torch.nan)
 
 
 def _box(pixels: torch.Tensor, head_px: torch.Tensor) -> torch.Tensor:
-    """(x0, y0, x1, y1) about the pixels that exist and the head's."""
-    shown = torch.cat([pixels[pixels.isfinite().all(-1)], head_px[None]])
-    return torch.cat([shown.amin(0), shown.amax(0)])
+    """(x0, y0, x1, y1) of the finite pixels and the head."""
+    points = torch.cat([pixels[pixels.isfinite().all(-1)], head_px[None]])
+    return torch.cat([points.amin(0), points.amax(0)])

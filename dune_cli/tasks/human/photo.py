@@ -1,4 +1,4 @@
-"""People in a photo of any shape: letterboxed for the network, and every pixel back in the photo."""
+"""People in photos of any shape and in videos: letterboxed for the network, and mapped back to the photo's pixels."""
 
 from __future__ import annotations
 
@@ -19,34 +19,36 @@ from dune_cli.provenance import Run
 from dune_cli.tasks.human.model import HumanModel, Person
 from dune_cli.tasks.human.tracking import PersonTracker, PersonTrackerConfig
 
-# the heads count pixels from the image's corner, this package from the centre of its first pixel
+# from pixel centres at integers to the published heads' pixels, which begin at the image's corner
 CORNER_FROM_CENTRE = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
 CameraSource = Literal["given", "exif", "predicted", "default"]
 
 
 @dataclass(frozen=True)
 class PhotoPeople:
-    """The `people` of a photo, all pixels in those of the photo (centres at integers), and the camera `K` (3, 3)
-    float64 likewise, in front of which they stand. `numbers`: who each of them is, in a video; None: 0, 1, ..."""
+    """The people of a photo, in its pixels (centres at integers).
+
+    K: (3, 3) float64, of the camera. track_ids: of each person in a video; None: 0, 1, ...
+    """
 
     photo: Photo
     people: tuple[Person, ...]
     K: np.ndarray
     camera_source: CameraSource
-    numbers: tuple[int, ...] | None = None
+    track_ids: tuple[int, ...] | None = None
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The number of each person, which names the mesh and picks its colour."""
-        return tuple(range(len(self.people))) if self.numbers is None else self.numbers
+        """The id of each person, by which the mesh is named and coloured."""
+        return tuple(range(len(self.people))) if self.track_ids is None else self.track_ids
 
 
 def cameras(
     photos: Sequence[Photo], intrinsics: str | None, fov_deg: float | None
 ) -> list[tuple[np.ndarray | None, CameraSource | None]]:
-    """(K, source) of each photo as `resolve_intrinsics` says, but (None, None) where the network shall say it."""
-    known = resolve_intrinsics(photos, intrinsics, fov_deg)
-    return [(None, None) if source == "default" else (K, source) for K, source in known]
+    """(K, source) of each photo by `resolve_intrinsics`; (None, None) where the network predicts it."""
+    resolved = resolve_intrinsics(photos, intrinsics, fov_deg)
+    return [(None, None) if source == "default" else (K, source) for K, source in resolved]
 
 
 def predict(
@@ -56,59 +58,59 @@ def predict(
     source: CameraSource | None = None,
     min_score: float = MIN_SCORE,
 ) -> PhotoPeople:
-    """The people in a photo, in the order that the head gives them.
+    """The people in a photo, in the network's order.
 
-    `K` (3, 3) of the photo, pixel centres at integers, and where it came from; None: predicted from the photo (Anny),
-    or 60 degrees across its long side (SMPL-X).
+    K: (3, 3) of the photo, pixel centres at integers; None: predicted (Anny), or 60 degrees across the long side
+    (SMPL-X). source: of K.
     """
     square = letterbox(photo.rgb, model.size_px)
     network_from_photo = CORNER_FROM_CENTRE @ square.network_from_image
     image = torch.from_numpy(square.image)[None]
     given = None if K is None else torch.from_numpy(network_from_photo @ K).float()[None]
     with torch.inference_mode():
-        (found,) = model.network(image, given, min_score)
-        people = model.people(found)
+        (detections,) = model.network(image, given, min_score)
+        people = model.people(detections)
     photo_from_network = np.linalg.inv(network_from_photo)
     if K is None:
-        K = photo_from_network @ found.K.double().cpu().numpy()
+        K = photo_from_network @ detections.K.double().cpu().numpy()
         source = "predicted" if model.network.predicts_camera else "default"
     scale = torch.from_numpy(photo_from_network.diagonal()[:2].copy()).float()
     shift = torch.from_numpy(photo_from_network[:2, 2].copy()).float()
-    return PhotoPeople(photo, tuple(_moved(person, scale, shift) for person in people), K, source or "given")
+    return PhotoPeople(photo, tuple(_to_photo(person, scale, shift) for person in people), K, source or "given")
 
 
-def select(found: PhotoPeople, which: str) -> PhotoPeople:
-    """`which`: "all", "largest", or a number N for the N largest by the area of their boxes inside the photo.
+def select(people: PhotoPeople, selection: str) -> PhotoPeople:
+    """The people of `selection`: "all", "largest", or a number N for the N largest by the area of their boxes.
 
-    The order stays. UserError for other words.
+    Areas are those inside the photo. The order stays. UserError for other texts.
     """
-    if which == "all":
-        return found
-    count = parse_selection(which)
-    corner = torch.tensor([found.photo.width - 0.5, found.photo.height - 0.5])
-    areas = [_area(person.bbox_xyxy, corner) for person in found.people]
-    kept = sorted(sorted(range(len(areas)), key=lambda k: -areas[k])[:count])
-    numbers = None if found.numbers is None else tuple(found.numbers[k] for k in kept)
-    return replace(found, people=tuple(found.people[k] for k in kept), numbers=numbers)
+    if selection == "all":
+        return people
+    count = parse_selection(selection)
+    corner = torch.tensor([people.photo.width - 0.5, people.photo.height - 0.5])
+    areas = [_area(person.bbox_xyxy, corner) for person in people.people]
+    indices = sorted(sorted(range(len(areas)), key=lambda k: -areas[k])[:count])
+    track_ids = None if people.track_ids is None else tuple(people.track_ids[k] for k in indices)
+    return replace(people, people=tuple(people.people[k] for k in indices), track_ids=track_ids)
 
 
-def parse_selection(which: str) -> int | None:
-    """How many of the largest people are meant; None for all. UserError for other words."""
-    if which == "all":
+def parse_selection(selection: str) -> int | None:
+    """The number of largest people to keep; None for all. UserError for other texts."""
+    if selection == "all":
         return None
-    if which == "largest":
+    if selection == "largest":
         return 1
-    if which.isascii() and which.isdecimal() and int(which) > 0:
-        return int(which)
-    raise UserError(f"--select {which!r} is not known; allowed: all, largest, or a number of people such as 2")
+    if selection.isascii() and selection.isdecimal() and int(selection) > 0:
+        return int(selection)
+    raise UserError(f"--select {selection!r} is not known; allowed: all, largest, or a number of people such as 2")
 
 
 def _area(box: torch.Tensor, corner: torch.Tensor) -> float:
     return float((torch.minimum(box[2:], corner) - box[:2].clamp_min(-0.5)).clamp_min(0).prod())
 
 
-def _moved(person: Person, scale: torch.Tensor, shift: torch.Tensor) -> Person:
-    """`person` on the CPU with its pixels times `scale` (2,) plus `shift` (2,)."""
+def _to_photo(person: Person, scale: torch.Tensor, shift: torch.Tensor) -> Person:
+    """The person on the CPU, with pixels times `scale` (2,) plus `shift` (2,)."""
     on_cpu = {name: value.cpu() for name, value in vars(person).items() if isinstance(value, torch.Tensor)}
     return replace(
         person,
@@ -122,7 +124,7 @@ def _moved(person: Person, scale: torch.Tensor, shift: torch.Tensor) -> Person:
     )
 
 
-# People in a video: each frame's, and who is who from frame to frame.
+# --- videos ---
 
 
 def predict_frames(
@@ -134,43 +136,35 @@ def predict_frames(
     tracking: PersonTrackerConfig | None = None,
     run: Run | None = None,
 ) -> Iterator[tuple[Frame, PhotoPeople]]:
-    """The people of each frame of a video, given with its picture; `numbers` says who they are (geometry/tracking.py).
+    """The people of each frame of a video, given with its photo; `track_ids` follow each person (tracking.py).
 
-    All frames are of one camera: where `K` is None and the model predicts it, the first frame with people decides.
+    All frames share one camera. Where `K` is None, the first frame with people gives the predicted one.
     """
     run, tracker = run or Run(), PersonTracker(tracking)
     for frame, photo in frames:
         with run.stage("predict"):
-            found = predict(model, photo, K, source, min_score)
-            heads = np.array([person.head.numpy() for person in found.people], np.float64).reshape(-1, 3)
-            numbers = tuple(tracker.update(frame.time_s, heads))
-        if K is None and found.people:
-            K, source = found.K, found.camera_source
-        yield frame, replace(found, numbers=numbers)
+            people = predict(model, photo, K, source, min_score)
+            heads = np.array([person.head.numpy() for person in people.people], np.float64).reshape(-1, 3)
+            track_ids = tuple(tracker.update(frame.time_s, heads))
+        if K is None and people.people:
+            K, source = people.K, people.camera_source
+        yield frame, replace(people, track_ids=track_ids)
 
 
-@dataclass
-class _Seen:
-    first: int
-    last: int
-    frames: int
-
-
-class Sightings:
-    """When each person of a video was seen."""
+class TrackSummary:
+    """The frames of each person of a video."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, _Seen] = {}
+        self._frames: dict[int, list[int]] = {}  # indices of the person's frames
 
-    def add(self, frame: Frame, found: PhotoPeople) -> None:
-        """Counts one frame's people."""
-        for number in found.ids:
-            seen = self._seen.setdefault(number, _Seen(frame.index, frame.index, 0))
-            seen.last, seen.frames = frame.index, seen.frames + 1
+    def add(self, frame: Frame, people: PhotoPeople) -> None:
+        """Adds one frame's people."""
+        for track_id in people.ids:
+            self._frames.setdefault(track_id, []).append(frame.index)
 
-    def facts(self) -> list[dict[str, Any]]:
-        """For the JSON: of each person the id, the first and the last frame's index, and in how many frames."""
+    def as_json(self) -> list[dict[str, Any]]:
+        """For the JSON: each person's id, first and last frame, and number of frames."""
         return [
-            {"id": number, "first_frame": seen.first, "last_frame": seen.last, "frames": seen.frames}
-            for number, seen in sorted(self._seen.items())
+            {"id": track_id, "first_frame": frames[0], "last_frame": frames[-1], "frames": len(frames)}
+            for track_id, frames in sorted(self._frames.items())
         ]
