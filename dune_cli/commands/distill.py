@@ -21,7 +21,7 @@ class SourceOptions:
     teachers: tuple[str, ...] = option(
         "--teachers NAME,...",
         "Teachers, each NAME, NAME=FILE or timm:MODEL, such as dinov2,mast3r,multihmr or xfeat,efficientnet-lite2.",
-        options.NameList(),
+        options.NameList(distinct=False),
         required=True,
     )
     data: tuple[str, ...] = option(

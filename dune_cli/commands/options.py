@@ -45,19 +45,23 @@ class FiniteRange(click.FloatRange):
 
 
 class NameList(click.ParamType):
-    """A comma-separated list, as a tuple of its distinct parts in their order."""
+    """A comma-separated list, as a tuple of its parts in their order. `distinct`: each once."""
 
     name = "list"
 
+    def __init__(self, distinct: bool = True) -> None:
+        self.distinct = distinct
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        parts = value.split(",") if isinstance(value, str) else value
-        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        parts = [part.strip() for part in (value.split(",") if isinstance(value, str) else value) if part.strip()]
+        return tuple(dict.fromkeys(parts) if self.distinct else parts)
 
 
 class PixelList(NameList):
     """Such a list of whole pixels, of at least `least`. `zero`: what 0 means, where it is allowed."""
 
     def __init__(self, least: int, zero: str = "", example: str = "") -> None:
+        super().__init__()
         self.least, self.zero, self.example = least, zero, example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
