@@ -8,43 +8,16 @@ from dune_cli.checkpoints import registry, weights_folder
 from dune_cli.checkpoints.registry import Entry
 from dune_cli.errors import WeightsMissing
 
-# best first; what is to be pulled when none is here
-DEPTH = (
-    "mast3r-vitl",
-    "dunemast3r-vitb",
-    "dunemast3r-vits",
-    *(f"dinov2-vit{letter}14-nyu-dpt" for letter in "glbs"),
-    *(f"dinov2-vit{letter}14-nyu-{head}" for head in ("linear4", "linear") for letter in "glbs"),
-    *(f"dinov2-vit{letter}14-kitti-{head}" for head in ("dpt", "linear4", "linear") for letter in "glbs"),
-)
-CLASSIFY = tuple(
-    f"dinov2-vit{letter}14{registers}-{head}"
-    for letter in "glbs"
-    for registers in ("-reg", "")
-    for head in ("linear4", "linear")
-)
-SEGMENT = tuple(
-    f"dinov2-vit{letter}14-{data}-{head}"
-    for data in ("ade20k", "voc2012")
-    for head in ("linear", "ms")
-    for letter in "glbs"
-)
-HUMAN = ("multihmr-672-l-anny", *(f"multihmr-{size}" for size in ("896-l", "672-l", "672-b", "672-s")))
-ADVICE = {
-    "depth": "dinov2-vits14-nyu-dpt",
-    "classify": "dinov2-vits14-linear",
-    "segment": "dinov2-vits14-ade20k-linear",
-    "human": "multihmr-672-l-anny",
-}
-CANDIDATES = {"depth": DEPTH, "classify": CLASSIFY, "segment": SEGMENT, "human": HUMAN}
 
+def default_model(verb: str, candidates: Sequence[str], advice: str) -> str:
+    """The first of `candidates`, registry names, that is on this machine with what it needs.
 
-def default_model(verb: str) -> str:
-    """The registry name for a verb of CANDIDATES. WeightsMissing (what to pull) if none is here."""
-    for name in CANDIDATES[verb]:
+    WeightsMissing if none is; its message says to pull `advice`.
+    """
+    for name in candidates:
         if all(weights_folder.find_present(entry) for entry in _needed(name)):
             return name
-    raise no_default_model(verb, ADVICE[verb])
+    raise no_default_model(verb, advice)
 
 
 def no_default_model(verb: str, advice: str) -> WeightsMissing:

@@ -8,6 +8,14 @@ from dune_cli.commands.options import ComputeOptions, ModelOptions, OutputOption
 
 WEIGHTS = (("classes", "dune classify photo.jpg --model NAME", ("dinov2-vits14-linear", "dinov2-vitl14-linear4")),)
 
+CANDIDATES = tuple(  # for a default model, best first
+    f"dinov2-vit{letter}14{registers}-{head}"
+    for letter in "glbs"
+    for registers in ("-reg", "")
+    for head in ("linear4", "linear")
+)
+ADVICE = "dinov2-vits14-linear"  # what to pull when none is here
+
 
 @options.verb()
 def command(
@@ -36,7 +44,7 @@ def command(
     files = [None] * len(paths)
     if output.output is not None:
         files = targets(paths, output.output, None, ("json",), output.overwrite)
-    chosen = model.choose("classify")
+    chosen = model.choose("classify", CANDIDATES, ADVICE)
 
     from dune_cli.checkpoints.loader import load_classifier
     from dune_cli.io.json_files import write_json

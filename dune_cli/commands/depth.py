@@ -28,6 +28,15 @@ WEIGHTS = (
         ("dinov2-vits14-nyu-dpt", "dinov2-vitl14-nyu-dpt", "dinov2-vits14-kitti-dpt"),
     ),
 )
+CANDIDATES = (  # for a default model, best first
+    "mast3r-vitl",
+    "dunemast3r-vitb",
+    "dunemast3r-vits",
+    *(f"dinov2-vit{letter}14-nyu-dpt" for letter in "glbs"),
+    *(f"dinov2-vit{letter}14-nyu-{head}" for head in ("linear4", "linear") for letter in "glbs"),
+    *(f"dinov2-vit{letter}14-kitti-{head}" for head in ("dpt", "linear4", "linear") for letter in "glbs"),
+)
+ADVICE = "dinov2-vits14-nyu-dpt"  # what to pull when none is here
 PREDICT_TASK = "DepthTask"
 FORMATS = sorted(plugins.names("dune_cli.io.formats", "write_depth"), key=lambda name: name != "png")  # default first
 COLORMAPS = ("turbo", "inferno", "magma", "viridis", "grey")
@@ -105,7 +114,7 @@ def command(
     video.check(paths)
     beside = (".json", COLOR_ENDING) if output.colormap else (".json",)
     targets = places(paths, output.output, output.kind, FORMATS, output.overwrite, beside)
-    chosen = model.choose("depth")
+    chosen = model.choose("depth", CANDIDATES, ADVICE)
 
     from dune_cli.checkpoints.loader import load_depth
     from dune_cli.io.json_files import write_json
@@ -179,7 +188,7 @@ class DepthTask(PredictTask):
 
     def __init__(self, settings: TaskSettings) -> None:
         self.settings = settings
-        self.model = ModelOptions(model=settings.model, encoder=settings.encoder).choose("depth")
+        self.model = ModelOptions(model=settings.model, encoder=settings.encoder).choose("depth", CANDIDATES, ADVICE)
 
     def load(self) -> None:
         from dune_cli.checkpoints.loader import load_depth

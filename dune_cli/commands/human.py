@@ -30,6 +30,8 @@ WEIGHTS = (
         ("multihmr-672-s", "multihmr-672-l-anny", "multihmr-896-l"),
     ),
 )
+# for a default model, best first; the first one is what to pull when none is here
+CANDIDATES = ("multihmr-672-l-anny", *(f"multihmr-{size}" for size in ("896-l", "672-l", "672-b", "672-s")))
 PREDICT_TASK = "HumanTask"
 FORMATS = [  # of those for scenes, default first
     name
@@ -125,7 +127,7 @@ def command(
     paths = expand(photos, videos=True)
     video.check(paths)
     targets = output.targets(paths)
-    chosen = ModelOptions(model=people.model).choose("human")
+    chosen = ModelOptions(model=people.model).choose("human", CANDIDATES, CANDIDATES[0])
 
     from dune_cli.io.json_files import write_json
     from dune_cli.io.video import frame_file
@@ -224,7 +226,10 @@ class HumanTask(PredictTask):
     sized = False  # the network input is a square of the model's own size
 
     def __init__(self, settings: TaskSettings) -> None:
-        self.settings, self.model = settings, ModelOptions(model=settings.model).choose("human")
+        self.settings, self.model = (
+            settings,
+            ModelOptions(model=settings.model).choose("human", CANDIDATES, CANDIDATES[0]),
+        )
 
     def load(self) -> None:
         from dune_cli.tasks import human

@@ -428,13 +428,14 @@ class ModelOptions:
         "--encoder NAME|FILE", "Encoder of a model whose weight file has none.", default_text="by the model's name"
     )
 
-    def choose(self, task: str) -> str:
-        """The model, or the best one on this machine for a verb. WeightsMissing or UserError where it cannot run."""
+    def choose(self, verb: str, candidates: Sequence[str], advice: str) -> str:
+        """The model, or the first of `candidates` that is on this machine. WeightsMissing or UserError where it cannot
+        run; without any the message says to pull `advice`."""
         from dune_cli.checkpoints import registry, weights_folder
         from dune_cli.checkpoints.defaults import default_model
         from dune_cli.commands.checks import weights
 
-        chosen = self.model or default_model(task)
+        chosen = self.model or default_model(verb, candidates, advice)
         weights(chosen, self.encoder)
         entry = registry.find(chosen)
         if entry is not None and entry.kind == "head" and self.encoder is None:

@@ -15,6 +15,13 @@ WEIGHTS = (
         ("dinov2-vits14-ade20k-linear", "dinov2-vits14-voc2012-linear"),
     ),
 )
+CANDIDATES = tuple(  # for a default model, best first
+    f"dinov2-vit{letter}14-{data}-{head}"
+    for data in ("ade20k", "voc2012")
+    for head in ("linear", "ms")
+    for letter in "glbs"
+)
+ADVICE = "dinov2-vits14-ade20k-linear"  # what to pull when none is here
 OVERLAY = "_overlay.png"
 
 
@@ -59,7 +66,7 @@ def command(
     paths = expand(photos)
     beside = (".json", OVERLAY) if overlay else (".json",)
     files = targets(paths, output.output, None, ("png",), output.overwrite, beside)
-    chosen = model.choose("segment")
+    chosen = model.choose("segment", CANDIDATES, ADVICE)
 
     from dune_cli.checkpoints.loader import load_segmenter
     from dune_cli.io.json_files import write_json

@@ -6,24 +6,33 @@ from pathlib import Path
 
 import pytest
 
-from dune_cli.checkpoints import defaults, registry, weights_folder
+from dune_cli.checkpoints import registry, weights_folder
+from dune_cli.checkpoints.defaults import default_model
+from dune_cli.commands import classify, depth, human, segment
 from dune_cli.errors import WeightsMissing
 
+VERBS = {
+    "depth": (depth.CANDIDATES, depth.ADVICE),
+    "classify": (classify.CANDIDATES, classify.ADVICE),
+    "segment": (segment.CANDIDATES, segment.ADVICE),
+}
 
-@pytest.mark.parametrize("verb", ["depth", "classify", "segment"])
-def test_every_candidate_is_published(verb: str) -> None:
-    names = defaults.CANDIDATES[verb]
+
+@pytest.mark.parametrize(
+    ("names", "advice"), [*VERBS.values(), (human.CANDIDATES, human.CANDIDATES[0])], ids=[*VERBS, "human"]
+)
+def test_every_candidate_is_published(names: tuple[str, ...], advice: str) -> None:
     assert len(set(names)) == len(names)
     assert all(registry.find(name) is not None for name in names)
-    assert defaults.ADVICE[verb] in names
+    assert advice in names
 
 
-@pytest.mark.parametrize("verb", ["depth", "classify", "segment"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_without_weights_the_sentence_says_what_to_pull(verb: str) -> None:
     with pytest.raises(WeightsMissing) as caught:
-        defaults.default_model(verb)
+        default_model(verb, *VERBS[verb])
     sentence = str(caught.value)
-    assert f"dune weights pull {defaults.ADVICE[verb]}'" in sentence
+    assert f"dune weights pull {VERBS[verb][1]}'" in sentence
     assert "MB with its encoder; licence: Apache-2.0" in sentence
     assert caught.value.exit_code == 3
 
@@ -39,16 +48,16 @@ def test_the_best_one_that_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     put("dinov2-vits14-nyu-linear")
     with pytest.raises(WeightsMissing):  # its encoder is not here
-        defaults.default_model("depth")
+        default_model("depth", *VERBS["depth"])
     put("dinov2-vits14")
-    assert defaults.default_model("depth") == "dinov2-vits14-nyu-linear"
+    assert default_model("depth", *VERBS["depth"]) == "dinov2-vits14-nyu-linear"
     put("dinov2-vits14-nyu-dpt")
-    assert defaults.default_model("depth") == "dinov2-vits14-nyu-dpt"
+    assert default_model("depth", *VERBS["depth"]) == "dinov2-vits14-nyu-dpt"
     put("dunemast3r-vits")
-    assert defaults.default_model("depth") == "dinov2-vits14-nyu-dpt"
+    assert default_model("depth", *VERBS["depth"]) == "dinov2-vits14-nyu-dpt"
     put("dune-vits14-448")
-    assert defaults.default_model("depth") == "dunemast3r-vits"
+    assert default_model("depth", *VERBS["depth"]) == "dunemast3r-vits"
     with pytest.raises(WeightsMissing) as caught:
-        defaults.default_model("classify")
+        default_model("classify", *VERBS["classify"])
     assert "with its encoder" not in str(caught.value)  # which is here already
     assert Path(folder).is_dir()
