@@ -1,13 +1,13 @@
 """Rigid poses as 4x4 matrices named `a_from_b`, rotations and quaternions. numpy, float64, any leading dimensions.
 
-Quaternions are (w, x, y, z). Formulas: R. Hartley and A. Zisserman, "Multiple View Geometry", appendix 4; S. W.
-Shepperd, "Quaternion from rotation matrix", 1978.
+Quaternions are (w, x, y, z). Formulas: R. Hartley and A. Zisserman, "Multiple View Geometry", appendix 4.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 
 def from_rotation_translation(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
@@ -51,7 +51,8 @@ def rotation_angle(rotation: np.ndarray) -> np.ndarray:
     From sine and cosine together, so that it keeps its digits near 0 and near pi, where arccos of the trace loses half.
     """
     rotation = np.asarray(rotation, dtype=np.float64)
-    sine = np.linalg.norm(_unskew(rotation), axis=-1)
+    skew = rotation - np.swapaxes(rotation, -1, -2)
+    sine = np.linalg.norm(np.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], axis=-1) / 2, axis=-1)
     cosine = (np.trace(rotation[..., :3, :3], axis1=-2, axis2=-1) - 1) / 2
     return np.arctan2(sine, cosine)
 
@@ -63,34 +64,28 @@ def vector_angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def quaternion_from_rotation(rotation: np.ndarray) -> np.ndarray:
-    """(..., 4) unit quaternions, w >= 0, of rotations (..., 3, 3): Shepperd's best-conditioned row for each."""
+    """(..., 4) unit quaternions, w >= 0, of rotations (..., 3, 3)."""
     rotation = np.asarray(rotation, dtype=np.float64)
-    diagonal = np.diagonal(rotation, axis1=-2, axis2=-1)
-    trace = diagonal.sum(-1)
-    x, y, z = np.moveaxis(2 * _unskew(rotation), -1, 0)  # 4w times the vector part
-    xy, xz, yz = (rotation[..., i, j] + rotation[..., j, i] for i, j in ((0, 1), (0, 2), (1, 2)))
-    rows = np.stack(
-        [
-            np.stack([1 + trace, x, y, z], -1),
-            np.stack([x, 1 + 2 * diagonal[..., 0] - trace, xy, xz], -1),
-            np.stack([y, xy, 1 + 2 * diagonal[..., 1] - trace, yz], -1),
-            np.stack([z, xz, yz, 1 + 2 * diagonal[..., 2] - trace], -1),
-        ],
-        axis=-2,
-    )  # four multiples of the same quaternion
-    best = np.diagonal(rows, axis1=-2, axis2=-1).argmax(-1)
-    quaternion = np.take_along_axis(rows, best[..., None, None], axis=-2)[..., 0, :]
-    quaternion = quaternion / np.linalg.norm(quaternion, axis=-1, keepdims=True)
-    return np.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+    quaternion = np.roll(Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_quat(canonical=True), 1, axis=-1)
+    return quaternion.reshape(*rotation.shape[:-2], 4)
 
 
 def rotation_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
     """(..., 3, 3) rotations of quaternions (..., 4), of any length but zero (ValueError)."""
     quaternion = np.asarray(quaternion, dtype=np.float64)
-    length = np.linalg.norm(quaternion, axis=-1, keepdims=True)
-    if not (length > 0).all():
+    if not (np.linalg.norm(quaternion, axis=-1) > 0).all():
         raise ValueError("a zero quaternion is no rotation")
-    w, x, y, z = np.moveaxis(quaternion / length, -1, 0)
+    rotation = Rotation.from_quat(np.roll(quaternion.reshape(-1, 4), -1, axis=-1))
+    return rotation.as_matrix().reshape(*quaternion.shape[:-1], 3, 3)
+
+
+def rotation_from_rotvec(rotvec: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) rotations of rotation vectors (..., 3): axis times angle in radians."""
+    rotvec = np.asarray(rotvec, dtype=np.float64)
+    angle = np.linalg.norm(rotvec, axis=-1, keepdims=True)
+    half = np.sinc(angle / (2 * np.pi)) / 2 * rotvec  # sin(angle/2) times the axis, also at angle 0
+    quaternion = np.concatenate([np.cos(angle / 2), half], axis=-1)
+    w, x, y, z = np.moveaxis(quaternion / np.linalg.norm(quaternion, axis=-1, keepdims=True), -1, 0)
     entries = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
@@ -99,21 +94,10 @@ def rotation_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, -1) for row in entries], -2)
 
 
-def rotation_from_rotvec(rotvec: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) rotations of rotation vectors (..., 3): axis times angle in radians."""
-    rotvec = np.asarray(rotvec, dtype=np.float64)
-    angle = np.linalg.norm(rotvec, axis=-1, keepdims=True)
-    half = np.sinc(angle / (2 * np.pi)) / 2 * rotvec  # sin(angle/2) times the axis, also at angle 0
-    return rotation_from_quaternion(np.concatenate([np.cos(angle / 2), half], axis=-1))
-
-
 def rotvec_from_rotation(rotation: np.ndarray) -> np.ndarray:
     """(..., 3) rotation vectors, angle in [0, pi], of rotations (..., 3, 3)."""
-    quaternion = quaternion_from_rotation(rotation)
-    vector = quaternion[..., 1:]
-    sine = np.linalg.norm(vector, axis=-1, keepdims=True)
-    angle = 2 * np.arctan2(sine, quaternion[..., :1])
-    return np.where(sine > 0, angle / np.where(sine > 0, sine, 1.0), 2.0) * vector
+    rotation = np.asarray(rotation, dtype=np.float64)
+    return Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_rotvec().reshape(*rotation.shape[:-2], 3)
 
 
 def cross_matrix(vector: np.ndarray) -> np.ndarray:
@@ -131,49 +115,34 @@ def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
     return (u * sign[..., None, :]) @ vt
 
 
-def _unskew(rotation: np.ndarray) -> np.ndarray:
-    """(..., 3) sin(angle) times the axis."""
-    return (
-        np.stack(
-            [
-                rotation[..., 2, 1] - rotation[..., 1, 2],
-                rotation[..., 0, 2] - rotation[..., 2, 0],
-                rotation[..., 1, 0] - rotation[..., 0, 1],
-            ],
-            axis=-1,
-        )
-        / 2
-    )
-
-
-# Large coordinates, such as UTM's and those of an earth-centred frame: what to take off them so that float32 and
-# optimizers keep their digits.
+# Large coordinates, such as UTM's and those of an earth-centred frame: an offset is subtracted from them, so that
+# float32 and optimizers keep their digits.
 
 
 MAX_SPACING = 1e-4  # of float32 numbers, as a share of the distance between neighbouring cameras
 
 
 def world_offset(centres: np.ndarray) -> np.ndarray | None:
-    """(3,) round numbers near the middle of the camera centres (N, 3), to be taken off all coordinates; None where
-    float32 holds coordinates of their size to a 10,000th of the distance between neighbouring cameras."""
+    """(3,) round numbers near the median of the camera centres (N, 3), to be subtracted from all coordinates; None
+    where float32 holds coordinates of their size to a 10,000th of the distance between neighbouring cameras."""
     centres = np.asarray(centres, dtype=np.float64)
     if len(centres) < 2:
         return None
     nearest = cKDTree(centres).query(centres, k=2)[0][:, 1]
-    apart = nearest[nearest > 0]
-    step = float(np.median(apart)) if len(apart) else float(np.ptp(centres, axis=0).max())
+    distinct = nearest[nearest > 0]
+    step = float(np.median(distinct)) if len(distinct) else float(np.ptp(centres, axis=0).max())
     if step == 0 or np.spacing(np.float32(np.abs(centres).max())) <= MAX_SPACING * step:
         return None
     unit = 10.0 ** np.ceil(np.log10(step))
     return np.rint(np.median(centres, axis=0) / unit) * unit + 0.0
 
 
-def add_world_offset(world_from_cam: np.ndarray, shift: np.ndarray | None) -> np.ndarray:
-    """(..., 4, 4) the poses in a world whose coordinates are larger by `shift` (3,); the same ones for None."""
-    if shift is None:
+def add_world_offset(world_from_cam: np.ndarray, offset: np.ndarray | None) -> np.ndarray:
+    """(..., 4, 4) the poses in a world whose coordinates are larger by `offset` (3,); the same ones for None."""
+    if offset is None:
         return world_from_cam
     poses = np.array(world_from_cam, dtype=np.float64)
-    poses[..., :3, 3] += shift
+    poses[..., :3, 3] += offset
     return poses
 
 
