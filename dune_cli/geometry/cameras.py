@@ -54,13 +54,13 @@ def pixel_grid(height: int, width: int) -> np.ndarray:
 def transform_pixels(transform: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """(..., 2) pixels after a (3, 3) pixel transform or homography."""
     transform, pixels = np.asarray(transform, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
-    moved = pixels @ transform[:, :2].T + transform[:, 2]
-    return moved[..., :2] / moved[..., 2:]
+    transformed = pixels @ transform[:, :2].T + transform[:, 2]
+    return transformed[..., :2] / transformed[..., 2:]
 
 
 def project(points: np.ndarray, K: np.ndarray) -> np.ndarray:
     """(..., 2) pixels of points (..., 3) in the camera's frame. Points at z = 0 give inf or NaN, without a warning;
-    points behind the camera give the pixel of their opposite ray: look at z where that matters."""
+    points behind the camera give the pixel of their opposite ray: check z where that matters."""
     points, K = np.asarray(points, dtype=np.float64), np.asarray(K, dtype=np.float64)
     image = _rows(points, K)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -94,11 +94,11 @@ def quarter_turn(width: int, height: int, turns: int) -> np.ndarray:
 
 # The radial distortion that COLMAP calls SIMPLE_RADIAL: one term, x' = x (1 + k r²) on the plane z = 1.
 #
-# `K` (3, 3); pixels (..., 2), centres at integers; float64. With k = 0 everything passes through untouched.
+# `K` (3, 3); pixels (..., 2), centres at integers; float64. k = 0 changes nothing.
 
 
 def distort_pixels(pixels: np.ndarray, K: np.ndarray, radial: float) -> np.ndarray:
-    """(..., 2) where a camera with the term `radial` sees what an ideal one sees at `pixels`."""
+    """(..., 2) the pixels, in a camera with the term `radial`, of the rays that a pinhole camera has at `pixels`."""
     if radial == 0:
         return np.asarray(pixels, dtype=np.float64)
     plane, K = _to_plane(pixels, K)
@@ -108,18 +108,18 @@ def distort_pixels(pixels: np.ndarray, K: np.ndarray, radial: float) -> np.ndarr
 def undistort_pixels(pixels: np.ndarray, K: np.ndarray, radial: float, iterations: int = 20) -> np.ndarray:
     """(..., 2) the inverse of `distort_pixels`, by Newton's method on the radius.
 
-    Where a barrel distortion folds (no radius gives so large a one) the radius of the fold is returned.
+    A barrel distortion has a largest radius; beyond it the radius that maps to it is returned.
     """
     if radial == 0:
         return np.asarray(pixels, dtype=np.float64)
     plane, K = _to_plane(pixels, K)
-    bent = np.linalg.norm(plane, axis=-1, keepdims=True)
+    distorted = np.linalg.norm(plane, axis=-1, keepdims=True)
     fold = np.inf if radial > 0 else np.sqrt(-1 / (3 * radial))
-    straight = np.minimum(bent, 0.999 * fold)
+    radius = np.minimum(distorted, 0.999 * fold)
     for _ in range(iterations):
-        slope = 1 + 3 * radial * straight**2
-        straight = np.clip(straight - (straight + radial * straight**3 - bent) / slope, 0, 0.999 * fold)
-    return _to_pixels(plane * np.where(bent > 0, straight / np.where(bent > 0, bent, 1), 1), K)
+        slope = 1 + 3 * radial * radius**2
+        radius = np.clip(radius - (radius + radial * radius**3 - distorted) / slope, 0, 0.999 * fold)
+    return _to_pixels(plane * np.where(distorted > 0, radius / np.where(distorted > 0, distorted, 1), 1), K)
 
 
 def _to_plane(pixels: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,11 +139,11 @@ def focal_from_point_map(
 ) -> float | None:
     """Focal length in pixels (square pixels) of the camera that sees `points_cam` (..., 3) at `pixels` (..., 2).
 
-    Starts at the weighted median of every point's own focal, which survives up to half of wrong points however far
-    they lie, and then minimises the sum of distances |pixel - principal_point - focal * (x, y) / z| over the points
-    near it by Weiszfeld's iterations, as S. Wang et al., "DUSt3R: Geometric 3D Vision Made Easy", CVPR 2024, section
-    3.3. `valid` (...) picks the points to use; those with z <= 0 are left out. None with fewer than 10 points, or
-    where they give no positive focal.
+    The start is the weighted median of every point's own focal, which is robust to half of the points being wrong. Then
+    the sum of distances |pixel - principal_point - focal * (x, y) / z| over the points near it is minimised by
+    Weiszfeld's iterations, as in S. Wang et al., "DUSt3R: Geometric 3D Vision Made Easy", CVPR 2024, section 3.3.
+    `valid` (...): the points to use; those with z <= 0 are left out. None with fewer than 10 points, or where they give
+    no positive focal.
     """
     points_cam, pixels = np.asarray(points_cam, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
     use = valid & (points_cam[..., 2] > 0) & np.isfinite(points_cam).all(-1)
@@ -153,8 +153,8 @@ def focal_from_point_map(
     usable = square > 1e-18
     if np.count_nonzero(usable) < 10:
         return None
-    own = np.maximum(along[usable] / square[usable], 0)
-    focal = _weighted_median(own, np.linalg.norm(offsets[usable], axis=-1))
+    own_focal = np.maximum(along[usable] / square[usable], 0)
+    focal = _weighted_median(own_focal, np.linalg.norm(offsets[usable], axis=-1))
     distances = np.linalg.norm(offsets - focal * slopes, axis=-1)
     near = distances <= 4 * np.median(distances)
     for _ in range(iterations):
@@ -168,5 +168,5 @@ def focal_from_point_map(
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     order = np.argsort(values)
-    share = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(share, share[-1] / 2)])
+    cumulative = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(cumulative, cumulative[-1] / 2)])

@@ -1,4 +1,4 @@
-"""Depth at places between pixels, without inventing surfaces across edges."""
+"""Depth maps: interpolation, meshing and edges, without surfaces across depth discontinuities."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import numpy as np
 from dune_cli import optional
 
 MAX_STEP = 0.05  # of the depth, between neighbouring pixels of one surface
+MAX_DEPTH_JUMP = 0.04  # of the nearest corner's depth, within a triangle
 
 
 def sample_depth(depth: np.ndarray, pixels: np.ndarray, max_step: float = MAX_STEP) -> np.ndarray:
-    """(M,) depth z at `pixels` (M, 2), NaN where there is none.
+    """(M,) depth z at `pixels` (M, 2), NaN where it is unknown.
 
-    `depth` (H, W), no depth where it is not finite and positive. Bilinear in 1/z, which is linear in the pixel on a
+    `depth` (H, W), unknown where it is not finite and positive. Bilinear in 1/z, which is linear in the pixel on a
     plane, over those of the four pixels around that have a depth. NaN outside the map, where the nearest pixel has no
     depth, and at a depth edge: where another one differs from it by more than `max_step` of its depth.
     """
     depth, pixels = np.asarray(depth, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
     height, width = depth.shape
     inside = ((pixels > -0.5) & (pixels < [width - 0.5, height - 0.5])).all(-1)
-    place = np.where(inside[:, None], pixels, 0).clip(0, [width - 1, height - 1])
-    first = np.minimum(np.floor(place), [max(width - 2, 0), max(height - 2, 0)]).astype(int)
-    share = place - first
+    clipped = np.where(inside[:, None], pixels, 0).clip(0, [width - 1, height - 1])
+    first = np.minimum(np.floor(clipped), [max(width - 2, 0), max(height - 2, 0)]).astype(int)
+    fraction = clipped - first
     weights, values = [], []
     for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
         x, y = np.minimum(first[:, 0] + dx, width - 1), np.minimum(first[:, 1] + dy, height - 1)
-        weights.append(np.abs(1 - dx - share[:, 0]) * np.abs(1 - dy - share[:, 1]))
+        weights.append(np.abs(1 - dx - fraction[:, 0]) * np.abs(1 - dy - fraction[:, 1]))
         values.append(depth[y, x])
     weight, z = np.stack(weights), np.stack(values)
     known = np.isfinite(z) & (z > 0)
@@ -38,18 +39,12 @@ def sample_depth(depth: np.ndarray, pixels: np.ndarray, max_step: float = MAX_ST
         return np.where(inside & known[nearest] & ~at_edge, 1 / inverse, np.nan)
 
 
-# A mesh from a point map: neighbouring pixels become triangles, except across depth edges.
-
-
-MAX_DEPTH_JUMP = 0.04  # of the nearest corner's depth
-
-
 def grid_triangles(depth: np.ndarray, valid: np.ndarray, max_jump: float = MAX_DEPTH_JUMP) -> np.ndarray:
     """(F, 3) triangles as flat pixel indices y * W + x over a grid of `depth` (H, W), z in the view's camera.
 
-    A triangle needs three `valid` (H, W) corners whose depths differ by at most `max_jump` of the nearest one's: a
-    surface that jumps further is taken for two. A square is cut along the diagonal whose ends are closer in depth.
-    Triangles are counter-clockwise seen from the camera.
+    A triangle needs three `valid` (H, W) corners whose depths differ by at most `max_jump` of the nearest one's. A
+    square is split along the diagonal whose ends are closer in depth. Triangles are counter-clockwise as seen from the
+    camera.
     """
     height, width = depth.shape
     index = np.arange(height * width).reshape(height, width)
@@ -72,7 +67,7 @@ def grid_triangles(depth: np.ndarray, valid: np.ndarray, max_jump: float = MAX_D
 
 
 def used_vertices(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The vertices that triangles use: their old indices (V,) ascending, and the triangles (F, 3) over the new ones."""
+    """The vertices that triangles use: their indices (V,) ascending, and the triangles (F, 3) over these."""
     kept, renumbered = np.unique(triangles, return_inverse=True)
     return kept, renumbered.reshape(triangles.shape)
 
@@ -80,7 +75,7 @@ def used_vertices(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def depth_edges(depth: np.ndarray, valid: np.ndarray, max_jump: float = 2 * MAX_DEPTH_JUMP) -> np.ndarray:
     """(H, W) bool: the pixels in whose 3x3 neighbourhood `valid` depths differ by more than `max_jump` of the nearest.
 
-    A network smears depth edges over such pixels: their points hang in the air between two surfaces.
+    Networks blur depth edges over such pixels: their points lie between two surfaces.
     """
     cv2 = optional.require("cv2", "finding depth edges")
 

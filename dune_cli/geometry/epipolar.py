@@ -1,6 +1,6 @@
-"""Two calibrated views: essential matrix, relative pose from matches, and the errors of a pose. NumPy, float64.
+"""Epipolar geometry of two calibrated views: essential matrix, relative pose from matches, errors of a pose.
 
-Pixel points are (x, y) with pixel centres at integers. `cam2_from_cam1` maps camera-1 points to camera 2.
+NumPy, float64. Pixels are (x, y) with centres at integers. `cam2_from_cam1` maps points of camera 1 to camera 2.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 from dune_cli.geometry import poses
 
-MIN_MATCHES = 8  # five fix a pose; below eight nothing is left to check it with
+MIN_MATCHES = 8  # five determine a pose; the others verify it
 
 
 @dataclass(frozen=True)
 class RelativePose:
-    """`cam2_from_cam1` (4, 4) with a translation of length 1, and which matches agree with it, `inliers` (M,) bool."""
+    """`cam2_from_cam1` (4, 4) with a translation of length 1, and its `inliers` (M,) bool among the matches."""
 
     cam2_from_cam1: np.ndarray
     inliers: np.ndarray
@@ -31,7 +31,7 @@ def essential_from_pose(cam2_from_cam1: np.ndarray) -> np.ndarray:
 
 
 def normalised_points(points: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """Pixels (..., M, 2) seen by K (..., 3, 3) as homogeneous points (..., M, 3) on the plane z = 1."""
+    """Pixels (..., M, 2) of cameras K (..., 3, 3) as homogeneous points (..., M, 3) on the plane z = 1."""
     return _homogeneous(points) @ np.swapaxes(np.linalg.inv(np.asarray(K, dtype=np.float64)), -1, -2)
 
 
@@ -40,8 +40,8 @@ def sampson_error_px(
 ) -> np.ndarray:
     """Sampson distance (..., M) in pixels of matches (..., M, 2) to a pose's epipolar geometry.
 
-    To first order how far the two points of a match must move, both together, to satisfy it (Hartley and Zisserman,
-    section 11.4.3); the images' different focal lengths are respected, because it is measured in their own pixels.
+    To first order the distance that the two points of a match must move together to satisfy it (Hartley and Zisserman,
+    section 11.4.3). It is measured in each image's own pixels, so that different focal lengths are taken into account.
     """
     return np.abs(_sampson(points1, points2, fundamental_from_pose(cam2_from_cam1, K1, K2))[0])
 
@@ -58,9 +58,9 @@ def rotation_error(R_a: np.ndarray, R_b: np.ndarray) -> np.ndarray:
 
 
 def direction_error(t_a: np.ndarray, t_b: np.ndarray) -> np.ndarray:
-    """Angle (...) in radians between directions (..., 3), exact near 0 and near pi; pi where one has no length."""
-    lengthless = (np.linalg.norm(t_a, axis=-1) == 0) | (np.linalg.norm(t_b, axis=-1) == 0)
-    return np.where(lengthless, np.pi, poses.vector_angle(t_a, t_b))
+    """Angle (...) in radians between directions (..., 3), exact near 0 and near pi; pi where one is zero."""
+    is_zero = (np.linalg.norm(t_a, axis=-1) == 0) | (np.linalg.norm(t_b, axis=-1) == 0)
+    return np.where(is_zero, np.pi, poses.vector_angle(t_a, t_b))
 
 
 def pose_error(estimate: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,10 +94,10 @@ def estimate_relative_pose(
     """Relative pose of two calibrated views from matches (M, 2) in pixels, some of them wrong.
 
     MAGSAC (OpenCV's USAC; Barath et al. 2019) on normalised points, the pose with the most inliers in front of both
-    cameras, then a robust non-linear refinement. `threshold_px`: Sampson distance up to which a match counts as an
-    inlier, one number or one per image (where the images' pixels are matched at different scales). Deterministic.
+    cameras, then a robust non-linear refinement. `threshold_px`: the Sampson distance of an inlier, one number or one
+    for each image (where they were matched at different scales). Deterministic.
 
-    Returns None with fewer than 8 matches, or where no pose has 8 inliers. Raises ValueError for wrong shapes.
+    None with fewer than 8 matches, or where no pose has 8 inliers. ValueError for wrong shapes.
     """
     points1, points2 = (np.ascontiguousarray(p, dtype=np.float64) for p in (points1, points2))
     if points1.ndim != 2 or points1.shape[-1] != 2 or points1.shape != points2.shape:
@@ -108,7 +108,7 @@ def estimate_relative_pose(
     K1, K2 = np.asarray(K1, dtype=np.float64), np.asarray(K2, dtype=np.float64)
     if len(points1) < MIN_MATCHES:
         return None
-    # in units of each image's threshold an inlier's distance is 1, and both images weigh alike
+    # in units of each image's threshold, so that an inlier's distance is 1 and both images have equal weights
     scale1, scale2 = (np.diag([1 / t, 1 / t, 1.0]) for t in thresholds)
     points1, points2, K1, K2 = points1 / thresholds[0], points2 / thresholds[1], scale1 @ K1, scale2 @ K2
     candidates = _essential_magsac(points1, points2, K1, K2, seed)
@@ -135,7 +135,7 @@ def _essential_magsac(
 ) -> list[np.ndarray]:
     import cv2
 
-    # one Sampson threshold on the normalised plane that equals 1 where both epipolar gradients are alike
+    # one Sampson threshold on the normalised plane, which equals 1 where both epipolar gradients are equal
     focal1, focal2 = (np.sqrt(abs(K[0, 0] * K[1, 1])) for K in (K1, K2))
     threshold = float(np.sqrt((focal1**-2 + focal2**-2) / 2))
     params = magsac_params(threshold, 10_000, seed)
@@ -144,7 +144,7 @@ def _essential_magsac(
     eye = np.eye(3)
     try:
         E, _ = cv2.findEssentialMat(normalised1, normalised2, eye, eye, None, None, params)
-    except cv2.error:  # a degenerate set (all points alike) makes some OpenCV versions throw instead of giving none
+    except cv2.error:  # some OpenCV versions throw for a degenerate set (all points equal)
         return []
     if E is None or E.size == 0 or E.shape[0] % 3 or not np.isfinite(E).all():
         return []
@@ -154,28 +154,29 @@ def _essential_magsac(
 def fundamental_inliers(
     points1: np.ndarray, points2: np.ndarray, threshold_px: float, seed: int = 0, iterations: int = 10_000
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """F (3, 3) by MAGSAC from pixels (M, 2), or None, and the matches (M,) bool that agree with it."""
+    """F (3, 3) by MAGSAC from pixels (M, 2), and its inliers (M,) bool; None and no inliers with fewer than 8 matches,
+    or where none is found."""
     import cv2
 
-    nothing = np.zeros(len(points1), dtype=bool)
+    none = np.zeros(len(points1), dtype=bool)
     if len(points1) < MIN_MATCHES:
-        return None, nothing
+        return None, none
     params = magsac_params(threshold_px, iterations, seed)
     params.final_polisher = cv2.MAGSAC
     try:
         F, inliers = cv2.findFundamentalMat(np.ascontiguousarray(points1), np.ascontiguousarray(points2), params)
-    except cv2.error:  # matches that all lie on one point make some OpenCV versions throw
-        return None, nothing
-    return (None, nothing) if F is None or F.shape != (3, 3) else (F, inliers.reshape(-1) > 0)
+    except cv2.error:  # some OpenCV versions throw where all points are equal
+        return None, none
+    return (None, none) if F is None or F.shape != (3, 3) else (F, inliers.reshape(-1) > 0)
 
 
 def _pose_in_front(E: np.ndarray, rays1: np.ndarray, rays2: np.ndarray, use: np.ndarray) -> tuple[np.ndarray, int]:
     """The one of E's four poses with the most points of `use` in front of both cameras, and their number."""
     U, _, Vt = np.linalg.svd(E)
     U, Vt = U * np.sign(np.linalg.det(U)), Vt * np.sign(np.linalg.det(Vt))
-    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    W = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     best = np.eye(4), -1
-    for R in (U @ turn @ Vt, U @ turn.T @ Vt):
+    for R in (U @ W @ Vt, U @ W.T @ Vt):
         for t in (U[:, 2], -U[:, 2]):
             pose = poses.from_rotation_translation(R, t)
             count = int(_in_front(pose, rays1[use], rays2[use]).sum())
@@ -185,10 +186,10 @@ def _pose_in_front(E: np.ndarray, rays1: np.ndarray, rays2: np.ndarray, use: np.
 
 
 def _in_front(pose: np.ndarray, rays1: np.ndarray, rays2: np.ndarray) -> np.ndarray:
-    """Whether the nearest points of rays (M, 3) lie in front of both cameras (M,) bool: z2 x2 = z1 R x1 + t."""
-    turned, t = rays1 @ pose[:3, :3].T, pose[:3, 3]
-    aa, bb, ab = (turned**2).sum(1), (rays2**2).sum(1), (turned * rays2).sum(1)
-    at, bt = turned @ t, rays2 @ t
+    """(M,) bool: whether the nearest points of rays (M, 3) lie in front of both cameras: z2 x2 = z1 R x1 + t."""
+    rotated, t = rays1 @ pose[:3, :3].T, pose[:3, 3]
+    aa, bb, ab = (rotated**2).sum(1), (rays2**2).sum(1), (rotated * rays2).sum(1)
+    at, bt = rotated @ t, rays2 @ t
     return (ab * bt - bb * at > 0) & (aa * bt - ab * at > 0)
 
 
@@ -197,7 +198,7 @@ def _refine(
 ) -> np.ndarray:
     """Levenberg-Marquardt on the Sampson distances under a Cauchy loss of scale 1/2 (points in units of thresholds).
 
-    Five parameters: a rotation before the pose's own, and a turn of the unit translation in its tangent plane.
+    Five parameters: a rotation applied after the pose's own, and a step of the unit translation in its tangent plane.
     """
     inverse1, inverse2t = np.linalg.inv(K1), np.linalg.inv(K2).T
     near = np.abs(_sampson(points1, points2, inverse2t @ essential_from_pose(pose) @ inverse1)[0]) <= 3
@@ -217,20 +218,20 @@ def _refine(
         gradient = jacobian.T @ (weight * residual)
         while damping < 1e6:
             step = -np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-12), gradient)
-            moved_t = t + step[3:] @ tangent
-            moved = poses.from_rotation_translation(
-                poses.rotation_from_rotvec(step[:3]) @ R, moved_t / np.linalg.norm(moved_t)
+            new_t = t + step[3:] @ tangent
+            new_pose = poses.from_rotation_translation(
+                poses.rotation_from_rotvec(step[:3]) @ R, new_t / np.linalg.norm(new_t)
             )
-            trial, _ = _sampson(points1, points2, inverse2t @ essential_from_pose(moved) @ inverse1)
-            moved_cost = np.log1p((2 * trial) ** 2).sum()
-            if moved_cost < cost:
+            new_residual, _ = _sampson(points1, points2, inverse2t @ essential_from_pose(new_pose) @ inverse1)
+            new_cost = np.log1p((2 * new_residual) ** 2).sum()
+            if new_cost < cost:
                 break
             damping *= 10
         else:
             break
-        small = cost - moved_cost < 1e-9 * cost
-        pose, cost, damping = moved, moved_cost, max(damping / 10, 1e-9)
-        if small:
+        converged = cost - new_cost < 1e-9 * cost
+        pose, cost, damping = new_pose, new_cost, max(damping / 10, 1e-9)
+        if converged:
             break
     return pose
 

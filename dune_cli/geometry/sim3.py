@@ -1,4 +1,4 @@
-"""Similarities (rotation, translation, one scale) as 4x4 matrices named `a_from_b`, and fits of them to points.
+"""Sim(3): similarities (rotation, translation, one scale) as 4x4 matrices named `a_from_b`, and fits to points.
 
 The matrix is [s R | t]. numpy, float64, any leading dimensions.
 """
@@ -11,12 +11,12 @@ import numpy as np
 
 from dune_cli.geometry.poses import nearest_rotation, rotation_angle
 
-STILL = 0.01  # of the largest step: less says nothing of the scale
+MIN_STEP = 0.01  # of the largest step: smaller ones do not determine the scale
 
 
 @dataclass(frozen=True)
 class RobustSimilarity:
-    """`a_from_b` (..., 4, 4), and `inlier_share` (...): of the weight, what agrees within the tolerance."""
+    """`a_from_b` (..., 4, 4), and `inlier_share` (...): the share of the weights that agree within the tolerance."""
 
     a_from_b: np.ndarray
     inlier_share: np.ndarray
@@ -28,15 +28,15 @@ def scale_of(a_from_b: np.ndarray) -> np.ndarray:
 
 
 def rigid_part(a_from_b: np.ndarray) -> np.ndarray:
-    """(..., 4, 4) the pose in a similarity of a world from a camera: its scale is taken out of the rotation only, so
-    that the camera stands where it stood."""
+    """(..., 4, 4) the pose of the camera in a similarity `world_from_cam`: the rotation without scale, and the
+    translation as it is, so that the camera keeps its centre."""
     pose = np.array(a_from_b, dtype=np.float64)
     pose[..., :3, :3] /= scale_of(pose)[..., None, None]
     return pose
 
 
 def move_poses(new_from_old: np.ndarray, old_from_cam: np.ndarray) -> np.ndarray:
-    """(..., 4, 4) rigid poses `new_from_cam` after the world was moved by a similarity."""
+    """(..., 4, 4) rigid poses `new_from_cam` in a world that a similarity maps to."""
     return rigid_part(new_from_old @ np.asarray(old_from_cam, dtype=np.float64))
 
 
@@ -46,7 +46,7 @@ def similarity_from_points(
     """(..., 4, 4) `a_from_b` that minimises the weighted sum of squared distances of points (..., M, 3) in frame a.
 
     S. Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991, eq. 40
-    to 43, with weights (..., M). Where all points fall together the scale is 1.
+    to 43, with weights (..., M). Where all points coincide the scale is 1.
     """
     points_a, points_b = np.asarray(points_a, dtype=np.float64), np.asarray(points_b, dtype=np.float64)
     weights = np.ones(points_a.shape[:-1]) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -70,21 +70,22 @@ def similarity_from_points(
 
 
 def similarity_from_poses(a_from_cam: np.ndarray, b_from_cam: np.ndarray) -> np.ndarray:
-    """(4, 4) `a_from_b` between poses (N, 4, 4) of the same cameras, robust, rough: the rotation is a reweighted mean
-    of theirs, the scale the median ratio of distances between centres (1 where none are apart), the rest medians."""
-    turns = a_from_cam[:, :3, :3] @ np.swapaxes(b_from_cam[:, :3, :3], 1, 2)
-    weights = np.ones(len(turns))
+    """(4, 4) `a_from_b` between poses (N, 4, 4) of the same cameras, a robust initial estimate: the rotation is a
+    reweighted mean of the cameras' rotations, the scale the median ratio of the distances between centres (1 where all
+    coincide), the translation a median."""
+    rotations = a_from_cam[:, :3, :3] @ np.swapaxes(b_from_cam[:, :3, :3], 1, 2)
+    weights = np.ones(len(rotations))
     for _ in range(10):
-        turn = nearest_rotation((weights[:, None, None] * turns).sum(0))
-        weights = 1 / (1 + (rotation_angle(turn.T @ turns) / 0.1) ** 2) ** 2
-    a, b = a_from_cam[:, :3, 3], b_from_cam[:, :3, 3] @ turn.T
-    i, j = np.triu_indices(len(turns), 1)
+        rotation = nearest_rotation((weights[:, None, None] * rotations).sum(0))
+        weights = 1 / (1 + (rotation_angle(rotation.T @ rotations) / 0.1) ** 2) ** 2
+    a, b = a_from_cam[:, :3, 3], b_from_cam[:, :3, 3] @ rotation.T
+    i, j = np.triu_indices(len(rotations), 1)
     steps = [np.linalg.norm(centres[i] - centres[j], axis=1) for centres in (a, b)]
-    # cameras that stand still are apart by noise
-    apart = np.all([step > STILL * step.max(initial=0) for step in steps], axis=0)
+    # the distances of cameras that stand still are noise
+    apart = np.all([step > MIN_STEP * step.max(initial=0) for step in steps], axis=0)
     scale = float(np.median(steps[0][apart] / steps[1][apart])) if apart.any() else 1.0
     result = np.eye(4)
-    result[:3, :3] = scale * turn
+    result[:3, :3] = scale * rotation
     result[:3, 3] = np.median(a - scale * b, axis=0)
     return result
 
@@ -101,10 +102,10 @@ def robust_similarity(
 ) -> RobustSimilarity:
     """As `similarity_from_points` where many points are wrong: Geman-McClure by reweighting, coarse to fine.
 
-    `sizes_a` (..., M): the length in frame a against which a point's distance counts (its depth, the scene's size);
-    `tolerance`: the share of it within which points agree. The kernel shrinks from what the first fit leaves to the
-    tolerance, as H. Yang et al., "Graduated Non-Convexity for Robust Spatial Perception", RA-L 2020, section III.
-    `start` (..., 4, 4): a similarity to begin at, instead of the first fit.
+    `sizes_a` (..., M): the length in frame a that a point's residual is relative to (its depth, the scene's size).
+    `tolerance`: the relative residual within which points agree. The kernel shrinks from the residuals of the first fit
+    to the tolerance, as in H. Yang et al., "Graduated Non-Convexity for Robust Spatial Perception", RA-L 2020, section
+    III. `start` (..., 4, 4): a similarity to begin at, instead of the first fit.
     """
     sizes_a = np.maximum(np.asarray(sizes_a, dtype=np.float64), 1e-12)
     base = np.asarray(weights, dtype=np.float64) / sizes_a**2
@@ -120,16 +121,16 @@ def robust_similarity(
             kernel = np.maximum(3 * _weighted_median(residuals, weights), tolerance)
         factor = base / (1 + (residuals / kernel[..., None]) ** 2) ** 2
         kernel = np.maximum(0.7 * kernel, 0.5 * tolerance)
-    agrees = (residuals < tolerance) * weights
-    return RobustSimilarity(fit, agrees.sum(-1) / np.maximum(weights.sum(-1), 1e-300))
+    inliers = (residuals < tolerance) * weights
+    return RobustSimilarity(fit, inliers.sum(-1) / np.maximum(weights.sum(-1), 1e-300))
 
 
 def relative_residuals(
     a_from_b: np.ndarray, points_a: np.ndarray, points_b: np.ndarray, sizes_a: np.ndarray
 ) -> np.ndarray:
     """(..., M) distances of points b to points a in frame a, as shares of `sizes_a` (..., M)."""
-    moved = points_b @ np.swapaxes(a_from_b[..., :3, :3], -1, -2) + a_from_b[..., None, :3, 3]
-    return np.linalg.norm(moved - points_a, axis=-1) / sizes_a
+    transformed = points_b @ np.swapaxes(a_from_b[..., :3, :3], -1, -2) + a_from_b[..., None, :3, 3]
+    return np.linalg.norm(transformed - points_a, axis=-1) / sizes_a
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

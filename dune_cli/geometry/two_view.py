@@ -1,6 +1,7 @@
-"""Two calibrated views: triangulation, bundle adjustment, and the rotation that explains a motion best.
+"""Two calibrated views: triangulation, bundle adjustment, pure rotation, and a-contrario tests.
 
-World is camera 1. `K1`, `K2` (3, 3); pixels (M, 2); points (M, 3) in camera 1's frame. float64 throughout.
+The world is camera 1. `K1`, `K2` (3, 3); pixels (M, 2), centres at integers; points (M, 3) in camera 1's frame.
+float64.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ FOCAL_FACTORS = np.geomspace(0.4, 2.5, 25)  # on a guessed focal length
 
 @dataclass(frozen=True)
 class TwoViewGeometry:
-    """A refined pair: `cam2_from_cam1` (4, 4) with unit baseline, `points_cam1` (M, 3) and `valid` (M,) for every
-    correspondence handed in, `errors_px` (M,) the larger of its two reprojection errors (inf where not valid)."""
+    """A refined pair: `cam2_from_cam1` (4, 4) with unit baseline. For each match its point `points_cam1` (M, 3),
+    whether it is `valid` (M,), and `errors_px` (M,), the larger of its two reprojection errors (inf where not valid).
+    """
 
     cam2_from_cam1: np.ndarray
     points_cam1: np.ndarray
@@ -39,7 +41,7 @@ def triangulate(
 ) -> np.ndarray:
     """(M, 3) points in camera 1's frame by the linear method on unit-depth rays (Hartley and Zisserman, 12.2).
 
-    Rays that run in parallel meet at infinity: such a point has inf or very large coordinates.
+    Parallel rays meet at infinity: such a point has inf or very large coordinates.
     """
     rays1, rays2 = _rays(pixels1, K1), _rays(pixels2, K2)
     P1, P2 = np.eye(3, 4), np.asarray(cam2_from_cam1, dtype=np.float64)[:3]
@@ -67,7 +69,7 @@ def reprojection_errors(
 
 
 def parallax_angles(points_cam1: np.ndarray, cam2_from_cam1: np.ndarray) -> np.ndarray:
-    """(M,) angle in radians at which each point sees the two camera centres."""
+    """(M,) angle in radians between the rays of each point to both cameras."""
     centre2 = inverse(cam2_from_cam1)[:3, 3]
     return vector_angle(points_cam1, points_cam1 - centre2)
 
@@ -80,10 +82,10 @@ def refine(
     cam2_from_cam1: np.ndarray,
     threshold_px: float,
 ) -> TwoViewGeometry:
-    """Two-view bundle adjustment (pycolmap, Cauchy loss) of pose and points, intrinsics fixed, then the same again on
-    what then lies within `threshold_px` in both views and in front of both cameras.
+    """Two-view bundle adjustment (pycolmap, Cauchy loss) of pose and points with fixed intrinsics, twice: the second
+    time on the matches that lie within `threshold_px` in both views and in front of both cameras.
 
-    Two views do not determine the focal length together with pose and points well, so it is never refined here.
+    Focal lengths are not refined, because two views hardly determine them together with pose and points.
     """
     arrays = [np.ascontiguousarray(a, dtype=np.float64) for a in (pixels1, pixels2, K1, K2)]
     pose = np.asarray(cam2_from_cam1, dtype=np.float64)
@@ -94,8 +96,7 @@ def refine(
         if np.count_nonzero(keep) < 6:
             break
         pose, points[keep] = _bundle_adjust(arrays[0][keep], arrays[1][keep], K1, K2, pose, points[keep], threshold_px)
-        fresh = triangulate(*arrays, pose)
-        points = np.where(keep[:, None], points, fresh)
+        points = np.where(keep[:, None], points, triangulate(*arrays, pose))
         errors = reprojection_errors(points, *arrays, pose)
         keep = errors < threshold_px
     errors = np.where(keep, errors, np.inf)
@@ -111,25 +112,25 @@ def _bundle_adjust(
     points: np.ndarray,
     loss_scale_px: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pose with unit baseline and points (M, 3) after one solve; one thread, so that two runs agree to the bit."""
+    """Pose with unit baseline and points (M, 3) after one solve, in one thread so that runs are bit-identical."""
     pycolmap = optional.import_pycolmap("bundle adjustment")
 
     scene = pycolmap.Reconstruction()
     poses = (np.eye(4), cam2_from_cam1)
     for index, (K, pixels, pose) in enumerate(zip((K1, K2), (pixels1, pixels2), poses), start=1):
-        # COLMAP's PINHOLE has no skew; what K has is taken out of the pixels, so that the rays stay the same
+        # COLMAP's PINHOLE has no skew: that of K is removed from the pixels, so that the rays are the same
         fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-        straight = np.stack([pixels[:, 0] - K[0, 1] * (pixels[:, 1] - cy) / fy, pixels[:, 1]], axis=1)
+        unskewed = np.stack([pixels[:, 0] - K[0, 1] * (pixels[:, 1] - cy) / fy, pixels[:, 1]], axis=1)
         camera = pycolmap.Camera(model="PINHOLE", width=1, height=1, params=[fx, fy, cx, cy], camera_id=index)
         scene.add_camera_with_trivial_rig(camera)
-        image = pycolmap.Image(name=str(index), keypoints=straight, camera_id=index, image_id=index)
+        image = pycolmap.Image(name=str(index), keypoints=unskewed, camera_id=index, image_id=index)
         scene.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose[:3]))
-    names = []
+    point_ids = []
     for number, point in enumerate(points):
         track = pycolmap.Track()
         track.add_element(1, number)
         track.add_element(2, number)
-        names.append(scene.add_point3D(point, track))
+        point_ids.append(scene.add_point3D(point, track))
     config = pycolmap.BundleAdjustmentConfig()
     for index in (1, 2):
         config.add_image(index)
@@ -146,27 +147,27 @@ def _bundle_adjust(
         inverse(np.vstack([scene.image(i).cam_from_world().matrix(), [0, 0, 0, 1]])) for i in (1, 2)
     )
     pose = inverse(world_from_2) @ world_from_1
-    moved = transform_points(inverse(world_from_1), np.array([scene.point3D(name).xyz for name in names]))
+    points_cam1 = transform_points(inverse(world_from_1), np.array([scene.point3D(i).xyz for i in point_ids]))
     length = np.linalg.norm(pose[:3, 3])
     pose[:3, 3] /= length
-    return pose, moved / length
+    return pose, points_cam1 / length
 
 
 def rotation_only(
     pixels1: np.ndarray, pixels2: np.ndarray, K1: np.ndarray, K2: np.ndarray, iterations: int = 20
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rotation that alone explains the motion best, and what it leaves.
+    """The rotation that explains the motion best without a translation.
 
-    Returns `cam2_from_cam1` (3, 3) and the residuals (M,) in pixels of view 2. Robust by reweighting (Geman-McClure),
-    each step solved in closed form (Kabsch).
+    Returns `cam2_from_cam1` (3, 3) and the residuals (M,) in pixels of view 2. Iteratively reweighted (Geman-McClure),
+    each step in closed form (Kabsch).
     """
     rays1, rays2 = (r / np.linalg.norm(r, axis=1, keepdims=True) for r in (_rays(pixels1, K1), _rays(pixels2, K2)))
     weights = np.ones(len(rays1))
     for _ in range(iterations):
         rotation = nearest_rotation((rays2 * weights[:, None]).T @ rays1)
-        turned = rays1 @ rotation.T
-        residuals = np.linalg.norm(project(turned, K2) - pixels2, axis=1)
-        residuals = np.where((turned[:, 2] > 0) & np.isfinite(residuals), residuals, np.inf)
+        rotated = rays1 @ rotation.T
+        residuals = np.linalg.norm(project(rotated, K2) - pixels2, axis=1)
+        residuals = np.where((rotated[:, 2] > 0) & np.isfinite(residuals), residuals, np.inf)
         scale = max(float(np.median(residuals)), 0.25)
         with np.errstate(over="ignore"):
             weights = 1 / (1 + (residuals / (2 * scale)) ** 2) ** 2
@@ -176,8 +177,8 @@ def rotation_only(
 def rotation_only_any_focal(
     pixels1: np.ndarray, pixels2: np.ndarray, K1: np.ndarray, K2: np.ndarray, factors: np.ndarray | None = None
 ) -> tuple[float, np.ndarray]:
-    """As `rotation_only` where the focal length is a guess: the factor on both focals that leaves the smallest median
-    residual, and its residuals (M,). A wrong focal makes a pure rotation look like a motion."""
+    """As `rotation_only` where the focal lengths are guesses: the factor on both with the smallest median residual, and
+    its residuals (M,). With a wrong focal length a pure rotation has residuals like those of a translation."""
     factors = np.concatenate([[1.0], FOCAL_FACTORS]) if factors is None else factors
     residuals = rotation_only_by_focal(pixels1, pixels2, K1, K2, factors)
     best = int(np.argmin(np.median(residuals, axis=1)))
@@ -187,11 +188,11 @@ def rotation_only_any_focal(
 def rotation_only_by_focal(
     pixels1: np.ndarray, pixels2: np.ndarray, K1: np.ndarray, K2: np.ndarray, factors: np.ndarray
 ) -> np.ndarray:
-    """The residuals (F, M) that `rotation_only` leaves with each of the `factors` (F,) on both focal lengths."""
+    """The residuals (F, M) of `rotation_only` with each of the `factors` (F,) on both focal lengths."""
     residuals = []
     for factor in factors:
-        zoom = np.diag([factor, factor, 1.0])
-        K1_f, K2_f = (np.concatenate([(K @ zoom)[:, :2], K[:, 2:]], axis=1) for K in (K1, K2))
+        scale = np.diag([factor, factor, 1.0])
+        K1_f, K2_f = (np.concatenate([(K @ scale)[:, :2], K[:, 2:]], axis=1) for K in (K1, K2))
         residuals.append(rotation_only(pixels1, pixels2, K1_f, K2_f)[1])
     return np.stack(residuals)
 
@@ -200,16 +201,19 @@ def _rays(pixels: np.ndarray, K: np.ndarray) -> np.ndarray:
     return backproject(pixels, np.ones(len(pixels)), K)
 
 
-# What tells a pair of views that gives a pose from chance, from one view twice, and from a turn on the spot.
-#
-# Pixels (M, 2) of the matches, pixel centres at integers; thresholds in pixels of the photos.
+# Degeneracies of a pair: the same view, a pure rotation, and agreement by chance. Thresholds are in pixels of the
+# photos.
 
 
-MIN_MOVING, MIN_MOVING_SHARE = 8, 0.1  # matches that no rotation explains; fewer leave the direction to chance
+# matches that no rotation explains: fewer do not determine the direction of motion
+MIN_UNEXPLAINED, MIN_UNEXPLAINED_SHARE = 8, 0.1
 
 
 def is_same_view(pixels1: np.ndarray, pixels2: np.ndarray, pixel_sizes_px: tuple[float, float]) -> bool:
-    """Whether four of five matches stay within one matched pixel: the same photo twice, or a camera on a tripod."""
+    """Whether four of five matches move by less than one matched pixel: the same photo twice, or a camera on a tripod.
+
+    `pixel_sizes_px`: pixels of each photo per matched pixel.
+    """
     return len(pixels1) > 0 and bool(np.percentile(np.linalg.norm(pixels1 - pixels2, axis=1), 80) < max(pixel_sizes_px))
 
 
@@ -221,46 +225,46 @@ def unexplained_by_rotation(
     threshold_px: float,
     focal_unknown: bool = False,
 ) -> int:
-    """How many matches lie over three thresholds from where the best rotation alone puts them in view 2.
+    """How many matches have a residual of over three thresholds with the best pure rotation.
 
-    `focal_unknown`: the K are guesses, so the best common factor on their focal lengths is looked for, too.
+    `focal_unknown`: the focal lengths are guesses, and the best common factor on them is estimated, too.
     """
-    best = rotation_only_any_focal if focal_unknown else rotation_only
-    return int(np.count_nonzero(best(pixels1, pixels2, K1, K2)[1] > 3 * threshold_px))
+    estimate = rotation_only_any_focal if focal_unknown else rotation_only
+    return int(np.count_nonzero(estimate(pixels1, pixels2, K1, K2)[1] > 3 * threshold_px))
 
 
-def is_rotation(moving: int, matches: int) -> bool:
-    """Whether so few of the agreeing matches move otherwise that the direction of motion would be chance."""
-    return moving < max(MIN_MOVING, MIN_MOVING_SHARE * matches)
+def is_rotation(unexplained: int, matches: int) -> bool:
+    """Whether a rotation leaves so few inliers unexplained that they do not determine the direction of motion."""
+    return unexplained < max(MIN_UNEXPLAINED, MIN_UNEXPLAINED_SHARE * matches)
 
 
 def log10_nfa_epipolar(
     inliers: int, matches: int, thresholds_px: tuple[float, float], sizes: Sequence[tuple[int, int]]
 ) -> float:
-    """log10 of the number of five-point models that would find so many inliers among random matches by chance.
+    """log10 of the number of false alarms (NFA) of an epipolar geometry: of the five-point models to expect with so
+    many inliers among random matches. Below 0 chance does not explain the pair.
 
     The a-contrario test of L. Moisan and B. Stival, "A probabilistic criterion to detect rigid point matches between
     two images", IJCV 2004: a random point lies within a threshold of an epipolar line with a probability of at most
-    2 * threshold * diagonal / area. Of the two photos, `sizes` (width, height) each, the one matched more coarsely
-    decides. Below 0 chance does not explain the pair; the lower the surer.
+    2 * threshold * diagonal / area. Of the two photos, `sizes` (width, height) each, the larger probability is used.
     """
-    chance = max(2 * t * float(np.hypot(w, h)) / (w * h) for t, (w, h) in zip(thresholds_px, sizes))
-    return _log10_false_alarms(inliers, matches, chance, sample=5, solutions=10)
+    probability = max(2 * t * float(np.hypot(w, h)) / (w * h) for t, (w, h) in zip(thresholds_px, sizes))
+    return _log10_nfa(inliers, matches, probability, sample=5, solutions=10)
 
 
 def log10_nfa_pnp(inliers: int, matches: int, threshold_px: float, size: tuple[float, float]) -> float:
-    """The same for three-point poses of a camera (`size`: width, height): a random pixel lies within the threshold of
-    another one with a probability of pi * threshold^2 / area."""
-    chance = pi * threshold_px**2 / (size[0] * size[1])
-    return _log10_false_alarms(inliers, matches, chance, sample=3, solutions=4)
+    """As `log10_nfa_epipolar`, of a three-point pose of a camera (`size`: width, height): a random pixel lies within
+    the threshold of another one with a probability of pi * threshold^2 / area."""
+    probability = pi * threshold_px**2 / (size[0] * size[1])
+    return _log10_nfa(inliers, matches, probability, sample=3, solutions=4)
 
 
-def _log10_false_alarms(inliers: int, matches: int, chance: float, sample: int, solutions: int) -> float:
+def _log10_nfa(inliers: int, matches: int, probability: float, sample: int, solutions: int) -> float:
     if inliers <= sample or matches <= sample:
         return float("inf")
     models = solutions * (matches - sample)
     log_number = log(models) + _log_choose(matches, inliers) + _log_choose(inliers, sample)
-    return (log_number + (inliers - sample) * log(min(1.0, chance))) / log(10)
+    return (log_number + (inliers - sample) * log(min(1.0, probability))) / log(10)
 
 
 def _log_choose(n: int, k: int) -> float:

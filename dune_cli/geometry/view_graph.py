@@ -1,7 +1,7 @@
-"""Views joined by similarities, some of them wrong: the spanning tree on which most of them agree.
+"""View graphs: connected components, and poses of views from relative similarities, some of which are wrong.
 
-An edge e says `first_from_second[e]` (4, 4) between the frames of views `pairs[e]`, with a `score`. Frames have lengths
-of about their median depth, so that translations compare across edges.
+Edge e is `first_from_second[e]` (4, 4) between the frames of views `pairs[e]`, with a `score`. The median depth of a
+frame has a length of about 1, so that translations compare across edges.
 """
 
 from __future__ import annotations
@@ -12,54 +12,56 @@ from scipy.sparse import coo_matrix, csgraph
 from dune_cli.geometry.poses import rotation_angle
 from dune_cli.geometry.sim3 import rigid_part, scale_of
 
-MAX_TURN = np.radians(10.0)
+MAX_ROTATION = np.radians(10.0)
 MAX_LOG_SCALE = 0.25
-MAX_SHIFT = 0.25  # of the median depth
+MAX_TRANSLATION = 0.25  # of the median depth
 ROUNDS, TREES = 4, 12
 
 
 def components(count: int, pairs: np.ndarray) -> list[np.ndarray]:
     """The views of every connected component, largest first, then by their smallest view."""
-    links = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
-    number, labels = csgraph.connected_components(links, directed=False)
-    groups = [np.flatnonzero(labels == label) for label in range(number)]
-    return sorted(groups, key=lambda group: (-len(group), group[0]))
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
+    number, labels = csgraph.connected_components(graph, directed=False)
+    members = [np.flatnonzero(labels == label) for label in range(number)]
+    return sorted(members, key=lambda views: (-len(views), views[0]))
 
 
-def place_views(
+def register_views(
     count: int, pairs: np.ndarray, first_from_second: np.ndarray, scores: np.ndarray, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places the views of the largest component: `root_from_view` (count, 4, 4), `placed` (count,), `agree` (E,).
+    """The poses of the views of the largest component: `root_from_view` (count, 4, 4), `registered` (count,), `inliers`
+    (E,).
 
-    `agree` says which edges the placement explains. The tree is a maximum spanning tree over the scores, raised where
-    an edge closes triangles with others; edges that lose the vote are then trusted less and the tree is grown again, a
-    few times, also with scores shaken at random; the tree that explains the largest sum of scores is kept.
+    The poses are chained along a maximum spanning tree over the scores, which are raised where an edge closes triangles
+    with others. The inliers are the edges that agree with the poses. The weights of the outliers are reduced and the
+    tree is grown again, a few times, also with randomly scaled weights; the tree with the largest sum of scores of its
+    inliers is returned.
     """
     scores = scores * _triangle_support(count, pairs, first_from_second)
-    group = components(count, pairs)[0]
-    placed = np.isin(np.arange(count), group)
-    inside = placed[pairs[:, 0]]
+    component = components(count, pairs)[0]
+    registered = np.isin(np.arange(count), component)
+    inside = registered[pairs[:, 0]]
     rng = np.random.default_rng(seed)
     best: tuple[float, np.ndarray, np.ndarray] | None = None
-    trust = scores.copy()
+    weights = scores.copy()
     for _ in range(ROUNDS):
         for number in range(TREES):
-            shaken = trust if number == 0 else trust * rng.exponential(size=len(trust))
-            root_from_view = _grow(count, group, pairs, first_from_second, shaken)
-            agree = inside & _explained(root_from_view, pairs, first_from_second)
-            votes = float(scores[agree].sum())
-            if best is None or votes > best[0] * (1 + 1e-9):
-                best = votes, root_from_view, agree
-        trust = np.where(best[2], trust, 0.1 * trust)
+            scaled = weights if number == 0 else weights * rng.exponential(size=len(weights))
+            root_from_view = _chain_poses(count, component, pairs, first_from_second, scaled)
+            inliers = inside & _agreeing_edges(root_from_view, pairs, first_from_second)
+            total = float(scores[inliers].sum())
+            if best is None or total > best[0] * (1 + 1e-9):
+                best = total, root_from_view, inliers
+        weights = np.where(best[2], weights, 0.1 * weights)
         if best[2][inside].all():
             break
-    return best[1], placed, best[2]
+    return best[1], registered, best[2]
 
 
-def _grow(
-    count: int, group: np.ndarray, pairs: np.ndarray, first_from_second: np.ndarray, scores: np.ndarray
+def _chain_poses(
+    count: int, component: np.ndarray, pairs: np.ndarray, first_from_second: np.ndarray, scores: np.ndarray
 ) -> np.ndarray:
-    """(count, 4, 4) along the maximum spanning tree from the group's first view; identity outside the group."""
+    """(count, 4, 4) along the maximum spanning tree from the component's first view; identity outside of it."""
     order = np.argsort(-scores, kind="stable")
     i, j = pairs[order].min(1), pairs[order].max(1)
     _, first = np.unique(i * count + j, return_index=True)
@@ -68,32 +70,32 @@ def _grow(
     graph = coo_matrix((weights, (pairs[kept].min(1), pairs[kept].max(1))), (count, count))
     tree = csgraph.minimum_spanning_tree(graph.tocsr())
     edge_of = {tuple(sorted(pairs[e])): e for e in kept.tolist()}
-    nodes, parents = csgraph.breadth_first_order(tree, group[0], directed=False)
-    placed = np.tile(np.eye(4), (count, 1, 1))
+    nodes, parents = csgraph.breadth_first_order(tree, component[0], directed=False)
+    poses = np.tile(np.eye(4), (count, 1, 1))
     for node in nodes[1:]:
         parent = parents[node]
         edge = edge_of[tuple(sorted((int(parent), int(node))))]
         step = first_from_second[edge]
-        placed[node] = placed[parent] @ (step if pairs[edge, 0] == parent else np.linalg.inv(step))
-    return placed
+        poses[node] = poses[parent] @ (step if pairs[edge, 0] == parent else np.linalg.inv(step))
+    return poses
 
 
-def _explained(root_from_view: np.ndarray, pairs: np.ndarray, first_from_second: np.ndarray) -> np.ndarray:
-    """(E,) bool: the edges that a placement agrees with."""
-    found = np.linalg.inv(root_from_view[pairs[:, 0]]) @ root_from_view[pairs[:, 1]]
-    return _same(found, first_from_second)
+def _agreeing_edges(root_from_view: np.ndarray, pairs: np.ndarray, first_from_second: np.ndarray) -> np.ndarray:
+    """(E,) bool: the edges that agree with the poses."""
+    relative = np.linalg.inv(root_from_view[pairs[:, 0]]) @ root_from_view[pairs[:, 1]]
+    return _are_similar(relative, first_from_second)
 
 
-def _same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    turn = rotation_angle(np.swapaxes(rigid_part(a)[..., :3, :3], -1, -2) @ rigid_part(b)[..., :3, :3])
+def _are_similar(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    rotation = rotation_angle(np.swapaxes(rigid_part(a)[..., :3, :3], -1, -2) @ rigid_part(b)[..., :3, :3])
     log_scale = np.abs(np.log(scale_of(a) / scale_of(b)))
-    shift = np.linalg.norm(a[..., :3, 3] - b[..., :3, 3], axis=-1)
-    return (turn < MAX_TURN) & (log_scale < MAX_LOG_SCALE) & (shift < MAX_SHIFT)
+    translation = np.linalg.norm(a[..., :3, 3] - b[..., :3, 3], axis=-1)
+    return (rotation < MAX_ROTATION) & (log_scale < MAX_LOG_SCALE) & (translation < MAX_TRANSLATION)
 
 
 def _triangle_support(count: int, pairs: np.ndarray, first_from_second: np.ndarray) -> np.ndarray:
-    """(E,) in (0, 1): the share of the triangles over an edge that close, counting one that does and one that does
-    not in advance."""
+    """(E,) in (0, 1): the share of the triangles over an edge that close, with one closing and one open triangle added
+    to each."""
     edges: dict[int, dict[int, np.ndarray]] = {view: {} for view in range(count)}
     for (i, j), step in zip(pairs.tolist(), first_from_second):
         edges[i].setdefault(j, step)
@@ -105,6 +107,6 @@ def _triangle_support(count: int, pairs: np.ndarray, first_from_second: np.ndarr
         closing = 0
         if shared:
             around = np.stack([edges[i][k] @ edges[k][j] for k in shared])
-            closing = int(_same(around, first_from_second[index]).sum())
+            closing = int(_are_similar(around, first_from_second[index]).sum())
         support[index] = (closing + 1) / (len(shared) + 2)
     return support

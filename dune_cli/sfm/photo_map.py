@@ -13,7 +13,7 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import poses
-from dune_cli.geometry.bundle_adjustment import MODE
+from dune_cli.geometry.bundle_adjustment import MODE_SIZE
 from dune_cli.geometry.poses import subtract_world_offset, world_offset
 from dune_cli.io.colmap.read import ColmapModel, model_files, model_folder, open_model
 from dune_cli.io.colmap.records import FOCALS
@@ -215,9 +215,9 @@ def _from_scene(path: Path, scene: dict[str, Any]) -> list[_ModelImage]:
 def _modes(fields: Fields) -> np.ndarray | None:
     """The calibration modes (M, 10) of a scene's camera, (0, 10) where its K was given; None where they are unknown."""
     camera = fields.object("camera", None)
-    modes = None if camera is None else camera.array("modes", (None, MODE), None)
+    modes = None if camera is None else camera.array("modes", (None, MODE_SIZE), None)
     if modes is None and camera is not None and fields.get("focal_source") == "given":
-        return np.zeros((0, MODE))
+        return np.zeros((0, MODE_SIZE))
     return modes
 
 
@@ -241,7 +241,7 @@ def _with_equal_modes(entries: Sequence[_ModelImage]) -> list[_ModelImage]:
     counts = {len(entry.modes) for entry in entries if entry.modes is not None} - {0}
     if any(entry.modes is None for entry in entries) or len(counts) > 1:
         return [replace(entry, modes=None) for entry in entries]
-    zero = np.zeros((max(counts, default=0), MODE))
+    zero = np.zeros((max(counts, default=0), MODE_SIZE))
     return [replace(entry, modes=entry.modes if len(entry.modes) else zero) for entry in entries]
 
 

@@ -197,7 +197,7 @@ def find_pure_rotations(
         parallax = {
             pair
             for pair, (matches, unexplained) in counts.items()
-            if unexplained >= max(two_view.MIN_MOVING, PARALLAX_SHARE * matches)
+            if unexplained >= max(two_view.MIN_UNEXPLAINED, PARALLAX_SHARE * matches)
         }
         contradicted = {pair for pair in parallax if _is_contradicted(pair, residuals[pair], counts, pixel_size)}
         if contradicted == parallax:

@@ -10,7 +10,7 @@ import pytest
 from dune_cli.geometry import cameras, poses
 from dune_cli.geometry.global_alignment import Alignment, KnownCameras, PairPoints, align, anchor_points, move_alignment
 from dune_cli.geometry.sim3 import move_poses, similarity_from_points
-from dune_cli.geometry.view_graph import components, place_views
+from dune_cli.geometry.view_graph import components, register_views
 
 SIZE, FOCAL = (640, 480), 500.0
 K = cameras.K_from_focal(FOCAL, *SIZE)
@@ -223,7 +223,7 @@ def test_the_tree_avoids_wrong_edges() -> None:
     turns = 1.5 * np.random.default_rng(0).normal(size=(len(wrong), 3))
     steps[wrong, :3, :3] = steps[wrong, :3, :3] @ poses.rotation_from_rotvec(turns)
     scores = np.where(np.isin(np.arange(len(pairs)), wrong), 2.0, 1.0)
-    placed, inside, agree = place_views(6, pairs, steps, scores)
+    placed, inside, agree = register_views(6, pairs, steps, scores)
     assert inside.all()
     np.testing.assert_array_equal(np.flatnonzero(~agree), wrong)
     expected = poses.inverse(truth[0]) @ truth

@@ -25,8 +25,8 @@ def seen(points: np.ndarray, view: int) -> np.ndarray:
     return cameras.project(poses.transform_points(CAMS[view], points), K)
 
 
-def rays(points: np.ndarray, unit_px: float = 1.0) -> list[ViewObservations]:
-    return [ViewObservations(np.arange(len(points)), seen(points, i), K, CAMS[i], unit_px) for i in range(1, 5)]
+def rays(points: np.ndarray, pixel_size: float = 1.0) -> list[ViewObservations]:
+    return [ViewObservations(np.arange(len(points)), seen(points, i), K, CAMS[i], pixel_size) for i in range(1, 5)]
 
 
 def test_exact_pixels_give_exact_points(points: np.ndarray) -> None:
@@ -62,9 +62,9 @@ def test_narrow_rays_and_single_views_give_none(points: np.ndarray) -> None:
 
 
 def test_thresholds_count_in_each_views_own_unit(points: np.ndarray) -> None:
-    others = rays(points, unit_px=4.0)
+    others = rays(points, pixel_size=4.0)
     noise = np.random.default_rng(2).uniform(-5, 5, (4, 60, 2))
-    noisy = [ViewObservations(o.rows, o.pixels + n, o.K, o.cam_from_world, o.unit_px) for o, n in zip(others, noise)]
+    noisy = [ViewObservations(o.rows, o.pixels + n, o.K, o.cam_from_world, o.pixel_size) for o, n in zip(others, noise)]
     coarse = triangulate_with_known_poses(seen(points, 0), K, CAMS[0], 4.0, noisy, 2.0)
     assert len(coarse.rows) >= 55
     np.testing.assert_allclose(coarse.points_world, points[coarse.rows], rtol=0.2, atol=0.2)
