@@ -1,12 +1,12 @@
-"""Which sharing strategy and which projector? Distils a small student for each pair of them, with several seeds.
+"""Compare sharing strategies and projectors: distils a small student for each pair of them, with several seeds.
 
     python examples/ablation_distill.py --teachers xfeat,efficientnet-lite2 \\
         --data xfeat=sequences/ --data efficientnet-lite2=photos/ -o ablation/
 
-The score is what a constant prediction cannot have: the mean cosine to a teacher's tokens after its mean is taken
-away, on photos held out from training, averaged over token types. The table shows the mean over seeds and the sample
-standard deviation; differences of that size mean nothing. Finished runs are not run again, an interrupted one goes on.
-Teacher outputs are computed once for each seed (`-o`/cache). Sharing strategies "own…" need tagged data, as above.
+The score is the mean cosine to a teacher's tokens after its mean is subtracted, for which a constant prediction scores
+0, on photos held out from training, averaged over token types. The table shows the mean and the sample standard
+deviation over seeds; differences of that size are not significant. Finished runs are reused, an interrupted one is
+resumed. Teacher outputs are cached for each seed (`-o`/cache). Sharing strategies "own…" need tagged data, as above.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dune_cli.training.distill.finalize import finalize
 
 
 def scores(config: DistillConfig, folder: Path) -> dict[str, float]:
-    """Teacher -> score of a run, which is trained if its report is not there yet."""
+    """Teacher -> score of a run, which is trained if it has no report."""
     report = folder / "report.json"
     content = json.loads(report.read_text()) if report.exists() else finalize(distill(config, folder), folder).document
     by_teacher: dict[str, list[float]] = {}
@@ -31,7 +31,7 @@ def scores(config: DistillConfig, folder: Path) -> dict[str, float]:
     return {name: statistics.mean(values) for name, values in by_teacher.items()}
 
 
-def spread(values: list[float]) -> str:
+def mean_and_std(values: list[float]) -> str:
     """Mean ± sample standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
     return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
@@ -42,8 +42,8 @@ def table(rows: dict[tuple[str, str], list[dict[str, float]]]) -> str:
     teachers = list(next(iter(rows.values()))[0])
     lines = [f"| sharing | projector | {' | '.join(teachers)} | mean |", "|---" * (len(teachers) + 3) + "|"]
     for (sharing, projector), runs in rows.items():
-        cells = [spread([run[name] for run in runs]) for name in teachers]
-        cells.append(spread([statistics.mean(run.values()) for run in runs]))
+        cells = [mean_and_std([run[name] for run in runs]) for name in teachers]
+        cells.append(mean_and_std([statistics.mean(run.values()) for run in runs]))
         lines.append(f"| {sharing} | {projector} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -57,8 +57,10 @@ def main() -> None:
     parser.add_argument("--size", default=112, type=int, help="side of the crops, pixels (%(default)s)")
     parser.add_argument("--steps", default=300, type=int, help="steps of a run (%(default)s)")
     parser.add_argument("--batch-size", default=16, type=int, help="images a step (%(default)s)")
-    parser.add_argument("--lr", default=8e-3, type=float, help="for a batch of 256; it scales (%(default)s)")
-    parser.add_argument("--seeds", default=3, type=int, help="runs of each kind (%(default)s)")
+    parser.add_argument(
+        "--lr", default=8e-3, type=float, help="learning rate at batch size 256, scaled linearly (%(default)s)"
+    )
+    parser.add_argument("--seeds", default=3, type=int, help="runs of each pair (%(default)s)")
     parser.add_argument("--sharing", default=",".join(STRATEGIES), help="strategies (%(default)s)")
     parser.add_argument("--projectors", default=",".join(PROJECTORS), help="projectors (%(default)s)")
     options = parser.parse_args()
@@ -81,8 +83,8 @@ def main() -> None:
                     held_out_fraction=0.1,
                     cache=str(options.output / "cache"),
                 )
-                found = scores(config, options.output / f"{sharing}-{projector}-{seed}")
-                rows.setdefault((sharing, projector), []).append(found)
+                run = scores(config, options.output / f"{sharing}-{projector}-{seed}")
+                rows.setdefault((sharing, projector), []).append(run)
     text = table(rows)
     (options.output / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)

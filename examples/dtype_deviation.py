@@ -1,9 +1,10 @@
-"""How far bfloat16 matrix products move an encoder's tokens; to be run on trained weights.
+"""Deviation of an encoder's tokens in bfloat16 from float32; meaningful for trained weights.
 
     python examples/dtype_deviation.py dinov2_vits14_pretrain.pth examples/photos/*.png --size 518
 
 Prints, for each photo, the relative change of the patch tokens |a - b| / |b| against float32 (median, 95th percentile,
-largest), the share of tokens that move by more than 1 %, and the share whose nearest token of the other photo changes.
+largest), the share of tokens that change by more than 1 %, and the share whose nearest token in the previous photo
+changes.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def main() -> None:
             with torch.inference_mode():
                 a, b = exact(image, norm).patches[0], rough(image, norm).patches[0]
             change = (b - a).norm(dim=-1) / a.norm(dim=-1)
-            middle, most = change.quantile(torch.tensor([0.5, 0.95])).tolist()
-            neighbour = "" if database is None or not norm else f"{changed(a, b, database):17.2%}"
+            median, p95 = change.quantile(torch.tensor([0.5, 0.95])).tolist()
+            neighbour = "" if database is None or not norm else f"{share_with_other_neighbour(a, b, database):17.2%}"
             print(
-                f"{path[-27:]:28}{'yes' if norm else 'no':>6}{middle:9.2%}{most:8.2%}{change.max():9.2%}"
+                f"{path[-27:]:28}{'yes' if norm else 'no':>6}{median:9.2%}{p95:8.2%}{change.max():9.2%}"
                 f"{(change > 0.01).float().mean():8.1%}{neighbour}"
             )
             if norm:
@@ -46,8 +47,8 @@ def main() -> None:
         database = current
 
 
-def changed(a: torch.Tensor, b: torch.Tensor, database: torch.Tensor) -> float:
-    """Share of tokens whose most similar token (cosine) in the photo before is another one."""
+def share_with_other_neighbour(a: torch.Tensor, b: torch.Tensor, database: torch.Tensor) -> float:
+    """Share of tokens whose most similar token (cosine) in the previous photo differs."""
     unit = torch.nn.functional.normalize(database, dim=-1)
     return ((a @ unit.T).argmax(1) != (b @ unit.T).argmax(1)).float().mean().item()
 

@@ -1,7 +1,7 @@
-"""Look at a point cloud without a viewer: `python examples/render_ply.py scene.ply scene.png --azimuth-deg 20`.
+"""Render a point cloud without a viewer: `python examples/render_ply.py scene.ply scene.png --azimuth-deg 20`.
 
-Splats every point as a small square, nearest first, seen from beside the first camera (OpenCV axes: x right, y down,
-z forward) and turned around the cloud's median point.
+Draws every point as a square of 2 x 2 pixels, far to near, from the first camera turned around the cloud's median point
+(OpenCV axes: x right, y down, z forward).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from dune_cli.io.formats.ply import read_ply
 def render(
     points: np.ndarray, colors: np.ndarray, width: int, height: int, azimuth_deg: float, elevation_deg: float
 ) -> np.ndarray:
-    """An (height, width, 3) uint8 picture of `points` (M, 3) with `colors` (M, 3) uint8 on white."""
+    """A picture (height, width, 3) uint8 of `points` (M, 3) with `colors` (M, 3) uint8 on white."""
     centre = np.median(points, axis=0)
     a, e = np.radians([azimuth_deg, elevation_deg])
-    turn_y = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
-    turn_x = np.array([[1, 0, 0], [0, np.cos(e), -np.sin(e)], [0, np.sin(e), np.cos(e)]])
-    points_cam = (points - centre) @ turn_y.T @ turn_x.T + [0, 0, np.linalg.norm(centre)]
-    keep = points_cam[:, 2] > 1e-6
-    points_cam, colors = points_cam[keep], colors[keep]
+    rotation_y = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
+    rotation_x = np.array([[1, 0, 0], [0, np.cos(e), -np.sin(e)], [0, np.sin(e), np.cos(e)]])
+    points_cam = (points - centre) @ rotation_y.T @ rotation_x.T + [0, 0, np.linalg.norm(centre)]
+    in_front = points_cam[:, 2] > 1e-6
+    points_cam, colors = points_cam[in_front], colors[in_front]
     spread = np.abs(points_cam[:, :2] / points_cam[:, 2:])
     focal_px = 0.48 * min(width / np.percentile(spread[:, 0], 98), height / np.percentile(spread[:, 1], 98))
     px = points_cam[:, :2] / points_cam[:, 2:] * focal_px + [(width - 1) / 2, (height - 1) / 2]
     picture = np.full((height, width, 3), 255, np.uint8)
-    order = np.argsort(-points_cam[:, 2])  # far to near: the nearest is painted last
+    order = np.argsort(-points_cam[:, 2])  # far to near
     for dy in (0, 1):
         for dx in (0, 1):
             x, y = np.floor(px[order] + [dx, dy]).astype(int).T

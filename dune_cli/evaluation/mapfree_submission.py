@@ -92,8 +92,8 @@ def _read_cameras(path: Path) -> dict[str, FrameCamera]:
             raise UserError(f"{path}, line {number}: expected 'frame fx fy cx cy W H', got {line[:80]!r}") from error
         name = fields[0] if os.path.exists(path.parent / fields[0]) else forward_slashes(fields[0])  # noqa: PTH110
         finite = all(math.isfinite(value) for value in (fx, fy, cx, cy, width, height))
-        whole = finite and width == int(width) and height == int(height) and width >= 1 and height >= 1
-        if not whole or not (fx > 0 and fy > 0) or name.startswith("/") or ".." in Path(name).parts:
+        is_size = finite and width == int(width) and height == int(height) and width >= 1 and height >= 1
+        if not is_size or not (fx > 0 and fy > 0) or name.startswith("/") or ".." in Path(name).parts:
             raise UserError(f"{path}, line {number}: {line[:80]!r} is no camera of a photo in this folder")
         cameras[name] = FrameCamera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), int(width), int(height))
     return cameras
@@ -110,7 +110,7 @@ class SubmissionProgress:
         """`restart` discards a run with other settings; without it, such a run raises UserError."""
         self.folder = target.with_name(target.name + ".work")
         if os.path.lexists(self.folder) and not self.folder.is_dir():
-            raise UserError(f"{self.folder}, where what is done so far is kept, is no folder; move it away")
+            raise UserError(f"{self.folder}, the folder of finished frames, is a file; move it away")
         self._settings_text = json.dumps(settings, sort_keys=True)
         recorded = self._recorded_settings()
         if recorded is not None and recorded != settings:
@@ -140,7 +140,7 @@ class SubmissionProgress:
     def done(self, scene: SceneFolder) -> dict[str, str | None]:
         """Finished queries of a scene: frame -> its line of the submission, None without a pose."""
         path = self._path(scene.name)
-        entries, damaged = read_lines(path, "what is done so far", self._made_of(scene.name))
+        entries, damaged = read_lines(path, "the finished frames", self._made_of(scene.name))
         done = {}
         for entry in entries:
             frame, pose = entry.get("frame"), entry.get("pose")

@@ -106,7 +106,7 @@ def _read_set(file: Path) -> PosedSet:
     )
     extent = metrics.extent(poses)
     if extent == 0:
-        raise NoGroundTruthError(f"the cameras of {file} all stand in one place; leaving one out says nothing")
+        raise NoGroundTruthError(f"the cameras of {file} all stand in one place; leaving one out measures nothing")
     name = fields.text("name", None) or file.parent.name
     return PosedSet(name, PhotoMap(file.parent, images, scale, None, (file,)), extent, frames)
 

@@ -38,7 +38,7 @@ def test_every_format_shows_the_same(example: ModuleType, tmp_path: Path) -> Non
     pictures = []
     for ending in ("glb", "obj", "ply"):
         mesh = read_mesh(tmp_path / f"s.{ending}")
-        pose = example.beside(mesh.vertices, 15.0, -5.0)
+        pose = example.orbit_pose(mesh.vertices, 15.0, -5.0)
         pictures.append(example.render(mesh.vertices, mesh.faces, mesh.colors, 80, 60, pose, 80.0))
         assert (pictures[-1] != 255).any(-1).mean() > 0.05
     for other in pictures[1:]:

@@ -82,7 +82,7 @@ class Index:
 
 
 class RunState:
-    """What a run needs to go on: the model, its AdamW optimizer, other modules by name, and the step.
+    """What a run needs to resume: the model, its AdamW optimizer, other modules by name, and the step.
 
     Random numbers and learning rates follow from the settings and the step, and are not stored.
     """
@@ -152,7 +152,7 @@ class RunState:
             ) from error
         except DamagedError as error:
             raise UserError(
-                f"the checkpoint {path} cannot be read ({error}); delete it to go on from the one before"
+                f"the checkpoint {path} cannot be read ({error}); delete it to resume from the previous one"
             ) from error
         numbers = {name: number for number, (name, _) in enumerate(self._optimized_parameters())}
         state = {numbers[name]: values for name, values in moments.items()}

@@ -38,7 +38,7 @@ class TrainingLoop:
         self.resumed = newest is not None
         self.first_step = state.restore(newest, dist) if newest else 0
         if newest and dist.is_main:
-            console.note(f"going on from {newest.name}, {config.steps - self.first_step} steps to go")
+            console.note(f"resuming from {newest.name}, {config.steps - self.first_step} steps left")
         self._started = self._now = self._saved = time.monotonic()
 
     def steps(self) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Which image each place of a batch holds: a function of seed and step alone, so that a resumed run goes on exactly."""
+"""Which image each place of a batch holds: a function of seed and step alone, for exact resume."""
 
 from __future__ import annotations
 

@@ -71,10 +71,10 @@ def new_encoder(name: str, size_px: int, seed: int, open_weights: bool = True) -
 
 def _stem_parts(name: str) -> tuple[str, ...]:
     """The stem of `dune-mini:PART+PART`, in the order of `PARTS`; that of plain `dune-mini` is `DEFAULT_STEM`."""
-    wanted = (name.partition(":")[2] or DEFAULT_STEM).split("+")
-    if unknown := [part for part in wanted if part not in PARTS]:
+    parts = (name.partition(":")[2] or DEFAULT_STEM).split("+")
+    if unknown := [part for part in parts if part not in PARTS]:
         raise UserError(f"--student {name}: unknown stem {', '.join(unknown)}; known, joined by +: {', '.join(PARTS)}")
-    return tuple(part for part in PARTS if part in wanted)
+    return tuple(part for part in PARTS if part in parts)
 
 
 def _vit(width: int, depth: int, size_px: int) -> VisionTransformer:

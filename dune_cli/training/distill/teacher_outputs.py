@@ -228,7 +228,7 @@ class TeacherCache:
     def _unreadable(self, shard: int, error: Exception) -> JobFailed:
         return JobFailed(
             f"cannot read the teacher cache {self.path(shard)} ({error}), which was complete when the run began; run "
-            "the same command again, which computes it anew"
+            "the same command again, which computes it again"
         )
 
 

@@ -88,7 +88,7 @@ def test_sharded_students_and_other_rank_counts(
     log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:3]))
     result = distill(teachers, photos, tmp_path / "shards", *arguments)
     assert result.exit_code == 0, result.output
-    assert "going on from step-00000003, 1 steps to go" in result.stderr
+    assert "resuming from step-00000003, 1 steps left" in result.stderr
     assert_same_losses(tmp_path / "one", tmp_path / "shards")
 
 

@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_named(distill, teacher: str, photos: Path, tmp_
         path.write_bytes(path.read_bytes()[:100])
     result = distill(teacher, photos, tmp_path / "run", *tiny)
     assert result.exit_code == 2
-    assert str(newest) in result.stderr and "delete it to go on from the one before" in result.stderr
+    assert str(newest) in result.stderr and "delete it to resume from the previous one" in result.stderr
 
 
 @pytest.mark.parametrize("student", ["timm:resnet18", "dune-mini"])
