@@ -44,7 +44,7 @@ def _leave_home() -> Path:
 
 
 HOME = _leave_home()
-os.environ.setdefault("DUNE_TESTS_SHARED", str(HOME))  # pytest's workers and the processes of tests inherit it
+os.environ.setdefault("DUNE_TESTS_SHARED", str(HOME))  # tests/support/shared.py; workers and children inherit it
 os.environ["DUNE_PROGRESS_S"] = "3600"  # what a process says must not depend on how busy the machine is
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs two workers
 

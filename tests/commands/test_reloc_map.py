@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -15,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from dune_cli.cli import main
 from dune_cli.geometry import poses
+from dune_cli.matchers import mast3r
 from support import synthetic_maps
 from support.published_files import Fixture, dune_manifest, make_state_dict, mast3r_tree
 
@@ -199,8 +201,9 @@ def test_a_broken_map(place: Path, tmp_path: Path) -> None:
     refused(run(tmp_path, place / "query.png", *SIFT), 2, "is broken")
 
 
-def test_a_two_view_model_matches(place: Path, tmp_path: Path) -> None:
+def test_a_two_view_model_matches(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made-up weights match nothing: no pose, for a reason."""
+    monkeypatch.setattr(mast3r, "Mast3r", partial(mast3r.Mast3r, size_px=96))
     fixture = Fixture("mast3r_mini")
     torch.save(mast3r_tree(fixture.config["model"], fixture.state()), tmp_path / "mini.pth")
     words = ("--model", tmp_path / "mini.pth", "--fov-deg", 60, "--device", "cpu", "--json")

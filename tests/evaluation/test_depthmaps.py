@@ -14,7 +14,7 @@ from dune_cli.evaluation import depthmaps as benchmark
 from dune_cli.evaluation import metrics
 from dune_cli.evaluation.posed_sets import read_posed_sets
 from dune_cli.geometry import cameras, poses
-from dune_cli.matchers.registry import load_matcher
+from dune_cli.matchers.sift import Sift
 from dune_cli.sfm.scene import PointMap, View
 from support.posed_sets import POSES, SIZE, VIEWS, K, write_set
 
@@ -90,13 +90,13 @@ def test_photos_without_a_pose_take_no_other_s_depth(tmp_path: Path, capsys: pyt
 def test_sets_without_depth_are_left_out(tmp_path: Path) -> None:
     (place,) = read_posed_sets(write_set(tmp_path))
     assert benchmark.true_depths(place) is None
-    assert not list(benchmark.score_set(place, load_matcher("sift"), ["low"], "cpu", 0))
+    assert not list(benchmark.score_set(place, Sift(320, 1500), ["low"], "cpu", 0))
 
 
 @pytest.mark.slow
 def test_the_dense_part_beats_its_controls(tmp_path: Path) -> None:
     (place,) = read_posed_sets(write_set(tmp_path, depth=True))
-    found = {name: scores for name, _, scores in benchmark.score_set(place, load_matcher("sift"), ["low"], "cpu", 0)}
+    found = {name: scores for name, _, scores in benchmark.score_set(place, Sift(320, 1500), ["low"], "cpu", 0)}
     assert list(found) == [benchmark.MEDIAN, benchmark.NEAREST, "dense low"]
     mean = {name: metrics.mean_depth_errors([score.errors for score in scores]) for name, scores in found.items()}
     assert mean["dense low"].close > max(mean[benchmark.MEDIAN].close, mean[benchmark.NEAREST].close)

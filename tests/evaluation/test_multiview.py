@@ -12,7 +12,7 @@ from dune_cli.evaluation import multiview as benchmark
 from dune_cli.evaluation.posed_sets import PosedSet, read_posed_sets
 from dune_cli.geometry import poses
 from dune_cli.geometry.sim3 import move_poses
-from dune_cli.matchers.registry import load_matcher
+from dune_cli.matchers.sift import Sift
 from dune_cli.tasks.reconstruct.config import MatchesConfig
 from support import synthetic_scenes
 from support.posed_sets import POSES, VIEWS, write_set
@@ -66,11 +66,10 @@ def test_arbitrary_sets_have_no_scale(tmp_path: Path) -> None:
     assert np.isnan(benchmark.score(posed, "m", POSES, 0.0).scale_error)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 def test_both_paths_reconstruct_a_made_up_set(posed: PosedSet, known: bool) -> None:
     methods = {
-        "sift": benchmark.matcher_method(load_matcher("sift"), MatchesConfig()),
+        "sift": benchmark.matcher_method(Sift(320, 1500), MatchesConfig()),
         "control": benchmark.sift_method(0),
     }
     for name, method in methods.items():

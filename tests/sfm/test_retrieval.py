@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from dune_cli.io.photos import read_photo
-from dune_cli.matchers.registry import load_matcher, names
+from dune_cli.matchers.registry import names
+from dune_cli.matchers.sift import Sift
 from dune_cli.models.patch_embed import Tokens
 from dune_cli.sfm import retrieval
 
@@ -75,7 +76,7 @@ def test_rank_orders_the_rows_and_ties_keep_theirs() -> None:
 
 
 def test_keypoints_of_one_place_are_alike(example_photos: Path) -> None:
-    sift = load_matcher("sift")
+    sift = Sift(working_size_px=480, max_keypoints=2000)
     photos = []
     for name in ("motorcycle_left.png", "motorcycle_right.png", "chelsea.png", "coffee.png", "astronaut.png"):
         rgb = read_photo(example_photos / name).rgb

@@ -23,7 +23,7 @@ from support.many_photos import K, arc, write
 
 
 def reconstruct(paths: list[Path], work: Path, poses=None, **settings) -> Scene:
-    matcher = Sift(working_size_px=480, max_keypoints=2000)
+    matcher = Sift(working_size_px=320, max_keypoints=1500)
     intrinsics = [(K, "given")] * len(paths)
     config = MatchesConfig(**settings)
     return matches.reconstruct(paths, lambda facts: intrinsics, matcher, config, Run(), WorkFolder(work), None, poses)

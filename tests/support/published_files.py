@@ -6,10 +6,8 @@ import collections
 import hashlib
 import json
 import math
-import os
 import re
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from dune_cli.models.mast3r import TwoViewOutput
 from parity import recipe
 from parity.recipe import make_image
 from support import PARITY
+from support.shared import shared_file
 
 __all__ = [
     "TEACHERS",
@@ -35,7 +34,6 @@ __all__ = [
     "mast3r_manifest",
     "mast3r_tree",
     "relative",
-    "shared_file",
     "small_two_files",
     "two_files",
 ]
@@ -43,16 +41,6 @@ LARGE = 4_000_000  # numbers: such state dicts are made once a test run, in the 
 TOKENS = 2e-5  # absolute; ten times below the promise of 2e-4
 POINTS, DESCRIPTORS, CONFIDENCE = 1e-3, 1e-5, 1e-4
 TEACHERS = ("dino2reg_vitlarge_14", "mast3r_vitlarge_16", "multihmr_vitlarge_14_672")
-
-
-def shared_file(name: str, write: Callable[[Path], object]) -> Path:
-    """A file that the first test that asks for it writes. All processes of a test run share it; nobody changes it."""
-    path = Path(os.environ["DUNE_TESTS_SHARED"]) / name
-    if not path.exists():
-        temporary = path.with_name(f"{os.getpid()}-{name}")
-        write(temporary)
-        temporary.replace(path)
-    return path
 
 
 def make_state_dict(manifest: dict[str, list[int]], seed: int) -> dict[str, torch.Tensor]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from dune_cli.geometry import cameras, poses
+from support.shared import shared_file
 
 TEXELS_A_METRE = 80
 
@@ -43,14 +46,32 @@ def rectangles() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
 def render(
     K: np.ndarray, world_from_cam: np.ndarray, width: int, height: int, seed: int = 0, samples: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The photo (H, W, 3) uint8, averaged over samples x samples rays a pixel, and depth z (H, W) at pixel centres."""
-    colour = np.zeros((height, width, 3))
+    """The photo (H, W, 3) uint8, averaged over samples x samples rays a pixel, and depth z (H, W) at pixel centres.
+
+    Rendered once a test run.
+    """
+    arguments = np.concatenate([np.ravel(K), np.ravel(world_from_cam), [width, height, seed, samples]]).astype(float)
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, **_render(K, world_from_cam, width, height, seed, samples))
+
+    with np.load(shared_file(f"{hashlib.sha256(arguments.tobytes()).hexdigest()[:24]}.npz", write)) as arrays:
+        return arrays["rgb"], arrays["depth"]
+
+
+def _render(
+    K: np.ndarray, world_from_cam: np.ndarray, width: int, height: int, seed: int, samples: int
+) -> dict[str, np.ndarray]:
+    colour, grid = np.zeros((height, width, 3)), cameras.pixel_grid(height, width)
     for dy in range(samples):
         for dx in range(samples):
             shift = (np.array([dx, dy]) + 0.5) / samples - 0.5
-            colour += _cast(K, world_from_cam, cameras.pixel_grid(height, width) + shift, seed)[0]
-    depth = _cast(K, world_from_cam, cameras.pixel_grid(height, width), seed)[1]
-    return np.rint(colour / samples**2).astype(np.uint8), depth
+            found, depth = _cast(K, world_from_cam, grid + shift, seed)
+            colour += found
+    if samples > 1:
+        depth = _cast(K, world_from_cam, grid, seed)[1]
+    return {"rgb": np.rint(colour / samples**2).astype(np.uint8), "depth": depth}
 
 
 def _cast(K: np.ndarray, world_from_cam: np.ndarray, pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -183,8 +183,7 @@ def test_maps_that_are_noise_give_one_sentence(photos: list[Path], tmp_path: Pat
         run(photos[:3], model(wrong=1.0, noise=0.5), tmp_path)
 
 
-@pytest.mark.slow
-def test_official_weights_run_on_six_views(photos: list[Path], tmp_path: Path) -> None:
+def test_official_weights_run_on_four_views(photos: list[Path], tmp_path: Path) -> None:
     """Deterministic weights in the official layout are noise: a scene, or one clear sentence."""
     fixture = Fixture("mast3r_mini")
     file = tmp_path / "mini.pth"
@@ -194,10 +193,10 @@ def test_official_weights_run_on_six_views(photos: list[Path], tmp_path: Path) -
     encode = network.encode
     network.encode = lambda images: counted.append(1) or encode(images)
     try:
-        scene = run(photos, network, tmp_path / "work", size_px=128, min_confidence=1.0)
+        scene = run(photos[:4], network, tmp_path / "work", size_px=96, min_confidence=1.0)
     except DuneError as error:
         assert isinstance(error, JobFailed) and "\n" not in str(error)
     else:
-        assert len(scene.views) == VIEWS and len(scene.registered) >= 2
+        assert len(scene.views) == 4 and len(scene.registered) >= 2
         assert all(np.isfinite(scene.views[index].world_from_cam).all() for index in scene.registered)
-    assert len(counted) == VIEWS
+    assert len(counted) == 4
