@@ -111,7 +111,7 @@ def solver_option() -> Any:
     return option(
         "--solver [pnp|essential]",
         "Pose solver. pnp: from pixels of the query and metric points of the reference. essential: from the epipolar "
-        "geometry, with the length from these points or --baseline.",
+        "geometry, with the length from these points or a known distance.",
         heading="Matching",
         default_text="pnp where the reference has points in metres",
     )

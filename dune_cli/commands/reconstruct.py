@@ -45,7 +45,7 @@ WEIGHTS = (
 
 @options.group("Matching")
 class SceneMatching(MatchingOptions):
-    method: str = options.option(
+    method: str = option(
         "--method [auto|matches|pointmap]",
         "Reconstruction method. pointmap: point maps of a two-view --model. matches: feature matches and stereo, "
         "without weights. auto: pointmap if --model is given.",
@@ -85,7 +85,7 @@ class SceneCameras(BaselineCameras):
     poses: str | None = option(
         "--poses FILE|DIR", "Known camera poses: a JSON file, a COLMAP model, or a TUM or KITTI trajectory."
     )
-    pose_use: str = options.option(
+    pose_use: str = option(
         "--pose-use [fixed|prior]",
         "Use of the known poses. fixed: they stay as they are. prior: their positions are start values.",
         default="fixed",
@@ -105,10 +105,10 @@ class MappingOptions(RetrievalOptions, VideoOptions):
 @options.group("Dense")
 class DenseOptions:
     dense: bool = option("--dense/--no-dense", "Compute depth maps and a dense point cloud.", default=True)
-    quality: str = options.option(
+    quality: str = option(
         "--quality [low|medium|high]", "Size of the depth maps. Larger ones take more time.", default="medium"
     )
-    mesh: str | None = options.option(
+    mesh: str | None = option(
         "--mesh [tsdf|poisson]",
         "Method of the surface that is made of all views.",
         default_text="tsdf for .obj and .glb, none for .ply",
@@ -123,9 +123,7 @@ class SceneOutput(OutputOptions):
         required=True,
     )
     colmap: str | None = option("--colmap DIR", "Folder for a COLMAP model.")
-    colmap_format: str = options.option(
-        "--colmap-format [binary|text]", "Format of the COLMAP model.", default="binary"
-    )
+    colmap_format: str = option("--colmap-format [binary|text]", "Format of the COLMAP model.", default="binary")
     transforms: str | None = option("--transforms FILE", "JSON file for the cameras, as nerfstudio's transforms.json.")
     depths: str | None = option("--depths DIR", "Folder for the depth map of every view, as 16-bit PNG.")
 
@@ -162,9 +160,10 @@ def command(
     """Reconstruct a 3-D scene from photos of one place, or from a video.
 
     A scene is its cameras and coloured points or a surface. The first camera is the world frame: x right, y down, z
-    forward. Lengths are in metres with a two-view model, --baseline or metric --poses. Otherwise the scale is unknown,
-    and the median distance between consecutive cameras is 1. The exit code is 1 if the photos give no scene. With three
-    photos or more, features and matches are cached in --work, from which a second run continues.
+    forward. Lengths are in metres with a two-view model or --baseline; with --poses, world frame and lengths are those
+    of the poses. Otherwise the scale is unknown, and the median distance between consecutive cameras is 1. The exit
+    code is 1 if the photos give no scene. With three photos or more, features and matches are cached in --work, from
+    which a second run continues.
 
     \b
     Examples:
