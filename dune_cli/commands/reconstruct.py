@@ -286,15 +286,15 @@ class Job:
 
     def _intrinsics_of(self, images: list[Path]) -> IntrinsicsOf:
         """Gives K and its source of each photo. Given cameras are checked now, before anything is loaded."""
-        from dune_cli.io.photos import PhotoFacts, read_header
+        from dune_cli.io.photos import PhotoInfo, read_header
 
         if self.cameras.intrinsics is None and self.cameras.fov_deg is None:
             return self.cameras.resolve
         headers = [read_header(path) for path in images]
         if None in headers:
             return self.cameras.resolve
-        facts = [PhotoFacts(path, one.width, one.height, "") for path, one in zip(images, headers) if one is not None]
-        intrinsics = self.cameras.resolve(facts)
+        infos = [PhotoInfo(path, one.width, one.height, "") for path, one in zip(images, headers) if one is not None]
+        intrinsics = self.cameras.resolve(infos)
         return lambda _: intrinsics
 
     def _by_matches(

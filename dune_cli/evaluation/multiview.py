@@ -17,7 +17,7 @@ from dune_cli.evaluation.posed_sets import PosedSet
 from dune_cli.geometry.epipolar import pose_auc
 from dune_cli.io.intrinsics import resolve_intrinsics
 from dune_cli.io.outputs import scratch_folder
-from dune_cli.io.photos import PhotoFacts, read_photo
+from dune_cli.io.photos import PhotoInfo, read_photo
 from dune_cli.matchers.matcher import Matcher
 from dune_cli.provenance import Run
 from dune_cli.sfm.cameras import PhotoCameras, share_cameras
@@ -142,9 +142,9 @@ def sift_method(seed: int) -> Method:
     """The control: pycolmap's SIFT, matching and incremental mapping."""
 
     def method(posed: PosedSet, known_intrinsics: bool) -> np.ndarray:
-        facts = [read_photo(image.file).facts for image in posed.map.images]
-        cameras = share_cameras(facts, intrinsics_of(posed, known_intrinsics)(facts))
-        return map_by_sift([photo.path for photo in facts], cameras, seed)
+        infos = [read_photo(image.file).info for image in posed.map.images]
+        cameras = share_cameras(infos, intrinsics_of(posed, known_intrinsics)(infos))
+        return map_by_sift([photo.path for photo in infos], cameras, seed)
 
     return method
 
@@ -152,10 +152,10 @@ def sift_method(seed: int) -> Method:
 def intrinsics_of(posed: PosedSet, known: bool) -> IntrinsicsOf:
     """The true K of each photo (without its distortion), or what EXIF and the default field of view give."""
 
-    def of(facts: Sequence[PhotoFacts]) -> Intrinsics:
+    def of(infos: Sequence[PhotoInfo]) -> Intrinsics:
         if known:
             return [(image.camera.K, "given") for image in posed.map.images]
-        return resolve_intrinsics(facts, None, None)
+        return resolve_intrinsics(infos, None, None)
 
     return of
 

@@ -15,7 +15,7 @@ from dune_cli.geometry.cameras import K_from_focal
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.json_files import finite_array
 from dune_cli.io.orientation import swapped
-from dune_cli.io.photos import Photo, PhotoFacts
+from dune_cli.io.photos import Photo, PhotoInfo
 from dune_cli.io.safe_read import forward_slashes, is_file, quoted, read_json, shown
 
 DEFAULT_FOV_DEG = 55.0
@@ -74,7 +74,7 @@ def rigid_pose(value: Any, where: str, error: type[DuneError] = UserError) -> np
 
 
 def resolve_intrinsics(
-    photos: Sequence[Photo | PhotoFacts], intrinsics: str | None, fov_deg: float | None
+    photos: Sequence[Photo | PhotoInfo], intrinsics: str | None, fov_deg: float | None
 ) -> list[tuple[np.ndarray, str]]:
     """(K, source) of each photo: K (3, 3) float64 in the photo's pixels, centres at integers.
 
@@ -117,7 +117,7 @@ def _wrong_count(cameras: int, photos: int) -> UserError:
     return UserError(f"--intrinsics holds {cameras} cameras for {photos} images; give one for all, or one an image")
 
 
-def _without_intrinsics(photo: Photo | PhotoFacts, fov_deg: float | None) -> tuple[np.ndarray, str]:
+def _without_intrinsics(photo: Photo | PhotoInfo, fov_deg: float | None) -> tuple[np.ndarray, str]:
     if fov_deg is None and photo.exif_focal_px is not None:
         return K_from_focal(photo.exif_focal_px, photo.width, photo.height), "exif"
     source = "default" if fov_deg is None else "given"
@@ -132,7 +132,7 @@ def _pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
 
 
-def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoFacts]) -> list[np.ndarray]:
+def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoInfo]) -> list[np.ndarray]:
     path = Path(intrinsics).expanduser()
     if is_file(path):
         return _from_file(path, photos)
@@ -148,7 +148,7 @@ def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoFacts]) ->
     return [_pinhole(*camera) for camera in (cameras * len(photos) if len(cameras) == 1 else cameras)]
 
 
-def _from_file(path: Path, photos: Sequence[Photo | PhotoFacts]) -> list[np.ndarray]:
+def _from_file(path: Path, photos: Sequence[Photo | PhotoInfo]) -> list[np.ndarray]:
     try:
         table = read_json(path, "an intrinsics file")
     except UserError as error:
@@ -163,7 +163,7 @@ def _from_file(path: Path, photos: Sequence[Photo | PhotoFacts]) -> list[np.ndar
     return [finite_array(table[key], (3, 3), f"{path}: {quoted(key)}") for key in keys if key is not None]
 
 
-def _key_of(photo: Photo | PhotoFacts, table: dict[str, Any]) -> str | None:
+def _key_of(photo: Photo | PhotoInfo, table: dict[str, Any]) -> str | None:
     """The key that is the longest tail of the photo's path (`left/img.jpg` before `img.jpg`), else its name's stem;
     backslashes count as slashes where no key is found otherwise."""
     for spelled in ({key: key for key in table}, {forward_slashes(key): key for key in table}):
@@ -173,7 +173,7 @@ def _key_of(photo: Photo | PhotoFacts, table: dict[str, Any]) -> str | None:
     return None
 
 
-def _matching_key(photo: Photo | PhotoFacts, keys: Sequence[str]) -> str | None:
+def _matching_key(photo: Photo | PhotoInfo, keys: Sequence[str]) -> str | None:
     parts = photo.path.absolute().parts
     tails = [key for key in keys if key and parts[-len(Path(key).parts) :] == Path(key).parts]
     if tails:
@@ -183,7 +183,7 @@ def _matching_key(photo: Photo | PhotoFacts, keys: Sequence[str]) -> str | None:
     return stems[0] if len(stems) == 1 else None
 
 
-def _is_of_stored(matrix: np.ndarray, photo: Photo | PhotoFacts) -> bool:
+def _is_of_stored(matrix: np.ndarray, photo: Photo | PhotoInfo) -> bool:
     """Whether the principal point is nearer to the centre of the stored image than to that of the upright one."""
     if not swapped(photo.orientation) or photo.width == photo.height:
         return False
@@ -196,7 +196,7 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _check(matrix: np.ndarray, photo: Photo | PhotoFacts) -> None:
+def _check(matrix: np.ndarray, photo: Photo | PhotoInfo) -> None:
     """UserError unless `matrix` is a pinhole camera in pixels without skew; a note if its centre is off the photo."""
     name, long_side = photo.path.name, max(photo.width, photo.height)
     K = pinhole_matrix(matrix, f"the intrinsics of {name}", photo.width, photo.height)

@@ -46,13 +46,13 @@ class Photo:
         return self.rgb.shape[0]
 
     @property
-    def facts(self) -> PhotoFacts:
+    def info(self) -> PhotoInfo:
         """The photo without its pixels."""
-        return PhotoFacts(self.path, self.width, self.height, self.sha256, self.exif_focal_px, self.orientation)
+        return PhotoInfo(self.path, self.width, self.height, self.sha256, self.exif_focal_px, self.orientation)
 
 
 @dataclass(frozen=True)
-class PhotoFacts:
+class PhotoInfo:
     """A `Photo` without its pixels, to keep of many photos."""
 
     path: Path

@@ -44,14 +44,6 @@ MARKS = (  # byte order marks; UTF-32 first: its little-endian mark begins with 
 )
 
 
-def agreement(matches: int, inliers: int, motion: str) -> str:
-    """How many matches there are and how many agree on `motion` ("a pose"), as text; 0 inliers stands for too few."""
-    if not matches:
-        return "no match"
-    agreeing = f"of which {inliers} agree" if inliers else "too few of which agree"
-    return f"{matches} match{'es' if matches > 1 else ''}, {agreeing} on {motion}"
-
-
 def decode_text(data: bytes) -> str:
     """The text in `data`: UTF-8, or UTF-16 or UTF-32 with a byte order mark (Windows PowerShell's `>` writes one).
     UnicodeDecodeError for other encodings."""

@@ -15,7 +15,7 @@ import numpy as np
 from dune_cli import optional
 from dune_cli.geometry.cameras import HALF_PIXEL, transform_pixels
 from dune_cli.io.orientation import UPRIGHT, stored_cam_from_cam, stored_from_upright, turned_size
-from dune_cli.io.photos import PhotoFacts
+from dune_cli.io.photos import PhotoInfo
 
 if TYPE_CHECKING:
     import pycolmap
@@ -140,7 +140,7 @@ class PhotoCameras:
         return self.shared[self.ids[photo]]
 
 
-def share_cameras(photos: Sequence[PhotoFacts], intrinsics: Sequence[tuple[np.ndarray, str]]) -> PhotoCameras:
+def share_cameras(photos: Sequence[PhotoInfo], intrinsics: Sequence[tuple[np.ndarray, str]]) -> PhotoCameras:
     """The cameras of photos with `intrinsics` (K, source).
 
     Photos of one size with the same given or EXIF intrinsics share a camera. Of unknown focal length, photos of one

@@ -16,7 +16,7 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.io.cache import WorkFolder, key_of
-from dune_cli.io.photos import Photo, PhotoFacts, read_photo
+from dune_cli.io.photos import Photo, PhotoInfo, read_photo
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher
 from dune_cli.provenance import sha256_of
 from dune_cli.sfm.retrieval import DESCRIPTORS, DescriptorExtractor, cached_descriptor
@@ -35,7 +35,7 @@ class ImageFeatures:
     of the photo as it is.
     """
 
-    facts: PhotoFacts
+    info: PhotoInfo
     key: str
     descriptor: np.ndarray | None = None
     quarter_turns: int = 0
@@ -68,7 +68,7 @@ def extract_rotated(
     image: ImageFeatures, quarter_turns: int, matcher: CacheableMatcher, cache: WorkFolder
 ) -> ImageFeatures:
     """The features of a photo that is rotated clockwise by quarter turns before extraction."""
-    rotated = _extract(image.facts.path, matcher, cache, None, quarter_turns)
+    rotated = _extract(image.info.path, matcher, cache, None, quarter_turns)
     return replace(image, key=rotated.key, quarter_turns=quarter_turns)
 
 
@@ -87,22 +87,22 @@ def _extract(
             photo = read_photo(path)
         return photo
 
-    facts = _cached_metadata(path, cache)
-    if facts is None:
-        facts = decoded().facts
-        exif = np.nan if facts.exif_focal_px is None else facts.exif_focal_px
-        metadata = np.array([facts.width, facts.height, exif, facts.orientation])
-        cache.write(PHOTOS, key_of(facts.sha256), {"facts": metadata})
-    key = features_key(facts.sha256, matcher, quarter_turns)
+    info = _cached_metadata(path, cache)
+    if info is None:
+        info = decoded().info
+        exif = np.nan if info.exif_focal_px is None else info.exif_focal_px
+        metadata = np.array([info.width, info.height, exif, info.orientation])
+        cache.write(PHOTOS, key_of(info.sha256), {"facts": metadata})
+    key = features_key(info.sha256, matcher, quarter_turns)
     if not cache.has(FEATURES, key):
         cache.write(FEATURES, key, pack_features(matcher, decoded().rgb, quarter_turns))
     descriptor = None
     if descriptors is not None:
-        descriptor = cached_descriptor(facts.sha256, descriptors, cache, lambda: decoded().rgb)
-    return ImageFeatures(facts, key, descriptor, quarter_turns)
+        descriptor = cached_descriptor(info.sha256, descriptors, cache, lambda: decoded().rgb)
+    return ImageFeatures(info, key, descriptor, quarter_turns)
 
 
-def _cached_metadata(path: Path, cache: WorkFolder) -> PhotoFacts | None:
+def _cached_metadata(path: Path, cache: WorkFolder) -> PhotoInfo | None:
     if not path.is_file():
         return None
     sha256 = sha256_of(path)
@@ -110,7 +110,7 @@ def _cached_metadata(path: Path, cache: WorkFolder) -> PhotoFacts | None:
     if arrays is None:
         return None
     width, height, exif, orientation = arrays["facts"].tolist()
-    return PhotoFacts(path, int(width), int(height), sha256, None if np.isnan(exif) else exif, int(orientation))
+    return PhotoInfo(path, int(width), int(height), sha256, None if np.isnan(exif) else exif, int(orientation))
 
 
 def features_key(sha256: str, matcher: CacheableMatcher, quarter_turns: int = 0) -> str:
@@ -151,7 +151,7 @@ class FeatureStore:
 
     def load(self, image: ImageFeatures) -> Any:
         """The features of a photo, as the matcher has them."""
-        return self.get(image.key, lambda: read_photo(image.facts.path).rgb, image.quarter_turns)
+        return self.get(image.key, lambda: read_photo(image.info.path).rgb, image.quarter_turns)
 
     def get(self, key: str, read_rgb: Callable[[], np.ndarray], quarter_turns: int = 0) -> Any:
         """The features with the `features_key`; where the cache has none, or a damaged entry, they are extracted."""
@@ -171,7 +171,7 @@ class FeatureStore:
         return self._packed_of(image)["descriptors"].astype(np.float32)
 
     def _packed_of(self, image: ImageFeatures) -> Mapping[str, np.ndarray]:
-        return self._packed(image.key, lambda: read_photo(image.facts.path).rgb, image.quarter_turns)
+        return self._packed(image.key, lambda: read_photo(image.info.path).rgb, image.quarter_turns)
 
     def _packed(self, key: str, read_rgb: Callable[[], np.ndarray], quarter_turns: int) -> Mapping[str, np.ndarray]:
         # unpacked from the cache's half precision the first time, too, so that a second run computes the same

@@ -11,11 +11,11 @@ from dune_cli.geometry import poses
 from dune_cli.geometry.absolute_pose import Matches2D3D, PnPResult, pnp_evidence, solve_pnp
 from dune_cli.geometry.pose_confidence import confidence_from_evidence
 from dune_cli.io.photos import Photo
-from dune_cli.io.safe_read import agreement
 from dune_cli.matchers.filtering import QUARTER_TURNS
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher
 from dune_cli.sfm.cameras import Camera
 from dune_cli.sfm.landmarks import Landmarks
+from dune_cli.sfm.matching import match_counts_text
 from dune_cli.sfm.photo_map import PhotoMap
 from dune_cli.sfm.relative_pose import MIN_CONFIDENCE, PNP_THRESHOLD_PX
 from dune_cli.sfm.retrieval import Candidates
@@ -241,7 +241,7 @@ def _reason_without_pose(
     name = query.photo.path.name
     if pnp is None or confidence < config.min_confidence:
         inliers = 0 if pnp is None else pnp.keypoints
-        agreed = agreement(matches.count, inliers, "a pose")
+        agreed = match_counts_text(matches.count, inliers, "a pose")
         if static_matches > inliers:
             return (
                 f"{name} agrees with {photo_map.folder} only in what lies at the same pixels of both ({static_matches} "

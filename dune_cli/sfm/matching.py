@@ -94,7 +94,7 @@ def _match_pair(
             arrays = {"1": matches.points1, "2": matches.points2, "scores": matches.scores}
             arrays["sizes"] = np.array([matches.pixel_size1, matches.pixel_size2])
             for side, image in (("1", first), ("2", second)):
-                arrays[f"colors{side}"] = colors_at(read_photo(image.facts.path).rgb, arrays[side])
+                arrays[f"colors{side}"] = colors_at(read_photo(image.info.path).rgb, arrays[side])
         cache.write(MATCHES, key, arrays)
     if first is image1:
         return arrays
@@ -120,7 +120,7 @@ def _from_indices(images: Sequence[ImageFeatures], arrays: PairArrays, store: Fe
     for (i, j), indices in matches.items():
         if (indices >= (len(keypoints[i]), len(keypoints[j]))).any():
             raise UserError(
-                f"the work folder's matches of {images[i].facts.path} and {images[j].facts.path} do not fit their "
+                f"the work folder's matches of {images[i].info.path} and {images[j].info.path} do not fit their "
                 "features; name a new one with --work"
             )
     return Correspondences(tuple(keypoints), tuple(colors), tuple(sizes), matches)
@@ -159,3 +159,11 @@ def _merge_keypoints(count: int, arrays: PairArrays) -> Correspondences:
             indices = indices[np.sort(np.unique(indices[:, side], return_index=True)[1])]
         matches[i, j] = indices.astype(np.uint32)
     return Correspondences(tuple(keypoints), tuple(colors), tuple(sizes.tolist()), matches)
+
+
+def match_counts_text(matches: int, inliers: int, motion: str) -> str:
+    """How many matches there are and how many agree on `motion` ("a pose"), as text; 0 inliers stands for too few."""
+    if not matches:
+        return "no match"
+    agreeing = f"of which {inliers} agree" if inliers else "too few of which agree"
+    return f"{matches} match{'es' if matches > 1 else ''}, {agreeing} on {motion}"

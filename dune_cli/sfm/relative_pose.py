@@ -23,11 +23,11 @@ from dune_cli.geometry.pose_confidence import (
 )
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import Prepared, prepare
-from dune_cli.io.safe_read import agreement
 from dune_cli.matchers import mast3r
 from dune_cli.matchers.filtering import ExtractedImage, LazyThumbnail, extract_image, find_matches, non_static_mask
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.provenance import Source
+from dune_cli.sfm.matching import match_counts_text
 
 if TYPE_CHECKING:
     from dune_cli.models.mast3r import TwoViewModel
@@ -510,7 +510,7 @@ def _too_few_inliers(pair: TwoViewMatches, inliers: int, confidence: float, dept
         )
     return _NoPose(
         f"{pair.query.name} and {pair.reference.name} do not show enough of the same place: "
-        f"{agreement(len(matches.points1), inliers, 'a pose')}{depth} (confidence {confidence:.2f}); "
+        f"{match_counts_text(len(matches.points1), inliers, 'a pose')}{depth} (confidence {confidence:.2f}); "
         "take photos that overlap more, or try another --matcher",
         inliers,
         confidence,

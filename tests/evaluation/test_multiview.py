@@ -79,10 +79,10 @@ def test_both_paths_reconstruct_a_made_up_set(posed: PosedSet, known: bool) -> N
         assert found.centre_share < (0.02 if known else 0.1), name
         assert found.seconds > 0
     truth = [image.camera.K for image in posed.map.images]
-    facts = [benchmark.read_photo(image.file).facts for image in posed.map.images]
-    assert [source for _, source in benchmark.intrinsics_of(posed, True)(facts)] == ["given"] * VIEWS
-    np.testing.assert_allclose(benchmark.intrinsics_of(posed, True)(facts)[2][0], truth[2])
-    assert {source for _, source in benchmark.intrinsics_of(posed, False)(facts)} == {"default"}
+    infos = [benchmark.read_photo(image.file).info for image in posed.map.images]
+    assert [source for _, source in benchmark.intrinsics_of(posed, True)(infos)] == ["given"] * VIEWS
+    np.testing.assert_allclose(benchmark.intrinsics_of(posed, True)(infos)[2][0], truth[2])
+    assert {source for _, source in benchmark.intrinsics_of(posed, False)(infos)} == {"default"}
 
 
 def test_poses_of_the_made_up_set_are_rigid(posed: PosedSet) -> None:

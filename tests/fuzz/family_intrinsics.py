@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from dune_cli.io.intrinsics import resolve_intrinsics
-from dune_cli.io.photos import PhotoFacts
+from dune_cli.io.photos import PhotoInfo
 from fuzz.harness import Sample
 
-PHOTOS = [PhotoFacts(Path(f"photos/{name}.jpg"), 640, 480, "0" * 64, None) for name in "abc"]
+PHOTOS = [PhotoInfo(Path(f"photos/{name}.jpg"), 640, 480, "0" * 64, None) for name in "abc"]
 
 
 def samples(folder: Path) -> Sequence[Sample]:

@@ -8,7 +8,7 @@ import pytest
 
 from dune_cli.errors import UserError
 from dune_cli.io.intrinsics import resolve_intrinsics
-from dune_cli.io.photos import Photo, PhotoFacts
+from dune_cli.io.photos import Photo, PhotoInfo
 
 K1 = [[500, 0, 320], [0, 510, 240], [0, 0, 1]]
 K2 = [[600, 0, 310], [0, 610, 250], [0, 0, 1]]
@@ -122,11 +122,11 @@ def test_the_field_of_view_spans_the_long_side_of_a_portrait() -> None:
 
 
 def test_intrinsics_of_the_stored_pixels_are_noticed(capsys: pytest.CaptureFixture[str]) -> None:
-    turned = [PhotoFacts(Path(f"{name}.jpg"), 480, 640, "", None, 6) for name in "ab"]
+    turned = [PhotoInfo(Path(f"{name}.jpg"), 480, 640, "", None, 6) for name in "ab"]
     for photos, text, noticed in (
         (turned, "500,500,320,240", True),
         (turned, "500,500,240,320", False),
-        ([PhotoFacts(Path("u.jpg"), 480, 640, "")], "500,500,320,240", False),  # not turned: whoever cropped it knows
+        ([PhotoInfo(Path("u.jpg"), 480, 640, "")], "500,500,320,240", False),  # not turned: whoever cropped it knows
     ):
         resolve_intrinsics(photos, text, None)
         told = capsys.readouterr().err

@@ -26,7 +26,7 @@ from dune_cli.io.depth_files import read_depth
 from dune_cli.io.formats.ply import read_ply
 from dune_cli.io.inputs import expand
 from dune_cli.io.intrinsics import resolve_intrinsics
-from dune_cli.io.photos import PhotoFacts, read_header, read_photo
+from dune_cli.io.photos import PhotoInfo, read_header, read_photo
 from dune_cli.io.pose_files import read_poses
 from dune_cli.io.safe_read import read_json, read_npz, read_text
 from dune_cli.io.video import Video
@@ -34,7 +34,7 @@ from dune_cli.provenance import sha256_of
 from dune_cli.sfm.pairs import read_pairs
 from dune_cli.sfm.photo_map import open_map
 
-PHOTO = PhotoFacts(Path("a.jpg"), 640, 480, "0" * 64, None)
+PHOTO = PhotoInfo(Path("a.jpg"), 640, 480, "0" * 64, None)
 READERS: dict[str, Callable[[Path], Any]] = {
     "photo.jpg": read_photo,
     "video.mp4": Video,

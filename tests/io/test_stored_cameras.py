@@ -28,7 +28,7 @@ def test_a_photo_and_its_header_tell_how_it_is_stored(tmp_path: Path, ending: st
     save_turned(tmp_path / f"a.{ending}", upright, tag)
     photo = read_photo(tmp_path / f"a.{ending}")
     assert (photo.width, photo.height, photo.orientation) == (64, 48, tag) == (*photo.rgb.shape[1::-1], tag)
-    assert photo.facts.orientation == tag and read_header(photo.path) == PhotoHeader(64, 48, tag)
+    assert photo.info.orientation == tag and read_header(photo.path) == PhotoHeader(64, 48, tag)
     if ending in ("png", "tif"):
         np.testing.assert_array_equal(photo.rgb, upright)
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from dune_cli.geometry import cameras
-from dune_cli.io.photos import PhotoFacts
+from dune_cli.io.photos import PhotoInfo
 from dune_cli.sfm.cameras import share_cameras
 
 WIDE, TALL = (640, 480), (480, 640)
 
 
-def photos(*sizes: tuple[int, int]) -> list[PhotoFacts]:
-    return [PhotoFacts(Path(f"{i}.jpg"), w, h, str(i)) for i, (w, h) in enumerate(sizes)]
+def photos(*sizes: tuple[int, int]) -> list[PhotoInfo]:
+    return [PhotoInfo(Path(f"{i}.jpg"), w, h, str(i)) for i, (w, h) in enumerate(sizes)]
 
 
-def intrinsics(photos: Sequence[PhotoFacts], source: str) -> list[tuple[np.ndarray, str]]:
+def intrinsics(photos: Sequence[PhotoInfo], source: str) -> list[tuple[np.ndarray, str]]:
     return [(cameras.K_from_focal(500.0, photo.width, photo.height), source) for photo in photos]
 
 

@@ -26,7 +26,7 @@ def reconstruct(paths: list[Path], work: Path, poses=None, **settings) -> Scene:
     matcher = Sift(working_size_px=320, max_keypoints=1500)
     intrinsics = [(K, "given")] * len(paths)
     config = MatchesConfig(**settings)
-    return matches.reconstruct(paths, lambda facts: intrinsics, matcher, config, Run(), WorkFolder(work), None, poses)
+    return matches.reconstruct(paths, lambda infos: intrinsics, matcher, config, Run(), WorkFolder(work), None, poses)
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ from dune_cli.geometry.poses import inverse, subtract_world_offset, transform_po
 from dune_cli.io.cache import WorkFolder
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photo_names import relative_names
-from dune_cli.io.photos import PhotoFacts, read_photo
-from dune_cli.io.safe_read import agreement
+from dune_cli.io.photos import PhotoInfo, read_photo
 from dune_cli.matchers.filtering import Thumbnail
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher
 from dune_cli.provenance import Run, Source
@@ -28,7 +27,7 @@ from dune_cli.sfm.calibration import calibration_notes
 from dune_cli.sfm.cameras import PhotoCameras, share_cameras
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
 from dune_cli.sfm.mapper import MappingConfig, map_photos
-from dune_cli.sfm.matching import Correspondences, match_pairs
+from dune_cli.sfm.matching import Correspondences, match_counts_text, match_pairs
 from dune_cli.sfm.pairs import EXHAUSTIVE_UP_TO, STRATEGIES, PairSelection, read_pairs, select_pairs
 from dune_cli.sfm.retrieval import DescriptorExtractor, vlad_descriptors
 from dune_cli.sfm.scale import check_distinct_centres, same_viewpoint_notes, scale_by_baseline, scale_by_motion
@@ -73,7 +72,7 @@ def reconstruct(
     if config.is_stereo_pair(paths, known_poses):
         with run.stage("read"):
             photos = [read_photo(path) for path in paths]
-            intrinsics = intrinsics_of([photo.facts for photo in photos])
+            intrinsics = intrinsics_of([photo.info for photo in photos])
         return reconstruct_pair(photos, intrinsics, matcher, config, run)
     if cache is None:
         with scratch_folder() as folder:
@@ -103,12 +102,12 @@ def _reconstruct_many(
     """The scene of structure from motion, without dense points, or that of the best pair."""
     with run.stage("features"):
         images = extract_features(paths, matcher, cache, descriptors if uses_descriptors(len(paths), config) else None)
-    facts = [image.facts for image in images]
-    duplicates = _duplicates(facts)
-    if len(facts) - len(duplicates) == 1:
-        raise JobFailed(f"all {len(facts)} photos are the same picture; take photos from different places")
-    intrinsics = intrinsics_of(facts)
-    cameras = share_cameras(facts, intrinsics)
+    infos = [image.info for image in images]
+    duplicates = _duplicates(infos)
+    if len(infos) - len(duplicates) == 1:
+        raise JobFailed(f"all {len(infos)} photos are the same picture; take photos from different places")
+    intrinsics = intrinsics_of(infos)
+    cameras = share_cameras(infos, intrinsics)
     with run.stage("pair"):
         selection = _select_pairs(images, duplicates, matcher, config, cache)
     console.note(f"{len(images)} photos, {len(selection.pairs)} pairs ({selection.strategy})")
@@ -142,13 +141,13 @@ def _reconstruct_many(
         raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")
     if known or (models and len(models[0].world_from_cam) > 2):
         scene = to_scene(
-            facts, intrinsics, cameras, correspondences, verified, models, duplicates, matcher.source, bool(known)
+            infos, intrinsics, cameras, correspondences, verified, models, duplicates, matcher.source, bool(known)
         )
         scene = replace(_scaled(scene, config, bool(known), correspondences.pixel_size), world_offset=offset)
         if offset is not None:
             scene = replace(scene, notes=(*scene.notes, LARGE_COORDINATES_NOTE))
     else:
-        scene = _best_pair_scene(facts, intrinsics, verified, models, duplicates, images, matcher, config, cache, run)
+        scene = _best_pair_scene(infos, intrinsics, verified, models, duplicates, images, matcher, config, cache, run)
     if config.min_confidence > 0:
         scene = _confident_points(scene, config.min_confidence)
     notes = [rotation_note] if rotation_note else []
@@ -161,10 +160,10 @@ def uses_descriptors(count: int, config: MatchesConfig) -> bool:
     return config.pairs == "retrieval" or (config.pairs == "auto" and count > EXHAUSTIVE_UP_TO)
 
 
-def _duplicates(facts: Sequence[PhotoFacts]) -> dict[int, int]:
+def _duplicates(infos: Sequence[PhotoInfo]) -> dict[int, int]:
     """Photos whose file equals that of an earlier one -> that one."""
     first: dict[str, int] = {}
-    return {i: first[photo.sha256] for i, photo in enumerate(facts) if first.setdefault(photo.sha256, i) != i}
+    return {i: first[photo.sha256] for i, photo in enumerate(infos) if first.setdefault(photo.sha256, i) != i}
 
 
 def _select_pairs(
@@ -175,7 +174,7 @@ def _select_pairs(
     cache: WorkFolder,
 ) -> PairSelection:
     """Pairs of the photos that are no duplicates; in a user's list a duplicate stands for its first photo."""
-    paths = [image.facts.path for image in images]
+    paths = [image.info.path for image in images]
     if config.pairs not in STRATEGIES:
         named = [(duplicates.get(i, i), duplicates.get(j, j)) for i, j in read_pairs(config.pairs, paths)]
         pairs = sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]})
@@ -208,7 +207,7 @@ def _rotation_note(images: Sequence[ImageFeatures]) -> str:
     """Which photos were rotated for matching; empty for none."""
     parts = []
     for quarter_turns in sorted({image.quarter_turns for image in images} - {0}):
-        names = [image.facts.path.name for image in images if image.quarter_turns == quarter_turns]
+        names = [image.info.path.name for image in images if image.quarter_turns == quarter_turns]
         more = f" and {len(names) - NAMES_IN_NOTE} more" if len(names) > NAMES_IN_NOTE else ""
         degrees = f"rotated clockwise by {90 * quarter_turns} degrees for matching"
         parts.append(f"{', '.join(names[:NAMES_IN_NOTE])}{more} were {degrees}")
@@ -234,7 +233,7 @@ def _without_pure_rotations(
 
 
 def to_scene(
-    facts: Sequence[PhotoFacts],
+    infos: Sequence[PhotoInfo],
     intrinsics: Intrinsics,
     cameras: PhotoCameras,
     correspondences: Correspondences,
@@ -249,10 +248,10 @@ def to_scene(
     model = models[0]
     registered = sorted(model.world_from_cam)
     scene_from_model = np.eye(4) if world_given else inverse(model.world_from_cam[registered[0]])
-    components = connected_components(len(facts), verified, models)
-    names = relative_names([photo.path for photo in facts])
+    components = connected_components(len(infos), verified, models)
+    names = relative_names([photo.path for photo in infos])
     views = []
-    for index, photo in enumerate(facts):
+    for index, photo in enumerate(infos):
         K, focal_source = intrinsics[index]
         radial, pose, reason, calibration = 0.0, NO_POSE, None, None
         if index in model.world_from_cam:
@@ -284,7 +283,7 @@ def to_scene(
     points = transform_points(scene_from_model, model.points_world)
     observations, color_sums, counts = [], np.zeros((len(points), 3)), np.zeros(len(points))
     unobserved = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    for index in range(len(facts)):
+    for index in range(len(infos)):
         point, keypoint = model.observations.get(index, unobserved)
         observations.append((point, correspondences.keypoints[index][keypoint]))
         np.add.at(color_sums, point, correspondences.colors[index][keypoint])
@@ -405,7 +404,7 @@ def _confident_points(scene: Scene, min_confidence: float) -> Scene:
 
 
 def _best_pair_scene(
-    facts: Sequence[PhotoFacts],
+    infos: Sequence[PhotoInfo],
     intrinsics: Intrinsics,
     verified: VerifiedPairs,
     models: Sequence[SfmModel],
@@ -424,11 +423,11 @@ def _best_pair_scene(
     if models:
         pair = tuple(sorted(models[0].world_from_cam))
         ranked = [pair, *(other for other in ranked if other != pair)]
-    names = relative_names([photo.path for photo in facts])
+    names = relative_names([photo.path for photo in infos])
     store = FeatureStore(matcher, cache)
     failures = []
     for pair in ranked[:PAIRS_TO_TRY]:
-        photos = [read_photo(facts[index].path) for index in pair]
+        photos = [read_photo(infos[index].path) for index in pair]
         matches = matcher.match_features(*(store.load(images[index]) for index in pair))
         baseline = config.baseline if pair == (0, 1) else None
         settings = MatchesConfig(baseline=baseline, seed=config.seed)
@@ -439,14 +438,14 @@ def _best_pair_scene(
         except JobFailed as error:
             failures.append(str(error))
             continue
-        return _with_unregistered(scene, pair, facts, names, intrinsics, verified, duplicates)
+        return _with_unregistered(scene, pair, infos, names, intrinsics, verified, duplicates)
     if failures:
-        raise JobFailed(f"no three of the {len(facts)} photos connect, and the best pair fails: {failures[0]}")
+        raise JobFailed(f"no three of the {len(infos)} photos connect, and the best pair fails: {failures[0]}")
     if verified.static_matches and not verified.geometry:
         pair = max(verified.static_matches, key=verified.static_matches.__getitem__)
-        one, two = (facts[index].path.name for index in pair)
+        one, two = (infos[index].path.name for index in pair)
         raise JobFailed(
-            f"no two of the {len(facts)} photos agree in more than what lies at the same pixels of both: {one} and "
+            f"no two of the {len(infos)} photos agree in more than what lies at the same pixels of both: {one} and "
             f"{two} have {verified.static_matches[pair]} such matches (a caption, a logo, a border or a part of the "
             "mount), which tell nothing of how the camera moved; crop it away, and take photos that overlap by half or "
             "more"
@@ -454,8 +453,8 @@ def _best_pair_scene(
     pair = max(verified.counts, key=verified.counts.__getitem__)
     one, two = (names[index] for index in pair)
     raise JobFailed(
-        f"no two of the {len(facts)} photos show enough of the same place: {one} and {two}, the best pair, have "
-        f"{agreement(*verified.counts[pair], 'a motion')}; take photos that overlap by half or more, or try "
+        f"no two of the {len(infos)} photos show enough of the same place: {one} and {two}, the best pair, have "
+        f"{match_counts_text(*verified.counts[pair], 'a motion')}; take photos that overlap by half or more, or try "
         "another --matcher"
     )
 
@@ -463,7 +462,7 @@ def _best_pair_scene(
 def _with_unregistered(
     scene: Scene,
     pair: tuple[int, int],
-    facts: Sequence[PhotoFacts],
+    infos: Sequence[PhotoInfo],
     names: Sequence[str],
     intrinsics: Intrinsics,
     verified: VerifiedPairs,
@@ -471,10 +470,10 @@ def _with_unregistered(
 ) -> Scene:
     """The scene of a `pair` as one of all photos, the others unregistered."""
     assert scene.sparse is not None
-    components = connected_components(len(facts), verified, [])
+    components = connected_components(len(infos), verified, [])
     components = [pair, *(group for group in components if not set(group) & set(pair))]
     views, observations = [], []
-    for index, photo in enumerate(facts):
+    for index, photo in enumerate(infos):
         if index in pair:
             views.append(replace(scene.views[pair.index(index)], image=names[index]))
             observations.append(scene.sparse.observations[pair.index(index)])

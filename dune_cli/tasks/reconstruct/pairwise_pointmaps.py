@@ -17,7 +17,7 @@ from dune_cli.geometry.depth_maps import depth_edges
 from dune_cli.geometry.global_alignment import Alignment, PairPoints
 from dune_cli.geometry.poses import transform_points
 from dune_cli.io.cache import WorkFolder, key_of
-from dune_cli.io.photos import PhotoFacts, read_photo
+from dune_cli.io.photos import PhotoInfo, read_photo
 from dune_cli.io.preprocess import prepare
 from dune_cli.sfm.scene import PointMap
 
@@ -43,7 +43,7 @@ class EncodedPhoto:
     """A photo after the encoder: its metadata, its `key` in the cache, the network's input as `colors` (h, w, 3) uint8
     with `network_from_image` (3, 3), and `descriptor` (E,), the mean of its tokens with unit length."""
 
-    facts: PhotoFacts
+    info: PhotoInfo
     key: str
     colors: np.ndarray
     network_from_image: np.ndarray
@@ -90,7 +90,7 @@ class PairDecoder:
             self.cache.write(TOKENS, key, arrays)
         mean = arrays["tokens"].mean(0)
         return EncodedPhoto(
-            photo.facts,
+            photo.info,
             key,
             np.rint(255 * prepared.image.transpose(1, 2, 0)).astype(np.uint8),
             prepared.network_from_image,
@@ -113,7 +113,7 @@ class PairDecoder:
             points=np.where(usable[..., None], points, 1.0),
             confidence=np.where(usable, confidence, 0.0),
             anchors=np.stack([photo.anchors for photo in photos]),
-            sizes=np.array([(photo.facts.width, photo.facts.height) for photo in photos]),
+            sizes=np.array([(photo.info.width, photo.info.height) for photo in photos]),
         )
 
     def depth_map(self, first: EncodedPhoto, second: EncodedPhoto) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +154,7 @@ class PairDecoder:
         if photo.key not in self._tokens:
             arrays = self.cache.read(TOKENS, photo.key, TOKENS_LAYOUT)
             if arrays is None:
-                self._encode(photo.facts.path)
+                self._encode(photo.info.path)
                 arrays = self.cache.read(TOKENS, photo.key, TOKENS_LAYOUT)
             assert arrays is not None, "it was written just now"
             rows, columns = arrays["grid"].tolist()

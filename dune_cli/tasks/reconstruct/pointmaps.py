@@ -75,7 +75,7 @@ def reconstruct(
     if config.is_stereo_pair(paths, known_poses):
         with run.stage("read"):
             photos = [read_photo(path) for path in paths]
-            intrinsics = intrinsics_of([photo.facts for photo in photos])
+            intrinsics = intrinsics_of([photo.info for photo in photos])
         return reconstruct_pair(photos, intrinsics, model, config, run)
     if cache is None:
         with scratch_folder() as folder:
@@ -109,10 +109,10 @@ def _reconstruct_many(
     if len(indices) < 2:
         raise JobFailed(f"all {len(encoded)} photos are the same picture; take photos from different places")
     photos = [encoded[index] for index in indices]
-    intrinsics = intrinsics_of([photo.facts for photo in encoded])
+    intrinsics = intrinsics_of([photo.info for photo in encoded])
     selection = select_pairs(
         config.pairs,
-        [photo.facts.path for photo in photos],
+        [photo.info.path for photo in photos],
         config.neighbours,
         config.ordered,
         lambda: np.stack([photo.descriptor for photo in photos]),
@@ -179,7 +179,7 @@ def _check_points(scene: Scene) -> None:
 def _distinct(photos: Sequence[EncodedPhoto]) -> list[int]:
     """Indices without the photos whose file equals an earlier one."""
     first: dict[str, int] = {}
-    return [i for i, photo in enumerate(photos) if first.setdefault(photo.facts.sha256, i) == i]
+    return [i for i, photo in enumerate(photos) if first.setdefault(photo.info.sha256, i) == i]
 
 
 def _renumbered(data: PairPoints, views: Sequence[int]) -> PairPoints:
@@ -196,8 +196,8 @@ def _known_cameras(
     for index, (photo, (K, source)) in enumerate(zip(photos, intrinsics)):
         if source != "default":
             known.K[index] = K
-        if photo.facts.path in poses:
-            known.world_from_cam[index] = poses[photo.facts.path]
+        if photo.info.path in poses:
+            known.world_from_cam[index] = poses[photo.info.path]
     return KnownCameras(known.K, known.world_from_cam, poses_are_priors=not fixed_poses)
 
 
@@ -210,14 +210,14 @@ def _views(
 ) -> tuple[View, ...]:
     """The views of all photos; `indices`: the photo of each aligned view."""
     view_of = {index: v for v, index in enumerate(indices)}
-    names = relative_names([photo.facts.path for photo in encoded])
-    first_of = {photo.facts.sha256: i for i, photo in reversed(list(enumerate(encoded)))}
+    names = relative_names([photo.info.path for photo in encoded])
+    first_of = {photo.info.sha256: i for i, photo in reversed(list(enumerate(encoded)))}
     views = []
     for index, (photo, (K, source)) in enumerate(zip(encoded, intrinsics)):
-        facts, v = photo.facts, view_of.get(index)
+        info, v = photo.info, view_of.get(index)
         pose, reason, dense = NO_POSE, None, None
         if v is None:
-            first = first_of[facts.sha256]
+            first = first_of[info.sha256]
             reason = f"it is the same picture as {names[first]}" if first != index else "it is in none of the pairs"
         elif not alignment.registered[v]:
             component = next((group for group in alignment.groups[1:] if v in group), ())
@@ -234,15 +234,15 @@ def _views(
         views.append(
             View(
                 image=names[index],
-                width=facts.width,
-                height=facts.height,
+                width=info.width,
+                height=info.height,
                 K=K,
                 focal_source=source,
                 world_from_cam=pose,
                 registered=reason is None,
                 dense=dense,
                 reason=reason,
-                orientation=facts.orientation,
+                orientation=info.orientation,
             )
         )
     return tuple(views)

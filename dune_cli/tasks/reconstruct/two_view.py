@@ -16,12 +16,12 @@ from dune_cli.geometry.pose_confidence import confidence_from_evidence, two_view
 from dune_cli.geometry.poses import inverse
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import Photo
-from dune_cli.io.safe_read import agreement
 from dune_cli.matchers.filtering import LazyThumbnail, extract_image, find_matches, without_static_matches
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.mvs import stereo
 from dune_cli.provenance import Run, Source
 from dune_cli.sfm.features import colors_at
+from dune_cli.sfm.matching import match_counts_text
 from dune_cli.sfm.scene import ImagePair, PointMap, Scene, SparsePoints, View
 from dune_cli.tasks.reconstruct.config import Intrinsics, MatchesConfig
 
@@ -139,7 +139,7 @@ def _triangulate(
             )
         guess = ", or give --intrinsics or --fov-deg (the focal length is a guess)" if focal_unknown else ""
         raise JobFailed(
-            f"{names} do not show enough of the same place: {agreement(count, inliers, 'a motion')}"
+            f"{names} do not show enough of the same place: {match_counts_text(count, inliers, 'a motion')}"
             f"{', no more than chance' if inliers else ''}; take photos that overlap by half or more, try another "
             f"--matcher{guess}"
         )

@@ -14,7 +14,7 @@ from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry import cameras, poses
 from dune_cli.io import cache
 from dune_cli.io.cache import WorkFolder
-from dune_cli.io.photos import PhotoFacts, read_photo
+from dune_cli.io.photos import PhotoInfo, read_photo
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
 from dune_cli.sfm import features
@@ -45,12 +45,12 @@ class Counting(Sift):
         return super().match_indices(features1, features2)
 
 
-def known(facts: Sequence[PhotoFacts]) -> list[tuple[np.ndarray, str]]:
-    return [(cameras.K_from_focal(300.0, photo.width, photo.height), "given") for photo in facts]
+def known(infos: Sequence[PhotoInfo]) -> list[tuple[np.ndarray, str]]:
+    return [(cameras.K_from_focal(300.0, photo.width, photo.height), "given") for photo in infos]
 
 
-def guessed(facts: Sequence[PhotoFacts]) -> list[tuple[np.ndarray, str]]:
-    return [(cameras.K_from_fov(55, photo.width, photo.height), "default") for photo in facts]
+def guessed(infos: Sequence[PhotoInfo]) -> list[tuple[np.ndarray, str]]:
+    return [(cameras.K_from_fov(55, photo.width, photo.height), "default") for photo in infos]
 
 
 def reconstruct(
@@ -145,7 +145,9 @@ def test_a_full_disk_keeps_what_was_finished(
     monkeypatch.setattr(cache, "atomic_path", real)
     rest = Counting()
     scene, _ = reconstruct(photos, tmp_path / "work", rest)
-    assert rest.extracted == 2 and len(scene.registered) == 6  # 9 files: facts and features of four, facts of a fifth
+    assert (
+        rest.extracted == 2 and len(scene.registered) == 6
+    )  # 9 files: metadata and features of four, metadata of a fifth
 
 
 def test_a_damaged_file_in_the_work_folder_is_made_again(
@@ -488,7 +490,7 @@ def test_real_photos_of_known_cameras(shared_data: Path, tmp_path: Path, name: s
     tree = json.loads((shared_data / "multiview" / name / "cameras.json").read_text())
     paths = [shared_data / "multiview" / name / frame["file"] for frame in tree["frames"]]
     given = [(np.array(frame["K"]), "given") for frame in tree["frames"]]
-    scene, _ = reconstruct(paths, tmp_path / "work", Sift(working_size_px=size_px), lambda facts: given)
+    scene, _ = reconstruct(paths, tmp_path / "work", Sift(working_size_px=size_px), lambda infos: given)
     assert len(scene.registered) >= placed and scene.reprojection_error_px < 1
     truth = [np.array(frame["T_cam_to_world"]) for frame in tree["frames"]]
     errors = []

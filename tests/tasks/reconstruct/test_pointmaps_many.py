@@ -47,8 +47,8 @@ def model(**settings) -> ExactManyViews:
     return ExactManyViews(K, POSES, SIZES, **settings)
 
 
-def default(facts) -> list[tuple[np.ndarray, str]]:
-    return [(cameras.K_from_fov(55, photo.width, photo.height), "default") for photo in facts]
+def default(infos) -> list[tuple[np.ndarray, str]]:
+    return [(cameras.K_from_fov(55, photo.width, photo.height), "default") for photo in infos]
 
 
 def run(paths, network, folder: Path, intrinsics=default, poses_of=None, **settings) -> Scene:
@@ -115,7 +115,7 @@ def test_known_intrinsics_and_poses_are_kept(photos: list[Path], tmp_path: Path)
     del known[photos[4]]
     given = [(k, "given") for k in K]
     network = model(noise=0.005, scales=0.2)
-    scene = run(photos, network, tmp_path, lambda facts: given, known)
+    scene = run(photos, network, tmp_path, lambda infos: given, known)
     for view, path, k in zip(scene.views, photos, K):
         np.testing.assert_array_equal(view.K, k)
         if path in known:
@@ -124,7 +124,7 @@ def test_known_intrinsics_and_poses_are_kept(photos: list[Path], tmp_path: Path)
     assert scene.world == "that of --poses"
     assert scene.scale == "arbitrary"
     with pytest.raises(UserError, match="--poses and --baseline"):
-        run(photos, network, tmp_path, lambda facts: given, known, baseline=1.0)
+        run(photos, network, tmp_path, lambda infos: given, known, baseline=1.0)
 
 
 def test_a_baseline_rescales(photos: list[Path], tmp_path: Path) -> None:

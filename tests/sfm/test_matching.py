@@ -1,10 +1,10 @@
-"""How many matches agree, in words."""
+"""The number of matches and of those that agree, as text."""
 
 from __future__ import annotations
 
 import pytest
 
-from dune_cli.io.safe_read import agreement
+from dune_cli.sfm.matching import match_counts_text
 
 
 @pytest.mark.parametrize(
@@ -16,5 +16,5 @@ from dune_cli.io.safe_read import agreement
         (12, 5, "12 matches, of which 5 agree on a pose"),
     ],
 )
-def test_agreement(matches: int, inliers: int, words: str) -> None:
-    assert agreement(matches, inliers, "a pose") == words
+def test_match_counts_as_text(matches: int, inliers: int, words: str) -> None:
+    assert match_counts_text(matches, inliers, "a pose") == words

@@ -10,7 +10,7 @@ import pytest
 
 from dune_cli.errors import UserError
 from dune_cli.io.intrinsics import resolve_intrinsics
-from dune_cli.io.photos import PhotoFacts
+from dune_cli.io.photos import PhotoInfo
 from dune_cli.io.pose_files import read_poses
 from dune_cli.io.safe_read import file_in, read_json, read_text
 from dune_cli.sfm.pairs import read_pairs
@@ -50,8 +50,8 @@ def test_poses_pairs_and_intrinsics_are_read_as_their_plain_twins(
         found = read_poses(tmp_path / f"{kind}.json", list(map(str, paths)))
         np.testing.assert_allclose([found[str(path)] for path in paths], POSES)
     (tmp_path / "K.json").write_bytes(json.dumps(dict.fromkeys(names, K)).encode(encoding))
-    facts = [PhotoFacts(path, 640, 480, "") for path in paths]
-    assert [m.tolist() for m, _ in resolve_intrinsics(facts, str(tmp_path / "K.json"), None)] == [K, K]
+    infos = [PhotoInfo(path, 640, 480, "") for path in paths]
+    assert [m.tolist() for m, _ in resolve_intrinsics(infos, str(tmp_path / "K.json"), None)] == [K, K]
     if not drive:
         (tmp_path / "pairs.txt").write_bytes(f"{names[0]}\t{names[1]}\r\n".encode(encoding))
         assert read_pairs(tmp_path / "pairs.txt", paths) == [(0, 1)]
