@@ -130,7 +130,7 @@ def align(data: PairPoints, known: KnownCameras | None = None, config: AlignConf
     keep = connected[data.pairs].all(1)
     weight = np.full(len(keep), OUTLIER_WEIGHT)
     weight[edges[agree]] = 1.0
-    problem = _Problem(
+    problem = _AlignmentProblem(
         pairs=data.pairs[keep],
         points=data.points[keep],
         confidence=(weight[:, None, None] * data.confidence)[keep],
@@ -283,7 +283,7 @@ def _largest_component(pairs: np.ndarray, agree: np.ndarray, views: int) -> np.n
 
 
 @dataclass(frozen=True)
-class _Problem:
+class _AlignmentProblem:
     """V views, E pairs, A anchors; arrays as in `PairPoints`, with initial cameras and `depth` (V, A).
 
     `K_fixed`, `pose_fixed`, `pose_prior` (V,) bool. `scale_fixed`: the known poses determine the world's scale; else
@@ -305,7 +305,7 @@ class _Problem:
 
 
 @dataclass(frozen=True)
-class _Solution:
+class _AlignmentSolution:
     """`world_from_cam` (V, 4, 4), `K` (V, 3, 3), `depth` (V, A), `pair_scale`, `pair_inliers` (E,), median `error`."""
 
     world_from_cam: np.ndarray
@@ -316,7 +316,7 @@ class _Solution:
     error: float
 
 
-def _refine(problem: _Problem, config: AlignConfig) -> _Solution:
+def _refine(problem: _AlignmentProblem, config: AlignConfig) -> _AlignmentSolution:
     """Four stages, with a kernel of `coarse`, then the tolerance, then three times the noise of the residuals."""
     optimisation = _Optimisation(problem)
     tolerance, kernel = config.tolerance, config.coarse
@@ -332,7 +332,7 @@ def _refine(problem: _Problem, config: AlignConfig) -> _Solution:
 class _Optimisation:
     """The parameters: changes of the initial values, in units of about 1."""
 
-    def __init__(self, problem: _Problem) -> None:
+    def __init__(self, problem: _AlignmentProblem) -> None:
         self.problem = problem
         # anchors without a weight do not count for the unit
         used = np.zeros(problem.depth.shape, bool)
@@ -431,7 +431,7 @@ class _Optimisation:
         return (weight * change).sum() / kernel**2
 
     @torch.no_grad()
-    def solution(self, tolerance: float) -> _Solution:
+    def solution(self, tolerance: float) -> _AlignmentSolution:
         poses = self.problem.world_from_cam.copy()
         free = ~self.problem.pose_fixed
         poses[free, :3, :3] = (_rotation_from_rotvec(self._value("rotvec")) @ self.rotation).numpy()[free]
@@ -441,7 +441,7 @@ class _Optimisation:
         residuals, weights = self.residuals(), self.weights
         inlier_share = ((residuals < tolerance) * weights).sum(2) / weights.sum(2).clamp(min=1e-300)
         inliers = residuals[(residuals < tolerance) & (weights > 0)]
-        return _Solution(
+        return _AlignmentSolution(
             world_from_cam=poses,
             K=K,
             depth=self.unit * (self.log_depth + self._value("log_depth")).exp().numpy(),
