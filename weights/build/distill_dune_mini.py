@@ -1,8 +1,8 @@
 """The recipe of the `dune-mini` that comes with dune: three open teachers, one folder of unlabelled photos, a laptop.
 
-    python weights/build/distill_dune_mini.py ../shared/corpus --leave-out ../shared/data/pairs/wide/pairs.json \\
+    python weights/build/distill_dune_mini.py PHOTOS --leave-out PAIRS.json \\
         --cache cache/ --steps 1050 -o stage1/
-    python weights/build/distill_dune_mini.py ../shared/corpus --leave-out ../shared/data/pairs/wide/pairs.json \\
+    python weights/build/distill_dune_mini.py PHOTOS --leave-out PAIRS.json \\
         --cache cache/ --steps 800 --norm phi-s --init stage1/student.safetensors -o mini/
 
 The same command goes on where it was stopped. Hardware: two CPU cores (AVX512-BF16) and 4 GB; what came out, with its
