@@ -1,4 +1,4 @@
-"""Where training photos come from, broken ones, and the teacher cache."""
+"""Sources of training photos, photos that cannot be read, and augmentation."""
 
 from __future__ import annotations
 
@@ -6,57 +6,14 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dune_cli.errors import UserError
-from dune_cli.training.common.dataset import Augmentation, fixed_crop, open_dataset, open_source
-from dune_cli.training.common.dist import Dist
+from dune_cli.training.common.dataset import Augmentation, augment, open_dataset, open_source
 from dune_cli.training.common.sampler import BatchSlot
-from dune_cli.training.distill.teacher_outputs import CacheKey, TeacherCache, run_teachers
 from support.teacher_files import smooth_photo
-
-CPU = torch.device("cpu")
-
-
-class Mean(torch.nn.Module):
-    """A teacher of three channels: the mean colour of each cell."""
-
-    name, note = "mean", ""
-    widths = {"cls": 3, "patch": 3}  # noqa: RUF012
-
-    def forward(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
-        cells = torch.nn.functional.adaptive_avg_pool2d(images, grid)
-        return {"cls": cells.mean((2, 3)), "patch": cells.flatten(2).transpose(1, 2)}
-
-
-def test_the_cache_holds_what_teachers_say_of_the_same_crops(photos: Path, tmp_path: Path) -> None:
-    found = open_dataset([str(photos)], ["mean"], 0.1)
-    key = CacheKey({"mean": "0"}, 28, (2, 2), 3, 5, True, found.hash, "float32")
-    cache, settings = TeacherCache(tmp_path, key, found), Augmentation()
-    here, widths = Dist(0, 1, CPU), {"mean": Mean.widths}
-    missing = cache.missing_shards(widths, here)
-    assert missing == list(range(cache.shards))
-    cache.fill({"mean": Mean()}, missing, settings, here, 2, torch.float32, batch_size=7)
-    assert cache.missing_shards(widths, here) == [] and cache.shards == -(-sum(found.group_sizes) * 3 // 64)
-    for index, epoch in ((0, 0), (4, 1), (sum(found.group_sizes) - 1, 2), (4, 4)):
-        slot = BatchSlot(0, index, position=99, epoch=epoch)
-        read = cache.read(slot)
-        crop = fixed_crop(found, slot, epoch % 3, 28, settings, 5)
-        assert torch.equal(read["image"], (crop * 255).round().to(torch.uint8))
-        fresh = run_teachers({"mean": Mean()}, read["image"][None].float() / 255, (2, 2), torch.float32)["mean"]
-        for kind, value in fresh.items():
-            torch.testing.assert_close(read[f"mean/{kind}"], value[0].half())
-    assert torch.equal(cache.read(BatchSlot(0, 4, 0, 1))["image"], cache.read(BatchSlot(0, 4, 7, 4))["image"])
-    other = TeacherCache(tmp_path, CacheKey(**{**key.__dict__, "crops": 2}), found)
-    assert other.folder != cache.folder and len(other.missing_shards(widths, here)) == other.shards
-
-
-def test_teachers_asked_in_pieces_say_the_same() -> None:
-    images = torch.rand(5, 3, 8, 8)
-    whole = run_teachers({"mean": Mean()}, images, (2, 2), torch.float32)
-    parts = run_teachers({"mean": Mean()}, images, (2, 2), torch.float32, batch_size=2)
-    assert all(torch.equal(whole["mean"][kind], parts["mean"][kind]) for kind in ("cls", "patch"))
 
 
 def tar_of(path: Path, photos: list[Path]) -> Path:
@@ -123,3 +80,36 @@ def test_a_broken_photo_gives_way_to_the_next(tmp_path: Path) -> None:
     second, third = (photos.load(BatchSlot(0, index, 0, 0)) for index in (1, 2))
     assert torch.equal(second, third) and torch.equal(second, photos.load(BatchSlot(0, 1, 5, 2)))
     assert [Path(label).name for label, _ in told] == ["1.png"] and "not a picture" in told[0][1]
+
+
+def gradient_image() -> torch.Tensor:
+    rows, columns = torch.meshgrid(torch.arange(60), torch.arange(90), indexing="ij")
+    return torch.stack([rows * 4, columns * 2, rows + columns]).to(torch.uint8)
+
+
+def test_augmentation_is_a_function_of_its_seed() -> None:
+    image, settings = gradient_image(), Augmentation()
+    crops = [augment(image, 32, settings, np.random.default_rng([7, k])) for k in range(60)]
+    for k, crop in enumerate(crops):
+        assert crop.shape == (3, 32, 32) and crop.dtype == torch.float32
+        assert crop.min() >= 0 and crop.max() <= 1 and torch.isfinite(crop).all()
+        assert torch.equal(crop, augment(image, 32, settings, np.random.default_rng([7, k])))
+    assert len({crop.sum().item() for crop in crops}) == 60
+    grey = sum(bool((crop[0] == crop[1]).all()) for crop in crops)
+    assert 4 <= grey <= 22  # p = 0.2
+
+
+def test_without_colours_only_the_crop_and_the_flip_remain() -> None:
+    image = gradient_image()
+    settings = Augmentation(photometric=False)
+    flips = 0
+    for k in range(40):
+        crop = augment(image, 32, settings, np.random.default_rng(k))
+        left_to_right = crop[1].mean(0).diff().mean()
+        flips += int(left_to_right < 0)
+        assert crop[0].mean(1).diff().mean() > 0  # never upside down
+        area = abs(left_to_right) * 32 / (2 / 255) * crop[0].mean(1).diff().mean() * 32 / (4 / 255)
+        assert 0.35 < area / (60 * 90) < 1.05  # scale (0.4, 1)
+    assert 10 < flips < 30
+    tall = augment(torch.zeros(3, 300, 16, dtype=torch.uint8), 14, settings, np.random.default_rng(0))
+    assert tall.shape == (3, 14, 14)

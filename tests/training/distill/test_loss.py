@@ -1,4 +1,4 @@
-"""Distillation losses, sharing strategies and teacher norms against the reference's values (fixture `distill_loss`)."""
+"""Distillation losses and sharing strategies against the reference's values (fixture `distill_loss`), and clipping."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from dune_cli.training.common.loop import learning_rate
 from dune_cli.training.distill.config import STRATEGIES
 from dune_cli.training.distill.loss import TokenLoss, coefficients, teacher_losses, token_loss
-from dune_cli.training.distill.teacher_norm import RunningTokenNorm, norm_momentum
+from dune_cli.training.distill.step import scale_and_clip
 
 OWNER = torch.tensor([0, 1, 2, 0, 1, 2])  # in19k, Habitat, BEDLAM, GLDv2, Niantic, AGORA
 
@@ -57,30 +56,6 @@ def test_losses_and_coefficients(expected: dict, losses: dict[str, dict[str, Tok
         assert float(got[key]) == pytest.approx(value, abs=1e-6), key
 
 
-def test_teacher_norm_follows_the_reference(expected: dict, arrays: dict[str, torch.Tensor]) -> None:
-    for teacher, types in expected["token_types"].items():
-        for kind in types:
-            norm = RunningTokenNorm(32).train()
-            raw = arrays[f"teacher/{teacher}/{kind}"]
-            for step, momentum in enumerate(expected["ema_momentum"]):
-                out = norm(raw * (1 + 0.3 * step) + 0.2 * step, momentum)
-                for name, value in (("out", out), ("mean", norm.mean), ("std", norm.std)):
-                    want = arrays[f"tnorm/step{step}/{teacher}/{kind}/{name}"]
-                    torch.testing.assert_close(value, want, atol=1e-5, rtol=0)
-            torch.testing.assert_close(norm.eval()(raw), arrays[f"tnorm/eval/{teacher}/{kind}/out"], atol=1e-5, rtol=0)
-
-
-def test_momentum_zero_uses_the_buffers() -> None:
-    norm = RunningTokenNorm(3).train()
-    x = torch.randn(5, 3)
-    torch.testing.assert_close(norm(x, 0.0), x)
-
-
-def test_a_constant_channel_is_not_blown_up() -> None:
-    out = RunningTokenNorm(2).train()(torch.tensor([[1.0, 2.0], [1.0, 3.0]]), 1.0)
-    assert out[:, 0].abs().max() == 0
-
-
 def test_lowest_loss_keeps_the_worst_and_drops_half_of_the_others() -> None:
     torch.manual_seed(0)
     per_image = torch.rand(4000, 3)
@@ -97,10 +72,9 @@ def test_coefficients_sum_to_one_and_carry_no_gradient(strategy: str) -> None:
     assert not weights.requires_grad
 
 
-def test_schedules() -> None:
-    assert learning_rate(0, 100, 1.0) == 0
-    assert learning_rate(10, 100, 1.0) == pytest.approx(0.5)
-    assert learning_rate(20, 100, 1.0) == pytest.approx(1.0)
-    assert learning_rate(99, 100, 1.0) == pytest.approx(1e-6)
-    assert norm_momentum(0, 10) == 1
-    assert norm_momentum(9, 10) == pytest.approx(1e-3)
+def test_gradients_are_clipped_one_parameter_at_a_time() -> None:
+    module = torch.nn.Linear(3, 2)
+    module.weight.grad, module.bias.grad = torch.full((2, 3), 4.0), torch.tensor([0.03, 0.04])
+    scale_and_clip(module, torch.tensor(2.0))
+    assert module.weight.grad.norm().item() == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(module.bias.grad, torch.tensor([0.06, 0.08]))  # below 1: scaled, not clipped

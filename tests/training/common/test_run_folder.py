@@ -1,4 +1,4 @@
-"""What a run keeps (teacher cache, labels, log): what is damaged is computed anew, with a note and the same numbers."""
+"""Damaged logs and settings of a run folder."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from dune_cli.training.common.run_folder import RunFolder
-from dune_cli.training.matcher import teacher_matches
-from dune_cli.training.matcher.scenes import TrainingScene
-from dune_cli.training.matcher.teacher_matches import SceneMatches, match_scenes, read_matches
 from support.published_files import dinov2_manifest, make_state_dict
 
 TINY = ("--student", "vit:64x1", "--size", 28, "--batch-size", 2, "--steps", 2, "--log-every", 1, "--held-out", 0)
@@ -24,25 +20,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("teacher") / "dinov2.pth"
     torch.save(make_state_dict(dinov2_manifest(64, 1, 2, registers=4), 3), path)
     return f"dinov2={path}"
-
-
-def test_damaged_shards_are_computed_anew_with_the_same_numbers(
-    distill, teacher: str, photos: Path, tmp_path: Path
-) -> None:
-    cached = ("--cache", tmp_path / "cache")
-    assert distill(teacher, photos, tmp_path / "a", *TINY, *cached).exit_code == 0
-    shards = sorted((tmp_path / "cache").rglob("*.safetensors"))
-    whole = [shard.read_bytes() for shard in shards]
-    assert len(shards) == 2
-    shards[0].write_bytes(whole[0][:-9] + b"\0" + whole[0][-8:])
-    shards[1].write_bytes(whole[0])  # whole, and of other photos
-    again = distill(teacher, photos, tmp_path / "b", *TINY, *cached)
-    assert again.exit_code == 0, again.output
-    assert "2 of 2 shards to compute" in again.stderr and f"{shards[0]} is damaged" in again.stderr
-    assert [shard.read_bytes() for shard in shards] == whole
-    one, other = ((tmp_path / name / "student.safetensors").read_bytes() for name in "ab")
-    assert one == other
-    assert "shards to compute" not in distill(teacher, photos, tmp_path / "c", *TINY, *cached).stderr
 
 
 def test_a_damaged_log_does_not_stop_a_run(distill, teacher: str, photos: Path, tmp_path: Path) -> None:
@@ -76,32 +53,6 @@ def test_settings_that_are_none_are_one_sentence(
     refused = distill(teacher, photos, tmp_path / "run", *TINY)
     errors = [line for line in refused.stderr.splitlines() if line.startswith("dune:")]
     assert refused.exit_code == 2 and len(errors) == 1 and says in errors[0] and len(errors[0]) < 900
-
-
-def test_a_damaged_scene_is_matched_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "wall").mkdir()
-    scene = TrainingScene("wall", tuple(tmp_path / "wall" / f"{k}.jpg" for k in range(3)), False)
-    for path in scene.photos:
-        path.write_text(path.name)
-    names = tuple(path.name for path in scene.photos)
-    points = tuple(np.full((4, 2), k, np.float32) for k in range(3))
-    each = np.stack([np.arange(4, dtype=np.int32)] * 2, 1)
-    pairs = np.array([[0, 1], [1, 2], [0, 2]], np.int32)
-    ones = np.ones(4, np.float32)
-    found = SceneMatches("wall", names, np.full((3, 2), 9, np.int32), points, pairs, (each,) * 3, (ones,) * 3)
-    labels = tmp_path / "labels"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_matches, "match_scene", lambda *_: found)
-        assert read_matches(labels, scene) is None and match_scenes([scene], None, labels) == 1
-        path = teacher_matches.matches_file(labels, "wall")
-        whole = path.read_bytes()
-        assert read_matches(labels, scene) is not None and not capsys.readouterr().err
-        path.write_bytes(whole[:-1])
-        assert read_matches(labels, scene) is None and "computed again" in capsys.readouterr().err
-        match_scenes([scene], None, labels)
-    assert path.read_bytes() == whole
-    scene.photos[1].write_text("another photo")
-    assert read_matches(labels, scene) is None and not capsys.readouterr().err
 
 
 def test_the_log_of_a_run_keeps_whole_entries_alone(tmp_path: Path) -> None:
