@@ -78,11 +78,11 @@ def naming_file(path: Path | str) -> Iterator[None]:
 
 
 def read_weights(path: str | Path) -> WeightFile:
-    """Opens a weight file, told by its content and not by its ending.
+    """Opens a weight file. Its format is recognised by its content, not by its ending.
 
     A PyTorch pickle may build tensors, plain containers, `argparse.Namespace`, NumPy arrays and numbers, and paths.
-    Any other name in it is refused with that name, and never run. Raises CheckpointError: unreadable, empty, cut,
-    hostile, or something else (then it says what).
+    Any other name in it is refused with that name, and never run. Raises CheckpointError for a file that is unreadable,
+    empty, cut, hostile, or of another kind, which the message names.
     """
     path = Path(path)
     if path.is_dir():

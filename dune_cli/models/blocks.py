@@ -95,7 +95,7 @@ class CrossAttention(nn.Module):
         self.proj = TrunkLinear(width, width)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, rotation_x: Rotation, rotation_y: Rotation) -> torch.Tensor:
-        """x (B, N, D) asks, y (B, M, D) answers; each is rotated by its own view's positions."""
+        """Queries from x (B, N, D), keys and values from y (B, M, D); each is rotated by its own view's positions."""
         y = y.to(self.projk.weight.dtype)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.projq(x), self.projk(y), self.projv(y)))
         return self.proj(_attend(rotate(q, rotation_x), rotate(k, rotation_y), v))

@@ -48,8 +48,10 @@ class AnnyHeadConfig:
 
 
 class MultiHmrAnny(nn.Module):
-    """Images (B, 3, S, S) in [0, 1], letterboxed, to the people in each; `body` names the body model that
-    they are for, `predicts_camera` whether it says K where none is given."""
+    """Images (B, 3, S, S) in [0, 1], letterboxed, to the people in each.
+
+    `body` names the body model; `predicts_camera` says whether K is predicted where none is given.
+    """
 
     body = "anny"
     predicts_camera = True

@@ -60,8 +60,10 @@ class SmplxHeadConfig:
 
 
 class MultiHmrSmplx(nn.Module):
-    """Images (B, 3, S, S) in [0, 1], letterboxed, to the people in each; `body` names the body model that
-    they are for, `predicts_camera` whether it says K where none is given."""
+    """Images (B, 3, S, S) in [0, 1], letterboxed, to the people in each.
+
+    `body` names the body model; `predicts_camera` says whether K is predicted where none is given.
+    """
 
     body = "smplx"
     predicts_camera = False

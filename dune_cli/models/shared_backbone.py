@@ -82,7 +82,7 @@ class SharedBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class SharedBackboneSlot:
-    """Where a task keeps its ViT: the attribute `name` of `holder`, and which `layers` it asks for beside the last."""
+    """Where a task keeps its ViT: the attribute `name` of `holder`, and which `layers` it reads beside the last."""
 
     task: str
     holder: Any

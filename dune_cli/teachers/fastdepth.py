@@ -1,7 +1,7 @@
 """FastDepth as a teacher of depth in rooms. Source: Wofk et al., ICRA 2019; weights MIT, made by a script.
 
-It learned from NYU Depth v2: inside rooms, 0.7 to 10 m, its depth is metric; outdoors it says little more than that the
-ground is near. `weights/build/bake_open_networks.py` writes its file.
+It learned from NYU Depth v2: inside rooms, 0.7 to 10 m, its depth is metric; outdoors it tells little more than that
+the ground is near. `weights/build/bake_open_networks.py` writes its file.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Shapes:
 def heads_of(width: int, stated: int | None, what: str) -> int:
     """The number of attention heads: stated by the file, else one per 64 channels (true of ViT-S, -B, -L)."""
     if stated is None and width % 64:
-        raise CheckpointError(f"{what}: the number of attention heads of width {width} cannot be told")
+        raise CheckpointError(f"{what}: the number of attention heads does not follow from width {width}")
     heads = width // 64 if stated is None else stated
     if heads < 1 or width % heads:
         raise CheckpointError(f"{what}: width {width} cannot be shared by {heads} attention heads")

@@ -116,7 +116,7 @@ LONGEST = 20_000
 
 @dataclass(frozen=True)
 class Constructor:
-    """What the string says beyond the shapes; None where it is silent."""
+    """Settings of the string that the shapes do not give; None where it has none."""
 
     encoder_heads: int | None
     decoder_heads: int | None

@@ -89,7 +89,7 @@ def _published_range(checkpoint: Mapping[str, Any], file_name: str) -> tuple[flo
     depth_range = RANGES.get(name.data or "") if name else stated_range(checkpoint)
     if depth_range is None:
         raise CheckpointError(
-            "its depth range is told neither by its name (..._nyu_..., ..._kitti_...) nor inside; give it: "
+            "its depth range is neither in its name (..._nyu_..., ..._kitti_...) nor in its configuration; give it: "
             "--depth-range 0.001,10 is NYU's and 0.001,80 KITTI's (metres)"
         )
     return depth_range
