@@ -32,7 +32,7 @@ def test_a_filled_weights_folder_changes_nothing(tmp_path: Path) -> None:
     places = {"DUNE_WEIGHTS": "w", "XDG_CACHE_HOME": "c", "HOME": "h"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",
-         "tests/training/distill/test_stems.py", "-k", "published_network or teachers_network"],
+         "tests/training/distill/test_students.py", "-k", "published_network or teachers_network"],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
         env=os.environ | {name: str(tmp_path / folder) for name, folder in places.items()},
     )  # fmt: skip
