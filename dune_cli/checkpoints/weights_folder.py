@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,6 +104,25 @@ def missing(entry: Entry) -> WeightsMissing:
     )
 
 
+def default_model(verb: str, candidates: Sequence[str], advice: str) -> str:
+    """The first of `candidates`, registry names, that is on this machine with what it needs.
+
+    WeightsMissing if none is. Its message says to pull `advice`, how large that is with what it needs, and its licence.
+    """
+    for name in candidates:
+        if all(find_present(entry) for entry in _with_needs(name)):
+            return name
+    needed = [entry for entry in _with_needs(advice) if find_present(entry) is None]
+    size = registry.format_bytes(sum(entry.size_bytes for entry in needed))
+    about = "" if all(entry.size_is_exact for entry in needed) else "about "
+    both = " with its encoder" if len(needed) > 1 else ""
+    licences = "; ".join(dict.fromkeys(entry.licence for entry in needed))
+    raise WeightsMissing(
+        f"'dune {verb}' needs weights, and none that it can use are on this machine; run 'dune weights pull {advice}' "
+        f"({about}{size}{both}; licence: {licences}), or name a file with --model"
+    )
+
+
 def unknown(text: str) -> UserError:
     """The error for what is neither a file nor a name, with the nearest names."""
     path = Path(text)
@@ -152,6 +171,14 @@ def check(located: LocatedFile, sha256: str) -> None:
             f"{located.path} was changed or damaged: its sha256 is {sha256}, {expected[1]} says {expected[0]}; "
             "delete the file and fetch it again"
         )
+
+
+def _with_needs(name: str) -> list[Entry]:
+    """The entry of a registry name after those that it needs. KeyError for another name."""
+    entry = registry.find(name)
+    if entry is None:
+        raise KeyError(f"{name} is not in the registry of weights")
+    return registry.with_needs([entry])
 
 
 def _candidates(entry: Entry) -> Iterator[LocatedFile]:

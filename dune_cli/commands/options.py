@@ -432,10 +432,9 @@ class ModelOptions:
         """The model, or the first of `candidates` that is on this machine. WeightsMissing or UserError where it cannot
         run; without any the message says to pull `advice`."""
         from dune_cli.checkpoints import registry, weights_folder
-        from dune_cli.checkpoints.defaults import default_model
         from dune_cli.commands.checks import weights
 
-        chosen = self.model or default_model(verb, candidates, advice)
+        chosen = self.model or weights_folder.default_model(verb, candidates, advice)
         weights(chosen, self.encoder)
         entry = registry.find(chosen)
         if entry is not None and entry.kind == "head" and self.encoder is None:

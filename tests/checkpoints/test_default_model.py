@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dune_cli.checkpoints import registry, weights_folder
-from dune_cli.checkpoints.defaults import default_model
+from dune_cli.checkpoints.weights_folder import default_model
 from dune_cli.commands import classify, depth, human, segment
 from dune_cli.errors import WeightsMissing
 
