@@ -32,6 +32,8 @@ from dune_cli.provenance import Source
 
 HumanNetwork = MultiHmrSmplx | MultiHmrAnny
 
+SCENE_HEAD = "dune-segment"  # the registry's segmentation head on dune-mini
+
 # an adapter's KIND -> who loads such a file, for messages
 _LOADERS = {
     "encoder": "load_encoder (dune encode --model)",
@@ -97,7 +99,7 @@ def load_depth(
     device: str = "auto",
     dtype: str = "float32",
     depth_range: tuple[float, float] | None = None,
-) -> HeadDepth | TwoViewDepth:
+) -> HeadDepth | TwoViewDepth | HeadedEncoder:
     """A depth model: `model(images, flip=False)`, images (B, 3, H, W) of any sides -> z (B, H, W) in metres.
 
     One of DINOv2's depth heads, on `encoder` (a name or file; without it the one that the head's name tells, beside
@@ -105,9 +107,15 @@ def load_depth(
     `depth_range`: (minimum, maximum) in metres of a head instead of the published one (0.001 to 10 for NYU, to 80 for
     KITTI). DINOv2's own hub function builds the linear NYU heads with 80: pass (0.001, 80) to get its numbers.
     `dtype` "auto" is float32 for a two-view model.
-    Raises WeightsMissing, CheckpointError, UserError.
+
+    A head of `dune train` (models/heads.py) is taken too; it gets the bundled segmentation head as its `scene` where
+    both read the same encoder. Raises WeightsMissing, CheckpointError, UserError.
     """
-    opened = open_checkpoint(name_or_path, "depth", "two-view")
+    opened = open_checkpoint(name_or_path, "depth", "two-view", "head")
+    if opened.adapter.KIND == "head":
+        if depth_range is not None:
+            raise UserError("a depth range belongs to a DINOv2 depth head; leave it out")
+        return _with_scene(load_head(name_or_path, "depth", encoder, device, dtype))
     is_two_view = opened.adapter.KIND == "two-view"
     torch_device, torch_dtype = device_and_dtype(device, "float32" if is_two_view and dtype == "auto" else dtype)
     if not is_two_view:
@@ -122,24 +130,26 @@ def load_depth(
 
 def load_classifier(
     name_or_path: str | Path, encoder: str | Path | None = None, device: str = "auto", dtype: str = "float32"
-) -> Classifier:
+) -> Classifier | HeadedEncoder:
     """One of DINOv2's ImageNet heads: `model(images)`, images (B, 3, H, W) -> logits (B, classes).
 
-    The published preparation is short side 256, centre crop 224. `encoder` as in `load_depth`.
+    The published preparation is short side 256, centre crop 224. `encoder` as in `load_depth`. A head of `dune train`
+    is taken too.
     Raises WeightsMissing, CheckpointError, UserError.
     """
-    return load(name_or_path, "classifier", device, dtype, encoder)
+    return _load_or_head(name_or_path, "classifier", "classification", encoder, device, dtype)
 
 
 def load_segmenter(
     name_or_path: str | Path, encoder: str | Path | None = None, device: str = "auto", dtype: str = "float32"
-) -> Segmenter:
+) -> Segmenter | HeadedEncoder:
     """One of DINOv2's linear segmentation heads: `model(images)`, any sides -> logits (B, classes, H, W).
 
     `model.slide(images)`: by the published windows; `model.probabilities(images)`: the whole protocol with its scales.
-    `encoder` as in `load_depth`. Raises WeightsMissing, CheckpointError, UserError.
+    `encoder` as in `load_depth`. A head of `dune train` is taken too.
+    Raises WeightsMissing, CheckpointError, UserError.
     """
-    return load(name_or_path, "segmenter", device, dtype, encoder)
+    return _load_or_head(name_or_path, "segmenter", "segmentation", encoder, device, dtype)
 
 
 def load_head(
@@ -158,6 +168,30 @@ def load_head(
     opened = open_checkpoint(name_or_path, "head")
     torch_device, torch_dtype = device_and_dtype(device, dtype)
     return to_inference(_build(opened, encoder, task=task), opened.file.source, torch_device, torch_dtype)
+
+
+def _load_or_head(
+    name_or_path: str | Path, kind: str, task: str, encoder: str | Path | None, device: str, dtype: str
+) -> Any:
+    opened = open_checkpoint(name_or_path, kind, "head")
+    if opened.adapter.KIND == "head":
+        return load_head(name_or_path, task, encoder, device, dtype)
+    return load(name_or_path, kind, device, dtype, encoder)
+
+
+def _with_scene(model: HeadedEncoder) -> HeadedEncoder:
+    """A depth head with the bundled segmentation head, if that is here and reads the same encoder."""
+    entry = registry.find(SCENE_HEAD)
+    located = weights_folder.find_present(entry) if entry is not None else None
+    if located is None or model.encoder.source.sha256 != model.card.encoder_sha256:
+        return model
+    scene = open_checkpoint(SCENE_HEAD, "head")
+    if scene.adapter.read_card(scene.checkpoint).encoder_sha256 != model.card.encoder_sha256:
+        return model
+    built = scene.adapter.build(scene.checkpoint, model.encoder, task="segmentation")
+    model.scene = built.eval().requires_grad_(False)
+    model.scene.source = scene.file.source
+    return model
 
 
 def load_human_network(name_or_path: str | Path, device: str = "auto", dtype: str = "float32") -> HumanNetwork:

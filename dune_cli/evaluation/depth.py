@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from dune_cli import runtime
+from dune_cli.checkpoints import registry, weights_folder
+from dune_cli.checkpoints.loader import load_depth
+from dune_cli.geometry.cameras import K_from_focal
 from dune_cli.io.photos import Photo, read_photo
+from dune_cli.models.heads import HeadedEncoder
+from dune_cli.provenance import Source
+from dune_cli.tasks import depth as depth_task
+from dune_cli.tasks.depth import DepthModel
 from dune_cli.training.heads.datasets import Example
 from dune_cli.training.heads.labels import FASTDEPTH_PX, read_label
 from dune_cli.training.heads.metrics import (
@@ -151,6 +160,46 @@ def _score(example: Example, method: str, found: np.ndarray, true: np.ndarray, k
     return PhotoScore(example, method, scores, float("nan"), edge_recall(found, true))
 
 
+# --- methods ---
+
+
+def load_methods(
+    models: Sequence[str], encoder: str | None, device: str, dtype: str, size_px: int | None, flip: bool
+) -> tuple[dict[str, Predict], list[Source]]:
+    """The controls, then the models by name; and the weights behind them.
+
+    The mean map is that of the first head that carries one; FastDepth is a control where its weights are here.
+    """
+    methods: dict[str, Predict] = {"constant": constant, "vertical gradient": vertical_gradient}
+    loaded: dict[str, Predict] = {}
+    sources: list[Source] = []
+    for name in models:
+        model = load_depth(name, encoder, device, dtype)
+        short = Path(name).stem if Path(name).suffix else name
+        loaded[f"{Path(name).parent.name}/{short}" if short in loaded else short] = of_model(model, size_px, flip)
+        sources += model.sources
+        if isinstance(model, HeadedEncoder) and "mean map" not in methods:
+            stored = model.card.measured.get("mean_log_depth")
+            if stored:
+                methods["mean map"] = mean_map(np.array(stored, np.float32), model.config.canonical_focal_px)
+    entry = registry.find("fastdepth")
+    if entry is not None and weights_folder.find_present(entry) is not None:
+        methods["fastdepth"] = fastdepth(runtime.pick_device(device))
+    return methods | loaded, list({source.name: source for source in sources}.values())
+
+
+def of_model(model: DepthModel, size_px: int | None = None, flip: bool = False) -> Predict:
+    """A depth model as `dune depth` runs it; what has no depth, such as sky, counts as the farthest."""
+
+    def predict(photo: Photo, focal_px: float) -> np.ndarray:
+        K = K_from_focal(focal_px, photo.width, photo.height)
+        depth = depth_task.predict(model, photo, (K, "given"), size_px, flip).depth
+        valid = np.isfinite(depth)
+        return np.where(valid, depth, depth[valid].max() if valid.any() else 1.0)
+
+    return predict
+
+
 # --- tables ---
 
 
@@ -175,6 +224,17 @@ def set_scores(scores: Sequence[PhotoScore]) -> list[DepthSetScore]:
     ]
 
 
+def group_scores(scores: Sequence[PhotoScore], rows: Sequence[DepthSetScore]) -> list[DepthSetScore]:
+    """Means over the sets that say that they are indoors, and over those outdoors, for each method."""
+    settings: dict[str, list[str]] = {}
+    for score in scores:
+        sets = settings.setdefault(score.example.setting or "setting unknown", [])
+        if score.example.set_name not in sets:
+            sets.append(score.example.set_name)
+    methods = list(dict.fromkeys(row.method for row in rows))
+    return [group_score(rows, name, sets, method) for name, sets in settings.items() for method in methods]
+
+
 def group_score(scores: Sequence[DepthSetScore], name: str, sets: Sequence[str], method: str) -> DepthSetScore:
     """The mean over some sets, each counting the same."""
     group = [score for score in scores if score.name in sets and score.method == method]
@@ -197,3 +257,38 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         values = [row[name] for row in rows if name in row and np.isfinite(row[name])]
         means[name] = float(np.mean(values)) if values else float("nan")
     return means
+
+
+def tables(rows: Sequence[DepthSetScore], groups: Sequence[DepthSetScore], methods: Sequence[str]) -> list[str]:
+    """Markdown tables: AbsRel / delta_1 for each alignment, of sets and groups by method; edges and correlations."""
+    found = []
+    lines = {(row.name, row.method): row for row in (*rows, *groups)}
+    names = list(dict.fromkeys(row.name for row in (*rows, *groups)))
+    for how in reversed(ALIGNMENTS):
+        cells = [
+            [
+                f"{name} ({lines[name, methods[0]].photos})",
+                *(_pair(lines[name, method].numbers, f"{how} abs_rel", f"{how} delta1") for method in methods),
+            ]
+            for name in names
+        ]
+        found.append(_markdown([f"{how}: AbsRel / share < 1.25", *methods], cells))
+    for number, title in (
+        ("edge recall", "recall of depth edges at 2 px"),
+        ("correlation", "correlation of disparity"),
+    ):
+        some = [name for name in names if np.isfinite(lines[name, methods[0]].numbers.get(number, np.nan))]
+        cells = [[name, *(f"{lines[name, method].numbers[number]:.3f}" for method in methods)] for name in some]
+        if cells:
+            found.append(_markdown([title, *methods], cells))
+    return found
+
+
+def _pair(numbers: Mapping[str, float], first: str, second: str) -> str:
+    values = [numbers.get(name, np.nan) for name in (first, second)]
+    return f"{values[0]:.3f} / {values[1]:.3f}" if np.isfinite(values).all() else "-"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -79,6 +79,15 @@ def fit(rgb: np.ndarray, largest_px: int) -> Prepared:
     return Prepared(_to_chw(_resize(rgb, new_width, new_height)), _network_from_image(rgb, new_width, new_height, 0, 0))
 
 
+def stretch(rgb: np.ndarray, width: int, height: int) -> Prepared:
+    """`rgb` (H, W, 3) uint8 resized to `width` x `height` px, whatever its shape; filters as in `prepare`.
+
+    Nothing is cropped or padded: for networks that take whole patches and see whole photos.
+    """
+    _checked_size(rgb)
+    return Prepared(_to_chw(_resize(rgb, width, height)), _network_from_image(rgb, width, height, 0, 0))
+
+
 def _checked_size(rgb: np.ndarray) -> tuple[int, int]:
     """Height and width of a photo. ValueError unless it is (H, W, 3) uint8."""
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:

@@ -116,8 +116,9 @@ def extract(encoder: nn.Module, images: torch.Tensor, names: Sequence[str]) -> d
     layers = sorted({int(match["block"]) for match in parsed.values() if match["kind"]} or {count - 1})
     if layers[-1] >= count:
         raise ValueError(f"block {layers[-1]} was asked for; the encoder has the blocks 0 to {count - 1}")
+    images = images.to(next(network.parameters()).device)
     stem: dict[str, torch.Tensor] = {}
-    if isinstance(network, MiniEncoder):
+    if hasattr(network, "levels"):
         maps, tokens = network.levels(images, layers)
         stem = {f"{part}{stride}": value for part, by in maps.items() for stride, value in by.items()}
     elif hasattr(network, "intermediate"):
@@ -184,49 +185,6 @@ def default_features(encoder: nn.Module, task: Task, kind: Kind) -> tuple[str, .
         return (f"tokens{last // 2}", f"tokens{last}", f"cls{last}", *maps)
     blocks = dict.fromkeys(max(0, round((step + 1) * count / 4) - 1) for step in range(4))
     return (*(f"tokens{block}" for block in blocks), f"cls{last}")
-
-
-class FeatureExtractor(nn.Module):
-    """An encoder that runs once for each new image and answers all heads that read it with the same features.
-
-    `names` are the features that are computed; `passes` counts the runs.
-    """
-
-    def __init__(self, encoder: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.names = tuple(dict.fromkeys(names))
-        self.passes = 0
-        self._images: torch.Tensor | None = None
-        self._features: dict[str, torch.Tensor] = {}
-
-    @property
-    def patch(self) -> int:
-        return self.encoder.patch
-
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As `extract`, of all `names`."""
-        if self._images is None or self._images.shape != images.shape or not torch.equal(self._images, images):
-            self._features = extract(self.encoder, images.to(next(self.encoder.parameters()).device), self.names)
-            self._images = images.clone()
-            self.passes += 1
-        return self._features
-
-
-def share_features(models: Sequence[HeadedEncoder]) -> list[FeatureExtractor]:
-    """Gives heads of one encoder file one extractor, so that a photo is encoded once. The extractors, each once."""
-    shared: dict[str | int, list[HeadedEncoder]] = {}
-    for model in models:
-        sha256 = model.extractor.encoder.source.sha256
-        shared.setdefault(sha256 or id(model.extractor.encoder), []).append(model)
-    extractors = []
-    for group in shared.values():
-        names = [name for model in group for name in model.extractor.names]
-        extractor = FeatureExtractor(group[0].extractor.encoder, names).eval()
-        for model in group:
-            model.extractor = extractor
-        extractors.append(extractor)
-    return extractors
 
 
 # Networks from features to results.
@@ -442,13 +400,17 @@ class HeadCard:
 
 
 class HeadedEncoder(nn.Module):
-    """An encoder and a head. Runs where its weights are, without gradients once loaded."""
+    """An encoder and a head. Runs where its weights are, without gradients once loaded.
+
+    `scene`: a segmentation head of the same encoder, which says for a depth head what the pixels are; None without one.
+    """
 
     source = Source("none")
 
-    def __init__(self, extractor: FeatureExtractor, head: FeatureHead, card: HeadCard) -> None:
+    def __init__(self, encoder: nn.Module, head: FeatureHead, card: HeadCard) -> None:
         super().__init__()
-        self.extractor, self.head, self.card = extractor, head, card
+        self.encoder, self.head, self.card = encoder, head, card
+        self.scene: HeadedEncoder | None = None
 
     @property
     def config(self) -> FeatureHeadConfig:
@@ -456,8 +418,8 @@ class HeadedEncoder(nn.Module):
 
     @property
     def sources(self) -> list[Source]:
-        """The weights behind a result: the head's and the encoder's."""
-        return [self.source, self.extractor.encoder.source]
+        """The weights behind a result: the head's, the encoder's, and the scene head's."""
+        return [self.source, self.encoder.source, *([self.scene.source] if self.scene is not None else [])]
 
     @property
     def classes(self) -> int:
@@ -472,25 +434,49 @@ class HeadedEncoder(nn.Module):
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         return self.card.palette
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The encoder's blocks that the head, and the scene head, read."""
+        names = [feature.name.removeprefix(MEAN) for feature in self.config.features]
+        matches = [_NAME.fullmatch(name) for name in names]
+        own = {int(match["block"]) for match in matches if match is not None and match["kind"]}
+        return tuple(sorted(own | set(self.scene.blocks if self.scene is not None else ())))
+
     def input_size(self, height: int, width: int, long_side_px: int | None = None) -> tuple[int, int]:
         """(height, width) of the network's input for an image: multiples of the patch, nearest to the image's shape.
 
         `long_side_px`: the longer side; without it the input has as many pixels as a training image.
         """
-        return input_size(height, width, self.extractor.patch, self.card.size_px, long_side_px)
+        return input_size(height, width, self.encoder.patch, self.card.size_px, long_side_px)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W) RGB in [0, 1], sides multiples of the patch -> the head's own result.
 
         (B, outputs, s·H/patch, s·W/patch) of a dense head, s = config.output_scale; (B, outputs) for whole images.
         """
-        return self.head(self.extractor(images))
+        return self.head(extract(self.encoder, images, [feature.name for feature in self.config.features]))
+
+    def with_scene(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `forward`, and the scene head's result (None without one), by one pass of the encoder."""
+        names = [feature.name for feature in self.config.features]
+        scene = self.scene
+        others = [feature.name for feature in scene.config.features] if scene is not None else []
+        features = extract(self.encoder, images, list(dict.fromkeys(names + others)))
+        return self.head(features), None if scene is None else scene.head(features)
+
+    def metric_log_depth(self, result: torch.Tensor, focal_px: torch.Tensor | float) -> torch.Tensor:
+        """A depth head's result (B, 1, h, w) for a camera: the logarithm of depth z in metres, of the same shape.
+
+        focal_px: focal length in pixels of the network's input, a number or (B).
+        """
+        if self.config.task != "depth":
+            raise ValueError(f"a head for {self.config.task} gives no depth")
+        shift = focal_shift(focal_px, self.config.canonical_focal_px, result.device)
+        return result + (shift[:, None] if shift.ndim else shift)
 
     def log_depth(self, images: torch.Tensor, focal_px: torch.Tensor | float) -> torch.Tensor:
         """The logarithm of depth z in metres (B, s·H/patch, s·W/patch). focal_px: of these images, (B) or a number."""
-        if self.config.task != "depth":
-            raise ValueError(f"a head for {self.config.task} gives no depth")
-        return self(images)[:, 0] + focal_shift(focal_px, self.config.canonical_focal_px, images.device)
+        return self.metric_log_depth(self(images), focal_px)[:, 0]
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Class logits of a dense head at the images' size (B, classes, H, W), of others (B, classes)."""

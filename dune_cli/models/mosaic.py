@@ -6,8 +6,10 @@ and a decoder with skips at strides 8 and 4. Google, Apache-2.0. 1.9 M parameter
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -175,3 +177,9 @@ def enlarge(x: torch.Tensor, factor: int) -> torch.Tensor:
         weight = (place - first).to(x.dtype).view(-1, 1) if dim == 2 else (place - first).to(x.dtype)
         x = torch.lerp(x.index_select(dim, first), x.index_select(dim, second), weight)
     return x
+
+
+def outdoor_share(classes: np.ndarray, names: Sequence[str]) -> float:
+    """The share of pixels of a class map (H, W) whose class belongs outdoors (OUTDOOR_CLASSES)."""
+    numbers = [index for index, name in enumerate(names) if name in OUTDOOR_CLASSES]
+    return float(np.isin(classes, numbers).mean())

@@ -1,4 +1,4 @@
-"""One encoder pass for several heads: equal ViTs become one, which remembers its last image."""
+"""One encoder pass for several heads: equal encoders become one, which keeps the features of its last image."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.patch_embed import Tokens
+from dune_cli.models.stems import Maps
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
 
 
 class SharedBackbone(nn.Module):
-    """Replaces a ViT: runs it once for each new image, and returns the same tokens to every task that shares it.
+    """Replaces a ViT or a `dune-mini`: runs it once for each new image, and gives the same tokens to every task.
 
     `layers`: the blocks, counted from 0, whose tokens tasks read; the last one is always among them. `passes` counts
     the runs.
     """
 
-    def __init__(self, vit: VisionTransformer, layers: Sequence[int] = ()) -> None:
+    def __init__(self, vit: VisionTransformer | MiniEncoder, layers: Sequence[int] = ()) -> None:
         super().__init__()
         self.vit = vit
         last = len(vit.blocks) - 1
@@ -29,10 +31,15 @@ class SharedBackbone(nn.Module):
         self.passes = 0
         self._images: torch.Tensor | None = None
         self._blocks: dict[int, Tokens] = {}
+        self._maps: dict[str, Maps] = {}
 
     @property
-    def config(self) -> VitConfig:
+    def config(self) -> VitConfig | MiniConfig:
         return self.vit.config
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.vit.blocks
 
     @property
     def patch(self) -> int:
@@ -68,11 +75,22 @@ class SharedBackbone(nn.Module):
         if not set(wanted) <= set(self.layers):
             raise ValueError(f"blocks {wanted} were asked for, {list(self.layers)} are kept")
         if self._images is None or self._images.shape != images.shape or not torch.equal(self._images, images):
-            self._blocks = dict(zip(self.layers, self.vit.intermediate(images, self.layers, norm=False)))
+            if isinstance(self.vit, MiniEncoder):
+                self._maps, tokens = self.vit.levels(images, self.layers, norm=False)
+            else:
+                tokens = self.vit.intermediate(images, self.layers, norm=False)
+            self._blocks = dict(zip(self.layers, tokens))
             self._images = images.clone()
             self.passes += 1
         found = [self._blocks[layer] for layer in wanted]
         return [self._normed(tokens) for tokens in found] if norm else found
+
+    def levels(
+        self, images: torch.Tensor, layers: Sequence[int], norm: bool = True
+    ) -> tuple[dict[str, Maps], list[Tokens]]:
+        """As `dune-mini`'s; of a ViT there are no maps."""
+        tokens = self.intermediate(images, layers, norm)
+        return self._maps, tokens
 
     def _normed(self, tokens: Tokens) -> Tokens:
         registers = tokens.registers.shape[1]
@@ -82,7 +100,7 @@ class SharedBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class SharedBackboneSlot:
-    """Where a task keeps its ViT: the attribute `name` of `holder`, and which `layers` it reads beside the last."""
+    """Where a task keeps its encoder: the attribute `name` of `holder`, and which `layers` it reads beside the last."""
 
     task: str
     holder: Any
@@ -91,7 +109,7 @@ class SharedBackboneSlot:
 
 
 def share(slots: Sequence[SharedBackboneSlot]) -> dict[str, SharedBackbone]:
-    """Puts a SharedBackbone into each slot, the same one where the ViTs have equal sizes and weights; by task."""
+    """Puts a SharedBackbone into each slot, the same one where the encoders have equal sizes and weights; by task."""
     groups: list[list[SharedBackboneSlot]] = []
     for slot in slots:
         vit = getattr(slot.holder, slot.name)
@@ -111,8 +129,9 @@ def share(slots: Sequence[SharedBackboneSlot]) -> dict[str, SharedBackbone]:
 
 
 def same_weights(one: nn.Module, two: nn.Module) -> bool:
-    """Whether two ViTs have the same sizes and, to the bit, the same weights and number types."""
-    if not (isinstance(one, VisionTransformer) and isinstance(two, VisionTransformer)) or one.config != two.config:
+    """Whether two encoders have the same sizes and, to the bit, the same weights and number types."""
+    kinds = VisionTransformer, MiniEncoder
+    if not isinstance(one, kinds) or type(one) is not type(two) or one.config != two.config:
         return False
     states = one.state_dict(), two.state_dict()
     return states[0].keys() == states[1].keys() and all(

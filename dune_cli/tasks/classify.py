@@ -1,4 +1,6 @@
-"""Photos to ImageNet classes, by DINOv2's linear heads (docs/file-formats.md, `dune.classes/1`)."""
+"""Photos to classes, by DINOv2's linear heads for ImageNet or a head of `dune train` (docs/file-formats.md,
+`dune.classes/1`).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ import numpy as np
 import torch
 
 from dune_cli.io.photos import Photo
+from dune_cli.io.preprocess import stretch
 from dune_cli.models.dinov2_heads import Classifier
+from dune_cli.models.heads import HeadedEncoder
 
 SCHEMA = "dune.classes/1"
 RESIZED_PX, CROP_PX = 256, 224
@@ -45,12 +49,25 @@ def prepare(rgb: np.ndarray) -> np.ndarray:
     return crop.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
 
 
-def predict(model: Classifier, photo: Photo, count: int = 5) -> list[ClassScore]:
-    """The `count` most probable classes, best first."""
+def predict(
+    model: Classifier | HeadedEncoder, photo: Photo, count: int = 5, size_px: int | None = None
+) -> list[ClassScore]:
+    """The `count` most probable classes, best first.
+
+    DINOv2's heads see the middle of the photo (`prepare`), a head of `dune train` the whole photo, `size_px` being the
+    long side of its input (None: as many pixels as its training images have).
+    """
+    names: list[tuple[str | None, str]] | None = None
+    if isinstance(model, HeadedEncoder):
+        height, width = model.input_size(photo.height, photo.width, size_px)
+        image = stretch(photo.rgb, width, height).image
+        names = [(None, name) for name in model.class_names]
+    else:
+        image = prepare(photo.rgb)
     with torch.inference_mode():
-        scores = model(torch.from_numpy(prepare(photo.rgb))[None])[0].float().softmax(0).cpu()
+        scores = model(torch.from_numpy(image)[None])[0].float().softmax(0).cpu()
     best = scores.topk(min(count, len(scores)))
-    names = imagenet_names() if model.classes == IMAGENET_CLASSES else None
+    names = names or (imagenet_names() if model.classes == IMAGENET_CLASSES else None)
     classes = []
     for score, index in zip(best.values.tolist(), best.indices.tolist()):
         wordnet_id, name = names[index] if names else (None, None)
@@ -80,7 +97,10 @@ def imagenet_names() -> list[tuple[str, str]] | None:
 
 def document(photo: Photo, scores: list[ClassScore], provenance: dict[str, Any]) -> dict[str, Any]:
     """The JSON (`dune.classes/1`)."""
-    named = any(score.name is not None for score in scores)
+    named_by = None
+    if any(score.name is not None for score in scores):
+        imagenet = any(score.wordnet_id is not None for score in scores)
+        named_by = "ImageNet-1k's WordNet lemmas in the package timm" if imagenet else "the weight file"
     return {
         "schema": SCHEMA,
         "image": {"path": str(photo.path), "width": photo.width, "height": photo.height},
@@ -88,6 +108,6 @@ def document(photo: Photo, scores: list[ClassScore], provenance: dict[str, Any])
             {"id": score.index, "name": score.name, "wordnet_id": score.wordnet_id, "score": score.score}
             for score in scores
         ],
-        "names_from": "ImageNet-1k's WordNet lemmas in the package timm" if named else None,
+        "names_from": named_by,
         "provenance": provenance,
     }

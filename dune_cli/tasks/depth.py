@@ -1,29 +1,56 @@
-"""Photos to depth in metres, by a depth head or a two-view model (docs/file-formats.md, `dune.depth/1`)."""
+"""Photos to depth in metres, by a depth head or a two-view model (docs/file-formats.md, `dune.depth/1`).
+
+A head of `dune train` predicts for a canonical camera; what it measured on photos of the kind at hand decides whether
+its depth is called metric, and gives the expected error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from dune_cli import console
 from dune_cli.geometry.cameras import K_from_focal, focal_from_point_map, pixel_grid, transform_pixels
 from dune_cli.io import depth_files, formats
 from dune_cli.io.photos import Photo
-from dune_cli.io.preprocess import Prepared, fit, prepare, to_photo
+from dune_cli.io.preprocess import Prepared, fit, prepare, stretch, to_photo
 from dune_cli.io.video import Frame
 from dune_cli.models.dinov2_heads import HeadDepth
+from dune_cli.models.guided_filter import guided_upsample
+from dune_cli.models.heads import HeadedEncoder
 from dune_cli.models.mast3r import TwoViewDepth
+from dune_cli.models.mosaic import outdoor_share
 from dune_cli.provenance import Run
 
 SCHEMA = "dune.depth/1"
 NYU_LONG_SIDE_PX, KITTI_LONG_SIDE_PX = 640, 1216
 NYU_MAX_DEPTH_M = 10.0
 MIN_CONFIDENCE = 1.5  # of points in the focal length's fit, as in `dune reconstruct`
+GUIDE_PX = 768  # long side of the photo that sharpens the edges of a head's depth
+OUTDOOR_SHARE = 0.25  # of the pixels: a photo with more of outdoor classes is called outdoor
+SKY = "sky"
+
+DepthModel = HeadDepth | TwoViewDepth | HeadedEncoder
+
+
+@dataclass(frozen=True)
+class ExpectedError:
+    """What a head of `dune train` measured on photos of one kind.
+
+    setting: "indoor", "outdoor", or None where the photo's kind is not known. abs_rel: mean |error| / depth, of depth
+    as predicted (scale "metric") or after the best scale and shift ("relative"). photos: how many were measured.
+    """
+
+    setting: str | None
+    scale: str
+    abs_rel: float
+    photos: int
 
 
 @dataclass(frozen=True)
@@ -32,7 +59,8 @@ class Depth:
 
     confidence: (H, W) of a two-view model, from 1 up; else None. K: (3, 3) in the photo's pixels. focal_source: of K;
     given, exif, estimated (from the point map) or default. network_from_image: (3, 3) from the photo's pixels to those
-    of the network's input. network_size: its width and height.
+    of the network's input. network_size: its width and height. expected: of a head of `dune train`; its scale is that
+    of the depth, which is metric where there is none.
     """
 
     photo: Photo
@@ -42,6 +70,7 @@ class Depth:
     focal_source: str
     network_from_image: np.ndarray
     network_size: tuple[int, int]
+    expected: ExpectedError | None = None
 
     @property
     def valid(self) -> np.ndarray:
@@ -50,7 +79,7 @@ class Depth:
 
 
 def predict(
-    model: HeadDepth | TwoViewDepth,
+    model: DepthModel,
     photo: Photo,
     camera: tuple[np.ndarray, str],
     size_px: int | None = None,
@@ -60,9 +89,10 @@ def predict(
     """The photo's depth.
 
     camera: (K, source); a two-view model replaces a "default" K by the one that fits its points. size_px: long side of
-    the network's input. None is the size that a head was trained at (640 or 1216), or a two-view model's own. A head
-    gets the whole photo, reduced if it is larger. A two-view model gets it as cropped by `prepare`, and has no depth
-    elsewhere. flip: average with the horizontally flipped prediction.
+    the network's input. None is the size that a head was trained at (640 or 1216; as many pixels as the training images
+    of a head of `dune train`), or a two-view model's own. A head gets the whole photo, reduced if it is larger. A
+    two-view model gets it as cropped by `prepare`, and has no depth elsewhere. flip: average with the horizontally
+    flipped prediction.
     """
     result = _predict(model, photo, camera, size_px, flip, run or Run())
     if isinstance(model, TwoViewDepth) and result.focal_source == "default":
@@ -71,7 +101,7 @@ def predict(
 
 
 def predict_frames(
-    model: HeadDepth | TwoViewDepth,
+    model: DepthModel,
     frames: Iterable[tuple[Frame, Photo]],
     camera: tuple[np.ndarray, str],
     size_px: int | None = None,
@@ -94,13 +124,15 @@ def predict_frames(
 
 
 def _predict(
-    model: HeadDepth | TwoViewDepth,
+    model: DepthModel,
     photo: Photo,
     camera: tuple[np.ndarray, str],
     size_px: int | None,
     flip: bool,
     run: Run,
 ) -> Depth:
+    if isinstance(model, HeadedEncoder):
+        return _predict_head(model, photo, camera, size_px, flip, run)
     with run.stage("prepare"):
         if isinstance(model, TwoViewDepth):
             network = model.model
@@ -123,6 +155,78 @@ def _predict(
             confidence = to_photo(confidence, prepared.network_from_image, photo.width, photo.height)
         depth = to_photo(depth, prepared.network_from_image, photo.width, photo.height)
     return Depth(photo, depth, confidence, *camera, prepared.network_from_image, (prepared.width, prepared.height))
+
+
+def _predict_head(
+    model: HeadedEncoder,
+    photo: Photo,
+    camera: tuple[np.ndarray, str],
+    size_px: int | None,
+    flip: bool,
+    run: Run,
+) -> Depth:
+    with run.stage("prepare"):
+        height, width = model.input_size(photo.height, photo.width, size_px)
+        prepared = stretch(photo.rgb, width, height)
+        K = prepared.network_from_image @ camera[0]
+    images = torch.from_numpy(prepared.image)[None]
+    with run.stage("network"), torch.inference_mode():
+        result, classes = model.with_scene(images)
+        if flip:
+            result = (result + model(images.flip(-1)).flip(-1)) / 2
+    with run.stage("resample"), torch.inference_mode():
+        canonical = sharpened(result, photo.rgb)
+        depth = canonical * np.float32(np.sqrt(K[0, 0] * K[1, 1]) / model.config.canonical_focal_px)
+        setting = None
+        if classes is not None and model.scene is not None:
+            names = model.scene.class_names
+            setting = _setting(classes[0].argmax(0).cpu().numpy(), names)
+            if SKY in names:
+                depth[_probable(classes, names.index(SKY), photo)] = np.nan
+    expected = expected_error(model.card.measured, setting, camera[1])
+    return Depth(photo, depth, None, *camera, prepared.network_from_image, (width, height), expected)
+
+
+def sharpened(log_depth: torch.Tensor, rgb: np.ndarray) -> np.ndarray:
+    """log_depth (1, 1, h, w) of the whole photo -> depth (H, W) float32 at its pixels, edges as in the photo.
+
+    The guided filter works on a photo of at most GUIDE_PX; from there on depth is enlarged bilinearly.
+    """
+    guide = torch.from_numpy(fit(rgb, GUIDE_PX).image)[None].to(log_depth.device)
+    fine = guided_upsample(log_depth.float(), guide)
+    if fine.shape[-2:] != rgb.shape[:2]:
+        fine = F.interpolate(fine, size=rgb.shape[:2], mode="bilinear", align_corners=False)
+    return fine[0, 0].exp().cpu().numpy()
+
+
+def _probable(logits: torch.Tensor, number: int, photo: Photo) -> np.ndarray:
+    """(H, W) bool: pixels of the photo whose most probable class is `number`."""
+    other = logits.clone()
+    other[:, number] = -torch.inf
+    lead = (logits[:, number] - other.amax(1))[:, None].float()
+    size = (photo.height, photo.width)
+    return (F.interpolate(lead, size=size, mode="bilinear", align_corners=False)[0, 0] > 0).cpu().numpy()
+
+
+def _setting(classes: np.ndarray, names: tuple[str, ...]) -> str:
+    return "outdoor" if outdoor_share(classes, names) > OUTDOOR_SHARE else "indoor"
+
+
+def expected_error(measured: Mapping[str, Any], setting: str | None, focal_source: str) -> ExpectedError | None:
+    """What a head's file says of photos of a setting; of an unknown one the worst of all. None where it says nothing.
+
+    `measured["settings"]`: setting -> {"photos", "scale", "metric", "metric_default_camera", "relative"}, the numbers
+    being AbsRel. "scale" is "metric" where depth as predicted was good enough to be called that.
+    """
+    settings = measured.get("settings")
+    if not isinstance(settings, Mapping) or not settings:
+        return None
+    results = []
+    for name in [setting] if setting in settings else sorted(settings):
+        entry = settings[name]
+        kind = "metric_default_camera" if focal_source == "default" and entry["scale"] == "metric" else entry["scale"]
+        results.append(ExpectedError(setting, entry["scale"], float(entry[kind]), int(entry["photos"])))
+    return max(results, key=lambda one: (one.scale == "relative", one.abs_rel))
 
 
 def default_size_px(model: HeadDepth) -> int:
@@ -157,12 +261,15 @@ def document(result: Depth, file: Path, format_fields: dict[str, Any], provenanc
     """The JSON beside the file (`dune.depth/1`). format_fields: from `write`."""
     valid = result.valid
     depths = result.depth[valid]
+    expected = result.expected
+    scale = "metric" if expected is None else expected.scale
     return {
         "schema": SCHEMA,
         "file": file.name,
         "image": {"path": str(result.photo.path), "width": result.photo.width, "height": result.photo.height},
-        "scale": "metric",
-        "unit": "metre",
+        "scale": scale,
+        "unit": "metre" if scale == "metric" else None,
+        **({} if expected is None else {"expected_error": asdict(expected)}),
         **format_fields,
         "min": depths.min() if len(depths) else None,
         "max": depths.max() if len(depths) else None,

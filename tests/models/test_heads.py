@@ -8,11 +8,11 @@ from torch import nn
 
 from dune_cli.models import heads
 from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
-from dune_cli.models.heads import Feature, FeatureExtractor, FeatureHeadConfig, HeadCard, HeadedEncoder
+from dune_cli.models.heads import Feature, FeatureHeadConfig, HeadCard, HeadedEncoder
 from dune_cli.models.patch_embed import HALF, normalise
+from dune_cli.models.shared_backbone import SharedBackboneSlot, share
 from dune_cli.models.stems import LITE_NETWORK
 from dune_cli.models.vit import VisionTransformer, VitConfig
-from dune_cli.provenance import Source
 
 CARD = HeadCard("mini", "0" * 64, 64, "apache-2.0")
 
@@ -35,7 +35,7 @@ def head_on(encoder: nn.Module, task: str, kind: str, outputs: int = 1, **sizes:
     names = heads.default_features(encoder, task, kind)
     config = FeatureHeadConfig(task, kind, heads.measure(encoder, names), outputs, **sizes)
     torch.manual_seed(1)
-    return HeadedEncoder(FeatureExtractor(encoder, names), heads.build_head(config), CARD).eval()
+    return HeadedEncoder(encoder, heads.build_head(config), CARD).eval()
 
 
 @pytest.mark.parametrize("encoder", [mini, vit], ids=["dune-mini", "vit"])
@@ -50,8 +50,7 @@ def test_dense_heads_take_any_whole_grid(encoder, kind: str) -> None:
         scale = model.config.output_scale
         assert tuple(model(images).shape) == (2, 5, scale * rows, scale * columns)
         assert tuple(model.logits(images).shape) == (2, 5, rows * patch, columns * patch)
-        alone = FeatureExtractor(network, model.extractor.names)(images[1:])
-        assert torch.allclose(model.head(alone), model(images)[1:], atol=1e-4)
+        assert torch.allclose(model(images[1:]), model(images)[1:], atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "efficientnet-lite2"])
@@ -137,18 +136,34 @@ def test_the_input_has_the_shape_of_the_image() -> None:
 
 
 def test_one_pass_for_heads_of_one_encoder() -> None:
-    network = mini()
-    network.source = Source("mini", "1" * 64)
-    models = [head_on(network, "depth", "dpt"), head_on(network, "segmentation", "linear", 3)]
+    """Equal encoders from two files are one; the results are those of each alone, to the bit."""
+    depth, classes = head_on(mini(), "depth", "dpt"), head_on(mini(), "segmentation", "linear", 3)
     images = torch.rand(1, 3, 32, 48)
     with torch.inference_mode():
-        alone = [model(images) for model in models]
-        (extractor,) = heads.share_features(models)
-        together = [model(images) for model in models]
-        assert extractor.passes == 1
+        alone = [model(images) for model in (depth, classes)]
+        slots = [
+            SharedBackboneSlot(name, model, "encoder", model.blocks) for name, model in zip("ab", (depth, classes))
+        ]
+        backbones = share(slots)
+        assert backbones["a"] is backbones["b"] is depth.encoder
+        together = [model(images) for model in (depth, classes)]
+        assert backbones["a"].passes == 1
         assert all(torch.equal(one, two) for one, two in zip(alone, together))
-        models[0](images.flip(-1))
-        assert extractor.passes == 2
+        depth(images.flip(-1))
+        assert backbones["a"].passes == 2
+
+
+def test_a_depth_head_with_a_scene_head() -> None:
+    network = mini()
+    depth, scene = head_on(network, "depth", "dpt"), head_on(network, "segmentation", "linear", 3)
+    images = torch.rand(1, 3, 32, 48)
+    with torch.inference_mode():
+        assert depth.with_scene(images)[1] is None
+        depth.scene = scene
+        result, classes = depth.with_scene(images)
+        assert torch.equal(result, depth(images)) and torch.equal(classes, scene(images))
+    assert depth.blocks == (1, 2)
+    assert len(depth.sources) == 3
 
 
 def test_the_efficientnet_head_completes_its_stem() -> None:

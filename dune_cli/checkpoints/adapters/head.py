@@ -23,7 +23,7 @@ from dune_cli.checkpoints.state_dict import count_parameters, load_strict
 from dune_cli.errors import CheckpointError
 from dune_cli.io.json_files import Fields
 from dune_cli.models import heads
-from dune_cli.models.heads import FeatureExtractor, FeatureHead, FeatureHeadConfig, HeadCard, HeadedEncoder
+from dune_cli.models.heads import FeatureHead, FeatureHeadConfig, HeadCard, HeadedEncoder
 from dune_cli.provenance import Source
 
 NAME = "dune-head"
@@ -163,7 +163,7 @@ def build(
         encoder = _tuned(encoder, checkpoint["encoder"])
     if isinstance(head, heads.PyramidHead):
         head.to(memory_format=torch.channels_last)
-    return HeadedEncoder(FeatureExtractor(encoder, names), head, card)
+    return HeadedEncoder(encoder, head, card)
 
 
 def _tuned(encoder: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:

@@ -17,7 +17,7 @@ from dune_cli.errors import UserError
 from dune_cli.io.depth_files import read_depth
 from dune_cli.io.image_file import FILE_LIMIT_BYTES, decode
 from dune_cli.io.safe_read import open_regular
-from dune_cli.models.mosaic import CLASSES, OUTDOOR_CLASSES
+from dune_cli.models.mosaic import CLASSES, outdoor_share
 from dune_cli.provenance import Source
 from dune_cli.teachers.registry import load_teacher
 from dune_cli.training.heads.datasets import IGNORED, DepthFile, Example, MaskFile, Polygons
@@ -142,7 +142,7 @@ class LabelTeacher:
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
-        self._mosaic = load_teacher("mosaic", device)
+        self._mosaic = load_teacher("mosaic", device).to(memory_format=torch.channels_last)
         self._fastdepth = load_teacher("fastdepth", device) if name == "fastdepth" else None
 
     @property
@@ -153,7 +153,7 @@ class LabelTeacher:
     @torch.inference_mode()
     def label(self, rgb: np.ndarray) -> LabelMap | None:
         """The label of a photo (H, W, 3) uint8; None where the teacher does not know such photos."""
-        image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].to(self.device).float() / 255
+        image = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].to(self.device).float() / 255
         logits = self._mosaic.net(_resized(image, (512, 512))).logits
         if self._fastdepth is None:
             return LabelMap("logits", logits[0].cpu().numpy())
@@ -174,9 +174,3 @@ class LabelTeacher:
 
 def _resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
-
-
-def outdoor_share(classes: np.ndarray, names: Sequence[str]) -> float:
-    """The share of pixels of a class map (H, W) whose class belongs outdoors (`mosaic.OUTDOOR_CLASSES`)."""
-    numbers = [index for index, name in enumerate(names) if name in OUTDOOR_CLASSES]
-    return float(np.isin(classes, numbers).mean())

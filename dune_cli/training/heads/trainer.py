@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from dune_cli.training.common.loop import (
 )
 from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.common.sampler import held_out_mask
+from dune_cli.training.distill.students import initialise
 from dune_cli.training.heads import losses
 from dune_cli.training.heads.config import HeadTrainingConfig
 from dune_cli.training.heads.datasets import Dataset, DepthFile, Example, read_datasets
@@ -56,6 +58,7 @@ CLIP = 1.0
 NORM_SAMPLE = 256  # views that the features' statistics are measured on
 LEAST_SCALE = 1e-4  # standard deviation
 SEED_BATCHES, SEED_MIRROR = 1, 2
+RANDOM = "random:"  # before an encoder's name
 Batch = Mapping[str, torch.Tensor]
 BatchKind = tuple[int, int, str]  # height and width of the input, kind of label
 
@@ -141,7 +144,7 @@ def train(config: HeadTrainingConfig, output: Path) -> TrainedHead:
 def _train(config: HeadTrainingConfig, folder: RunFolder, dist: Dist) -> TrainedHead:
     folder.check(config)
     dtype = training_dtype(config.dtype, dist.device)
-    encoder = load_encoder(config.encoder, str(dist.device))
+    encoder = open_encoder(config.encoder, str(dist.device))
     dataset = with_photos(read_datasets(config.task, config.data, config.leave_out), config)
     validation = split(dataset.examples, config)
     teacher = LabelTeacher(config.teacher, dist.device) if config.teacher is not None else None
@@ -205,6 +208,22 @@ def _train(config: HeadTrainingConfig, folder: RunFolder, dist: Dist) -> Trained
         loop.seconds,
         teacher,
     )
+
+
+def open_encoder(name: str, device: str) -> nn.Module:
+    """The encoder of a name or file; of `random:NAME` its architecture with random weights, a control of what its
+    training brought."""
+    if not name.startswith(RANDOM):
+        return load_encoder(name, device)
+    encoder = load_encoder(name.removeprefix(RANDOM), "cpu")
+    source = encoder.source
+    for part in encoder.modules():
+        if isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
+            part.reset_parameters()
+    initialise(encoder, torch.Generator().manual_seed(0))
+    digest = hashlib.sha256(f"{RANDOM}{source.sha256}".encode()).hexdigest()
+    encoder.source = Source(f"{RANDOM}{source.name}", digest, source.licence)
+    return encoder.eval().requires_grad_(False).to(device)
 
 
 def with_photos(dataset: Dataset, config: HeadTrainingConfig) -> Dataset:

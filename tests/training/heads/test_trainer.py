@@ -107,8 +107,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(
         assert all(torch.equal(value, resumed.encoder.state_dict()[key]) for key, value in end.items())
         file = finish(whole, tmp_path / "whole").head
         model = load_head(file, "depth", encoder, "cpu")
-        assert torch.equal(model.extractor.encoder.state_dict()["norm.weight"], end["norm.weight"])
-        assert model.extractor.encoder.source.sha256 is None
+        assert torch.equal(model.encoder.state_dict()["norm.weight"], end["norm.weight"])
+        assert model.encoder.source.sha256 is None
 
 
 def test_a_run_stops_early_and_stays_stopped(encoder: Path, depth_set: Path, tmp_path: Path) -> None:
