@@ -188,5 +188,5 @@ def test_hololens_frames_are_found_again(shared_data: Path) -> None:
     """Each of five frames against the other four, by device tracking."""
     (place,) = read_posed_sets(shared_data / "multiview", ["hololens"])
     few = replace(place, map=replace(place.map, images=place.map.images[1:6]))
-    scores = list(localization.score_set(Sift(), few, [], LocalizationConfig()))
+    scores = list(localization.score_set(Sift(640, 3000), few, [], LocalizationConfig()))
     assert sum(score.near for score in scores) >= 4
