@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dune_cli.models.graph import same_padding
+
 STRIDE = 128  # image sides are multiples of this: the coarsest pyramid level pools 8 x 8 cells of stride 16
 CLASSES = (
     "other", "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "window", "grass", "cabinet",
@@ -75,9 +77,7 @@ class SameConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pads = []
         for size, kernel, stride, dilation in zip(x.shape[2:], self.kernel_size, self.stride, self.dilation):
-            covered = (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1
-            missing = max(covered - size, 0)
-            pads = [missing // 2, missing - missing // 2, *pads]
+            pads = [*same_padding(size, kernel, stride, dilation), *pads]
         return super().forward(F.pad(x, pads) if any(pads) else x)
 
 
