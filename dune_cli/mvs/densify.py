@@ -17,7 +17,7 @@ from dune_cli.io.photos import read_photo
 from dune_cli.mvs.consistency import PosedDepth, consistent_pixels, free_space_violations, remove_speckles, reproject
 from dune_cli.mvs.fusion import fuse
 from dune_cli.mvs.meshing import extract_mesh
-from dune_cli.mvs.plane_sweep import SweepImage, sweep_depth
+from dune_cli.mvs.plane_sweep import DepthPrior, SweepImage, sweep_depth
 from dune_cli.mvs.quality import DenseConfig
 from dune_cli.mvs.stereo import reduce_photo
 from dune_cli.mvs.view_selection import (
@@ -170,17 +170,11 @@ def _raw_depth(
         return SweepImage(photos[i].rgb, photos[i].K, poses[i], focal_px / float(np.median(points[i].depth)))
 
     points_cam = transform_points(inverse(poses[index]), points_world[points[index].index])
-    swept = sweep_depth(
-        sweep_image(index),
-        [sweep_image(i) for i in sources],
-        depth_range,
-        project(points_cam, photos[index].K),
-        1 / points_cam[:, 2],
-        normals_world @ poses[index][:3, :3],
-        config.preset.planes,
-        config.preset.rounds,
-        pick_device(config.device),
+    prior = DepthPrior(
+        depth_range, project(points_cam, photos[index].K), 1 / points_cam[:, 2], normals_world @ poses[index][:3, :3]
     )
+    planes, rounds, device = config.preset.planes, config.preset.rounds, pick_device(config.device)
+    swept = sweep_depth(sweep_image(index), [sweep_image(i) for i in sources], prior, planes, rounds, device)
     depth = np.where(swept.inverse_depth > 0, 1 / np.maximum(swept.inverse_depth, 1e-30), np.nan)
     view = PosedDepth(depth.astype(np.float32), photos[index].K, poses[index])
     return _RawDepth(view, (1 - swept.cost).astype(np.float32))

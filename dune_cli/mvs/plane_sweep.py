@@ -43,6 +43,17 @@ class SweepImage:
 
 
 @dataclass(frozen=True)
+class DepthPrior:
+    """The depth of a view as its sparse points have it: `inverse_depth_range` (far, near); the points' `pixels` (K, 2)
+    and `inverse_depths` (K,); `normals_cam` (F, 3), plane directions of the scene in the camera's frame."""
+
+    inverse_depth_range: tuple[float, float]
+    pixels: np.ndarray
+    inverse_depths: np.ndarray
+    normals_cam: np.ndarray
+
+
+@dataclass(frozen=True)
 class SweepResult:
     """`inverse_depth` (H, W) float64, and the matching `cost` (H, W) in [0, 1] there."""
 
@@ -136,36 +147,31 @@ class PlaneSweep:
 def sweep_depth(
     reference: SweepImage,
     sources: Sequence[SweepImage],
-    inverse_depth_range: tuple[float, float],
-    pixels: np.ndarray,
-    inverse_depths: np.ndarray,
-    normals_cam: np.ndarray,
+    prior: DepthPrior,
     planes: int,
     rounds: int,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
 ) -> SweepResult:
-    """Depth of `reference` within `inverse_depth_range` (far, near).
+    """Depth of `reference` within the prior's range.
 
-    Between two planes, the sparse points (`pixels` (K, 2) at `inverse_depths` (K,)) move by about a pixel at half the
-    size, in the source view where they move most; there are at most `planes`. Slanted planes that face `normals_cam`
-    (F, 3) are swept as well. `rounds` of refinement follow at full size. Memory: planes + 300 numbers a pixel.
+    Between two planes, the sparse points move by about a pixel at half the size, in the source view where they move
+    most; there are at most `planes`. Slanted planes in the prior's directions are swept as well. `rounds` of refinement
+    follow at full size. Memory: planes + 300 numbers a pixel.
     """
-    best = (len(sources) + 1) // 2
-    sweep, step = _plane_sweep(reference, sources, COARSE_SCALE, best, pixels, inverse_depths, device, dtype)
-    far, near = inverse_depth_range
+    sweep, step = _plane_sweep(reference, sources, prior, COARSE_SCALE, device)
+    far, near = prior.inverse_depth_range
     count = int(np.clip(np.ceil((near - far) / step) + 1, 8, planes))
-    levels = torch.linspace(far, near, count, dtype=dtype, device=device)
+    levels = torch.linspace(far, near, count, dtype=torch.float32, device=device)
     cost = torch.stack([sweep.cost(float(level)).clamp(max=MAX_COST) for level in levels])
-    points_cam = backproject(pixels, 1 / inverse_depths, reference.K)
-    for normal in normals_cam:
+    points_cam = backproject(prior.pixels, 1 / prior.inverse_depths, reference.K)
+    for normal in prior.normals_cam:
         _lower_by_slanted_planes(cost, sweep, levels, normal, points_cam, reference.K, reference.rgb.shape[:2])
     total = aggregate_planes(cost, P1, _edge_penalty(sweep.grey))
     inverse_depth = levels[0] + _lowest_plane(total) * (levels[1] - levels[0])
     step = float(levels[1] - levels[0])
     del cost, total
 
-    sweep, _ = _plane_sweep(reference, sources, 1.0, best, pixels, inverse_depths, device, dtype)
+    sweep, _ = _plane_sweep(reference, sources, prior, 1.0, device)
     height, width = sweep.grey.shape
     inverse_depth = F.interpolate(inverse_depth[None, None], (height, width), mode="nearest-exact")[0, 0]
     inverse_depth = smooth_planar(inverse_depth, 2, step)
@@ -177,32 +183,26 @@ def sweep_depth(
 
 
 def _plane_sweep(
-    reference: SweepImage,
-    sources: Sequence[SweepImage],
-    scale: float,
-    best: int,
-    pixels: np.ndarray,
-    inverse_depths: np.ndarray,
-    device: torch.device,
-    dtype: torch.dtype,
+    reference: SweepImage, sources: Sequence[SweepImage], prior: DepthPrior, scale: float, device: torch.device
 ) -> tuple[PlaneSweep, float]:
     """The sweep at a `scale` of the reference, source images reduced to its level of detail, and the step of inverse
     depth that moves the sparse points by one pixel."""
-    grey, resized_from_image = _grey(reference.rgb, scale, device, dtype)
+    grey, resized_from_image = _grey(reference.rgb, scale, device)
     cam_from_world = np.linalg.inv(reference.world_from_cam)
     K_ref = resized_from_image @ reference.K
     source_views: list[SourceView] = []
     for source in sources:
         source_scale = min(1.0, scale * reference.pixels_per_unit / source.pixels_per_unit)
-        source_grey, resized_from_source = _grey(source.rgb, source_scale, device, dtype)
+        source_grey, resized_from_source = _grey(source.rgb, source_scale, device)
         source_from_ref = np.linalg.inv(cam_from_world @ source.world_from_cam)
         source_views.append(source_view(source_grey, K_ref, resized_from_source @ source.K, source_from_ref))
-    resized_pixels = transform_pixels(resized_from_image, pixels)
-    displacements = [np.median(displacement_px(view, resized_pixels, inverse_depths)) for view in source_views]
-    return PlaneSweep(grey, source_views, best, WINDOW_RADIUS), float(1 / max(displacements))
+    pixels = transform_pixels(resized_from_image, prior.pixels)
+    displacements = [np.median(displacement_px(view, pixels, prior.inverse_depths)) for view in source_views]
+    sweep = PlaneSweep(grey, source_views, best=(len(sources) + 1) // 2, radius=WINDOW_RADIUS)
+    return sweep, float(1 / max(displacements))
 
 
-def _grey(rgb: np.ndarray, scale: float, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
+def _grey(rgb: np.ndarray, scale: float, device: torch.device) -> tuple[torch.Tensor, np.ndarray]:
     """(h, w) grey levels of the photo resized by about `scale`, and `resized_from_image` (3, 3) of its pixels."""
     cv2 = optional.require("cv2", "multi-view stereo")
 
@@ -211,7 +211,7 @@ def _grey(rgb: np.ndarray, scale: float, device: torch.device, dtype: torch.dtyp
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
     if size != (width, height):
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(grey).to(device, dtype), resize_transform(size[0] / width, size[1] / height)
+    return torch.from_numpy(grey).to(device), resize_transform(size[0] / width, size[1] / height)
 
 
 def _lower_by_slanted_planes(

@@ -7,8 +7,9 @@ from motion, and multi-view stereo. Where no three photos connect, the scene is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache as memoized
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,23 @@ def reconstruct(
     return densify(scene, paths, config.dense, config.mesh, run, config.min_confidence)
 
 
+@dataclass(frozen=True)
+class MatchedPhotos:
+    """Photos with their `intrinsics` (K, source) and shared `cameras`; `duplicates`, each with the earlier photo whose
+    file it equals; their correspondences and verified pairs. Photos go by their index."""
+
+    photos: Sequence[PhotoInfo]
+    intrinsics: Intrinsics
+    cameras: PhotoCameras
+    duplicates: Mapping[int, int]
+    correspondences: Correspondences
+    verified: VerifiedPairs
+
+    @cached_property
+    def names(self) -> list[str]:
+        return relative_names([photo.path for photo in self.photos])
+
+
 def _reconstruct_many(
     paths: Sequence[Path],
     intrinsics_of: IntrinsicsOf,
@@ -102,57 +120,68 @@ def _reconstruct_many(
     """The scene of structure from motion, without dense points, or that of the best pair."""
     with run.stage("features"):
         images = extract_features(paths, matcher, cache, descriptors if uses_descriptors(len(paths), config) else None)
-    infos = [image.info for image in images]
-    duplicates = _duplicates(infos)
-    if len(infos) - len(duplicates) == 1:
-        raise JobFailed(f"all {len(infos)} photos are the same picture; take photos from different places")
-    intrinsics = intrinsics_of(infos)
-    cameras = share_cameras(infos, intrinsics)
+    matched, images = _match_photos(images, intrinsics_of, matcher, config, run, cache)
+    known = {i: known_poses[path] for i, path in enumerate(paths) if path in known_poses}
+    offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
+    known = {index: subtract_world_offset(pose, offset) for index, pose in known.items()}
+    if not known:
+        matched = _without_pure_rotations(matched)
+    with run.stage("map", "mapping"):
+        models = []
+        if len(matched.verified.geometry) > 0 or len(known) > 1:
+            settings = MappingConfig(config.mapper, config.seed, config.fixed_poses)
+            correspondences, verified = matched.correspondences, matched.verified
+            models = map_photos(correspondences, verified, matched.cameras, settings, cache.folder, known)
+    models = [model for model in models if known or len(model.points_world)]
+    if known and not models:
+        raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")
+    if known or (models and len(models[0].world_from_cam) > 2):
+        scene = to_scene(matched, models, matcher.source, bool(known))
+        scene = _scaled(scene, config, bool(known), matched.correspondences.pixel_size)
+        notes = [] if offset is None else [LARGE_COORDINATES_NOTE]
+        scene = replace(scene, world_offset=offset, notes=(*scene.notes, *notes))
+    else:
+        scene = _best_pair_scene(matched, models, images, matcher, config, cache, run)
+    if config.min_confidence > 0:
+        scene = _confident_points(scene, config.min_confidence)
+    notes = filter(None, [_rotation_note(images)])
+    viewpoints = same_viewpoint_notes([view.image for view in scene.views], matched.correspondences)
+    return replace(scene, notes=(*scene.notes, *notes, *viewpoints, *calibration_notes(scene.views)))
+
+
+def _match_photos(
+    images: Sequence[ImageFeatures],
+    intrinsics_of: IntrinsicsOf,
+    matcher: CacheableMatcher,
+    config: MatchesConfig,
+    run: Run,
+    cache: WorkFolder,
+) -> tuple[MatchedPhotos, Sequence[ImageFeatures]]:
+    """The verified matches of selected pairs; and the features, in which photos that connect to others only after
+    quarter turns are rotated."""
+    photos = [image.info for image in images]
+    duplicates = _duplicates(photos)
+    if len(photos) - len(duplicates) == 1:
+        raise JobFailed(f"all {len(photos)} photos are the same picture; take photos from different places")
+    intrinsics = intrinsics_of(photos)
+    cameras = share_cameras(photos, intrinsics)
     with run.stage("pair"):
         selection = _select_pairs(images, duplicates, matcher, config, cache)
     console.note(f"{len(images)} photos, {len(selection.pairs)} pairs ({selection.strategy})")
     with run.stage("match"):
         correspondences = match_pairs(images, selection.pairs, matcher, cache)
-    thumbnail_of = memoized(lambda index: Thumbnail.of(read_photo(paths[index]).rgb))
+    thumbnail_of = memoized(lambda index: Thumbnail.of(read_photo(photos[index].path).rgb))
     with run.stage("verify"):
         verified = verify_pairs(correspondences, cameras, config.seed, thumbnail_of)
     with run.stage("rotate"):
-        rotated = rotate_disconnected_components(
+        images = rotate_disconnected_components(
             images, selection.pairs, verified, duplicates, matcher, cache, config.seed
         )
-        rotation_note = _rotation_note(rotated)
-        if rotation_note:
-            images = rotated
-            console.note(rotation_note)
+        if note := _rotation_note(images):
+            console.note(note)
             correspondences = match_pairs(images, selection.pairs, matcher, cache)
             verified = verify_pairs(correspondences, cameras, config.seed, thumbnail_of)
-    known = {i: known_poses[path] for i, path in enumerate(paths) if path in known_poses}
-    offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
-    known = {index: subtract_world_offset(pose, offset) for index, pose in known.items()}
-    if not known:
-        verified = _without_pure_rotations(correspondences, verified, cameras)
-    with run.stage("map", "mapping"):
-        models = []
-        if len(verified.geometry) > 0 or len(known) > 1:
-            settings = MappingConfig(config.mapper, config.seed, config.fixed_poses)
-            models = map_photos(correspondences, verified, cameras, settings, cache.folder, known)
-    models = [model for model in models if known or len(model.points_world)]
-    if known and not models:
-        raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")
-    if known or (models and len(models[0].world_from_cam) > 2):
-        scene = to_scene(
-            infos, intrinsics, cameras, correspondences, verified, models, duplicates, matcher.source, bool(known)
-        )
-        scene = replace(_scaled(scene, config, bool(known), correspondences.pixel_size), world_offset=offset)
-        if offset is not None:
-            scene = replace(scene, notes=(*scene.notes, LARGE_COORDINATES_NOTE))
-    else:
-        scene = _best_pair_scene(infos, intrinsics, verified, models, duplicates, images, matcher, config, cache, run)
-    if config.min_confidence > 0:
-        scene = _confident_points(scene, config.min_confidence)
-    notes = [rotation_note] if rotation_note else []
-    notes += same_viewpoint_notes([view.image for view in scene.views], correspondences)
-    return replace(scene, notes=(*scene.notes, *notes, *calibration_notes(scene.views)))
+    return MatchedPhotos(photos, intrinsics, cameras, duplicates, correspondences, verified), images
 
 
 def uses_descriptors(count: int, config: MatchesConfig) -> bool:
@@ -160,10 +189,10 @@ def uses_descriptors(count: int, config: MatchesConfig) -> bool:
     return config.pairs == "retrieval" or (config.pairs == "auto" and count > EXHAUSTIVE_UP_TO)
 
 
-def _duplicates(infos: Sequence[PhotoInfo]) -> dict[int, int]:
+def _duplicates(photos: Sequence[PhotoInfo]) -> dict[int, int]:
     """Photos whose file equals that of an earlier one -> that one."""
     first: dict[str, int] = {}
-    return {i: first[photo.sha256] for i, photo in enumerate(infos) if first.setdefault(photo.sha256, i) != i}
+    return {i: first[photo.sha256] for i, photo in enumerate(photos) if first.setdefault(photo.sha256, i) != i}
 
 
 def _select_pairs(
@@ -214,13 +243,12 @@ def _rotation_note(images: Sequence[ImageFeatures]) -> str:
     return "; ".join(parts)
 
 
-def _without_pure_rotations(
-    correspondences: Correspondences, verified: VerifiedPairs, cameras: PhotoCameras
-) -> VerifiedPairs:
+def _without_pure_rotations(matched: MatchedPhotos) -> MatchedPhotos:
     """Without the connected components whose camera only rotated; JobFailed where no other component is left."""
-    rotations = find_pure_rotations(correspondences, verified, cameras)
+    verified = matched.verified
+    rotations = find_pure_rotations(matched.correspondences, verified, matched.cameras)
     if not rotations.pairs:
-        return verified
+        return matched
     rest = {pair: geometry for pair, geometry in verified.geometry.items() if pair not in rotations.pairs}
     if not rest:
         photos = len({index for pair in rotations.pairs for index in pair})
@@ -229,53 +257,40 @@ def _without_pure_rotations(
             f"{rotations.matches} matches of the {photos} photos that connect, so depth cannot be seen; move it "
             "between photos, a step to the side of about a tenth of the distance"
         )
-    return replace(verified, geometry=rest, pure_rotations=rotations.pairs)
+    return replace(matched, verified=replace(verified, geometry=rest, pure_rotations=rotations.pairs))
 
 
-def to_scene(
-    infos: Sequence[PhotoInfo],
-    intrinsics: Intrinsics,
-    cameras: PhotoCameras,
-    correspondences: Correspondences,
-    verified: VerifiedPairs,
-    models: Sequence[SfmModel],
-    duplicates: Mapping[int, int],
-    source: Source,
-    world_given: bool,
-) -> Scene:
+def to_scene(matched: MatchedPhotos, models: Sequence[SfmModel], source: Source, world_given: bool) -> Scene:
     """The scene of the largest of `models`. The world becomes the first registered camera, unless it is `world_given`,
     that of the known poses."""
-    model = models[0]
+    model, cameras, correspondences = models[0], matched.cameras, matched.correspondences
     registered = sorted(model.world_from_cam)
     scene_from_model = np.eye(4) if world_given else inverse(model.world_from_cam[registered[0]])
-    components = connected_components(len(infos), verified, models)
-    names = relative_names([photo.path for photo in infos])
+    components = connected_components(matched, models)
     views = []
-    for index, photo in enumerate(infos):
-        K, focal_source = intrinsics[index]
-        radial, pose, reason, calibration = 0.0, NO_POSE, None, None
-        if index in model.world_from_cam:
-            is_world = index == registered[0] and not world_given
-            pose = np.eye(4) if is_world else scene_from_model @ model.world_from_cam[index]
-            if not cameras.of(index).fixed:
-                camera, focal_before_px = cameras.ids[index], float(np.sqrt(K[0, 0] * K[1, 1]))
-                (K, radial), focal_source = model.cameras[camera], "estimated"
-                if camera in model.camera_sd:
-                    calibration = Calibration(focal_before_px, *model.camera_sd[camera], model.modes[index])
-                    calibration = calibration.transformed(scene_from_model[:3, :3])
-        else:
-            reason = unregistered_reason(index, names, verified, components, duplicates, set(registered))
+    for index, (K, focal_source) in enumerate(matched.intrinsics):
+        if index not in model.world_from_cam:
+            views.append(_unregistered_view(index, matched, components, registered))
+            continue
+        is_world = index == registered[0] and not world_given
+        pose = np.eye(4) if is_world else scene_from_model @ model.world_from_cam[index]
+        radial, calibration = 0.0, None
+        if not cameras.of(index).fixed:
+            camera, focal_before_px = cameras.ids[index], float(np.sqrt(K[0, 0] * K[1, 1]))
+            (K, radial), focal_source = model.cameras[camera], "estimated"
+            if camera in model.camera_sd:
+                calibration = Calibration(focal_before_px, *model.camera_sd[camera], model.modes[index])
+                calibration = calibration.transformed(scene_from_model[:3, :3])
+        photo = matched.photos[index]
         views.append(
             View(
-                image=names[index],
+                image=matched.names[index],
                 width=photo.width,
                 height=photo.height,
                 K=K,
                 focal_source=focal_source,
                 world_from_cam=pose,
-                registered=reason is None,
                 radial=radial,
-                reason=reason,
                 orientation=photo.orientation,
                 calibration=calibration,
             )
@@ -283,7 +298,7 @@ def to_scene(
     points = transform_points(scene_from_model, model.points_world)
     observations, color_sums, counts = [], np.zeros((len(points), 3)), np.zeros(len(points))
     unobserved = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    for index in range(len(infos)):
+    for index in range(len(views)):
         point, keypoint = model.observations.get(index, unobserved)
         observations.append((point, correspondences.keypoints[index][keypoint]))
         np.add.at(color_sums, point, correspondences.colors[index][keypoint])
@@ -297,7 +312,7 @@ def to_scene(
     return Scene(
         method="matches",
         views=tuple(views),
-        pairs=tuple(verified.pairs()),
+        pairs=tuple(matched.verified.pairs()),
         sparse=sparse,
         scale="arbitrary",
         scale_note=SCALE_OF_POSES if world_given else SCALE_UNKNOWN,
@@ -309,17 +324,30 @@ def to_scene(
     )
 
 
-def unregistered_reason(
-    index: int,
-    names: Sequence[str],
-    verified: VerifiedPairs,
-    components: Sequence[tuple[int, ...]],
-    duplicates: Mapping[int, int],
-    registered: set[int],
+def _unregistered_view(
+    index: int, matched: MatchedPhotos, components: Sequence[tuple[int, ...]], registered: Sequence[int]
+) -> View:
+    photo, (K, focal_source) = matched.photos[index], matched.intrinsics[index]
+    return View(
+        image=matched.names[index],
+        width=photo.width,
+        height=photo.height,
+        K=K,
+        focal_source=focal_source,
+        world_from_cam=NO_POSE,
+        registered=False,
+        reason=_unregistered_reason(index, matched, components, registered),
+        orientation=photo.orientation,
+    )
+
+
+def _unregistered_reason(
+    index: int, matched: MatchedPhotos, components: Sequence[tuple[int, ...]], registered: Sequence[int]
 ) -> str:
-    """Why a photo has no pose, in one line. `names` of all photos."""
-    if index in duplicates:
-        return f"it is the same picture as {names[duplicates[index]]}"
+    """Why a photo has no pose, in one line."""
+    names, verified = matched.names, matched.verified
+    if index in matched.duplicates:
+        return f"it is the same picture as {names[matched.duplicates[index]]}"
     pair_with = {a if b == index else b: pair for pair in verified.counts for a, b in (pair,) if index in pair}
     if not pair_with:
         return "no match: it was compared with no other photo"
@@ -345,13 +373,13 @@ def unregistered_reason(
     most = max(static, key=static.__getitem__)
     if static[most] > inliers[best]:
         return f"what it shares with {names[most]} lies at the same pixels of both photos (a caption, a logo, a border)"
-    if counts[best][0] < MIN_INLIERS:
-        return f"no match: at most {counts[best][0]} matches, with {names[best]}"
     matches = counts[best][0]
+    if matches < MIN_INLIERS:
+        return f"no match: at most {matches} matches, with {names[best]}"
     return f"too few inliers: {inliers[best]} of {matches} matches with {names[best]}, the best, agree on a motion"
 
 
-def connected_components(count: int, verified: VerifiedPairs, models: Sequence[SfmModel]) -> list[tuple[int, ...]]:
+def connected_components(matched: MatchedPhotos, models: Sequence[SfmModel]) -> list[tuple[int, ...]]:
     """Groups of two or more photos that connect: those of the models, then the connected components of verified pairs
     that have no photo of a model."""
     components = []
@@ -361,7 +389,7 @@ def connected_components(count: int, verified: VerifiedPairs, models: Sequence[S
         if len(members) > 1:
             components.append(members)
             grouped |= set(members)
-    for component in sorted(map(tuple, verified.components(count))):
+    for component in sorted(map(tuple, matched.verified.components(len(matched.photos)))):
         if len(component) > 1 and not grouped & set(component):
             components.append(component)
     return components
@@ -404,11 +432,8 @@ def _confident_points(scene: Scene, min_confidence: float) -> Scene:
 
 
 def _best_pair_scene(
-    infos: Sequence[PhotoInfo],
-    intrinsics: Intrinsics,
-    verified: VerifiedPairs,
+    matched: MatchedPhotos,
     models: Sequence[SfmModel],
-    duplicates: Mapping[int, int],
     images: Sequence[ImageFeatures],
     matcher: CacheableMatcher,
     config: MatchesConfig,
@@ -419,84 +444,61 @@ def _best_pair_scene(
 
     JobFailed where no pair gives one.
     """
+    photos, verified = matched.photos, matched.verified
     ranked = sorted(verified.geometry, key=lambda pair: -verified.counts[pair][1])
     if models:
         pair = tuple(sorted(models[0].world_from_cam))
         ranked = [pair, *(other for other in ranked if other != pair)]
-    names = relative_names([photo.path for photo in infos])
     store = FeatureStore(matcher, cache)
     failures = []
     for pair in ranked[:PAIRS_TO_TRY]:
-        photos = [read_photo(infos[index].path) for index in pair]
+        decoded = [read_photo(photos[index].path) for index in pair]
+        intrinsics = [matched.intrinsics[index] for index in pair]
         matches = matcher.match_features(*(store.load(images[index]) for index in pair))
-        baseline = config.baseline if pair == (0, 1) else None
-        settings = MatchesConfig(baseline=baseline, seed=config.seed)
+        settings = MatchesConfig(baseline=config.baseline if pair == (0, 1) else None, seed=config.seed)
         try:
-            scene = reconstruct_matched(
-                photos, [intrinsics[index] for index in pair], matches, matcher.source, settings, run
-            )
+            scene = reconstruct_matched(decoded, intrinsics, matches, matcher.source, settings, run)
         except JobFailed as error:
             failures.append(str(error))
             continue
-        return _with_unregistered(scene, pair, infos, names, intrinsics, verified, duplicates)
+        return _with_unregistered(scene, pair, matched)
     if failures:
-        raise JobFailed(f"no three of the {len(infos)} photos connect, and the best pair fails: {failures[0]}")
+        raise JobFailed(f"no three of the {len(photos)} photos connect, and the best pair fails: {failures[0]}")
     if verified.static_matches and not verified.geometry:
         pair = max(verified.static_matches, key=verified.static_matches.__getitem__)
-        one, two = (infos[index].path.name for index in pair)
+        one, two = (photos[index].path.name for index in pair)
         raise JobFailed(
-            f"no two of the {len(infos)} photos agree in more than what lies at the same pixels of both: {one} and "
+            f"no two of the {len(photos)} photos agree in more than what lies at the same pixels of both: {one} and "
             f"{two} have {verified.static_matches[pair]} such matches (a caption, a logo, a border or a part of the "
             "mount), which tell nothing of how the camera moved; crop it away, and take photos that overlap by half or "
             "more"
         )
     pair = max(verified.counts, key=verified.counts.__getitem__)
-    one, two = (names[index] for index in pair)
+    one, two = (matched.names[index] for index in pair)
     raise JobFailed(
-        f"no two of the {len(infos)} photos show enough of the same place: {one} and {two}, the best pair, have "
+        f"no two of the {len(photos)} photos show enough of the same place: {one} and {two}, the best pair, have "
         f"{match_counts_text(*verified.counts[pair], 'a motion')}; take photos that overlap by half or more, or try "
         "another --matcher"
     )
 
 
-def _with_unregistered(
-    scene: Scene,
-    pair: tuple[int, int],
-    infos: Sequence[PhotoInfo],
-    names: Sequence[str],
-    intrinsics: Intrinsics,
-    verified: VerifiedPairs,
-    duplicates: Mapping[int, int],
-) -> Scene:
+def _with_unregistered(scene: Scene, pair: tuple[int, int], matched: MatchedPhotos) -> Scene:
     """The scene of a `pair` as one of all photos, the others unregistered."""
     assert scene.sparse is not None
-    components = connected_components(len(infos), verified, [])
-    components = [pair, *(group for group in components if not set(group) & set(pair))]
+    names = matched.names
+    components = [pair, *(group for group in connected_components(matched, []) if not set(group) & set(pair))]
     views, observations = [], []
-    for index, photo in enumerate(infos):
+    for index in range(len(matched.photos)):
         if index in pair:
             views.append(replace(scene.views[pair.index(index)], image=names[index]))
             observations.append(scene.sparse.observations[pair.index(index)])
-            continue
-        K, focal_source = intrinsics[index]
-        views.append(
-            View(
-                image=names[index],
-                width=photo.width,
-                height=photo.height,
-                K=K,
-                focal_source=focal_source,
-                world_from_cam=NO_POSE,
-                registered=False,
-                reason=unregistered_reason(index, names, verified, components, duplicates, set(pair)),
-                orientation=photo.orientation,
-            )
-        )
-        observations.append((np.zeros(0, np.int64), np.zeros((0, 2))))
+        else:
+            views.append(_unregistered_view(index, matched, components, pair))
+            observations.append((np.zeros(0, np.int64), np.zeros((0, 2))))
     return replace(
         scene,
         views=tuple(views),
-        pairs=tuple(verified.pairs()),
+        pairs=tuple(matched.verified.pairs()),
         sparse=replace(scene.sparse, observations=tuple(observations)),
         components=tuple(components) if len(components) > 1 else (),
         notes=(*scene.notes, f"only two photos could be placed: {names[pair[0]]} and {names[pair[1]]}"),

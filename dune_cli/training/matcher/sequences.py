@@ -94,8 +94,8 @@ def _posed_pairs(scene: TrainingScene, matches: SceneMatches, mapped: MappedFram
                 points0, points1 = points0[distance < THRESHOLD_PX], points1[distance < THRESHOLD_PX]
             if len(points0) >= MIN_CORRESPONDENCES:
                 angle_deg = float(np.degrees(np.arccos(np.clip(pose[2, 2], -1, 1))))
-                cameras = (F, mapped.K[a], mapped.K[b], pose, angle_deg)
-                pairs.append(_pair(scene, matches, i, j, points0, points1, *cameras))
+                cameras = (mapped.K[a], mapped.K[b], pose)
+                pairs.append(_pair(scene, matches, (i, j), (points0, points1), F, cameras, angle_deg))
     return pairs
 
 
@@ -119,28 +119,25 @@ def _unposed_pairs(scene: TrainingScene, matches: SceneMatches, seed: int) -> li
             continue
         _, planar = cv2.findHomography(points0[keep], points1[keep], cv2.USAC_MAGSAC, 2 * THRESHOLD_PX)
         determined = planar is not None and planar.mean() < PLANAR_SHARE
-        cameras = (F / np.linalg.norm(F) if determined else None, None, None, None, 0.0)
-        pairs.append(_pair(scene, matches, int(i), int(j), points0[keep], points1[keep], *cameras))
+        F = F / np.linalg.norm(F) if determined else None
+        pairs.append(_pair(scene, matches, (int(i), int(j)), (points0[keep], points1[keep]), F))
     return pairs
 
 
 def _pair(
     scene: TrainingScene,
     matches: SceneMatches,
-    i: int,
-    j: int,
-    points0: np.ndarray,
-    points1: np.ndarray,
+    frames: tuple[int, int],
+    points: tuple[np.ndarray, np.ndarray],
     F: np.ndarray | None,
-    K0: np.ndarray | None,
-    K1: np.ndarray | None,
-    pose: np.ndarray | None,
-    view_angle_deg: float,
+    cameras: tuple[np.ndarray | None, ...] = (None, None, None),
+    view_angle_deg: float = 0.0,
 ) -> RealPair:
+    """`cameras`: K0, K1, cam1_from_cam0."""
     photos = {path.name: path for path in scene.photos}
-    paths = photos[matches.names[i]], photos[matches.names[j]]
-    points = points0.astype(np.float64), points1.astype(np.float64)
-    return RealPair(scene.name, paths, *points, F, K0, K1, pose, view_angle_deg, scene.held_out)
+    paths = tuple(photos[matches.names[frame]] for frame in frames)
+    points0, points1 = (one.astype(np.float64) for one in points)
+    return RealPair(scene.name, paths, points0, points1, F, *cameras, view_angle_deg, scene.held_out)
 
 
 def _common_points(points0: np.ndarray, points1: np.ndarray) -> np.ndarray:
