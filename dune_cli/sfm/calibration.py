@@ -207,7 +207,7 @@ def calibration_notes(views: Sequence[View]) -> tuple[str, ...]:
         estimated = any(view.registered and view.focal_source == "estimated" for view in views)
         if not estimated:
             return ()
-        return ("focal lengths were estimated with the cameras; how sure they are is not known",)
+        return ("focal lengths were estimated with the cameras; their uncertainty is unknown",)
     notes = []
     if len(cameras) <= EACH_UP_TO:
         for (before_px, focal_px, _, sd), group in cameras.items():
@@ -218,12 +218,12 @@ def calibration_notes(views: Sequence[View]) -> tuple[str, ...]:
         changes = np.array([focal_px / before_px - 1 for before_px, focal_px, *_ in cameras])
         notes.append(
             f"focal lengths of {len(cameras)} cameras were estimated: changed by {np.median(np.abs(changes)):.1%} "
-            f"(median), +- {np.median(sds):.1%} (median), +- {sds.max():.1%} (the least sure one)"
+            f"(median), +- {np.median(sds):.1%} (median), +- {sds.max():.1%} (largest)"
         )
     worst = max(sd for *_, sd in cameras)
     if worst > UNCERTAIN:
         notes.append(
-            f"the photos hardly determine the focal length (+- {worst:.0%}), and depths and angles are off with it; "
-            "give --intrinsics or --fov-deg, or add photos that look at the same place from turned directions"
+            f"the photos hardly determine the focal length (+- {worst:.0%}), and depths and angles have errors with "
+            "it; give --intrinsics or --fov-deg, or add photos of the same place in other viewing directions"
         )
     return tuple(notes)

@@ -244,9 +244,9 @@ def _reason_without_pose(
         agreed = match_counts_text(matches.count, inliers, "a pose")
         if static_matches > inliers:
             return (
-                f"{name} agrees with {photo_map.folder} only in what lies at the same pixels of both ({static_matches} "
-                "matches: a caption, a logo, a border or a part of the mount), which tells nothing of where it "
-                f"was taken; of the others: {agreed}; take a photo of what the map shows"
+                f"{name} agrees with {photo_map.folder} only in matches at the same pixels of both ({static_matches}: "
+                "a caption, a logo, a border or a part of the mount), which are no evidence for a pose; of the others: "
+                f"{agreed}; take a photo of what the map shows"
             )
         return (
             f"{name} does not show enough of {photo_map.folder}: {agreed} (confidence "
@@ -259,6 +259,6 @@ def _reason_without_pose(
         return ""
     cure = ", or give --fov-deg" if query.focal_source == "default" else ""
     return (
-        f"{name}: its {pnp.keypoints} agreeing points leave its place open by {spread:.0%} of their distance; take a "
+        f"{name}: its {pnp.keypoints} inliers determine its position only to {spread:.0%} of their distance; take a "
         f"photo that shows more of the map{cure}"
     )

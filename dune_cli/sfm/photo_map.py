@@ -119,8 +119,8 @@ def open_map(folder: str | Path, images: str | Path | None = None, scale: str | 
     centres = np.stack([image.world_from_cam[:3, 3] for image in found])
     if np.ptp(centres, axis=0).max() <= SAME_CENTRE * max(float(np.abs(centres).max()), 1.0):
         raise UserError(
-            f"all {len(found)} cameras of the map {folder} stand in one place, from where no point has a known "
-            "distance; a map needs photos from different places"
+            f"all {len(found)} cameras of the map {folder} stand in one place, from where no point can be "
+            "triangulated; a map needs photos from different places"
         )
     offset = world_offset(centres)
     shifted = (replace(image, world_from_cam=subtract_world_offset(image.world_from_cam, offset)) for image in found)

@@ -39,8 +39,8 @@ MIN_SCALE_POINTS = 6
 # wide baselines, sift and xfeat-lighterglue)
 MIN_CONFIDENCE = 0.15
 ARBITRARY_SCALE = (
-    "two photos do not tell lengths: the translation is a direction of length 1; give --baseline METRES, --ref-depth "
-    "of the reference, or a two-view --model"
+    "the scale of two photos is unknown: the translation is a direction of length 1; give --baseline METRES, "
+    "--ref-depth of the reference, or a two-view --model"
 )
 
 
@@ -491,20 +491,20 @@ def _pure_rotation(pair: TwoViewMatches, pixels1: np.ndarray, pixels2: np.ndarra
         rotation, _ = two_view.rotation_only(pixels1, pixels2, first.K, second.K)
         text = (
             f"{names} differ by a rotation alone, of {np.degrees(poses.rotation_angle(rotation)):.1f} degrees, which "
-            "shows no direction of motion"
+            "does not determine a direction of motion"
         )
     cure = "--solver pnp" if pair.points is not None else "--ref-depth of the reference or a two-view --model"
-    return _NoPose(f"{text}; with {cure} such a pose is found too", len(pixels1), confidence)
+    return _NoPose(f"{text}; with {cure} such a pose can be estimated, too", len(pixels1), confidence)
 
 
 def _too_few_inliers(pair: TwoViewMatches, inliers: int, confidence: float, depth: str = "") -> _NoPose:
     matches = pair.matches
     if matches.static_matches > len(matches.points1) or matches.static_matches > inliers:
         return _NoPose(
-            f"{pair.query.name} and {pair.reference.name} agree only in what lies at the same pixels of both "
-            f"({matches.static_matches} matches: a caption, a logo, a border or a part of the camera's mount), which "
-            f"tells nothing of where they were taken; of the other {len(matches.points1)} matches{depth} "
-            f"{inliers or 'too few'} agree on a pose; crop it away, and take photos that overlap more",
+            f"{pair.query.name} and {pair.reference.name} agree only in matches at the same pixels of both "
+            f"({matches.static_matches}: a caption, a logo, a border or a part of the camera's mount), which are no "
+            f"evidence for a pose; of the other {len(matches.points1)} matches{depth} {inliers or 'too few'} agree on "
+            "a pose; crop the static part away, and take photos that overlap more",
             inliers,
             confidence,
         )

@@ -35,7 +35,9 @@ def scale_by_motion(scene: Scene, pixel_size: float) -> Scene:
         steps = np.linalg.norm(centres - centres.mean(axis=0), axis=1)
         moved = steps > 0
     if not moved.any():
-        raise JobFailed("all cameras stand in one place, so that nothing has a length; take photos from other places")
+        raise JobFailed(
+            "all cameras stand in one place, so that there is no unit of length; take photos from other places"
+        )
     return scene.scaled(1 / float(np.median(steps[moved])), "arbitrary", scene.scale_note)
 
 
@@ -46,8 +48,8 @@ def scale_by_baseline(scene: Scene, baseline: float, pixel_size: float | None) -
     for view in (first, second):
         if not view.registered:
             raise JobFailed(
-                f"--baseline is between the first two photos, and {view.image} could not be placed ({view.reason}); "
-                "name two others first, or leave --baseline out"
+                f"--baseline is between the first two photos, and {view.image} could not be registered "
+                f"({view.reason}); name two others first, or leave --baseline out"
             )
     length = scene.baseline()
     if pixel_size is not None:
@@ -69,7 +71,7 @@ def check_distinct_centres(known_poses: Mapping[object, np.ndarray]) -> None:
     centres = np.stack([pose[:3, 3] for pose in known_poses.values()])
     if np.ptp(centres, axis=0).max() <= SAME_CENTRE * max(float(np.abs(centres).max()), 1.0):
         raise UserError(
-            f"all {len(centres)} centres of --poses are in one place, where nothing shows how far things are; give "
+            f"all {len(centres)} centres of --poses are in one place, from where no point can be triangulated; give "
             "poses with translations, or leave --poses out"
         )
 
@@ -85,7 +87,7 @@ def same_viewpoint_notes(names: Sequence[str], correspondences: Correspondences)
         return ()
     some = [f"{shown(names[j])} as {shown(names[i])}" for j, i in sorted(same.items())[:NAMED]]
     more = f" and {len(same) - NAMED} more" if len(same) > NAMED else ""
-    return (f"taken in one place, as copies are: {', '.join(some)}{more}; they say nothing about lengths",)
+    return (f"taken in one place, as copies are: {', '.join(some)}{more}; they do not contribute to the scale",)
 
 
 def _pixel_step(scene: Scene, pair: tuple[int, int], pixel_size: float) -> float:

@@ -92,11 +92,11 @@ def in_words(result: Relocalization) -> str:
     angle = np.linalg.norm(rotvec)
     axis = "" if angle < 1e-6 else f" about ({_numbers(rotvec / angle)})"
     metric = result.scale == "metric"
-    unit = "m" if metric else "(unknown lengths)"
+    unit = "m" if metric else "(scale unknown)"
     lines = [
         title,
         f"  rotation     {result.rotation_deg:.2f} degrees{axis}",
-        f"  translation  ({_numbers(pose[:3, 3])}) {unit}: where the query's camera stands, seen from the reference's "
+        f"  translation  ({_numbers(pose[:3, 3])}) {unit}: the query camera's centre in the reference camera's frame "
         "(x right, y down, z forward)",
         f"  distance     {result.distance:.3f} m" if metric else "  distance     unknown",
         f"  inliers      {result.inliers} of {result.matches} matches ({result.solver})",
@@ -106,7 +106,7 @@ def in_words(result: Relocalization) -> str:
         else f"  scale        arbitrary: {result.scale_from}",
     ]
     if result.rotated_deg:
-        lines.append(f"  turned       matched after the query was turned clockwise by {result.rotated_deg} degrees")
+        lines.append(f"  rotated      matched after the query was rotated clockwise by {result.rotated_deg} degrees")
     return "\n".join(lines)
 
 
@@ -117,9 +117,9 @@ def joint_in_words(joint: MultiReferencePose) -> str:
     spread = joint.localization.position_std
     names = ", ".join(used.image.name for used in joint.references)
     return (
-        f"{pose.query.name} by {len(joint.references)} references together ({names}), seen from {pose.reference.name}\n"
-        f"  at ({_numbers(pose.ref_from_query[:3, 3])}) +- {np.linalg.norm(spread):.2g}{unit}, rotation "
-        f"{pose.rotation_deg:.2f} +- {joint.localization.rotation_std_deg:.2g} degrees, {pose.inliers} of "
+        f"{pose.query.name} by {len(joint.references)} references together ({names}), in the frame of "
+        f"{pose.reference.name}\n  at ({_numbers(pose.ref_from_query[:3, 3])}) +- {np.linalg.norm(spread):.2g}{unit}, "
+        f"rotation {pose.rotation_deg:.2f} +- {joint.localization.rotation_std_deg:.2g} degrees, {pose.inliers} of "
         f"{pose.matches} matches agree, confidence {pose.confidence:.2f}"
     )
 
@@ -186,8 +186,8 @@ def map_pose_in_words(result: LocalizationResult) -> str:
     unit = " m" if result.map.scale == "metric" else ""
     place = ", ".join(f"{value + 0.0:.3f}" for value in result.world_from_query[:3, 3])
     spread = float(np.linalg.norm(result.position_std))
-    turned = f", turned by {result.rotated_deg} degrees" if result.rotated_deg else ""
+    rotated = f", rotated by {result.rotated_deg} degrees" if result.rotated_deg else ""
     return (
         f"{result.name}: at ({place}){unit} +- {spread:.2g}, rotation +- {result.rotation_std_deg:.2g} degrees, "
-        f"{result.inliers} of {result.matches} matches agree, confidence {result.confidence:.2f}{turned}"
+        f"{result.inliers} of {result.matches} matches agree, confidence {result.confidence:.2f}{rotated}"
     )

@@ -171,7 +171,7 @@ def test_a_caption_on_two_places_is_no_pose_and_the_reason_is_told(sift: Matcher
     for solver in ("pnp", "essential"):
         result = relocalize(compare(sift, one, two), SolverConfig(solver))
         assert not result.success and result.static_matches > 10 and result.confidence == 0
-        assert "agree only in what lies at the same pixels" in result.message
+        assert "agree only in matches at the same pixels" in result.message
 
 
 @pytest.mark.parametrize("solver", ["pnp", "essential"])
