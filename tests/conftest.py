@@ -1,4 +1,8 @@
-"""Shared fixtures: where the parity files, the example photos and (if present) the shared data lie.
+"""Shared fixtures: `dune` in this process and as a real one, the parity files, the example photos, the shared data.
+
+`pytest` runs everything on two workers. The tests of a folder of the package, in this process and with its output:
+`pytest -n 0 -s tests/sfm tests/commands/test_reloc.py`; without those of more than about ten seconds: `-m "not slow"`.
+Helpers are in tests/support and are imported as `support.NAME`.
 
 No test reads the user's home, cache or weights. The folders are moved when this file is imported, before any test
 module, so that what a module decides at its top (skipif) and what its tests find are the same.

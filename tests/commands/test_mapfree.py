@@ -18,7 +18,7 @@ from dune_cli.evaluation import mapfree, mapfree_submission
 from dune_cli.geometry import poses
 from dune_cli.io.photos import read_photo
 from dune_cli.sfm.relative_pose import SolverConfig, TwoViewBackend
-from support.exact_descriptors import ExactDescriptors
+from support.exact_models import ExactDescriptors
 from support.mapfree_sets import HEIGHT, TRACK, WIDTH, K, world_from_query, write_root
 from support.published_files import Fixture, mast3r_tree
 

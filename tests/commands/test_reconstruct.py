@@ -24,7 +24,7 @@ from dune_cli.io.preprocess import Prepared
 from dune_cli.tasks.reconstruct import pointmaps
 from support import synthetic_scenes
 from support.command_line import QUICK_SIFT
-from support.exact_two_view import ExactTwoView
+from support.exact_models import ExactTwoView
 from support.published_files import Fixture, mast3r_tree, small_two_files
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]

@@ -15,8 +15,8 @@ from PIL import Image
 from dune_cli.cli import main
 from dune_cli.geometry import poses
 from support.many_photos import HEIGHT, INTRINSICS, WIDTH, K, arc, picture
+from support.odd_photos import save_turned
 from support.synthetic_scenes import render
-from support.turned_photos import save_turned
 
 pytestmark = pytest.mark.usefixtures("quick_sift")
 TAGS = {0: 6, 1: 8, 2: 3, 3: 1}  # of the places

@@ -14,7 +14,7 @@ from dune_cli.io.colmap.write import write_colmap
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import PhotoHeader, read_header, read_photo
 from dune_cli.io.pose_files import OPENCV_FROM_OPENGL, GivenCamera, means_stored, read_poses
-from support.turned_photos import save_turned
+from support.odd_photos import save_turned
 
 K = np.array([[50.0, 0, 31.5], [0, 50, 23.5], [0, 0, 1]])
 POSE = poses.from_rotation_translation(poses.rotation_from_rotvec(np.array([0.3, -0.2, 0.1])), np.array([1.0, 2, 3]))

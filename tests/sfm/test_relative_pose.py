@@ -27,7 +27,7 @@ from dune_cli.sfm.relative_pose import (
 )
 from dune_cli.tasks import reloc
 from support import synthetic_scenes
-from support.exact_descriptors import ExactDescriptors
+from support.exact_models import ExactDescriptors
 
 WIDTH, HEIGHT = 320, 240
 K = cameras.K_from_fov(60, WIDTH, HEIGHT)

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from dune_cli.io.orientation import to_stored
+
 Writer = Callable[[Path, np.ndarray], Path]
 
 
@@ -145,3 +147,11 @@ BAD: dict[str, tuple[Writer, str]] = {
     "endless device": (lambda stem, rgb: Path("/dev/zero"), "no regular file"),
     "unreadable": (lambda stem, rgb: Path("/proc/self/mem"), "/proc/self/mem"),
 }
+
+
+def save_turned(path: Path, upright: np.ndarray, orientation: int) -> None:
+    """The picture (H, W, 3) uint8, stored as `orientation` says. JPEG at the highest quality, else without loss."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(to_stored(upright, orientation))).save(path, exif=exif, quality=98)

@@ -15,7 +15,7 @@ from dune_cli.sfm.scene import Scene
 from dune_cli.tasks.reconstruct import pointmaps
 from dune_cli.tasks.reconstruct.config import PointmapsConfig
 from support import synthetic_scenes
-from support.exact_two_view import ExactTwoView
+from support.exact_models import ExactTwoView
 
 SIZES = [(400, 300), (240, 330)]
 K = [cameras.K_from_focal(350.0, *SIZES[0]), cameras.K_from_focal(310.0, *SIZES[1])]

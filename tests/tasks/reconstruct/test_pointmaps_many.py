@@ -19,7 +19,7 @@ from dune_cli.sfm.scene import Scene
 from dune_cli.tasks.reconstruct.config import PointmapsConfig
 from dune_cli.tasks.reconstruct.pointmaps import reconstruct
 from support import synthetic_scenes
-from support.exact_many_views import ExactManyViews, marked
+from support.exact_models import ExactManyViews, marked
 from support.published_files import Fixture, mast3r_tree
 
 VIEWS = 6
