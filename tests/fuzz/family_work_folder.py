@@ -14,7 +14,7 @@ from dune_cli.io.cache import Layout, WorkFolder
 from dune_cli.io.safe_read import read_npz
 from dune_cli.matchers.matcher import FeatureMatcher
 from dune_cli.sfm.landmarks import POINTS_LAYOUT
-from dune_cli.sfm.matching import INDEX_LAYOUT, PLACE_LAYOUT
+from dune_cli.sfm.matching import INDEX_LAYOUT, PIXEL_LAYOUT
 from dune_cli.tasks.reconstruct.pairwise_pointmaps import TOKENS_LAYOUT
 from fuzz.harness import Sample
 
@@ -27,7 +27,7 @@ def samples(folder: Path) -> Sequence[Sample]:
     layouts: dict[str, Layout] = {
         "features": FeatureMatcher.packed_layout or {},
         "matches": INDEX_LAYOUT,
-        "dense matches": PLACE_LAYOUT,
+        "dense matches": PIXEL_LAYOUT,
         "points": POINTS_LAYOUT,
         "two-view tokens": TOKENS_LAYOUT,
     }
