@@ -32,15 +32,15 @@ def test_a_map_is_looked_up_at_the_photo_s_pixels() -> None:
     valid[0, 1] = False
     dense = PointMap(points, np.ones((3, 4)), valid, np.zeros((3, 4, 3), np.uint8), image_from_map)
     view = View("a", 9, 6, cameras.K_from_focal(10.0, 8, 6), "given", pose, dense=dense)
-    found = benchmark.at_photo_pixels(view)
+    estimated = benchmark.at_photo_pixels(view)
     expected = np.repeat(np.repeat(np.where(valid, depth, NAN), 2, 0), 2, 1)
-    np.testing.assert_allclose(found[:, :8], expected)
-    assert np.isnan(found[:, 8]).all()
+    np.testing.assert_allclose(estimated[:, :8], expected)
+    assert np.isnan(estimated[:, 8]).all()
 
 
 def test_depth_is_read_in_metres(tmp_path: Path) -> None:
-    (place,) = read_posed_sets(write_set(tmp_path, depth=True))
-    depths = benchmark.true_depths(place)
+    (posed,) = read_posed_sets(write_set(tmp_path, depth=True))
+    depths = benchmark.true_depths(posed)
     assert len(depths) == VIEWS and depths[0].shape == SIZE[::-1]
     assert 2 < np.median(depths[0]) < 9
 
@@ -53,20 +53,20 @@ def test_what_has_no_depth_is_left_out_and_what_is_broken_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, message: str
 ) -> None:
     file = write_set(tmp_path, depth=True) / "made" / "cameras.json"
-    tree = json.loads(file.read_text())
+    document = json.loads(file.read_text())
     if damage == "one":
-        del tree["frames"][2]["depth"]
+        del document["frames"][2]["depth"]
     elif damage == "scale":
-        tree["scale"] = "arbitrary"
+        document["scale"] = "arbitrary"
     else:
         Image.fromarray(np.ones((5, 5), np.uint16)).save(file.parent / "0_depth.png")
-    file.write_text(json.dumps(tree))
-    (place,) = read_posed_sets(tmp_path)
+    file.write_text(json.dumps(document))
+    (posed,) = read_posed_sets(tmp_path)
     if damage == "size":
         with pytest.raises(UserError, match=message):
-            benchmark.true_depths(place)
+            benchmark.true_depths(posed)
         return
-    depths = benchmark.true_depths(place)
+    depths = benchmark.true_depths(posed)
     assert message in capsys.readouterr().err
     if damage == "scale":
         assert depths is None
@@ -76,31 +76,31 @@ def test_what_has_no_depth_is_left_out_and_what_is_broken_named(
 
 def test_photos_without_a_pose_take_no_other_s_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_set(tmp_path, depth=True) / "made" / "cameras.json"
-    tree = json.loads(file.read_text())
+    document = json.loads(file.read_text())
     whole = benchmark.true_depths(read_posed_sets(tmp_path)[0])
-    del tree["frames"][1]["T_cam_to_world"]
-    file.write_text(json.dumps(tree))
-    (place,) = read_posed_sets(tmp_path)
+    del document["frames"][1]["T_cam_to_world"]
+    file.write_text(json.dumps(document))
+    (posed,) = read_posed_sets(tmp_path)
     assert "frame 1 lacks T_cam_to_world" in capsys.readouterr().err
-    assert [image.name for image in place.map.images] == [f"{i}.png" for i in (0, 2, 3, 4)]
-    for depth, index in zip(benchmark.true_depths(place), (0, 2, 3, 4), strict=True):
+    assert [image.name for image in posed.map.images] == [f"{i}.png" for i in (0, 2, 3, 4)]
+    for depth, index in zip(benchmark.true_depths(posed), (0, 2, 3, 4), strict=True):
         np.testing.assert_array_equal(depth, whole[index])
 
 
 def test_sets_without_depth_are_left_out(tmp_path: Path) -> None:
-    (place,) = read_posed_sets(write_set(tmp_path))
-    assert benchmark.true_depths(place) is None
-    assert not list(benchmark.score_set(place, Sift(320, 1500), ["low"], "cpu", 0))
+    (posed,) = read_posed_sets(write_set(tmp_path))
+    assert benchmark.true_depths(posed) is None
+    assert not list(benchmark.score_set(posed, Sift(320, 1500), ["low"], "cpu", 0))
 
 
 @pytest.mark.slow
 def test_the_dense_part_beats_its_controls(tmp_path: Path) -> None:
-    (place,) = read_posed_sets(write_set(tmp_path, depth=True))
-    found = {name: scores for name, _, scores in benchmark.score_set(place, Sift(320, 1500), ["low"], "cpu", 0)}
-    assert list(found) == [benchmark.MEDIAN, benchmark.NEAREST, "dense low"]
-    mean = {name: metrics.mean_depth_errors([score.errors for score in scores]) for name, scores in found.items()}
+    (posed,) = read_posed_sets(write_set(tmp_path, depth=True))
+    by_method = {name: scores for name, _, scores in benchmark.score_set(posed, Sift(320, 1500), ["low"], "cpu", 0)}
+    assert list(by_method) == [benchmark.MEDIAN, benchmark.NEAREST, "dense low"]
+    mean = {name: metrics.mean_depth_errors([score.errors for score in scores]) for name, scores in by_method.items()}
     assert mean["dense low"].close > max(mean[benchmark.MEDIAN].close, mean[benchmark.NEAREST].close)
     assert mean["dense low"].abs_rel < 0.05
     assert mean[benchmark.MEDIAN].completeness == 1
-    assert len(found["dense low"]) == VIEWS
-    assert K[0, 0] == place.map.images[0].camera.K[0, 0]
+    assert len(by_method["dense low"]) == VIEWS
+    assert K[0, 0] == posed.map.images[0].camera.K[0, 0]

@@ -31,19 +31,21 @@ def test_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     small_networks.install(monkeypatch)
     with speed.threads(1):
-        found = distill_speed.measure_distill("dune-vits14", 28, 2, "cpu", rounds=1)
-    assert (found.size_px, found.batch_size, found.threads) == (28, 2, 1)
-    for row in found.steps:
+        result = distill_speed.measure_distill("dune-vits14", 28, 2, "cpu", rounds=1)
+    assert (result.size_px, result.batch_size, result.threads) == (28, 2, 1)
+    for row in result.steps:
         assert row.images_per_second == pytest.approx(2 / row.seconds)
-        assert row.gflop_per_second == pytest.approx(found.gflop / row.seconds)
-        assert row.share == pytest.approx(row.gflop_per_second / found.peak[row.way.partition(",")[0]])
+        assert row.gflop_per_second == pytest.approx(result.gflop / row.seconds)
+        assert row.share == pytest.approx(row.gflop_per_second / result.peak[row.way.partition(",")[0]])
     # a step is one pass forward and two backward of two blocks on 4 patches and 5 other tokens of two photos, and of
     # three projectors of one block on the patches; attention and the projectors' ends are not counted here
     products = 24 * 64**2 * 2 * (2 * (4 + 5) + 3 * 4) / 1e9
-    assert 3 * products < found.gflop < 3 * products * 1.5
-    assert set(found.loop) == {"on the fly", "cached"}
-    assert all(value > 0 for value in (*found.loop.values(), *found.loading.values(), found.teacher_images_per_second))
-    assert any("with the teacher cache" in line for line in bench.distill_table(found))
+    assert 3 * products < result.gflop < 3 * products * 1.5
+    assert set(result.loop) == {"on the fly", "cached"}
+    assert all(
+        value > 0 for value in (*result.loop.values(), *result.loading.values(), result.teacher_images_per_second)
+    )
+    assert any("with the teacher cache" in line for line in bench.distill_table(result))
 
 
 def test_the_recipes_are_those_of_the_command() -> None:

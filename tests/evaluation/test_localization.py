@@ -58,12 +58,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def places(root: Path) -> list[PosedSet]:
+def sets(root: Path) -> list[PosedSet]:
     return read_posed_sets(root)
 
 
-def test_places_are_read(places: list[PosedSet], root: Path) -> None:
-    here, there = places
+def test_places_are_read(sets: list[PosedSet], root: Path) -> None:
+    here, there = sets
     assert (here.name, here.metric, localization.near_distance(here)) == ("here", True, 0.25)
     assert (there.name, there.metric) == ("there", False)
     assert there.extent == pytest.approx(10 * here.extent) and localization.near_distance(there) == pytest.approx(
@@ -71,13 +71,13 @@ def test_places_are_read(places: list[PosedSet], root: Path) -> None:
     )
     assert here.extent == pytest.approx(np.linalg.norm([1.0, -0.05, -0.1]))
     assert [image.name for image in here.map.images] == list(synthetic_maps.POSES)
-    assert [place.name for place in read_posed_sets(root, ["there"])] == ["there"]
+    assert [posed.name for posed in read_posed_sets(root, ["there"])] == ["there"]
     with pytest.raises(UserError, match="unknown set nowhere; this folder has: here, there"):
         read_posed_sets(root, ["nowhere"])
 
 
-def test_left_out_photos_are_found_and_others_refused(places: list[PosedSet]) -> None:
-    here, there = places
+def test_left_out_photos_are_found_and_others_refused(sets: list[PosedSet]) -> None:
+    here, there = sets
     scores = list(localization.score_set(Sift(synthetic_maps.WIDTH, 1200), there, [here], LocalizationConfig()))
     own, wrong = scores[:4], scores[4:]
     assert [score.query for score in own] == list(synthetic_maps.POSES) and all(s.other is None for s in own)
@@ -85,14 +85,14 @@ def test_left_out_photos_are_found_and_others_refused(places: list[PosedSet]) ->
     assert all(score.position < 0.02 * there.extent for score in own)
     assert not any(score.control_near for score in own)  # no photo of the map was taken so near to another
     assert len(wrong) == 4 and all(s.other == "here" and not s.success and s.position == np.inf for s in wrong)
-    summary = localization.summarise(scores, places)
+    summary = localization.summarise(scores, sets)
     assert (summary.queries, summary.located, summary.near) == (4, 4, 1.0)
     assert (summary.wrong_queries, summary.refused, summary.control_near) == (4, 1.0, 0.0)
     assert summary.position_share == pytest.approx(summary.position / there.extent)
     # a query that is not found is infinitely wrong
     lost = [replace(score, success=False, rotation_deg=np.inf, position=np.inf, near=False) for score in own]
-    assert localization.summarise([*lost[:3], own[3]], places).position == np.inf
-    assert np.isnan(localization.summarise(own, places).refused)
+    assert localization.summarise([*lost[:3], own[3]], sets).position == np.inf
+    assert np.isnan(localization.summarise(own, sets).refused)
 
 
 @pytest.mark.parametrize(
@@ -127,17 +127,17 @@ def test_photos_and_places_without_a_truth_are_left_out(
     for frame in far["frames"]:
         for axis, value in enumerate((512345.678, 4567890.123, 187.5)):
             frame["T_cam_to_world"][axis][3] += value
-    for name, tree in {"few": few, "whole": content, "far": far, "other": {"what": "no set"}}.items():
+    for name, document in {"few": few, "whole": content, "far": far, "other": {"what": "no set"}}.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "cameras.json").write_text(json.dumps(tree))
-    places = {place.name: place for place in read_posed_sets(tmp_path)}
-    assert sorted(places) == ["far", content["name"]]
-    told = capsys.readouterr().err
-    assert "few/cameras.json has 3 photos with a true pose" in told and "frame 2 lacks K" in told
-    assert "other/cameras.json is no set of posed photos" in told
+        (tmp_path / name / "cameras.json").write_text(json.dumps(document))
+    sets = {posed.name: posed for posed in read_posed_sets(tmp_path)}
+    assert sorted(sets) == ["far", content["name"]]
+    messages = capsys.readouterr().err
+    assert "few/cameras.json has 3 photos with a true pose" in messages and "frame 2 lacks K" in messages
+    assert "other/cameras.json is no set of posed photos" in messages
     # where the origin lies is no part of any error, and large coordinates are moved near it
-    assert max(np.abs(image.world_from_cam[:3, 3]).max() for image in places["far"].map.images) < 100
-    assert places["far"].extent == pytest.approx(places[content["name"]].extent, abs=1e-6)
+    assert max(np.abs(image.world_from_cam[:3, 3]).max() for image in sets["far"].map.images) < 100
+    assert sets["far"].extent == pytest.approx(sets[content["name"]].extent, abs=1e-6)
 
 
 def test_roots_that_are_refused(tmp_path: Path) -> None:
@@ -163,12 +163,12 @@ def test_table_and_json(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert result.exit_code == 0, result.output
     for shown in ("located; near", "4/4; 100%", "8/8; 100%", "100% of 4", "100% of 8", "most matches", "seconds"):
         assert shown in result.stdout
-    tree = json.loads(target.read_text())
-    assert tree["schema"] == "dune.eval-reloc/1"
-    assert [row["set"] for row in tree["rows"]] == ["here", "there", "all"]
-    assert [entry["scale"] for entry in tree["sets"]] == ["metric", "arbitrary"]
-    assert len(tree["queries"]["sift"]) == 16 and tree["queries"]["sift"][4]["position"] is None
-    assert tree["rows"][2]["scores"]["sift"]["near"] == 1.0 and len(tree["provenance"]["inputs"]) == 2
+    document = json.loads(target.read_text())
+    assert document["schema"] == "dune.eval-reloc/1"
+    assert [row["set"] for row in document["rows"]] == ["here", "there", "all"]
+    assert [entry["scale"] for entry in document["sets"]] == ["metric", "arbitrary"]
+    assert len(document["queries"]["sift"]) == 16 and document["queries"]["sift"][4]["position"] is None
+    assert document["rows"][2]["scores"]["sift"]["near"] == 1.0 and len(document["provenance"]["inputs"]) == 2
     again = CliRunner().invoke(main, words)
     assert again.exit_code == 2 and "--overwrite" in again.stderr
     one = CliRunner().invoke(main, [*words[:5], "--set", "here", "--min-confidence", "1", "--json"])
@@ -186,7 +186,7 @@ def test_a_folder_without_cameras_is_one_sentence(dune: Dune, tmp_path: Path) ->
 @pytest.mark.slow
 def test_hololens_frames_are_found_again(shared_data: Path) -> None:
     """Each of five frames against the other four, by device tracking."""
-    (place,) = read_posed_sets(shared_data / "multiview", ["hololens"])
-    few = replace(place, map=replace(place.map, images=place.map.images[1:6]))
+    (posed,) = read_posed_sets(shared_data / "multiview", ["hololens"])
+    few = replace(posed, map=replace(posed.map, images=posed.map.images[1:6]))
     scores = list(localization.score_set(Sift(640, 3000), few, [], LocalizationConfig()))
     assert sum(score.near for score in scores) >= 4

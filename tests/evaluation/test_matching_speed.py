@@ -8,10 +8,10 @@ from dune_cli.evaluation import matching_speed
 
 
 def test_three_ways_of_matching_agree() -> None:
-    found = matching_speed.measure_matching((20, 30), 24, rounds=1)
-    assert found.identical
-    assert 300 < found.matches < 600
-    assert found.kd_tree_gain == pytest.approx(found.kd_tree_seconds / found.seconds)
+    result = matching_speed.measure_matching((20, 30), 24, rounds=1)
+    assert result.identical
+    assert 300 < result.matches < 600
+    assert result.kd_tree_gain == pytest.approx(result.kd_tree_seconds / result.seconds)
 
 
 def test_disagreement_shows(monkeypatch: pytest.MonkeyPatch) -> None:

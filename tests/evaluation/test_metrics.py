@@ -39,8 +39,8 @@ def turned(pose: np.ndarray, degrees: float) -> np.ndarray:
 @pytest.mark.parametrize("scale", [0.01, 1.0, 40.0])
 def test_similar_worlds_have_no_error_and_the_scale_is_found(count: int, scale: float) -> None:
     true = cameras(count, RNG)
-    found = move_poses(np.linalg.inv(similarity(scale, RNG)), true)
-    errors = camera_errors(true, found)
+    estimated = move_poses(np.linalg.inv(similarity(scale, RNG)), true)
+    errors = camera_errors(true, estimated)
     np.testing.assert_allclose(errors.rotation_deg, 0, atol=1e-5)
     np.testing.assert_allclose(errors.centre, 0, atol=1e-6)
     assert errors.scale == pytest.approx(scale)
@@ -55,13 +55,15 @@ def test_cameras_in_a_row_fix_the_rotation_about_their_line() -> None:
 
 
 def test_no_similarity_changes_the_errors() -> None:
-    true, found = cameras(8, RNG), cameras(8, RNG)
-    found[:, :3, :3] = true[:, :3, :3] @ poses.rotation_from_rotvec(0.02 * RNG.normal(size=(8, 3)))
-    found[:, :3, 3] = true[:, :3, 3] + 0.02 * RNG.normal(size=(8, 3))
-    one, two = camera_errors(true, found), camera_errors(true, move_poses(similarity(7.0, RNG), found))
+    true, estimated = cameras(8, RNG), cameras(8, RNG)
+    estimated[:, :3, :3] = true[:, :3, :3] @ poses.rotation_from_rotvec(0.02 * RNG.normal(size=(8, 3)))
+    estimated[:, :3, 3] = true[:, :3, 3] + 0.02 * RNG.normal(size=(8, 3))
+    one, two = camera_errors(true, estimated), camera_errors(true, move_poses(similarity(7.0, RNG), estimated))
     np.testing.assert_allclose(one.rotation_deg, two.rotation_deg, atol=1e-4)
     np.testing.assert_allclose(one.centre, two.centre, atol=1e-5)
-    for a, b in zip(pair_errors_deg(true, found), pair_errors_deg(true, move_poses(similarity(7.0, RNG), found))):
+    for a, b in zip(
+        pair_errors_deg(true, estimated), pair_errors_deg(true, move_poses(similarity(7.0, RNG), estimated))
+    ):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
@@ -69,10 +71,10 @@ def test_worked_by_hand() -> None:
     """Ten cameras on a line; one is turned by 30 degrees, one stands a tenth of the extent beside its place."""
     true = np.tile(np.eye(4), (10, 1, 1))
     true[:, 0, 3] = np.arange(10)
-    found = true.copy()
-    found[4] = turned(found[4], 30)
-    found[7, 1, 3] += 0.9
-    errors = camera_errors(true, found)
+    estimated = true.copy()
+    estimated[4] = turned(estimated[4], 30)
+    estimated[7, 1, 3] += 0.9
+    errors = camera_errors(true, estimated)
     assert errors.rotation_deg[4] == pytest.approx(30, abs=0.5)
     assert np.delete(errors.rotation_deg, 4).max() < 0.5
     assert errors.centre[7] == pytest.approx(0.9, abs=0.05)
@@ -82,9 +84,9 @@ def test_worked_by_hand() -> None:
 
 def test_one_camera_far_off_does_not_move_the_fit() -> None:
     true = cameras(9, RNG)
-    found = true.copy()
-    found[3, :3, 3] += 100
-    errors = camera_errors(true, found)
+    estimated = true.copy()
+    estimated[3, :3, 3] += 100
+    errors = camera_errors(true, estimated)
     assert np.delete(errors.centre, 3).max() < 1e-3
     assert errors.centre[3] == pytest.approx(100 * np.sqrt(3), rel=1e-3)
 
@@ -93,11 +95,11 @@ def test_pairs_worked_by_hand() -> None:
     """Camera 1 found at a right angle to where it is; camera 2 not found; cameras 0 and 3 in one place."""
     true = np.tile(np.eye(4), (4, 1, 1))
     true[1, 0, 3], true[2, 1, 3] = 1, 1
-    found = true.copy()
-    found[1, :3, 3] = [0, 1, 0]
-    found[2] = np.nan
-    found[3, :3, 3] = [0, 0, 1e-9]
-    rotations, directions = pair_errors_deg(true, found)
+    estimated = true.copy()
+    estimated[1, :3, 3] = [0, 1, 0]
+    estimated[2] = np.nan
+    estimated[3, :3, 3] = [0, 0, 1e-9]
+    rotations, directions = pair_errors_deg(true, estimated)
     np.testing.assert_allclose(rotations, [0, 180, 180, 0, 180], atol=1e-9)  # 01 02 12 13 23; 03 has no direction
     np.testing.assert_allclose(directions, [90, 180, 180, 90, 180], atol=1e-6)
 
@@ -110,8 +112,8 @@ def test_one_place_cannot_be_fitted() -> None:
 def test_depth_errors_worked_by_hand() -> None:
     """Five measured pixels: exact, 4 % off, 20 % off, twice as far, none; a sixth was never measured."""
     true = np.array([[1.0, 2.0, 5.0], [2.0, 3.0, 0.0]])
-    found = np.array([[1.0, 2.08, 4.0], [4.0, NAN, 7.0]])
-    errors = metrics.depth_errors(found, true)
+    estimated = np.array([[1.0, 2.08, 4.0], [4.0, NAN, 7.0]])
+    errors = metrics.depth_errors(estimated, true)
     assert errors.pixels == 5
     assert errors.completeness == pytest.approx(0.8)
     assert errors.abs_rel == pytest.approx((0 + 0.04 + 0.2 + 1) / 4)
@@ -123,9 +125,9 @@ def test_depth_errors_worked_by_hand() -> None:
 def test_scaling_both_changes_nothing_and_scaling_one_does() -> None:
     rng = np.random.default_rng(0)
     true = rng.uniform(1, 5, (20, 30))
-    found = true * rng.uniform(0.9, 1.1, true.shape)
-    base = metrics.depth_errors(found, true)
-    scaled = metrics.depth_errors(7 * found, 7 * true)
+    estimated = true * rng.uniform(0.9, 1.1, true.shape)
+    base = metrics.depth_errors(estimated, true)
+    scaled = metrics.depth_errors(7 * estimated, 7 * true)
     assert scaled.abs_rel == pytest.approx(base.abs_rel)
     assert metrics.depth_errors(1.5 * true, true).abs_rel == pytest.approx(0.5)
     assert metrics.depth_errors(true, true) == metrics.DepthErrors(600, 1.0, 0.0, 1.0, 1.0, 1.0)

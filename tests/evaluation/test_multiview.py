@@ -26,39 +26,39 @@ def posed(tmp_path_factory: pytest.TempPathFactory) -> PosedSet:
 def test_true_cameras_in_another_world_are_perfect(posed: PosedSet) -> None:
     move = synthetic_scenes.pose((0.4, 1.0, -2.0), (3.0, 4.0, 5.0))
     move[:3, :3] *= 6
-    found = benchmark.score(posed, "m", move_poses(move, POSES), 1.5)
-    assert (found.registered, found.completeness, found.auc5, found.auc30) == (5, 1, pytest.approx(1), pytest.approx(1))
-    for value in (found.rotation_deg, found.centre, found.pair_rotation_deg, found.scale_error):
+    score = benchmark.score(posed, "m", move_poses(move, POSES), 1.5)
+    assert (score.registered, score.completeness, score.auc5, score.auc30) == (5, 1, pytest.approx(1), pytest.approx(1))
+    for value in (score.rotation_deg, score.centre, score.pair_rotation_deg, score.scale_error):
         assert value == pytest.approx(0, abs=1e-4)
-    assert found.pair_direction_deg == pytest.approx(0, abs=1e-3)
+    assert score.pair_direction_deg == pytest.approx(0, abs=1e-3)
 
 
 def test_missing_photos_cost_pairs_and_completeness(posed: PosedSet) -> None:
-    poses_found = POSES.copy()
-    poses_found[4] = np.nan
-    found = benchmark.score(posed, "m", poses_found, 0.0)
-    assert (found.registered, found.completeness) == (4, 0.8)
-    assert found.auc10 == pytest.approx(0.6), "6 of 10 pairs have both photos"
-    assert found.rotation_deg == pytest.approx(0, abs=1e-4)
+    estimated = POSES.copy()
+    estimated[4] = np.nan
+    score = benchmark.score(posed, "m", estimated, 0.0)
+    assert (score.registered, score.completeness) == (4, 0.8)
+    assert score.auc10 == pytest.approx(0.6), "6 of 10 pairs have both photos"
+    assert score.rotation_deg == pytest.approx(0, abs=1e-4)
 
 
 def test_the_scale_is_that_of_the_first_two(posed: PosedSet) -> None:
     """The first step is found a tenth too long, all else right: lengths are then off by about a tenth."""
-    found = POSES.copy()
-    found[0, :3, 3] -= 0.1 * (POSES[1, :3, 3] - POSES[0, :3, 3])
-    scored = benchmark.score(posed, "m", found, 0.0)
-    assert scored.scale_error == pytest.approx(1 - 1 / 1.1, abs=0.02)
-    assert scored.scale_error_neighbours < 0.03
+    estimated = POSES.copy()
+    estimated[0, :3, 3] -= 0.1 * (POSES[1, :3, 3] - POSES[0, :3, 3])
+    score = benchmark.score(posed, "m", estimated, 0.0)
+    assert score.scale_error == pytest.approx(1 - 1 / 1.1, abs=0.02)
+    assert score.scale_error_neighbours < 0.03
 
 
 def test_no_cameras_at_all(posed: PosedSet) -> None:
     def fails(posed: PosedSet, known: bool) -> np.ndarray:
-        raise JobFailed("nothing hangs together")
+        raise JobFailed("no connected component")
 
-    found = benchmark.run_method(posed, "m", fails, True)
-    assert (found.registered, found.completeness, found.auc30) == (0, 0, 0)
-    assert np.isnan(found.rotation_deg)
-    assert found.reason == "nothing hangs together"
+    score = benchmark.run_method(posed, "m", fails, True)
+    assert (score.registered, score.completeness, score.auc30) == (0, 0, 0)
+    assert np.isnan(score.rotation_deg)
+    assert score.reason == "no connected component"
 
 
 def test_arbitrary_sets_have_no_scale(tmp_path: Path) -> None:
@@ -73,11 +73,11 @@ def test_both_paths_reconstruct_a_made_up_set(posed: PosedSet, known: bool) -> N
         "control": benchmark.sift_method(0),
     }
     for name, method in methods.items():
-        found = benchmark.run_method(posed, name, method, known)
-        assert found.registered == VIEWS, name
-        assert found.rotation_deg < (0.5 if known else 3), name
-        assert found.centre_share < (0.02 if known else 0.1), name
-        assert found.seconds > 0
+        score = benchmark.run_method(posed, name, method, known)
+        assert score.registered == VIEWS, name
+        assert score.rotation_deg < (0.5 if known else 3), name
+        assert score.centre_share < (0.02 if known else 0.1), name
+        assert score.seconds > 0
     truth = [image.camera.K for image in posed.map.images]
     infos = [benchmark.read_photo(image.file).info for image in posed.map.images]
     assert [source for _, source in benchmark.intrinsics_of(posed, True)(infos)] == ["given"] * VIEWS

@@ -25,20 +25,20 @@ def test_input_sizes_are_whole_patches(side: int, patch: int, expected: tuple[in
 def test_a_run_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     small_networks.install(monkeypatch)
     with speed.threads(1):
-        found = network_speed.measure_pair("dune-vits", 56, "cpu", rounds=1)
-    assert (found.device, found.threads, found.input_hw) == ("cpu", 1, (42, 56))
+        result = network_speed.measure_pair("dune-vits", 56, "cpu", rounds=1)
+    assert (result.device, result.threads, result.input_hw) == ("cpu", 1, (42, 56))
     dtypes = {"float32"} | ({"bfloat16"} if runtime.cpu_has_fast_bfloat16() else set())
-    assert {(row.network, row.dtype) for row in found.networks} == {
+    assert {(row.network, row.dtype) for row in result.networks} == {
         (n, d) for n in ("encoder", "two-view") for d in dtypes
     }
-    assert set(found.peak) == dtypes
-    top = max(found.peak["float32"].values())
-    for row in found.networks:
+    assert set(result.peak) == dtypes
+    top = max(result.peak["float32"].values())
+    for row in result.networks:
         assert row.share == pytest.approx(row.gflop / row.seconds / top)
         assert set(row.parts) == (
             {"encoder"} if row.network == "encoder" else {"encoder", "decoder", "point heads", "descriptor heads"}
         )
-    encoder, pair = (next(row for row in found.networks if row.network == name) for name in ("encoder", "two-view"))
+    encoder, pair = (next(row for row in result.networks if row.network == name) for name in ("encoder", "two-view"))
     # 12 blocks of a ViT-S on 1 + 4 + 12 tokens, its patch embedding on 12
     tokens, width = 17, 384
     blocks = 12 * (2 * tokens * width**2 * 12 + 4 * tokens**2 * width)
@@ -49,16 +49,21 @@ def test_a_run_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_of_a_depth_model(monkeypatch: pytest.MonkeyPatch) -> None:
     small_networks.install(monkeypatch)
     with speed.threads(1):
-        found = network_speed.measure_task("dinov2-vits14-nyu-dpt", 112, "cpu", rounds=1)
+        result = network_speed.measure_task("dinov2-vits14-nyu-dpt", 112, "cpu", rounds=1)
     dtypes = {"float32"} | ({"bfloat16"} if runtime.cpu_has_fast_bfloat16() else set())
-    assert (found.model, found.input_hw, found.threads, found.people) == ("dinov2-vits14-nyu-dpt", (84, 112), 1, None)
-    assert {(row.network, row.dtype) for row in found.networks} == {
+    assert (result.model, result.input_hw, result.threads, result.people) == (
+        "dinov2-vits14-nyu-dpt",
+        (84, 112),
+        1,
+        None,
+    )
+    assert {(row.network, row.dtype) for row in result.networks} == {
         (n, d) for n in ("encoder", "network") for d in dtypes
     }
-    assert set(found.peak) == dtypes
-    assert set(found.fast_gain) == (set() if len(dtypes) == 1 else {"encoder", "network"})
-    top = max(found.peak["float32"].values())
-    rows = {(row.network, row.dtype): row for row in found.networks}
+    assert set(result.peak) == dtypes
+    assert set(result.fast_gain) == (set() if len(dtypes) == 1 else {"encoder", "network"})
+    top = max(result.peak["float32"].values())
+    rows = {(row.network, row.dtype): row for row in result.networks}
     for row in rows.values():
         assert row.share == pytest.approx(row.gflop / row.seconds / top)
     assert rows["encoder", "float32"].gflop * 1e9 == pytest.approx(vit_flop(384, 12, 6 * 8 + 1))
@@ -72,9 +77,9 @@ def test_people_are_found_with_random_weights(name: str, monkeypatch: pytest.Mon
     calls, people = network_speed._human_calls(network, torch.rand(1, 3, 140, 140))
     assert 1 <= people <= 8
     with torch.inference_mode():
-        (found,) = calls["network"]()
-        assert len(found) == people
-        assert found.rotations.isfinite().all()
+        (result,) = calls["network"]()
+        assert len(result) == people
+        assert result.rotations.isfinite().all()
         assert ("network and bodies" in calls) == name.endswith("anny")
         if "network and bodies" in calls:
             (bodies,) = calls["network and bodies"]()

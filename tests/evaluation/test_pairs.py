@@ -119,12 +119,12 @@ def test_the_calibration_has_the_poses_that_reloc_gives_out(tmp_path: Path) -> N
     write_b = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
     Image.fromarray(write_b).save(tmp_path / "b.png")  # one photo twice is refused
     (pair,) = benchmark.read_pairs(tmp_path)
-    found = dict(benchmark.confidence_samples({"oracle": Oracle(), "blind": Blind()}, pair, 0))
-    assert set(found) == {"oracle"} and found["oracle"].confidence > 0.9 and found["oracle"].error_deg < 0.5
+    samples = dict(benchmark.confidence_samples({"oracle": Oracle(), "blind": Blind()}, pair, 0))
+    assert set(samples) == {"oracle"} and samples["oracle"].confidence > 0.9 and samples["oracle"].error_deg < 0.5
     off = [
         benchmark.ConfidenceSample("near", "x", sure, error) for sure, error in ((0.92, 7.0), (0.97, 30.0), (0.4, 3.0))
     ]
-    bins = {(one.low, one.high): one for one in benchmark.confidence_calibration([found["oracle"], *off])}
+    bins = {(one.low, one.high): one for one in benchmark.confidence_calibration([samples["oracle"], *off])}
     assert bins[0.3, 0.5].poses == 1 and bins[0.3, 0.5].within5 == 1
     assert bins[0.9, 1.0].poses == 3 and bins[0.9, 1.0].within10 == pytest.approx(2 / 3)
     assert bins[0.5, 0.7].poses == 0 and np.isnan(bins[0.5, 0.7].within5)
@@ -165,8 +165,8 @@ def test_pairs_without_a_truth_are_left_out_and_named(
     write_set(tmp_path, "some", [entry(), entry(**change, id="lost"), entry(**change, id="too")])
     write_set(tmp_path, "none", [entry(**change)])
     assert [(pair.set_name, pair.id) for pair in benchmark.read_pairs(tmp_path)] == [("some", entry()["id"])]
-    told = capsys.readouterr().err
-    assert "some/pairs.json, pair 1" in told and "and 1 more" in told and "none/pairs.json, pair 0" in told
+    messages = capsys.readouterr().err
+    assert "some/pairs.json, pair 1" in messages and "and 1 more" in messages and "none/pairs.json, pair 0" in messages
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,10 @@ class Fixed(nn.Module):
 def test_best_first_with_probabilities(classes: int) -> None:
     logits = torch.linspace(-3, 3, classes)
     photo = Photo(Path("p.png"), np.zeros((20, 30, 3), np.uint8), "0" * 64)
-    found = task.predict(Fixed(logits), photo, 5)
-    assert [score.index for score in found] == list(range(classes - 1, classes - 6, -1))
-    assert [score.score for score in found] == pytest.approx(logits.softmax(0).flip(0)[:5].tolist())
-    assert found[0].name == ("toilet tissue, toilet paper, bathroom tissue" if classes == 1000 else None)
-    document = task.document(photo, found, {})
+    best = task.predict(Fixed(logits), photo, 5)
+    assert [score.index for score in best] == list(range(classes - 1, classes - 6, -1))
+    assert [score.score for score in best] == pytest.approx(logits.softmax(0).flip(0)[:5].tolist())
+    assert best[0].name == ("toilet tissue, toilet paper, bathroom tissue" if classes == 1000 else None)
+    document = task.document(photo, best, {})
     assert (document["names_from"] is None) == (classes == 7)
     assert len(task.predict(Fixed(logits), photo, 5000)) == classes

@@ -113,10 +113,10 @@ def test_flip_is_the_mean_with_the_mirror_image() -> None:
 def test_a_large_photos_cloud_is_as_dense_as_the_network_saw(tmp_path: Path) -> None:
     seen = photo(512, 384)
     result = task.predict(FlatGround(110.0), seen, default(seen))
-    facts = task.write(result, tmp_path / "cloud.ply")["points"]
+    format_fields = task.write(result, tmp_path / "cloud.ply")["points"]
     points, colors, _ = cloud(tmp_path / "cloud.ply")
-    assert facts["stride_px"] == 4
-    assert len(points) == facts["count"] == 128 * 96
+    assert format_fields["stride_px"] == 4
+    assert len(points) == format_fields["count"] == 128 * 96
     pixels = np.rint(project(points, result.K)).astype(int)
     assert np.array_equal(colors, seen.rgb[pixels[:, 1], pixels[:, 0]])
     assert (pixels % 4 == 0).all()

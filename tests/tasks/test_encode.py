@@ -31,13 +31,13 @@ def photo(name: str, height: int, width: int) -> Photo:
 
 def test_features_are_the_encoders_tokens(encoder: DistilledEncoder) -> None:
     shot = photo("a.jpg", 70, 98)
-    (found,) = encode(encoder, [shot], size_px=98)
+    (encoded,) = encode(encoder, [shot], size_px=98)
     tokens = encoder(torch.from_numpy(shot.rgb.astype(np.float32) / 255).permute(2, 0, 1)[None])
-    assert found.patches.shape == (5, 7, 128)
-    assert found.registers.shape == (4, 128)
-    np.testing.assert_allclose(found.patches, tokens.map()[0], atol=1e-5)
-    np.testing.assert_allclose(found.cls, tokens.cls[0], atol=1e-5)
-    np.testing.assert_array_equal(found.network_from_image, np.eye(3))
+    assert encoded.patches.shape == (5, 7, 128)
+    assert encoded.registers.shape == (4, 128)
+    np.testing.assert_allclose(encoded.patches, tokens.map()[0], atol=1e-5)
+    np.testing.assert_allclose(encoded.cls, tokens.cls[0], atol=1e-5)
+    np.testing.assert_array_equal(encoded.network_from_image, np.eye(3))
 
 
 def test_batches_give_the_same_in_the_same_order(encoder: DistilledEncoder) -> None:
@@ -51,17 +51,17 @@ def test_batches_give_the_same_in_the_same_order(encoder: DistilledEncoder) -> N
 
 
 def test_the_default_size_is_the_native_one(encoder: DistilledEncoder) -> None:
-    (found,) = encode(encoder, [photo("a", 300, 400)])
-    assert found.patches.shape[:2] == (4, 6)  # 84 x 63 px, cropped to patches
+    (encoded,) = encode(encoder, [photo("a", 300, 400)])
+    assert encoded.patches.shape[:2] == (4, 6)  # 84 x 63 px, cropped to patches
     expected = prepare(photo("a", 300, 400).rgb, 84, 14)
-    np.testing.assert_array_equal(found.network_from_image, expected.network_from_image)
+    np.testing.assert_array_equal(encoded.network_from_image, expected.network_from_image)
 
 
 def test_a_teachers_tokens(encoder: DistilledEncoder) -> None:
-    (found,) = encode(encoder, [photo("a", 42, 56)], 56, teacher="one")
-    assert found.patches.shape == (3, 4, 48)
-    assert found.registers.shape == (0, 48)
-    assert document(found, Path("x.npz"), {})["teacher"] == "one"
+    (encoded,) = encode(encoder, [photo("a", 42, 56)], 56, teacher="one")
+    assert encoded.patches.shape == (3, 4, 48)
+    assert encoded.registers.shape == (0, 48)
+    assert document(encoded, Path("x.npz"), {})["teacher"] == "one"
     with pytest.raises(UserError, match="no teacher 'two'; allowed: one"):
         next(encode(encoder, [photo("a", 42, 56)], 56, teacher="two"))
 

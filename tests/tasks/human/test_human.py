@@ -75,8 +75,8 @@ def test_the_head_is_seen_where_it_was_detected(small: HumanModel) -> None:
     (people,) = small(_images(112, 3), K, 0.3)
     assert people
     for person in people:
-        seen = person.head @ K[0].T
-        assert torch.allclose(seen[:2] / seen[2], person.head_px, atol=1e-2)
+        projected = person.head @ K[0].T
+        assert torch.allclose(projected[:2] / projected[2], person.head_px, atol=1e-2)
         assert torch.allclose(person.joints2d[small.body.head], person.head_px, atol=1e-2)
 
 
@@ -130,27 +130,27 @@ def test_all_pixels_are_those_of_the_photo(small: HumanModel, width: int, height
     photo = _photo(width, height)
     K = np.array([[310.0, 0, 0.4 * width], [0, 305, 0.6 * height], [0, 0, 1]])
     for given, source in ((K, "given"), (None, None)):
-        found = predict(small, photo, given, source, 0.3)
-        assert found.people
+        detected = predict(small, photo, given, source, 0.3)
+        assert detected.people
         if given is not None:
-            assert np.array_equal(found.K, K)
-        assert found.camera_source == (source or ("predicted" if small.network.predicts_camera else "default"))
-        for person in found.people:
+            assert np.array_equal(detected.K, K)
+        assert detected.camera_source == (source or ("predicted" if small.network.predicts_camera else "default"))
+        for person in detected.people:
             joints = person.joints3d.double().numpy()
-            seen = joints @ found.K.T
+            projected = joints @ detected.K.T
             ahead = joints[:, 2] > 1e-3
-            pixels = seen[ahead, :2] / seen[ahead, 2:]
+            pixels = projected[ahead, :2] / projected[ahead, 2:]
             assert np.allclose(person.joints2d.numpy()[ahead], pixels, rtol=1e-4, atol=1e-2)
             if person.head[2] > 1e-3:
-                head = person.head.double().numpy() @ found.K.T
+                head = person.head.double().numpy() @ detected.K.T
                 assert np.allclose(person.head_px.numpy(), head[:2] / head[2], atol=2e-2)
             # the detected cell lies inside the photo's part of the square, give or take the offset and a cell
             cell = 14 * max(width, height) / small.size_px
             assert -6 * cell < person.head_px[0] < width + 6 * cell
             surface = person.vertices[small.body.surface].double().numpy()
             surface = surface[surface[:, 2] > 1e-3]
-            seen = surface @ found.K.T
-            pixels = np.vstack([seen[:, :2] / seen[:, 2:], person.head_px.numpy()[None]])
+            projected = surface @ detected.K.T
+            pixels = np.vstack([projected[:, :2] / projected[:, 2:], person.head_px.numpy()[None]])
             box = np.concatenate([pixels.min(0), pixels.max(0)])
             assert np.allclose(person.bbox_xyxy.numpy(), box, rtol=1e-3, atol=0.05)
 
@@ -182,13 +182,13 @@ def test_whom_select_keeps() -> None:
     boxes = [[0, 0, 30, 30], [-900, 0, 10, 99], [10, 10, 90, 90], [20, 20, 60, 60]]
     everybody = PhotoPeople(photo, tuple(_person(box) for box in boxes), np.eye(3), "given")
 
-    def kept(which: str) -> list[int]:
+    def selected(which: str) -> list[int]:
         return [boxes.index(person.bbox_xyxy.tolist()) for person in select(everybody, which).people]
 
-    assert kept("all") == [0, 1, 2, 3]
-    assert kept("largest") == [2]
-    assert kept("3") == [1, 2, 3]  # what lies outside the photo does not count
-    assert kept("9") == [0, 1, 2, 3]
+    assert selected("all") == [0, 1, 2, 3]
+    assert selected("largest") == [2]
+    assert selected("3") == [1, 2, 3]  # what lies outside the photo does not count
+    assert selected("9") == [0, 1, 2, 3]
     for wrong in ("0", "-1", "nearest", "1.5", ""):
         with pytest.raises(UserError, match="allowed: all, largest, or a number of people"):
             select(everybody, wrong)

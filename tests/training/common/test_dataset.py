@@ -75,11 +75,11 @@ def test_a_broken_photo_gives_way_to_the_next(tmp_path: Path) -> None:
         smooth_photo(tmp_path / f"{seed}.png", seed)
     (tmp_path / "1.png").write_bytes(b"broken")
     photos = open_dataset([str(tmp_path)], ["dinov2"], 0.0)
-    told = []
-    photos.on_broken = lambda label, why: told.append((label, why))
+    reported = []
+    photos.on_broken = lambda label, why: reported.append((label, why))
     second, third = (photos.load(BatchSlot(0, index, 0, 0)) for index in (1, 2))
     assert torch.equal(second, third) and torch.equal(second, photos.load(BatchSlot(0, 1, 5, 2)))
-    assert [Path(label).name for label, _ in told] == ["1.png"] and "not a picture" in told[0][1]
+    assert [Path(label).name for label, _ in reported] == ["1.png"] and "not a picture" in reported[0][1]
 
 
 def gradient_image() -> torch.Tensor:

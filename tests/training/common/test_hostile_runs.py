@@ -27,22 +27,22 @@ from dune_cli.errors import UserError
 from dune_cli.training.common import checkpoints
 from support.hostile_runs import alone, new_run
 audited.install()
-run, here = new_run(), alone()
-run.restore(checkpoints.latest_checkpoint(Path(sys.argv[1]) / "honest" / "checkpoints"), here)  # lazy imports
+run, dist = new_run(), alone()
+run.restore(checkpoints.latest_checkpoint(Path(sys.argv[1]) / "honest" / "checkpoints"), dist)  # lazy imports
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for folder in sorted(Path(sys.argv[1]).glob("0*")):
     audited.heard.clear()
     start = time.process_time()
     try:
         with audited.listening():
-            run.restore(checkpoints.latest_checkpoint(folder / "checkpoints"), here)
-        said = None
+            run.restore(checkpoints.latest_checkpoint(folder / "checkpoints"), dist)
+        message = None
     except UserError as error:
-        said = str(error)
+        message = str(error)
     except BaseException as error:
-        said = f"TRACEBACK {type(error).__name__}: {error}"
+        message = f"TRACEBACK {type(error).__name__}: {error}"
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
-    print(json.dumps([folder.name, said, time.process_time() - start, peak, audited.heard]), flush=True)
+    print(json.dumps([folder.name, message, time.process_time() - start, peak, audited.heard]), flush=True)
 """
 
 
@@ -60,23 +60,23 @@ def check(folder: Path, count: int, seed: int) -> list[list[Any]]:
     assert done.returncode == 0, f"exit code (a signal, if negative) {done.returncode}: {done.stderr[-2000:]}"
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == len(refused) == count and not (folder / "flag").exists()
-    for name, said, seconds, peak, heard in results:
+    for name, message, seconds, peak, heard in results:
         assert not heard, f"{name} did {heard}"
-        assert said is None or not said.startswith("TRACEBACK"), f"{name}: {said}"
-        assert said is None or said.count("\n") == 0, f"{name}: {said}"
+        assert message is None or not message.startswith("TRACEBACK"), f"{name}: {message}"
+        assert message is None or message.count("\n") == 0, f"{name}: {message}"
         assert seconds < MAX_SECONDS and peak < MAX_BYTES, f"{name}: {seconds:.1f} s, {peak / 2**20:.0f} MiB"
-        assert said is not None or not refused[name], f"{name} was taken"
+        assert message is not None or not refused[name], f"{name} was taken"
     return results
 
 
 def test_two_hundred_hostile_run_folders(tmp_path: Path) -> None:
     results = check(tmp_path, FOLDERS, seed=11)
-    told = {name: said for name, said, *_ in results if said is not None}
-    assert len(told) > 0.85 * FOLDERS
+    messages = {name: message for name, message, *_ in results if message is not None}
+    assert len(messages) > 0.85 * FOLDERS
     for kind in KINDS:
-        assert any(kind in name for name in told), kind
-    for name, said in told.items():
-        assert ("earlier version" in said) == ("earlier" in name), said
+        assert any(kind in name for name in messages), kind
+    for name, message in messages.items():
+        assert ("earlier version" in message) == ("earlier" in name), message
 
 
 def test_resuming_a_run_of_others_by_the_command(
@@ -109,7 +109,12 @@ if __name__ == "__main__":  # python tests/training/common/test_hostile_runs.py 
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
-        found = check(Path(scratch), int(sys.argv[1]), int(sys.argv[2]))
+        rows = check(Path(scratch), int(sys.argv[1]), int(sys.argv[2]))
         print(
-            len(found), "folders,", sum(said is None for _, said, *_ in found), "taken", max(r[2] for r in found), "s"
+            len(rows),
+            "folders,",
+            sum(message is None for _, message, *_ in rows),
+            "taken",
+            max(r[2] for r in rows),
+            "s",
         )

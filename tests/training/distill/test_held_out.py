@@ -45,14 +45,14 @@ def test_zero_tokens_are_left_out(photos: Path) -> None:
     norms = new_teacher_norms({"bright": teacher.widths}, "mean-std").eval()
     norms["bright"][PATCH].mean.copy_(torch.tensor([0.5, 0.1]))
     norms["bright"][PATCH].std.copy_(torch.tensor([0.1, 0.3]))
-    found = open_dataset([str(photos)], ["bright"], 0.5)
+    data = open_dataset([str(photos)], ["bright"], 0.5)
     perfect, constant = (Says(teacher, norms, right) for right in (True, False))
-    (score,) = held_out_scores(perfect, constant, {"bright": teacher}, norms, found, 32, GRID, torch.device("cpu"))
+    (score,) = held_out_scores(perfect, constant, {"bright": teacher}, norms, data, 32, GRID, torch.device("cpu"))
     assert 0 < score.tokens < 1
     assert score.student == pytest.approx(1, abs=1e-5) and score.standardised == pytest.approx(1, abs=1e-5)
     assert score.untrained == pytest.approx(score.mean_feature, abs=1e-5)
     assert score.mean_feature < 0.99 and abs(score.untrained_standardised) < 1e-5
-    (dark,) = held_out_scores(perfect, constant, {"bright": Dark()}, norms, found, 32, GRID, torch.device("cpu"))
+    (dark,) = held_out_scores(perfect, constant, {"bright": Dark()}, norms, data, 32, GRID, torch.device("cpu"))
     assert dark.tokens == 0 and dark.student != dark.student  # NaN
 
 

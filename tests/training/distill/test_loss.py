@@ -59,10 +59,10 @@ def test_losses_and_coefficients(expected: dict, losses: dict[str, dict[str, Tok
 def test_lowest_loss_keeps_the_worst_and_drops_half_of_the_others() -> None:
     torch.manual_seed(0)
     per_image = torch.rand(4000, 3)
-    kept = coefficients(per_image, "lowest_loss", generator=torch.Generator().manual_seed(1)) > 0
+    trains = coefficients(per_image, "lowest_loss", generator=torch.Generator().manual_seed(1)) > 0
     worst = torch.nn.functional.one_hot(per_image.argmax(1), 3).bool()
-    assert kept[worst].all()
-    assert kept[~worst].float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert trains[worst].all()
+    assert trains[~worst].float().mean().item() == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

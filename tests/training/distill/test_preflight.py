@@ -26,19 +26,19 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_estimates_and_leaves_nothing(distill, teacher: str, photos: Path, tmp_path: Path) -> None:
     result = distill(teacher, photos, tmp_path / "run", *TINY, "--preflight", "--held-out", 0)
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["hours"] == pytest.approx(1000 * 2 / found["images_per_second"] / 3600)
-    assert 1e8 < found["memory_bytes"] < found["memory_available_bytes"] and found["cache_bytes"] == 0
-    assert found["disk_free_bytes"] <= shutil.disk_usage(tmp_path).total
+    estimate = json.loads(result.stdout)
+    assert estimate["hours"] == pytest.approx(1000 * 2 / estimate["images_per_second"] / 3600)
+    assert 1e8 < estimate["memory_bytes"] < estimate["memory_available_bytes"] and estimate["cache_bytes"] == 0
+    assert estimate["disk_free_bytes"] <= shutil.disk_usage(tmp_path).total
     assert list(tmp_path.iterdir()) == []
 
     words = (*TINY, "--steps", 1, "--held-out", 0, "--cache", tmp_path / "cache", "--crops", 2)
-    found = json.loads(distill(teacher, photos, tmp_path / "run", *words, "--preflight").stdout)
+    estimate = json.loads(distill(teacher, photos, tmp_path / "run", *words, "--preflight").stdout)
     assert distill(teacher, photos, tmp_path / "run", *words).exit_code == 0
     written = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.safetensors"))
-    assert found["cache_bytes"] == pytest.approx(written, rel=0.05)
+    assert estimate["cache_bytes"] == pytest.approx(written, rel=0.05)
     checkpoint = sum(p.stat().st_size for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file())
-    assert found["checkpoint_bytes"] == pytest.approx(3 * checkpoint, rel=0.05)
+    assert estimate["checkpoint_bytes"] == pytest.approx(3 * checkpoint, rel=0.05)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["cache"]["bytes"] == written
 

@@ -137,8 +137,8 @@ def test_other_inputs_on_resume(distill, one_teacher: str, photos: Path, tmp_pat
     shutil.copy(one_teacher.partition("=")[2], file)
     assert distill(f"dinov2={file}", folder, tmp_path / "run", *SMALL_RUN).exit_code == 0
     smooth_photo(folder / "new.png", 5)
-    tree = torch.load(file, weights_only=True)
-    torch.save(tree | {"cls_token": tree["cls_token"] + 1}, file)
+    state_dict = torch.load(file, weights_only=True)
+    torch.save(state_dict | {"cls_token": state_dict["cls_token"] + 1}, file)
     refused(
         distill(f"dinov2={file}", folder, tmp_path / "run", *SMALL_RUN), 2,
         "the weights of dinov2 and the photos of --data changed since",
@@ -186,15 +186,15 @@ def test_too_many_broken_photos_stop_the_run(distill, one_teacher: str, photos: 
 
 
 def test_a_teacher_cache_of_values_beyond_float16(distill, one_teacher: str, photos: Path, tmp_path: Path) -> None:
-    tree = torch.load(one_teacher.partition("=")[2], weights_only=True)
-    torch.save(tree | {"norm.weight": tree["norm.weight"] * 1e6}, tmp_path / "large.pth")
+    state_dict = torch.load(one_teacher.partition("=")[2], weights_only=True)
+    torch.save(state_dict | {"norm.weight": state_dict["norm.weight"] * 1e6}, tmp_path / "large.pth")
     result = distill(f"dinov2={tmp_path / 'large.pth'}", photos, tmp_path / "run", "--cache", tmp_path / "cache")
     refused(result, 1, "do not fit into float16", "leave out --cache")
 
 
 def test_a_loss_that_is_not_finite_is_never_saved(distill, one_teacher: str, photos: Path, tmp_path: Path) -> None:
-    tree = torch.load(one_teacher.partition("=")[2], weights_only=True)
-    torch.save(tree | {"norm.weight": tree["norm.weight"] * float("nan")}, tmp_path / "nan.pth")
+    state_dict = torch.load(one_teacher.partition("=")[2], weights_only=True)
+    torch.save(state_dict | {"norm.weight": state_dict["norm.weight"] * float("nan")}, tmp_path / "nan.pth")
     result = distill(f"dinov2={tmp_path / 'nan.pth'}", photos, tmp_path / "run", "--checkpoint-minutes", 0)
     refused(result, 1, "the loss is not finite at step 1")
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))

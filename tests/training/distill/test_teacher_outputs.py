@@ -36,25 +36,25 @@ class Mean(torch.nn.Module):
 
 
 def test_the_cache_holds_what_teachers_say_of_the_same_crops(photos: Path, tmp_path: Path) -> None:
-    found = open_dataset([str(photos)], ["mean"], 0.1)
-    key = CacheKey({"mean": "0"}, 28, (2, 2), 3, 5, True, found.hash, "float32")
-    cache, settings = TeacherCache(tmp_path, key, found), Augmentation()
-    here, widths = Dist(0, 1, CPU), {"mean": Mean.widths}
-    missing = cache.missing_shards(widths, here)
+    data = open_dataset([str(photos)], ["mean"], 0.1)
+    key = CacheKey({"mean": "0"}, 28, (2, 2), 3, 5, True, data.hash, "float32")
+    cache, settings = TeacherCache(tmp_path, key, data), Augmentation()
+    alone, widths = Dist(0, 1, CPU), {"mean": Mean.widths}
+    missing = cache.missing_shards(widths, alone)
     assert missing == list(range(cache.shards))
-    cache.fill({"mean": Mean()}, missing, settings, here, 2, torch.float32, batch_size=7)
-    assert cache.missing_shards(widths, here) == [] and cache.shards == -(-sum(found.group_sizes) * 3 // 64)
-    for index, epoch in ((0, 0), (4, 1), (sum(found.group_sizes) - 1, 2), (4, 4)):
+    cache.fill({"mean": Mean()}, missing, settings, alone, 2, torch.float32, batch_size=7)
+    assert cache.missing_shards(widths, alone) == [] and cache.shards == -(-sum(data.group_sizes) * 3 // 64)
+    for index, epoch in ((0, 0), (4, 1), (sum(data.group_sizes) - 1, 2), (4, 4)):
         slot = BatchSlot(0, index, position=99, epoch=epoch)
         read = cache.read(slot)
-        crop = fixed_crop(found, slot, epoch % 3, 28, settings, 5)
+        crop = fixed_crop(data, slot, epoch % 3, 28, settings, 5)
         assert torch.equal(read["image"], (crop * 255).round().to(torch.uint8))
         fresh = run_teachers({"mean": Mean()}, read["image"][None].float() / 255, (2, 2), torch.float32)["mean"]
         for kind, value in fresh.items():
             torch.testing.assert_close(read[f"mean/{kind}"], value[0].half())
     assert torch.equal(cache.read(BatchSlot(0, 4, 0, 1))["image"], cache.read(BatchSlot(0, 4, 7, 4))["image"])
-    other = TeacherCache(tmp_path, CacheKey(**{**key.__dict__, "crops": 2}), found)
-    assert other.folder != cache.folder and len(other.missing_shards(widths, here)) == other.shards
+    other = TeacherCache(tmp_path, CacheKey(**{**key.__dict__, "crops": 2}), data)
+    assert other.folder != cache.folder and len(other.missing_shards(widths, alone)) == other.shards
 
 
 def test_teachers_asked_in_pieces_say_the_same() -> None:
