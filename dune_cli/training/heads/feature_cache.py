@@ -40,10 +40,10 @@ IMAGE, TARGET, FOCAL = "image", "target", "focal_px"
 
 @dataclass(frozen=True)
 class FeatureCacheKey:
-    """What the cached values depend on; another key is another folder.
+    """What all cached values depend on; another key is another folder.
 
     encoder: sha256 of its weights. features: their names, none where pictures are cached. target_scale: cells of the
-    labels along a patch's side. examples: hash of the photos' names and labels. teacher: sha256 of its weights.
+    labels along a patch's side.
     """
 
     encoder: str
@@ -54,8 +54,6 @@ class FeatureCacheKey:
     seed: int
     photometric: bool
     target_scale: int
-    examples: str
-    teacher: str
 
     @property
     def folder(self) -> str:
@@ -73,14 +71,16 @@ class Row:
     place: int
 
 
+def example_identity(example: Example) -> str:
+    """The photo's name and size in bytes, and its label; another text for another photo or label."""
+    sizes = [path.stat().st_size for path in (example.photo, getattr(example.label, "path", None)) if path is not None]
+    return f"{example.name}\0{sizes}\0{example.label!r}"
+
+
 def examples_hash(examples: Sequence[Example]) -> str:
-    """A hash of the photos' names, sizes in bytes, and labels, in order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        label: Any = example.label
-        sizes = [path.stat().st_size for path in (example.photo, getattr(label, "path", None)) if path is not None]
-        digest.update(f"{example.name}\0{sizes}\0{label!r}\1".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    """A hash of the identities of examples, in order."""
+    texts = "\1".join(map(example_identity, examples))
+    return hashlib.sha256(texts.encode(errors="surrogateescape")).hexdigest()
 
 
 class FeatureCache:
@@ -104,26 +104,26 @@ class FeatureCache:
         self.rows: dict[tuple[int, int, str], list[Row]] = {}
         self.kinds: dict[int, str] = {}
         self.left_out: dict[str, str] = {}
+        self._paths: list[Path] = []
         self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open)
 
-    def fill(self, encoder: nn.Module, validation: Sequence[bool]) -> None:
-        """Computes what is missing or damaged. `validation`: examples of which the whole photo alone is needed.
+    def fill(self, encoder: nn.Module) -> None:
+        """Computes what is missing or damaged. A shard holds views of one set, so that other sets do not change it.
 
         UserError for a label that does not fit its photo; JobFailed where a shard cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        shards = self._plan(validation)
-        for number, part in enumerate(progress(shards, "features", unit="shard")):
-            made_of = self._made_of(number, part)
-            if check_cached(self._path(number), SCHEMA, made_of):
+        for number, part in enumerate(progress(self._plan(), "features", unit="shard")):
+            path = self._paths[number]
+            if check_cached(path, SCHEMA, path.stem):
                 continue
             arrays = self._compute(encoder, part)
             try:
-                write_cached(self._path(number), SCHEMA, made_of, arrays)
+                write_cached(path, SCHEMA, path.stem, arrays)
             except OSError as error:
                 raise JobFailed(
-                    f"cannot write the features {self._path(number)} ({error.strerror or error}); make room, or use "
-                    "fewer --views, and run the same command again"
+                    f"cannot write the features {path} ({error.strerror or error}); make room, or use fewer --views, "
+                    "and run the same command again"
                 ) from error
 
     def read(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
@@ -139,25 +139,22 @@ class FeatureCache:
                     parts.setdefault(name, []).append(file.get_slice(name)[row.place])
             except (OSError, SafetensorError, IndexError) as error:
                 raise JobFailed(
-                    f"cannot read the features {self._path(row.shard)} ({error}), which were whole when the run began; "
-                    "run the same command again, which computes them anew"
+                    f"cannot read the features {self._paths[row.shard]} ({error}), which were whole when the run "
+                    "began; run the same command again, which computes them anew"
                 ) from error
         return {name: torch.stack(values) for name, values in parts.items()}
 
     @property
     def bytes(self) -> int:
         """What the shards take on the disk."""
-        return sum(path.stat().st_size for path in self.folder.glob("shard-*.safetensors"))
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"shard-{number:05d}.safetensors"
+        return sum(path.stat().st_size for path in self._paths if path.exists())
 
     def _open(self, number: int) -> Any:
-        return safe_open(self._path(number), framework="pt")
+        return safe_open(self._paths[number], framework="pt")
 
-    def _plan(self, validation: Sequence[bool]) -> list[list[tuple[int, int]]]:
+    def _plan(self) -> list[list[tuple[int, int]]]:
         """The (example, view) pairs of each shard; fills `rows`, `kinds` and `left_out`."""
-        plan: dict[tuple[int, int, str], list[tuple[int, int]]] = {}
+        plan: dict[tuple[str, int, int, str], list[tuple[int, int]]] = {}
         for index, example in enumerate(progress(self.examples, "labels", unit="photo")):
             header = read_header(example.photo)
             if header is None:
@@ -168,21 +165,21 @@ class FeatureCache:
                 continue
             self.kinds[index] = self._kind(example)
             grid = view_size(header.width, header.height, self.key.patch, self.key.size_px)
-            pairs = plan.setdefault((*grid, self.kinds[index]), [])
-            pairs.extend((index, view) for view in range(1 if validation[index] else self.key.views))
+            pairs = plan.setdefault((example.set_name, *grid, self.kinds[index]), [])
+            pairs.extend((index, view) for view in range(self.key.views))
         shards: list[list[tuple[int, int]]] = []
-        for kind in sorted(plan):
-            for first in range(0, len(plan[kind]), ROWS):
-                part = plan[kind][first : first + ROWS]
+        for (set_name, *kind), pairs in sorted(plan.items()):
+            for first in range(0, len(pairs), ROWS):
+                part = pairs[first : first + ROWS]
                 rows = [Row(*pair, len(shards), place) for place, pair in enumerate(part)]
-                self.rows.setdefault(kind, []).extend(rows)
+                self.rows.setdefault(tuple(kind), []).extend(rows)
+                texts = [f"{example_identity(self.examples[index])}\0{view}" for index, view in part]
+                if self.examples[part[0][0]].label is None:
+                    texts.append(self._teacher_identity())
+                digest = hashlib.sha256("\1".join([set_name, *texts]).encode(errors="surrogateescape")).hexdigest()
+                self._paths.append(self.folder / f"{digest[:32]}.safetensors")
                 shards.append(part)
         return shards
-
-    def _made_of(self, number: int, part: Sequence[tuple[int, int]]) -> str:
-        names = [(self.examples[index].name, view) for index, view in part]
-        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-        return f"{self.key.folder}, shard {number}, {digest}"
 
     def _kind(self, example: Example) -> str:
         if example.label is None:
@@ -209,7 +206,7 @@ class FeatureCache:
         size = example.photo.stat().st_size
         name = hashlib.sha256(f"{example.photo}\0{size}".encode(errors="surrogateescape")).hexdigest()[:24]
         path = folder / f"{teacher.name}-{name}.safetensors"
-        made_of = f"{teacher.name}, {', '.join(source.sha256 or source.name for source in teacher.sources)}"
+        made_of = self._teacher_identity()
         arrays = read_cached(path, LABEL_SCHEMA, made_of)
         if arrays is None:
             try:
@@ -227,6 +224,10 @@ class FeatureCache:
         focal_px = float(arrays[FOCAL])
         values = arrays["values"].astype(np.float32)
         return LabelMap(self._kind(example), values, None if np.isnan(focal_px) else focal_px)
+
+    def _teacher_identity(self) -> str:
+        assert self.teacher is not None
+        return f"{self.teacher.name}, {', '.join(source.sha256 or source.name for source in self.teacher.sources)}"
 
     # --- shards ---
 

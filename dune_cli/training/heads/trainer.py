@@ -150,9 +150,13 @@ def _train(config: HeadTrainingConfig, folder: RunFolder, dist: Dist) -> Trained
     teacher = LabelTeacher(config.teacher, dist.device) if config.teacher is not None else None
     head_config = sizes_of(config, encoder, dataset)
     cache = open_cache(config, folder.path, encoder, head_config, dataset, teacher)
-    inputs = {"encoder": encoder.source.sha256, "examples": cache.key.examples, "teacher": cache.key.teacher}
+    inputs = {
+        "encoder": encoder.source.sha256,
+        "examples": examples_hash(cache.examples),
+        "teacher": ",".join(str(source.sha256) for source in teacher.sources) if teacher else "",
+    }
     folder.begin(config, inputs)
-    cache.fill(encoder, validation)
+    cache.fill(encoder)
     for path, why in list(cache.left_out.items())[:3]:
         console.note(f"{path} is left out: {why}")
     if len(cache.left_out) > 3:
@@ -295,7 +299,6 @@ def open_cache(
 ) -> FeatureCache:
     """The cache of this run, in `config.cache` or inside the run's folder."""
     folder = Path(config.cache).expanduser() if config.cache else output / "cache"
-    weights = ",".join(source.sha256 or source.name for source in teacher.sources) if teacher else ""
     examples = [_with_camera(example, config.fov_deg) for example in dataset.examples]
     key = FeatureCacheKey(
         "" if config.tune else str(encoder.source.sha256),
@@ -306,8 +309,6 @@ def open_cache(
         config.seed,
         config.photometric,
         TARGET_SCALES[config.task],
-        examples_hash(examples),
-        weights,
     )
     return FeatureCache(folder, key, examples, teacher, folder / "labels")
 
