@@ -104,3 +104,26 @@ def test_mistakes_are_one_sentence(words: tuple[str, ...], message: str) -> None
     result = dune(*words)
     assert result.exit_code == 2
     assert message in result.output and result.output.count("\n") == 1
+
+
+def test_scores_of_segmentation_and_classification(encoder: Path, tmp_path: Path) -> None:
+    masks, folders = write_mask_set(tmp_path / "masks"), write_class_set(tmp_path / "folders")
+    for task, data in (("segment", masks), ("classify", folders)):
+        run = tmp_path / task
+        words = ("train", task, "--data", data, "--encoder", encoder, *SMALL, "--steps", 40, "-o", run)
+        assert dune(*words).exit_code == 0
+        done = dune("eval", task, data, "--model", run / "head.safetensors", "--encoder", encoder, "--json")
+        assert done.exit_code == 0, done.output
+        rows = json.loads(done.stdout)["rows"]
+        if task == "segment":
+            assert [row["method"] for row in rows[:2]] == ["majority class", "majority by place"]
+            assert rows[2]["mean_iou"] > rows[0]["mean_iou"] + 0.1
+            assert list(rows[2]["iou"]) == ["ground", "thing"]
+        else:
+            assert [row["method"] for row in rows[:2]] == ["chance", "majority class"]
+            assert rows[2]["top1"] > 0.8 and rows[2]["top5"] == 1
+    (folders / "red").rename(folders / "green")
+    wrong = dune("eval", "classify", folders, "--model", run / "head.safetensors", "--encoder", encoder)
+    assert (
+        wrong.exit_code == 2 and "the folder green is no class of head.safetensors; its classes: blue" in wrong.output
+    )

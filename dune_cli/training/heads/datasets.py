@@ -23,6 +23,8 @@ from dune_cli.io.inputs import IMAGE_SUFFIXES, natural_key
 from dune_cli.io.intrinsics import pinhole_matrix
 from dune_cli.io.json_files import Fields
 from dune_cli.io.safe_read import file_in, is_file, parse_json, read_json, read_text, shown
+from dune_cli.models.mosaic import CLASSES
+from dune_cli.training.common.dataset import open_source
 
 IGNORED = 255  # class number of pixels that have none
 MOST_CLASSES = 255
@@ -49,10 +51,15 @@ class DepthFile:
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A PNG with a class number a pixel, 255 for none; `classes` is the number of classes."""
+    """A PNG with a class number a pixel; `classes` is the number of classes.
+
+    ids: the file's number of each class, any other being none. Without them the numbers are the classes, 255 is none,
+    and others are mistakes.
+    """
 
     path: Path
     classes: int
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -301,6 +308,10 @@ PHOTO_FOLDERS = ("images", "JPEGImages", "photos")
 def read_segmentation_dataset(text: str) -> Dataset:
     """Photos and masks of the same names, or photos and a COCO JSON. UserError where the folder has neither."""
     root = _folder(text)
+    if (root / "annotations" / "validation").is_dir():
+        return _from_ade20k(root)
+    if (root / "gtFine").is_dir():
+        return _from_cityscapes(root)
     folder = next((root / name for name in PHOTO_FOLDERS if (root / name).is_dir()), root)
     photos = photos_in(folder)
     masks = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
@@ -310,8 +321,8 @@ def read_segmentation_dataset(text: str) -> Dataset:
     if len(json_files) == 1 and photos:
         return _from_coco(json_files[0], folder)
     raise UserError(
-        f"--data {text} holds no photos with masks; allowed: images/NAME.jpg with masks/NAME.png and classes.txt, or "
-        "images/ with one COCO JSON"
+        f"--data {text} holds no photos with masks; allowed: images/NAME.jpg with masks/NAME.png and classes.txt, "
+        "images/ with one COCO JSON, ADE20K's annotations/, or Cityscapes' gtFine/"
     )
 
 
@@ -330,6 +341,45 @@ def _from_masks(root: Path, photos: Sequence[Path], masks: Path) -> Dataset:
         label = MaskFile(path, len(classes))
         examples.append(Example(photo, f"{root.name}/{photo.name}", root.name, f"{root.name}/{photo.stem}", label))
     return Dataset(tuple(examples), classes)
+
+
+def _from_ade20k(root: Path) -> Dataset:
+    """ADE20K's scene parsing benchmark: `images/SPLIT`, `annotations/SPLIT` (0: none), and objectInfo150.txt.
+
+    The set is the validation split; where there is none but it, nothing else is read.
+    """
+    info = root / "objectInfo150.txt"
+    lines = read_text(info, "ADE20K's list of classes").splitlines()[1:]
+    classes = tuple(line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip())
+    if not 2 <= len(classes) < MOST_CLASSES:
+        raise UserError(f"{info} names {len(classes)} classes; ADE20K has 150")
+    ids = tuple(range(1, len(classes) + 1))
+    examples = []
+    for photo in photos_in(root / "images" / "validation"):
+        label = MaskFile(root / "annotations" / "validation" / f"{photo.stem}.png", len(classes), ids)
+        examples.append(Example(photo, f"validation/{photo.name}", "ade20k", photo.stem, label))
+    return Dataset(tuple(examples), classes)
+
+
+# M. Cordts et al., "The Cityscapes Dataset", CVPR 2016: the 19 classes that are scored, and their numbers in the files
+CITYSCAPES = {
+    "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19,
+    "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27,
+    "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
+}  # fmt: skip
+
+
+def _from_cityscapes(root: Path) -> Dataset:
+    """Cityscapes: `leftImg8bit/val/CITY/NAME_leftImg8bit.png` and `gtFine/val/CITY/NAME_gtFine_labelIds.png`."""
+    examples = []
+    for photo in sorted((root / "leftImg8bit" / "val").glob("*/*_leftImg8bit.png")):
+        name = photo.name.removesuffix("_leftImg8bit.png")
+        path = root / "gtFine" / "val" / photo.parent.name / f"{name}_gtFine_labelIds.png"
+        label = MaskFile(path, len(CITYSCAPES), tuple(CITYSCAPES.values()))
+        examples.append(Example(photo, f"val/{name}", "cityscapes", name, label))
+    if not examples:
+        raise UserError(f"{root} has Cityscapes' gtFine, but no photos leftImg8bit/val/CITY/NAME_leftImg8bit.png")
+    return Dataset(tuple(examples), tuple(CITYSCAPES))
 
 
 def _from_coco(path: Path, folder: Path) -> Dataset:
@@ -418,3 +468,17 @@ def read_datasets(task: str, sources: Sequence[str], left_out: Sequence[str] = (
     if not kept:
         raise UserError("--leave-out leaves no photo to train on")
     return Dataset(kept, read[0].classes if read else (), read[0].palette if read else ())
+
+
+def photos_dataset(sources: Sequence[str], teacher: str) -> Dataset:
+    """Photos without labels (folders or .txt lists) that a teacher labels: the set of its name, each a scene.
+
+    UserError for a source that is missing or empty.
+    """
+    examples = []
+    for text in sources:
+        source = open_source(text)
+        for index in range(len(source)):
+            name = f"{teacher}/{source.name(index)}"
+            examples.append(Example(Path(source.label(index)), name, teacher, name, None))
+    return Dataset(tuple(examples), CLASSES if teacher == "mosaic" else ())

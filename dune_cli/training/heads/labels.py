@@ -82,6 +82,10 @@ def _read_mask(label: MaskFile, size: tuple[int, int]) -> np.ndarray:
         raise UserError(
             f"the mask {label.path} has {mask.shape[1]} x {mask.shape[0]} px, its photo {size[0]} x {size[1]} px"
         )
+    if label.ids:
+        numbers = np.full(256, IGNORED, np.uint8)
+        numbers[list(label.ids)] = np.arange(label.classes)
+        return numbers[mask]
     unknown = sorted(set(np.unique(mask).tolist()) - set(range(label.classes)) - {IGNORED})
     if unknown:
         raise UserError(

@@ -20,11 +20,9 @@ from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.errors import UserError
 from dune_cli.models import heads
 from dune_cli.models.heads import FeatureHead, FeatureHeadConfig, Task
-from dune_cli.models.mosaic import CLASSES
 from dune_cli.models.stems import FrozenStem
 from dune_cli.provenance import Source
 from dune_cli.training.common.checkpoints import RunState
-from dune_cli.training.common.dataset import open_source
 from dune_cli.training.common.dist import Dist, dist_from_environment
 from dune_cli.training.common.loop import (
     TrainingLoop,
@@ -39,7 +37,7 @@ from dune_cli.training.common.sampler import held_out_mask
 from dune_cli.training.distill.students import initialise
 from dune_cli.training.heads import losses
 from dune_cli.training.heads.config import HeadTrainingConfig
-from dune_cli.training.heads.datasets import Dataset, DepthFile, Example, read_datasets
+from dune_cli.training.heads.datasets import Dataset, DepthFile, Example, photos_dataset, read_datasets
 from dune_cli.training.heads.feature_cache import (
     FOCAL,
     IMAGE,
@@ -234,17 +232,10 @@ def with_photos(dataset: Dataset, config: HeadTrainingConfig) -> Dataset:
     """The data with the photos that a teacher labels, which are the set of the teacher's name."""
     if config.teacher is None:
         return dataset
-    examples = list(dataset.examples)
-    for text in config.photos:
-        source = open_source(text)
-        for index in range(len(source)):
-            path = Path(source.label(index))
-            name = f"{config.teacher}/{source.name(index)}"
-            examples.append(Example(path, name, config.teacher, name, None))
-    classes = CLASSES if config.teacher == "mosaic" else ()
-    if dataset.classes and classes and dataset.classes != classes:
+    taught = photos_dataset(config.photos, config.teacher)
+    if dataset.classes and taught.classes and dataset.classes != taught.classes:
         raise UserError(f"--teacher {config.teacher} has other classes than --data; train on one list of classes")
-    return Dataset(tuple(examples), dataset.classes or classes, dataset.palette)
+    return Dataset((*dataset.examples, *taught.examples), dataset.classes or taught.classes, dataset.palette)
 
 
 def split(examples: Sequence[Example], config: HeadTrainingConfig) -> list[bool]:

@@ -164,3 +164,24 @@ def test_a_folder_a_class(tmp_path: Path) -> None:
         read_classification_dataset(str(tmp_path))
     with pytest.raises(UserError, match="needs a folder of photos for each of at least two classes; it has 0"):
         read_classification_dataset(str(tmp_path / "cat"))
+
+
+def test_ade20k_and_cityscapes(tmp_path: Path) -> None:
+    photo(tmp_path / "ade/images/validation/a.jpg")
+    mask = np.zeros((24, 32), np.uint8)
+    mask[:, 16:] = 2
+    (tmp_path / "ade/annotations/validation").mkdir(parents=True)
+    Image.fromarray(mask).save(tmp_path / "ade/annotations/validation/a.png")
+    (tmp_path / "ade/objectInfo150.txt").write_text("Idx\tName\n1\twall\n2\tbuilding, edifice\n")
+    dataset = read_segmentation_dataset(str(tmp_path / "ade"))
+    assert dataset.classes == ("wall", "building")
+    assert read_label(dataset.examples[0], (32, 24)).values[3].tolist() == [255] * 16 + [1] * 16
+
+    photo(tmp_path / "city/leftImg8bit/val/ulm/x_leftImg8bit.png")
+    (tmp_path / "city/gtFine/val/ulm").mkdir(parents=True)
+    Image.fromarray(np.where(mask > 0, 26, 4).astype(np.uint8)).save(
+        tmp_path / "city/gtFine/val/ulm/x_gtFine_labelIds.png"
+    )
+    dataset = read_segmentation_dataset(str(tmp_path / "city"))
+    row = read_label(dataset.examples[0], (32, 24)).values[3]
+    assert dataset.classes[row[-1]] == "car" and row[0] == 255
