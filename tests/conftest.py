@@ -118,6 +118,16 @@ def quick_sift() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_dense() -> Iterator[None]:
+    """`--quality low` makes depth maps of 160 px, with few planes and source views."""
+    from dune_cli.mvs.quality import QUALITIES, QualityPreset
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(QUALITIES, "low", QualityPreset(160, 48, 3, 1))
+        yield
+
+
 @pytest.fixture
 def dune() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `dune ARGS` in this process and returns what it printed and its exit code."""

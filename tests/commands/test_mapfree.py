@@ -263,7 +263,7 @@ def test_made_up_weights_give_an_empty_submission(root: Path, tmp_path: Path) ->
 
     fixture = Fixture("mast3r_mini")
     torch.save(mast3r_tree(fixture.config["model"], fixture.state()), tmp_path / "mini.pth")
-    words = ("--model", tmp_path / "mini.pth", "--size", 160, "--device", "cpu", "--quiet")
+    words = ("--model", tmp_path / "mini.pth", "--size", 96, "--device", "cpu", "--quiet")
     result = run("mapfree", root, *words, "-o", tmp_path / "s.zip")
     assert result.exit_code == 0, result.output
     assert members(tmp_path / "s.zip") == {"pose_s00000.txt": [], "pose_s00001.txt": []}

@@ -26,7 +26,7 @@ from support.many_photos import INTRINSICS, arc, picture, write
 from support.video_files import write_video
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
-pytestmark = pytest.mark.usefixtures("quick_sift")
+pytestmark = pytest.mark.usefixtures("quick_sift", "quick_dense")
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_sets_without_depth_are_left_out(tmp_path: Path) -> None:
     assert not list(benchmark.score_set(posed, Sift(320, 1500), ["low"], "cpu", 0))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("quick_dense")
 def test_the_dense_part_beats_its_controls(tmp_path: Path) -> None:
     (posed,) = read_posed_sets(write_set(tmp_path, depth=True))
     by_method = {name: scores for name, _, scores in benchmark.score_set(posed, Sift(320, 1500), ["low"], "cpu", 0)}

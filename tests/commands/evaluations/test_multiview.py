@@ -12,7 +12,7 @@ import pytest
 from support.posed_sets import write_set
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
-pytestmark = pytest.mark.usefixtures("quick_sift")
+pytestmark = pytest.mark.usefixtures("quick_sift", "quick_dense")
 
 
 @pytest.fixture(scope="module")
