@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,10 +37,10 @@ def start(words: list[str]) -> int:
         os._exit(int(stop.code or 0))
 
 
-def finished(pid: int, seconds: float) -> int | None:
-    """The exit status if the child ends within `seconds`."""
+def finished(pid: int, seconds: float, enough: Callable[[], bool] = lambda: False) -> int | None:
+    """The exit status if the child ends within `seconds`, and before `enough`."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and not enough():
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
@@ -57,6 +58,8 @@ def run(output: Path, kills: int, words: list[str]) -> tuple[int, int]:
     chance = random.Random(3)
     hit = lost = 0
     whole = 1.0
+    steps = int(words[len(words) - 1 - words[::-1].index("--steps") + 1])
+    share = max(1, steps // (kills + 2))  # new checkpoints of a run, at most, so that some are left for every kill
     while True:
         before = newest(output)
         pid = start(words)
@@ -66,7 +69,7 @@ def run(output: Path, kills: int, words: list[str]) -> tuple[int, int]:
             if code != 0:
                 raise SystemExit(f"the last run ended with {code}")
             return hit, lost
-        code = finished(pid, chance.uniform(0, whole))
+        code = finished(pid, chance.uniform(0, whole), lambda before=before: newest(output) - before >= share)
         if code == 0:
             raise SystemExit(f"it ended after {hit} kills only; use more steps")
         if code is not None:
