@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -185,18 +184,13 @@ def test_the_registry_s_hash_wins() -> None:
         weights_folder.check(located, "b" * 64)
 
 
-def _pin_many(home: Path, worker: int) -> None:
-    for index in range(20):
-        weights_folder.pin(home, f"{worker}-{index}", "0" * 64, 1, "here")
-
-
 def test_two_processes_lose_no_pin(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_pin_many, args=(tmp_path, number)) for number in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
+    script = (
+        "import sys; from pathlib import Path; from dune_cli.checkpoints import weights_folder\n"
+        "for index in range(20): weights_folder.pin(Path(sys.argv[1]), f'{sys.argv[2]}-{index}', '0' * 64, 1, 'here')"
+    )
+    workers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(number)]) for number in range(2)]
+    assert [worker.wait(60) for worker in workers] == [0, 0]
     assert len(weights_folder.read_pins(tmp_path)) == 40
     assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "lock.json"]
 

@@ -18,7 +18,7 @@ class DepthEvalOptions:
     """--model, --encoder, --set, --crop, --flip."""
 
     models: tuple[str, ...] = option(
-        "--model NAME|FILE", "Depth model to evaluate. Repeatable.", multiple=True, default_text=options.BEST_MODEL
+        "--model NAME|FILE", "Model: depth model to evaluate. Repeatable.", multiple=True, default_text=options.BEST_MODEL
     )
     encoder: str | None = option("--encoder NAME|FILE", "Encoder of the models' heads.", default_text="by their names")
     sets: tuple[str, ...] = option("--set NAME,...", "Sets to evaluate.", options.NameList(), default_text="all")
@@ -27,7 +27,7 @@ class DepthEvalOptions:
         "Pixels that count: none (0.05 to 60 m), nyu (Eigen's crop, to 10 m), kitti (Garg's crop, to 80 m).",
         default="none",
     )
-    flip: bool = option("--flip", "Average with the horizontally flipped prediction.")
+    flip: bool = option("--flip", "Average with the horizontally flipped prediction. Takes twice the time.")
     size: int | None = options.size_px()
 
 

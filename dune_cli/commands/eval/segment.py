@@ -15,11 +15,11 @@ from dune_cli.provenance import Run
 @options.group("Input")
 class SegmentEvalOptions:
     models: tuple[str, ...] = option(
-        "--model NAME|FILE", "Segmentation head. Repeatable.", multiple=True, default_text=options.BEST_MODEL
+        "--model NAME|FILE", "Model: segmentation head to evaluate. Repeatable.", multiple=True, default_text=options.BEST_MODEL
     )
     encoder: str | None = option("--encoder NAME|FILE", "Encoder of the heads.", default_text="by their names")
     teacher: str | None = option(
-        "--teacher [mosaic]", "Network whose class maps are the truth for photos without masks: mosaic."
+        "--teacher [mosaic]", "Teacher whose class maps are the truth for photos without masks: mosaic."
     )
 
 

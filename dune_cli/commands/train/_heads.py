@@ -16,7 +16,7 @@ from dune_cli.errors import UserError
 class LabelledOptions:
     """--data, --leave-out, --weight, --validate, --views."""
 
-    data: tuple[str, ...] = option("--data DIR", "Folder of labelled photos. Repeatable.", multiple=True)
+    data: tuple[str, ...] = option("--data DIR", "Source of labelled photos: a folder. Repeatable.", multiple=True)
     leave_out: tuple[str, ...] = option("--leave-out NAME,...", "Sets of the data to leave out.", options.NameList())
     set_weights: tuple[str, ...] = option(
         "--weight NAME=X", "Weight of a set's loss. Repeatable.", multiple=True, default_text="1 for each set"
@@ -32,9 +32,9 @@ class TaughtOptions(LabelledOptions):
     """The same with --photos and --teacher."""
 
     photos: tuple[str, ...] = option(
-        "--photos DIR|FILE", "Photos without labels, a folder or a .txt list, for --teacher. Repeatable.", multiple=True
+        "--photos DIR|FILE", "Folder of photos without labels, or a .txt list, for --teacher. Repeatable.", multiple=True
     )
-    teacher: str | None = option("--teacher NAME", "Network that labels --photos.")
+    teacher: str | None = option("--teacher NAME", "Teacher that labels --photos.")
 
 
 @options.group("Model")
@@ -69,7 +69,7 @@ class HeadTrainingOptions(TrainingOptions):
     average: float = option("--average X", "Decay of the averaged weights, which are kept.", float, 0.995)
     evaluate_every: int = option("--evaluate-every N", "Steps between scores on held-out photos.", options.COUNT, 100)
     patience: int = option("--patience N", "Scores without improvement before the run stops.", options.COUNT, 8)
-    cache: str | None = option("--cache DIR", "Folder of the features.", default_text="cache in the run folder")
+    cache: str | None = option("--cache DIR", "Cache folder of the features.", default_text="cache in the run folder")
     checkpoint_minutes: float = options.changed(TrainingOptions, "checkpoint_minutes", default=5.0)
     log_every: int = options.changed(TrainingOptions, "log_every", default=20)
 

@@ -13,7 +13,7 @@ class LabelledDepthOptions(TaughtOptions):
     """The photos and their cameras."""
 
     teacher: str | None = options.changed(
-        TaughtOptions, "teacher", help="Network that labels --photos: fastdepth, for rooms. Others are left out."
+        TaughtOptions, "teacher", help="Teacher that labels --photos: fastdepth, for rooms. Others are left out."
     )
     fov_deg: float | None = option(
         "--fov-deg DEG",

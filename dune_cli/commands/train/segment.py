@@ -13,7 +13,7 @@ class MaskOptions(TaughtOptions):
     """The photos and their masks."""
 
     teacher: str | None = options.changed(
-        TaughtOptions, "teacher", help="Network that labels --photos: mosaic, which knows 32 classes."
+        TaughtOptions, "teacher", help="Teacher that labels --photos: mosaic, which knows 32 classes."
     )
 
 
