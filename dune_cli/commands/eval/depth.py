@@ -18,7 +18,10 @@ class DepthEvalOptions:
     """--model, --encoder, --set, --crop, --flip."""
 
     models: tuple[str, ...] = option(
-        "--model NAME|FILE", "Model: depth model to evaluate. Repeatable.", multiple=True, default_text=options.BEST_MODEL
+        "--model NAME|FILE",
+        "Model: depth model to evaluate. Repeatable.",
+        multiple=True,
+        default_text=options.BEST_MODEL,
     )
     encoder: str | None = option("--encoder NAME|FILE", "Encoder of the models' heads.", default_text="by their names")
     sets: tuple[str, ...] = option("--set NAME,...", "Sets to evaluate.", options.NameList(), default_text="all")

@@ -15,7 +15,10 @@ from dune_cli.provenance import Run
 @options.group("Input")
 class SegmentEvalOptions:
     models: tuple[str, ...] = option(
-        "--model NAME|FILE", "Model: segmentation head to evaluate. Repeatable.", multiple=True, default_text=options.BEST_MODEL
+        "--model NAME|FILE",
+        "Model: segmentation head to evaluate. Repeatable.",
+        multiple=True,
+        default_text=options.BEST_MODEL,
     )
     encoder: str | None = option("--encoder NAME|FILE", "Encoder of the heads.", default_text="by their names")
     teacher: str | None = option(

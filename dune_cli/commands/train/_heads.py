@@ -32,7 +32,9 @@ class TaughtOptions(LabelledOptions):
     """The same with --photos and --teacher."""
 
     photos: tuple[str, ...] = option(
-        "--photos DIR|FILE", "Folder of photos without labels, or a .txt list, for --teacher. Repeatable.", multiple=True
+        "--photos DIR|FILE",
+        "Folder of photos without labels, or a .txt list, for --teacher. Repeatable.",
+        multiple=True,
     )
     teacher: str | None = option("--teacher NAME", "Teacher that labels --photos.")
 
