@@ -13,7 +13,7 @@ class UprightSift(Sift):
 
     rotation_invariant = False
 
-    def __init__(self, working_size_px: int = 480, max_keypoints: int = 2000) -> None:
+    def __init__(self, working_size_px: int = 320, max_keypoints: int = 1500) -> None:
         super().__init__(working_size_px, max_keypoints)
         self.extracted = 0
 
