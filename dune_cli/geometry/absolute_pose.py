@@ -133,8 +133,7 @@ def refine_absolute_pose(
     parameters = 7 if focal_unknown else 6
     if len(points_world) < parameters:
         return None
-    centre = np.median(points_world, axis=0)
-    spread = float(np.median(np.linalg.norm(points_world - centre, axis=1)))
+    centre, spread = _centre_and_spread(points_world)
     if not spread > 0:
         return None
     scaled = (points_world - centre) / spread
@@ -155,7 +154,13 @@ def refine_absolute_pose(
         K = np.column_stack([K[:, :2] @ np.diag([factor, factor]), K[:, 2]])
     shifts = np.zeros((len(pixels), 0, 3)) if shifts is None else shifts
     focal_sd = 0.0 if focal_unknown else focal_sd
-    return _with_covariance(points_world, pixels, K, pose, threshold_px, parameters, spread, shifts, focal_sd)
+    return _with_covariance(points_world, pixels, K, pose, threshold_px, parameters, shifts, focal_sd)
+
+
+def _centre_and_spread(points: np.ndarray) -> tuple[np.ndarray, float]:
+    """The median of points (M, 3), and their median distance from it."""
+    centre = np.median(points, axis=0)
+    return centre, float(np.median(np.linalg.norm(points - centre, axis=1)))
 
 
 def _with_covariance(
@@ -165,7 +170,6 @@ def _with_covariance(
     cam_from_world: np.ndarray,
     threshold_px: float,
     parameters: int,
-    spread: float,
     shifts: np.ndarray,
     focal_sd: float,
 ) -> RefinedPose | None:
@@ -182,6 +186,7 @@ def _with_covariance(
     by_centre = jacobian[..., 3:6]
     if parameters == 7:
         jacobian = np.concatenate([jacobian, offsets[..., None]], axis=-1)
+    _, spread = _centre_and_spread(points_world)
     units = np.diag([1, 1, 1, spread, spread, spread, 1][:parameters])  # numbers near 1, so that the rank is numerical
     stacked = jacobian.reshape(-1, parameters) @ units
     if np.linalg.matrix_rank(stacked, tol=1e-9 * np.linalg.norm(stacked)) < parameters:

@@ -80,75 +80,72 @@ def coverage(pixels: np.ndarray, size: tuple[int, int]) -> float:
     return min(1.0, area / (size[0] * size[1]))
 
 
+@dataclass(frozen=True)
+class MatchedPixels:
+    """The matches of two photos, as evidence takes them: `pixels1`, `pixels2` (M, 2), the `sizes` (width, height) of
+    the photos, and `pixel_sizes_px`, pixels of each photo per matched pixel. `tries`: of how many ways to match the
+    photos the best was taken. `focal_known`: no focal length is a guess."""
+
+    pixels1: np.ndarray
+    pixels2: np.ndarray
+    sizes: tuple[tuple[int, int], tuple[int, int]]
+    pixel_sizes_px: tuple[float, float]
+    tries: int = 1
+    focal_known: bool = True
+
+
 def two_view_evidence(
-    pixels1: np.ndarray,
-    pixels2: np.ndarray,
+    matches: MatchedPixels,
     K1: np.ndarray,
     K2: np.ndarray,
     pose: epipolar.RelativePose,
     runs: Sequence[epipolar.RelativePose],
-    sizes: tuple[tuple[int, int], tuple[int, int]],
-    pixel_sizes_px: tuple[float, float],
     seed: int,
-    tries: int = 1,
-    focal_known: bool = True,
 ) -> Evidence:
-    """The evidence for a relative pose from matches (M, 2) in pixels.
-
-    `runs`: the poses of repeated runs of the solver. `sizes` (width, height) of the photos. `pixel_sizes_px`: pixels of
-    each photo per matched pixel. `tries`: of how many ways to match the photos the best was taken.
+    """The evidence for a relative pose. `runs`: the poses of repeated runs of the solver.
 
     Static matches, at the same pixels of both photos, do not count: a static background agrees with whatever rotates
     before it, and shows no direction.
     """
-    moving = np.linalg.norm(pixels1 - pixels2, axis=1) > STATIC_PX * max(1.0, *pixel_sizes_px)
+    pixels1, pixels2 = matches.pixels1, matches.pixels2
+    moving = np.linalg.norm(pixels1 - pixels2, axis=1) > STATIC_PX * max(1.0, *matches.pixel_sizes_px)
     inliers = pose.inliers & moving
     if np.count_nonzero(inliers) < epipolar.MIN_MATCHES:
         return NO_EVIDENCE
-    log10_nfa = two_view.log10_nfa_epipolar(int(inliers.sum()), int(moving.sum()), pixel_sizes_px, sizes)
+    log10_nfa = two_view.log10_nfa_epipolar(
+        int(inliers.sum()), int(moving.sum()), matches.pixel_sizes_px, matches.sizes
+    )
     errors = [max(map(float, epipolar.pose_error(run.cam2_from_cam1, pose.cam2_from_cam1))) for run in runs]
     points = two_view.triangulate(pixels1[inliers], pixels2[inliers], K1, K2, pose.cam2_from_cam1)
     with np.errstate(invalid="ignore"):
         angles = two_view.parallax_angles(np.nan_to_num(points, posinf=1e9, neginf=-1e9), pose.cam2_from_cam1)
-    return match_evidence(
-        pixels1,
-        pixels2,
-        inliers,
-        moving,
-        sizes,
-        pixel_sizes_px,
-        log10_nfa + log10(tries),
-        float(np.degrees(np.median(errors))) if errors else 0.0,
-        float(np.degrees(np.median(angles))),
-        seed,
-        focal_known,
-    )
+    repeatability_deg = float(np.degrees(np.median(errors))) if errors else 0.0
+    parallax_deg = float(np.degrees(np.median(angles)))
+    return match_evidence(matches, inliers, moving, log10_nfa, repeatability_deg, parallax_deg, seed)
 
 
 def match_evidence(
-    pixels1: np.ndarray,
-    pixels2: np.ndarray,
+    matches: MatchedPixels,
     inliers: np.ndarray,
     used: np.ndarray,
-    sizes: tuple[tuple[int, int], tuple[int, int]],
-    pixel_sizes_px: tuple[float, float],
     log10_nfa: float,
     repeatability_deg: float,
     parallax_deg: float,
     seed: int,
-    focal_known: bool = True,
 ) -> Evidence:
-    """The evidence from matches (M, 2) in pixels, with the `inliers` (M,) of a pose among those `used` (M,)."""
+    """The evidence from matches with the `inliers` (M,) bool of a pose among those `used` (M,) bool. `log10_nfa`: of
+    one try."""
     outliers = used & ~inliers
+    pixels = matches.pixels1, matches.pixels2
     _, second = epipolar.fundamental_inliers(
-        pixels1[outliers], pixels2[outliers], max(pixel_sizes_px), seed, SECOND_ITERATIONS
+        *(points[outliers] for points in pixels), max(matches.pixel_sizes_px), seed, SECOND_ITERATIONS
     )
     return Evidence(
-        log10_nfa=log10_nfa,
+        log10_nfa=log10_nfa + log10(matches.tries),
         inlier_ratio=float(inliers.sum() / max(used.sum(), 1)),
-        coverage=min(coverage(pixels[inliers], size) for pixels, size in zip((pixels1, pixels2), sizes)),
+        coverage=min(coverage(points[inliers], size) for points, size in zip(pixels, matches.sizes)),
         second_motion=float(second.sum() / max(inliers.sum(), 1)),
         repeatability_deg=repeatability_deg,
         parallax_deg=parallax_deg,
-        focal_known=focal_known,
+        focal_known=matches.focal_known,
     )

@@ -17,6 +17,7 @@ from dune_cli.geometry.pose_confidence import (
     MAX_LOG10_NFA,
     NO_EVIDENCE,
     Evidence,
+    MatchedPixels,
     confidence_from_evidence,
     match_evidence,
     two_view_evidence,
@@ -97,6 +98,13 @@ class TwoViewMatches:
     def focal_known(self) -> bool:
         """Whether neither focal length is a guess."""
         return "default" not in (self.reference.focal_source, self.query.focal_source)
+
+    @property
+    def matched_pixels(self) -> MatchedPixels:
+        matches = self.matches
+        return MatchedPixels(
+            matches.points1, matches.points2, self.sizes, self.pixel_sizes_px, matches.tries, self.focal_known
+        )
 
     @property
     def points_source(self) -> str:
@@ -342,7 +350,7 @@ def _solve_pnp(pair: TwoViewMatches, config: SolverConfig) -> _Estimate:
     points, pixels = pair.points[known], matches.points2[known]
     pose = absolute_pose.estimate_absolute_pose(points, pixels, query.K, threshold_px, config.seed)
     inliers = 0 if pose is None else int(pose.inliers.sum())
-    log10_nfa = two_view.log10_nfa_pnp(inliers, count, threshold_px, query.size) + log10(matches.tries)
+    log10_nfa = two_view.log10_nfa_pnp(inliers, count, threshold_px, query.size)
     evidence = NO_EVIDENCE if pose is None else _pnp_evidence(pair, known, pose, log10_nfa, threshold_px, config.seed)
     confidence = confidence_from_evidence(evidence)
     if pose is None or confidence < config.min_confidence:
@@ -368,19 +376,8 @@ def _pnp_evidence(
     errors = [float(epipolar.rotation_error(run.cam_from_world[:3, :3], rotation)) for run in runs if run is not None]
     inliers = np.zeros(len(known), dtype=bool)
     inliers[np.flatnonzero(known)[pose.inliers]] = True
-    return match_evidence(
-        matches.points1,
-        matches.points2,
-        inliers,
-        known,
-        pair.sizes,
-        pair.pixel_sizes_px,
-        log10_nfa,
-        float(np.degrees(np.median([0.0, *errors]))),
-        KNOWN_POINTS_DEG,
-        seed,
-        pair.focal_known,
-    )
+    repeatability_deg = float(np.degrees(np.median([0.0, *errors])))
+    return match_evidence(pair.matched_pixels, inliers, known, log10_nfa, repeatability_deg, KNOWN_POINTS_DEG, seed)
 
 
 def _solve_essential(pair: TwoViewMatches, config: SolverConfig) -> _Estimate:
@@ -391,19 +388,7 @@ def _solve_essential(pair: TwoViewMatches, config: SolverConfig) -> _Estimate:
     log10_nfa += log10(matches.tries)
     evidence = NO_EVIDENCE
     if best is not None:
-        evidence = two_view_evidence(
-            matches.points1,
-            matches.points2,
-            first.K,
-            second.K,
-            best,
-            runs,
-            pair.sizes,
-            pair.pixel_sizes_px,
-            config.seed,
-            matches.tries,
-            pair.focal_known,
-        )
+        evidence = two_view_evidence(pair.matched_pixels, first.K, second.K, best, runs, config.seed)
     confidence = confidence_from_evidence(evidence)
     if best is None or (log10_nfa > MAX_LOG10_NFA and config.min_confidence > 0):
         raise _too_few_inliers(pair, inliers, confidence)

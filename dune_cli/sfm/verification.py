@@ -16,7 +16,7 @@ import numpy as np
 from dune_cli import console, optional
 from dune_cli.geometry import epipolar, two_view, view_graph
 from dune_cli.geometry.cameras import HALF_PIXEL
-from dune_cli.geometry.pose_confidence import confidence_from_evidence, two_view_evidence
+from dune_cli.geometry.pose_confidence import MatchedPixels, confidence_from_evidence, two_view_evidence
 from dune_cli.io.cache import WorkFolder
 from dune_cli.matchers.filtering import (
     MAX_LOG10_NFA_VERIFIED,
@@ -137,12 +137,8 @@ def _confidence(
         return 0.0
     sizes = (camera1.width, camera1.height), (camera2.width, camera2.height)
     focal_known = all(camera.fixed or camera.prior for camera in (camera1, camera2))
-    thresholds_px = (threshold_px, threshold_px)
-    return confidence_from_evidence(
-        two_view_evidence(
-            pixels1, pixels2, K1, K2, poses[0], poses[1:], sizes, thresholds_px, seed, focal_known=focal_known
-        )
-    )
+    matches = MatchedPixels(pixels1, pixels2, sizes, (threshold_px, threshold_px), focal_known=focal_known)
+    return confidence_from_evidence(two_view_evidence(matches, K1, K2, poses[0], poses[1:], seed))
 
 
 def quiet_pycolmap() -> Any:
@@ -284,7 +280,8 @@ def rotate_disconnected_components(
     groups = sorted((group for group in groups if group), key=lambda group: (-len(group), group[0]))
     connected = set(groups[0])
     for group in groups[1:]:
-        turns = _quarter_turns_of(group, connected, images, pairs, verified, matcher, store, cache, seed)
+        candidates = _candidate_pairs(group, connected, pairs, verified)
+        turns = _best_quarter_turns(candidates, images, matcher, store, cache, seed)
         if turns:
             for index in group:
                 images[index] = extract_rotated(images[index], turns, matcher, cache)
@@ -292,18 +289,11 @@ def rotate_disconnected_components(
     return images
 
 
-def _quarter_turns_of(
-    group: Sequence[int],
-    connected: set[int],
-    images: Sequence[ImageFeatures],
-    pairs: Pairs,
-    verified: VerifiedPairs,
-    matcher: CacheableMatcher,
-    store: FeatureStore,
-    cache: WorkFolder,
-    seed: int,
-) -> int:
-    """The quarter turns (1 to 3) after which photos of the group verify with `connected` ones; 0 for none."""
+def _candidate_pairs(
+    group: Sequence[int], connected: set[int], pairs: Pairs, verified: VerifiedPairs
+) -> list[tuple[int, list[int]]]:
+    """The photos of the group with most selected partners among the `connected` ones, each with the partners that it
+    has most matches with."""
 
     def match_count(i: int, j: int) -> int:
         return verified.counts.get((min(i, j), max(i, j)), (0, 0))[0]
@@ -313,14 +303,28 @@ def _quarter_turns_of(
         for own, other in ((i, j), (j, i)):
             if own in group and other in connected:
                 partners.setdefault(own, []).append(other)
-    for own in sorted(partners, key=lambda index: (-len(partners[index]), index))[:PHOTOS_PER_COMPONENT]:
-        others = sorted(partners[own], key=lambda other: -match_count(own, other))[:PARTNERS_PER_PHOTO]
+    photos = sorted(partners, key=lambda index: (-len(partners[index]), index))[:PHOTOS_PER_COMPONENT]
+    return [
+        (own, sorted(partners[own], key=lambda other: -match_count(own, other))[:PARTNERS_PER_PHOTO]) for own in photos
+    ]
+
+
+def _best_quarter_turns(
+    candidates: Sequence[tuple[int, list[int]]],
+    images: Sequence[ImageFeatures],
+    matcher: CacheableMatcher,
+    store: FeatureStore,
+    cache: WorkFolder,
+    seed: int,
+) -> int:
+    """The quarter turns (1 to 3) of the first photo of `candidates` that verifies with its partners; 0 for none."""
+    for own, others in candidates:
         inliers = np.zeros(QUARTER_TURNS, dtype=int)
         for turns in range(1, QUARTER_TURNS):
             rotated = store.load(extract_rotated(images[own], turns, matcher, cache))
             for other in others:
                 matches = replace(matcher.match_features(store.load(images[other]), rotated), tries=QUARTER_TURNS)
-                sizes = [(image.info.width, image.info.height) for image in (images[other], images[own])]
+                sizes = [(image.facts.width, image.facts.height) for image in (images[other], images[own])]
                 count, log10_nfa = verify_epipolar(matches, *sizes, seed)
                 inliers[turns] += count if log10_nfa <= MAX_LOG10_NFA_VERIFIED else 0
         if inliers.any():

@@ -12,6 +12,7 @@ from dune_cli.geometry.pose_confidence import (
     GUESSED_FOCAL,
     NO_EVIDENCE,
     Evidence,
+    MatchedPixels,
     confidence_from_evidence,
     coverage,
     two_view_evidence,
@@ -56,7 +57,8 @@ def test_coverage_is_the_share_of_a_rectangle() -> None:
 def _of(pose: np.ndarray, points1: np.ndarray, points2: np.ndarray) -> Evidence:
     inliers = epipolar.sampson_error_px(points1, points2, K, K, pose) < 1
     found = epipolar.RelativePose(pose, inliers)
-    return two_view_evidence(points1, points2, K, K, found, [found], (SIZE, SIZE), (1.0, 1.0), 0)
+    matches = MatchedPixels(points1, points2, (SIZE, SIZE), (1.0, 1.0))
+    return two_view_evidence(matches, K, K, found, [found], 0)
 
 
 def test_a_second_motion_takes_the_confidence_away() -> None:

@@ -12,7 +12,7 @@ from dune_cli.errors import JobFailed
 from dune_cli.geometry import two_view
 from dune_cli.geometry.cameras import backproject, pixel_grid, project
 from dune_cli.geometry.epipolar import estimate_relative_pose
-from dune_cli.geometry.pose_confidence import confidence_from_evidence, two_view_evidence
+from dune_cli.geometry.pose_confidence import MatchedPixels, confidence_from_evidence, two_view_evidence
 from dune_cli.geometry.poses import inverse
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import Photo
@@ -159,19 +159,11 @@ def _triangulate(
         raise JobFailed(f"{names} show no parallax: the camera hardly moved against the distance of the scene; {MOVE}")
     index = np.flatnonzero(refined.valid)[enough]
     second_run = estimate_relative_pose(matches.points1, matches.points2, K1, K2, thresholds_px, seed + 1)
-    evidence = two_view_evidence(
-        matches.points1,
-        matches.points2,
-        K1,
-        K2,
-        pose,
-        [pose if second_run is None else second_run],
-        sizes,
-        thresholds_px,
-        seed,
-        matches.tries,
-        not focal_unknown,
+    runs = [pose if second_run is None else second_run]
+    matched = MatchedPixels(
+        matches.points1, matches.points2, sizes, thresholds_px, matches.tries, focal_known=not focal_unknown
     )
+    evidence = two_view_evidence(matched, K1, K2, pose, runs, seed)
     return _TwoViewPoints(
         cam2_from_cam1=refined.cam2_from_cam1,
         points_cam1=refined.points_cam1[index],
