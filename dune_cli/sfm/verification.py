@@ -324,7 +324,7 @@ def _best_quarter_turns(
             rotated = store.load(extract_rotated(images[own], turns, matcher, cache))
             for other in others:
                 matches = replace(matcher.match_features(store.load(images[other]), rotated), tries=QUARTER_TURNS)
-                sizes = [(image.facts.width, image.facts.height) for image in (images[other], images[own])]
+                sizes = [(image.info.width, image.info.height) for image in (images[other], images[own])]
                 count, log10_nfa = verify_epipolar(matches, *sizes, seed)
                 inliers[turns] += count if log10_nfa <= MAX_LOG10_NFA_VERIFIED else 0
         if inliers.any():
