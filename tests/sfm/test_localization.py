@@ -23,6 +23,7 @@ from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Source
 from dune_cli.sfm.cameras import Camera
+from dune_cli.sfm.features import extract_features
 from dune_cli.sfm.landmarks import ImageLandmarks, LandmarkConfig, Landmarks, matching_neighbours
 from dune_cli.sfm.localization import (
     LocalizationConfig,
@@ -264,6 +265,15 @@ def test_what_is_kept_is_not_computed_again(folder: Path, tmp_path: Path, capsys
     other = Landmarks(open_map(tmp_path, folder / "images"), moved, LandmarkConfig(), WorkFolder(tmp_path / "work"))
     find(other, folder / "query.png")
     assert (moved.extracted, moved.compared) == (1, 10)
+
+
+def test_features_of_a_reconstruction_are_those_of_its_map(folder: Path, tmp_path: Path) -> None:
+    matcher, photo_map = Counting(), open_map(folder)
+    cache = WorkFolder(tmp_path / "work")
+    extract_features([image.file for image in photo_map.images], matcher, cache)
+    assert matcher.extracted == len(photo_map.images)
+    landmarks = Landmarks(photo_map, matcher, LandmarkConfig(), WorkFolder(tmp_path / "work"))
+    assert len(landmarks.features(0).points) > 100 and matcher.extracted == len(photo_map.images)
 
 
 def test_a_read_only_map_is_not_written_to(tmp_path: Path) -> None:
