@@ -199,22 +199,26 @@ class DepthTask(PredictTask):
 
     def slot(self) -> SharedBackboneSlot | None:
         from dune_cli.models.mast3r import DunePatches, TwoViewDepth
-        from dune_cli.models.shared_backbone import SharedBackboneSlot
+        from dune_cli.models.shared_backbone import SharedBackboneSlot, head_slot
 
         if not isinstance(self.network, TwoViewDepth):
-            return SharedBackboneSlot(self.name, self.network, "encoder", tuple(self.network.blocks))
+            return head_slot(self.name, self.network)
         encoder = self.network.model.encoder
         return SharedBackboneSlot(self.name, encoder, "vit") if isinstance(encoder, DunePatches) else None
 
     def shared_size(self, photo: Photo, patch: int) -> int | None:
         """Its own size, or the next smaller one, of at least 3/4, at which the whole photo is whole patches."""
+        from dune_cli.models.heads import HeadedEncoder
         from dune_cli.models.mast3r import TwoViewDepth
         from dune_cli.tasks import depth
 
         if isinstance(self.network, TwoViewDepth):  # crops photos to patches
             return self.network.model.size
         long, short = max(photo.width, photo.height), min(photo.width, photo.height)
-        largest = min(depth.default_size_px(self.network), long)
+        if isinstance(self.network, HeadedEncoder):  # also enlarges small photos
+            largest = max(self.network.input_size(photo.height, photo.width))
+        else:
+            largest = min(depth.default_size_px(self.network), long)
         sizes = range(largest // patch * patch, int(0.75 * largest), -patch)
         return next((size for size in sizes if round(short * (size / long)) % patch == 0), None)
 

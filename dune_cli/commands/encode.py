@@ -10,7 +10,6 @@ from dune_cli import console
 from dune_cli.commands import checks, options
 from dune_cli.commands.options import CameraOptions, ComputeOptions, OutputOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings
-from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
@@ -25,13 +24,14 @@ WEIGHTS = (
         ("dune-mini", "dinov2-vits14", "dinov2-vitl14-reg", "dune-vitb14-448"),
     ),
 )
+DEFAULT_MODEL = "dune-mini"
 PREDICT_TASK = "FeaturesTask"
 FORMATS = ("npz", "png")
 
 
 @options.group("Model")
 class EncoderOptions:
-    model: str = options.model_of("encoders, also timm:NAME and timm:NAME=FILE", default="dune-mini")
+    model: str = options.model_of("encoders, also timm:NAME and timm:NAME=FILE", default=DEFAULT_MODEL)
     teacher: str | None = option("--teacher NAME", "Teacher whose tokens to predict, by the encoder's projector.")
     size: int | None = options.size_px()
     batch_size: int = option("--batch-size N", "Number of photos per forward pass.", options.COUNT, 1)
@@ -104,9 +104,7 @@ class FeaturesTask(PredictTask):
     with_camera = False
 
     def __init__(self, settings: TaskSettings) -> None:
-        if settings.encoder is None and settings.model is None:
-            raise UserError("features need an encoder: give --encoder, or --task-model features=NAME|FILE")
-        self.model, self.compute = settings.model or settings.encoder or "", settings.compute
+        self.model, self.compute = settings.model or settings.encoder or DEFAULT_MODEL, settings.compute
         checks.weights(settings.model, settings.encoder)
 
     def load(self) -> None:

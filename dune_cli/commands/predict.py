@@ -25,17 +25,24 @@ _MODULES = [plugins.load(VERBS, verb) for verb in plugins.names(VERBS, "PREDICT_
 TASKS: dict[str, type[PredictTask]] = {one.name: one for one in (getattr(m, m.PREDICT_TASK) for m in _MODULES)}
 
 
+DEFAULT_TASKS = ("depth", "segmentation", "classes", "features")  # those that need no downloaded weights
+
+
 @options.group("Model")
 class PredictOptions(BodyOptions):
     names: tuple[str, ...] = option(
-        "--tasks NAME,...", f"Tasks to run: {', '.join(TASKS)}.", options.NameList(), required=True, heading="Input"
+        "--tasks NAME,...",
+        f"Tasks to run: {', '.join(TASKS)}.",
+        options.NameList(),
+        ",".join(DEFAULT_TASKS),
+        heading="Input",
     )
     words: tuple[str, ...] = option(
         "--task-model TASK=NAME|FILE",
         "Model of one task, as --model of its own verb. Repeatable.",
         multiple=True,
         aliases=["--model"],
-        default_text=f"{options.BEST_MODEL}; for features --encoder",
+        default_text=f"{options.BEST_MODEL}; for features --encoder, else dune-mini",
     )
     encoder: str | None = option("--encoder NAME|FILE", "Encoder of the depth model and of the features.")
     size: int | None = options.size_px()
@@ -130,18 +137,19 @@ def command(
         )
     ),
 ) -> None:
-    """Estimate depth, people and features of photos with shared encoder passes.
+    """Estimate depth, classes, people and features of photos with shared encoder passes.
 
     Tasks share a pass where they have the same encoder weights and the same network input. The files equal those of
-    dune depth, dune human and dune encode, except for the provenance in the JSON files. predict.json in the folder of
-    each photo gives these commands and the number of encoder passes.
+    the tasks' own commands (dune depth, segment, classify, human and encode), except for the provenance in the JSON
+    files. predict.json in the folder of each photo gives these commands and the number of encoder passes.
 
     Without --size, depth and features of one encoder use a common size: that of depth, or up to a quarter less. The
     network input of people is always a square of the model's own size, so they share a pass only for photos that are
     such squares.
 
     \b
-    Example: dune predict photo.jpg --tasks depth,human -o out/
+    Example: dune predict photo.jpg -o out/
+             dune predict photo.jpg --tasks depth,human -o out/
              dune predict photo.jpg --tasks depth,features --task-model depth=dinov2-vits14-nyu-dpt \\
                  --encoder dinov2-vits14 -o out/
     """

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from dune_cli import console
 from dune_cli.commands import options
-from dune_cli.commands.options import ComputeOptions, ModelOptions, OutputOptions, option
+from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, option
+from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.provenance import Run
+
+if TYPE_CHECKING:
+    from dune_cli.io.photos import Photo
+    from dune_cli.models.shared_backbone import SharedBackboneSlot
 
 WEIGHTS = (
     (
@@ -23,6 +32,8 @@ CANDIDATES = tuple(  # for a default model, best first
 )
 ADVICE = "dinov2-vits14-ade20k-linear"  # what to pull when none is here
 OVERLAY = "_overlay.png"
+PREDICT_TASK = "SegmentationTask"
+SCALES = 3
 
 
 @options.verb()
@@ -30,14 +41,17 @@ def command(
     *,
     photos: tuple[str, ...] = options.PHOTOS,
     model: ModelOptions = options.adapt(
-        model=options.model_of("DINOv2 segmentation heads", default_text=options.BEST_MODEL)
+        model=options.model_of("DINOv2 segmentation heads and heads of dune train", default_text=options.BEST_MODEL)
     ),
-    size: int = options.size_px("Long side that larger photos are reduced to", default=1280),
+    size: int | None = options.size_px(
+        "Long side that larger photos are reduced to",
+        default_text="1280 for DINOv2 heads, as in its training for a head of dune train",
+    ),
     scales: int = option(
         "--scales N",
         "Number of scales of a multi-scale (ms) head, each also flipped. The published scores use 5.",
         click.IntRange(1, 5),
-        3,
+        SCALES,
         heading="Model",
     ),
     overlay: bool = option(
@@ -71,7 +85,6 @@ def command(
     from dune_cli.checkpoints.loader import load_segmenter
     from dune_cli.io.json_files import write_json
     from dune_cli.io.photos import read_photo
-    from dune_cli.provenance import Run
     from dune_cli.tasks import segment as task
 
     run = Run()
@@ -95,3 +108,33 @@ def command(
         write_json(sibling(target, ".json"), documents[-1])
         output.print_lines(target)
     output.print_json(documents)
+
+
+class SegmentationTask(PredictTask):
+    """The class map of `dune predict`."""
+
+    name = "segmentation"
+    file = "segmentation.png"
+    with_camera = False
+
+    def __init__(self, settings: TaskSettings) -> None:
+        self.compute = settings.compute
+        self.model = ModelOptions(model=settings.model, encoder=None).choose("segment", CANDIDATES, ADVICE)
+
+    def load(self) -> None:
+        from dune_cli.checkpoints.loader import load_segmenter
+
+        self.network = load_segmenter(self.model, None, self.compute.device, self.compute.dtype)
+        self.sources = self.network.sources
+
+    def slot(self) -> SharedBackboneSlot | None:
+        from dune_cli.models.shared_backbone import head_slot
+
+        return head_slot(self.name, self.network)
+
+    def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:
+        from dune_cli.tasks import segment
+
+        result = segment.predict(self.network, photo, SCALES, size, run)
+        segment.write(result, path)
+        return segment.document(result, path, None, {})

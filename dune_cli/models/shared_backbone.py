@@ -108,6 +108,13 @@ class SharedBackboneSlot:
     layers: tuple[int, ...] = ()
 
 
+def head_slot(task: str, model: Any) -> SharedBackboneSlot | None:
+    """The slot of a model with `encoder` and `blocks`; None for an encoder that cannot be shared, such as timm's."""
+    if not isinstance(model.encoder, (VisionTransformer, MiniEncoder)):
+        return None
+    return SharedBackboneSlot(task, model, "encoder", tuple(model.blocks))
+
+
 def share(slots: Sequence[SharedBackboneSlot]) -> dict[str, SharedBackbone]:
     """Puts a SharedBackbone into each slot, the same one where the encoders have equal sizes and weights; by task."""
     groups: list[list[SharedBackboneSlot]] = []

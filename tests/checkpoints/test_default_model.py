@@ -27,10 +27,22 @@ def test_every_candidate_is_published(names: tuple[str, ...], advice: str) -> No
     assert advice in names
 
 
+def downloaded(verb: str) -> tuple[tuple[str, ...], str]:
+    """The candidates and the advice of a verb without what comes with dune."""
+    names, advice = VERBS[verb]
+    return tuple(name for name in names if (entry := registry.find(name)) is None or not entry.bundled), advice
+
+
+def test_without_weights_the_bundled_heads_are_taken() -> None:
+    bundled = {verb: names[-1] for verb, (names, _) in VERBS.items() if registry.find(names[-1]).bundled}
+    assert bundled["classify"] == "dune-classify"
+    assert {verb: default_model(verb, *VERBS[verb]) for verb in bundled} == bundled
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_without_weights_the_sentence_says_what_to_pull(verb: str) -> None:
     with pytest.raises(WeightsMissing) as caught:
-        default_model(verb, *VERBS[verb])
+        default_model(verb, *downloaded(verb))
     sentence = str(caught.value)
     assert f"dune weights pull {VERBS[verb][1]}'" in sentence
     assert "MB with its encoder; licence: Apache-2.0" in sentence
@@ -48,7 +60,7 @@ def test_the_best_one_that_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     put("dinov2-vits14-nyu-linear")
     with pytest.raises(WeightsMissing):  # its encoder is not here
-        default_model("depth", *VERBS["depth"])
+        default_model("depth", *downloaded("depth"))
     put("dinov2-vits14")
     assert default_model("depth", *VERBS["depth"]) == "dinov2-vits14-nyu-linear"
     put("dinov2-vits14-nyu-dpt")
@@ -58,6 +70,6 @@ def test_the_best_one_that_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     put("dune-vits14-448")
     assert default_model("depth", *VERBS["depth"]) == "dunemast3r-vits"
     with pytest.raises(WeightsMissing) as caught:
-        default_model("classify", *VERBS["classify"])
+        default_model("classify", *downloaded("classify"))
     assert "with its encoder" not in str(caught.value)  # which is here already
     assert Path(folder).is_dir()

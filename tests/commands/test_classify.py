@@ -62,7 +62,10 @@ def test_json_for_several_photos(weights: Path, example_photos: Path, tmp_path: 
 
 def test_without_weights_and_with_wrong_ones(weights: Path, example_photos: Path) -> None:
     photo = str(example_photos / "chelsea.png")
-    missing = CliRunner().invoke(main, ["classify", photo])
+    bundled = CliRunner().invoke(main, ["classify", photo])
+    assert bundled.exit_code == 0
+    assert "cat" in bundled.stdout.splitlines()[0] and "dune-classify, licence of the weights" in bundled.stderr
+    missing = CliRunner().invoke(main, ["classify", photo, "--model", "dinov2-vits14-linear"])
     assert missing.exit_code == 3
     assert "dune weights pull dinov2-vits14-linear'" in missing.stderr
     wrong = CliRunner().invoke(main, ["classify", photo, "--model", str(weights / "dinov2_vits14_nyu_dpt_head.pth")])

@@ -56,13 +56,14 @@ def test_depth_from_training_to_scores(encoder: Path, tmp_path: Path) -> None:
         "head.safetensors",
         "mini.safetensors",
     ]
-    shown = dune("eval", "depth", data, *model, "-o", tmp_path / "scores.json")
+    models = ("--model", head, "--encoder", encoder)
+    shown = dune("eval", "depth", data, *models, "-o", tmp_path / "scores.json")
     assert shown.exit_code == 0, shown.output
     assert "affine: AbsRel" in shown.stdout and "recall of depth edges" in shown.stdout
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["methods"] == ["constant", "vertical gradient", "mean map", "head"]
     assert {row["set"] for row in scores["groups"]} == {"indoor"}
-    assert dune("eval", "depth", data, *model, "--set", "attic").output.count("\n") == 1
+    assert dune("eval", "depth", data, *models, "--set", "attic").output.count("\n") == 1
 
 
 def test_segmentation_from_training_to_class_maps(encoder: Path, tmp_path: Path) -> None:
