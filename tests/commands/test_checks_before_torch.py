@@ -44,7 +44,7 @@ CASES = {
     "human p0.png -o a.obj": (3, "dune weights pull"),
     "human p0.png -o a.obj --model none.pt": (2, "no such file"),
     "classify none.png": (2, "no such file"),
-    "classify p0.png": (3, "dune weights pull"),
+    "classify p0.png --model dinov2-vits14-linear": (3, "pull dinov2-vits14-linear"),
     "segment p0.png -o there.png": (2, "--overwrite"),
     "segment p0.png -o a.png": (3, "dune weights pull"),
     "predict none.png --tasks depth -o out": (2, "no such file"),

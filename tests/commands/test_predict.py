@@ -140,9 +140,8 @@ def test_a_folder_gets_a_folder_for_each_photo(weights: Path, photos: Path, tmp_
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--tasks", "depht"], "depht is no task; allowed: depth, features, human"),
+        (["--tasks", "depht"], "depht is no task; allowed: classes, depth, features, human, segmentation"),
         (["--tasks", ","], "nothing is no task"),
-        (["--tasks", "features"], "features need an encoder"),
         (["--tasks", "depth", "--model", "head.pth"], "is not TASK=NAME|FILE"),
         (["--tasks", "depth", "--model", "human=x"], "for a task that --tasks does not name"),
         (["--tasks", "depth", "--model", "depth=x", "--model", "depth=y"], "given twice"),
@@ -153,6 +152,12 @@ def test_what_is_refused(photos: Path, tmp_path: Path, arguments: list[str], sai
     assert result.exit_code == 2
     assert said in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_features_are_those_of_the_bundled_encoder(photos: Path, tmp_path: Path) -> None:
+    result = run("predict", photos / "square.png", "--tasks", "features", *CPU, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "dune-mini" in result.stderr and Path(result.stdout.splitlines()[0]).is_file()
 
 
 def test_a_wrong_file_for_a_task_is_told(weights: Path, photos: Path, tmp_path: Path) -> None:
