@@ -81,11 +81,15 @@ def vertical_gradient(photo: Photo, focal_px: float) -> np.ndarray:
     return np.repeat(1.0 - (np.arange(96, dtype=np.float32)[:, None] + 0.5) / 96, 2, 1)
 
 
-def mean_map(log_depth: np.ndarray, canonical_focal_px: float) -> Predict:
-    """The mean log-depth (h, w) of training data, for a canonical focal length of images 1000 px wide, as a method."""
+def mean_map(log_depth: np.ndarray, canonical_focal_px: float, size_px: int) -> Predict:
+    """The mean log-depth (h, w) of a head's training data, for its canonical focal length, as a method.
+
+    size_px: side of the square with as many pixels as the input that the focal length refers to.
+    """
 
     def predict(photo: Photo, focal_px: float) -> np.ndarray:
-        return np.exp(log_depth) * np.float32(focal_px * 1000 / photo.width / canonical_focal_px)
+        input_focal_px = focal_px * size_px / np.sqrt(photo.width * photo.height)
+        return np.exp(log_depth) * np.float32(input_focal_px / canonical_focal_px)
 
     return predict
 
@@ -181,7 +185,8 @@ def load_methods(
         if isinstance(model, HeadedEncoder) and "mean map" not in methods:
             stored = model.card.measured.get("mean_log_depth")
             if stored:
-                methods["mean map"] = mean_map(np.array(stored, np.float32), model.config.canonical_focal_px)
+                canonical = model.config.canonical_focal_px
+                methods["mean map"] = mean_map(np.array(stored, np.float32), canonical, model.card.size_px)
     entry = registry.find("fastdepth")
     if entry is not None and weights_folder.find_present(entry) is not None:
         methods["fastdepth"] = fastdepth(runtime.pick_device(device))

@@ -54,7 +54,7 @@ DEPTH = {
     "held_out_fraction": 0.05,
     "dtype": "bfloat16",
 }
-SET_WEIGHTS = {"zed_streets": 0.3, "strawberries": 0.5, "fastdepth": 0.5}
+SET_WEIGHTS = {"nyu_rooms": 0.5, "zed_streets": 0.3, "strawberries": 0.5, "fastdepth": 0.5}
 SEGMENT = DEPTH | {"views": 2, "steps": 1600, "held_out_fraction": 0.1}
 METRIC_ABS_REL = 0.35  # depth with a smaller error as predicted is called metric
 

@@ -143,7 +143,8 @@ def _train(config: HeadTrainingConfig, folder: RunFolder, dist: Dist) -> Trained
     folder.check(config)
     dtype = training_dtype(config.dtype, dist.device)
     encoder = open_encoder(config.encoder, str(dist.device))
-    dataset = with_photos(read_datasets(config.task, config.data, config.leave_out), config)
+    labelled = read_datasets(config.task, config.data, config.leave_out) if config.data else Dataset(())
+    dataset = with_photos(labelled, config)
     validation = split(dataset.examples, config)
     teacher = LabelTeacher(config.teacher, dist.device) if config.teacher is not None else None
     head_config = sizes_of(config, encoder, dataset)
