@@ -20,6 +20,7 @@ from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.evaluation.metrics import FAILED_DEG, median
 from dune_cli.geometry import epipolar
+from dune_cli.geometry.cameras import scale_intrinsics
 from dune_cli.geometry.epipolar import pose_auc
 from dune_cli.io.intrinsics import pinhole_matrix, rigid_pose
 from dune_cli.io.json_files import Fields
@@ -255,7 +256,7 @@ def _downscale(rgb: np.ndarray, K: np.ndarray, size_px: int) -> tuple[np.ndarray
         return rgb, K
     small = resize(rgb, size_px)
     sx, sy = (1 / scale for scale in small.original_per_pixel)
-    return small.rgb, np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]]) @ K
+    return small.rgb, scale_intrinsics(K, sx, sy)
 
 
 def _read_set(file: Path) -> tuple[list[PosedPair], list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dune_cli.geometry.epipolar import fundamental_from_pose
+from dune_cli.geometry.epipolar import fundamental_from_pose, magsac_params
 from dune_cli.io.intrinsics import pinhole_matrix, rigid_pose
 from dune_cli.io.json_files import Fields
 from dune_cli.io.safe_read import read_json
@@ -108,9 +108,8 @@ def _unposed_pairs(scene: TrainingScene, matches: SceneMatches, seed: int) -> li
         points0, points1 = matches.points[i][indices[:, 0]], matches.points[j][indices[:, 1]]
         if len(points0) < MIN_CORRESPONDENCES:
             continue
-        params = cv2.UsacParams()
-        params.threshold, params.confidence, params.maxIterations = THRESHOLD_PX, 0.9999, 5000
-        params.randomGeneratorState, params.score = seed, cv2.SCORE_METHOD_MAGSAC
+        params = magsac_params(THRESHOLD_PX, 5000, seed)
+        params.loMethod = cv2.LOCAL_OPTIM_INNER_LO
         F, inliers = cv2.findFundamentalMat(points0, points1, params)
         if F is None or F.shape != (3, 3) or inliers is None:
             continue
