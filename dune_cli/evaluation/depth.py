@@ -96,9 +96,9 @@ def mean_map(log_depth: np.ndarray, canonical_focal_px: float, size_px: int) -> 
 
 def fastdepth(device: torch.device) -> Predict:
     """FastDepth at 224 x 224, as it was trained. WeightsMissing where it is to be made first."""
-    from dune_cli.teachers.registry import load_teacher
+    from dune_cli.teachers.fastdepth import DEFAULT_WEIGHTS, load_network
 
-    net = load_teacher("fastdepth", device).net
+    net, _ = load_network(DEFAULT_WEIGHTS, device)
 
     @torch.inference_mode()
     def predict(photo: Photo, focal_px: float) -> np.ndarray:

@@ -20,14 +20,14 @@ from dune_cli.io.outputs import scratch_folder
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
 from dune_cli.teachers.registry import load_teacher
-from dune_cli.teachers.teacher import CLS, PATCH, Teacher, VitTeacher
+from dune_cli.teachers.teacher import CLS, PATCH, VALID, Teacher, VitTeacher
 from dune_cli.training.common.dataset import Augmentation, PhotoDataset, open_dataset
 from dune_cli.training.common.dist import Dist, attention_kernel
 from dune_cli.training.common.loop import weight_decay_groups
 from dune_cli.training.common.sampler import Sampler
 from dune_cli.training.distill.batches import BatchLoader
 from dune_cli.training.distill.config import DistillConfig
-from dune_cli.training.distill.step import forward_backward, scale_and_clip
+from dune_cli.training.distill.step import BatchTargets, forward_backward, scale_and_clip
 from dune_cli.training.distill.students import Student, freeze_unused, new_encoder
 from dune_cli.training.distill.teacher_norm import new_teacher_norms
 from dune_cli.training.distill.teacher_outputs import CacheKey, TeacherCache, TeacherOutputs, run_teachers
@@ -170,10 +170,12 @@ class _Loop:
         self.owner = torch.full((config.batch_size,), -1, device=dist.device)
 
     def step(self, images: torch.Tensor, outputs: TeacherOutputs, dtype: torch.dtype, compiled: bool) -> None:
-        targets = {n: {k: self.norms[n][k](v, 0.0) for k, v in types.items()} for n, types in outputs.items()}
+        tokens = {n: {k: self.norms[n][k](outputs[n][k], 0.0) for k in norm} for n, norm in self.norms.items()}
+        valid = {n: types[VALID] for n, types in outputs.items() if VALID in types}
+        targets = BatchTargets(tokens, self.owner, valid)
         model = self.compiled if compiled else self.student
         with attention_kernel(compiled, self.dist):
-            _, factor = forward_backward(model, images, targets, self.owner, self.config, 0, self.dist, dtype)
+            _, factor = forward_backward(model, images, targets, self.config, 0, self.dist, dtype)
         scale_and_clip(self.student, factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

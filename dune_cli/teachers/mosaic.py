@@ -34,12 +34,19 @@ class MosaicTeacher(Teacher):
 
     def tokens(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
         with torch.autocast(images.device.type, enabled=False):
-            size = (SIDE_PX, SIDE_PX)
-            found = self.net(
-                F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
-            )
+            found = self.net(_square(images, SIDE_PX))
             joined = torch.cat([resample_map(found.logits, grid), resample_map(found.features, grid)], 1)
         return {CLS: joined.mean((2, 3)), PATCH: as_tokens(joined)}
+
+    def logits(self, images: torch.Tensor, side_px: int = SIDE_PX) -> torch.Tensor:
+        """images (B, 3, H, W) RGB in [0, 1] -> class logits (B, 32, side_px/4, side_px/4) of the whole images."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.net(_square(images, side_px)).logits
+
+
+def _square(images: torch.Tensor, side_px: int) -> torch.Tensor:
+    size = (side_px, side_px)
+    return F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:

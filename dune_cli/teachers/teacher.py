@@ -13,30 +13,38 @@ from dune_cli.models.vit import VisionTransformer
 from dune_cli.provenance import Source
 
 CLS, PATCH = "cls", "patch"
+VALID = "valid"
 
 
 class Teacher(nn.Module):
     """Base of all teachers.
 
     name: that of its projectors. widths: channels of each token type that it gives ("cls", "patch").
-    source: its weights and their licence. note: what its CLS is, where it has none of its own.
+    source: its weights and their licence. gate: the weights that decide where it is valid; None for a teacher that is
+    valid everywhere. note: what its CLS is, where it has none of its own.
     """
 
     name: str
     widths: dict[str, int]
     source: Source
+    gate: Source | None = None
     note: str = ""
 
     @abstractmethod
     def tokens(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """images (B, 3, H, W) RGB in [0, 1] -> "cls" (B, D) and "patch" (B, N, D) on `grid` = (h, w), N = h·w."""
+        """images (B, 3, H, W) RGB in [0, 1] -> "cls" (B, D) and "patch" (B, N, D) on `grid` = (h, w), N = h·w.
+
+        A teacher with a gate also gives "valid" (B, N): 1 where its patch tokens count, else 0. An image without valid
+        tokens does not train it.
+        """
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
         """As `tokens`, checked, in float32, without gradients."""
         tokens = {kind: value.float() for kind, value in self.tokens(images, grid).items()}
-        for kind, width in self.widths.items():
-            shape = (len(images), width) if kind == CLS else (len(images), grid[0] * grid[1], width)
+        patches = (len(images), grid[0] * grid[1])
+        shapes = {kind: (len(images), w) if kind == CLS else (*patches, w) for kind, w in self.widths.items()}
+        for kind, shape in (shapes | ({VALID: patches} if self.gate is not None else {})).items():
             if tuple(tokens[kind].shape) != shape:
                 raise ValueError(f"teacher {self.name}: {kind} tokens are {tuple(tokens[kind].shape)}, not {shape}")
         return tokens

@@ -11,7 +11,7 @@ from torch import nn
 
 from dune_cli import console, runtime
 from dune_cli.errors import UserError
-from dune_cli.teachers.teacher import Teacher
+from dune_cli.teachers.teacher import VALID, Teacher
 from dune_cli.training.common.checkpoints import RunState
 from dune_cli.training.common.dataset import Augmentation, PhotoDataset, open_dataset
 from dune_cli.training.common.dist import (
@@ -34,10 +34,18 @@ from dune_cli.training.common.sampler import Sampler
 from dune_cli.training.distill.batches import BatchLoader
 from dune_cli.training.distill.config import DistillConfig
 from dune_cli.training.distill.loss import check_owners
-from dune_cli.training.distill.step import forward_backward, scale_and_clip
+from dune_cli.training.distill.step import BatchTargets, forward_backward, scale_and_clip
 from dune_cli.training.distill.students import Student, freeze_unused, load_into, new_encoder
 from dune_cli.training.distill.teacher_norm import fit_phi_s, new_teacher_norms, norm_momentum
-from dune_cli.training.distill.teacher_outputs import CacheKey, TeacherCache, TokenWidths, load_teachers, run_teachers
+from dune_cli.training.distill.teacher_outputs import (
+    CacheKey,
+    TeacherCache,
+    TokenWidths,
+    load_teachers,
+    run_teachers,
+    token_weights,
+    weights_identity,
+)
 
 PHI_S_STEPS = 8  # batches that the PHI-S statistics are fitted to
 
@@ -99,7 +107,7 @@ def _distill(config: DistillConfig, folder: RunFolder, dist: Dist) -> DistilledS
         load_into(student, config.init)
     freeze_unused(student.to(dist.device), config.size_px)
     norms = new_teacher_norms(widths, config.norm).to(dist.device).train()
-    weights = {name: teacher.source.sha256 for name, teacher in teachers.items()}
+    weights = {name: weights_identity(teacher) for name, teacher in teachers.items()}
     folder.begin(config, {"photos": dataset.hash, "teachers": weights}, dist.is_main)
     dist.barrier()
     dataset.broken.update(folder.read_broken())
@@ -144,13 +152,20 @@ def _distill(config: DistillConfig, folder: RunFolder, dist: Dist) -> DistilledS
         momentum = norm_momentum(step, config.steps)
         images = batch.images.to(dist.device)
         outputs = batch.teacher_outputs or run_teachers(teachers, images, grid, dtype, teacher_batch)
-        targets = {  # in the teachers' order, whatever the cache's: owners are indices into it
-            name: {kind: norms[name][kind](outputs[name][kind].to(dist.device), momentum) for kind in types}
+        outputs = {name: {kind: value.to(dist.device) for kind, value in of.items()} for name, of in outputs.items()}
+        tokens = {  # in the teachers' order, whatever the cache's: owners are indices into it
+            name: {
+                kind: norms[name][kind](
+                    outputs[name][kind].to(dist.device), momentum, token_weights(outputs[name], kind)
+                )
+                for kind in types
+            }
             for name, types in widths.items()
         }
-        owner = owner_of_group[batch.group].to(dist.device)
+        valid = {name: outputs[name][VALID].to(dist.device) for name in widths if VALID in outputs[name]}
+        targets = BatchTargets(tokens, owner_of_group[batch.group].to(dist.device), valid)
         with attention_kernel(config.compile, dist):
-            numbers, factor = forward_backward(model, images, targets, owner, config, step, dist, dtype)
+            numbers, factor = forward_backward(model, images, targets, config, step, dist, dtype)
         scale_and_clip(model, factor)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -193,7 +208,7 @@ def _filled_cache(
     teacher_batch: int,
 ) -> TeacherCache:
     key = CacheKey(
-        teachers={name: teacher.source.sha256 or teacher.source.name for name, teacher in teachers.items()},
+        teachers={name: weights_identity(t) or t.source.name for name, t in teachers.items()},
         size_px=config.size_px,
         grid=grid,
         crops=config.crops,
@@ -203,7 +218,7 @@ def _filled_cache(
         dtype=str(dtype),
     )
     cache = TeacherCache(Path(str(config.cache)), key, dataset)
-    missing = cache.missing_shards({name: teacher.widths for name, teacher in teachers.items()}, dist)
+    missing = cache.missing_shards(teachers, dist)
     count = int(sum_over_ranks(torch.tensor(float(len(missing)), device=dist.device)))
     if count and dist.is_main:
         console.note(f"teacher cache {cache.folder}: {count} of {cache.shards} shards to compute")

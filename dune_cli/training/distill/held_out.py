@@ -11,6 +11,7 @@ from torch import nn
 
 from dune_cli.teachers.teacher import Teacher
 from dune_cli.training.common.dataset import PhotoDataset, centre_crop
+from dune_cli.training.distill.teacher_outputs import token_weights
 
 MAX_PHOTOS = 256
 BATCH_SIZE = 8
@@ -24,7 +25,7 @@ class HeldOutScore:
     student: the student's. untrained: of the same network with new weights. mean_feature: of a constant prediction, the
     teacher's running mean. standardised, untrained_standardised: of the two networks after the mean is subtracted,
     where a constant scores 0. tokens: share of the teacher's tokens that are not zero (a map of people is zero where
-    nobody is visible). photos: how many were scored.
+    nobody is visible; tokens that a teacher's gate shuts out count as zero). photos: how many were scored.
     """
 
     teacher: str
@@ -65,7 +66,11 @@ def held_out_scores(
         count += len(crops)
         by_student, by_untrained = student(images), untrained(images)
         for name, teacher in teachers.items():
-            for kind, raw in teacher(images, grid).items():
+            outputs = teacher(images, grid)
+            for kind in teacher.widths:
+                raw, weights = outputs[kind], token_weights(outputs, kind)
+                if weights is not None:  # tokens that are not valid count as zero ones
+                    raw = raw * (weights > 0)[..., None]
                 norm = norms[name][kind]
                 predicted, control = by_student[name][kind].float(), by_untrained[name][kind].float()
                 standardised = norm(raw)

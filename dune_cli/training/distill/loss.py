@@ -30,20 +30,30 @@ class TokenLoss:
         return 0.5 * self.cosine + 0.5 * self.smooth_l1
 
 
-def token_loss(prediction: torch.Tensor, target: torch.Tensor) -> TokenLoss:
+def token_loss(prediction: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None = None) -> TokenLoss:
     """Losses of predictions and standardised targets, both (B, D) [CLS] or (B, N, D) [patches, averaged over N].
 
-    Computed in float32 under any autocast type. Smooth L1 has beta 1 and is averaged over channels. ValueError for
-    shapes that differ.
+    valid (B, N): weights of the patches; an image without valid patches has the loss 0, also of its CLS. Computed in
+    float32 under any autocast type. Smooth L1 has beta 1 and is averaged over channels. ValueError for shapes that
+    differ.
     """
     prediction, target = prediction.float(), target.float()
     if prediction.shape != target.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
     cosine = 1 - F.cosine_similarity(prediction, target, dim=-1)
     smooth_l1 = F.smooth_l1_loss(prediction, target, reduction="none", beta=1.0).mean(-1)
-    if prediction.ndim == 3:
-        cosine, smooth_l1 = cosine.mean(1), smooth_l1.mean(1)
-    return TokenLoss(cosine, smooth_l1)
+    if valid is None:
+        return TokenLoss(cosine.mean(1), smooth_l1.mean(1)) if cosine.ndim == 2 else TokenLoss(cosine, smooth_l1)
+    if cosine.ndim == 1:
+        taught = speaks(valid).to(cosine.dtype)
+        return TokenLoss(cosine * taught, smooth_l1 * taught)
+    weights = valid / valid.sum(1, keepdim=True).clamp(min=1)
+    return TokenLoss((cosine * weights).sum(1), (smooth_l1 * weights).sum(1))
+
+
+def speaks(valid: torch.Tensor) -> torch.Tensor:
+    """(B, N) weights of a teacher's patches -> (B) bool: whether the teacher says anything about the image."""
+    return valid.sum(1) > 0
 
 
 def teacher_losses(token_losses: dict[str, dict[str, TokenLoss]]) -> torch.Tensor:
@@ -60,16 +70,21 @@ def teacher_mask(
     generic_teacher: int = 0,
     drop_probability: float = 0.5,
     draws: torch.Tensor | None = None,
+    spoken: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(B, T) ones where an image trains a teacher, zeros elsewhere; no gradient.
 
     losses (B, T): of each image and teacher. owner (B,): index of the teacher whose data an image is from, which
     `own_data` and `own+generic_data` need (ValueError). generic_teacher: the one whose images train all teachers.
     `lowest_loss` keeps the teacher with the highest loss and drops each other one with `drop_probability`,
-    independently per image, by the uniform numbers `draws` (B, T).
+    independently per image, by the uniform numbers `draws` (B, T). spoken (B, T) bool: whether the teacher says
+    anything about the image; where not, the image does not train it, whatever the strategy. None: all do.
     """
     losses = losses.detach()
     rows = torch.arange(len(losses), device=losses.device)
+    if spoken is not None:
+        heard = losses.masked_fill(~spoken, -torch.inf)
+        return spoken * teacher_mask(heard, strategy, owner, generic_teacher, drop_probability, draws)
     if strategy == "none":
         return torch.ones_like(losses)
     if strategy == "lowest_loss":

@@ -29,6 +29,7 @@ def document(
     config, log = result.config, folder.read_log()
     seconds = log[-1]["seconds"] if log else result.seconds
     sources = [teacher.source for teacher in result.teachers.values()]
+    sources += [teacher.gate for teacher in result.teachers.values() if teacher.gate is not None]
     broken = folder.read_broken() | result.dataset.broken
     return {
         "schema": SCHEMA,
@@ -47,6 +48,7 @@ def document(
                 "sha256": teacher.source.sha256,
                 "token_types": list(teacher.widths),
                 "width": max(teacher.widths.values()),
+                "gate": None if teacher.gate is None else teacher.gate.name,
                 "note": teacher.note,
             }
             for name, teacher in result.teachers.items()

@@ -16,7 +16,7 @@ from torch import nn
 from dune_cli.models.distilled_encoder import TokenNorm
 from dune_cli.training.common.dist import sum_over_ranks
 from dune_cli.training.common.loop import cosine
-from dune_cli.training.distill.teacher_outputs import TeacherOutputs, TokenWidths
+from dune_cli.training.distill.teacher_outputs import TeacherOutputs, TokenWidths, token_weights
 
 
 def new_teacher_norms(widths: TokenWidths, kind: str) -> nn.ModuleDict:
@@ -40,12 +40,21 @@ class RunningTokenNorm(TokenNorm):
     """
 
     @torch.no_grad()
-    def forward(self, outputs: torch.Tensor, momentum: float = 0.0) -> torch.Tensor:
-        """outputs (B, D) or (B, N, D) -> standardised float32 outputs of the same shape."""
+    def forward(
+        self, outputs: torch.Tensor, momentum: float = 0.0, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """outputs (B, D) or (B, N, D) -> standardised float32 outputs of the same shape.
+
+        weights (B) or (B, N): which tokens count in the statistics; None: all. A batch where fewer than two count is
+        standardised by the buffers, which it leaves as they are.
+        """
         outputs = outputs.float()
         if not self.training or momentum == 0:
             return super().forward(outputs)
-        mean, std = batch_statistics(outputs.reshape(-1, outputs.shape[-1]))
+        if weights is not None and sum_over_ranks((weights > 0).float().sum()) < 2:
+            return super().forward(outputs)
+        rows = outputs.reshape(-1, outputs.shape[-1])
+        mean, std = batch_statistics(rows if weights is None else rows[weights.reshape(-1) > 0])
         self.mean.lerp_(mean, momentum)
         self.std.lerp_(std, momentum)
         return (outputs - mean) / std.clamp(min=self.MIN_STD)
@@ -77,8 +86,10 @@ class PhiSNorm(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     @torch.no_grad()
-    def forward(self, outputs: torch.Tensor, momentum: float = 0.0) -> torch.Tensor:
-        """outputs (..., D) -> standardised float32, same shape. momentum: for the interface of RunningTokenNorm."""
+    def forward(
+        self, outputs: torch.Tensor, momentum: float = 0.0, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """outputs (..., D) -> standardised float32, same shape. The others: for the interface of RunningTokenNorm."""
         return (outputs.float() - self.mean) @ self.rotation.T * self.scale
 
     def restore(self, standardised: torch.Tensor) -> torch.Tensor:
@@ -91,7 +102,8 @@ def fit_phi_s(norms: nn.ModuleDict, batches: Iterable[TeacherOutputs]) -> None:
     moments = {(name, t): PhiSMoments(len(norm.mean)) for name, types in norms.items() for t, norm in types.items()}
     for outputs in batches:
         for (name, token_type), accumulated in moments.items():
-            accumulated.add(outputs[name][token_type])
+            weights, tokens = token_weights(outputs[name], token_type), outputs[name][token_type]
+            accumulated.add(tokens if weights is None else tokens[weights > 0])
     for (name, token_type), accumulated in moments.items():
         accumulated.fit(norms[name][token_type])
 
@@ -115,6 +127,7 @@ class PhiSMoments:
         """Sets a norm's buffers."""
         device = norm.mean.device
         count, total, outer = (sum_over_ranks(part.to(device)).cpu() for part in (self.count, self.sum, self.outer))
+        count = count.clamp(min=1)  # of a gated teacher no token may count
         mean = total / count
         covariance = outer / count - torch.outer(mean, mean)
         norm.mean.copy_(mean)

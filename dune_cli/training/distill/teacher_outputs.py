@@ -19,7 +19,7 @@ from dune_cli.errors import JobFailed, UserError
 from dune_cli.io.cache import check_cached, note_damaged, text_array, text_of, write_cached
 from dune_cli.io.safe_read import parse_json
 from dune_cli.teachers.registry import load_teacher
-from dune_cli.teachers.teacher import PATCH, Teacher
+from dune_cli.teachers.teacher import CLS, PATCH, VALID, Teacher
 from dune_cli.training.common.dataset import Augmentation, PhotoDataset, fixed_crop
 from dune_cli.training.common.dist import Dist
 from dune_cli.training.common.loop import autocast
@@ -31,7 +31,20 @@ MAX_OPEN_SHARDS = 256
 BROKEN = "broken"  # array of a shard: JSON text, photo -> reason
 
 TokenWidths = Mapping[str, Mapping[str, int]]  # teacher -> token type -> channels
-TeacherOutputs = dict[str, dict[str, torch.Tensor]]  # teacher -> token type -> (B, D) or (B, N, D)
+# teacher -> token type -> (B, D) or (B, N, D); of a teacher with a gate also "valid" (B, N)
+TeacherOutputs = dict[str, dict[str, torch.Tensor]]
+
+
+def weights_identity(teacher: Teacher) -> str | None:
+    """The hash of a teacher's weights, with that of its gate's; None where the weights have none."""
+    own = teacher.source.sha256
+    return own if teacher.gate is None else f"{own}, where {teacher.gate.sha256} allows"
+
+
+def token_weights(outputs: Mapping[str, torch.Tensor], kind: str) -> torch.Tensor | None:
+    """Which tokens of a type count: of patches (B, N), of CLS (B); None where all do."""
+    valid = outputs.get(VALID)
+    return valid if valid is None or kind != CLS else (valid.sum(1) > 0).to(valid.dtype)
 
 
 def load_teachers(names: Sequence[str], device: torch.device, dtype: torch.dtype) -> dict[str, Teacher]:
@@ -114,14 +127,14 @@ class TeacherCache:
     def path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.safetensors"
 
-    def missing_shards(self, widths: TokenWidths, dist: Dist) -> list[int]:
+    def missing_shards(self, teachers: Mapping[str, Teacher], dist: Dist) -> list[int]:
         """Of this process's shards (every `world_size`-th), those to compute: missing, damaged, or of other teachers.
 
         Reads all that exist; a note names the damaged ones.
         """
         own = range(dist.rank, self.shards, dist.world_size)
         checked = progress(own, "teacher cache, checking", unit="shard")
-        return [shard for shard in checked if not self._is_valid(shard, widths)]
+        return [shard for shard in checked if not self._is_valid(shard, teachers)]
 
     def fill(
         self,
@@ -173,16 +186,19 @@ class TeacherCache:
                 raise self._unreadable(shard, error) from error
         return broken
 
-    def _is_valid(self, shard: int, widths: TokenWidths) -> bool:
+    def _is_valid(self, shard: int, teachers: Mapping[str, Teacher]) -> bool:
         path = self.path(shard)
         if not check_cached(path, SCHEMA, self._made_of(shard)):
             return False
         rows, size = min(SHARD_ROWS, self.rows - shard * SHARD_ROWS), self.key.size_px
         expected = {"image": ("U8", [rows, 3, size, size])}
-        for name, types in widths.items():
-            for token_type, width in types.items():
-                tokens = [self.key.grid[0] * self.key.grid[1]] if token_type == PATCH else []
+        patches = self.key.grid[0] * self.key.grid[1]
+        for name, teacher in teachers.items():
+            for token_type, width in teacher.widths.items():
+                tokens = [patches] if token_type == PATCH else []
                 expected[f"{name}/{token_type}"] = "F16", [rows, *tokens, width]
+            if teacher.gate is not None:
+                expected[f"{name}/{VALID}"] = "F16", [rows, patches]
         try:
             self._broken(shard)
             with safe_open(path, framework="np") as file:

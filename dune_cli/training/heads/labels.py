@@ -17,8 +17,8 @@ from dune_cli.errors import UserError
 from dune_cli.io.depth_files import read_depth
 from dune_cli.io.image_file import FILE_LIMIT_BYTES, decode
 from dune_cli.io.safe_read import open_regular
-from dune_cli.models.mosaic import CLASSES, outdoor_share
 from dune_cli.provenance import Source
+from dune_cli.teachers.fastdepth import DEFAULT_WEIGHTS, is_room, load_network, sure_depth
 from dune_cli.teachers.registry import load_teacher
 from dune_cli.training.heads.datasets import IGNORED, DepthFile, Example, MaskFile, Polygons
 
@@ -133,9 +133,6 @@ def _from_rle(region: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 
 LABEL_TEACHERS = {"depth": ("fastdepth",), "segmentation": ("mosaic",)}
-OUTDOOR_SHARE = 0.25  # of the pixels: a photo with more of MOSAIC's outdoor classes is no room
-FLIP_TOLERANCE = 0.15  # |log ratio| of the depth of a photo and of its mirror image
-ROOM_M = (0.4, 10.0)  # the depth that FastDepth has learned
 FASTDEPTH_PX = 224
 FASTDEPTH_ASPECTS = (1.0, 1.8)  # width / height; it was trained on 4:3
 NYU_FOCAL_PER_WIDTH = 0.853  # of FastDepth's training images: 518.9 / 2 px for 304 px
@@ -147,12 +144,14 @@ class LabelTeacher:
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
         self._mosaic = load_teacher("mosaic", device).to(memory_format=torch.channels_last)
-        self._fastdepth = load_teacher("fastdepth", device) if name == "fastdepth" else None
+        self._fastdepth, self._sources = None, [self._mosaic.source]
+        if name == "fastdepth":
+            self._fastdepth, source = load_network(DEFAULT_WEIGHTS, device)
+            self._sources.append(source)
 
     @property
     def sources(self) -> list[Source]:
-        teachers = (self._mosaic, self._fastdepth)
-        return [teacher.source for teacher in teachers if teacher is not None]
+        return self._sources
 
     @torch.inference_mode()
     def label(self, rgb: np.ndarray) -> LabelMap | None:
@@ -161,17 +160,14 @@ class LabelTeacher:
         logits = self._mosaic.net(_resized(image, (512, 512))).logits
         if self._fastdepth is None:
             return LabelMap("logits", logits[0].cpu().numpy())
-        if outdoor_share(logits[0].argmax(0).cpu().numpy(), CLASSES) > OUTDOOR_SHARE:
+        if not is_room(logits[0]):
             return None
         height, width = rgb.shape[:2]
         if not FASTDEPTH_ASPECTS[0] <= width / height <= FASTDEPTH_ASPECTS[1]:
             return None
         small = _resized(image, (FASTDEPTH_PX, FASTDEPTH_PX))  # as in its training, whatever the photo's shape
-        plain = self._fastdepth.net(small).depth[0]
-        mirrored = self._fastdepth.net(small.flip(-1)).depth[0].flip(-1)
-        plain, mirrored = plain.clamp(min=1e-3), mirrored.clamp(min=1e-3)
-        depth = (plain * mirrored).sqrt()
-        sure = ((plain / mirrored).log().abs() < FLIP_TOLERANCE) & (depth > ROOM_M[0]) & (depth < ROOM_M[1])
+        mirrored = self._fastdepth(small.flip(-1)).depth[0].flip(-1)
+        depth, sure = sure_depth(self._fastdepth(small).depth[0], mirrored)
         values = F.avg_pool2d((depth * sure)[None], 2)[0] * (F.avg_pool2d(sure.float()[None], 2)[0] == 1)
         return LabelMap("metric", values.cpu().numpy(), NYU_FOCAL_PER_WIDTH * width)
 

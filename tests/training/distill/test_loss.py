@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dune_cli.training.distill.config import STRATEGIES
-from dune_cli.training.distill.loss import TokenLoss, coefficients, teacher_losses, token_loss
+from dune_cli.training.distill.loss import TokenLoss, coefficients, teacher_losses, teacher_mask, token_loss
 from dune_cli.training.distill.step import scale_and_clip
 
 OWNER = torch.tensor([0, 1, 2, 0, 1, 2])  # in19k, Habitat, BEDLAM, GLDv2, Niantic, AGORA
@@ -70,6 +70,42 @@ def test_coefficients_sum_to_one_and_carry_no_gradient(strategy: str) -> None:
     weights = coefficients(torch.rand(6, 3, requires_grad=True), strategy, OWNER)
     assert weights.sum().item() == pytest.approx(1)
     assert not weights.requires_grad
+
+
+def test_tokens_that_are_not_valid_neither_count_nor_teach() -> None:
+    torch.manual_seed(0)
+    prediction = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(3, 4, 6)
+    valid = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]])
+    loss = token_loss(prediction, target, valid)
+    every = token_loss(prediction, target)
+    torch.testing.assert_close(loss.total[0], every.total[0])
+    alone = token_loss(prediction[1:2, [0, 3]], target[1:2, [0, 3]])
+    torch.testing.assert_close(loss.total[1:2], alone.total)
+    assert loss.total[2] == 0
+    loss.total.sum().backward()
+    assert prediction.grad[1, 1:3].abs().max() == 0 and prediction.grad[2].abs().max() == 0
+    cls = token_loss(torch.randn(3, 6), torch.randn(3, 6), valid)
+    assert (cls.total[:2] > 0).all() and cls.total[2] == 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_image_does_not_train_a_teacher_that_says_nothing_of_it(strategy: str) -> None:
+    torch.manual_seed(0)
+    losses = torch.rand(6, 3)
+    losses[:, 1] = 9  # the highest: what lowest_loss would keep
+    spoken = torch.ones(6, 3, dtype=torch.bool)
+    spoken[2:, 1] = False
+    mask = teacher_mask(losses, strategy, OWNER, draws=torch.rand(6, 3), spoken=spoken)
+    assert mask[2:, 1].abs().max() == 0
+    assert strategy.startswith("own") or (mask.sum(1) >= 1).all()
+    if strategy == "lowest_loss":
+        assert (mask[:2, 1] == 1).all()
+        rest = losses[2:].clone()
+        rest[:, 1] = 0
+        assert (mask[torch.arange(2, 6), rest.argmax(1)] == 1).all()
+    silent = teacher_mask(losses, strategy, OWNER, draws=torch.rand(6, 3), spoken=torch.zeros_like(spoken))
+    assert silent.abs().max() == 0
 
 
 def test_gradients_are_clipped_one_parameter_at_a_time() -> None:

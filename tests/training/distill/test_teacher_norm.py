@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dune_cli.training.distill.teacher_norm import (
     PhiSMoments,
     PhiSNorm,
     RunningTokenNorm,
     balancing_rotation,
+    fit_phi_s,
 )
 
 
@@ -44,6 +46,25 @@ def test_momentum_zero_uses_the_buffers() -> None:
     norm = RunningTokenNorm(3).train()
     x = torch.randn(5, 3)
     torch.testing.assert_close(norm(x, 0.0), x)
+
+
+def test_tokens_that_do_not_count_are_not_in_the_statistics() -> None:
+    torch.manual_seed(0)
+    x, weights = torch.randn(4, 6, 3), (torch.rand(4, 6) < 0.5).float()
+    norm, other = RunningTokenNorm(3).train(), RunningTokenNorm(3).train()
+    norm(torch.where(weights[..., None] > 0, x, 1e3), 1.0, weights)
+    other(x[weights > 0], 1.0)
+    torch.testing.assert_close(norm.mean, other.mean)
+    torch.testing.assert_close(norm.std, other.std)
+    before = norm.mean.clone()
+    torch.testing.assert_close(norm(x, 1.0, torch.zeros(4, 6)), norm.eval()(x))
+    torch.testing.assert_close(norm.mean, before)
+    moments, of_valid = {"t": {"patch": PhiSNorm(3)}}, PhiSMoments(3)
+    norms = nn.ModuleDict({name: nn.ModuleDict(types) for name, types in moments.items()})
+    fit_phi_s(norms, [{"t": {"patch": x, "valid": weights}}])
+    of_valid.add(x[weights > 0])
+    of_valid.fit(expected := PhiSNorm(3))
+    torch.testing.assert_close(norms["t"]["patch"].rotation, expected.rotation)
 
 
 def test_a_constant_channel_is_not_blown_up() -> None:

@@ -27,7 +27,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Mean(torch.nn.Module):
     """A teacher of three channels: the mean colour of each cell."""
 
-    name, note = "mean", ""
+    name, note, gate = "mean", "", None
     widths = {"cls": 3, "patch": 3}  # noqa: RUF012
 
     def forward(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -39,11 +39,11 @@ def test_the_cache_holds_what_teachers_say_of_the_same_crops(photos: Path, tmp_p
     data = open_dataset([str(photos)], ["mean"], 0.1)
     key = CacheKey({"mean": "0"}, 28, (2, 2), 3, 5, True, data.hash, "float32")
     cache, settings = TeacherCache(tmp_path, key, data), Augmentation()
-    alone, widths = Dist(0, 1, CPU), {"mean": Mean.widths}
-    missing = cache.missing_shards(widths, alone)
+    alone, teachers = Dist(0, 1, CPU), {"mean": Mean()}
+    missing = cache.missing_shards(teachers, alone)
     assert missing == list(range(cache.shards))
-    cache.fill({"mean": Mean()}, missing, settings, alone, 2, torch.float32, batch_size=7)
-    assert cache.missing_shards(widths, alone) == [] and cache.shards == -(-sum(data.group_sizes) * 3 // 64)
+    cache.fill(teachers, missing, settings, alone, 2, torch.float32, batch_size=7)
+    assert cache.missing_shards(teachers, alone) == [] and cache.shards == -(-sum(data.group_sizes) * 3 // 64)
     for index, epoch in ((0, 0), (4, 1), (sum(data.group_sizes) - 1, 2), (4, 4)):
         slot = BatchSlot(0, index, position=99, epoch=epoch)
         read = cache.read(slot)
@@ -54,7 +54,7 @@ def test_the_cache_holds_what_teachers_say_of_the_same_crops(photos: Path, tmp_p
             torch.testing.assert_close(read[f"mean/{kind}"], value[0].half())
     assert torch.equal(cache.read(BatchSlot(0, 4, 0, 1))["image"], cache.read(BatchSlot(0, 4, 7, 4))["image"])
     other = TeacherCache(tmp_path, CacheKey(**{**key.__dict__, "crops": 2}), data)
-    assert other.folder != cache.folder and len(other.missing_shards(widths, alone)) == other.shards
+    assert other.folder != cache.folder and len(other.missing_shards(teachers, alone)) == other.shards
 
 
 def test_teachers_asked_in_pieces_say_the_same() -> None:
