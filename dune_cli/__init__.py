@@ -15,6 +15,7 @@ _LOADERS = {
     "load_encoder": "checkpoints.loader",
     "load_two_view": "checkpoints.loader",
     "load_depth": "checkpoints.loader",
+    "load_multiview": "sfm.multiview",
     "load_classifier": "checkpoints.loader",
     "load_segmenter": "checkpoints.loader",
     "load_human": "tasks.human",

@@ -61,7 +61,7 @@ def describe_file(located: LocatedFile) -> dict[str, Any]:
     from dune_cli.checkpoints import adapters
 
     try:
-        description = adapters.describe(file.checkpoint, file.metadata)
+        description = adapters.describe(file.checkpoint, file.metadata, file.surroundings)
     except CheckpointError as error:
         raise CheckpointError(f"{located.path}: {error}") from error
     verdict = _compare(located, file.sha256, remember=False)
@@ -94,7 +94,7 @@ def convert(located: LocatedFile, target: Path) -> None:
 
     file = weight_files.read_located(located)
     try:
-        tensors, header = adapters.to_safetensors(file.checkpoint, file.metadata)
+        tensors, header = adapters.to_safetensors(file.checkpoint, file.metadata, file.surroundings)
     except CheckpointError as error:
         raise CheckpointError(f"{located.path}: {error}") from error
     header |= {

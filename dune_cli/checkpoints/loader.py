@@ -19,6 +19,7 @@ from dune_cli import runtime
 from dune_cli.checkpoints import adapters, registry, timm_models, weight_files, weights_folder
 from dune_cli.checkpoints.weight_files import WeightFile, naming_file
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
+from dune_cli.models.depth_anything3 import MonocularDepth, MultiViewDepth
 from dune_cli.models.dinov2_heads import Classifier, HeadDepth, Segmenter
 from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.models.dpt import to_channels_last
@@ -38,6 +39,7 @@ SCENE_HEAD = "dune-segment"  # the registry's segmentation head on dune-mini
 _LOADERS = {
     "encoder": "load_encoder (dune encode --model)",
     "two-view": "load_two_view (dune reconstruct --model)",
+    "multi-view": "load_multiview (dune reconstruct or depth --model)",
     "depth": "load_depth (dune depth --model)",
     "classifier": "load_classifier (dune classify --model)",
     "segmenter": "load_segmenter (dune segment --model)",
@@ -99,7 +101,7 @@ def load_depth(
     device: str = "auto",
     dtype: str = "float32",
     depth_range: tuple[float, float] | None = None,
-) -> HeadDepth | TwoViewDepth | HeadedEncoder:
+) -> HeadDepth | TwoViewDepth | HeadedEncoder | MonocularDepth | MultiViewDepth:
     """A depth model: `model(images, flip=False)`, images (B, 3, H, W) of any sides -> z (B, H, W) in metres.
 
     One of DINOv2's depth heads, on `encoder` (a name or file; without it the one that the head's name tells, beside
@@ -108,23 +110,36 @@ def load_depth(
     KITTI). DINOv2's own hub function builds the linear NYU heads with 80: pass (0.001, 80) to get its numbers.
     `dtype` "auto" is float32 for a two-view model.
 
+    Depth Anything 3 is taken too (docs/models/depth-anything-3.md): DA3METRIC-LARGE, `model(images, intrinsics=K)`, is
+    in metres with intrinsics and relative without; DA3MONO-LARGE and the multi-view models, one image at a time, are
+    relative.
+
     A head of `dune train` (models/heads.py) is taken too; it gets the bundled segmentation head as its `scene` where
     both read the same encoder. Raises WeightsMissing, CheckpointError, UserError.
     """
-    opened = open_checkpoint(name_or_path, "depth", "two-view", "head")
+    opened = open_checkpoint(name_or_path, "depth", "two-view", "multi-view", "head")
     if opened.adapter.KIND == "head":
         if depth_range is not None:
             raise UserError("a depth range belongs to a DINOv2 depth head; leave it out")
         return _with_scene(load_head(name_or_path, "depth", encoder, device, dtype))
-    is_two_view = opened.adapter.KIND == "two-view"
-    torch_device, torch_dtype = device_and_dtype(device, "float32" if is_two_view and dtype == "auto" else dtype)
-    if not is_two_view:
-        model: HeadDepth | TwoViewDepth = _build(opened, encoder, depth_range=depth_range)
-    elif depth_range is not None:
-        raise UserError("a depth range belongs to a depth head; a two-view model has none: leave it out")
-    else:
+    kind = opened.adapter.KIND
+    exact = kind in ("two-view", "multi-view") and dtype == "auto"
+    torch_device, torch_dtype = device_and_dtype(device, "float32" if exact else dtype)
+    has_range = kind == "depth" and hasattr(opened.adapter, "ENCODERS")
+    what = "a two-view model" if kind == "two-view" else opened.adapter.WHAT
+    if depth_range is not None and not has_range:
+        raise UserError(f"a depth range belongs to a DINOv2 depth head; {what} has none: leave it out")
+    model: HeadDepth | TwoViewDepth | MonocularDepth | MultiViewDepth
+    if has_range:
+        model = _build(opened, encoder, depth_range=depth_range)
+    elif kind == "two-view":
         model = TwoViewDepth(_build(opened, encoder))
         model.model.source = opened.file.source
+    elif kind == "multi-view":
+        model = MultiViewDepth(_build(opened, encoder))
+        model.network.source = opened.file.source
+    else:
+        model = _build(opened, encoder)
     return to_inference(model, opened.file.source, torch_device, torch_dtype)
 
 
@@ -224,7 +239,7 @@ def open_checkpoint(name_or_path: str | Path, *kinds: str) -> OpenedCheckpoint:
     """
     file = weight_files.open_weights(name_or_path)
     with naming_file(file.path):
-        adapter, checkpoint = adapters.identify(file.checkpoint, file.metadata)
+        adapter, checkpoint = adapters.identify(file.checkpoint, file.metadata, file.surroundings)
         if adapter.KIND not in kinds:
             named = [kind for kind in kinds if kind != "head"] or list(kinds)  # a head serves one of the other kinds
             wanted = " or ".join(f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in named)

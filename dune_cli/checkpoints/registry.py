@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from dune_cli.errors import DuneError
 
-Kind = Literal["encoder", "two-view", "human", "matcher", "head", "teacher"]
+Kind = Literal["encoder", "two-view", "multi-view", "depth", "human", "matcher", "head", "teacher"]
 _HERE = Path(__file__).resolve().parent
 _FOLDERS = (_HERE.parent / "_weights", _HERE.parents[1] / "weights")  # in the wheel; in a checkout
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from dune_cli.checkpoints import weights_folder, zip_archive
+from dune_cli.checkpoints.surroundings import Surroundings
 from dune_cli.errors import CheckpointError
 from dune_cli.provenance import Source, sha256_of
 
@@ -48,6 +49,14 @@ class WeightFile:
     def published_name(self) -> str:
         """The file name under which it was published, also of a converted file; the file's own if it was not."""
         return self.entry.file if self.entry is not None else self.path.name
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """Its names and what lies beside it."""
+        path = self.path.absolute()
+        registered = () if self.entry is None else (self.entry.name, self.entry.file)
+        folders = (folder.name for folder in path.parents)
+        return Surroundings((*registered, path.name, *folders), path.parent)
 
     @property
     def licence(self) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NEEDS = ("numpy", "torch", "safetensors", "tqdm")
 TRUST = {"registry": "registry", "pinned": "pinned here", "first use": "trusted on first use"}
-KINDS = ("encoder", "two-view", "human", "head", "matcher", "teacher")
+KINDS = ("encoder", "two-view", "multi-view", "depth", "human", "head", "matcher", "teacher")
 VERBS = "dune_cli.commands"
 
 

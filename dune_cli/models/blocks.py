@@ -46,14 +46,16 @@ class Rope2d:
         key = (*grid, device, dtype)
         if key not in self._cache:
             with torch.inference_mode(False):
-                self._cache[key] = self._build(grid, device, dtype)
+                rows, columns = (torch.arange(n, dtype=torch.float32) for n in grid)
+                positions = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+                self._cache[key] = self.at(positions, device, dtype)
         return self._cache[key]
 
-    def _build(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Rotation:
+    def at(self, positions: torch.Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Rotation:
+        """The rotation for tokens at `positions` (N, 2), (row, column)."""
         half = self.head_width // 2
         frequency = self.base ** (-torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
-        rows, columns = (torch.arange(n, dtype=torch.float32, device=device) for n in grid)
-        angles = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2, 1) * frequency
+        angles = positions.to(device, torch.float32)[:, :, None] * frequency
         sign = torch.tensor([-1.0, 1.0], device=device)[:, None]
         cos = angles.cos()[:, :, None].expand(-1, 2, 2, -1).flatten(1)
         sin = (angles.sin()[:, :, None] * sign).flatten(1)
@@ -67,17 +69,24 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention; `qkv` stacks q, k, v (width rows each), heads contiguous inside each."""
+    """Self-attention; `qkv` stacks q, k, v (width rows each), heads contiguous inside each.
 
-    def __init__(self, width: int, heads: int) -> None:
+    `qk_norm`: a LayerNorm (eps 1e-5, float32) over each head's channels of q and of k, before they are rotated.
+    """
+
+    def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = TrunkLinear(width, 3 * width)
+        self.q_norm = nn.LayerNorm(width // heads, 1e-5) if qk_norm else None
+        self.k_norm = nn.LayerNorm(width // heads, 1e-5) if qk_norm else None
         self.proj = TrunkLinear(width, width)
 
     def forward(self, x: torch.Tensor, rotation: Rotation | None = None) -> torch.Tensor:
         """x (B, N, D) -> (B, N, D); `rotation` turns q and k by their positions."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         return self.proj(_attend(q, k, v))
@@ -146,11 +155,18 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, hidden: int, layer_scale: bool, eps: float = 1e-6, gated: bool = False
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        layer_scale: bool,
+        eps: float = 1e-6,
+        gated: bool = False,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, qk_norm)
         self.ls1 = LayerScale(width) if layer_scale else None
         self.norm2 = nn.LayerNorm(width, eps)
         self.mlp = GatedMlp(width, hidden) if gated else Mlp(width, hidden)

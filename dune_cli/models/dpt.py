@@ -57,16 +57,22 @@ class Fusion(nn.Module):
         self.unit2 = ResidualUnit(channels, unit_bias)
         self.out = PointConv2d(channels, channels)
 
-    def forward(self, path: torch.Tensor | None, level: torch.Tensor) -> torch.Tensor:
-        """path (B, C, H, W), None for the coarsest, and level (B, C, H, W) -> (B, C, 2H, 2W).
+    def forward(
+        self, path: torch.Tensor | None, level: torch.Tensor, size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """path (B, C, H, W), None for the coarsest, and level (B, C, H, W) -> (B, C, *size), by default (2H, 2W).
 
         The 1x1 convolution stands before the bilinear upsampling, whose weights sum to 1: the two commute.
         """
         x = level if self.unit1 is None else self.unit1(level).add_(path)
-        return _resize(self.out(self.unit2(x)), (2 * x.shape[-2], 2 * x.shape[-1]))
+        return resize(self.out(self.unit2(x)), size or (2 * x.shape[-2], 2 * x.shape[-1]))
 
 
-class DptHead(nn.Module):
+class ChannelsLastHead(nn.Module):
+    """A head of convolutions that `to_channels_last` lays out for speed."""
+
+
+class DptHead(ChannelsLastHead):
     """Token maps of four depths (coarse to fine: strides 1/4, 1/2, 1, 2 of a patch) to (B, outputs, H, W)."""
 
     def __init__(self, config: DptConfig) -> None:
@@ -101,16 +107,17 @@ class DptHead(nn.Module):
             if path is not None:
                 path = path[..., :height, :width]  # an odd grid's coarsest level is half a cell larger
             path = self.fuse[index](path, levels[index])
-        x = _resize(self.head[0](path), tuple(n * self.config.patch for n in grid))
+        x = resize(self.head[0](path), tuple(n * self.config.patch for n in grid))
         return self.head[2:](x)
 
 
-def _resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """x (B, C, H, W) -> (B, C, *size), bilinear, `align_corners=True`."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 def to_channels_last(module: nn.Module) -> None:
-    """Lays out the convolutions of every DPT head inside `module` for speed (1.6 times as fast on a CPU)."""
+    """Lays out the convolutions of every head of this kind inside `module` for speed (1.6 times as fast on a CPU)."""
     for part in module.modules():
-        if isinstance(part, DptHead):
+        if isinstance(part, ChannelsLastHead):
             part.to(memory_format=torch.channels_last)

@@ -16,6 +16,9 @@ One whose network stands on an encoder from a second file also defines ENCODERS 
 encoder) and encoder_file(checkpoint, file_name) -> str | None (the encoder's published file name; None: no second file
 is needed), and its `build` takes (checkpoint, encoder, file_name).
 
+One whose files do not say all by themselves also defines with_surroundings(checkpoint, surroundings) -> checkpoint,
+which adds what the names of file and folder and a config.json beside it say; the other functions get that checkpoint.
+
 A converted file (safetensors) says in its header which layout it was made from: `dune.layout` is the adapter's NAME,
 `dune.facts` the settings as JSON.
 """
@@ -33,6 +36,7 @@ import torch
 from dune_cli import plugins
 from dune_cli.checkpoints.adapters._common import Description
 from dune_cli.checkpoints.state_dict import count_parameters, find_state_dict
+from dune_cli.checkpoints.surroundings import UNKNOWN, Surroundings
 from dune_cli.errors import CheckpointError
 
 __all__ = ["Description", "all_adapters", "describe", "find", "identify", "to_safetensors"]
@@ -48,25 +52,34 @@ def all_adapters() -> list[ModuleType]:
 
 
 def find(
-    checkpoint: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    checkpoint: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    surroundings: Surroundings = UNKNOWN,
 ) -> tuple[ModuleType, Mapping[str, Any]] | None:
     """The adapter of a file and its checkpoint in the published layout; None for an unknown layout.
 
-    `metadata`: the strings of a safetensors header.
+    `metadata`: the strings of a safetensors header. `surroundings`: what lies around the file.
     """
     adapters, header = all_adapters(), metadata or {}
-    for adapter in adapters:
-        if header.get(LAYOUT) == adapter.NAME:
-            return adapter, _restored(adapter, checkpoint, header)
-    adapter = next((adapter for adapter in adapters if adapter.matches(checkpoint)), None)
-    return None if adapter is None else (adapter, checkpoint)
+    adapter = next((adapter for adapter in adapters if header.get(LAYOUT) == adapter.NAME), None)
+    if adapter is not None:
+        checkpoint = _restored(adapter, checkpoint, header)
+    else:
+        adapter = next((adapter for adapter in adapters if adapter.matches(checkpoint)), None)
+    if adapter is None:
+        return None
+    if hasattr(adapter, "with_surroundings"):
+        checkpoint = adapter.with_surroundings(checkpoint, surroundings)
+    return adapter, checkpoint
 
 
 def identify(
-    checkpoint: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    checkpoint: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    surroundings: Surroundings = UNKNOWN,
 ) -> tuple[ModuleType, Mapping[str, Any]]:
     """As `find`. Raises CheckpointError, saying what the file holds, for an unknown layout."""
-    known = find(checkpoint, metadata)
+    known = find(checkpoint, metadata, surroundings)
     if known is None:
         layouts = ", ".join(adapter.NAME for adapter in all_adapters())
         notes = "; ".join(_describe_unknown(checkpoint).notes)
@@ -74,23 +87,29 @@ def identify(
     return known
 
 
-def describe(checkpoint: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> Description:
+def describe(
+    checkpoint: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    surroundings: Surroundings = UNKNOWN,
+) -> Description:
     """What the file is; for an unknown layout, its top-level keys and the number of its tensors."""
-    known = find(checkpoint, metadata)
+    known = find(checkpoint, metadata, surroundings)
     if known is None:
         return _describe_unknown(checkpoint)
     adapter, published = known
     description = adapter.describe(published)
-    if published is checkpoint:
+    if (metadata or {}).get(LAYOUT) != adapter.NAME:
         return description
     return replace(description, notes=(*description.notes, "converted to safetensors by dune"))
 
 
 def to_safetensors(
-    checkpoint: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    checkpoint: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    surroundings: Surroundings = UNKNOWN,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """A known file as our own safetensors: (flat tensors in published names, header strings)."""
-    adapter, published = identify(checkpoint, metadata)
+    adapter, published = identify(checkpoint, metadata, surroundings)
     tensors, settings = adapter.export(published)
     return tensors, {LAYOUT: adapter.NAME, SETTINGS: json.dumps(dict(settings))}
 
