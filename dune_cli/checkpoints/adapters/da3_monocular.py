@@ -43,7 +43,7 @@ def describe(checkpoint: Mapping[str, Any]) -> _common.Description:
     used = model.state_dict().keys()
     kind = {"metric": "metric depth and sky", "mono": "relative depth and sky"}.get(
         _depth_anything3.kind_of(checkpoint) or "",
-        "depth and sky, METRIC or MONO (its name and config.json do not say)",
+        "depth and sky, METRIC or MONO (neither name nor config.json says)",
     )
     return _common.Description(
         layout=NAME,

@@ -140,9 +140,7 @@ def test_metric_and_mono_that_cannot_be_told_apart(tmp_path: Path, monocular: di
         load_depth(path)
     assert str(path) in str(e.value) and "\n" not in str(e.value)
     (tmp_path / "config.json").write_text('{"model_name": "da3-small"}')
-    with pytest.raises(
-        CheckpointError, match=r"config.json says model_name 'da3-small'; put its config.json"
-    ):
+    with pytest.raises(CheckpointError, match=r"config.json says model_name 'da3-small'; put its config.json"):
         load_depth(path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json is not a JSON file"):
