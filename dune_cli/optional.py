@@ -12,7 +12,13 @@ from dune_cli import signals
 from dune_cli.errors import PackageMissing
 
 # module -> the name to install, where the two differ
-INSTALL_NAMES = {"cv2": "opencv-python", "PIL": "pillow", "pi_heif": "pi-heif", "libusb_package": "libusb-package"}
+INSTALL_NAMES = {
+    "cv2": "opencv-python",
+    "PIL": "pillow",
+    "pi_heif": "pi-heif",
+    "libusb_package": "libusb-package",
+    "faiss": "faiss-cpu",
+}
 
 
 def require(module: str, why: str, extra: str | None = None) -> ModuleType:
@@ -47,6 +53,11 @@ def import_pycolmap(why: str) -> ModuleType:
     """
     with signals.kept():
         return require("pycolmap", why)
+
+
+def import_faiss(why: str) -> ModuleType:
+    """Imports faiss, which the extra "search" brings. Raises PackageMissing."""
+    return require("faiss", why, extra="search")
 
 
 def import_open3d(why: str) -> ModuleType:

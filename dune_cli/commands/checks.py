@@ -22,6 +22,12 @@ def weights(*names: str | None) -> None:
             weights_folder.locate(name)
 
 
+def stored_name(name: str) -> str:
+    """A model as --model takes it, for another run in another folder: the whole path of a file."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if not name.startswith(OTHER_MODELS) and path.is_file() else name
+
+
 def folder(path: str, option: str | None = None) -> None:
     """UserError for what is no folder. `option`: names it in the message."""
     if not Path(path).expanduser().is_dir():

@@ -52,8 +52,9 @@ DIFFER = {
     "--steps": {"default"},
     "--held-out": {"default"},
     "--checkpoint-minutes": {"default"},
-    "--overwrite": {"help"},  # of downloads
+    "--overwrite": {"help"},  # of downloads, or of an index
     "--all": {"help"},
+    "--top": {"help", "default"},  # classes or photos
 }
 RENAMED = {
     "reloc": {"--top-k": "--neighbours", "--retrieval": "--retrieval-model"},
