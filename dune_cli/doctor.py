@@ -66,6 +66,7 @@ PACKAGES = (
     Package("smplx", "smplx", "SMPL-X bodies (non-commercial)"),
     Package("kornia", "kornia", "the matcher aliked-lightglue; the teacher aliked"),
     Package("pi_heif", "pi-heif", "HEIC photos", extra="heic"),
+    Package("faiss", "faiss-cpu", "dune search --engine faiss", extra="search"),
 )
 
 

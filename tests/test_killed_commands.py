@@ -22,4 +22,4 @@ def test_killed_commands_go_on_and_write_the_same(tmp_path: Path) -> None:
         [sys.executable, script, tmp_path, "--kills", "1"], capture_output=True, text=True, timeout=580, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("all equal") == 8
+    assert done.stdout.count("all equal") == 10

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dune_cli.evaluation.distill_speed import DistillSpeed
     from dune_cli.evaluation.matching_speed import MatchingSpeed
     from dune_cli.evaluation.network_speed import PairSpeed, TaskSpeed
+    from dune_cli.evaluation.search_speed import SearchSpeed
     from dune_cli.evaluation.speed import NetworkSpeed
 
 NEEDS = ("numpy", "torch", "scipy", "tqdm")
@@ -26,6 +27,7 @@ MODELS = {  # of each part, the default first
     "distill": ("dune-mini", "dune-vits14", "dune-vitb14"),
     "human": ("multihmr-672-l-anny", "multihmr-672-s", "multihmr-672-b", "multihmr-672-l", "multihmr-896-l"),
 }
+PARTS = (*MODELS, "search")
 
 
 @options.group("Advanced")
@@ -51,9 +53,9 @@ class BenchOptions:
 def command(
     *,
     part: str = options.argument(
-        "[pair|depth|human|distill]",
+        "[pair|depth|human|distill|search]",
         "What to measure.  [default: pair]",
-        type=click.Choice(tuple(MODELS)),
+        type=click.Choice(PARTS),
         default="pair",
     ),
     given: BenchOptions,
@@ -68,15 +70,24 @@ def command(
     pair: encoder and two-view forward of one 4:3 pair (default --size 518 or 512), and reciprocal matching on the CPU
     against the full score matrix and KD-trees. depth: encoder and whole network on one 4:3 image (default 640 or 512
     px). distill: a training step with and without the teacher cache, and the loading of photos (squares of --size).
-    human: one square of the model's own size, with four people; for Anny models also with bodies.
+    human: one square of the model's own size, with four people; for Anny models also with bodies. search: dune search
+    for one photo and for 32 in 100,000 made-up vectors of the width of dune-mini, compared with sorting in float64.
 
     \b
     Example: dune bench
              dune bench --architecture mast3r-vitl --size 512 --json
              dune bench human --architecture multihmr-672-s --rounds 1
+             dune bench search
     """
     from dataclasses import asdict
 
+    if part == "search":
+        if given.architecture is not None or given.size is not None or given.device not in ("auto", "cpu"):
+            raise UserError("a search has no network; leave --architecture, --size and --device out")
+        if given.threads is not None:
+            raise UserError("the threads of a search are NumPy's; leave --threads out and set OMP_NUM_THREADS")
+        _search(given, output)
+        return
     name = given.architecture or MODELS[part][0]
     if name not in MODELS[part]:
         raise UserError(f"{name!r} is no model of 'dune bench {part}'; allowed: {', '.join(MODELS[part])}")
@@ -108,6 +119,39 @@ def command(
     output.print_json([document | {"provenance": run.provenance([], [])}])
     if not output.as_json:
         console.document("\n".join(lines))
+
+
+def _search(given: BenchOptions, output: JsonOptions) -> None:
+    from dataclasses import asdict
+
+    from dune_cli.evaluation import search_speed
+
+    run = Run(seed=0)
+    with run.stage("search"):
+        measured = search_speed.measure_search(rounds=given.rounds, cpu_time=given.cpu_time, report=console.note)
+    goal = search_speed.GOAL_SECONDS
+    seconds = measured.engines[0].seconds
+    goals = [
+        {"what": "seconds of a search for one photo", "goal": goal, "measured": seconds, "reached": seconds <= goal}
+    ]
+    document = {"schema": "dune.bench/1", "part": "search", **asdict(measured), "goals": goals}
+    output.print_json([document | {"provenance": run.provenance([], [])}])
+    if not output.as_json:
+        console.document("\n".join([*search_table(measured), "", *_goal_lines(goals)]))
+
+
+def search_table(measured: SearchSpeed) -> list[str]:
+    """The lines that `dune bench search` prints."""
+    lines = [
+        f"the {measured.top} most similar of {measured.count} vectors of width {measured.dimension}, "
+        f"{measured.threads} threads, {measured.clock} time",
+        "",
+        f"{'engine':10}{'queries':>8}{'seconds':>10}  hits",
+    ]
+    return lines + [
+        f"{row.engine:10}{row.queries:8}{row.seconds:10.4f}  {'those' if row.identical else 'NOT those'} of float64"
+        for row in measured.engines
+    ]
 
 
 def table(networks: PairSpeed, matching: MatchingSpeed) -> list[str]:

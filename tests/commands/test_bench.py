@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dune_cli.commands import bench
-from dune_cli.evaluation import matching_speed
+from dune_cli.evaluation import matching_speed, search_speed
 from dune_cli.evaluation.matching_speed import MatchingSpeed
 from dune_cli.evaluation.network_speed import PairSpeed, TaskSpeed
 from dune_cli.evaluation.speed import NetworkSpeed
@@ -101,3 +101,16 @@ def test_what_bench_refuses(arguments: tuple[str, ...], word: str, dune: Any) ->
     done = dune("bench", *arguments)
     assert done.returncode == 2
     assert word in done.stderr
+
+
+def test_search(dune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_speed, "measure_search", partial(search_speed.measure_search, 3000))
+    done = dune("bench", "search", "--rounds", 1, "--json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["part"], document["count"], document["dimension"]) == ("search", 3000, 256)
+    assert {(row["engine"], row["queries"]) for row in document["engines"]} >= {("numpy", 1), ("numpy", 32)}
+    assert all(row["identical"] for row in document["engines"]) and document["goals"][0]["goal"] == 0.1
+    assert "those of float64" in dune("bench", "search", "--rounds", 1).stdout
+    for words in (("--threads", 1), ("--size", 56), ("--architecture", "dune-mini")):
+        assert "out" in dune("bench", "search", *words).stderr.splitlines()[-1]

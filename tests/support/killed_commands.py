@@ -35,8 +35,8 @@ NOT_COMPARED = ("seconds", "hours", "images_per_second", "provenance", "work", "
 
 @dataclass(frozen=True)
 class Job:
-    """A command. words: what follows `dune`, for an output folder. files: what it writes there. before: in the child,
-    before the command."""
+    """A command. words: what follows `dune`, for an output folder. files: patterns of what it writes there. before:
+    in the child, before the command."""
 
     name: str
     words: Callable[[Path], list[object]]
@@ -55,7 +55,7 @@ class Count:
 
 
 def make_jobs(folder: Path) -> dict[str, Job]:
-    """The four commands that go on where they stopped, on small inputs that are made in `folder` (in a child)."""
+    """The five commands that go on where they stopped, on small inputs that are made in `folder` (in a child)."""
     if not (folder / "ready").exists():
         pid = os.fork()
         if pid == 0:
@@ -74,6 +74,8 @@ def make_jobs(folder: Path) -> dict[str, Job]:
     relocalized = ("mapfree", folder / "root", *sift, "--unit-translation")
     taught = ("distill", "--teachers", f"dinov2={folder / 'dinov2.pth'}", "--data", folder / "photos", *small)
     matched = ("train", "matcher", "--encoder", folder / "mini.safetensors", *scenes, *tiny)
+    indexed = ("index", folder / "photos", "--size", 112, "--dtype", "float32")
+    index = ("index/index.json", "index/vectors-*.npy", "index/photos-*.jsonl")
     students = ("student.safetensors", "student_fp16.safetensors", "report.json")
     heads = ("matcher.safetensors", "matcher_fp16.safetensors", "report.json")
     jobs = (
@@ -81,6 +83,7 @@ def make_jobs(folder: Path) -> dict[str, Job]:
         Job("mapfree", lambda out: [*relocalized, "-o", out / "s.zip"], ("s.zip",), _small_sift),
         Job("distill", lambda out: [*taught, "--cache", out / "cache", "-o", out], students),
         Job("matcher", lambda out: [*matched, "-o", out], heads, _sift_teaches),
+        Job("index", lambda out: [*indexed, "-o", out / "index"], index, _save_often),
     )
     return {job.name: job for job in jobs}
 
@@ -120,6 +123,13 @@ def _sift_teaches() -> None:
     from dune_cli.matchers.sift import Sift
 
     aliked_lightglue.AlikedLightGlue = lambda *_: Sift(320, 500)
+
+
+def _save_often() -> None:
+    """`index` saves what it has computed after every second photo."""
+    from dune_cli.tasks import index
+
+    index.SAVE_VECTORS = 2
 
 
 def start(job: Job, output: Path) -> int:
@@ -180,7 +190,7 @@ def kill_and_compare(job: Job, folder: Path, kinds: list[signal.Signals], kills:
     assert code == 0, f"{job.name} ended with {code}: {_said(output)}"
     seconds = time.monotonic() - began
     whole = _contents(job, output)
-    assert set(whole) == set(job.files)
+    assert all(any(Path(name).match(pattern) for name in whole) for pattern in job.files)
     counts = {}
     for kind in kinds:
         chance = random.Random(f"{job.name} {kind.name} {seed}")
@@ -246,10 +256,9 @@ def _fresh(output: Path) -> None:
 
 def _contents(job: Job, output: Path) -> dict[str, object]:
     found: dict[str, object] = {}
-    for name in job.files:
-        if (output / name).exists():
-            content = (output / name).read_bytes()
-            found[name] = json.dumps(_plain(json.loads(content))) if name.endswith(".json") else content
+    for path in sorted(path for pattern in job.files for path in output.glob(pattern)):
+        name, content = path.relative_to(output).as_posix(), path.read_bytes()
+        found[name] = json.dumps(_plain(json.loads(content))) if name.endswith(".json") else content
     return found
 
 
@@ -274,7 +283,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=30, help="with each signal, of each job")
     parser.add_argument("--signals", default="KILL,TERM")
-    parser.add_argument("--jobs", default="reconstruct,mapfree,distill,matcher")
+    parser.add_argument("--jobs", default="reconstruct,mapfree,distill,matcher,index")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     import_everything()
@@ -304,11 +313,13 @@ def import_everything() -> None:
     import timm  # noqa: F401
 
     import dune_cli.commands.distill
+    import dune_cli.commands.index
     import dune_cli.commands.mapfree
     import dune_cli.commands.reconstruct
     import dune_cli.commands.train
     import dune_cli.evaluation.mapfree_submission
     import dune_cli.matchers.sift
+    import dune_cli.tasks.index
     import dune_cli.tasks.reconstruct.matches
     import dune_cli.teachers.dinov2
     import dune_cli.training.distill.finalize
