@@ -24,7 +24,7 @@ class DescriptorOptions:
     pooling: str | None = option(
         f"--pooling [{'|'.join(POOLINGS)}]",
         "Vector of a photo: the CLS token, the mean of the patch tokens, or their generalised mean.",
-        default_text="that of the index, else mean",
+        default_text="that of the index, else cls",
     )
     size: int | None = options.size_px(default_text="that of the index, else 224")
     batch_size: int = option(
@@ -69,7 +69,7 @@ def command(
     Example: dune index photos/ -o index/
              dune search query.jpg --index index/ --top 10
              dune index photos/ 'holidays/**/*.jpg' clip.mp4 --fps 0.5 -o index/ --json
-             dune index photos/ --model dinov2-vits14 --pooling cls -o semantic/
+             dune index photos/ --model dinov2-vits14 --pooling mean -o index-dinov2/
     """
     from dune_cli.io.inputs import expand
     from dune_cli.io.photo_index import check_index_folder, is_index, open_index

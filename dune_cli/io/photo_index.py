@@ -38,6 +38,7 @@ PHOTOS_LIMIT_BYTES = 1024 * MIB
 PART_LIMIT_BYTES = 1024 * MIB
 LARGEST_DIMENSION = 65_536
 LARGEST_COUNT = 2**31
+LINES_AT_ONCE = 100_000  # a call of the parser for each line would take longer than the lines
 BLOCK_BYTES = 16 * MIB  # that are written or hashed at once
 LOWEST_MTIME_NS = -(2**62)
 _DATA_FILE = re.compile(r"(vectors-[0-9a-f]{16}\.npy|photos-[0-9a-f]{16}\.jsonl)")
@@ -263,7 +264,9 @@ def _read_rows(folder: Path, path: Path, count: int) -> tuple[IndexRow, ...]:
     lines = content.splitlines()
     if len(lines) != count or not content.endswith(b"\n"):
         raise _damaged(folder, f"{path.name} has {len(lines)} lines where {HEADER} counts {count}")
-    values = parse_json(b"[" + b",".join(lines) + b"]", str(path))
+    values: list[Any] = []
+    for start in range(0, count, LINES_AT_ONCE):
+        values += parse_json(b"[" + b",".join(lines[start : start + LINES_AT_ONCE]) + b"]", str(path))
     if len(values) != count:
         raise _damaged(folder, f"{path.name} has {len(values)} entries where {HEADER} counts {count}")
     rows: list[IndexRow] = []

@@ -14,7 +14,7 @@ from dune_cli.io.photo_index import IndexEncoder
 from dune_cli.io.preprocess import prepare
 from dune_cli.models.pooling import POOLINGS, pool
 
-DEFAULT_POOLING = "mean"
+DEFAULT_POOLING = "cls"  # docs/models/encoder.md, "One vector a photo"
 DEFAULT_SIZE_PX = 224
 
 

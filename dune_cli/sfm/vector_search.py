@@ -56,7 +56,8 @@ def _numpy_best(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows of a block or, where k better rows are known, all that exceed the `worst` (Q,) of these; filled
     up with cosines of -inf."""
-    cosines = queries @ block.T
+    with np.errstate(all="ignore"):  # damaged vectors
+        cosines = queries @ block.T
     if not np.abs(cosines).max() <= LARGEST_COSINE:  # also where one is NaN
         raise _not_unit()
     if worst is None:
@@ -74,7 +75,8 @@ def _numpy_best(
 
 def _faiss_best(queries: np.ndarray, block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     faiss = optional.import_faiss("--engine faiss")
-    squares = np.einsum("nd,nd->n", block, block)
+    with np.errstate(all="ignore"):  # damaged vectors
+        squares = np.einsum("nd,nd->n", block, block)
     if not squares.max() <= LARGEST_COSINE**2:
         raise _not_unit()
     ours, theirs = (np.ascontiguousarray(part, np.float32) for part in (queries, block))
