@@ -17,9 +17,17 @@ from support import TESTS
 @pytest.mark.slow
 @pytest.mark.weights("efficientnet-lite2")
 def test_killed_commands_go_on_and_write_the_same(tmp_path: Path) -> None:
+    _kill(tmp_path, "reconstruct,mapfree,distill,matcher", kills=1, compared=8)
+
+
+@pytest.mark.slow
+def test_a_killed_index_goes_on_and_is_the_same(tmp_path: Path) -> None:
+    _kill(tmp_path, "index", kills=3, compared=2)
+
+
+def _kill(folder: Path, jobs: str, kills: int, compared: int) -> None:
     script = TESTS / "support" / "killed_commands.py"
-    done = subprocess.run(
-        [sys.executable, script, tmp_path, "--kills", "1"], capture_output=True, text=True, timeout=580, check=False
-    )
+    words = [sys.executable, script, folder, "--kills", str(kills), "--jobs", jobs]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("all equal") == 10
+    assert done.stdout.count("all equal") == compared

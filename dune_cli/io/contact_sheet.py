@@ -26,7 +26,7 @@ ELLIPSIS = "…"
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture (H, W, 3) uint8, None for an empty tile, with a title and a name below it."""
+    """A picture (H, W, 3) uint8 as `reduced` gives it, None for an empty tile, with a title and a name below it."""
 
     picture: np.ndarray | None
     title: str
@@ -39,6 +39,15 @@ class SheetRow:
 
     query: Tile
     hits: tuple[Tile, ...]
+
+
+def reduced(rgb: np.ndarray) -> np.ndarray:
+    """A photo (H, W, 3) uint8 at the size of a tile; smaller ones stay as they are."""
+    from PIL import Image
+
+    image = Image.fromarray(rgb)
+    image.thumbnail((TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
 
 def sheet_size_px(hits: Sequence[int]) -> tuple[int, int]:
@@ -64,16 +73,15 @@ def save_contact_sheet(path: str | Path, rows: Sequence[SheetRow]) -> None:
     font = ImageFont.load_default(FONT_PX)
 
     def paste(tile: Tile, left: int, top: int, is_query: bool) -> None:
+        height, width = (TILE_PX, TILE_PX) if tile.picture is None else tile.picture.shape[:2]
+        x, y = left + (TILE_PX - width) // 2, top + TILE_PX - height  # captions are close to their pictures
         if tile.picture is None:
-            draw.rectangle((left, top, left + TILE_PX - 1, top + TILE_PX - 1), EMPTY)
-            draw.text((left + TILE_PX // 2, top + TILE_PX // 2), "no picture", FAINT, font, anchor="mm")
+            draw.rectangle((x, y, x + width - 1, y + height - 1), EMPTY)
+            draw.text((x + width // 2, y + height // 2), "no picture", FAINT, font, anchor="mm")
         else:
-            small = Image.fromarray(tile.picture)
-            small.thumbnail((TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
-            at = (left + (TILE_PX - small.width) // 2, top + (TILE_PX - small.height) // 2)
-            sheet.paste(small, at)
+            sheet.paste(Image.fromarray(tile.picture), (x, y))
         if is_query:
-            draw.rectangle((left - 3, top - 3, left + TILE_PX + 2, top + TILE_PX + 2), outline=FRAME, width=2)
+            draw.rectangle((x - 4, y - 4, x + width + 3, y + height + 3), outline=FRAME, width=3)
         draw.text((left, top + TILE_PX + 4), tile.title, FRAME if is_query else TEXT, font)
         draw.text((left, top + TILE_PX + 18), _fitting(tile.name, font), FAINT, font)
 

@@ -222,7 +222,8 @@ class _Plan:
     def skip(self, name: str, path: Path, reason: str) -> None:
         """Leaves a file out, with a note."""
         self.skipped.append(SkippedFile(name, reason))
-        console.note_once(f"{path} is left out: {reason}", "files left out")
+        named = reason if str(path) in reason else f"{path}: {reason}"
+        console.note_once(f"left out: {named}", "files left out")
 
 
 def _first_reason(skipped: Sequence[SkippedFile]) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import DuneError, UserError
-from dune_cli.io.contact_sheet import SheetRow, Tile
+from dune_cli.io.contact_sheet import SheetRow, Tile, reduced
 from dune_cli.io.photo_index import IndexRow, PhotoIndex, located, relative_path
 from dune_cli.io.photos import Photo, PhotoInfo, read_photo
-from dune_cli.io.video import frames
+from dune_cli.io.video import Video
 from dune_cli.provenance import Run
 from dune_cli.sfm.global_descriptors import GlobalDescriptor
 from dune_cli.sfm.vector_search import most_similar
@@ -131,30 +131,60 @@ def _hit_document(rank: int, hit: SearchHit) -> dict[str, Any]:
 
 
 def sheet_rows(results: Sequence[SearchResult]) -> list[SheetRow]:
-    """The contact sheet's rows: the query, then its hits. A photo that cannot be read has a note and an empty tile."""
+    """The contact sheet's rows: the query, then its hits. A photo that cannot be read has a note and an empty tile.
+
+    Each photo and video is read once.
+    """
+    pictures: dict[tuple[Path, int | None], np.ndarray | None] = {}
+    films: dict[Path, set[int]] = {}
+    for hit in (hit for result in results for hit in result.hits):
+        if hit.row.frame is None:
+            pictures.setdefault((hit.path, None), None)
+        else:
+            films.setdefault(hit.path, set()).add(hit.row.frame)
+    for path in dict.fromkeys([*(result.query.path for result in results), *(path for path, _ in pictures)]):
+        pictures[path, None] = _photo(path)
+    for path, wanted in films.items():
+        pictures |= {(path, frame): picture for frame, picture in _frames(path, wanted).items()}
     rows = []
     for result in results:
-        query = Tile(_picture(result.query.path, None), "query", result.query.path.name)
-        hits = [
-            Tile(_picture(hit.path, hit.row.frame), f"{rank}   {hit.similarity:.3f}", _name(hit))
-            for rank, hit in enumerate(result.hits, 1)
-        ]
+        query = Tile(pictures[result.query.path, None], "query", _name(result.query.path))
+        hits = []
+        for rank, hit in enumerate(result.hits, 1):
+            time = "" if hit.row.time_s is None else f"{hit.row.time_s:.1f} s  "
+            picture = pictures.get((hit.path, hit.row.frame))
+            hits.append(Tile(picture, f"{rank}   {hit.similarity:.3f}", time + _name(hit.path)))
         rows.append(SheetRow(query, tuple(hits)))
     return rows
 
 
-def _name(hit: SearchHit) -> str:
-    return hit.path.name if hit.row.time_s is None else f"{hit.row.time_s:.1f} s  {hit.path.name}"
+def _name(path: Path) -> str:
+    """The file in its folder."""
+    return "/".join(path.parts[-2:])
 
 
-def _picture(path: Path, frame: int | None) -> np.ndarray | None:
+def _photo(path: Path) -> np.ndarray | None:
     try:
-        if frame is None:
-            return read_photo(path).rgb
-        found = next((one.rgb for one in frames(path) if one.index == frame), None)
-        if found is None:
-            raise UserError(f"{path} has no frame {frame}")
-        return found
+        return reduced(read_photo(path).rgb)
     except DuneError as error:
-        console.note_once(f"an empty tile stands for {path}: {error}", "photos that are gone")
-        return None
+        return _no_picture(path, error)
+
+
+def _frames(path: Path, wanted: set[int]) -> dict[int, np.ndarray]:
+    found: dict[int, np.ndarray] = {}
+    try:
+        with Video(path) as video:
+            for frame in video:
+                if frame.index in wanted:
+                    found[frame.index] = reduced(frame.rgb)
+                if frame.index >= max(wanted):
+                    break
+        if len(found) < len(wanted):
+            raise UserError(f"{path} has no frame {min(wanted - found.keys())}")
+    except DuneError as error:
+        _no_picture(path, error)
+    return found
+
+
+def _no_picture(path: Path, error: DuneError) -> None:
+    console.note_once(f"an empty tile stands for {path}: {error}", "photos that are gone")

@@ -16,11 +16,12 @@ from dune_cli.io.contact_sheet import (
     TILE_PX,
     SheetRow,
     Tile,
+    reduced,
     save_contact_sheet,
     sheet_size_px,
 )
 
-RED, BLUE = (np.full((300, 400, 3), colour, np.uint8) for colour in ((220, 0, 0), (0, 0, 220)))
+RED, BLUE = (reduced(np.full((300, 400, 3), colour, np.uint8)) for colour in ((220, 0, 0), (0, 0, 220)))
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])

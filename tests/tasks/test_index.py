@@ -116,7 +116,7 @@ def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path: Path, capsys
         "../photos/z.mp4",
     ]
     assert task.document(result)["run"]["skipped"] == 3
-    assert f"{photos[1]} is left out: " in capsys.readouterr().err
+    assert f"left out: {photos[1]} is not a picture" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"none of the 1 inputs can be read, such as img1.png"):
         update(tmp_path / "other", photos[1:2], descriptor())
 
