@@ -25,13 +25,14 @@ WEIGHTS = (
     (
         "depth",
         "dune depth photo.jpg -o depth.png --model NAME",
-        ("dinov2-vits14-nyu-dpt", "dinov2-vitl14-nyu-dpt", "dinov2-vits14-kitti-dpt"),
+        ("dinov2-vits14-nyu-dpt", "dinov2-vitl14-nyu-dpt", "dinov2-vits14-kitti-dpt", "da3metric-large"),
     ),
 )
 CANDIDATES = (  # for a default model, best first
     "mast3r-vitl",
     "dunemast3r-vitb",
     "dunemast3r-vits",
+    "da3metric-large",
     *(f"dinov2-vit{letter}14-nyu-dpt" for letter in "glbs"),
     *(f"dinov2-vit{letter}14-nyu-{head}" for head in ("linear4", "linear") for letter in "glbs"),
     *(f"dinov2-vit{letter}14-kitti-{head}" for head in ("dpt", "linear4", "linear") for letter in "glbs"),
@@ -45,7 +46,9 @@ COLOR_ENDING = "_color.png"
 
 @options.group("Model")
 class DepthOptions(ModelOptions):
-    model: str | None = options.model_of("DINOv2 depth heads and two-view models", default_text=options.BEST_MODEL)
+    model: str | None = options.model_of(
+        "DINOv2 depth heads, two-view models and Depth Anything 3", default_text=options.BEST_MODEL
+    )
     size: int | None = options.size_px()
     flip: bool = option("--flip", "Average with the horizontally flipped prediction. Takes twice the time.")
     depth_range: str | None = option(
@@ -89,13 +92,17 @@ def command(
     compute: ComputeOptions,
     output: DepthOutput,
 ) -> None:
-    """Estimate the metric depth of photos and videos.
+    """Estimate the depth of photos and videos.
 
     Depth is z in metres, at every pixel of the photo. PNG files hold 16-bit depth times the JSON's png_scale (1000:
     millimetres), 0 where there is none. NPZ and EXR files hold float32 metres. PLY files hold the back-projected,
     coloured points. A JSON file beside each gives the camera, the depth range and the provenance. Without --intrinsics,
     --fov-deg and EXIF, the focal length follows from the points of a two-view model. The default --size is 640 px for
-    NYU heads, 1216 px for KITTI heads, and the standard one of a two-view model.
+    NYU heads, 1216 px for KITTI heads, and the standard one of other models.
+
+    Of Depth Anything 3, da3metric-large gives metres where the focal length is known (--intrinsics, --fov-deg or EXIF).
+    Without it, and from da3mono-large, da3-small and da3-base, depth is relative: its median is 1, and the JSON says
+    so. Sky is given the depth of the farthest hundredth of the rest.
 
     A video gives a folder with one file per frame, named by frame index (000000.png, ...). frames.jsonl holds one line
     per frame, with its time in seconds. video.json holds what is common to all frames, which have one camera.
@@ -104,6 +111,7 @@ def command(
     Example: dune depth photo.jpg -o depth.png --colormap
              dune depth photo.jpg -o cloud.ply --model dinov2-vits14-nyu-dpt --fov-deg 65
              dune depth photos/ -o depths/ --format npz --model mast3r-vitl
+             dune depth photo.jpg -o depth.png --model da3metric-large --fov-deg 65
              dune depth clip.mp4 -o depths/ --fps 5 --colormap
     """
     from dune_cli.io.inputs import expand, is_video
@@ -198,9 +206,12 @@ class DepthTask(PredictTask):
         self.sources = self.network.sources  # before encoders are shared, whose files may differ
 
     def slot(self) -> SharedBackboneSlot | None:
+        from dune_cli.models.depth_anything3 import MonocularDepth, MultiViewDepth
         from dune_cli.models.mast3r import DunePatches, TwoViewDepth
         from dune_cli.models.shared_backbone import SharedBackboneSlot, head_slot
 
+        if isinstance(self.network, (MonocularDepth, MultiViewDepth)):  # no other task reads their backbones
+            return None
         if not isinstance(self.network, TwoViewDepth):
             return head_slot(self.name, self.network)
         encoder = self.network.model.encoder

@@ -14,6 +14,7 @@ from dune_cli.errors import PackageMissing, UserError, WeightsMissing
 if TYPE_CHECKING:
     from dune_cli.matchers.matcher import Matcher
     from dune_cli.models.mast3r import TwoViewModel
+    from dune_cli.sfm.multiview import MultiViewModel
     from dune_cli.sfm.relative_pose import PairBackend
 
 NEIGHBOURS = 10
@@ -61,6 +62,15 @@ class MatchingOptions(ModelOptions):
 
         assert self.model is not None
         network = load_two_view(self.model, self.encoder, compute.device, compute.dtype)
+        console.note(f"model {network.source.name}, licence {network.source.licence}")
+        return network
+
+    def load_scene_model(self, compute: ComputeOptions, metric: str | None) -> TwoViewModel | MultiViewModel:
+        """The two-view or multi-view model, with a note about its licence. `metric`: name or file of a metric model."""
+        from dune_cli.sfm.multiview import load_scene_model
+
+        assert self.model is not None
+        network = load_scene_model(self.model, self.encoder, metric, compute.device, compute.dtype)
         console.note(f"model {network.source.name}, licence {network.source.licence}")
         return network
 

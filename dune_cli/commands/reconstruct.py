@@ -36,6 +36,11 @@ WEIGHTS = (
         ("dunemast3r-vits", "dunemast3r-vitb", "mast3r-vitl"),
     ),
     (
+        "any number of views: 3-D, poses and depth",
+        "dune reconstruct photos/ -o scene.ply --model NAME",
+        ("da3-base", "da3-small"),
+    ),
+    (
         "matching",
         "dune reconstruct photos/ -o scene.ply --matcher NAME",
         (("dune", "dune-matcher"), ("xfeat-lighterglue", "xfeat-lighterglue-bundled"), "aliked-lightglue"),
@@ -45,17 +50,24 @@ WEIGHTS = (
 
 @options.group("Matching")
 class SceneMatching(MatchingOptions):
+    model: str | None = options.model_of("two-view models (MASt3R, DUNE + MASt3R) and multi-view ones (DA3)")
+    metric_model: str | None = option(
+        "--metric-model NAME|FILE",
+        "Metric depth model (da3metric-large) that gives the scene of a multi-view --model its scale, and leaves out "
+        "the sky.",
+        heading="Model",
+    )
     method: str = option(
         "--method [auto|matches|pointmap]",
-        "Reconstruction method. pointmap: point maps of a two-view --model. matches: feature matches and stereo, "
-        "without weights. auto: pointmap if --model is given.",
+        "Reconstruction method. pointmap: point maps of a two-view or multi-view --model. matches: feature matches and "
+        "stereo, without weights. auto: pointmap if --model is given.",
         default="auto",
     )
     min_confidence: float | None = option(
         "--min-confidence X",
         "Minimum confidence of points.",
         options.NOT_NEGATIVE,
-        default_text="1.5 for pointmap (1 and above), 0 for matches (0 to 1)",
+        default_text="1.5 for pointmap (1 and above), the 40 % quantile for DA3, 0 for matches (0 to 1)",
     )
     size: int | None = options.size_px(
         "Long side of the network input (pointmap) or of the dense map of two photos (matches)",
@@ -68,6 +80,8 @@ class SceneMatching(MatchingOptions):
         method = self.method
         if self.encoder is not None and self.model is None:
             raise UserError("--encoder goes with a two-view --model; name that model, or leave --encoder out")
+        if self.metric_model is not None and self.model is None:
+            raise UserError("--metric-model goes with a multi-view --model; name that model, or leave it out")
         if method == "auto":
             method = "pointmap" if self.model is not None and self.matcher == "auto" else "matches"
         if method == "pointmap" and self.model is None:
@@ -160,10 +174,10 @@ def command(
     """Reconstruct a 3-D scene from photos of one place, or from a video.
 
     A scene is its cameras and coloured points or a surface. The first camera is the world frame: x right, y down, z
-    forward. Lengths are in metres with a two-view model or --baseline; with --poses, world frame and lengths are those
-    of the poses. Otherwise the scale is unknown, and the median distance between consecutive cameras is 1. The exit
-    code is 1 if the photos give no scene. With three photos or more, features and matches are cached in --work, from
-    which a second run continues.
+    forward. Lengths are in metres with a two-view model, --metric-model or --baseline; with --poses, world frame and
+    lengths are those of the poses. Otherwise the scale is unknown, and the median distance between consecutive cameras
+    is 1. The exit code is 1 if the photos give no scene. With three photos or more, features and matches are cached in
+    --work, from which a second run continues.
 
     \b
     Examples:
@@ -172,6 +186,7 @@ def command(
       dune reconstruct walk.mp4 --fps 3 -o scene.glb --mesh tsdf
       dune reconstruct left.jpg right.jpg -o scene.glb --fov-deg 65 --baseline 0.2
       dune reconstruct left.jpg right.jpg -o scene.ply --model mast3r.pth
+      dune reconstruct photos/ -o scene.glb --model da3-base --metric-model da3metric-large
     """
     from dune_cli.io.inputs import expand, is_video
     from dune_cli.io.outputs import unique_stems
@@ -187,7 +202,7 @@ def command(
     stems = iter(unique_stems(videos))
     targets.check_photos([path.with_name(f"{next(stems)}_0.jpg") if is_video(path) else path for path in paths])
 
-    weights(matching.model, matching.encoder)
+    weights(matching.model, matching.encoder, matching.metric_model)
     if method == "matches":
         check_matchers([matching.matcher])
     if method == "matches" or output.colmap is not None:
@@ -338,12 +353,16 @@ class Job:
         cache: WorkFolder | None,
         poses: Any,
     ) -> Scene:
-        from dune_cli.tasks.reconstruct import pointmaps
-        from dune_cli.tasks.reconstruct.config import PointmapsConfig
+        from dune_cli.sfm.multiview import MultiViewModel
+        from dune_cli.tasks.reconstruct import multiview, pointmaps
+        from dune_cli.tasks.reconstruct.config import MultiviewConfig, PointmapsConfig
 
-        config = PointmapsConfig(size_px=self.matching.size, fuse=self.dense.dense, **settings)
         with self.run.stage("load"):
-            network = self.matching.load_two_view(self.compute)
+            network = self.matching.load_scene_model(self.compute, self.matching.metric_model)
+        settings |= {"size_px": self.matching.size, "fuse": self.dense.dense}
+        if isinstance(network, MultiViewModel):
+            return multiview.reconstruct(images, intrinsics, network, MultiviewConfig(**settings), self.run, poses)
+        config = PointmapsConfig(**settings)
         return pointmaps.reconstruct(images, intrinsics, network, config, self.run, cache, poses)
 
     def _settings(self) -> dict[str, Any]:

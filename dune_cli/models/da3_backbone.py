@@ -64,31 +64,36 @@ class Da3Backbone(VisionTransformer):
             self.rope = Rope2d(vit.width // vit.heads, ROPE_BASE)
 
     def views(
-        self, images: torch.Tensor, camera_tokens: torch.Tensor | None = None, strategy: str = "saddle_balanced"
+        self,
+        images: torch.Tensor,
+        camera_tokens: torch.Tensor | None = None,
+        strategy: str = "saddle_balanced",
+        alone: bool = False,
     ) -> Da3Features:
         """images (V, 3, H, W), views of one scene -> Da3Features, views in the order of `images`.
 
         camera_tokens (V, D): of given poses; without them a reference view is chosen by `strategy`
-        (REFERENCE_STRATEGIES) among three views or more. Raises ValueError with the sizes when a side is no multiple of
-        the patch, and for an unknown strategy.
+        (REFERENCE_STRATEGIES) among three views or more. `alone`: each image is a scene of one view. Raises ValueError
+        with the sizes when a side is no multiple of the patch, and for an unknown strategy.
         """
         if self.first_global is None:
             tokens = self.intermediate(images, self.layers)
             return Da3Features(tuple(one.patches for one in tokens), None, tokens[0].grid, 0)
         x, grid = self._embed(images)
         order = torch.arange(len(x), device=x.device)
-        within, across = self._rotations(grid, x)
+        within, across = self._rotations(grid, 1 if alone else len(x), x.device)
         local, taken = x, []
         for index, block in enumerate(self.blocks[: max(self.layers) + 1]):
-            if index == self.first_global - 1 and camera_tokens is None:
+            if index == self.first_global - 1 and camera_tokens is None and not alone:
                 order = _reference_first(choose_reference_view(x[:, 0], strategy), len(x), x.device)
                 x, local = x[order], local[order]
             if index == self.first_global:
-                x = torch.cat([self._camera_tokens(camera_tokens, len(x))[:, None], x[:, 1:]], 1)
+                x = torch.cat([self._camera_tokens(camera_tokens, len(x), alone)[:, None], x[:, 1:]], 1)
                 local = x
             rotary = self.first_rotary is not None and index >= self.first_rotary
             if index >= self.first_global and index % 2 == 1:
-                x = block(x.flatten(0, 1)[None], across if rotary else None)[0].unflatten(0, x.shape[:2])
+                scenes = x if alone else x.flatten(0, 1)[None]
+                x = block(scenes, across if rotary else None).reshape(x.shape)
             else:
                 local = x = block(x, within if rotary else None)
             if index in self.layers:
@@ -98,21 +103,21 @@ class Da3Backbone(VisionTransformer):
         camera = torch.cat([taken[-1][0][:, 0], taken[-1][1][:, 0]], -1)[restore]
         return Da3Features(levels, camera, grid, int(order[0]))
 
-    def _camera_tokens(self, given: torch.Tensor | None, count: int) -> torch.Tensor:
-        """(V, D): the first entry for the first view, the second one for all others."""
+    def _camera_tokens(self, given: torch.Tensor | None, count: int, alone: bool) -> torch.Tensor:
+        """(V, D): the first entry for the first view of a scene, the second one for all others."""
         if given is not None:
             return given.to(self.camera_token)
         first, others = self.camera_token[0]
-        return torch.stack([first, *[others] * (count - 1)])
+        return torch.stack([first, *[first if alone else others] * (count - 1)])
 
-    def _rotations(self, grid: tuple[int, int], x: torch.Tensor) -> tuple[Rotation, Rotation]:
-        """Of the tokens of one view, and of all tokens of all views, where every patch has the position (1, 1)."""
+    def _rotations(self, grid: tuple[int, int], count: int, device: torch.device) -> tuple[Rotation, Rotation]:
+        """Of the tokens of one view, and of all tokens of `count` views, where every patch has the position (1, 1)."""
         rows, columns = (torch.arange(1.0, n + 1) for n in grid)
         patches = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
         slot = torch.zeros(1, 2)
         within = torch.cat([slot, patches])
-        across = torch.cat([slot, torch.ones_like(patches)]).repeat(len(x), 1)
-        return self.rope.at(within, x.device), self.rope.at(across, x.device)
+        across = torch.cat([slot, torch.ones_like(patches)]).repeat(count, 1)
+        return self.rope.at(within, device), self.rope.at(across, device)
 
 
 def _reference_first(view: int, count: int, device: torch.device) -> torch.Tensor:

@@ -80,11 +80,12 @@ class MultiViewNetwork(nn.Module):
         encodings: torch.Tensor | None = None,
         strategy: str = "saddle_balanced",
         rays: bool = False,
+        alone: bool = False,
     ) -> MultiViewOutput:
         """images (V, 3, H, W) RGB in [0, 1] -> MultiViewOutput.
 
-        encodings (V, 9): of given cameras (`da3_cameras.encode_cameras`). strategy: as in `Da3Backbone.views`. rays:
-        also predict the rays. Raises ValueError with the sizes when a side is no patch multiple.
+        encodings (V, 9): of given cameras (`da3_cameras.encode_cameras`). strategy, alone: as in `Da3Backbone.views`.
+        rays: also predict the rays. Raises ValueError with the sizes when a side is no patch multiple.
         """
         tokens = None
         if encodings is not None:
@@ -93,7 +94,7 @@ class MultiViewNetwork(nn.Module):
             if encodings.shape != (len(images), 9):
                 raise ValueError(f"encodings must be ({len(images)}, 9), one a view; received {tuple(encodings.shape)}")
             tokens = self.camera_encoder(encodings)
-        features = self.backbone.views(images, tokens, strategy)
+        features = self.backbone.views(images, tokens, strategy, alone)
         maps = self.head(features.levels, features.grid, rays)
         assert features.camera is not None and maps.confidence is not None
         encoding = self.camera_decoder(features.camera)
@@ -128,10 +129,6 @@ class MultiViewDepth(nn.Module):
     def patch(self) -> int:
         return self.network.patch
 
-    def view(self, image: torch.Tensor) -> MultiViewOutput:
-        """image (3, H, W), sides multiples of the patch -> the output of a scene of one view."""
-        return self.network(image[None])
-
     def forward(self, images: torch.Tensor, flip: bool = False) -> torch.Tensor:
         """images (B, 3, H, W) RGB in [0, 1], any sides -> relative depth z (B, H, W): its unit is unknown.
 
@@ -141,7 +138,7 @@ class MultiViewDepth(nn.Module):
         if flip:
             return (self(images) + self(images.flip(-1)).flip(-1)) / 2
         inputs = at_patches(images, self.patch)
-        depth = torch.cat([self.view(image).depth for image in inputs])
+        depth = self.network(inputs, alone=True).depth
         return _at_size(depth, (images.shape[-2], images.shape[-1]))
 
 

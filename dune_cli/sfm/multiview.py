@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dune_cli.checkpoints.loader import load, load_depth
+from dune_cli.checkpoints.loader import load, load_depth, load_two_view, open_checkpoint
 from dune_cli.errors import UserError
 from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.geometry.pose_conditioning import normalised_poses, similarity_to_predicted
@@ -32,6 +32,7 @@ from dune_cli.models.depth_anything3 import (
     MultiViewOutput,
     combine_with_metric,
 )
+from dune_cli.models.mast3r import TwoViewModel
 from dune_cli.provenance import Source
 
 CAMERAS = ("decoder", "rays")
@@ -168,6 +169,26 @@ def load_multiview(
     if not isinstance(metric_model, MonocularDepth) or not metric_model.metric:
         raise UserError(f"{metric} is no metric model of Depth Anything 3; da3metric-large is one")
     return MultiViewModel(network, metric_model).eval()
+
+
+def load_scene_model(
+    name_or_path: str | Path,
+    encoder: str | Path | None = None,
+    metric: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> TwoViewModel | MultiViewModel:
+    """The two-view or multi-view model behind a name or a file. `encoder`: of a two-view model; `metric`: of a
+    multi-view one. UserError where the other is given; else as the loader of each."""
+    if open_checkpoint(name_or_path, "two-view", "multi-view").adapter.KIND == "two-view":
+        if metric is not None:
+            raise UserError(
+                f"{name_or_path} is a two-view model, which takes no metric model; leave --metric-model out"
+            )
+        return load_two_view(name_or_path, encoder, device, dtype)
+    if encoder is not None:
+        raise UserError(f"{name_or_path} has its own encoder; leave --encoder out")
+    return load_multiview(name_or_path, metric, device, dtype)
 
 
 def from_corner(transform: np.ndarray) -> np.ndarray:

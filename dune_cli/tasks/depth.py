@@ -1,4 +1,5 @@
-"""Photos to depth in metres, by a depth head or a two-view model (docs/file-formats.md, `dune.depth/1`).
+"""Photos to depth in metres, by a depth head, a two-view model or Depth Anything 3 (docs/file-formats.md,
+`dune.depth/1`).
 
 A head of `dune train` predicts for a canonical camera; what it measured on photos of the kind at hand decides whether
 its depth is called metric, and gives the expected error.
@@ -18,15 +19,24 @@ from torch.nn import functional as F
 from dune_cli import console
 from dune_cli.geometry.cameras import K_from_focal, focal_from_point_map, pixel_grid, transform_pixels
 from dune_cli.io import depth_files, formats
+from dune_cli.io.bounded_resize import bounded_resize
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import Prepared, fit, prepare, stretch, to_photo
 from dune_cli.io.video import Frame
+from dune_cli.models.depth_anything3 import (
+    PROCESS_SIZE_PX,
+    MonocularDepth,
+    MultiViewDepth,
+    metres_per_unit,
+    sky_mask,
+)
 from dune_cli.models.dinov2_heads import HeadDepth
 from dune_cli.models.guided_filter import guided_upsample
 from dune_cli.models.heads import HeadedEncoder
 from dune_cli.models.mast3r import TwoViewDepth
 from dune_cli.models.mosaic import outdoor_share
 from dune_cli.provenance import Run
+from dune_cli.sfm.multiview import K_to_centres
 
 SCHEMA = "dune.depth/1"
 NYU_LONG_SIDE_PX, KITTI_LONG_SIDE_PX = 640, 1216
@@ -36,7 +46,7 @@ GUIDE_PX = 768  # long side of the photo that sharpens the edges of a head's dep
 OUTDOOR_SHARE = 0.25  # of the pixels: a photo with more of outdoor classes is called outdoor
 SKY = "sky"
 
-DepthModel = HeadDepth | TwoViewDepth | HeadedEncoder
+DepthModel = HeadDepth | TwoViewDepth | HeadedEncoder | MonocularDepth | MultiViewDepth
 
 
 @dataclass(frozen=True)
@@ -57,10 +67,11 @@ class ExpectedError:
 class Depth:
     """A photo's depth z in metres, (H, W) float32 at the photo's pixels; NaN where there is none.
 
-    confidence: (H, W) of a two-view model, from 1 up; else None. K: (3, 3) in the photo's pixels. focal_source: of K;
-    given, exif, estimated (from the point map) or default. network_from_image: (3, 3) from the photo's pixels to those
-    of the network's input. network_size: its width and height. expected: of a head of `dune train`; its scale is that
-    of the depth, which is metric where there is none.
+    scale: "metric", or "relative" where z is up to a factor, which makes its median 1. confidence: (H, W) of a two-view
+    or multi-view model, from 1 up; else None. sky_share: of a model that finds the sky, the share of its pixels. K: (3,
+    3) in the photo's pixels. focal_source: of K; given, exif, estimated (by the model) or default. network_from_image:
+    (3, 3) from the photo's pixels to those of the network's input. network_size: its width and height. expected: of a
+    head of `dune train`; its scale is that of the depth.
     """
 
     photo: Photo
@@ -71,6 +82,8 @@ class Depth:
     network_from_image: np.ndarray
     network_size: tuple[int, int]
     expected: ExpectedError | None = None
+    scale: str = "metric"
+    sky_share: float | None = None
 
     @property
     def valid(self) -> np.ndarray:
@@ -88,15 +101,18 @@ def predict(
 ) -> Depth:
     """The photo's depth.
 
-    camera: (K, source); a two-view model replaces a "default" K by the one that fits its points. size_px: long side of
+    camera: (K, source); a two-view model replaces a "default" K by the one that fits its points, a multi-view model by
+    the one that it predicts. size_px: long side of
     the network's input. None is the size that a head was trained at (640 or 1216; as many pixels as the training images
-    of a head of `dune train`), or a two-view model's own. A head gets the whole photo, reduced if it is larger. A
+    of a head of `dune train`), or the model's own. A head gets the whole photo, reduced if it is larger. A
     two-view model gets it as cropped by `prepare`, and has no depth elsewhere. flip: average with the horizontally
     flipped prediction.
     """
     result = _predict(model, photo, camera, size_px, flip, run or Run())
     if isinstance(model, TwoViewDepth) and result.focal_source == "default":
         console.note(f"no focal length fits the points of {photo.path.name}: the default field of view is kept")
+    if isinstance(model, MonocularDepth) and model.metric and result.scale == "relative":
+        console.note(f"{_without_focal(photo)}: its depth is relative; give --intrinsics or --fov-deg for metres")
     return result
 
 
@@ -111,8 +127,12 @@ def predict_frames(
     """As `predict`, of the frames of a video with their photos. All share one camera: the first focal length that fits
     a frame's points is kept."""
     run, without_focal, name = run or Run(), 0, None
-    for frame, photo in frames:
+    for number, (frame, photo) in enumerate(frames):
         result = _predict(model, photo, camera, size_px, flip, run)
+        if number == 0 and isinstance(model, MonocularDepth) and model.metric and result.scale == "relative":
+            console.note(f"{_without_focal(photo)}: depth is relative; give --intrinsics or --fov-deg for metres")
+        if isinstance(model, MultiViewDepth):
+            camera = (result.K, result.focal_source)
         if isinstance(model, TwoViewDepth):
             camera, name = (result.K, result.focal_source), photo.path.name
             without_focal += result.focal_source == "default"
@@ -133,6 +153,8 @@ def _predict(
 ) -> Depth:
     if isinstance(model, HeadedEncoder):
         return _predict_head(model, photo, camera, size_px, flip, run)
+    if isinstance(model, (MonocularDepth, MultiViewDepth)):
+        return _predict_depth_anything(model, photo, camera, size_px, flip, run)
     with run.stage("prepare"):
         if isinstance(model, TwoViewDepth):
             network = model.model
@@ -184,7 +206,51 @@ def _predict_head(
             if SKY in names:
                 depth[_probable(classes, names.index(SKY), photo)] = np.nan
     expected = expected_error(model.card.measured, setting, camera[1])
-    return Depth(photo, depth, None, *camera, prepared.network_from_image, (width, height), expected)
+    scale = "metric" if expected is None else expected.scale
+    return Depth(photo, depth, None, *camera, prepared.network_from_image, (width, height), expected, scale)
+
+
+def _predict_depth_anything(
+    model: MonocularDepth | MultiViewDepth,
+    photo: Photo,
+    camera: tuple[np.ndarray, str],
+    size_px: int | None,
+    flip: bool,
+    run: Run,
+) -> Depth:
+    """By the published preparation. The metric model gives metres where the focal length is known, not guessed."""
+    with run.stage("prepare"):
+        prepared = bounded_resize(photo.rgb, size_px or PROCESS_SIZE_PX, model.patch)
+    images, to_image = torch.from_numpy(prepared.image)[None], prepared.network_from_image
+    confidence, sky_share, scale = None, None, "relative"
+    with run.stage("network"), torch.inference_mode():
+        images = images.to(next(model.parameters()).device)
+        if isinstance(model, MultiViewDepth):
+            out = model.network(images)
+            depth, confidence = out.depth, out.confidence[0].cpu().numpy()
+            if camera[1] == "default":
+                camera = np.linalg.inv(to_image) @ K_to_centres(out.K[0].double().cpu().numpy()), "estimated"
+        else:
+            maps = model.maps(images)
+            assert maps.sky is not None
+            depth, sky_share = maps.depth, float(sky_mask(maps.sky).float().mean())
+        if flip:
+            depth = (depth + model(images.flip(-1)).flip(-1)) / 2
+        if isinstance(model, MonocularDepth) and model.metric and camera[1] != "default":
+            K, scale = to_image @ camera[0], "metric"
+            depth = depth * metres_per_unit(torch.tensor([K[0, 0], K[1, 1]], device=depth.device)).float()
+    with run.stage("resample"):
+        z = to_photo(depth[0].float().cpu().numpy(), to_image, photo.width, photo.height)
+        if scale == "relative":
+            z /= np.median(z)
+        if confidence is not None:
+            confidence = to_photo(confidence, to_image, photo.width, photo.height)
+    size = (prepared.width, prepared.height)
+    return Depth(photo, z, confidence, *camera, to_image, size, None, scale, sky_share)
+
+
+def _without_focal(photo: Photo) -> str:
+    return f"{photo.path.name} has no focal length in EXIF"
 
 
 def sharpened(log_depth: torch.Tensor, rgb: np.ndarray) -> np.ndarray:
@@ -262,7 +328,7 @@ def document(result: Depth, file: Path, format_fields: dict[str, Any], provenanc
     valid = result.valid
     depths = result.depth[valid]
     expected = result.expected
-    scale = "metric" if expected is None else expected.scale
+    scale = result.scale
     return {
         "schema": SCHEMA,
         "file": file.name,
@@ -270,6 +336,7 @@ def document(result: Depth, file: Path, format_fields: dict[str, Any], provenanc
         "scale": scale,
         "unit": "metre" if scale == "metric" else None,
         **({} if expected is None else {"expected_error": asdict(expected)}),
+        **({} if result.sky_share is None else {"sky": result.sky_share}),
         **format_fields,
         "min": depths.min() if len(depths) else None,
         "max": depths.max() if len(depths) else None,

@@ -1,4 +1,5 @@
-"""Settings of the two back-ends of `dune reconstruct`: feature matches, and point maps of a two-view model."""
+"""Settings of the back-ends of `dune reconstruct`: feature matches, point maps of a two-view model, and a multi-view
+model."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ IntrinsicsOf = Callable[[Sequence[PhotoInfo]], Intrinsics]
 
 @dataclass(frozen=True)
 class ReconstructionConfig:
-    """What both back-ends share.
+    """What the back-ends share.
 
     `baseline`: distance between the first two cameras in metres, where it is known. `seed` of every random choice. Of
     more than two photos: `pairs` auto | retrieval | sequential | all, or a file; `neighbours` of a photo in retrieved
@@ -58,5 +59,15 @@ class PointmapsConfig(ReconstructionConfig):
     own). `fuse`: whether the maps of more than two photos are fused into one cloud."""
 
     min_confidence: float = 1.5
+    size_px: int | None = None
+    fuse: bool = False
+
+
+@dataclass(frozen=True)
+class MultiviewConfig(ReconstructionConfig):
+    """`min_confidence` of points, which starts at 1; None leaves out the least confident 40 %, as the published export
+    does. `size_px`: long side of the network input (None: the model's own). `fuse`: as in `PointmapsConfig`."""
+
+    min_confidence: float | None = None
     size_px: int | None = None
     fuse: bool = False
