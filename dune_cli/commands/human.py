@@ -23,15 +23,24 @@ if TYPE_CHECKING:
 
     CameraPhoto = tuple[Photo, Any, Any]  # a photo, its camera K or None, and where that came from
 
+NEEDS = ("numpy", "torch", "cv2", "PIL", "scipy", "tqdm")
 WEIGHTS = (
+    ("people", "dune human photo.jpg -o people.obj", ("dune-people",)),
     (
-        "people",
+        "people in metres, by Multi-HMR",
         "dune human photo.jpg -o people.obj --model NAME",
         ("multihmr-672-s", "multihmr-672-l-anny", "multihmr-896-l"),
     ),
 )
-# for a default model, best first; the first one is what to pull when none is here
-CANDIDATES = ("multihmr-672-l-anny", *(f"multihmr-{size}" for size in ("896-l", "672-l", "672-b", "672-s")))
+BUNDLED = "dune-people"
+# for a default model, best first; the last one comes with dune
+CANDIDATES = (
+    "multihmr-672-l-anny",
+    *(f"multihmr-{size}" for size in ("896-l", "672-l", "672-b", "672-s")),
+    BUNDLED,
+)
+SHORT_NAMES = {"bundled": BUNDLED}
+TALLEST_M, SMALLEST_M = 2.3, 0.5
 PREDICT_TASK = "HumanTask"
 FORMATS = [  # of those for scenes, default first
     name
@@ -53,11 +62,50 @@ class BodyOptions:
 @options.group("Model")
 class HumanOptions(BodyOptions):
     model: str | None = options.model_of(
-        "Multi-HMR on Anny or SMPL-X", default_text=f"multihmr-672-l-anny, else {options.BEST_MODEL}"
+        "Multi-HMR on Anny or SMPL-X, or 'bundled': Anny fitted to the joints of open networks",
+        default_text="the best Multi-HMR file on this machine, else bundled",
+    )
+    heights: tuple[str, ...] = option(
+        "--height METRES,...",
+        "Standing heights of the people, in metres, which set their sizes and distances: one for all, or one for each "
+        "from left to right. For --model bundled and --joints.",
+        options.NameList(distinct=False),
+        default_text="1.70, of adults",
+    )
+    joints: str | None = option(
+        "--joints FILE",
+        "Joints to fit Anny to, instead of a model: COCO keypoints or OpenPose JSON in pixels of the photos, or named "
+        "3-D joints in metres.",
+        default_text="by the model",
     )
     which: str = option(
         "--select largest|N|all", "People to keep: the largest in the photo, the N largest, or all.", default="all"
     )
+
+
+    def chosen_model(self) -> str | None:
+        """The model's name or file; None where joints are given. UserError or WeightsMissing where it cannot be."""
+        if self.joints is not None:
+            if self.model is not None:
+                raise UserError("--model and --joints both say where joints come from; give one of them")
+            return None
+        model = SHORT_NAMES.get(self.model or "", self.model)
+        return ModelOptions(model=model).choose("human", CANDIDATES, CANDIDATES[0])
+
+    def standing_heights(self) -> tuple[float, ...] | None:
+        """--height in metres. UserError for what is no height of a person."""
+        if not self.heights:
+            return None
+        try:
+            heights = tuple(float(text) for text in self.heights)
+        except ValueError:
+            heights = ()
+        if not heights or not all(SMALLEST_M <= height <= TALLEST_M for height in heights):
+            raise UserError(
+                f"--height {','.join(self.heights)} is no height of people; give metres from {SMALLEST_M} to "
+                f"{TALLEST_M}, such as 1.68 or 1.68,1.80"
+            )
+        return heights
 
 
 @options.group("Output")

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from dune_cli.checkpoints.weight_files import open_weights
 from dune_cli.errors import CheckpointError
 from dune_cli.models.graph import Graph, build
+from dune_cli.models.people_poses import NEAREST_JOINT, SIDE, Poses, body_size, estimate_poses
 from dune_cli.provenance import Source
-from dune_cli.teachers._people_poses import SIDE, Poses, body_size, estimate_poses
 from dune_cli.teachers.teacher import PATCH, Teacher, as_tokens, resample_map
 
 DEFAULT_WEIGHTS = "people-teacher"
@@ -24,10 +24,6 @@ JOINTS = 33
 NETWORKS = {"movenet": 6, "blazepose": 3, "selfie": 1}  # and how many outputs each has
 METADATA = "dune.people"
 SPREAD = 0.08  # deviation of a joint's heat in body sizes, at least one cell of the grid
-# the MoveNet joint whose agreement each BlazePose landmark takes: for face, hands and feet the nearest one
-NEAREST_JOINT = (
-    0, 1, 1, 1, 2, 2, 2, 3, 4, 0, 0, 5, 6, 7, 8, 9, 10, 9, 10, 9, 10, 9, 10, 11, 12, 13, 14, 15, 16, 15, 16, 15, 16,
-)  # fmt: skip
 
 
 class PeopleTeacher(Teacher):

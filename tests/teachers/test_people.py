@@ -15,9 +15,9 @@ from dune_cli.checkpoints import weight_files
 from dune_cli.errors import CheckpointError, WeightsMissing
 from dune_cli.io.photos import read_photo
 from dune_cli.models.graph import Graph, GraphLayer, describe
-from dune_cli.teachers import _people_poses as poses
+from dune_cli.models import people_poses as poses
 from dune_cli.teachers import people
-from dune_cli.teachers._people_poses import BLAZEPOSE_OF_MOVENET, SIDE, Poses
+from dune_cli.models.people_poses import BLAZEPOSE_OF_MOVENET, SIDE, Poses
 from dune_cli.teachers.registry import load_teacher
 
 CPU = torch.device("cpu")

@@ -9,7 +9,9 @@ from dune_cli.tasks.human.files import (
     write_overlay,
     write_top_view,
 )
-from dune_cli.tasks.human.model import HumanModel, Person, load_human
+from dune_cli.tasks.human.fitted import BodyFitter, FittedHumanModel, FittedPerson
+from dune_cli.tasks.human.load import load_fitter, load_human
+from dune_cli.tasks.human.model import HumanModel, Person
 from dune_cli.tasks.human.photo import (
     PhotoPeople,
     TrackSummary,
@@ -21,6 +23,9 @@ from dune_cli.tasks.human.photo import (
 )
 
 __all__ = [
+    "BodyFitter",
+    "FittedHumanModel",
+    "FittedPerson",
     "HumanModel",
     "Person",
     "PhotoPeople",
@@ -29,6 +34,7 @@ __all__ = [
     "describe_body",
     "describe_photo",
     "document",
+    "load_fitter",
     "load_human",
     "meshes",
     "parse_selection",

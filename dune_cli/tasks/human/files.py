@@ -14,10 +14,12 @@ from dune_cli.io import formats
 from dune_cli.io.meshes import Frustum, Mesh
 from dune_cli.io.png import save_png
 from dune_cli.io.rendering import AMBIENT, LIGHT_CAM, distinct_color, overlay, top_view, vertex_normals
+from dune_cli.tasks.human.fitted import BodyFitter, FittedHumanModel, FittedPerson
 from dune_cli.tasks.human.model import HumanModel, Person
 from dune_cli.tasks.human.photo import PhotoPeople
 
 SCHEMA = "dune.human/1"
+BodiedModel = HumanModel | FittedHumanModel | BodyFitter  # what poses the body of the people's parameters
 
 
 def name_of(number: int) -> str:
@@ -25,7 +27,7 @@ def name_of(number: int) -> str:
     return f"person_{number:03d}"
 
 
-def meshes(model: HumanModel, people: Sequence[Person], ids: Sequence[int] | None = None) -> list[Mesh]:
+def meshes(model: BodiedModel, people: Sequence[Person], ids: Sequence[int] | None = None) -> list[Mesh]:
     """One mesh a person, named and coloured by `ids` (None: 0, 1, ...), in the camera's frame, in metres."""
     faces = model.body.faces.cpu().numpy()
     return [
@@ -59,7 +61,7 @@ def write_top_view(path: Path, meshes: Sequence[Mesh], people: PhotoPeople) -> N
 
 
 def document(
-    model: HumanModel, people: PhotoPeople, mesh_file: Path | None, provenance: dict[str, Any]
+    model: BodiedModel, people: PhotoPeople, mesh_file: Path | None, provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """The JSON of a photo (`dune.human/1`). mesh_file: the meshes beside it, if any."""
     photo = describe_photo(people, mesh_file)
@@ -67,11 +69,13 @@ def document(
     return {**photo, "body_model": describe_body(model), "people": listed, "provenance": provenance}
 
 
-def describe_body(model: HumanModel) -> dict[str, Any]:
+def describe_body(model: BodiedModel) -> dict[str, Any]:
     """The body of the people's parameters, for `dune.human/1`."""
     body = model.body
+    rig = {} if isinstance(model, HumanModel) else {"rig": body.rig}
     return {
         "name": body.name,
+        **rig,
         "vertices": model.vertex_count,
         "joints": list(body.joint_names),
         "parents": list(body.parents),
@@ -81,10 +85,16 @@ def describe_body(model: HumanModel) -> dict[str, Any]:
 
 def describe_photo(people: PhotoPeople, mesh_file: Path | None) -> dict[str, Any]:
     """A photo's size, camera and people, for `dune.human/1`."""
-    photo, K = people.photo, people.K
+    photo, K, assumed = people.photo, people.K, people.assumed_height
+    scale: dict[str, Any] = {"scale": "metric"}
+    if assumed is not None:
+        scale = {
+            "scale": "given" if assumed.given else "assumed",
+            "assumed_height": {"mean": assumed.mean, "sd": assumed.sd},
+        }
     return {
         "schema": SCHEMA,
-        "scale": "metric",
+        **scale,
         "image": {"file": str(photo.path), "width": photo.width, "height": photo.height},
         "camera": {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2], "source": people.camera_source},
         "people": [
@@ -104,7 +114,20 @@ def _person(number: int, person: Person, mesh: str | None) -> dict[str, Any]:
         "expression": None if person.expression is None else _numbers(person.expression),
         "joints3d": _numbers(person.joints3d),
         "joints2d": _numbers(person.joints2d),
+        **(_fit(person) if isinstance(person, FittedPerson) else {}),
         "mesh": mesh,
+    }
+
+
+def _fit(person: FittedPerson) -> dict[str, Any]:
+    """What only a fitted body has."""
+    residual = person.fit_residual_px
+    return {
+        "height": round(person.height, 4),
+        "fit_confidence": round(person.fit_confidence, 3),
+        "fit_residual_px": None if residual is None else round(residual, 2),
+        "joints_seen": list(person.joints_seen),
+        "joint_confidence": {name: round(value, 3) for name, value in person.joint_confidence.items()},
     }
 
 

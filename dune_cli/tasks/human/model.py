@@ -1,19 +1,17 @@
 """People in a photo, as bodies in metres in front of its camera: Multi-HMR on SMPL-X or Anny (docs/models/multihmr.md).
 
-This is `load_human` of docs/conventions.md, which works on letterboxed squares; `photo.py` works on photos.
+This is what `load_human` gives of Multi-HMR's files, and works on letterboxed squares; `photo.py` works on photos.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from dune_cli.bodies.body import Body, BodyOutput
-from dune_cli.bodies.registry import load_anny, load_smplx
-from dune_cli.checkpoints.loader import HumanNetwork, load_human_network
+from dune_cli.checkpoints.loader import MultiHmr
 from dune_cli.models.multihmr_common import MIN_SCORE, Detections, to_rotvec
 from dune_cli.provenance import Source
 
@@ -48,7 +46,7 @@ class Person:
 class HumanModel(nn.Module):
     """A human network with its body model. Runs on the device of its weights, without gradients."""
 
-    def __init__(self, network: HumanNetwork, body: Body) -> None:
+    def __init__(self, network: MultiHmr, body: Body) -> None:
         super().__init__()
         self.network, self.body = network, body
 
@@ -110,7 +108,7 @@ class HumanModel(nn.Module):
         return [
             Person(
                 score=float(detections.scores[k]),
-                bbox_xyxy=_box(_project(vertices[k, self.body.surface], detections.K), detections.head_px[k]),
+                bbox_xyxy=project_box(vertices[k, self.body.surface], detections.K, detections.head_px[k]),
                 head_px=detections.head_px[k],
                 translation=joints[k, 0],
                 head=joints[k, self.body.head],
@@ -119,7 +117,7 @@ class HumanModel(nn.Module):
                 shape=self._named(shape[k]),
                 expression=None if detections.expression is None else detections.expression[k],
                 joints3d=joints[k],
-                joints2d=_project(joints[k], detections.K),
+                joints2d=project_points(joints[k], detections.K),
                 vertices=vertices[k],
             )
             for k in range(len(detections))
@@ -140,34 +138,15 @@ class HumanModel(nn.Module):
         return {"betas": shape} if self.network.body == "smplx" else dict(zip(self.body.shape_names, shape))
 
 
-def load_human(
-    name_or_path: str | Path,
-    body_models: str | Path | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
-) -> HumanModel:
-    """Multi-HMR with its body model, from a registry name, a published file, or our own safetensors file.
-
-    body_models: folder with smplx/SMPLX_NEUTRAL.npz, which SMPL-X models need; None: $DUNE_WEIGHTS. Anny is part of
-    this package. Raises WeightsMissing (weights, or the SMPL-X file), CheckpointError, UserError.
-    """
-    network = load_human_network(name_or_path, device, dtype)
-    if network.body == "anny":
-        body: Body = load_anny("full")
-    else:
-        config = network.config
-        body = load_smplx(body_models, betas=config.betas, expression=config.expression)
-    return HumanModel(network, body.to(next(network.parameters()).device)).eval()
-
-
-def _project(points: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
+def project_points(points: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
     """points (N, 3), K (3, 3) -> pixels (N, 2); NaN for points behind the camera."""
     pixels = points @ K.T
     pixels = pixels[:, :2] / pixels[:, 2:]
     return pixels.where(points[:, 2:] > MIN_DEPTH_M, torch.nan)
 
 
-def _box(pixels: torch.Tensor, head_px: torch.Tensor) -> torch.Tensor:
-    """(x0, y0, x1, y1) of the finite pixels and the head."""
-    points = torch.cat([pixels[pixels.isfinite().all(-1)], head_px[None]])
-    return torch.cat([points.amin(0), points.amax(0)])
+def project_box(points: torch.Tensor, K: torch.Tensor, head_px: torch.Tensor) -> torch.Tensor:
+    """(x0, y0, x1, y1) of the projections of points (N, 3) in front of the camera, and the head."""
+    pixels = project_points(points, K)
+    pixels = torch.cat([pixels[pixels.isfinite().all(-1)], head_px[None]])
+    return torch.cat([pixels.amin(0), pixels.amax(0)])

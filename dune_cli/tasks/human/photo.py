@@ -16,6 +16,8 @@ from dune_cli.io.preprocess import letterbox
 from dune_cli.io.video import Frame
 from dune_cli.models.multihmr_common import MIN_SCORE
 from dune_cli.provenance import Run
+from dune_cli.tasks.human import fitted
+from dune_cli.tasks.human.fitted import AssumedHeight, FittedHumanModel
 from dune_cli.tasks.human.model import HumanModel, Person
 from dune_cli.tasks.human.tracking import PersonTracker, PersonTrackerConfig
 
@@ -28,7 +30,8 @@ CameraSource = Literal["given", "exif", "predicted", "default"]
 class PhotoPeople:
     """The people of a photo, in its pixels (centres at integers).
 
-    K: (3, 3) float64, of the camera. track_ids: of each person in a video; None: 0, 1, ...
+    K: (3, 3) float64, of the camera. track_ids: of each person in a video; None: 0, 1, ... assumed_height: from which
+    distances and sizes follow; None: the network predicts metres.
     """
 
     photo: Photo
@@ -36,6 +39,7 @@ class PhotoPeople:
     K: np.ndarray
     camera_source: CameraSource
     track_ids: tuple[int, ...] | None = None
+    assumed_height: AssumedHeight | None = None
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -52,17 +56,23 @@ def cameras(
 
 
 def predict(
-    model: HumanModel,
+    model: HumanModel | FittedHumanModel,
     photo: Photo,
     K: np.ndarray | None = None,
     source: CameraSource | None = None,
     min_score: float = MIN_SCORE,
+    heights: Sequence[float] | None = None,
 ) -> PhotoPeople:
-    """The people in a photo, in the network's order.
+    """The people in a photo, in the network's order; of fitted bodies, from left to right.
 
-    K: (3, 3) of the photo, pixel centres at integers; None: predicted (Anny), or 60 degrees across the long side
-    (SMPL-X). source: of K.
+    K: (3, 3) of the photo, pixel centres at integers; None: predicted (Multi-HMR on Anny), 60 degrees across the long
+    side (SMPL-X), 55 (fitted bodies). source: of K. heights: standing, in metres, of fitted bodies: one for all or one
+    a person; None: assumed. UserError for another number of them, or for a model that predicts sizes.
     """
+    if isinstance(model, FittedHumanModel):
+        return _predict_fitted(model, photo, K, source, min_score, heights)
+    if heights is not None:
+        raise UserError(f"{model.source.name} predicts sizes in metres; leave --height out, or take --model bundled")
     square = letterbox(photo.rgb, model.size_px)
     network_from_photo = CORNER_FROM_CENTRE @ square.network_from_image
     image = torch.from_numpy(square.image)[None]
@@ -77,6 +87,21 @@ def predict(
     scale = torch.from_numpy(photo_from_network.diagonal()[:2].copy()).float()
     shift = torch.from_numpy(photo_from_network[:2, 2].copy()).float()
     return PhotoPeople(photo, tuple(_to_photo(person, scale, shift) for person in people), K, source or "given")
+
+
+def _predict_fitted(
+    model: FittedHumanModel,
+    photo: Photo,
+    K: np.ndarray | None,
+    source: CameraSource | None,
+    min_score: float,
+    heights: Sequence[float] | None,
+) -> PhotoPeople:
+    if K is None:
+        ((K, source),) = resolve_intrinsics([photo], None, None)
+    joints = model.find_in_photo(photo.rgb, min_score)
+    people = tuple(model.fit(joints, K, (photo.width, photo.height), heights))
+    return PhotoPeople(photo, people, K, source or "given", assumed_height=fitted.assumed_height(heights))
 
 
 def select(people: PhotoPeople, selection: str) -> PhotoPeople:
@@ -128,7 +153,7 @@ def _to_photo(person: Person, scale: torch.Tensor, shift: torch.Tensor) -> Perso
 
 
 def predict_frames(
-    model: HumanModel,
+    model: HumanModel | FittedHumanModel,
     frames: Iterable[tuple[Frame, Photo]],
     K: np.ndarray | None = None,
     source: CameraSource | None = None,
