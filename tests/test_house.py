@@ -25,7 +25,7 @@ FOLDERS: dict[str, set[str]] = {
     "models": set(),
     "io": {"geometry"},
     "checkpoints": {"models", "io"},
-    "bodies": {"checkpoints", "io"},
+    "bodies": {"checkpoints", "geometry", "io"},
     "teachers": {"checkpoints", *LOW},
     "matchers": {"checkpoints", *LOW},
     "sfm": {"matchers", "checkpoints", *LOW},

@@ -149,7 +149,9 @@ def _rolls(targets: FitTargets) -> np.ndarray:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+    """Directions; the first axis for vectors without one."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.where(length > 1e-9, vectors / np.maximum(length, 1e-9), [1.0, 0, 0])
 
 
 def _turn(rotations: np.ndarray, vectors: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ CANDIDATES = (
 )
 SHORT_NAMES = {"bundled": BUNDLED}
 TALLEST_M, SMALLEST_M = 2.3, 0.5
+DOUBTFUL = 0.5  # a confidence of the fit that a note tells of
 PREDICT_TASK = "HumanTask"
 FORMATS = [  # of those for scenes, default first
     name
@@ -82,7 +83,6 @@ class HumanOptions(BodyOptions):
         "--select largest|N|all", "People to keep: the largest in the photo, the N largest, or all.", default="all"
     )
 
-
     def chosen_model(self) -> str | None:
         """The model's name or file; None where joints are given. UserError or WeightsMissing where it cannot be."""
         if self.joints is not None:
@@ -106,6 +106,16 @@ class HumanOptions(BodyOptions):
                 f"{TALLEST_M}, such as 1.68 or 1.68,1.80"
             )
         return heights
+
+    def check_inputs(self, paths: list[Path]) -> None:
+        """UserError for what goes with photos only, where there are videos."""
+        from dune_cli.io.inputs import is_video
+
+        if any(map(is_video, paths)):
+            if self.joints is not None:
+                raise UserError("--joints is for photos, and a video was named; give its frames as photos")
+            if len(self.heights) > 1:
+                raise UserError("of a video --height takes one height for all people; give one")
 
 
 @options.group("Output")
@@ -155,8 +165,12 @@ def command(
 
     Bodies are in metres, in the camera frame (x right, y down, z forward). Writes meshes, and beside them a JSON file
     with the pose, shape, position and joints of each person. Pixels are those of the photo. Without --intrinsics,
-    --fov-deg and EXIF, the Anny model predicts the camera, and SMPL-X models assume a field of view of 60 degrees. A
-    photo without people gives an empty list and exit code 0.
+    --fov-deg and EXIF, Multi-HMR's Anny model predicts the camera, SMPL-X models assume a field of view of 60 degrees,
+    and 'bundled' one of 55. A photo without people gives an empty list and exit code 0.
+
+    'bundled' needs no downloads: open networks find joints, and the Anny body is fitted to them. A photo does not tell
+    how tall people are, so it assumes adults of 1.70 m, unless --height says otherwise; distances follow from that. The
+    JSON says how sure each joint and each fit is. --joints fits the body to joints from a file.
 
     A video gives a folder with one mesh file per frame, named by frame index (000000.obj, ...). frames.jsonl holds the
     people of one frame per line, with its time in seconds. video.json holds what is common to all: the camera, the
@@ -165,6 +179,8 @@ def command(
 
     \b
     Example: dune human photo.jpg -o people.obj --overlay overlay.png
+             dune human photo.jpg --height 1.62,1.80 -o people.glb
+             dune human photo.jpg --joints keypoints.json -o people.obj
              dune human photo.jpg --model multihmr-896-l --body-models ~/models -o people.glb
              dune human photos/ --format glb -o people/ --overlay overlays/
              dune human clip.mp4 --fps 10 -o people/ --overlay overlays/
@@ -175,8 +191,10 @@ def command(
     paths = expand(photos, videos=True)
     video.check(paths)
     targets = output.targets(paths)
-    chosen = ModelOptions(model=people.model).choose("human", CANDIDATES, CANDIDATES[0])
+    heights, chosen = people.standing_heights(), people.chosen_model()
+    people.check_inputs(paths)
 
+    from dune_cli.io.joint_files import read_joint_file
     from dune_cli.io.json_files import write_json
     from dune_cli.io.video import frame_file
     from dune_cli.tasks import human
@@ -193,8 +211,14 @@ def command(
     ahead = read()
     first = next(ahead)  # mistakes in photos and cameras show before gigabytes of weights are read
     with run.stage("load"):
-        model = human.load_human(chosen, people.body_models, device=compute.device, dtype=compute.dtype)
-    sources = [model.source, model.body.source]
+        if chosen is None:
+            model, joints = human.load_fitter(), read_joint_file(people.joints)
+            sources = [model.body.source]
+        else:
+            model = human.load_human(chosen, people.body_models, device=compute.device, dtype=compute.dtype)
+            sources = [model.source, model.body.source]
+    if heights is not None and isinstance(model, human.HumanModel):
+        raise UserError(f"{model.source.name} predicts sizes in metres; leave --height out, or take --model bundled")
     for used in sources:
         console.note(f"{used.name}, licence: {used.licence}")
 
@@ -219,7 +243,10 @@ def command(
 
         if video.fps is not None and video.fps < 1:
             console.note("these frames are over a second apart, so tracking IDs do not persist")
-        predict = partial(human.predict_frames, model, K=K, source=source, min_score=people.min_score, run=run)
+        height = None if heights is None else heights[0]
+        predict = partial(
+            human.predict_frames, model, K=K, source=source, min_score=people.min_score, run=run, height=height
+        )
         job = videos.VideoJob("human", first, video.fps, folders["mesh"], run, output)
         summary = videos.process(job, predict, write, metadata, partial(provenance, first))
         console.note(f"{first.path.name}: {len(summary['people'])} different people")
@@ -232,9 +259,12 @@ def command(
             documents.append(predict_video(photo, K, source, files))
             continue
         with run.stage("predict"):
-            found = human.predict(model, photo, K, source, people.min_score)
+            if chosen is None:
+                found = human.predict_from_joints(model, photo, joints.of(photo.path, len(paths)), K, source, heights)
+            else:
+                found = human.predict(model, photo, K, source, people.min_score, heights)
         kept = human.select(found, people.which)
-        _note_people(found, kept, people.min_score)
+        _note_people(found, kept, None if chosen is None else people.min_score)
         with run.stage("write"):
             _write(model, kept, files)
         documents.append(human.document(model, kept, files.get("mesh"), provenance(photo)))
@@ -244,10 +274,12 @@ def command(
     output.print_json(documents)
 
 
-def _note_people(found: PhotoPeople, kept: PhotoPeople, min_score: float) -> None:
+def _note_people(found: PhotoPeople, kept: PhotoPeople, min_score: float | None) -> None:
+    """min_score: None where joints were given."""
     name = found.photo.path.name
     if not found.people:
-        console.note(f"{name}: no person has a score of at least {min_score:g}")
+        reason = "the file has nobody with 4 joints" if min_score is None else f"a score of at least {min_score:g}"
+        console.note(f"{name}: {reason}" if min_score is None else f"{name}: no person has {reason}")
         return
     distances = ", ".join(f"{float(person.head[2]):.2f} m" for person in kept.people[:5])
     more = ", ..." if len(kept.people) > 5 else ""
@@ -255,6 +287,19 @@ def _note_people(found: PhotoPeople, kept: PhotoPeople, min_score: float) -> Non
     besides = f"; {left_out} left out by --select" if left_out else ""
     word = "person" if len(kept.people) == 1 else "people"
     console.note(f"{name}: {len(kept.people)} {word} at {distances}{more}{besides}")
+    doubtful = [f"{number} ({p.fit_confidence:.2f})" for number, p in zip(kept.ids, kept.people) if _is_doubtful(p)]
+    if doubtful:
+        console.note(f"{name}: the body of person {', '.join(doubtful)} may be wrong (confidence of the fit)")
+    assumed = found.assumed_height
+    if assumed is not None and not assumed.given:
+        console.note(
+            f"{name}: sizes and distances assume adults of {assumed.mean:.2f} m (deviation {assumed.sd:.2f} m): "
+            "children come out too tall and too far away; --height sets it"
+        )
+
+
+def _is_doubtful(person: Any) -> bool:
+    return getattr(person, "fit_confidence", 1.0) < DOUBTFUL
 
 
 def _write(model: HumanModel, found: PhotoPeople, files: dict[str, Path]) -> None:
@@ -274,10 +319,8 @@ class HumanTask(PredictTask):
     sized = False  # the network input is a square of the model's own size
 
     def __init__(self, settings: TaskSettings) -> None:
-        self.settings, self.model = (
-            settings,
-            ModelOptions(model=settings.model).choose("human", CANDIDATES, CANDIDATES[0]),
-        )
+        self.settings = settings
+        self.model = HumanOptions(model=settings.model).chosen_model()
 
     def load(self) -> None:
         from dune_cli.tasks import human
@@ -290,6 +333,8 @@ class HumanTask(PredictTask):
         from dune_cli.models.shared_backbone import SharedBackboneSlot
 
         network = self.people.network
+        if not hasattr(network, "backbone"):
+            return None  # small convolutional networks, which share nothing
         return SharedBackboneSlot(self.name, network.encoder if network.body == "anny" else network, "backbone")
 
     def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:

@@ -277,7 +277,16 @@ WRONG: dict[str, tuple[Callable[..., list[Any]], int, str]] = {
         3,
         "dune weights pull multihmr-672-l-anny.*licence",
     ),
-    "the default without any weights": (lambda d, m: [], 3, "dune weights pull multihmr-672-l-anny.*licence"),
+    "a height of a predicted size": (
+        lambda d, m: ["--model", m[ANNY], "--height", "1.8"],
+        2,
+        "predicts sizes in metres; leave --height out, or take --model bundled",
+    ),
+    "joints and a model": (
+        lambda d, m: ["--model", m[ANNY], "--joints", _text(d / "j.json", "{}")],
+        2,
+        "--model and --joints both say where joints come from",
+    ),
     "an unknown name": (lambda d, m: ["--model", "multihmr-672-x"], 2, "did you mean multihmr-672-"),
     "another photo's intrinsics": (
         lambda d, m: ["--model", m[ANNY], "--intrinsics", _text(d / "k.json", '{"other.jpg": [[1]]}')],

@@ -46,6 +46,7 @@ DIFFER = {
     "--fov-deg": {"help", "default_text"},  # photos whose depth is measured may have no camera
     "--log-every": {"default"},
     "--set": {"help"},
+    "--limit": {"help"},  # of pairs, or of photos and poses
     "--matchers": {"help", "default_text"},
     "--pairs": {"help", "metavar"},  # reconstruct also takes a file
     "--lr": {"help", "default"},

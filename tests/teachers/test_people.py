@@ -1,4 +1,4 @@
-"""The people teacher: MoveNet's maps decoded, squares, agreement, heat maps, mask; the file; the real networks."""
+"""The people teacher: heat maps, mask; the file; the real networks."""
 
 from __future__ import annotations
 
@@ -14,82 +14,14 @@ import torch
 from dune_cli.checkpoints import weight_files
 from dune_cli.errors import CheckpointError, WeightsMissing
 from dune_cli.io.photos import read_photo
-from dune_cli.models.graph import Graph, GraphLayer, describe
 from dune_cli.models import people_poses as poses
+from dune_cli.models.graph import Graph, GraphLayer, describe
+from dune_cli.models.people_poses import SIDE, Poses
 from dune_cli.teachers import people
-from dune_cli.models.people_poses import BLAZEPOSE_OF_MOVENET, SIDE, Poses
 from dune_cli.teachers.registry import load_teacher
 
 CPU = torch.device("cpu")
-CELLS = 64  # of MoveNet's maps, each way
 BAKED = Path(os.environ.get("DUNE_PEOPLE_TEACHER", "people-teacher.safetensors"))  # the real one, where it was baked
-
-
-def maps() -> list[torch.Tensor]:
-    """MoveNet's maps of an empty picture: centre, box size, box shift, heat, expected places, shifts."""
-    channels = (1, 2, 2, 17, 34, 34)
-    made = [torch.zeros(1, count, CELLS, CELLS) for count in channels]
-    made[0] -= 9
-    made[3] -= 9
-    return made
-
-
-def test_a_person_is_decoded() -> None:
-    """A centre at (x, y) = (20, 30) whose box is 11 wide and 21 high; the left ankle, number 15, lies 8 cells below."""
-    centre, box_size, _, heat, expected, shift = heads = maps()
-    centre[0, 0, 30, 20] = centre[0, 0, 30, 21] = 2
-    centre[0, 0, 30, 21] -= 1e-3  # its neighbour is no second person
-    box_size[0, :, 30, 20] = torch.tensor([21.0, 11])
-    expected[0, 2 * 15 : 2 * 15 + 2, 30, 20] = torch.tensor([8.0, 0])
-    heat[0, 15, 38, 21] = heat[0, 15, 30, 20] = 2.0  # the second is far from where the ankle is expected
-    heat[0, 15, 38, 30] = 9.0  # outside the box
-    shift[0, 2 * 15 : 2 * 15 + 2, 38, 21] = torch.tensor([0.25, -0.5])
-
-    found = poses.decode_movenet(tuple(heads))
-    sure = 1 / (1 + math.exp(-2))
-    joint = sure * math.exp(-1 / (0.3 * CELLS))
-    assert found.joint_scores[0, 0, 15].item() == pytest.approx(joint, rel=1e-5)
-    assert found.joints[0, 0, 15].tolist() == pytest.approx([20.5 / CELLS, 38.25 / CELLS])
-    assert found.boxes[0, 0].tolist() == pytest.approx([side / CELLS for side in (14.5, 19.5, 25.5, 40.5)])
-    assert found.scores[0, 0].item() == pytest.approx(sure * joint, rel=1e-5)  # the other joints are too faint to count
-    assert (found.scores[0, 1:] < 0.01).all()
-
-
-def test_a_joint_counts_for_whom_it_suits_best() -> None:
-    """Two people whose boxes hold the same hot cell, one expects the joint there, the other 4 cells away."""
-    centre, box_size, _, heat, expected, _ = heads = maps()
-    centre[0, 0, 30, 20], centre[0, 0, 30, 40] = 3, 2
-    box_size[0] = 60
-    heat[0, 9, 30, 30] = 2
-    expected[0, 18:20, 30, 20], expected[0, 18:20, 30, 40] = torch.tensor([0.0, 6]), torch.tensor([0.0, -10])
-    found = poses.decode_movenet(tuple(heads))
-    assert found.joint_scores[0, :2, 9].tolist() == pytest.approx([1 / (1 + math.exp(-2))] * 2)
-    assert found.joints[0, :2, 9].tolist() == [[30 / CELLS, 30 / CELLS]] * 2
-
-
-def test_letterbox_keeps_the_shape_in_the_middle() -> None:
-    squared, scale, corner = poses.letterbox(torch.ones(1, 3, 20, 40), 64)
-    assert (scale, corner) == (1.6, (0, 16))
-    assert squared.shape == (1, 3, 64, 64) and squared[0, 0, 16:48].eq(1).all() and squared.sum() == 3 * 32 * 64
-
-
-def test_a_square_stands_upright_on_the_body() -> None:
-    """A body of radius 32 lying to the right: what is above it in the square lies to its right in the image."""
-    image_from_square = poses.squares_upright(torch.tensor([[50.0, 60]]), torch.tensor([[82.0, 60]]))[0]
-    middle = torch.tensor([SIDE / 2, SIDE / 2, 1])
-    assert (image_from_square @ middle).tolist() == pytest.approx([50, 60], abs=1e-4)
-    top = torch.tensor([SIDE / 2, SIDE / 2 - SIDE / 2 / poses.CROP_MARGIN, 1])
-    assert (image_from_square @ top).tolist() == pytest.approx([82, 60], abs=1e-4)
-    assert poses.squares_upright(torch.zeros(1, 2), torch.zeros(1, 2)).isfinite().all()  # a body without extent
-
-
-def test_a_square_shows_the_image_turned() -> None:
-    """Body upright, radius SIDE / 2.5: the square is the image moved, pixel for pixel, black outside."""
-    image = torch.rand(3, 300, 280, generator=torch.Generator().manual_seed(0))
-    centre = torch.tensor([[100.0, 130]])
-    square = poses.crop_squares(image, poses.squares_upright(centre, centre - torch.tensor([[0.0, SIDE / 2.5]])))[0]
-    assert torch.allclose(square[:, :, 28:], image[:, 2:258, : 100 + 128], atol=1e-3)
-    assert square[:, :, :27].abs().max() == 0
 
 
 def standing() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -98,24 +30,6 @@ def standing() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     joints[0, :, 0] = 60 + 20 * (torch.arange(17) % 2)
     joints[0, :, 1] = torch.tensor([20.0] * 5 + [40] * 6 + [80] * 2 + [100] * 2 + [120] * 2)
     return joints, torch.full((1, 17), 0.8), joints[:, people.NEAREST_JOINT].clone()
-
-
-def test_agreement_fades_with_the_distance() -> None:
-    joints, scores, points = standing()
-    assert poses.body_size(joints).tolist() == [40]
-    assert poses.agreement(joints, scores, points).eq(1).all()
-    points[0, BLAZEPOSE_OF_MOVENET[9]] += torch.tensor([6.0, 8])  # a quarter of 40 px
-    points[0, BLAZEPOSE_OF_MOVENET[10]] += torch.tensor([0.0, 20])  # a half
-    scores[0, 15] = 0.1  # not seen
-    agree = poses.agreement(joints, scores, points)[0]
-    assert agree[9].item() == pytest.approx(math.exp(-0.5)) and agree[10] == agree[15] == 0
-    assert agree.sum().item() == pytest.approx(14 + math.exp(-0.5))
-
-
-def test_every_joint_that_both_have_speaks_for_itself() -> None:
-    assert len(people.NEAREST_JOINT) == 33 and [people.NEAREST_JOINT[joint] for joint in BLAZEPOSE_OF_MOVENET] == list(
-        range(17)
-    )
 
 
 def blazepose(shift: tuple[float, float] = (0, 0), score: float = 1.0) -> Graph:

@@ -10,6 +10,7 @@ from dune_cli.tasks.human.files import (
     write_top_view,
 )
 from dune_cli.tasks.human.fitted import BodyFitter, FittedHumanModel, FittedPerson
+from dune_cli.tasks.human.joints import predict_from_joints
 from dune_cli.tasks.human.load import load_fitter, load_human
 from dune_cli.tasks.human.model import HumanModel, Person
 from dune_cli.tasks.human.photo import (
@@ -40,6 +41,7 @@ __all__ = [
     "parse_selection",
     "predict",
     "predict_frames",
+    "predict_from_joints",
     "select",
     "write_meshes",
     "write_overlay",

@@ -61,11 +61,13 @@ class AssumedHeight:
 class FittedPerson(Person):
     """A person whose body was fitted to joints.
 
-    joint_confidence: of each joint found, in [0, 1]. joints_seen: those found in the photo with at least SEEN.
+    landmarks2d (M, 2): the body's LANDMARKS in pixels, where the fit compares them. joint_confidence: of each joint
+    found, in [0, 1]. joints_seen: those found in the photo with at least SEEN.
     fit_residual_px: mean distance of the body's joints from those seen; None where these are not pixels.
     fit_confidence: in [0, 1], how likely the body fits; below a half many do not. height: standing, metres.
     """
 
+    landmarks2d: np.ndarray
     joint_confidence: dict[str, float]
     joints_seen: tuple[str, ...]
     fit_residual_px: float | None
@@ -163,6 +165,7 @@ class BodyFitter(nn.Module):
                         joints2d=project_points(joints[k], camera),
                         vertices=vertices[k],
                         height=float(bodies.stature[k]),
+                        landmarks2d=bodies.landmarks_px[k],
                         **details[k],
                     )
                 )
@@ -306,4 +309,3 @@ def assumed_height(heights: Sequence[float] | None) -> AssumedHeight:
     if heights is None:
         return AssumedHeight(ASSUMED_STATURE_M, ASSUMED_STATURE_SD_M)
     return AssumedHeight(float(np.mean(heights)), 0.0, given=True)
-

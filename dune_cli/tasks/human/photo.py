@@ -160,15 +160,17 @@ def predict_frames(
     min_score: float = MIN_SCORE,
     tracking: PersonTrackerConfig | None = None,
     run: Run | None = None,
+    height: float | None = None,
 ) -> Iterator[tuple[Frame, PhotoPeople]]:
     """The people of each frame of a video, given with its photo; `track_ids` follow each person (tracking.py).
 
-    All frames share one camera. Where `K` is None, the first frame with people gives the predicted one.
+    All frames share one camera. Where `K` is None, the first frame with people gives the predicted one. height: of
+    everybody, standing, in metres, for fitted bodies.
     """
     run, tracker = run or Run(), PersonTracker(tracking)
     for frame, photo in frames:
         with run.stage("predict"):
-            people = predict(model, photo, K, source, min_score)
+            people = predict(model, photo, K, source, min_score, None if height is None else (height,))
             heads = np.array([person.head.numpy() for person in people.people], np.float64).reshape(-1, 3)
             track_ids = tuple(tracker.update(frame.time_s, heads))
         if K is None and people.people:
