@@ -64,7 +64,7 @@ class BodyOptions:
 class HumanOptions(BodyOptions):
     model: str | None = options.model_of(
         "Multi-HMR on Anny or SMPL-X, or 'bundled': Anny fitted to the joints of open networks",
-        default_text="the best Multi-HMR file on this machine, else bundled",
+        default_text="multihmr-672-l-anny, else the best Multi-HMR file here, else bundled",
     )
     heights: tuple[str, ...] = option(
         "--height METRES,...",
