@@ -36,6 +36,7 @@ CANDIDATES = (  # for a default model, best first
     *(f"dinov2-vit{letter}14-nyu-dpt" for letter in "glbs"),
     *(f"dinov2-vit{letter}14-nyu-{head}" for head in ("linear4", "linear") for letter in "glbs"),
     *(f"dinov2-vit{letter}14-kitti-{head}" for head in ("dpt", "linear4", "linear") for letter in "glbs"),
+    "dune-depth",
 )
 ADVICE = "dinov2-vits14-nyu-dpt"  # what to pull when none is here
 PREDICT_TASK = "DepthTask"
@@ -96,7 +97,8 @@ def command(
 
     Depth is z in metres, at every pixel of the photo. PNG files hold 16-bit depth times the JSON's png_scale (1000:
     millimetres), 0 where there is none. NPZ and EXR files hold float32 metres. PLY files hold the back-projected,
-    coloured points. A JSON file beside each gives the camera, the depth range and the provenance. Without --intrinsics,
+    coloured points. Without downloads, the head dune-depth comes with dune: rooms in rough metres, outdoors relative
+    depth, as "scale" in the JSON says. A JSON file beside each gives the camera, the depth range and the provenance. Without --intrinsics,
     --fov-deg and EXIF, the focal length follows from the points of a two-view model. The default --size is 640 px for
     NYU heads, 1216 px for KITTI heads, and the standard one of other models.
 

@@ -24,11 +24,14 @@ WEIGHTS = (
         ("dinov2-vits14-ade20k-linear", "dinov2-vits14-voc2012-linear"),
     ),
 )
-CANDIDATES = tuple(  # for a default model, best first
-    f"dinov2-vit{letter}14-{data}-{head}"
-    for data in ("ade20k", "voc2012")
-    for head in ("linear", "ms")
-    for letter in "glbs"
+CANDIDATES = (  # for a default model, best first
+    *(
+        f"dinov2-vit{letter}14-{data}-{head}"
+        for data in ("ade20k", "voc2012")
+        for head in ("linear", "ms")
+        for letter in "glbs"
+    ),
+    "dune-segment",
 )
 ADVICE = "dinov2-vits14-ade20k-linear"  # what to pull when none is here
 OVERLAY = "_overlay.png"
@@ -69,6 +72,7 @@ def command(
 
     Writes an 8-bit palette PNG whose pixel values are class numbers. A JSON file beside each lists the classes of the
     photo, with their colours and shares of the pixels. Names and colours come from the weight file where it has them.
+    Without downloads, the head dune-segment comes with dune: ADE20K's 31 commonest classes.
 
     \b
     Example: dune segment photo.jpg -o classes.png --color-overlay

@@ -34,9 +34,10 @@ def downloaded(verb: str) -> tuple[tuple[str, ...], str]:
 
 
 def test_without_weights_the_bundled_heads_are_taken() -> None:
-    bundled = {verb: names[-1] for verb, (names, _) in VERBS.items() if registry.find(names[-1]).bundled}
-    assert bundled["classify"] == "dune-classify"
-    assert {verb: default_model(verb, *VERBS[verb]) for verb in bundled} == bundled
+    for verb, (names, _) in VERBS.items():
+        entry = registry.find(names[-1])
+        assert entry is not None and entry.bundled
+        assert default_model(verb, *VERBS[verb]) == f"dune-{verb}" == entry.name
 
 
 @pytest.mark.parametrize("verb", VERBS)

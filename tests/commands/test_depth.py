@@ -158,17 +158,23 @@ def test_the_default_model_and_its_licence(
     assert (quiet.returncode, quiet.stderr) == (0, "")
 
 
-def test_without_weights_it_says_what_to_pull(
+def test_without_downloads_the_bundled_head_is_taken(
+    example_photos: Path, tmp_path: Path, dune: Callable[..., CompletedProcess[str]]
+) -> None:
+    done = dune("depth", example_photos / "motorcycle_left.png", "-o", tmp_path / "d.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "dune-depth, licence of the weights: Apache-2.0\n"
+    document = json.loads((tmp_path / "d.json").read_text())
+    assert document["scale"] == "metric" and document["expected_error"]["setting"] == "indoor"
+    assert [model["name"] for model in document["provenance"]["models"]] == ["dune-depth", "dune-mini", "dune-segment"]
+    depth = cv2.imread(str(tmp_path / "d.png"), cv2.IMREAD_UNCHANGED) / document["png_scale"]
+    height = depth.shape[0]
+    assert 0.3 < np.median(depth) < 10 and np.median(depth[: height // 4]) > np.median(depth[-height // 4 :])
+
+
+def test_weights_that_are_named_and_missing(
     photos: Path, tmp_path: Path, dune: Callable[..., CompletedProcess[str]]
 ) -> None:
-    done = dune("depth", photos / "landscape.png", "-o", tmp_path / "d.png")
-    assert done.returncode == 3
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert (
-        "run 'dune weights pull dinov2-vits14-nyu-dpt' (about 256 MB with its encoder; licence: Apache-2.0)"
-        in done.stderr
-    )
     named = dune("depth", photos / "landscape.png", "-o", tmp_path / "d.png", "--model", "mast3r-vitl")
     assert named.returncode == 3
     assert "dune weights pull mast3r-vitl" in named.stderr

@@ -156,12 +156,11 @@ def test_what_is_refused(photos: Path, tmp_path: Path, arguments: list[str], sai
 
 
 def test_bundled_heads_share_the_bundled_encoder(photos: Path, tmp_path: Path) -> None:
-    """Nothing is named and nothing was downloaded: one pass of dune-mini serves classes and features."""
-    words = ("--tasks", "classes,features", "--size", 144, *CPU)
-    result = run("predict", photos / "landscape.png", *words, "-o", tmp_path / "out")
+    """Nothing is named and nothing was downloaded: one pass of dune-mini serves all tasks that are run by default."""
+    result = run("predict", photos / "landscape.png", "--size", 144, *CPU, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out" / "landscape" / "predict.json").read_text())
-    assert report["encoders"] == [{"tasks": ["classes", "features"], "passes": 1}]
+    assert report["encoders"] == [{"tasks": ["depth", "segmentation", "classes", "features"], "passes": 1}]
     single_verbs_agree(report, tmp_path / "out" / "landscape", tmp_path / "again")
 
 

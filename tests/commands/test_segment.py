@@ -77,7 +77,7 @@ def test_numbers_where_the_file_has_no_names(weights: Path, example_photos: Path
 
 def test_without_weights_and_with_wrong_ones(weights: Path, example_photos: Path, tmp_path: Path) -> None:
     arguments = [str(example_photos / "coffee.png"), "-o", str(tmp_path / "c.png")]
-    missing = CliRunner().invoke(main, ["segment", *arguments])
+    missing = CliRunner().invoke(main, ["segment", *arguments, "--model", "dinov2-vits14-ade20k-linear"])
     assert missing.exit_code == 3
     assert "dune weights pull dinov2-vits14-ade20k-linear'" in missing.stderr
     wrong = CliRunner().invoke(main, ["segment", *arguments, "--model", str(weights / "dinov2_vits14_linear_head.pth")])
