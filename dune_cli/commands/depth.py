@@ -98,9 +98,9 @@ def command(
     Depth is z in metres, at every pixel of the photo. PNG files hold 16-bit depth times the JSON's png_scale (1000:
     millimetres), 0 where there is none. NPZ and EXR files hold float32 metres. PLY files hold the back-projected,
     coloured points. Without downloads, the head dune-depth comes with dune: rooms in rough metres, outdoors relative
-    depth, as "scale" in the JSON says. A JSON file beside each gives the camera, the depth range and the provenance. Without --intrinsics,
-    --fov-deg and EXIF, the focal length follows from the points of a two-view model. The default --size is 640 px for
-    NYU heads, 1216 px for KITTI heads, and the standard one of other models.
+    depth, as "scale" in the JSON says. A JSON file beside each file gives the camera, the depth range and the
+    provenance. Without --intrinsics, --fov-deg and EXIF, the focal length follows from the points of a two-view model.
+    The default --size is 640 px for NYU heads, 1216 px for KITTI heads, and the standard one of other models.
 
     Of Depth Anything 3, da3metric-large gives metres where the focal length is known (--intrinsics, --fov-deg or EXIF).
     Without it, and from da3mono-large, da3-small and da3-base, depth is relative: its median is 1, and the JSON says

@@ -17,6 +17,7 @@ from PIL import Image
 
 from dune_cli.cli import main
 from dune_cli.geometry.cameras import project
+from dune_cli.io.depth_files import read_depth
 from dune_cli.io.formats.ply import read_ply
 from support.dinov2_head_files import write_small_set
 
@@ -161,13 +162,13 @@ def test_the_default_model_and_its_licence(
 def test_without_downloads_the_bundled_head_is_taken(
     example_photos: Path, tmp_path: Path, dune: Callable[..., CompletedProcess[str]]
 ) -> None:
-    done = dune("depth", example_photos / "motorcycle_left.png", "-o", tmp_path / "d.png")
+    done = dune("depth", example_photos / "coffee.png", "-o", tmp_path / "d.png")
     assert done.returncode == 0, done.stderr
     assert done.stderr == "dune-depth, licence of the weights: Apache-2.0\n"
     document = json.loads((tmp_path / "d.json").read_text())
     assert document["scale"] == "metric" and document["expected_error"]["setting"] == "indoor"
     assert [model["name"] for model in document["provenance"]["models"]] == ["dune-depth", "dune-mini", "dune-segment"]
-    depth = cv2.imread(str(tmp_path / "d.png"), cv2.IMREAD_UNCHANGED) / document["png_scale"]
+    depth = read_depth(tmp_path / "d.png")
     height = depth.shape[0]
     assert 0.3 < np.median(depth) < 10 and np.median(depth[: height // 4]) > np.median(depth[-height // 4 :])
 

@@ -21,7 +21,13 @@ from support.human_files import ANNY, SMPLX, official_tree, small_state, write_s
 
 SIDE = 112  # 8 x 8 cells
 CPU = ("--device", "cpu", "--dtype", "float32")
-FILES = {"depth": "depth.png", "human": "people.obj", "features": "features.npz", "classes": "classes.json"}
+FILES = {
+    "depth": "depth.png",
+    "human": "people.obj",
+    "features": "features.npz",
+    "classes": "classes.json",
+    "segmentation": "segmentation.png",
+}
 
 
 @pytest.fixture(scope="module")
