@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -14,17 +13,14 @@ from dune_cli.io.formats.obj import write_obj
 from dune_cli.io.formats.ply import write_ply_mesh
 from dune_cli.io.meshes import Frustum, Mesh, read_mesh
 from support import EXAMPLES
+from support.examples import load_example
 
 EXAMPLE = EXAMPLES / "render_mesh.py"
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_mesh", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example(EXAMPLE)
 
 
 def test_every_format_shows_the_same(example: ModuleType, tmp_path: Path) -> None:
