@@ -102,7 +102,8 @@ def print_teachers() -> None:
         entry = registry.find(file)
         if entry is None:
             raise UserError(f"{file} is not in the registry of this version of dune")
-        print(f"{name}: {entry.name}, {entry.licence_name}; dune weights pull {entry.name}")
+        how = f"python {entry.script.script}" if entry.script else f"dune weights pull {entry.name}"
+        print(f"{name}: {entry.name}, {entry.licence}; {how}")
 
 
 def parser() -> argparse.ArgumentParser:
