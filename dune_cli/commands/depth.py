@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dune_cli.models.shared_backbone import SharedBackboneSlot
     from dune_cli.tasks.depth import Depth
 
+NEEDS = ("numpy", "torch", "timm", "cv2", "PIL")
 WEIGHTS = (
     (
         "depth",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
     from dune_cli.models.shared_backbone import SharedBackbone
 
+NEEDS = ("numpy", "torch", "timm", "cv2", "PIL")
 REPORT = "predict.json"
 VERBS = "dune_cli.commands"
 _MODULES = [plugins.load(VERBS, verb) for verb in plugins.names(VERBS, "PREDICT_TASK")]

@@ -24,6 +24,7 @@ WEIGHTS = (
         ("dinov2-vits14-ade20k-linear", "dinov2-vits14-voc2012-linear"),
     ),
 )
+NEEDS = ("numpy", "torch", "timm", "cv2", "PIL")
 CANDIDATES = (  # for a default model, best first
     *(
         f"dinov2-vit{letter}14-{data}-{head}"
