@@ -163,6 +163,7 @@ def command(
         return videos.process(job, predict, write, dict, partial(provenance, first))
 
     documents: list[dict[str, Any]] = []
+    told: set[str] = set()
     for (photo, camera), target in videos.progress(zip(chain([first], ahead), targets), "depth", paths):
         if is_video(photo.path):
             documents.append(predict_video(photo, camera, target))
@@ -171,6 +172,9 @@ def command(
         with run.stage("write"):
             facts = _write(result, target, output.colormap)
         documents.append(task.document(result, target, facts, provenance(photo)))
+        if result.expected is not None and str(result.expected) not in told:
+            told.add(str(result.expected))
+            console.note(f"{network.source.name}, {result.expected}")
         write_json(sibling(target, ".json"), documents[-1])
         output.print_lines(target)
     output.print_json(documents)

@@ -62,6 +62,12 @@ class ExpectedError:
     abs_rel: float
     photos: int
 
+    def __str__(self) -> str:
+        """One sentence for the user."""
+        of = "" if self.setting is None else f" {self.setting}s"
+        how = "metres" if self.scale == "metric" else "relative depth, after the best scale and shift,"
+        return f"experimental: {how} of {self.photos} photos{of} were {self.abs_rel:.0%} off on average"
+
 
 @dataclass(frozen=True)
 class Depth:
