@@ -23,12 +23,15 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dune_cli import console, plugins, runtime
 from dune_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from dune_cli.io.intrinsics import PhotoCamera
 
 T = TypeVar("T")
 HEADINGS = ("Input", "Model", "Cameras", "Matching", "Training", "Dense", "Output", "Advanced")  # their order in --help
@@ -388,8 +391,9 @@ class SeededOptions(ComputeOptions):
 class CameraOptions:
     intrinsics: str | None = option(
         "--intrinsics FILE|FX,FY,CX,CY",
-        "Intrinsics in pixels of the original photo: four numbers for all photos, four for each separated by ';', or a "
-        'JSON file {"image name": 3x3 matrix}.',
+        "Cameras, in pixels of the original photo: four numbers, or a COLMAP camera such as "
+        "OPENCV,WIDTH,HEIGHT,PARAMS, for all photos, or one for each separated by ';'; a JSON file {\"image name\": "
+        "3x3 matrix}; cameras.txt, a COLMAP model, transforms.json, or a calibration of OpenCV or Kalibr.",
         default_text="from --fov-deg",
     )
     fov_deg: float | None = option(
@@ -400,10 +404,17 @@ class CameraOptions:
     )
 
     def resolve(self, photos: Any) -> list[tuple[Any, str]]:
-        """(K, where it came from) of each photo. UserError for options that contradict each other or do not fit."""
+        """(K, where it came from) of each photo, for verbs that take no lens. UserError for options that contradict
+        each other or do not fit, and for a lens with distortion."""
         from dune_cli.io.intrinsics import resolve_intrinsics
 
         return resolve_intrinsics(photos, self.intrinsics, self.fov_deg)
+
+    def resolve_cameras(self, photos: Any, entries: Any = None) -> list[PhotoCamera]:
+        """The camera of each photo; `entries` as in `io.intrinsics.resolve_cameras`. UserError as `resolve`."""
+        from dune_cli.io.intrinsics import resolve_cameras
+
+        return resolve_cameras(photos, self.intrinsics, self.fov_deg, entries)
 
     def one_by_one(self, count: int) -> list[CameraOptions]:
         """The options for each of `count` photos that are read one after the other."""

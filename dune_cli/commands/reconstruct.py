@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,12 @@ from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.io.cache import WorkFolder
+    from dune_cli.io.camera_files import CameraEntry
+    from dune_cli.io.intrinsics import PhotoCamera
+    from dune_cli.io.photos import PhotoInfo
     from dune_cli.sfm.retrieval import DescriptorExtractor
     from dune_cli.sfm.scene import Scene
-    from dune_cli.tasks.reconstruct.config import IntrinsicsOf
+    from dune_cli.tasks.reconstruct.config import CamerasOf
 
 NEEDS = ("numpy", "torch", "cv2", "PIL", "pycolmap", "tqdm")
 WEIGHTS = (
@@ -248,6 +251,7 @@ class Job:
         from dune_cli.sfm.pairs import check_pairs
 
         images, cache, poses, settings = paths, None, None, self._settings()
+        entries: Mapping[Path, CameraEntry] = {}
         if len(paths) == 2 and not any(map(is_video, paths)) and self.cameras.poses is None:
             self._note_unused()
         else:
@@ -255,7 +259,7 @@ class Job:
             cache, images = self._cached_images(paths, targets)
             if self.mapping.preflight and self.method == "pointmap":
                 raise UserError("--preflight measures --method matches; leave --preflight or --model out")
-            poses = self._known_poses(images)
+            poses, entries = self._known_cameras(images)
             check_pairs(self.mapping.pairs, images)
             settings |= {
                 "pairs": self.mapping.pairs,
@@ -265,7 +269,7 @@ class Job:
                 "mesh": mesh,
             }
         by_method = self._by_pointmaps if self.method == "pointmap" else self._by_matches
-        scene = by_method(images, self._intrinsics_of(images), settings, cache, poses)
+        scene = by_method(images, self._cameras_of(images, entries), settings, cache, poses)
         if scene is None:
             return None
         metadata = {}
@@ -299,23 +303,31 @@ class Job:
             targets.check_photos(images)
         return cache, images
 
-    def _intrinsics_of(self, images: list[Path]) -> IntrinsicsOf:
-        """Gives K and its source of each photo. Given cameras are checked now, before anything is loaded."""
+    def _cameras_of(self, images: list[Path], entries: Mapping[Path, CameraEntry]) -> CamerasOf:
+        """Gives the camera of each photo; `entries`: those that a file of poses has. Given cameras are checked now,
+        before anything is loaded."""
         from dune_cli.io.photos import PhotoInfo, read_header
 
+        def resolve(photos: Sequence[PhotoInfo]) -> list[PhotoCamera]:
+            return self.cameras.resolve_cameras(photos, entries)
+
         if self.cameras.intrinsics is None and self.cameras.fov_deg is None:
-            return self.cameras.resolve
+            return resolve
         headers = [read_header(path) for path in images]
         if None in headers:
-            return self.cameras.resolve
-        infos = [PhotoInfo(path, one.width, one.height, "") for path, one in zip(images, headers) if one is not None]
-        intrinsics = self.cameras.resolve(infos)
-        return lambda _: intrinsics
+            return resolve
+        infos = [
+            PhotoInfo(path, one.width, one.height, "", None, one.orientation)
+            for path, one in zip(images, headers)
+            if one is not None
+        ]
+        cameras = resolve(infos)
+        return lambda _: cameras
 
     def _by_matches(
         self,
         images: list[Path],
-        intrinsics: IntrinsicsOf,
+        cameras: CamerasOf,
         settings: dict[str, Any],
         cache: WorkFolder | None,
         poses: Any,
@@ -331,14 +343,14 @@ class Job:
         with self.run.stage("load"):
             matcher = self.matching.load_matcher(self.compute)
         if cache is None:
-            return matches.reconstruct(images, intrinsics, matcher, config, self.run)
+            return matches.reconstruct(images, cameras, matcher, config, self.run)
         descriptors = self._descriptors() if matches.uses_descriptors(len(images), config) else None
         if self.mapping.preflight:
             from dune_cli.io.json_files import dumps
 
             console.document(dumps(asdict(preflight(images, matcher, config, cache, descriptors))))
             return None
-        scene = matches.reconstruct(images, intrinsics, matcher, config, self.run, cache, descriptors, poses)
+        scene = matches.reconstruct(images, cameras, matcher, config, self.run, cache, descriptors, poses)
         console.note(
             f"{cache.counts['features']} photos and {cache.counts['matches']} pairs were computed; the cache is "
             f"{cache.folder}"
@@ -348,14 +360,18 @@ class Job:
     def _by_pointmaps(
         self,
         images: list[Path],
-        intrinsics: IntrinsicsOf,
+        cameras: CamerasOf,
         settings: dict[str, Any],
         cache: WorkFolder | None,
         poses: Any,
     ) -> Scene:
+        from dune_cli.io.intrinsics import pinhole_of
         from dune_cli.sfm.multiview import MultiViewModel
         from dune_cli.tasks.reconstruct import multiview, pointmaps
         from dune_cli.tasks.reconstruct.config import MultiviewConfig, PointmapsConfig
+
+        def intrinsics(photos: Sequence[PhotoInfo]) -> list[tuple[Any, str]]:
+            return [pinhole_of(camera, photo) for camera, photo in zip(cameras(photos), photos)]
 
         with self.run.stage("load"):
             network = self.matching.load_scene_model(self.compute, self.matching.metric_model)
@@ -371,22 +387,29 @@ class Job:
         confidence = self.matching.min_confidence
         return settings if confidence is None else settings | {"min_confidence": confidence}
 
-    def _known_poses(self, images: list[Path]) -> dict[Path, Any] | None:
+    def _known_cameras(self, images: list[Path]) -> tuple[dict[Path, Any] | None, dict[Path, CameraEntry]]:
+        """The known poses, and the cameras that their file has as well, which are used unless others are given."""
         file = self.cameras.poses
         if file is None:
-            return None
+            return None, {}
         if self.cameras.baseline is not None:
             raise UserError("--poses and --baseline both set the scale; give one of them")
-        from dune_cli.io.pose_files import read_poses
+        from dune_cli.io.pose_files import read_known_cameras
 
-        poses = read_poses(file, [str(image) for image in images])
+        poses, entries = read_known_cameras(file, [str(image) for image in images])
         missing = [image.name for image in images if str(image) not in poses]
         if len(poses) < 2:
             raise UserError(f"{file} has a pose for only one of the {len(images)} photos; two or more are needed")
         if missing:
             names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             console.note(f"{file} has no pose for {len(missing)} of {len(images)} photos, which are estimated: {names}")
-        return {Path(name): pose for name, pose in poses.items()}
+        given = self.cameras.intrinsics is not None or self.cameras.fov_deg is not None
+        if entries:
+            models = ", ".join(sorted({entry.model for entry in entries.values()}))
+            own = "are not used, for others were given" if given else "are used, and kept as they are"
+            console.note(f"{file} has the cameras of {len(entries)} photos as well ({models}), which {own}")
+        known = {} if given else {Path(name): entry for name, entry in entries.items()}
+        return {Path(name): pose for name, pose in poses.items()}, known
 
     def _descriptors(self) -> DescriptorExtractor | None:
         """The encoder of image retrieval; None where the user named none and the default one is not here."""

@@ -236,16 +236,26 @@ def _localize(
 ) -> tuple[LocalizationResult, str | None]:
     """The pose and the hash of a query; an error of the query itself is a failed pose."""
     from dune_cli.io.photos import read_photo
-    from dune_cli.sfm.cameras import Camera
     from dune_cli.sfm.localization import Query, failed_localization, localize
 
     try:
         photo = read_photo(path)
-        K, source = cameras.resolve([photo])[0]
+        own = cameras.resolve_cameras([photo])[0]
     except UserError as error:
         return failed_localization(str(path), landmarks.map, str(error)), None
-    query = Query(photo, Camera.pinhole(K, photo.width, photo.height), source)
-    return localize(query, landmarks, retriever.retrieve(photo.rgb), config, retriever.retrieve), photo.sha256
+    candidates = retriever.retrieve(photo.rgb)
+    query = Query(photo, own.camera, own.source)
+    of_map = landmarks.map.camera_of_size(photo.width, photo.height) if own.source == "default" else None
+    if of_map is None:
+        return localize(query, landmarks, candidates, config, retriever.retrieve), photo.sha256
+    result = localize(Query(photo, of_map, "map"), landmarks, candidates, config, retriever.retrieve)
+    if result.success:
+        console.note(
+            f"{photo.path.name} says nothing of its camera and has the size of the map's photos: their camera is taken "
+            f"({of_map.model}); give --intrinsics or --fov-deg if another one took it"
+        )
+        return result, photo.sha256
+    return localize(query, landmarks, candidates, config, retriever.retrieve), photo.sha256
 
 
 @contextmanager
@@ -372,7 +382,7 @@ def _read_images(paths: Sequence[Path], cameras: CameraOptions, given: Reference
     from dune_cli.sfm.relative_pose import CameraImage
 
     photos = [read_photo(path) for path in paths]
-    known = cameras.resolve(photos)
+    known = cameras.resolve_cameras(photos)
     maps = [read_depth(path, given.depth_scale) for path in given.ref_depths]
     for photo, depth, name in zip(photos[1:], maps, given.ref_depths):
         if depth.shape != (photo.height, photo.width):
@@ -381,7 +391,10 @@ def _read_images(paths: Sequence[Path], cameras: CameraOptions, given: Reference
                 f"{photo.width} x {photo.height}; resize one of them so that pixels correspond"
             )
     depths = [None, *maps, *[None] * (len(photos) - 1 - len(maps))]
-    return [CameraImage(photo, K, source, depth) for photo, (K, source), depth in zip(photos, known, depths)]
+    return [
+        CameraImage(photo, own.K, own.source, depth, None if own.camera.model == "PINHOLE" else own.camera)
+        for photo, own, depth in zip(photos, known, depths)
+    ]
 
 
 def _print_poses(results: list[Any], joint: MultiReferencePose | None, target: Path | None) -> None:

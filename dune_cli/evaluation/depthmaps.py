@@ -16,16 +16,15 @@ from scipy.spatial import KDTree
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.evaluation.metrics import DepthErrors, depth_errors
-from dune_cli.evaluation.multiview import intrinsics_of
+from dune_cli.evaluation.multiview import cameras_of
 from dune_cli.evaluation.posed_sets import PosedSet
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.depth_files import MILLIMETRES, read_depth
 from dune_cli.io.json_files import Fields
-from dune_cli.io.photos import read_photo
 from dune_cli.io.safe_read import is_file, read_json, shown
 from dune_cli.matchers.matcher import Matcher
-from dune_cli.mvs.densify import estimate_depth_maps
+from dune_cli.mvs.densify import estimate_depth_maps, undistorted_photos
 from dune_cli.mvs.quality import DenseConfig
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene, View
@@ -101,8 +100,8 @@ def sparse_scene(posed: PosedSet, matcher: Matcher, seed: int) -> Scene:
     """The set's points, triangulated from a matcher's matches at the true cameras."""
     paths = [image.file for image in posed.map.images]
     world_from_cam = {image.file: image.world_from_cam for image in posed.map.images}
-    config, intrinsics = MatchesConfig(seed=seed), intrinsics_of(posed, True)
-    return matches.reconstruct(paths, intrinsics, matcher, config, Run(seed), known_poses=world_from_cam)
+    config, cameras = MatchesConfig(seed=seed), cameras_of(posed, True)
+    return matches.reconstruct(paths, cameras, matcher, config, Run(seed), known_poses=world_from_cam)
 
 
 def dense_maps(scene: Scene, posed: PosedSet, config: DenseConfig) -> DepthMaps:
@@ -110,7 +109,7 @@ def dense_maps(scene: Scene, posed: PosedSet, config: DenseConfig) -> DepthMaps:
     assert scene.sparse is not None
     views = scene.views
     maps = estimate_depth_maps(
-        (read_photo(image.file).rgb for image in posed.map.images),
+        undistorted_photos(views, [image.file for image in posed.map.images]),
         [view.K for view in views],
         [view.world_from_cam for view in views],
         scene.sparse,
@@ -124,7 +123,8 @@ def at_photo_pixels(view: View) -> np.ndarray:
     """(H, W) depth of the view at its photo's pixels: that of the nearest pixel of its map, NaN where not valid."""
     depth, dense = view.depth, view.dense
     assert depth is not None and dense is not None
-    pixels = transform_pixels(np.linalg.inv(dense.image_from_map), pixel_grid(view.height, view.width))
+    undistorted = np.nan_to_num(view.camera.undistort(pixel_grid(view.height, view.width)), nan=-1e6)
+    pixels = transform_pixels(np.linalg.inv(dense.image_from_map), undistorted)
     x, y = np.moveaxis(np.rint(pixels).astype(int), -1, 0)
     inside = (x >= 0) & (y >= 0) & (x < depth.shape[1]) & (y < depth.shape[0])
     return np.where(inside, depth[np.where(inside, y, 0), np.where(inside, x, 0)], np.nan)

@@ -15,7 +15,7 @@ from dune_cli.errors import JobFailed
 from dune_cli.evaluation.metrics import camera_errors, extent, pair_errors_deg, scale_errors
 from dune_cli.evaluation.posed_sets import PosedSet
 from dune_cli.geometry.epipolar import pose_auc
-from dune_cli.io.intrinsics import resolve_intrinsics
+from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras, resolve_intrinsics
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photos import PhotoInfo, read_photo
 from dune_cli.matchers.matcher import Matcher
@@ -24,7 +24,7 @@ from dune_cli.sfm.cameras import PhotoCameras, share_cameras
 from dune_cli.sfm.scene import Scene
 from dune_cli.sfm.verification import quiet_pycolmap
 from dune_cli.tasks.reconstruct import matches, pointmaps
-from dune_cli.tasks.reconstruct.config import Intrinsics, IntrinsicsOf, MatchesConfig, PointmapsConfig
+from dune_cli.tasks.reconstruct.config import CamerasOf, Intrinsics, IntrinsicsOf, MatchesConfig, PointmapsConfig
 
 if TYPE_CHECKING:
     from dune_cli.models.mast3r import TwoViewModel
@@ -121,8 +121,8 @@ def matcher_method(matcher: Matcher, config: MatchesConfig) -> Method:
 
     def method(posed: PosedSet, known_intrinsics: bool) -> np.ndarray:
         paths = [image.file for image in posed.map.images]
-        intrinsics = intrinsics_of(posed, known_intrinsics)
-        return poses_of(matches.reconstruct(paths, intrinsics, matcher, config, Run(config.seed)))
+        cameras = cameras_of(posed, known_intrinsics)
+        return poses_of(matches.reconstruct(paths, cameras, matcher, config, Run(config.seed)))
 
     return method
 
@@ -143,10 +143,21 @@ def sift_method(seed: int) -> Method:
 
     def method(posed: PosedSet, known_intrinsics: bool) -> np.ndarray:
         infos = [read_photo(image.file).info for image in posed.map.images]
-        cameras = share_cameras(infos, intrinsics_of(posed, known_intrinsics)(infos))
+        cameras = share_cameras(cameras_of(posed, known_intrinsics)(infos))
         return map_by_sift([photo.path for photo in infos], cameras, seed)
 
     return method
+
+
+def cameras_of(posed: PosedSet, known: bool) -> CamerasOf:
+    """The true camera of each photo with its distortion, or what EXIF and the default field of view give."""
+
+    def of(infos: Sequence[PhotoInfo]) -> Sequence[PhotoCamera]:
+        if known:
+            return [PhotoCamera(image.camera, "given", lens_known=True) for image in posed.map.images]
+        return resolve_cameras(infos, None, None)
+
+    return of
 
 
 def intrinsics_of(posed: PosedSet, known: bool) -> IntrinsicsOf:

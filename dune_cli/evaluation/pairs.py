@@ -22,7 +22,7 @@ from dune_cli.evaluation.metrics import FAILED_DEG, median
 from dune_cli.geometry import epipolar
 from dune_cli.geometry.cameras import scale_intrinsics
 from dune_cli.geometry.epipolar import pose_auc
-from dune_cli.io.intrinsics import pinhole_matrix, rigid_pose
+from dune_cli.io.camera_checks import pinhole_matrix, rigid_pose
 from dune_cli.io.json_files import Fields
 from dune_cli.io.photos import read_photo
 from dune_cli.io.safe_read import is_file, read_json, shown

@@ -17,11 +17,11 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.evaluation import metrics
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.poses import subtract_world_offset, world_offset
-from dune_cli.io.intrinsics import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
+from dune_cli.io.camera_checks import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.json_files import Fields
 from dune_cli.io.safe_read import is_file, read_json, shown
-from dune_cli.sfm.cameras import Camera
 from dune_cli.sfm.photo_map import MapImage, PhotoMap
 
 MIN_PHOTOS = 4  # leaving one out leaves three
@@ -124,5 +124,5 @@ def _read_frame(file: Path, index: int, value: Any) -> MapImage | str:
     K = pinhole_matrix(frame["K"], f"{frame.where}: K", width, height)
     pose = rigid_pose(frame["T_cam_to_world"], f"{frame.where}: T_cam_to_world")
     k1 = frame.number("dist_k1", 0.0, -LARGEST_RADIAL, LARGEST_RADIAL)
-    camera = Camera.radial(K, k1, width, height) if k1 else Camera.pinhole(K, width, height)
+    camera = Camera.brown(K, [k1], width, height)
     return MapImage(photo.name, photo, camera, pose)

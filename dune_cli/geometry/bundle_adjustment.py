@@ -1,6 +1,6 @@
 """Bundle adjustment with priors on the cameras, and the uncertainty of what it estimates.
 
-Poses, points, focal lengths and radial terms by Levenberg-Marquardt on the normal equations, the points eliminated (B.
+Poses, points, focal lengths and distortions by Levenberg-Marquardt on the normal equations, the points eliminated (B.
 Triggs et al., "Bundle adjustment: a modern synthesis", 2000, sections 6 and 9). Ceres, as pycolmap exposes it, takes no
 prior on a focal length. Without one, motions that do not determine it (a camera that translates and never rotates, few
 photos, little parallax: P. Sturm, "Critical motion sequences for monocular self-calibration", CVPR 1997) leave it
@@ -19,7 +19,8 @@ import numpy as np
 from dune_cli.geometry.absolute_pose import pose_jacobian
 from dune_cli.geometry.poses import cross_matrix, rotation_from_rotvec
 
-CAMERA, POSE = 2, 6  # parameters: log of the focal factor and radial term; rotation vector and centre
+TERMS = 4  # of a distortion: k1, k2, p1, p2 of OPENCV, or k1 to k4 of OPENCV_FISHEYE
+CAMERA, POSE = 1 + TERMS, 6  # parameters: log of the focal factor and distortion; rotation vector and centre
 MODE_SIZE = 10  # log of the focal factor, radial term, principal point; rotation vector, centre
 DENSE_UP_TO = 3000  # parameters of cameras and poses: above, the normal equations are solved as sparse ones
 MAX_STEPS = 200
@@ -34,13 +35,14 @@ MAX_MODES = 12
 class Priors:
     """Gaussian priors.
 
-    `log_focal_sd` (C,): of the logarithm of each camera's focal length about its start (0: it is fixed). `radial_sd`
-    (C,): of the radial term about 0 (0: it is fixed). `pose_fixed` (V,): views whose pose is kept (None: no view's).
-    `centres` (V, 3): of the views' centres, NaN without one, with `centre_sd` (None: there are none).
+    `log_focal_sd` (C,): of the logarithm of each camera's focal length about its start (0: it is fixed).
+    `distortion_sd` (C, 4): of each term of its distortion about 0 (0: it is fixed). `pose_fixed` (V,): views whose pose
+    is kept (None: no view's). `centres` (V, 3): of the views' centres, NaN without one, with `centre_sd` (None: there
+    are none).
     """
 
     log_focal_sd: np.ndarray
-    radial_sd: np.ndarray
+    distortion_sd: np.ndarray
     pose_fixed: np.ndarray | None = None
     centres: np.ndarray | None = None
     centre_sd: float = 1.0
@@ -50,13 +52,14 @@ class Priors:
 class Bundle:
     """V views with C cameras, P points, N observations.
 
-    `K` (C, 3, 3), `radial` (C,) (a point at (x, y) on the plane z = 1 projects to K (x, y) (1 + k (x² + y²))),
-    `long_side_px` (C,), `camera_ids` (V,), `world_from_cam` (V, 4, 4), `points_world` (P, 3). Observation n: `view`
-    (N,), `point` (N,), `pixels` (N, 2).
+    `K` (C, 3, 3), `distortion` (C, 4): k1, k2, p1, p2 of the model OPENCV, or k1 to k4 of OPENCV_FISHEYE where
+    `fisheye` (C,), as in `camera_models`. `long_side_px` (C,), `camera_ids` (V,), `world_from_cam` (V, 4, 4),
+    `points_world` (P, 3). Observation n: `view` (N,), `point` (N,), `pixels` (N, 2).
     """
 
     K: np.ndarray
-    radial: np.ndarray
+    distortion: np.ndarray
+    fisheye: np.ndarray
     long_side_px: np.ndarray
     camera_ids: np.ndarray
     world_from_cam: np.ndarray
@@ -74,15 +77,16 @@ class Bundle:
 class AdjustedBundle:
     """The solution, and its uncertainty.
 
-    `log_focal_sd` and `radial_sd` (C,): standard deviations, the priors included (0 where fixed). `modes` (M, V, 10):
-    independent errors of the cameras, one standard deviation each, as they change every view: its camera's log focal,
-    radial term and principal point in pixels, the rotation vector about the world's axes and the centre, the views
-    aligned as well as a similarity can. `sigma_px`: standard deviation of a coordinate.
+    `log_focal_sd` (C,) and `distortion_sd` (C, 4): standard deviations, the priors included (0 where fixed). `modes`
+    (M, V, 10): independent errors of the cameras, one standard deviation each, as they change every view: its camera's
+    log focal, radial term (the k1 alone that acts most like the change of k1 and k2; 0 for a fisheye lens) and
+    principal point in pixels, the rotation vector about the world's axes and the centre, the views aligned as well as a
+    similarity can. `sigma_px`: standard deviation of a coordinate.
     """
 
     bundle: Bundle
     log_focal_sd: np.ndarray
-    radial_sd: np.ndarray
+    distortion_sd: np.ndarray
     modes: np.ndarray
     sigma_px: float
 
@@ -107,7 +111,7 @@ def adjust_bundle(bundle: Bundle, priors: Priors, start_K: np.ndarray) -> Adjust
         return None
     modes[:, :, 7:] *= length
     adjusted = _rescaled(problem.bundle, -middle / length, length)
-    return AdjustedBundle(adjusted, sds[:, 0], sds[:, 1], modes, problem.sigma_px)
+    return AdjustedBundle(adjusted, sds[:, 0], sds[:, 1:], modes, problem.sigma_px)
 
 
 def _normalising_frame(world_from_cam: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:
@@ -126,16 +130,78 @@ def _rescaled(bundle: Bundle, middle: np.ndarray, factor: float) -> Bundle:
 
 
 def _project(bundle: Bundle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels (N, 2), the points in their cameras (N, 3), and on their planes z = 1 (N, 2)."""
+    """Pixels (N, 2), the points in their cameras (N, 3), and on their planes (N, 2): z = 1, or that of angles."""
     pose, camera = bundle.world_from_cam[bundle.view], bundle.camera_ids[bundle.view]
     points_cam = np.einsum("nji,nj->ni", pose[:, :3, :3], bundle.points_world[bundle.point] - pose[:, :3, 3])
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         plane = points_cam[:, :2] / points_cam[:, 2:]
-        distorted = plane * (1 + bundle.radial[camera] * (plane**2).sum(-1))[:, None]
+        fisheye = bundle.fisheye[camera]
+        if fisheye.any():
+            plane[fisheye] = _angles(points_cam[fisheye])
+        distorted = _distort(plane, bundle.distortion[camera], fisheye)
         K = bundle.K[camera]
         pixels = np.einsum("nij,nj->ni", K[:, :2, :2], distorted) + K[:, :2, 2]
-    pixels[~(points_cam[:, 2] > 0)] = np.inf
+    pixels[~(points_cam[:, 2] > 0) & ~fisheye] = np.inf
     return pixels, points_cam, plane
+
+
+def _angles(points_cam: np.ndarray) -> np.ndarray:
+    """(N, 2) the direction of each point, as long as its angle from the optical axis in radians."""
+    across = np.maximum(np.linalg.norm(points_cam[:, :2], axis=1), 1e-12)
+    return points_cam[:, :2] * (np.arctan2(across, points_cam[:, 2]) / across)[:, None]
+
+
+def _angles_by_point(points_cam: np.ndarray) -> np.ndarray:
+    """(N, 2, 3) the derivatives of `_angles`."""
+    xy, z = points_cam[:, :2], points_cam[:, 2]
+    across = np.maximum(np.linalg.norm(xy, axis=1), 1e-12)
+    square = across**2 + z**2
+    factor = np.arctan2(across, z) / across
+    slope = (z / square - factor) / across  # of the factor, by the distance from the axis
+    by_xy = factor[:, None, None] * np.eye(2) + (slope / across)[:, None, None] * (xy[:, :, None] * xy[:, None, :])
+    return np.concatenate([by_xy, (-xy / square[:, None])[:, :, None]], axis=-1)
+
+
+def _radial(square: np.ndarray, terms: np.ndarray, fisheye: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The radial factor (N,) and its derivative by the squared radius (N,)."""
+    k1, k2, k3, k4 = terms.T
+    k3, k4 = np.where(fisheye, k3, 0.0), np.where(fisheye, k4, 0.0)
+    factor = 1 + square * (k1 + square * (k2 + square * (k3 + square * k4)))
+    return factor, k1 + square * (2 * k2 + square * (3 * k3 + 4 * square * k4))
+
+
+def _tangential(terms: np.ndarray, fisheye: np.ndarray) -> np.ndarray:
+    """(N, 2) p2 and p1: the tangential distortion of x is p r² + 2 (p·x) x."""
+    return np.where(fisheye[:, None], 0.0, terms[:, [3, 2]])
+
+
+def _distort(plane: np.ndarray, terms: np.ndarray, fisheye: np.ndarray) -> np.ndarray:
+    square = (plane**2).sum(-1)
+    p = _tangential(terms, fisheye)
+    factor, _ = _radial(square, terms, fisheye)
+    return plane * (factor + 2 * (p * plane).sum(-1))[:, None] + p * square[:, None]
+
+
+def _distortion_by_plane(plane: np.ndarray, terms: np.ndarray, fisheye: np.ndarray) -> np.ndarray:
+    """(N, 2, 2)."""
+    square = (plane**2).sum(-1)
+    p = _tangential(terms, fisheye)
+    factor, slope = _radial(square, terms, fisheye)
+    along = factor + 2 * (p * plane).sum(-1)
+    outer = plane[:, :, None] * plane[:, None, :]
+    mixed = plane[:, :, None] * p[:, None, :]
+    return along[:, None, None] * np.eye(2) + 2 * slope[:, None, None] * outer + 2 * (mixed + np.swapaxes(mixed, 1, 2))
+
+
+def _distortion_by_terms(plane: np.ndarray, fisheye: np.ndarray) -> np.ndarray:
+    """(N, 2, 4)."""
+    square = (plane**2).sum(-1)[:, None]
+    x, y = plane.T
+    by_p1 = np.stack([2 * x * y, square[:, 0] + 2 * y * y], axis=-1)
+    by_p2 = np.stack([square[:, 0] + 2 * x * x, 2 * x * y], axis=-1)
+    third = np.where(fisheye[:, None], plane * square**3, by_p1)
+    fourth = np.where(fisheye[:, None], plane * square**4, by_p2)
+    return np.stack([plane * square, plane * square**2, third, fourth], axis=-1)
 
 
 class _Problem:
@@ -150,7 +216,7 @@ class _Problem:
         has_prior = np.isfinite(self.centres).all(-1)
         centre_weight = np.zeros((views, POSE))
         centre_weight[has_prior, 3:] = 1 / priors.centre_sd**2
-        sds = np.stack([priors.log_focal_sd, priors.radial_sd], axis=1)
+        sds = np.concatenate([priors.log_focal_sd[:, None], priors.distortion_sd], axis=1)
         self.free = np.concatenate([(sds > 0).ravel(), pose_free.ravel()])
         with np.errstate(divide="ignore"):
             self.prior_weight = np.concatenate([np.where(sds > 0, 1 / sds**2, 0).ravel(), centre_weight.ravel()])
@@ -184,13 +250,13 @@ class _Problem:
             self._estimate_sigma()
 
     def uncertainty(self) -> tuple[np.ndarray, np.ndarray]:
-        """(C, 2) standard deviations and (M, V, 10) modes, in the problem's own unit."""
+        """(C, 5) standard deviations and (M, V, 10) modes, in the problem's own unit."""
         equations = self._normal_equations()
         camera_count = CAMERA * self.cameras
         columns = np.flatnonzero(self.free[:camera_count])
         views = len(self.bundle.world_from_cam)
         if not len(columns):
-            return np.zeros((self.cameras, 2)), np.zeros((0, views, MODE_SIZE))
+            return np.zeros((self.cameras, CAMERA)), np.zeros((0, views, MODE_SIZE))
         covariance_columns = equations.covariance_columns(columns)  # (parameters, columns)
         camera_block = covariance_columns[columns]
         principal_sd_px = PRINCIPAL_SD * self.bundle.long_side_px
@@ -209,11 +275,21 @@ class _Problem:
         identity = np.eye(2 * self.cameras).reshape(-1, self.cameras, 2)
         principal[len(camera_modes) + np.arange(2 * self.cameras)] = identity
         principal *= principal_sd_px[:, None]
-        intrinsics = np.concatenate([whole[:, :camera_count].reshape(-1, self.cameras, CAMERA), principal], axis=-1)
+        own = whole[:, :camera_count].reshape(-1, self.cameras, CAMERA)
+        radial = np.where(self.bundle.fisheye, 0.0, own[:, :, 1] + self._k2_as_k1() * own[:, :, 2])
+        intrinsics = np.concatenate([own[:, :, :1], radial[:, :, None], principal], axis=-1)
         poses = whole[:, camera_count:].reshape(-1, views, POSE)
         modes = np.concatenate([intrinsics[:, self.bundle.camera_ids], poses], axis=-1)
         weight = (whole**2).sum(1)
         return np.sqrt(total).reshape(self.cameras, CAMERA), modes[np.argsort(-weight, kind="stable")[:MAX_MODES]]
+
+    def _k2_as_k1(self) -> np.ndarray:
+        """(C,) the k1 that moves the observed pixels most like a k2 of 1."""
+        _, _, plane = _project(self.bundle)
+        square = np.nan_to_num((plane**2).sum(-1))
+        camera = self.bundle.camera_ids[self.bundle.view]
+        above, below = (np.bincount(camera, square**power, minlength=self.cameras) for power in (4, 3))
+        return above / np.maximum(below, 1e-300)
 
     def _estimate_sigma(self) -> None:
         """The standard deviation of a coordinate, from the median residual and the degrees of freedom."""
@@ -237,7 +313,8 @@ class _Problem:
 
     def _prior_residuals(self, bundle: Bundle) -> np.ndarray:
         """(parameters,) distances of cameras and centres from their priors."""
-        camera = np.stack([np.log(bundle.K[:, 0, 0] / self.start_K[:, 0, 0]), bundle.radial], axis=1)
+        log_focal = np.log(bundle.K[:, 0, 0] / self.start_K[:, 0, 0])
+        camera = np.concatenate([log_focal[:, None], bundle.distortion], axis=1)
         pose = np.zeros((len(self.centres), POSE))
         pose[:, 3:] = np.nan_to_num(bundle.world_from_cam[:, :3, 3] - self.centres)
         return np.concatenate([camera.ravel(), pose.ravel()])
@@ -253,7 +330,7 @@ class _Problem:
         return replace(
             self.bundle,
             K=K,
-            radial=self.bundle.radial + camera[:, 1],
+            distortion=self.bundle.distortion + camera[:, 1:],
             world_from_cam=poses,
             points_world=self.bundle.points_world + point_step,
         )
@@ -265,25 +342,20 @@ class _Problem:
         camera = bundle.camera_ids[bundle.view]
         weight = self.scale / (1 + (residuals**2).sum(-1) / self.kernel_px**2)
         x, y = plane.T
-        k, square = bundle.radial[camera], (plane**2).sum(-1)
+        fisheye = bundle.fisheye[camera]
         F = bundle.K[camera][:, :2, :2]
-        by_plane = np.stack(
-            [
-                np.stack([1 + k * (square + 2 * x * x), 2 * k * x * y], -1),
-                np.stack([2 * k * x * y, 1 + k * (square + 2 * y * y)], -1),
-            ],
-            -2,
-        )
+        by_plane = _distortion_by_plane(plane, bundle.distortion[camera], fisheye)
         zero = np.zeros_like(x)
         z = points_cam[:, 2]
         plane_by_point = np.stack([np.stack([1 / z, zero, -x / z], -1), np.stack([zero, 1 / z, -y / z], -1)], -2)
+        if fisheye.any():
+            plane_by_point[fisheye] = _angles_by_point(points_cam[fisheye])
         rotation = np.swapaxes(bundle.world_from_cam[bundle.view][:, :3, :3], 1, 2)  # cam from world
         by_point = F @ by_plane @ plane_by_point @ rotation
         offsets = bundle.points_world[bundle.point] - bundle.world_from_cam[bundle.view][:, :3, 3]
         by_pose = np.concatenate([by_point @ cross_matrix(offsets), -by_point], axis=-1)
         by_focal = pixels - bundle.K[camera][:, :2, 2]
-        by_radial = np.einsum("nij,nj->ni", F, plane * square[:, None])
-        by_camera = np.stack([by_focal, by_radial], axis=-1)
+        by_camera = np.concatenate([by_focal[:, :, None], F @ _distortion_by_terms(plane, fisheye)], axis=-1)
         root = np.sqrt(weight)
         derivatives = Derivatives(
             residuals * root[:, None],
@@ -306,8 +378,8 @@ class _Problem:
 @dataclass(frozen=True)
 class Derivatives:
     """Of N observations, all times the `root` (N,) of their weights: `residuals` (N, 2), and their derivatives
-    `by_parameters` (N, 2, 8), the camera's first, then the pose's, and `by_point` (N, 2, 3). Their `camera`, `view` and
-    `point` (N,)."""
+    `by_parameters` (N, 2, 11), the camera's first, then the pose's, and `by_point` (N, 2, 3). Their `camera`, `view`
+    and `point` (N,)."""
 
     residuals: np.ndarray
     by_parameters: np.ndarray
@@ -343,7 +415,7 @@ class NormalEquations:
                 self.first_pose + POSE * derivatives.view[:, None] + np.arange(POSE),
             ],
             axis=1,
-        )  # (N, 8)
+        )  # (N, 11)
         by_parameters = derivatives.by_parameters * free[columns][:, None]
         rows = np.arange(2 * len(columns)).reshape(-1, 2)
         self.J = sparse.csr_array(

@@ -92,45 +92,6 @@ def quarter_turn(width: int, height: int, turns: int) -> np.ndarray:
     return matrix
 
 
-# The radial distortion that COLMAP calls SIMPLE_RADIAL: one term, x' = x (1 + k r²) on the plane z = 1.
-#
-# `K` (3, 3); pixels (..., 2), centres at integers; float64. k = 0 changes nothing.
-
-
-def distort_pixels(pixels: np.ndarray, K: np.ndarray, radial: float) -> np.ndarray:
-    """(..., 2) the pixels, in a camera with the term `radial`, of the rays that a pinhole camera has at `pixels`."""
-    if radial == 0:
-        return np.asarray(pixels, dtype=np.float64)
-    plane, K = _to_plane(pixels, K)
-    return _to_pixels(plane * (1 + radial * (plane**2).sum(-1, keepdims=True)), K)
-
-
-def undistort_pixels(pixels: np.ndarray, K: np.ndarray, radial: float, iterations: int = 20) -> np.ndarray:
-    """(..., 2) the inverse of `distort_pixels`, by Newton's method on the radius.
-
-    A barrel distortion has a largest radius; beyond it the radius that maps to it is returned.
-    """
-    if radial == 0:
-        return np.asarray(pixels, dtype=np.float64)
-    plane, K = _to_plane(pixels, K)
-    distorted = np.linalg.norm(plane, axis=-1, keepdims=True)
-    fold = np.inf if radial > 0 else np.sqrt(-1 / (3 * radial))
-    radius = np.minimum(distorted, 0.999 * fold)
-    for _ in range(iterations):
-        slope = 1 + 3 * radial * radius**2
-        radius = np.clip(radius - (radius + radial * radius**3 - distorted) / slope, 0, 0.999 * fold)
-    return _to_pixels(plane * np.where(distorted > 0, radius / np.where(distorted > 0, distorted, 1), 1), K)
-
-
-def _to_plane(pixels: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    pixels, K = np.asarray(pixels, dtype=np.float64), np.asarray(K, dtype=np.float64)
-    return (pixels - K[:2, 2]) / (K[0, 0], K[1, 1]), K
-
-
-def _to_pixels(plane: np.ndarray, K: np.ndarray) -> np.ndarray:
-    return plane * (K[0, 0], K[1, 1]) + K[:2, 2]
-
-
 # The focal length that a point map implies.
 
 

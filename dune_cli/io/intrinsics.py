@@ -1,103 +1,181 @@
-"""Intrinsics of photos: from the user, from EXIF, or a default; and checks of matrices in files."""
+"""Cameras of photos: from the user, from EXIF, or a default."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dune_cli import console
-from dune_cli.errors import DuneError, UserError
+from dune_cli.errors import UserError
+from dune_cli.geometry.camera_models import MODELS, Camera
 from dune_cli.geometry.cameras import K_from_focal
+from dune_cli.io.camera_checks import pinhole_matrix
+from dune_cli.io.camera_files import (
+    CameraEntry,
+    CameraTable,
+    camera_object,
+    json_cameras,
+    parse_camera,
+    read_camera_file,
+)
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.json_files import finite_array
-from dune_cli.io.orientation import swapped
+from dune_cli.io.orientation import MIRRORED, UPRIGHT, quarter_turns, swapped
 from dune_cli.io.photos import Photo, PhotoInfo
-from dune_cli.io.safe_read import forward_slashes, is_file, quoted, read_json, shown
+from dune_cli.io.safe_read import forward_slashes, is_file, is_folder, quoted, read_json, shown
 
 DEFAULT_FOV_DEG = 55.0
-FORMS = 'fx,fy,cx,cy in pixels (one for all images, or one an image separated by ";"), or a JSON file {"image": 3x3}'
-LARGEST_SIDE_PX = 1_000_000
-FOCAL_PER_SIDE = (1e-3, 1e5)  # plausible focal lengths, in shares of the longer side
-FARTHEST = 1e12  # coordinates: beyond it float64 has no digits left for details
-LARGEST_RADIAL = 1e6
+FORMS = (
+    "fx,fy,cx,cy in pixels or a COLMAP camera such as OPENCV,WIDTH,HEIGHT,PARAMS (one for all images, or one an image "
+    'separated by ";"), a JSON file {"image": 3x3}, or a calibration (COLMAP, transforms.json, OpenCV, Kalibr)'
+)
+SAME_SHAPE = 0.005  # difference of two aspect ratios that counts as rounding
+LEAST_SEEN = 0.6  # of a photo's pixels, that a lens must have rays for
 
 
-def pinhole_matrix(
-    value: Any, where: str, width: int | None = None, height: int | None = None, error: type[DuneError] = UserError
-) -> np.ndarray:
-    """`value` as (3, 3) float64 [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels; `where` names it in messages.
+@dataclass(frozen=True)
+class PhotoCamera:
+    """The camera of an upright photo. `source` given | exif | default. `lens_known`: False where nothing is known of
+    its distortion, of which `camera` then has none."""
 
-    Raises `error` for another shape, numbers that are not finite, skew, another last row, and focal lengths that are
-    not positive; with the image's size also for focal lengths and principal points that are implausible for it.
+    camera: Camera
+    source: str
+    lens_known: bool = False
+
+    @property
+    def K(self) -> np.ndarray:
+        """(3, 3) of its pinhole part."""
+        return self.camera.K
+
+    @classmethod
+    def of_matrix(cls, K: np.ndarray, source: str, width: int, height: int) -> PhotoCamera:
+        """A camera of which only `K` (3, 3) is known, or guessed."""
+        return cls(Camera.pinhole(K, width, height), source)
+
+
+def resolve_cameras(
+    photos: Sequence[Photo | PhotoInfo],
+    intrinsics: str | None,
+    fov_deg: float | None,
+    entries: Mapping[Path, CameraEntry] | None = None,
+) -> list[PhotoCamera]:
+    """The camera of each photo, in its upright pixels.
+
+    Sources, in order of precedence (docs/file-formats.md, `focal_source`): "given" by `intrinsics` (FORMS; several
+    separated by ";" in the order of the photos) or by `fov_deg`, the field of view across the long side in degrees, or
+    by `entries` (of a file of poses, by the photo's path); "exif"; "default", 55 degrees. Without `intrinsics` and
+    `entries` the principal point is the image's centre. Four numbers and a 3 x 3 matrix say nothing about the lens; a
+    camera with a model does. UserError for `intrinsics` and `fov_deg` at once, and for values that are no camera of the
+    photo.
     """
-    K = finite_array(value, (3, 3), where, error)
-    fx, fy, cx, cy = (float(K[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2)))
-    if not np.array_equal(K[2], (0, 0, 1)):
-        raise error(f"{where} has the last row {K[2].tolist()}; it must be 0, 0, 1")
-    if fx <= 0 or fy <= 0:
-        raise error(f"{where} has focal lengths {fx:g} and {fy:g}; they must be positive pixels")
-    if abs(K[0, 1]) > 1e-6 * fx or K[1, 0] != 0:
-        raise error(f"{where} has skew ({K[0, 1]:g}); give a pinhole camera without skew")
-    side = LARGEST_SIDE_PX if width is None or height is None else max(width, height)
-    low = 0.0 if width is None or height is None else FOCAL_PER_SIDE[0] * side
-    high = FOCAL_PER_SIDE[1] * side
-    if not (low <= fx <= high and low <= fy <= high and abs(cx) <= high and abs(cy) <= high):
-        of = "" if width is None else f" of an image of {width} x {height} px"
-        raise error(f"{where} ({fx:g}, {fy:g}, {cx:g}, {cy:g}) is no camera{of}; give fx, fy, cx, cy in its pixels")
-    return K
-
-
-def rigid_pose(value: Any, where: str, error: type[DuneError] = UserError) -> np.ndarray:
-    """The rigid pose (4, 4) float64 nearest to a (4, 4) or (3, 4) matrix; `where` names it in messages.
-
-    Raises `error` for another shape, numbers that are not finite, a rotation off by more than 1e-2, another last row
-    than 0 0 0 1, and a translation beyond 1e12.
-    """
-    from scipy.spatial.transform import Rotation
-
-    rows = len(value) if isinstance(value, (list, tuple, np.ndarray)) else 4
-    matrix = finite_array(value, (3 if rows == 3 else 4, 4), where, error)
-    rotation, translation = matrix[:3, :3], matrix[:3, 3]
-    off = np.abs(rotation @ rotation.T - np.eye(3)).max() if np.abs(rotation).max() < 2 else np.inf
-    if off > 1e-2 or np.linalg.det(rotation) < 0 or (rows == 4 and not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6)):
-        raise error(f"{where} is no rigid pose (a rotation and a translation, last row 0 0 0 1)")
-    if np.abs(translation).max() > FARTHEST:
-        raise error(f"{where} lies {np.abs(translation).max():.3g} away; coordinates of at most {FARTHEST:g} are read")
-    pose = np.eye(4)
-    pose[:3, :3] = rotation if off < 1e-9 else Rotation.from_matrix(rotation).as_matrix()
-    pose[:3, 3] = translation
-    return pose
+    if intrinsics is not None and fov_deg is not None:
+        raise UserError("--intrinsics and --fov-deg both say what the camera is; give one of them")
+    if intrinsics is not None:
+        found = _from_text_or_file(intrinsics, photos)
+        cameras = [_fitted(entry, photo) for photo, entry in zip(photos, found)]
+        _note_sideways(photos, found, cameras)
+        _note_resized(photos, found, cameras)
+        return cameras
+    if fov_deg is None and entries:
+        known = {photo.path: _fitted(entries[photo.path], photo) for photo in photos if photo.path in entries}
+        own = [known.get(photo.path) or _without_intrinsics(photo, None) for photo in photos]
+        _note_resized(photos, [entries.get(photo.path) for photo in photos], own)
+        return own
+    return [_without_intrinsics(photo, fov_deg) for photo in photos]
 
 
 def resolve_intrinsics(
     photos: Sequence[Photo | PhotoInfo], intrinsics: str | None, fov_deg: float | None
 ) -> list[tuple[np.ndarray, str]]:
-    """(K, source) of each photo: K (3, 3) float64 in the photo's pixels, centres at integers.
+    """(K, source) of each photo, for what takes pinhole cameras only: K (3, 3) float64 in the photo's pixels, centres
+    at integers. As `resolve_cameras`; UserError for a lens with distortion."""
+    return [pinhole_of(camera, photo) for camera, photo in zip(resolve_cameras(photos, intrinsics, fov_deg), photos)]
 
-    Sources, in order of precedence (docs/file-formats.md, `focal_source`): "given" by `intrinsics` (`fx,fy,cx,cy`,
-    several separated by ";" in the order of the photos, or a JSON file) or by `fov_deg`, the field of view across the
-    long side in degrees; "exif"; "default", 55 degrees. Without `intrinsics` the principal point is the image's centre.
-    UserError for both options at once, and for values that are no pinhole camera in pixels.
-    """
-    if intrinsics is not None and fov_deg is not None:
-        raise UserError("--intrinsics and --fov-deg both say what the camera is; give one of them")
-    if intrinsics is not None:
-        matrices = _from_text_or_file(intrinsics, photos)
-        for photo, matrix in zip(photos, matrices):
-            _check(matrix, photo)
-        sideways = [photo.path.name for photo, matrix in zip(photos, matrices) if _is_of_stored(matrix, photo)]
-        if sideways:
-            more = f" and {len(sideways) - 1} more" if len(sideways) > 1 else ""
-            console.note(
-                f"the intrinsics of {sideways[0]}{more} look like those of the stored pixels, which EXIF turns; give "
-                "them for the upright photo"
+
+def pinhole_of(camera: PhotoCamera, photo: Photo | PhotoInfo) -> tuple[np.ndarray, str]:
+    """(K, source) of a camera without distortion. UserError for a lens with distortion."""
+    if not camera.camera.is_pinhole:
+        raise UserError(
+            f"{photo.path.name} has the lens {camera.camera.model}, and this works on photos without distortion; "
+            "undistort it first (for example by 'colmap image_undistorter'), or give fx,fy,cx,cy alone to ignore the "
+            "lens"
+        )
+    return camera.K, camera.source
+
+
+def _fitted(entry: CameraEntry, photo: Photo | PhotoInfo) -> PhotoCamera:
+    """The entry as the camera of the upright photo: turned where it is that of the stored pixels, and resized where its
+    images have another size of the same shape. UserError where it cannot be the photo's."""
+    name, turns = photo.path.name, 0
+    size = (photo.width, photo.height)
+    if not MODELS[entry.model].focals:
+        raise UserError(
+            f"the camera of {name} is a panorama ({entry.model}); photos of a camera with a focal length are needed"
+        )
+    if photo.orientation != UPRIGHT and entry.size is not None and _is_of_stored_size(entry, photo):
+        if photo.orientation in MIRRORED:
+            raise UserError(
+                f"{name} is stored mirrored (EXIF orientation {photo.orientation}), and its camera describes the "
+                "stored pixels; save the photo upright first"
             )
-        return [(matrix, "given") for matrix in matrices]
-    return [_without_intrinsics(photo, fov_deg) for photo in photos]
+        turns = -quarter_turns(photo.orientation)
+    camera = entry.camera(*size).turned(turns)
+    if (camera.width, camera.height) != size:
+        stretch = (size[0] / camera.width) / (size[1] / camera.height)
+        if abs(stretch - 1) > SAME_SHAPE + 1.5 / min(*size, camera.width, camera.height):
+            raise UserError(
+                f"the camera for {name} is of images of {camera.width} x {camera.height} px, and the photo has "
+                f"{size[0]} x {size[1]} px, which has another shape; give the camera of this photo"
+            )
+        camera = camera.resized(*size)
+    _check(camera, photo)
+    return PhotoCamera(camera, "given", entry.lens_known)
+
+
+def _is_of_stored_size(entry: CameraEntry, photo: Photo | PhotoInfo) -> bool:
+    """Whether the entry is of the photo's stored pixels: landscape or portrait decides, else the kind of its file."""
+    assert entry.size is not None
+    (width, height), high = entry.size, photo.height > photo.width
+    if swapped(photo.orientation) and width != height and photo.width != photo.height:
+        return (height > width) != high
+    return entry.stored
+
+
+def _note_sideways(
+    photos: Sequence[Photo | PhotoInfo], entries: Sequence[CameraEntry], cameras: Sequence[PhotoCamera]
+) -> None:
+    sideways = [
+        photo.path.name
+        for photo, entry, camera in zip(photos, entries, cameras)
+        if entry.size is None and _is_of_stored(camera.K, photo)
+    ]
+    if sideways:
+        more = f" and {len(sideways) - 1} more" if len(sideways) > 1 else ""
+        console.note(
+            f"the intrinsics of {sideways[0]}{more} look like those of the stored pixels, which EXIF turns; give "
+            "them for the upright photo"
+        )
+
+
+def _note_resized(
+    photos: Sequence[Photo | PhotoInfo], entries: Sequence[CameraEntry | None], cameras: Sequence[PhotoCamera]
+) -> None:
+    resized = [
+        (photo.path.name, entry.size, (photo.width, photo.height))
+        for photo, entry in zip(photos, entries)
+        if entry is not None and entry.size is not None and sorted(entry.size) != sorted((photo.width, photo.height))
+    ]
+    if resized:
+        (name, (width, height), size), more = resized[0], f" and {len(resized) - 1} more" if len(resized) > 1 else ""
+        console.note(
+            f"the camera of {name}{more} is of images of {width} x {height} px, and was scaled to {size[0]} x "
+            f"{size[1]} px"
+        )
 
 
 def one_by_one(intrinsics: str | None, count: int) -> list[str | None]:
@@ -117,50 +195,97 @@ def _wrong_count(cameras: int, photos: int) -> UserError:
     return UserError(f"--intrinsics holds {cameras} cameras for {photos} images; give one for all, or one an image")
 
 
-def _without_intrinsics(photo: Photo | PhotoInfo, fov_deg: float | None) -> tuple[np.ndarray, str]:
+def _without_intrinsics(photo: Photo | PhotoInfo, fov_deg: float | None) -> PhotoCamera:
     if fov_deg is None and photo.exif_focal_px is not None:
-        return K_from_focal(photo.exif_focal_px, photo.width, photo.height), "exif"
+        K = K_from_focal(photo.exif_focal_px, photo.width, photo.height)
+        return PhotoCamera.of_matrix(K, "exif", photo.width, photo.height)
     source = "default" if fov_deg is None else "given"
     fov_deg = DEFAULT_FOV_DEG if fov_deg is None else fov_deg
     if not 0 < fov_deg < 180:
         raise UserError(f"a field of view of {fov_deg:g} degrees is impossible; allowed: between 0 and 180")
     focal_px = max(photo.width, photo.height) / 2 / math.tan(math.radians(fov_deg) / 2)
-    return K_from_focal(focal_px, photo.width, photo.height), source
+    K = K_from_focal(focal_px, photo.width, photo.height)
+    return PhotoCamera.of_matrix(K, source, photo.width, photo.height)
 
 
-def _pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
-
-
-def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoInfo]) -> list[np.ndarray]:
+def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoInfo]) -> list[CameraEntry]:
     path = Path(intrinsics).expanduser()
-    if is_file(path):
+    if intrinsics.strip() and (is_file(path) or is_folder(path)):
         return _from_file(path, photos)
     groups = [group for group in intrinsics.split(";") if group.strip()]
-    try:
-        cameras = [[float(value) for value in group.split(",")] for group in groups if "_" not in group]
-    except ValueError:
-        cameras = []
-    if not cameras or any(len(camera) != 4 for camera in cameras):
-        raise UserError(f"--intrinsics {quoted(intrinsics)} is neither four numbers nor a file; allowed: {FORMS}")
+    cameras = [_from_words(group, intrinsics) for group in groups]
+    if not cameras:
+        raise _no_form(intrinsics)
     if len(cameras) not in (1, len(photos)):
         raise _wrong_count(len(cameras), len(photos))
-    return [_pinhole(*camera) for camera in (cameras * len(photos) if len(cameras) == 1 else cameras)]
+    return cameras * len(photos) if len(cameras) == 1 else cameras
 
 
-def _from_file(path: Path, photos: Sequence[Photo | PhotoInfo]) -> list[np.ndarray]:
+def _from_words(group: str, intrinsics: str) -> CameraEntry:
+    """Four numbers, or a COLMAP camera."""
+    entry = parse_camera(group)
+    if entry is not None:
+        return entry
     try:
-        table = read_json(path, "an intrinsics file")
+        values = tuple(float(value) for value in group.split(",")) if "_" not in group else ()
+    except ValueError:
+        values = ()
+    if len(values) != 4:
+        raise _no_form(intrinsics)
+    return CameraEntry("PINHOLE", values, lens_known=False)
+
+
+def _no_form(intrinsics: str) -> UserError:
+    return UserError(f"--intrinsics {quoted(intrinsics)} is neither four numbers nor a file; allowed: {FORMS}")
+
+
+def _from_file(path: Path, photos: Sequence[Photo | PhotoInfo]) -> list[CameraEntry]:
+    table = read_camera_file(path)
+    if table is not None:
+        return [_entry_of(photo, table) for photo in photos]
+    try:
+        document = read_json(path, "an intrinsics file")
     except UserError as error:
         raise UserError(f"cannot read the intrinsics file {path}: {error}; allowed: {FORMS}") from error
-    if not isinstance(table, dict):
+    if not isinstance(document, dict):
         raise UserError(f'the intrinsics file {path} must hold an object {{"image name": 3x3 matrix}}')
-    keys = [_key_of(photo, table) for photo in photos]
+    table = json_cameras(path, document)
+    if table is not None:
+        return [_entry_of(photo, table) for photo in photos]
+    keys = [_key_of(photo, document) for photo in photos]
     missing = [photo.path.name for photo, key in zip(photos, keys) if key is None]
     if missing:
-        names = ", ".join(map(shown, list(table)[:4])) + (", ..." if len(table) > 4 else "")
+        names = ", ".join(map(shown, list(document)[:4])) + (", ..." if len(document) > 4 else "")
         raise UserError(f"the intrinsics file {path} has no camera for {', '.join(missing)}; it has: {names or 'none'}")
-    return [finite_array(table[key], (3, 3), f"{path}: {quoted(key)}") for key in keys if key is not None]
+    return [_json_entry(document[key], f"{path}: {quoted(key)}") for key in keys if key is not None]
+
+
+def _json_entry(value: Any, where: str) -> CameraEntry:
+    """A 3 x 3 matrix, or an object with `model` and `params`."""
+    if isinstance(value, dict):
+        return camera_object(value, where)
+    K = pinhole_matrix(finite_array(value, (3, 3), where), where)
+    return CameraEntry("PINHOLE", tuple(map(float, (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))), lens_known=False)
+
+
+def _entry_of(photo: Photo | PhotoInfo, table: CameraTable) -> CameraEntry:
+    """The photo's camera: by its name, else that of a folder that the photo is in, else the only one (of its size).
+    UserError where that does not decide."""
+    key = _key_of(photo, table.named)
+    if key is not None:
+        return table.named[key]
+    in_folder = {entry for name, entry in table.others.items() if name in photo.path.absolute().parts[:-1]}
+    distinct = set(table.others.values())
+    sizes = ((photo.width, photo.height), (photo.height, photo.width))
+    of_size = {entry for entry in distinct if entry.size in sizes}
+    for entries in (in_folder, distinct, of_size):
+        if len(entries) == 1:
+            return next(iter(entries))
+    names = ", ".join(map(shown, list(table.named or table.others)[:4]))
+    raise UserError(
+        f"{table.where} has {len(distinct)} cameras ({names}), and none is certainly that of {photo.path.name}; give a "
+        'JSON file {"image": {"model": …, "params": […]}}'
+    )
 
 
 def _key_of(photo: Photo | PhotoInfo, table: dict[str, Any]) -> str | None:
@@ -196,10 +321,10 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _check(matrix: np.ndarray, photo: Photo | PhotoInfo) -> None:
-    """UserError unless `matrix` is a pinhole camera in pixels without skew; a note if its centre is off the photo."""
+def _check(camera: Camera, photo: Photo | PhotoInfo) -> None:
+    """UserError unless the camera can be that of the photo; a note if its centre is off the photo."""
     name, long_side = photo.path.name, max(photo.width, photo.height)
-    K = pinhole_matrix(matrix, f"the intrinsics of {name}", photo.width, photo.height)
+    K = pinhole_matrix(camera.K, f"the intrinsics of {name}", photo.width, photo.height)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     if min(fx, fy) < 0.04 * long_side:
         raise UserError(
@@ -208,3 +333,14 @@ def _check(matrix: np.ndarray, photo: Photo | PhotoInfo) -> None:
         )
     if not (-0.5 <= cx <= photo.width - 0.5 and -0.5 <= cy <= photo.height - 0.5):
         console.note(f"the principal point ({cx:g}, {cy:g}) lies outside {name} ({photo.width} x {photo.height} px)")
+    if camera.is_pinhole:
+        return
+    x, y = np.meshgrid(np.linspace(0, photo.width - 1, 17), np.linspace(0, photo.height - 1, 17))
+    seen = float(np.isfinite(camera.unproject(np.stack([x, y], axis=-1))).all(-1).mean())
+    if seen < LEAST_SEEN:
+        raise UserError(
+            f"the lens {camera.model} of {name} folds back within the photo: {1 - seen:.0%} of its pixels have no ray; "
+            "check the order of the parameters, and that they are those of this size"
+        )
+    if seen < 1:
+        console.note(f"the lens {camera.model} has no ray for {1 - seen:.0%} of {name}: these pixels are not used")

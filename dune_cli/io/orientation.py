@@ -40,6 +40,13 @@ def swapped(orientation: int) -> bool:
     return orientation >= 5
 
 
+def quarter_turns(orientation: int) -> int:
+    """Quarter turns clockwise from the upright picture to the stored one. ValueError for mirrored orientations."""
+    if orientation in MIRRORED:
+        raise ValueError(f"EXIF orientation {orientation} mirrors the picture, which no camera does")
+    return _QUARTER_TURNS[orientation]
+
+
 def turned_size(width: int, height: int, orientation: int) -> tuple[int, int]:
     """Width and height of the stored picture from the upright one's, or the other way round."""
     return (height, width) if swapped(orientation) else (width, height)

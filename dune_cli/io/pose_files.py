@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import UserError
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.io import orientation as orientations
+from dune_cli.io.camera_checks import FARTHEST, rigid_pose
+from dune_cli.io.camera_files import CameraEntry, NoIntrinsics, colmap_entry, json_cameras
 from dune_cli.io.colmap.read import open_model
-from dune_cli.io.intrinsics import FARTHEST, rigid_pose
 from dune_cli.io.json_files import write_json
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.orientation import StoredCamera
@@ -43,11 +45,13 @@ QUATERNION_OFF = 1e-2
 @dataclass(frozen=True)
 class GivenCamera:
     """A camera as a file has it: `world_from_cam` (4, 4), and `size` (width, height) in pixels or None. `stored`:
-    whether files of this kind describe the stored pixels; it decides where the size does not."""
+    whether files of this kind describe the stored pixels; it decides where the size does not. `entry`: the camera with
+    its lens, where the file has it."""
 
     world_from_cam: np.ndarray
     size: tuple[int, int] | None = None
     stored: bool = False
+    entry: CameraEntry | None = None
 
 
 Poses = dict[str, np.ndarray]
@@ -64,6 +68,12 @@ def read_poses(path: str | Path, names: Sequence[str] | None = None) -> Poses:
     Notes say how trajectories were matched and how many poses belong to no image. UserError (with the path) for other
     files, for matrices that are no rigid poses, and if no name has a pose.
     """
+    return read_known_cameras(path, names)[0]
+
+
+def read_known_cameras(path: str | Path, names: Sequence[str] | None = None) -> tuple[Poses, dict[str, CameraEntry]]:
+    """The poses as `read_poses`, and by the same names the cameras with their lenses that the file has as well: a
+    COLMAP model, transforms.json, dune's scene.json, cameras.json."""
     path = Path(path).expanduser()
     if not os.path.exists(path):  # noqa: PTH110 (names that no file can have, too)
         raise UserError(f"no such file or folder: {path}; allowed poses: {FORMS}")
@@ -73,15 +83,18 @@ def read_poses(path: str | Path, names: Sequence[str] | None = None) -> Poses:
         return _pick(path, _from_json(path), names)
     poses = _from_trajectory(path, names)
     if names is None:
-        return poses
+        return poses, {}
     given = {name: GivenCamera(pose) for name, pose in poses.items()}
-    return upright_poses(path, given, {name: Path(name) for name in given})
+    return upright_poses(path, given, {name: Path(name) for name in given}), {}
 
 
 def _from_colmap(folder: Path) -> Given:
     """COLMAP ignores EXIF: its cameras are those of the stored pixels."""
     images = open_model(folder).images.values()
-    return {i.name: GivenCamera(i.world_from_cam, (i.camera.width, i.camera.height), stored=True) for i in images}
+    return {
+        i.name: GivenCamera(i.world_from_cam, (i.camera.width, i.camera.height), True, colmap_entry(i.camera))
+        for i in images
+    }
 
 
 def _from_json(path: Path) -> Given:
@@ -91,16 +104,30 @@ def _from_json(path: Path) -> Given:
     if isinstance(document.get("cameras"), list):
         cameras = [c for c in document["cameras"] if not isinstance(c, dict) or c.get("registered", True)]
         stored = document.get("image_size_is") == "stored"
-        return _listed(path, cameras, ("image", "world_from_cam", "width", "height"), np.eye(4), stored)
+        listed = _listed(path, cameras, ("image", "world_from_cam", "width", "height"), np.eye(4), stored)
+        return _with_entries(path, document, listed)
     if isinstance(document.get("frames"), list):
         frames = document["frames"]
         if any(isinstance(frame, dict) and "T_cam_to_world" in frame for frame in frames):
-            return _listed(path, frames, ("file", "T_cam_to_world", "width", "height"), np.eye(4), False)
+            listed = _listed(path, frames, ("file", "T_cam_to_world", "width", "height"), np.eye(4), False)
+            return _with_entries(path, document, listed)
         keys = ("file_path", "transform_matrix", "w", "h")
         shared = {key: document.get(key) for key in keys[2:]}
         frames = [shared | frame if isinstance(frame, dict) else frame for frame in frames]
-        return _listed(path, frames, keys, OPENCV_FROM_OPENGL, True)  # nerfstudio ignores EXIF
+        listed = _listed(path, frames, keys, OPENCV_FROM_OPENGL, True)  # nerfstudio ignores EXIF
+        return _with_entries(path, document, listed)
     return {name: GivenCamera(_rigid(value, f"{path}: {quoted(name)}")) for name, value in document.items()}
+
+
+def _with_entries(path: Path, document: dict[str, Any], given: Given) -> Given:
+    """With the cameras that the document has for the same names; a transforms.json may have none."""
+    try:
+        table = json_cameras(path, document)
+    except NoIntrinsics:
+        return given
+    if table is None:
+        return given
+    return {name: replace(camera, entry=table.named.get(name)) for name, camera in given.items()}
 
 
 def _listed(
@@ -204,11 +231,11 @@ def _rigid(value: Any, where: str) -> np.ndarray:
         raise UserError(f"{error}; allowed: {FORMS}") from error
 
 
-def _pick(path: Path, poses: Given, names: Sequence[str] | None) -> Poses:
+def _pick(path: Path, poses: Given, names: Sequence[str] | None) -> tuple[Poses, dict[str, CameraEntry]]:
     if not poses:
         raise UserError(f"{path} holds no poses; allowed: {FORMS}")
     if names is None:
-        return {name: camera.world_from_cam for name, camera in poses.items()}
+        return {name: camera.world_from_cam for name, camera in poses.items()}, _entries(poses)
     keys = _keys_of(names, list(poses))
     matched = {name: poses[key] for name, key in keys.items()}
     if not matched:
@@ -220,7 +247,11 @@ def _pick(path: Path, poses: Given, names: Sequence[str] | None) -> Poses:
     unused = len(poses) - len(matched)
     if unused:
         console.note(f"{path}: {unused} of its {len(poses)} poses are of images that are not among these")
-    return upright_poses(path, matched, {name: Path(name) for name in matched})
+    return upright_poses(path, matched, {name: Path(name) for name in matched}), _entries(matched)
+
+
+def _entries(given: Given) -> dict[str, CameraEntry]:
+    return {name: camera.entry for name, camera in given.items() if camera.entry is not None}
 
 
 def _keys_of(names: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
@@ -327,27 +358,48 @@ def write_transforms(
     views: Sequence[StoredCamera | Frustum],
     image_paths: Sequence[str | Path],
     points_file: str | Path | None = None,
-    radials: Sequence[float] | None = None,
+    lenses: Sequence[Camera] | None = None,
 ) -> None:
     """Writes the registered `views`, whose photos are at `image_paths`, as nerfstudio's transforms.json
     (docs/file-formats.md, "transforms.json").
 
-    `views` have OpenCV axes and K with pixel centres at integers. `points_file`: a PLY of the same world. `radials`:
-    the radial term of each photo (COLMAP's SIMPLE_RADIAL); None for 0. ValueError for another number of photos.
+    `views` have OpenCV axes and K with pixel centres at integers. `points_file`: a PLY of the same world. `lenses`:
+    the camera of each photo, whose pinhole part is its K; None for pinhole cameras. ValueError for another number of
+    photos. UserError for lenses that the format does not have, and for fisheye lenses beside others.
     """
     path = Path(path)
     if len(views) != len(image_paths):
         raise ValueError(f"{len(views)} views for {len(image_paths)} photos")
-    document: dict[str, Any] = {"camera_model": "OPENCV"}
+    if lenses is None:
+        lenses = [Camera.pinhole(np.asarray(view.K, np.float64), view.width, view.height) for view in views]
+    terms = [nerfstudio_distortion(lens, name) for lens, name in zip(lenses, image_paths)]
+    kinds = {lens.kind.fisheye for lens in lenses}
+    if len(kinds) > 1:
+        raise UserError(
+            f"{path}: fisheye lenses and others do not fit into one transforms.json; write --colmap instead"
+        )
+    document: dict[str, Any] = {"camera_model": "OPENCV_FISHEYE" if True in kinds else "OPENCV"}
     if points_file is not None:
         document["ply_file_path"] = _relative(points_file, path)
     document["applied_transform"] = np.eye(3, 4)
-    terms = [0.0] * len(views) if radials is None else radials
     document["frames"] = [_frame(view, _relative(image, path), k) for view, image, k in zip(views, image_paths, terms)]
     write_json(path, document)
 
 
-def _frame(view: StoredCamera | Frustum, file_path: str, radial: float) -> dict[str, Any]:
+def nerfstudio_distortion(lens: Camera, name: object) -> dict[str, float]:
+    """The distortion of a frame of transforms.json: k1 to k3, p1, p2, or k1 to k4 of a fisheye lens. UserError (with
+    the photo's `name`) for lenses that have other terms."""
+    terms = dict(zip(lens.kind.parameters, lens.params))
+    names = ("k1", "k2", "k3", "k4") if lens.kind.fisheye else ("k1", "k2", "k3", "p1", "p2")
+    own = lens.kind.parameters[lens.kind.focals + 2 :]
+    if lens.kind.shape != "polynomial" or any(terms[key] for key in own if key not in names):
+        raise UserError(
+            f"{Path(name).name} has a lens {lens.model}, which transforms.json does not hold; write --colmap instead"
+        )
+    return {key: float(terms.get(key, 0.0)) for key in names}
+
+
+def _frame(view: StoredCamera | Frustum, file_path: str, distortion: Mapping[str, float]) -> dict[str, Any]:
     K = np.asarray(view.K, np.float64)
     return {
         "file_path": file_path,
@@ -357,8 +409,7 @@ def _frame(view: StoredCamera | Frustum, file_path: str, radial: float) -> dict[
         "fl_y": K[1, 1],
         "cx": K[0, 2] + HALF_PIXEL,
         "cy": K[1, 2] + HALF_PIXEL,
-        "k1": float(radial),
-        **dict.fromkeys(("k2", "k3", "p1", "p2"), 0.0),
+        **distortion,
         "transform_matrix": np.asarray(view.world_from_cam, np.float64) @ OPENCV_FROM_OPENGL + 0.0,
     }
 

@@ -86,6 +86,14 @@ def is_file(path: str | Path) -> bool:
         return False
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether `path` is a folder; False for names that no file can have."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 @contextlib.contextmanager
 def open_regular(
     path: str | Path, what: str, limit_bytes: int | None = None, error: type[DuneError] = UserError

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from dune_cli import console, optional
-from dune_cli.geometry.cameras import backproject, distort_pixels, pixel_grid, project
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.cameras import backproject, pixel_grid, project
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import read_photo
@@ -47,7 +48,7 @@ def densify(
     assert scene.sparse is not None
     views = scene.views
     maps = estimate_depth_maps(
-        _undistorted_photos(views, paths),
+        undistorted_photos(views, paths),
         [view.K for view in views],
         [view.world_from_cam for view in views],
         scene.sparse,
@@ -72,20 +73,24 @@ def fuse_scene(scene: Scene, mesh: str | None, run: Run) -> Scene:
     return replace(scene, fused=cloud, surface=surface)
 
 
-def _undistorted_photos(views: Sequence[View], paths: Sequence[Path]) -> Iterator[np.ndarray]:
-    """The photos without their radial distortion, one after the other; an empty one for a view without a pose."""
+def undistorted_photos(views: Sequence[View], paths: Sequence[Path]) -> Iterator[np.ndarray]:
+    """The photos without their distortion, one after the other; an empty one for a view without a pose."""
     for view, path in console.progress(zip(views, paths), "reading photos", len(views), "photo"):
         if not view.registered:
             yield np.zeros((view.height, view.width, 3), np.uint8)
             continue
-        rgb = read_photo(path).rgb
-        yield rgb if view.radial == 0 else _undistorted(rgb, view)
+        yield undistort_image(read_photo(path).rgb, view.camera)
 
 
-def _undistorted(rgb: np.ndarray, view: View) -> np.ndarray:
+def undistort_image(rgb: np.ndarray, camera: Camera) -> np.ndarray:
+    """The image (H, W, 3) of the pinhole camera `camera.K`, of the same size; at its border, where the photo shows
+    nothing, the photo's border goes on."""
+    if camera.is_pinhole:
+        return rgb
     cv2 = optional.require("cv2", "undistorting photos")
-    distorted = distort_pixels(pixel_grid(view.height, view.width), view.K, view.radial).astype(np.float32)
-    return cv2.remap(rgb, distorted[..., 0], distorted[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    pixels = camera.undistorted_image_map()
+    pixels = np.where(np.isfinite(pixels), pixels, -1e4).astype(np.float32)
+    return cv2.remap(rgb, pixels[..., 0], pixels[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 @dataclass(frozen=True)

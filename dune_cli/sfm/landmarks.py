@@ -138,7 +138,7 @@ class Landmarks:
         def load() -> Thumbnail:
             return self._thumbnails.get(image.file, lambda: Thumbnail.of(_read_checked(image).rgb))
 
-        return LazyThumbnail(image.camera.upright_size, load)
+        return LazyThumbnail((image.camera.width, image.camera.height), load)
 
     def _cached_points(self, index: int) -> ImageLandmarks:
         views = [index, *matching_neighbours(self.map, index, self.config.neighbours)]
@@ -202,7 +202,7 @@ class Landmarks:
             result.tracks,
             result.track_pixels,
             np.stack([image.camera.K for image in images]),
-            np.array([image.camera.radial_coefficient for image in images]),
+            np.array([image.camera.first_radial for image in images]),
             np.stack([image.cam_from_world for image in images]),
             np.stack([image.modes for image in images]),
         )
@@ -247,7 +247,7 @@ def matching_neighbours(photo_map: PhotoMap, index: int, count: int) -> list[int
 
 def _read_checked(image: MapImage) -> Photo:
     photo = read_photo(image.file)
-    width, height = image.camera.upright_size
+    width, height = image.camera.width, image.camera.height
     if (photo.width, photo.height) != (width, height):
         raise UserError(
             f"the map's photo {image.file} has {photo.width} x {photo.height} px, but the model says "

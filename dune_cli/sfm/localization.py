@@ -9,11 +9,11 @@ import numpy as np
 
 from dune_cli.geometry import poses
 from dune_cli.geometry.absolute_pose import Matches2D3D, PnPResult, pnp_evidence, solve_pnp
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.pose_confidence import confidence_from_evidence
 from dune_cli.io.photos import Photo
 from dune_cli.matchers.filtering import QUARTER_TURNS
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher
-from dune_cli.sfm.cameras import Camera
 from dune_cli.sfm.landmarks import Landmarks
 from dune_cli.sfm.matching import match_counts_text
 from dune_cli.sfm.photo_map import PhotoMap
@@ -36,8 +36,8 @@ class LocalizationConfig:
 
 @dataclass(frozen=True)
 class Query:
-    """A photo to be localized, and its camera. `focal_source` given | exif | default; with default the focal length is
-    estimated."""
+    """A photo to be localized, and its camera. `focal_source` given | map | exif | default; with default the focal
+    length is estimated."""
 
     photo: Photo
     camera: Camera
@@ -68,7 +68,8 @@ class LocalizationResult:
     in the map's unit. It includes the uncertainty of the map's calibration where `has_map_calibration`, and that of an
     EXIF focal length; `from_calibration` (6, 6) is this part of it. `matches`: keypoints of the query that match known
     points, with the `inliers` among them. `rotated_deg`: the clockwise rotation after which the query was matched.
-    `static_matches`: how many were left out because they lie at the same pixels of a map photo.
+    `static_matches`: how many were left out because they lie at the same pixels of a map photo. `camera`: the query's,
+    whose pinhole part is K.
     """
 
     name: str
@@ -87,6 +88,7 @@ class LocalizationResult:
     message: str = ""
     rotated_deg: int = 0
     static_matches: int = 0
+    camera: Camera | None = None
 
     @property
     def success(self) -> bool:
@@ -214,12 +216,14 @@ def localize_from_matches(
             for index, similarity in candidates
         ),
         message=message,
+        camera=query.camera,
     )
     if pnp is None or message:
         return result
     return replace(
         result,
         K=pnp.pose.K,
+        camera=query.camera.with_focal(float(pnp.pose.K[0, 0] / query.camera.K[0, 0])),
         focal_source="estimated" if focal_unknown else query.focal_source,
         world_from_query=poses.add_world_offset(poses.inverse(pnp.pose.cam_from_world), photo_map.world_offset),
         covariance=pnp.pose.covariance,

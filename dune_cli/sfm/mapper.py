@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from dune_cli import console, runtime
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.geometry.poses import add_world_offset, from_rotation_translation, inverse, subtract_world_offset
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.sfm.calibration import calibrate, implausible_cameras
-from dune_cli.sfm.cameras import PhotoCameras
+from dune_cli.sfm.cameras import PhotoCameras, from_colmap, to_colmap
 from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.scene import SfmModel
 from dune_cli.sfm.verification import MIN_INLIERS, VerifiedPairs, quiet_pycolmap
@@ -64,14 +65,14 @@ def map_photos(
     fixed_poses = known_poses if config.fixed_poses else {}
     centres = {} if config.fixed_poses else {index: pose[:3, 3] for index, pose in known_poses.items()}
     centre_sd = float(np.sqrt(_prior_variance(known_poses))) if centres else 1.0
-    calibrated: dict[int, tuple[np.ndarray, float]] = {}
+    calibrated: dict[int, Camera] = {}
     models: list[SfmModel] = []
     for _ in range(CALIBRATION_ROUNDS):
         again = _Mapping(correspondences, verified, cameras, config, known_poses, calibrated).run(scratch)
         if models and (not again or len(again[0].world_from_cam) < len(models[0].world_from_cam)):
             break
         models = again
-        if not models or all(camera.fixed for camera in cameras.shared):
+        if not models or all(camera.fixed and camera.lens_known for camera in cameras.shared):
             break
         if not calibrated and (reset := implausible_cameras(models[0].cameras, cameras.shared)):
             calibrated = reset
@@ -81,10 +82,20 @@ def map_photos(
             break
         before, models = models[0], [better, *models[1:]]
         calibrated = better.cameras
-        changes = [abs(np.log(K[0, 0] / before.cameras[n][0][0, 0])) for n, (K, _) in calibrated.items()]
-        if max(changes) < SETTLED:
+        if all(_is_settled(before.cameras[n], camera) for n, camera in calibrated.items()):
             break
     return models
+
+
+def _is_settled(before: Camera, after: Camera) -> bool:
+    """Whether a camera hardly changed: the same lens, and pixels at its borders that moved less than SETTLED of their
+    distance from the middle."""
+    size = np.array([after.width, after.height])
+    border = np.array([[0.1, 0.1], [0.5, 0.1], [0.9, 0.5], [0.9, 0.9]]) * size
+    if abs(np.log(after.params[0] / before.params[0])) >= SETTLED:
+        return False
+    moved = before.with_focal(after.params[0] / before.params[0]).project(after.unproject(border)) - border
+    return bool(np.linalg.norm(moved, axis=1).max() < SETTLED * size.max() / 2)
 
 
 def _prior_variance(known_poses: Mapping[int, np.ndarray]) -> float:
@@ -95,14 +106,14 @@ def _prior_variance(known_poses: Mapping[int, np.ndarray]) -> float:
 
 @dataclass(frozen=True)
 class _Mapping:
-    """One run of COLMAP's mapper. The `calibrated` cameras (index -> K, radial term) are kept."""
+    """One run of COLMAP's mapper. The `calibrated` cameras, by their index, are kept."""
 
     correspondences: Correspondences
     verified: VerifiedPairs
     cameras: PhotoCameras
     config: MappingConfig
     known_poses: Mapping[int, np.ndarray]
-    calibrated: Mapping[int, tuple[np.ndarray, float]]
+    calibrated: Mapping[int, Camera]
 
     @cached_property
     def pycolmap(self) -> Any:
@@ -229,9 +240,9 @@ class _Mapping:
         shared = self.cameras.shared[number]
         camera = shared.to_colmap()
         camera.camera_id = number + 1
-        if number in self.calibrated and not shared.fixed:
-            K, radial = self.calibrated[number]
-            camera.params = [K[0, 0], K[0, 2] + HALF_PIXEL, K[1, 2] + HALF_PIXEL, radial]
+        if number in self.calibrated and not (shared.fixed and shared.lens_known):
+            camera = to_colmap(self.calibrated[number])
+            camera.camera_id = number + 1
             camera.has_prior_focal_length = True
         return camera
 
@@ -329,14 +340,12 @@ def _read_model(reconstruction: Any) -> SfmModel:
     cameras, poses, observations = {}, {}, {}
     ids = np.array(sorted(reconstruction.point3D_ids()), dtype=np.int64)
     row_of = {point_id: row for row, point_id in enumerate(ids.tolist())}
-    for index, image, K, cam_from_world in registered_images(reconstruction):
+    for index, image, _, cam_from_world in registered_images(reconstruction):
         poses[index] = inverse(cam_from_world)
         observed = [(row_of[p.point3D_id], k) for k, p in enumerate(image.points2D) if p.has_point3D()]
         rows = np.array(observed, dtype=np.int64).reshape(-1, 2)
         observations[index] = (rows[:, 0], rows[:, 1])
-        camera = reconstruction.camera(image.camera_id)
-        radial = float(camera.params[3]) if camera.model_name == "SIMPLE_RADIAL" else 0.0
-        cameras[image.camera_id - 1] = (K, radial)
+        cameras[image.camera_id - 1] = from_colmap(reconstruction.camera(image.camera_id))
     points = [reconstruction.point3D(int(point_id)) for point_id in ids]
     return SfmModel(
         cameras,

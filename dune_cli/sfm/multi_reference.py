@@ -17,7 +17,6 @@ from dune_cli.errors import JobFailed
 from dune_cli.geometry import poses
 from dune_cli.geometry.absolute_pose import Matches2D3D
 from dune_cli.io.cache import WorkFolder
-from dune_cli.sfm.cameras import Camera
 from dune_cli.sfm.landmarks import LandmarkConfig, Landmarks
 from dune_cli.sfm.localization import (
     LocalizationConfig,
@@ -180,8 +179,7 @@ def _localize_in_map_of(
 def _map_of(images: Sequence[tuple[CameraImage, np.ndarray]], scale: str, note: str | None) -> PhotoMap:
     """The map of images with their `world_from_cam`."""
     map_images = [
-        MapImage(image.name, image.photo.path, Camera.pinhole(image.K, *image.size), world_from_ref)
-        for image, world_from_ref in images
+        MapImage(image.name, image.photo.path, image.camera, world_from_ref) for image, world_from_ref in images
     ]
     return PhotoMap(Path("the references"), tuple(map_images), scale, note)
 
@@ -189,7 +187,7 @@ def _map_of(images: Sequence[tuple[CameraImage, np.ndarray]], scale: str, note: 
 def _query(image: CameraImage) -> Query:
     # a guessed focal length is the same guess as the references have, and is not estimated
     source = "given" if image.focal_source == "default" else image.focal_source
-    return Query(image.photo, Camera.pinhole(image.K, *image.size), source)
+    return Query(image.photo, image.camera, source)
 
 
 def _localization_config(config: SolverConfig) -> LocalizationConfig:

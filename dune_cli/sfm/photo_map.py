@@ -14,16 +14,17 @@ from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry import poses
 from dune_cli.geometry.bundle_adjustment import MODE_SIZE
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.poses import subtract_world_offset, world_offset
+from dune_cli.io.camera_checks import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
+from dune_cli.io.camera_files import camera_object
 from dune_cli.io.colmap.read import ColmapModel, model_files, model_folder, open_model
 from dune_cli.io.colmap.records import FOCALS
-from dune_cli.io.intrinsics import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.json_files import Fields
-from dune_cli.io.orientation import stored_cam_from_cam
+from dune_cli.io.orientation import quarter_turns, stored_cam_from_cam
 from dune_cli.io.pose_files import GivenCamera, stored_orientations
 from dune_cli.io.safe_read import forward_slashes, is_file, open_regular, read_json, shown
 from dune_cli.provenance import sha256_of
-from dune_cli.sfm.cameras import Camera
 
 SCENE_SCHEMA = "dune.scene/1"
 IMAGE_FOLDERS = ("", "images", "../images", "../../images")  # below the map, or beside its sparse/0
@@ -76,6 +77,13 @@ class PhotoMap:
     def knows_calibration(self) -> bool:
         """Whether the uncertainty of all its cameras is known."""
         return all(image.modes is not None for image in self.images)
+
+    def camera_of_size(self, width: int, height: int) -> Camera | None:
+        """The camera of its photos of `width` x `height` px, if these have one."""
+        cameras = {
+            image.camera for image in self.images if (image.camera.width, image.camera.height) == (width, height)
+        }
+        return next(iter(cameras)) if len(cameras) == 1 else None
 
     @cached_property
     def extent(self) -> float:
@@ -156,7 +164,7 @@ def _from_colmap(folder: Path) -> list[_ModelImage]:
                 f"the image {shown(image.name)} of the map {folder} is a panorama ({colmap.model_name}); photos of a "
                 "camera with a focal length are needed"
             )
-        camera = Camera(colmap.model_name, colmap.params, colmap.width, colmap.height)
+        camera = Camera.from_colmap(colmap.model_name, colmap.params, colmap.width, colmap.height)
         entries.append(_ModelImage(image.name, camera, image.world_from_cam, near, stored=True))
     return entries
 
@@ -202,9 +210,13 @@ def _from_scene(path: Path, scene: dict[str, Any]) -> list[_ModelImage]:
                 raise UserError(f"{fields.where} names the image {shown(name)} a second time")
             width, height = (fields.integer(side, low=1, high=LARGEST_SIDE_PX) for side in ("width", "height"))
             K = pinhole_matrix(fields.items_of("K"), f"{fields.where}: K", width, height)
+            lens = fields.object("camera", None)
             pose = rigid_pose(fields.items_of("world_from_cam"), f"{fields.where}: world_from_cam")
-            k1 = fields.number("radial", 0.0, -LARGEST_RADIAL, LARGEST_RADIAL)
-            camera = Camera.radial(K, k1, width, height) if k1 else Camera.pinhole(K, width, height)
+            if lens is not None and lens.get("model") is not None:
+                camera = camera_object(lens.value, lens.where, (width, height)).camera(width, height)
+            else:
+                k1 = fields.number("radial", 0.0, -LARGEST_RADIAL, LARGEST_RADIAL)
+                camera = Camera.brown(K, [k1], width, height)
             stored = scene.get("image_size_is") == "stored"
             entries[name] = _ModelImage(name, camera, pose, (), _modes(fields), stored)
     except UserError as error:
@@ -269,8 +281,8 @@ def _with_photos(
     found = []
     for index, file in kept.items():
         entry, orientation = entries[index], orientations[str(index)]
-        camera = replace(entry.camera, orientation=orientation)
         pose = entry.world_from_cam @ stored_cam_from_cam(orientation)
+        camera = entry.camera.turned(-quarter_turns(orientation))
         neighbours = tuple(new_index[n] for n in entry.neighbours if n in new_index)
         found.append(MapImage(entry.name, file, camera, pose, neighbours, entry.modes))
     return found

@@ -10,6 +10,7 @@ import numpy as np
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import absolute_pose, epipolar, poses, two_view
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import K_from_focal, backproject, focal_from_point_map, pixel_grid, transform_pixels
 from dune_cli.geometry.depth_maps import sample_depth
 from dune_cli.geometry.pose_confidence import (
@@ -28,6 +29,7 @@ from dune_cli.matchers import mast3r
 from dune_cli.matchers.filtering import ExtractedImage, LazyThumbnail, extract_image, find_matches, non_static_mask
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.provenance import Source
+from dune_cli.sfm.cameras import undistort_matches
 from dune_cli.sfm.matching import match_counts_text
 
 if TYPE_CHECKING:
@@ -47,13 +49,20 @@ ARBITRARY_SCALE = (
 
 @dataclass(frozen=True)
 class CameraImage:
-    """A photo and its camera: `K` (3, 3) in its pixels, `focal_source` given | exif | estimated | default. Of a
-    reference also its `depth` (H, W) in metres (0 or NaN where unknown), if there is one."""
+    """A photo and its camera: `K` (3, 3) in its pixels, `focal_source` given | exif | estimated | default. `lens`: the
+    camera with its distortion, whose pinhole part is K; None for a pinhole camera. Of a reference also its `depth`
+    (H, W) in metres (0 or NaN where unknown), if there is one."""
 
     photo: Photo
     K: np.ndarray
     focal_source: str
     depth: np.ndarray | None = None
+    lens: Camera | None = None
+
+    @property
+    def camera(self) -> Camera:
+        """The lens, or the pinhole camera of K."""
+        return Camera.pinhole(self.K, *self.size) if self.lens is None else self.lens
 
     @property
     def name(self) -> str:
@@ -75,7 +84,8 @@ class CameraFeatures:
 
 @dataclass(frozen=True)
 class TwoViewMatches:
-    """Matches of a reference (first) and a query (second), with both cameras as they are known after matching.
+    """Matches of a reference (first) and a query (second), with both cameras as they are known after matching; at the
+    undistorted pixels of lenses with distortion.
 
     `points` (M, 3): the matched points in metres in the reference camera's frame, NaN where unknown; None where the
     scale is unknown.
@@ -151,9 +161,9 @@ class MatcherBackend:
             ExtractedImage(first.photo.rgb, reference.features),
             ExtractedImage(second.photo.rgb, query.features),
         )
-        points = None
-        if first.depth is not None:
-            points = backproject(matches.points1, sample_depth(first.depth, matches.points1), first.K)
+        depth = None if first.depth is None else sample_depth(first.depth, matches.points1)
+        matches, seen = undistort_matches(matches, first.camera, second.camera)
+        points = None if depth is None else backproject(matches.points1, depth[seen], first.K)
         return TwoViewMatches(first, second, matches, points)
 
 
@@ -199,7 +209,8 @@ class TwoViewBackend:
                 second = _with_focal_from_points(
                     second, prepared2, _to_numpy(reverse.points1), _to_numpy(reverse.confidence1)
                 )
-        return TwoViewMatches(first, second, matches, points[xy1[:, 1], xy1[:, 0]])
+        matches, seen = undistort_matches(matches, first.camera, second.camera)
+        return TwoViewMatches(first, second, matches, points[xy1[seen, 1], xy1[seen, 0]])
 
 
 def _with_focal_from_points(

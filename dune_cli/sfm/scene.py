@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dune_cli.geometry.cameras import transform_pixels, undistort_pixels
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.cameras import transform_pixels
 from dune_cli.geometry.depth_maps import grid_triangles, used_vertices
 from dune_cli.geometry.poses import add_world_offset, inverse, transform_points
 from dune_cli.io.meshes import Frustum, Mesh
@@ -24,18 +25,18 @@ LARGE_COORDINATES_NOTE = (
 class SfmModel:
     """A sparse model of some of the photos, as the mapper gives it. Photos and cameras go by their index.
 
-    `cameras`: camera -> (K, radial term). `world_from_cam`: photo -> (4, 4). `points_world` (M, 3), `errors_px` (M,)
+    `cameras`: by their index. `world_from_cam`: photo -> (4, 4). `points_world` (M, 3), `errors_px` (M,)
     mean reprojection errors. `observations`: photo -> indices (K,) of the points that it sees, and of its keypoints
-    there. `camera_sd`: calibrated camera -> standard deviations of the logarithm of its focal length and of its radial
-    term. `modes`: photo -> (M, 10) as in `geometry.bundle_adjustment.AdjustedBundle`.
+    there. `camera_sd`: calibrated camera -> standard deviations of the logarithm of its focal length and of its
+    distortion's parameters. `modes`: photo -> (M, 10) as in `geometry.bundle_adjustment.AdjustedBundle`.
     """
 
-    cameras: dict[int, tuple[np.ndarray, float]]
+    cameras: dict[int, Camera]
     world_from_cam: dict[int, np.ndarray]
     points_world: np.ndarray
     errors_px: np.ndarray
     observations: dict[int, tuple[np.ndarray, np.ndarray]]
-    camera_sd: dict[int, tuple[float, float]] = field(default_factory=dict)
+    camera_sd: dict[int, tuple[float, tuple[float, ...]]] = field(default_factory=dict)
     modes: dict[int, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -56,7 +57,7 @@ class PointMap:
 
     `points_world` (h, w, 3), `confidence` (h, w). `valid` (h, w) bool: the other points are NaN or below the requested
     confidence. `colors` (h, w, 3) uint8. `image_from_map` (3, 3): the photo's pixels from the map's; those of the
-    undistorted photo, where the view has a `radial` term.
+    undistorted photo, where the view's `lens` has distortion.
     """
 
     points_world: np.ndarray
@@ -82,14 +83,14 @@ class Calibration:
     """The uncertainty of a view's calibrated camera.
 
     `focal_before_px`: the focal length before calibration. `focal_sd`: standard deviation of the focal length, as a
-    share of it. `radial_sd`: that of the radial term. `modes` (M, 10): independent errors of the scene's cameras, one
-    standard deviation each, as they change this view: the logarithm of its focal length, its radial term, its principal
-    point in pixels, the rotation vector about the world's axes in radians, and the centre.
+    share of it. `distortion_sd`: those of the parameters of its distortion. `modes` (M, 10): independent errors of the
+    scene's cameras, one standard deviation each, as they change this view: the logarithm of its focal length, its
+    radial term, its principal point in pixels, the rotation vector about the world's axes in radians, and the centre.
     """
 
     focal_before_px: float
     focal_sd: float
-    radial_sd: float
+    distortion_sd: tuple[float, ...]
     modes: np.ndarray
 
     def transformed(self, rotation: np.ndarray, factor: float = 1.0) -> Calibration:
@@ -104,9 +105,9 @@ class View:
     """A photo's camera: `K` (3, 3) in pixels of the photo, `focal_source` given | exif | estimated | default,
     `world_from_cam` (4, 4), and its dense points where there are any.
 
-    A photo that could not be registered has `registered` False, the `reason`, and a `world_from_cam` of NaN. `radial`
-    is COLMAP's k of SIMPLE_RADIAL: a point at (x, y) on the plane z = 1 projects to K (x, y) (1 + k (x² + y²)). Size,
-    K, pose and maps are those of the upright photo; `orientation` is that of its file's pixels (EXIF).
+    A photo that could not be registered has `registered` False, the `reason`, and a `world_from_cam` of NaN. `lens`:
+    the camera with its distortion, whose pinhole part is K; None for a pinhole camera. Size, K, lens, pose and maps are
+    those of the upright photo; `orientation` is that of its file's pixels (EXIF).
     """
 
     image: str
@@ -117,10 +118,21 @@ class View:
     world_from_cam: np.ndarray
     registered: bool = True
     dense: PointMap | None = None
-    radial: float = 0.0
+    lens: Camera | None = None
     reason: str | None = None
     orientation: int = UPRIGHT
     calibration: Calibration | None = None
+
+    @property
+    def camera(self) -> Camera:
+        """The lens, or the pinhole camera of K."""
+        return Camera.pinhole(self.K, self.width, self.height) if self.lens is None else self.lens
+
+    @property
+    def radial(self) -> float:
+        """COLMAP's k of SIMPLE_RADIAL: a point at (x, y) on the plane z = 1 projects to K (x, y) (1 + k (x² + y²)). 0
+        for other models."""
+        return 0.0 if self.lens is None or self.lens.model != "SIMPLE_RADIAL" else self.lens.first_radial
 
     @property
     def depth(self) -> np.ndarray | None:
@@ -299,6 +311,8 @@ def _covered(view: View, pixels: np.ndarray) -> np.ndarray:
     if dense is None:
         return np.zeros(len(pixels), dtype=bool)
     height, width = dense.valid.shape
-    undistorted = undistort_pixels(pixels, view.K, view.radial)
-    x, y = np.rint(transform_pixels(np.linalg.inv(dense.image_from_map), undistorted)).astype(int).T
-    return dense.valid[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
+    undistorted = view.camera.undistort(pixels)
+    seen = np.isfinite(undistorted).all(-1)
+    in_map = transform_pixels(np.linalg.inv(dense.image_from_map), np.where(seen[:, None], undistorted, 0.0))
+    x, y = np.rint(in_map).astype(int).T
+    return seen & dense.valid[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]

@@ -95,9 +95,7 @@ def verify_pairs(
                 static[i, j] = int(np.count_nonzero(~keep))
                 matches = matches[keep]
             points1, points2 = (correspondences.keypoints[index] + HALF_PIXEL for index in (i, j))
-            # takes milliseconds; pycolmap's RANSAC stops early only where most matches are right, and else takes
-            # seconds
-            _, agree = epipolar.fundamental_inliers(points1[matches[:, 0]], points2[matches[:, 1]], threshold_px, seed)
+            agree = _agree(correspondences.pixels((i, j), matches), camera1, camera2, threshold_px, seed)
             estimate = pycolmap.estimate_two_view_geometry(
                 colmap_cameras[cameras.ids[i]],
                 points1,
@@ -117,6 +115,32 @@ def verify_pairs(
     return VerifiedPairs(geometry, counts, static_matches=static, confidence=confidence)
 
 
+def _agree(
+    pixels: tuple[np.ndarray, np.ndarray],
+    camera1: SharedCamera,
+    camera2: SharedCamera,
+    threshold_px: float,
+    seed: int,
+) -> np.ndarray:
+    """(M,) bool: the matches that agree with a fundamental matrix of the undistorted photos, by MAGSAC.
+
+    It takes milliseconds; pycolmap's RANSAC stops early only where most matches are right, and else takes seconds. The
+    threshold grows as much as undistortion stretches the pixels, in the median.
+    """
+    undistorted = [camera.undistort(points) for camera, points in zip((camera1, camera2), pixels)]
+    seen = np.isfinite(np.concatenate(undistorted, axis=1)).all(-1)
+    agree = np.zeros(len(seen), dtype=bool)
+    if np.count_nonzero(seen) < MIN_INLIERS:
+        return agree
+    stretch = max(
+        float(np.nanmedian(camera.camera.undistorted_pixel_size(points[seen])))
+        for camera, points in zip((camera1, camera2), pixels)
+    )
+    points1, points2 = (points[seen] + HALF_PIXEL for points in undistorted)
+    _, agree[seen] = epipolar.fundamental_inliers(points1, points2, threshold_px * max(stretch, 1.0), seed)
+    return agree
+
+
 def _confidence(
     pixels1: np.ndarray,
     pixels2: np.ndarray,
@@ -128,6 +152,9 @@ def _confidence(
 ) -> float:
     """The pose confidence of a pair with the verified `inliers` (M,) bool."""
     K1, K2, threshold_px = camera1.K, camera2.K, THRESHOLD_PX * pixel_size
+    pixels1, pixels2 = camera1.undistort(pixels1), camera2.undistort(pixels2)
+    seen = np.isfinite(np.concatenate([pixels1, pixels2], axis=1)).all(-1)
+    pixels1, pixels2, inliers = pixels1[seen], pixels2[seen], inliers[seen]
     runs = [
         epipolar.estimate_relative_pose(pixels1[inliers], pixels2[inliers], K1, K2, threshold_px, run_seed)
         for run_seed in (seed, seed + 1)
@@ -232,8 +259,11 @@ def _rotation_residuals(
     for pair in pairs:
         rows = np.asarray(verified.geometry[pair].inlier_matches)
         rows = rows[:: max(1, len(rows) // MATCHES_PER_PAIR)]
-        pixels = correspondences.pixels(pair, rows)
         camera1, camera2 = (cameras.of(index) for index in pair)
+        both = zip((camera1, camera2), correspondences.pixels(pair, rows))
+        pixels = [camera.undistort(points) for camera, points in both]
+        seen = np.isfinite(np.concatenate(pixels, axis=1)).all(-1)
+        pixels = [points[seen] for points in pixels]
         factors = _focal_factors(camera1, camera2)
         residuals[pair] = two_view.rotation_only_by_focal(*pixels, camera1.K, camera2.K, factors)
     medians = {pair: np.median(by_factor, axis=1) for pair, by_factor in residuals.items()}

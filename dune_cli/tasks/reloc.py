@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dune_cli.geometry import poses
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.poses import rotvec_from_rotation
 from dune_cli.sfm.localization import LocalizationResult
 from dune_cli.sfm.multi_reference import MultiReferencePose
@@ -79,7 +80,13 @@ def _image_fields(image: CameraImage) -> dict[str, Any]:
         "height": image.photo.height,
         "K": image.K,
         "focal_source": image.focal_source,
+        "camera": _camera_fields(image.camera),
     }
+
+
+def _camera_fields(camera: Camera | None) -> dict[str, Any] | None:
+    """COLMAP's model, its parameters with pixel centres at integers."""
+    return None if camera is None else {"model": camera.model, "params": list(camera.params)}
 
 
 def in_words(result: Relocalization) -> str:
@@ -148,6 +155,7 @@ def map_document(result: LocalizationResult, provenance: dict[str, Any]) -> dict
                 "height": height,
                 "K": result.K,
                 "focal_source": result.focal_source,
+                "camera": _camera_fields(result.camera),
             },
             "map": {"folder": str(photo_map.folder), "images": len(photo_map.images)},
             "world_from_query": None if pose is None else pose + 0.0,  # no -0.0

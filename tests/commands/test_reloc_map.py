@@ -129,9 +129,10 @@ def test_a_camera_a_query(place: Path, tmp_path: Path) -> None:
     assert two.exit_code == 0, two.output
     one_more = run(place, place / "query.png", "--matcher", "sift", "--intrinsics", f"{good};{good}")
     refused(one_more, 2, "2 cameras for 1 images")
-    guessed = json.loads(run(place, place / "query.png", "--matcher", "sift", "--json").stdout)
-    assert guessed["query"]["focal_source"] == "estimated"
-    assert guessed["query"]["K"][0][0] == pytest.approx(K[0, 0], rel=0.03)
+    of_map = run(place, place / "query.png", "--matcher", "sift", "--json")
+    told = json.loads(of_map.stdout)
+    assert told["query"]["focal_source"] == "map" and "their camera is taken (PINHOLE)" in of_map.stderr
+    assert told["query"]["K"][0][0] == pytest.approx(K[0, 0])
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,8 @@ def scene(seed: int, views: int, turning: bool = True, focal_px: float = 600.0, 
     kept = np.cumsum(seen) - 1
     return Bundle(
         K=K[None],
-        radial=np.zeros(1),
+        distortion=np.zeros((1, 4)),
+        fisheye=np.zeros(1, bool),
         long_side_px=np.array([WIDTH]),
         camera_ids=np.zeros(views, dtype=np.int64),
         world_from_cam=world_from_cam,
@@ -49,7 +50,7 @@ def scene(seed: int, views: int, turning: bool = True, focal_px: float = 600.0, 
 def with_prior(bundle: Bundle, focal_px: float, sd: float = 0.4) -> AdjustedBundle:
     K = bundle.K.copy()
     K[:, [0, 1], [0, 1]] = focal_px
-    found = adjust_bundle(bundle, Priors(np.array([sd]), np.array([0.05])), K)
+    found = adjust_bundle(bundle, Priors(np.array([sd]), np.array([[0.05, 0, 0, 0]])), K)
     assert found is not None
     return found
 
@@ -82,9 +83,9 @@ def test_a_fixed_lens_stays_and_its_poses_are_found() -> None:
     bundle = scene(2, 4)
     turned = bundle.world_from_cam.copy()
     turned[2, :3, 3] += (0.05, 0.02, 0)
-    found = adjust_bundle(replace(bundle, world_from_cam=turned), Priors(np.zeros(1), np.zeros(1)), bundle.K)
+    found = adjust_bundle(replace(bundle, world_from_cam=turned), Priors(np.zeros(1), np.zeros((1, 4))), bundle.K)
     np.testing.assert_array_equal(found.bundle.K, bundle.K)
-    assert found.log_focal_sd[0] == found.radial_sd[0] == 0 and len(found.modes) == 0
+    assert found.log_focal_sd[0] == np.abs(found.distortion_sd).max() == 0 and len(found.modes) == 0
     size = np.linalg.norm(found.bundle.residuals_px(), axis=1)
     assert np.sqrt(np.mean(size**2)) < 0.75
 
@@ -109,9 +110,10 @@ def test_modes_tell_how_the_views_go_with_the_lens() -> None:
     mode = found.modes[np.argmax(np.abs(found.modes[:, 0, 0]))]
     K = found.bundle.K.copy()
     K[:, [0, 1], [0, 1]] *= np.exp(mode[0, 0])
-    moved = adjust_bundle(
-        replace(found.bundle, K=K, radial=found.bundle.radial + mode[0, 1]), Priors(np.zeros(1), np.zeros(1)), K
-    )
+    distortion = found.bundle.distortion.copy()
+    distortion[:, 0] += mode[0, 1]
+    given = Priors(np.zeros(1), np.zeros((1, 4)))
+    moved = adjust_bundle(replace(found.bundle, K=K, distortion=distortion), given, K)
     steps = [np.linalg.norm(np.diff(b.world_from_cam[:, :3, 3], axis=0), axis=1) for b in (found.bundle, moved.bundle)]
     predicted = found.bundle.world_from_cam[:, :3, 3] + mode[:, 7:]
     expected = np.linalg.norm(np.diff(predicted, axis=0), axis=1)

@@ -42,10 +42,10 @@ def mapped(
     start = true.copy()
     start[:, 2, 3] *= stretch
     bundle = Bundle(
-        prior[None], np.zeros(1), np.array([float(WIDTH)]), np.zeros(views, np.int64), start,
+        prior[None], np.zeros((1, 4)), np.zeros(1, bool), np.array([float(WIDTH)]), np.zeros(views, np.int64), start,
         points * (1, 1, stretch), view, point, pixels.reshape(-1, 2),
     )  # fmt: skip
-    found = adjust_bundle(bundle, Priors(np.array([0.4]), np.array([0.05])), prior[None])
+    found = adjust_bundle(bundle, Priors(np.array([0.4]), np.array([[0.05, 0, 0, 0]])), prior[None])
     assert found is not None
     return found, pixels, true, points
 
@@ -60,7 +60,7 @@ def located(found: AdjustedBundle, pixels: np.ndarray, query_pixels: np.ndarray,
         triangulation.ViewObservations(everyone, pixels[i], K[i], cam_from_world[i], 1.0) for i in range(1, len(pixels))
     ]
     star = triangulation.triangulate_with_known_poses(pixels[0], K[0], cam_from_world[0], 1.0, rays, 4.0)
-    radial = np.repeat(bundle.radial, len(pixels))
+    radial = np.repeat(bundle.distortion[:, 0], len(pixels))
     modes = np.swapaxes(found.modes, 0, 1)
     shifts = point_shifts(star.points_world, star.tracks, star.track_pixels, K, radial, cam_from_world, modes)
     return refine_absolute_pose(

@@ -14,6 +14,7 @@ import pytest
 from dune_cli.errors import UserError
 from dune_cli.geometry import cameras, poses
 from dune_cli.geometry.absolute_pose import Matches2D3D
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.io.cache import WorkFolder, open_work
 from dune_cli.io.colmap.write import write_colmap
 from dune_cli.io.json_files import dumps
@@ -22,7 +23,6 @@ from dune_cli.io.photos import read_photo
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Source
-from dune_cli.sfm.cameras import Camera
 from dune_cli.sfm.features import extract_features
 from dune_cli.sfm.landmarks import ImageLandmarks, LandmarkConfig, Landmarks, matching_neighbours
 from dune_cli.sfm.localization import (
@@ -161,7 +161,7 @@ def test_lens_distortion_of_the_map(folder: Path, sift: Sift, tmp_path: Path) ->
     """Photos bent by a radial term, and a model that knows it, give the pose all the same."""
     import cv2
 
-    bent = Camera.radial(K, -0.12, synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
+    bent = Camera.brown(K, [-0.12], synthetic_maps.WIDTH, synthetic_maps.HEIGHT)
     there = bent.undistort(cameras.pixel_grid(synthetic_maps.HEIGHT, synthetic_maps.WIDTH).reshape(-1, 2))
     where = there.reshape(synthetic_maps.HEIGHT, synthetic_maps.WIDTH, 2).astype(np.float32)
     for name in synthetic_maps.POSES:
@@ -169,7 +169,7 @@ def test_lens_distortion_of_the_map(folder: Path, sift: Sift, tmp_path: Path) ->
         cv2.imwrite(str(tmp_path / name), cv2.remap(photo, where[..., 0], where[..., 1], cv2.INTER_CUBIC))
     model = pycolmap.Reconstruction(str(folder))
     for camera in model.cameras.values():
-        camera.model, camera.params = pycolmap.CameraModelId.OPENCV, list(bent.params)
+        camera.model, camera.params = getattr(pycolmap.CameraModelId, bent.model), list(bent.colmap_params)
     model.write(str(tmp_path))
     bent_map = open_map(tmp_path)
     assert bent_map.images[0].camera == bent
@@ -182,7 +182,7 @@ def test_camera_models() -> None:
     pixels = np.array([[0.0, 0.0], [159.5, 119.5], [300.0, 20.0]])
     np.testing.assert_array_equal(CAMERA.undistort(pixels), pixels)
     np.testing.assert_allclose(CAMERA.K, K)
-    bent = Camera.radial(K, -0.1, 320, 240)
+    bent = Camera.brown(K, [-0.1], 320, 240)
     straight = bent.undistort(pixels)
     np.testing.assert_allclose(straight[1], pixels[1])
     assert np.linalg.norm(straight[0] - pixels[1]) > np.linalg.norm(pixels[0] - pixels[1])  # barrel bends inwards

@@ -12,6 +12,7 @@ from dune_cli.errors import JobFailed, UserError
 from dune_cli.evaluation import metrics
 from dune_cli.geometry.sim3 import scale_of, similarity_from_poses
 from dune_cli.io.cache import WorkFolder
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
 from dune_cli.sfm import scale
@@ -24,9 +25,9 @@ from support.many_photos import K, arc, write
 
 def reconstruct(paths: list[Path], work: Path, poses=None, **settings) -> Scene:
     matcher = Sift(working_size_px=320, max_keypoints=1500)
-    intrinsics = [(K, "given")] * len(paths)
+    cameras = [PhotoCamera.of_matrix(K, "given", many_photos.WIDTH, many_photos.HEIGHT)] * len(paths)
     config = MatchesConfig(**settings)
-    return matches.reconstruct(paths, lambda infos: intrinsics, matcher, config, Run(), WorkFolder(work), None, poses)
+    return matches.reconstruct(paths, lambda infos: cameras, matcher, config, Run(), WorkFolder(work), None, poses)
 
 
 @pytest.fixture(scope="module")

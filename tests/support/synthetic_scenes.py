@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from dune_cli.geometry import cameras, poses
+from dune_cli.geometry.camera_models import Camera
 from support.shared import shared_file
 
 TEXELS_A_METRE = 80
@@ -74,10 +75,31 @@ def _render(
     return {"rgb": np.rint(colour / samples**2).astype(np.uint8), "depth": depth}
 
 
+def render_lens(camera: Camera, world_from_cam: np.ndarray, seed: int = 0, samples: int = 2) -> np.ndarray:
+    """The photo (H, W, 3) uint8 that a camera with a lens takes; black where nothing is. Rendered once a test run."""
+    words = [camera.model, camera.params, camera.width, camera.height, np.ravel(world_from_cam).tolist(), seed, samples]
+
+    def write(path: Path) -> None:
+        colour, grid = np.zeros((camera.height, camera.width, 3)), cameras.pixel_grid(camera.height, camera.width)
+        for dy in range(samples):
+            for dx in range(samples):
+                shift = (np.array([dx, dy]) + 0.5) / samples - 0.5
+                rays = camera.unproject(grid + shift) @ world_from_cam[:3, :3].T
+                colour += _hit(rays, world_from_cam[:3, 3], seed)[0]
+        with path.open("wb") as file:
+            np.save(file, np.rint(colour / samples**2).astype(np.uint8))
+
+    return np.load(shared_file(f"{hashlib.sha256(repr(words).encode()).hexdigest()[:24]}.npy", write))
+
+
 def _cast(K: np.ndarray, world_from_cam: np.ndarray, pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rays = cameras.backproject(pixels, np.ones(pixels.shape[:2]), K) @ world_from_cam[:3, :3].T
-    origin = world_from_cam[:3, 3]
-    depth, colour = np.full(pixels.shape[:2], np.inf), np.zeros((*pixels.shape[:2], 3))
+    return _hit(rays, world_from_cam[:3, 3], seed)
+
+
+def _hit(rays: np.ndarray, origin: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `rays` (H, W, 3) from `origin` meet: colours (H, W, 3), and the factors on the rays (H, W), NaN for none."""
+    depth, colour = np.full(rays.shape[:2], np.inf), np.zeros(rays.shape)
     for face, (corner, u, v) in enumerate(rectangles()):
         image = texture(seed, face)
         normal = np.cross(u, v)

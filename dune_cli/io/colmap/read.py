@@ -17,9 +17,9 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry.poses import from_rotation_translation, inverse, rotation_from_quaternion
+from dune_cli.io.camera_checks import FARTHEST, FOCAL_PER_SIDE, LARGEST_SIDE_PX
 from dune_cli.io.colmap import records
 from dune_cli.io.colmap.records import CAMERA_SENSOR, FOCALS, Broken, CameraRow, FrameRow, ImageRow, PointTable, RigRow
-from dune_cli.io.intrinsics import FARTHEST, FOCAL_PER_SIDE, LARGEST_SIDE_PX
 from dune_cli.io.safe_read import MIB, open_regular, read_bytes, read_text
 
 SMALLEST_IMAGE_BYTES = 72  # of images.bin: id, pose, camera, an empty name, no points
@@ -86,6 +86,23 @@ def open_model(folder: str | Path) -> ColmapModel:
     return ColmapModel(
         images, points.xyz, np.repeat(np.arange(len(points.ids)), np.diff(points.starts)), points.track[:, 0]
     )
+
+
+def read_cameras(path: str | Path) -> dict[int, ColmapCamera]:
+    """The cameras, by their id, of a cameras.bin or cameras.txt alone. UserError for another file, and a broken one."""
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".bin":
+            rows = records.read_binary("cameras", read_bytes(path, "a COLMAP model's file", TEXT_LIMIT_BYTES))
+        else:
+            rows = records.read_text("cameras", read_text(path, "a COLMAP model's file", TEXT_LIMIT_BYTES))
+        cameras = _cameras(rows)
+    except (Broken, struct.error, OverflowError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} holds no cameras of COLMAP ({reason}); give a cameras.txt or cameras.bin") from error
+    if not cameras:
+        raise UserError(f"{path} holds no cameras; give a cameras.txt or cameras.bin that has some")
+    return cameras
 
 
 def model_folder(folder: str | Path) -> Path | None:

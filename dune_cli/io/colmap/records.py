@@ -15,32 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from dune_cli.geometry import camera_models
+
 LONGEST_NAME_BYTES = 4096
 LONGEST_LINE = 8 << 20  # characters of a text file: 200,000 keypoints
 BLOCK = 1 << 20  # binary records gathered at a time
 MOST_RECORDS, MOST_POINTS = 1_000_000, 50_000_000  # of cameras, images, rigs, frames; of points
 # COLMAP's number of each camera model -> its name, number of parameters, and how many of these, the first, are focal
-# lengths (src/colmap/sensor/models.h, BSD)
-MODELS = {
-    0: ("SIMPLE_PINHOLE", 3, 1),
-    1: ("PINHOLE", 4, 2),
-    2: ("SIMPLE_RADIAL", 4, 1),
-    3: ("RADIAL", 5, 1),
-    4: ("OPENCV", 8, 2),
-    5: ("OPENCV_FISHEYE", 8, 2),
-    6: ("FULL_OPENCV", 12, 2),
-    7: ("FOV", 5, 2),
-    8: ("SIMPLE_RADIAL_FISHEYE", 4, 1),
-    9: ("RADIAL_FISHEYE", 5, 1),
-    10: ("THIN_PRISM_FISHEYE", 12, 2),
-    11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16, 2),
-    12: ("SIMPLE_DIVISION", 4, 1),
-    13: ("DIVISION", 5, 2),
-    14: ("SIMPLE_FISHEYE", 3, 1),
-    15: ("FISHEYE", 4, 2),
-    16: ("EUCM", 6, 2),
-    17: ("EQUIRECTANGULAR", 2, 0),
-}
+# lengths
+MODELS = {model.number: (name, len(model.parameters), model.focals) for name, model in camera_models.MODELS.items()}
 PARAMETERS = {name: count for name, count, _ in MODELS.values()}
 FOCALS = {name: focals for name, _, focals in MODELS.values()}
 CAMERA_SENSOR = 0

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.geometry.poses import quaternion_from_rotation
 from dune_cli.io.meshes import Frustum, check_colors, check_points
 from dune_cli.io.outputs import atomic_directory
 from dune_cli.io.photo_names import check_names_for_colmap
 
-PINHOLE, SIMPLE_RADIAL = (1, "PINHOLE"), (2, "SIMPLE_RADIAL")  # COLMAP's numbers and names of camera models
 UNKNOWN_ERROR = -1.0
 # newer versions add rigs and frames; stale ones beside our files would be read with them
 MODEL_FILES = [
@@ -37,9 +37,9 @@ def write_colmap(
     colors: np.ndarray | None = None,
     tracks: Sequence[Sequence[Observation]] | None = None,
     binary: bool = True,
-    radials: Sequence[float] | None = None,
+    lenses: Sequence[Camera] | None = None,
 ) -> None:
-    """Writes a model with one PINHOLE camera for each image, or SIMPLE_RADIAL if its term in `radials` is not 0.
+    """Writes a model with one camera for each image: PINHOLE, or that in `lenses`, whose pinhole part is its K.
 
     A camera's `name` is its image's file name; its K is in pixels with centres at integers. `points` (M, 3) in the
     world with `colors` (M, 3) uint8 (grey without). `tracks`: for each point its observations (camera index, x_px,
@@ -54,8 +54,9 @@ def write_colmap(
     check_colors(colors, len(points), "points")
     if len(tracks) != len(points):
         raise ValueError(f"{len(tracks)} tracks for {len(points)} points")
-    terms = [0.0] * len(cameras) if radials is None else radials
-    images = [_Image.of(camera, i, float(k)) for i, (camera, k) in enumerate(zip(cameras, terms), 1)]
+    if lenses is None:
+        lenses = [Camera.pinhole(np.asarray(one.K, np.float64), one.width, one.height) for one in cameras]
+    images = [_Image.of(camera, i, lens) for i, (camera, lens) in enumerate(zip(cameras, lenses), 1)]
     elements = [[images[index].observe(point, x, y) for index, x, y in track] for point, track in enumerate(tracks, 1)]
     files = (_binary_files if binary else _text_files)(images, points.astype(np.float64), colors, elements)
     with atomic_directory(folder, replaces=MODEL_FILES) as temporary:
@@ -66,8 +67,8 @@ def write_colmap(
 
 @dataclass(frozen=True)
 class _Image:
-    """An image and its camera: `model`, `params` (fx fy cx cy, or f cx cy k), `pose` (qw qx qy qz tx ty tz of the
-    camera from the world), and `keypoints` (x, y, point)."""
+    """An image and its camera: `model` (COLMAP's number and name), `params` as COLMAP has them, `pose` (qw qx qy qz tx
+    ty tz of the camera from the world), and `keypoints` (x, y, point)."""
 
     id: int
     name: str
@@ -78,11 +79,8 @@ class _Image:
     keypoints: list[tuple[float, float, int]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, camera: Frustum, id: int, radial: float = 0.0) -> _Image:
-        K = np.asarray(camera.K, np.float64)
-        model, params = PINHOLE, [K[0, 0], K[1, 1], K[0, 2] + HALF_PIXEL, K[1, 2] + HALF_PIXEL]
-        if radial:
-            model, params = SIMPLE_RADIAL, [np.sqrt(K[0, 0] * K[1, 1]), *params[2:], radial]
+    def of(cls, camera: Frustum, id: int, lens: Camera) -> _Image:
+        model, params = (lens.kind.number, lens.model), lens.colmap_params
         cam_from_world = np.linalg.inv(np.asarray(camera.world_from_cam, np.float64))
         pose = [*quaternion_from_rotation(cam_from_world[:3, :3]), *cam_from_world[:3, 3]]
         return cls(id, camera.name, (camera.width, camera.height), model, [*map(float, params)], [*map(float, pose)])
@@ -100,7 +98,10 @@ def _binary_files(
     images: Sequence[_Image], points: np.ndarray, colors: np.ndarray, elements: Elements
 ) -> dict[str, Iterable[bytes]]:
     count = [struct.pack("<Q", len(images))]
-    cameras = [struct.pack("<IiQQ4d", image.id, image.model[0], *image.size, *image.params) for image in images]
+    cameras = [
+        struct.pack(f"<IiQQ{len(image.params)}d", image.id, image.model[0], *image.size, *image.params)
+        for image in images
+    ]
     views = []
     for image in images:
         views += [struct.pack("<I7dI", image.id, *image.pose, image.id), os.fsencode(image.name), b"\0"]
@@ -115,7 +116,7 @@ def _binary_files(
 def _text_files(
     images: Sequence[_Image], points: np.ndarray, colors: np.ndarray, elements: Elements
 ) -> dict[str, Iterable[bytes]]:
-    cameras = [("# CAMERA_ID MODEL WIDTH HEIGHT, then fx fy cx cy (PINHOLE) or f cx cy k (SIMPLE_RADIAL)",)]
+    cameras = [("# CAMERA_ID MODEL WIDTH HEIGHT, then the parameters of the model",)]
     views = [("# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then a line of X Y POINT3D_ID",)]
     for image in images:
         cameras.append((image.id, image.model[1], *image.size, *image.params))

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import PhotoInfo
 from dune_cli.mvs.quality import DenseConfig
 from dune_cli.sfm.pairs import NEIGHBOURS
 
 Intrinsics = Sequence[tuple[np.ndarray, str]]  # of each photo K (3, 3) and its source: given | exif | default
 IntrinsicsOf = Callable[[Sequence[PhotoInfo]], Intrinsics]
+CamerasOf = Callable[[Sequence[PhotoInfo]], Sequence[PhotoCamera]]  # with their lenses, where these are known
 
 
 @dataclass(frozen=True)

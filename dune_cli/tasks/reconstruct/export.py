@@ -10,14 +10,15 @@ import numpy as np
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry.bundle_adjustment import PRINCIPAL_SD
-from dune_cli.geometry.cameras import distort_pixels, pixel_grid, transform_pixels
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse
 from dune_cli.io import formats
 from dune_cli.io.colmap.write import Observation, write_colmap
 from dune_cli.io.depth_files import to_png16
 from dune_cli.io.json_files import write_json
 from dune_cli.io.meshes import Frustum
-from dune_cli.io.orientation import UPRIGHT, StoredCamera, stored_camera, to_stored
+from dune_cli.io.orientation import UPRIGHT, StoredCamera, quarter_turns, stored_camera, to_stored
 from dune_cli.io.outputs import atomic_directory, unique_stems
 from dune_cli.io.png import save_png
 from dune_cli.io.pose_files import write_transforms
@@ -124,15 +125,12 @@ def _camera_model_json(view: View) -> dict[str, Any]:
     """COLMAP's name of the model, its parameters in pixels with centres at integers, and the standard deviations of
     estimated ones (null: the camera was given). An estimated focal length also has its value before, and the `modes` of
     `Calibration`, from which `dune reloc --map` derives the map's uncertainty."""
-    K, calibration = view.K, view.calibration
-    if calibration is None and not view.radial:
-        return {"model": "PINHOLE", "params": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]], "sd": None}
-    focal_px = float(np.sqrt(K[0, 0] * K[1, 1]))
-    params = [focal_px, K[0, 2], K[1, 2], view.radial]
-    document: dict[str, Any] = {"model": "SIMPLE_RADIAL", "params": params, "sd": None}
+    camera, calibration = view.camera, view.calibration
+    document: dict[str, Any] = {"model": camera.model, "params": list(camera.params), "sd": None}
     if calibration is not None:
         principal_sd_px = PRINCIPAL_SD * max(view.width, view.height)  # not estimated: the prior's
-        document["sd"] = [calibration.focal_sd * focal_px, principal_sd_px, principal_sd_px, calibration.radial_sd]
+        focal_sds = [calibration.focal_sd * focal for focal in camera.params[: camera.kind.focals]]
+        document["sd"] = [*focal_sds, principal_sd_px, principal_sd_px, *calibration.distortion_sd]
         document |= {"focal_before": calibration.focal_before_px, "modes": calibration.modes}
     return document
 
@@ -164,16 +162,18 @@ def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
         colors.append(view.dense.colors.reshape(-1, 3)[pick])
         grid = pixel_grid(*view.dense.valid.shape).reshape(-1, 2)[pick]
         undistorted = transform_pixels(view.dense.image_from_map, grid)
-        distorted = distort_pixels(undistorted, view.K, view.radial)
-        stored = transform_pixels(camera.stored_from_upright, distorted)
+        distorted = view.camera.distort(undistorted)
+        seen = np.isfinite(distorted).all(-1)
+        points[-1], colors[-1] = points[-1][seen], colors[-1][seen]
+        stored = transform_pixels(camera.stored_from_upright, distorted[seen])
         tracks += [[(number, x, y)] for x, y in stored.tolist()]
     frusta = [
         Frustum(camera.K, camera.world_from_cam, camera.width, camera.height, view.image)
         for camera, view in zip(cameras, views)
     ]
     points_world = scene.in_world(np.concatenate(points))
-    radials = [view.radial for view in views]
-    write_colmap(folder, frusta, points_world, np.concatenate(colors), tracks, binary, radials)
+    lenses = [_stored_lens(view) for view in views]
+    write_colmap(folder, frusta, points_world, np.concatenate(colors), tracks, binary, lenses)
 
 
 def write_transforms_json(scene: Scene, path: Path, photos: Sequence[Path], points_file: Path | None) -> None:
@@ -182,7 +182,7 @@ def write_transforms_json(scene: Scene, path: Path, photos: Sequence[Path], poin
     views = [scene.views[index] for index in scene.registered]
     files = [photos[index] for index in scene.registered]
     cameras = [_stored_camera(scene, view) for view in views]
-    write_transforms(path, cameras, files, points_file, [view.radial for view in views])
+    write_transforms(path, cameras, files, points_file, [_stored_lens(view) for view in views])
 
 
 def write_depths(scene: Scene, folder: Path) -> int:
@@ -210,6 +210,7 @@ def write_depths(scene: Scene, folder: Path) -> int:
                     "height": camera.height,
                     "K": camera.K,
                     "radial": view.radial,
+                    "camera": {"model": _stored_lens(view).model, "params": list(_stored_lens(view).params)},
                 }
             )
         document = {"schema": "dune.depths/1", "scale": scene.scale, "invalid": 0, "undistorted": True}
@@ -221,10 +222,16 @@ def _stored_camera(scene: Scene, view: View) -> StoredCamera:
     return stored_camera(view.K, scene.pose_in_world(view), view.width, view.height, view.orientation)
 
 
+def _stored_lens(view: View) -> Camera:
+    """The view's camera as that of the photo's stored pixels."""
+    return view.camera.turned(quarter_turns(view.orientation))
+
+
 def _arrays(scene: Scene) -> dict[str, np.ndarray]:
     """The arrays of the NPZ, in the world's own coordinates, points as float64 where these are large.
 
-    For each view N, upright: viewN_K, viewN_world_from_cam, viewN_radial where there is such a term, viewN_orientation
+    For each view N, upright: viewN_K, viewN_world_from_cam, where it has distortion viewN_camera_model (text) and
+    viewN_camera_params (pixel centres at integers), viewN_radial for SIMPLE_RADIAL, viewN_orientation
     (EXIF) where the photo is stored otherwise, and with dense points viewN_points (h, w, 3) in the world, viewN_depth,
     viewN_confidence, viewN_valid (h, w), viewN_colors (h, w, 3), viewN_image_from_map (3, 3). The fused cloud:
     fused_points (F, 3), fused_normals, fused_colors, fused_confidence. The triangulated matches: sparse_points (M, 3),
@@ -236,6 +243,9 @@ def _arrays(scene: Scene) -> dict[str, np.ndarray]:
         arrays[f"view{index}_world_from_cam"] = scene.pose_in_world(view)
         if view.radial:
             arrays[f"view{index}_radial"] = np.array(view.radial)
+        if not view.camera.is_pinhole:
+            arrays[f"view{index}_camera_model"] = np.array(view.camera.model)
+            arrays[f"view{index}_camera_params"] = np.array(view.camera.params)
         if view.orientation != UPRIGHT:
             arrays[f"view{index}_orientation"] = np.array(view.orientation)
         if view.dense is not None and view.depth is not None:

@@ -18,6 +18,7 @@ from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry.poses import inverse, subtract_world_offset, transform_points, vector_angle, world_offset
 from dune_cli.io.cache import WorkFolder
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import PhotoInfo, read_photo
@@ -40,7 +41,7 @@ from dune_cli.sfm.verification import (
     rotate_disconnected_components,
     verify_pairs,
 )
-from dune_cli.tasks.reconstruct.config import Intrinsics, IntrinsicsOf, MatchesConfig
+from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
 from dune_cli.tasks.reconstruct.two_view import reconstruct_matched, reconstruct_pair
 
 SCALE_UNKNOWN = "photos do not tell lengths: the median step between cameras that moved is 1; give --baseline METRES"
@@ -52,7 +53,7 @@ NAMES_IN_NOTE = 3
 
 def reconstruct(
     paths: Sequence[Path],
-    intrinsics_of: IntrinsicsOf,
+    cameras_of: CamerasOf,
     matcher: Matcher,
     config: MatchesConfig,
     run: Run,
@@ -62,7 +63,7 @@ def reconstruct(
 ) -> Scene:
     """The scene of two or more photos.
 
-    `intrinsics_of` gives K and its source of each photo. Of more than two photos: `cache` keeps features and matches
+    `cameras_of` gives the camera of each photo. Of more than two photos: `cache` keeps features and matches
     for the next run (None: nothing is kept); `descriptors` makes the global descriptors of pair retrieval (None:
     keypoints do); `known_poses`, photo -> `world_from_cam` (4, 4), set the world, less the scene's `world_offset` where
     coordinates are large.
@@ -73,16 +74,16 @@ def reconstruct(
     if config.is_stereo_pair(paths, known_poses):
         with run.stage("read"):
             photos = [read_photo(path) for path in paths]
-            intrinsics = intrinsics_of([photo.info for photo in photos])
-        return reconstruct_pair(photos, intrinsics, matcher, config, run)
+            cameras = cameras_of([photo.info for photo in photos])
+        return reconstruct_pair(photos, cameras, matcher, config, run)
     if cache is None:
         with scratch_folder() as folder:
             cache = WorkFolder(folder)
-            return reconstruct(paths, intrinsics_of, matcher, config, run, cache, descriptors, known_poses)
+            return reconstruct(paths, cameras_of, matcher, config, run, cache, descriptors, known_poses)
     check_distinct_centres(known_poses or {})
     if not isinstance(matcher, CacheableMatcher):
         raise UserError(f"the matcher {matcher.name} compares two photos only; give another --matcher")
-    scene = _reconstruct_many(paths, intrinsics_of, matcher, config, run, cache, descriptors, known_poses or {})
+    scene = _reconstruct_many(paths, cameras_of, matcher, config, run, cache, descriptors, known_poses or {})
     if config.dense is None or scene.is_dense:
         return scene
     from dune_cli.mvs.densify import densify
@@ -92,11 +93,11 @@ def reconstruct(
 
 @dataclass(frozen=True)
 class MatchedPhotos:
-    """Photos with their `intrinsics` (K, source) and shared `cameras`; `duplicates`, each with the earlier photo whose
+    """Photos with their `own` and shared `cameras`; `duplicates`, each with the earlier photo whose
     file it equals; their correspondences and verified pairs. Photos go by their index."""
 
     photos: Sequence[PhotoInfo]
-    intrinsics: Intrinsics
+    own: Sequence[PhotoCamera]
     cameras: PhotoCameras
     duplicates: Mapping[int, int]
     correspondences: Correspondences
@@ -109,7 +110,7 @@ class MatchedPhotos:
 
 def _reconstruct_many(
     paths: Sequence[Path],
-    intrinsics_of: IntrinsicsOf,
+    cameras_of: CamerasOf,
     matcher: CacheableMatcher,
     config: MatchesConfig,
     run: Run,
@@ -120,7 +121,7 @@ def _reconstruct_many(
     """The scene of structure from motion, without dense points, or that of the best pair."""
     with run.stage("features"):
         images = extract_features(paths, matcher, cache, descriptors if uses_descriptors(len(paths), config) else None)
-    matched, images = _match_photos(images, intrinsics_of, matcher, config, run, cache)
+    matched, images = _match_photos(images, cameras_of, matcher, config, run, cache)
     known = {i: known_poses[path] for i, path in enumerate(paths) if path in known_poses}
     offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
     known = {index: subtract_world_offset(pose, offset) for index, pose in known.items()}
@@ -151,7 +152,7 @@ def _reconstruct_many(
 
 def _match_photos(
     images: Sequence[ImageFeatures],
-    intrinsics_of: IntrinsicsOf,
+    cameras_of: CamerasOf,
     matcher: CacheableMatcher,
     config: MatchesConfig,
     run: Run,
@@ -163,8 +164,8 @@ def _match_photos(
     duplicates = _duplicates(photos)
     if len(photos) - len(duplicates) == 1:
         raise JobFailed(f"all {len(photos)} photos are the same picture; take photos from different places")
-    intrinsics = intrinsics_of(photos)
-    cameras = share_cameras(photos, intrinsics)
+    own = cameras_of(photos)
+    cameras = share_cameras(own)
     with run.stage("pair"):
         selection = _select_pairs(images, duplicates, matcher, config, cache)
     console.note(f"{len(images)} photos, {len(selection.pairs)} pairs ({selection.strategy})")
@@ -181,7 +182,7 @@ def _match_photos(
             console.note(note)
             correspondences = match_pairs(images, selection.pairs, matcher, cache)
             verified = verify_pairs(correspondences, cameras, config.seed, thumbnail_of)
-    return MatchedPhotos(photos, intrinsics, cameras, duplicates, correspondences, verified), images
+    return MatchedPhotos(photos, own, cameras, duplicates, correspondences, verified), images
 
 
 def uses_descriptors(count: int, config: MatchesConfig) -> bool:
@@ -268,29 +269,28 @@ def to_scene(matched: MatchedPhotos, models: Sequence[SfmModel], source: Source,
     scene_from_model = np.eye(4) if world_given else inverse(model.world_from_cam[registered[0]])
     components = connected_components(matched, models)
     views = []
-    for index, (K, focal_source) in enumerate(matched.intrinsics):
+    for index, own in enumerate(matched.own):
         if index not in model.world_from_cam:
             views.append(_unregistered_view(index, matched, components, registered))
             continue
         is_world = index == registered[0] and not world_given
         pose = np.eye(4) if is_world else scene_from_model @ model.world_from_cam[index]
-        radial, calibration = 0.0, None
-        if not cameras.of(index).fixed:
-            camera, focal_before_px = cameras.ids[index], float(np.sqrt(K[0, 0] * K[1, 1]))
-            (K, radial), focal_source = model.cameras[camera], "estimated"
-            if camera in model.camera_sd:
-                calibration = Calibration(focal_before_px, *model.camera_sd[camera], model.modes[index])
-                calibration = calibration.transformed(scene_from_model[:3, :3])
+        shared, number, calibration = cameras.of(index), cameras.ids[index], None
+        camera = shared.camera if shared.fixed and shared.lens_known else model.cameras[number]
+        if number in model.camera_sd:
+            focal_before_px = float(np.sqrt(own.K[0, 0] * own.K[1, 1]))
+            calibration = Calibration(focal_before_px, *model.camera_sd[number], model.modes[index])
+            calibration = calibration.transformed(scene_from_model[:3, :3])
         photo = matched.photos[index]
         views.append(
             View(
                 image=matched.names[index],
                 width=photo.width,
                 height=photo.height,
-                K=K,
-                focal_source=focal_source,
+                K=camera.K,
+                focal_source=own.source if shared.fixed else "estimated",
                 world_from_cam=pose,
-                radial=radial,
+                lens=None if camera.model == "PINHOLE" else camera,
                 orientation=photo.orientation,
                 calibration=calibration,
             )
@@ -327,14 +327,15 @@ def to_scene(matched: MatchedPhotos, models: Sequence[SfmModel], source: Source,
 def _unregistered_view(
     index: int, matched: MatchedPhotos, components: Sequence[tuple[int, ...]], registered: Sequence[int]
 ) -> View:
-    photo, (K, focal_source) = matched.photos[index], matched.intrinsics[index]
+    photo, own = matched.photos[index], matched.own[index]
     return View(
         image=matched.names[index],
         width=photo.width,
         height=photo.height,
-        K=K,
-        focal_source=focal_source,
+        K=own.K,
+        focal_source=own.source,
         world_from_cam=NO_POSE,
+        lens=None if own.camera.model == "PINHOLE" else own.camera,
         registered=False,
         reason=_unregistered_reason(index, matched, components, registered),
         orientation=photo.orientation,
@@ -453,11 +454,11 @@ def _best_pair_scene(
     failures = []
     for pair in ranked[:PAIRS_TO_TRY]:
         decoded = [read_photo(photos[index].path) for index in pair]
-        intrinsics = [matched.intrinsics[index] for index in pair]
+        cameras = [matched.own[index] for index in pair]
         matches = matcher.match_features(*(store.load(images[index]) for index in pair))
         settings = MatchesConfig(baseline=config.baseline if pair == (0, 1) else None, seed=config.seed)
         try:
-            scene = reconstruct_matched(decoded, intrinsics, matches, matcher.source, settings, run)
+            scene = reconstruct_matched(decoded, cameras, matches, matcher.source, settings, run)
         except JobFailed as error:
             failures.append(str(error))
             continue

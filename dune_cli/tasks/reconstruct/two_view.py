@@ -14,16 +14,19 @@ from dune_cli.geometry.cameras import backproject, pixel_grid, project
 from dune_cli.geometry.epipolar import estimate_relative_pose
 from dune_cli.geometry.pose_confidence import MatchedPixels, confidence_from_evidence, two_view_evidence
 from dune_cli.geometry.poses import inverse
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import Photo
 from dune_cli.matchers.filtering import LazyThumbnail, extract_image, find_matches, without_static_matches
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.mvs import stereo
+from dune_cli.mvs.densify import undistort_image
 from dune_cli.provenance import Run, Source
+from dune_cli.sfm.cameras import undistort_matches
 from dune_cli.sfm.features import colors_at
 from dune_cli.sfm.matching import match_counts_text
 from dune_cli.sfm.scene import ImagePair, PointMap, Scene, SparsePoints, View
-from dune_cli.tasks.reconstruct.config import Intrinsics, MatchesConfig
+from dune_cli.tasks.reconstruct.config import MatchesConfig
 
 MAX_STEREO_SIDE_PX = 1600  # unless another size is asked for
 MIN_INLIERS = 15
@@ -48,9 +51,9 @@ class _TwoViewPoints:
 
 
 def reconstruct_pair(
-    photos: Sequence[Photo], intrinsics: Intrinsics, matcher: Matcher, config: MatchesConfig, run: Run
+    photos: Sequence[Photo], cameras: Sequence[PhotoCamera], matcher: Matcher, config: MatchesConfig, run: Run
 ) -> Scene:
-    """The scene of two photos with `intrinsics` (K, source) each.
+    """The scene of two photos with their cameras.
 
     Raises JobFailed for a pair that gives no scene: the same photo twice, too few matches or inliers, no parallax.
     """
@@ -59,21 +62,28 @@ def reconstruct_pair(
         raise JobFailed(f"{first.path.name} and {second.path.name} are the same photo twice; {MOVE}")
     with run.stage("match"):
         matches = find_matches(matcher, *(extract_image(matcher, photo.rgb) for photo in photos), config.seed)
-    return reconstruct_matched(photos, intrinsics, matches, matcher.source, config, run)
+    return reconstruct_matched(photos, cameras, matches, matcher.source, config, run)
 
 
 def reconstruct_matched(
-    photos: Sequence[Photo], intrinsics: Intrinsics, matches: Matches, source: Source, config: MatchesConfig, run: Run
+    photos: Sequence[Photo],
+    cameras: Sequence[PhotoCamera],
+    matches: Matches,
+    source: Source,
+    config: MatchesConfig,
+    run: Run,
 ) -> Scene:
     """As `reconstruct_pair`, with `matches` that the matcher `source` has found."""
     first, second = photos
-    (K1, source1), (K2, source2) = intrinsics
-    focal_unknown = "default" in (source1, source2)
+    (K1, K2), (lens1, lens2) = (one.K for one in cameras), (one.camera for one in cameras)
+    focal_unknown = "default" in (cameras[0].source, cameras[1].source)
     matches = without_static_matches(matches, LazyThumbnail.of(first.rgb), LazyThumbnail.of(second.rgb), config.seed)
+    matches, _ = undistort_matches(matches, lens1, lens2)
     with run.stage("pose"):
         sparse = _triangulate(matches, first, second, K1, K2, focal_unknown, config.seed)
     with run.stage("dense"):
-        dense, reason = _dense_map(first, second, K1, K2, sparse, config)
+        straight = undistort_image(first.rgb, lens1), undistort_image(second.rgb, lens2)
+        dense, reason = _dense_map(*straight, K1, K2, sparse, config)
     notes = [] if dense is not None else [f"no dense points, only the {len(sparse.points_cam1)} matched ones: {reason}"]
     if sparse.pair.inliers < FEW_INLIERS:
         notes.append(f"only {sparse.pair.inliers} matches agree with the pose: check the result before you use it")
@@ -90,15 +100,16 @@ def reconstruct_matched(
     names = relative_names([first.path, second.path])
     pose2 = inverse(sparse.cam2_from_cam1)
     views = (
-        View(names[0], first.width, first.height, K1, source1, np.eye(4), dense=dense, orientation=first.orientation),
-        View(names[1], second.width, second.height, K2, source2, pose2, orientation=second.orientation),
+        _view(names[0], first, cameras[0], np.eye(4), dense),
+        _view(names[1], second, cameras[1], pose2, None),
     )
+    pixels1, pixels2 = lens1.distort(sparse.pixels1), lens2.distort(sparse.pixels2)
     keep = sparse.confidence >= config.min_confidence
     points = SparsePoints.from_full_tracks(
         sparse.points_cam1[keep],
-        colors_at(first.rgb, sparse.pixels1[keep]),
+        colors_at(first.rgb, pixels1[keep]),
         sparse.confidence[keep].astype(np.float32),
-        (sparse.pixels1[keep], sparse.pixels2[keep]),
+        (pixels1[keep], pixels2[keep]),
     )
     scene = Scene(
         method="matches",
@@ -113,6 +124,20 @@ def reconstruct_matched(
         notes=tuple(notes),
     )
     return scene if config.baseline is None else scene.scaled(config.baseline, "metric", None)
+
+
+def _view(name: str, photo: Photo, own: PhotoCamera, world_from_cam: np.ndarray, dense: PointMap | None) -> View:
+    return View(
+        name,
+        photo.width,
+        photo.height,
+        own.K,
+        own.source,
+        world_from_cam,
+        dense=dense,
+        lens=None if own.camera.model == "PINHOLE" else own.camera,
+        orientation=photo.orientation,
+    )
 
 
 def _triangulate(
@@ -177,12 +202,12 @@ def _triangulate(
 
 
 def _dense_map(
-    first: Photo, second: Photo, K1: np.ndarray, K2: np.ndarray, sparse: _TwoViewPoints, config: MatchesConfig
+    first: np.ndarray, second: np.ndarray, K1: np.ndarray, K2: np.ndarray, sparse: _TwoViewPoints, config: MatchesConfig
 ) -> tuple[PointMap | None, str]:
-    """View 1's dense points, or None and the reason why there are none."""
-    side_px = config.stereo_side_px or min(MAX_STEREO_SIDE_PX, max(first.width, first.height))
-    rgb1, map1_from_image = stereo.reduce_photo(first.rgb, side_px)
-    rgb2, map2_from_image = stereo.reduce_photo(second.rgb, side_px)
+    """View 1's dense points from the undistorted photos (H, W, 3), or None and the reason why there are none."""
+    side_px = config.stereo_side_px or min(MAX_STEREO_SIDE_PX, max(first.shape[:2]))
+    rgb1, map1_from_image = stereo.reduce_photo(first, side_px)
+    rgb2, map2_from_image = stereo.reduce_photo(second, side_px)
     K1_map, K2_map = map1_from_image @ K1, map2_from_image @ K2
     sizes = [(rgb.shape[1], rgb.shape[0]) for rgb in (rgb1, rgb2)]
     rectification = stereo.rectify(K1_map, K2_map, sparse.cam2_from_cam1, *sizes, sparse.points_cam1)

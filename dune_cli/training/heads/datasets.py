@@ -18,9 +18,9 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import UserError
+from dune_cli.io.camera_checks import pinhole_matrix
 from dune_cli.io.depth_files import MILLIMETRES
 from dune_cli.io.inputs import IMAGE_SUFFIXES, natural_key
-from dune_cli.io.intrinsics import pinhole_matrix
 from dune_cli.io.json_files import Fields
 from dune_cli.io.safe_read import file_in, is_file, parse_json, read_json, read_text, shown
 from dune_cli.models.mosaic import CLASSES

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dune_cli.geometry.epipolar import fundamental_from_pose, magsac_params
-from dune_cli.io.intrinsics import pinhole_matrix, rigid_pose
+from dune_cli.io.camera_checks import pinhole_matrix, rigid_pose
 from dune_cli.io.json_files import Fields
 from dune_cli.io.safe_read import read_json
 from dune_cli.training.matcher.loss import epipolar_distance

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import cameras, poses
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.io import orientation
 from dune_cli.io.formats.ply import read_ply
 from dune_cli.io.json_files import dumps
@@ -233,6 +234,9 @@ def test_colmap_reads_back_the_same_cameras_and_tracks(scene: Scene, tmp_path: P
     assert model.compute_mean_reprojection_error() < 1e-3
 
 
+BENT = Camera("SIMPLE_RADIAL", (float(np.sqrt(50 * 52)), 19.5, 14.5, -0.05), 40, 30)
+
+
 def many(scene: Scene) -> Scene:
     """The scene with a photo between its two that could not be placed, a fused cloud and surface, a radial term."""
     first, second = scene.views
@@ -244,7 +248,7 @@ def many(scene: Scene) -> Scene:
     nothing = (np.zeros(0, np.int64), np.zeros((0, 2)))
     return replace(
         scene,
-        views=(first, lost, replace(second, radial=-0.05, dense=first.dense)),
+        views=(first, lost, replace(second, K=BENT.K, lens=BENT, dense=first.dense)),
         pairs=(ImagePair((0, 2), 10, 8), ImagePair((0, 1), 3, 0)),
         sparse=replace(scene.sparse, observations=(one, nothing, two)),
         components=((0, 2), (1,)),

@@ -12,8 +12,10 @@ import pytest
 
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry import cameras, poses
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.io import cache
 from dune_cli.io.cache import WorkFolder
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import PhotoInfo, read_photo
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
@@ -45,12 +47,17 @@ class Counting(Sift):
         return super().match_indices(features1, features2)
 
 
-def known(infos: Sequence[PhotoInfo]) -> list[tuple[np.ndarray, str]]:
-    return [(cameras.K_from_focal(300.0, photo.width, photo.height), "given") for photo in infos]
+def known(infos: Sequence[PhotoInfo]) -> list[PhotoCamera]:
+    return [
+        PhotoCamera(Camera.pinhole(cameras.K_from_focal(300.0, p.width, p.height), p.width, p.height), "given", True)
+        for p in infos
+    ]
 
 
-def guessed(infos: Sequence[PhotoInfo]) -> list[tuple[np.ndarray, str]]:
-    return [(cameras.K_from_fov(55, photo.width, photo.height), "default") for photo in infos]
+def guessed(infos: Sequence[PhotoInfo]) -> list[PhotoCamera]:
+    return [
+        PhotoCamera.of_matrix(cameras.K_from_fov(55, p.width, p.height), "default", p.width, p.height) for p in infos
+    ]
 
 
 def reconstruct(
@@ -458,7 +465,8 @@ def test_a_caption_on_all_photos_joins_no_places(tmp_path: Path) -> None:
         reconstruct(paths, tmp_path / "work")
     with pytest.raises(JobFailed, match=r"agree only in what lies at the same pixels of both"):
         two = [read_photo(path) for path in paths[:2]]
-        reconstruct_pair(two, [(K, "given")] * 2, Counting(), MatchesConfig(), Run())
+        own = [PhotoCamera.of_matrix(K, "given", WIDTH, HEIGHT)] * 2
+        reconstruct_pair(two, own, Counting(), MatchesConfig(), Run())
 
 
 def test_a_list_of_pairs_may_name_a_copy(photos: list[Path], done: tuple[Scene, Path], tmp_path: Path) -> None:
@@ -489,7 +497,10 @@ def test_real_photos_of_known_cameras(shared_data: Path, tmp_path: Path, name: s
 
     tree = json.loads((shared_data / "multiview" / name / "cameras.json").read_text())
     paths = [shared_data / "multiview" / name / frame["file"] for frame in tree["frames"]]
-    given = [(np.array(frame["K"]), "given") for frame in tree["frames"]]
+    given = [
+        PhotoCamera.of_matrix(np.array(frame["K"]), "given", frame["width"], frame["height"])
+        for frame in tree["frames"]
+    ]
     scene, _ = reconstruct(paths, tmp_path / "work", Sift(size_px, 3000), lambda infos: given)
     assert len(scene.registered) >= placed and scene.reprojection_error_px < 1
     truth = [np.array(frame["T_cam_to_world"]) for frame in tree["frames"]]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import cameras, poses
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import Photo, read_photo
 from dune_cli.matchers.matcher import Matcher
 from dune_cli.matchers.registry import load_matcher
@@ -40,7 +41,7 @@ def photo(name: str, rgb: np.ndarray) -> Photo:
 
 
 def reconstruct(sift: Matcher, one: Photo, two: Photo, K=K, source: str = "given", **settings) -> Scene:
-    cameras_ = [(K, source), (K, source)]
+    cameras_ = [PhotoCamera.of_matrix(K, source, each.width, each.height) for each in (one, two)]
     return two_view.reconstruct_pair([one, two], cameras_, sift, MatchesConfig(**settings), Run())
 
 
@@ -81,7 +82,7 @@ def test_the_motorcycle_pair_meets_its_ground_truth(example_photos: Path) -> Non
     """Rotation < 0.3 degrees, direction < 2 degrees, 60 % coverage, 2 % median depth error."""
     photos = [read_photo(example_photos / f"motorcycle_{side}.png") for side in ("left", "right")]
     table = json.loads((example_photos / "motorcycle_intrinsics.json").read_text())
-    given = [(np.array(table[p.path.name], dtype=np.float64), "given") for p in photos]
+    given = [PhotoCamera.of_matrix(np.array(table[p.path.name]), "given", p.width, p.height) for p in photos]
     scene = two_view.reconstruct_pair(photos, given, load_matcher("sift"), MatchesConfig(), Run())
     truth = poses.inverse(synthetic_scenes.pose((0, 0, 0), (1, 0, 0)))
     rotation, direction = errors_deg(cam2_from_cam1(scene), truth)
@@ -140,7 +141,11 @@ def test_photos_of_different_cameras_sizes_and_a_vertical_baseline(sift: Matcher
     first = photo("a.png", synthetic_scenes.render(K, np.eye(4), WIDTH, HEIGHT)[0])
     second = photo("b.png", synthetic_scenes.render(portrait, world_from_2, 240, 360)[0])
     scene = two_view.reconstruct_pair(
-        [first, second], [(K, "given"), (portrait, "exif")], sift, MatchesConfig(stereo_side_px=200), Run()
+        [first, second],
+        [PhotoCamera.of_matrix(K, "given", WIDTH, HEIGHT), PhotoCamera.of_matrix(portrait, "exif", 240, 360)],
+        sift,
+        MatchesConfig(stereo_side_px=200),
+        Run(),
     )
     assert max(errors_deg(cam2_from_cam1(scene), poses.inverse(world_from_2))) < 0.2
     dense = scene.views[0].dense
