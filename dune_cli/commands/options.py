@@ -376,8 +376,8 @@ class ComputeOptions:
     )
     dtype: str = option(
         f"--dtype [{'|'.join(runtime.DTYPES)}]",
-        "Number type of matrix products in transformers. auto: float32 for two-view models, else a 16-bit type where "
-        "the device is fast at it.",
+        "Number type of matrix products in transformers. auto: float32 for two-view and multi-view models, else a "
+        "16-bit type where the device is fast at it.",
         default="auto",
     )
 

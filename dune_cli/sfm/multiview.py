@@ -87,18 +87,18 @@ class MultiViewModel(nn.Module):
 
     def forward(
         self,
-        images: torch.Tensor | Sequence[np.ndarray],
+        images: torch.Tensor | Sequence[np.ndarray | torch.Tensor],
         extrinsics: Any = None,
         intrinsics: Any = None,
         config: MultiViewConfig = MultiViewConfig(),
     ) -> MultiViewOutput:
         """images -> MultiViewOutput at the pixels of the network's input.
 
-        images: (V, 3, H, W) RGB in [0, 1], used as they are where their sides are multiples of the patch; else photos,
-        (H, W, 3) uint8 of any sizes or such a tensor, which are prepared. extrinsics (V, 4, 4) or (V, 3, 4):
-        cam_from_world. intrinsics (V, 3, 3) in pixels of `images`, measured from the corner as all K here are (the
-        centre is W/2, H/2): they count only with extrinsics. With both, depth and cameras are in the unit of the given
-        poses (`config`).
+        images: (V, 3, H, W) RGB in [0, 1], used as they are where their sides are multiples of the patch. Such a tensor
+        with other sides, and a list of photos of any sizes, (H, W, 3) uint8 or (3, H, W) in [0, 1], is prepared.
+        extrinsics (V, 4, 4) or (V, 3, 4): cam_from_world. intrinsics (V, 3, 3) in pixels of `images`, measured from the
+        corner as all K here are (the centre is W/2, H/2): they count only with extrinsics. With both, depth and cameras
+        are in the unit of the given poses (`config`).
 
         Raises ValueError for other shapes, for extrinsics without intrinsics, and for given poses of fewer than three
         views or with centres on one line; UserError where the metric model cannot set the scale.
@@ -136,7 +136,7 @@ class MultiViewModel(nn.Module):
             raise UserError(str(error)) from error
 
     def _inputs(
-        self, images: torch.Tensor | Sequence[np.ndarray], config: MultiViewConfig
+        self, images: torch.Tensor | Sequence[np.ndarray | torch.Tensor], config: MultiViewConfig
     ) -> tuple[torch.Tensor, np.ndarray]:
         """The network's input, and (V, 3, 3) its pixels from those of `images`, both measured from the corner."""
         if isinstance(images, torch.Tensor):
@@ -144,11 +144,9 @@ class MultiViewModel(nn.Module):
                 raise ValueError(f"images must be (V, 3, H, W), RGB in [0, 1]; received {tuple(images.shape)}")
             if not any(side % self.patch for side in images.shape[-2:]):
                 return images, np.tile(np.eye(3), (len(images), 1, 1))
-            pixels = (255 * images.float()).round().clamp(0, 255).byte().cpu().numpy()
-            images = list(pixels.transpose(0, 2, 3, 1))
         if not len(images):
             raise ValueError("no views were given; give one or more")
-        prepared = self.prepare([np.ascontiguousarray(image) for image in images], config)
+        prepared = self.prepare([_photo(image) for image in images], config)
         transforms = np.stack([from_corner(one.network_from_image) for one in prepared])
         return torch.from_numpy(np.stack([one.image for one in prepared])), transforms
 
@@ -249,6 +247,15 @@ def aligned_to_given(out: MultiViewOutput, given: np.ndarray, K: np.ndarray, kee
         K=torch.from_numpy(K).to(out.K),
         pose_scale=scale,
     )
+
+
+def _photo(image: np.ndarray | torch.Tensor) -> np.ndarray:
+    """(H, W, 3) uint8 of a photo, or of a tensor (3, H, W) in [0, 1]."""
+    if isinstance(image, torch.Tensor):
+        if image.ndim != 3 or len(image) != 3:
+            raise ValueError(f"a photo must be (3, H, W) in [0, 1]; received {tuple(image.shape)}")
+        image = (255 * image.float()).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    return np.ascontiguousarray(image)
 
 
 def _poses(extrinsics: Any, count: int) -> np.ndarray:

@@ -71,6 +71,8 @@ def reconstruct(
         if len(indices) < 2:
             raise JobFailed(f"all {len(infos)} photos are the same picture; take photos from different places")
         intrinsics = intrinsics_of(infos)
+    if config.pairs != "auto":
+        console.note(f"--pairs {config.pairs} is not used: the model sees all photos at once")
     views = cropped_to_smallest([prepared[index] for index in indices])
     cameras = [intrinsics[index] for index in indices]
     known, offset = _known_poses([infos[index] for index in indices], cameras, known_poses or {})
