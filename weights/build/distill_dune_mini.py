@@ -5,6 +5,12 @@
     python weights/build/distill_dune_mini.py PHOTOS --leave-out PAIRS.json \\
         --cache cache/ --steps 800 --norm phi-s --init stage1/student.safetensors -o mini/
 
+More teachers for the encoder that there is (what comes out of it is measured before it replaces the file):
+
+    torchrun --nproc-per-node 2 weights/build/distill_dune_mini.py PHOTOS --leave-out PAIRS.json --cache cache/ \\
+        --teachers xfeat,efficientnet-lite2,people,fastdepth,mosaic --crops 1 --photos 4000 --depth CORPUS/depth \\
+        --norm phi-s --init dune-mini --steps 1000 -o mini2/
+
 The same command goes on where it was stopped. Hardware: two CPU cores (AVX512-BF16) and 4 GB; what came out, with its
 controls and hours, is in weights/models/dune-mini.md. The teachers' weights: `dune weights pull xfeat
 efficientnet-lite2` and `python weights/build/bake_people_teacher.py`.
@@ -16,6 +22,7 @@ of photos serves `dune distill` as it is. Sequences that a benchmark is made of 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -55,10 +62,27 @@ def photo_list(corpus: Path, leave_out: list[Path]) -> list[str]:
     return sorted(found)
 
 
+def depth_photos(folder: Path) -> list[str]:
+    """Absolute paths of the photos of an index.jsonl of photos with depth, sorted; their depth is not used."""
+    lines = (folder / "index.jsonl").read_text().splitlines()
+    files = [str(json.loads(line)["file"]) for line in lines]
+    return sorted(str((folder / file).resolve()) for file in files if file.endswith(".jpg"))
+
+
+def subset(photos: list[str], count: int | None) -> list[str]:
+    """`count` of the photos, the same whatever else is in the list; all without a count."""
+    by_hash = sorted(photos, key=lambda path: hashlib.sha256(path.encode()).hexdigest())
+    return sorted(by_hash[:count])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, help="folder with index.jsonl")
     parser.add_argument("--leave-out", action="append", default=[], type=Path, help="pairs.json of a benchmark")
+    parser.add_argument("--photos", type=int, help="how many of the folder's photos (all)")
+    parser.add_argument("--depth", type=Path, help="photos of rooms: a folder with an index.jsonl of photos with depth")
+    parser.add_argument("--teachers", default=",".join(RECIPE["teachers"]), help="%(default)s")
+    parser.add_argument("--crops", default=RECIPE["crops"], type=int, help="fixed crops of each photo (%(default)s)")
     parser.add_argument("--cache", help="folder for the teachers' answers")
     parser.add_argument("--steps", default=1600, type=int, help="%(default)s")
     parser.add_argument("--init", help="student to go on from, for a further stage")
@@ -69,10 +93,16 @@ def main() -> None:
 
     photos = options.output.parent / f"{options.output.name}-photos.txt"
     photos.parent.mkdir(parents=True, exist_ok=True)
-    photos.write_text("\n".join(photo_list(options.corpus, options.leave_out)) + "\n")
-    settings = RECIPE | {name: getattr(options, name) for name in ("student", "steps", "init", "norm")}
+    chosen = subset(photo_list(options.corpus, options.leave_out), options.photos)
+    chosen += depth_photos(options.depth) if options.depth else []
+    photos.write_text("\n".join(chosen) + "\n")
+    settings = RECIPE | {name: getattr(options, name) for name in ("student", "steps", "init", "norm", "crops")}
+    settings["teachers"] = tuple(options.teachers.split(","))
     config = DistillConfig(data=(str(photos),), cache=options.cache, **settings)
-    files = finalize(distill(config, options.output), options.output)
+    result = distill(config, options.output)
+    if not result.is_main:
+        return
+    files = finalize(result, options.output)
     for score in files.scores:
         print(
             f"{score.teacher} {score.kind}: cosine {score.student:.3f}, untrained {score.untrained:.3f}, mean feature "
