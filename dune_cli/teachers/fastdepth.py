@@ -65,7 +65,7 @@ class FastDepthTeacher(Teacher):
             joined = resample_map((maps + others.flip(-1)) / 2, grid)
             _, sure = sure_depth(plain, mirrored.flip(-1))
             shares = resample_map(sure[:, None].float(), grid)
-            rooms = torch.tensor([is_room(logits) for logits in self.rooms.logits(images, GATE_PX)])
+        rooms = torch.tensor([is_room(logits) for logits in self.rooms.logits(images, GATE_PX)])
         valid = (shares >= LEAST_SHARE).float() * rooms.to(shares.device)[:, None, None, None]
         return {CLS: joined.mean((2, 3)), PATCH: as_tokens(joined), VALID: valid.flatten(1)}
 
@@ -85,5 +85,5 @@ def load_network(weights: str, device: torch.device) -> tuple[FastDepth, Source]
 
 
 def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """FastDepth (`load_network`) with the registry's MOSAIC as its gate. Stays in float32, whatever `dtype`."""
+    """FastDepth (`load_network`), always in float32, with the registry's MOSAIC in `dtype` as its gate."""
     return FastDepthTeacher(*load_network(weights, device), mosaic.load(mosaic.DEFAULT_WEIGHTS, device, dtype))
