@@ -30,7 +30,7 @@ def test_the_astronaut(dune: Any, example_photos: Path, tmp_path: Path) -> None:
     assert facts["camera"]["source"] == "default"
     assert facts["body_model"]["rig"] == "light" and facts["body_model"]["vertices"] == 13718
     (person,) = facts["people"]
-    assert 0.5 < person["fit_confidence"] <= 1 and 0.8 < person["score"] <= 1
+    assert 0.5 < person["fit_confidence"] <= 1 and 0.35 < person["score"] <= 1
     assert person["fit_residual_px"] < 12
     assert {"nose", "left_shoulder", "right_shoulder"} <= set(person["joints_seen"])
     assert not {"left_ankle", "right_ankle", "left_knee"} & set(person["joints_seen"])  # outside the photo
