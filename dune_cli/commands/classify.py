@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dune_cli import console
 from dune_cli.commands import options
 from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions
-from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.commands.prediction import PredictTask, TaskSettings, head_size, sees_whole
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
@@ -106,16 +106,18 @@ class ClassesTask(PredictTask):
 
     def load(self) -> None:
         from dune_cli.checkpoints.loader import load_classifier
-        from dune_cli.models.heads import HeadedEncoder
 
         self.network = load_classifier(self.model, None, self.compute.device, self.compute.dtype)
         self.sources = self.network.sources
-        self.sized = isinstance(self.network, HeadedEncoder)  # a DINOv2 head gets a crop of its own
+        self.sized = self.whole = sees_whole(self.network)  # a DINOv2 head gets a crop of its own
 
     def slot(self) -> SharedBackboneSlot | None:
         from dune_cli.models.shared_backbone import head_slot
 
         return head_slot(self.name, self.network)
+
+    def shared_size(self, photo: Photo, patch: int) -> int | None:
+        return head_size(self.network, photo) if self.whole else None
 
     def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:
         from dune_cli.tasks import classify

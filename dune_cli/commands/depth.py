@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dune_cli import console, plugins
 from dune_cli.commands import options, videos
 from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, VideoOptions, option
-from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.commands.prediction import PredictTask, TaskSettings, head_size, sees_whole
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
@@ -211,6 +211,7 @@ class DepthTask(PredictTask):
         compute = self.settings.compute
         self.network = load_depth(self.model, self.settings.encoder, compute.device, compute.dtype)
         self.sources = self.network.sources  # before encoders are shared, whose files may differ
+        self.whole = sees_whole(self.network)
 
     def slot(self) -> SharedBackboneSlot | None:
         from dune_cli.models.depth_anything3 import MonocularDepth, MultiViewDepth
@@ -225,18 +226,16 @@ class DepthTask(PredictTask):
         return SharedBackboneSlot(self.name, encoder, "vit") if isinstance(encoder, DunePatches) else None
 
     def shared_size(self, photo: Photo, patch: int) -> int | None:
-        """Its own size, or the next smaller one, of at least 3/4, at which the whole photo is whole patches."""
-        from dune_cli.models.heads import HeadedEncoder
+        """Its own size; of a DINOv2 head that or the next smaller one, of at least 3/4, at which nothing is cropped."""
         from dune_cli.models.mast3r import TwoViewDepth
         from dune_cli.tasks import depth
 
         if isinstance(self.network, TwoViewDepth):  # crops photos to patches
             return self.network.model.size
+        if self.whole:
+            return head_size(self.network, photo)
         long, short = max(photo.width, photo.height), min(photo.width, photo.height)
-        if isinstance(self.network, HeadedEncoder):  # also enlarges small photos
-            largest = max(self.network.input_size(photo.height, photo.width))
-        else:
-            largest = min(depth.default_size_px(self.network), long)
+        largest = min(depth.default_size_px(self.network), long)
         sizes = range(largest // patch * patch, int(0.75 * largest), -patch)
         return next((size for size in sizes if round(short * (size / long)) % patch == 0), None)
 

@@ -34,6 +34,11 @@ class EncoderOptions:
     model: str = options.model_of("encoders, also timm:NAME and timm:NAME=FILE", default=DEFAULT_MODEL)
     teacher: str | None = option("--teacher NAME", "Teacher whose tokens to predict, by the encoder's projector.")
     size: int | None = options.size_px()
+    fit: str = option(
+        "--fit [crop|stretch]",
+        "Way to whole patches. crop: the border is cut off. stretch: the whole photo is resized.",
+        default="crop",
+    )
     batch_size: int = option("--batch-size N", "Number of photos per forward pass.", options.COUNT, 1)
 
 
@@ -85,7 +90,7 @@ def command(
             yield photo
 
     documents = []
-    results = task.encode(encoder, read(), model.size, model.teacher, model.batch_size, run)
+    results = task.encode(encoder, read(), task.InputFit(model.size, model.fit), model.teacher, model.batch_size, run)
     for features, target in zip(results, files):
         with run.stage("write"):
             task.write(features, target)
@@ -124,9 +129,17 @@ class FeaturesTask(PredictTask):
             return SharedBackboneSlot(self.name, self, "encoder")
         return None
 
+    @property
+    def fit(self) -> str:
+        """--fit of the verb."""
+        return "stretch" if self.whole else "crop"
+
+    def verb_options(self) -> dict[str, Any]:
+        return {"--fit": self.fit}
+
     def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:
         from dune_cli.tasks import encode
 
-        (features,) = encode.encode(self.encoder, [photo], size, run=run)
+        (features,) = encode.encode(self.encoder, [photo], encode.InputFit(size, self.fit), run=run)
         encode.write(features, path)
         return encode.document(features, path, {})

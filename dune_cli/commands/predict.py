@@ -144,8 +144,9 @@ def command(
     the tasks' own commands (dune depth, segment, classify, human and encode), except for the provenance in the JSON
     files. predict.json in the folder of each photo gives these commands and the number of encoder passes.
 
-    Without --size, depth and features of one encoder use a common size: that of depth, or up to a quarter less. The
-    network input of people is always a square of the model's own size, so they share a pass only for photos that are
+    Without --size, depth and features of one encoder use a common size: that of depth, or of a DINOv2 depth head up to
+    a quarter less. Heads of dune train, as those that come with dune, see the whole photo, stretched to whole patches;
+    features that share their encoder then do, too (dune encode --fit stretch). The network input of people is always a square of the model's own size, so they share a pass only for photos that are
     such squares.
 
     \b
@@ -172,6 +173,11 @@ def command(
         for task in tasks.values():
             task.load()
         backbones = share([slot for slot in (task.slot() for task in tasks.values()) if slot is not None])
+        for backbone in backbones.values():
+            sharing = [tasks[name] for name, one in backbones.items() if one is backbone]
+            if any(task.whole for task in sharing):
+                for task in sharing:
+                    task.see_whole()
     for source in {source.name: source for task in tasks.values() for source in task.sources}.values():
         console.note(f"{source.name}, licence: {source.licence}")
     predictor = Predictor(tasks, backbones, chosen.size, compute, run)

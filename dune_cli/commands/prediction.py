@@ -15,6 +15,7 @@ from dune_cli.provenance import Run, Source
 
 if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
+    from dune_cli.models.heads import HeadedEncoder
     from dune_cli.models.shared_backbone import SharedBackboneSlot
 
 
@@ -29,17 +30,32 @@ class TaskSettings:
     compute: ComputeOptions
 
 
+def sees_whole(network: Any) -> bool:
+    """Whether a network is a head of `dune train`, which sees whole photos."""
+    from dune_cli.models.heads import HeadedEncoder
+
+    return isinstance(network, HeadedEncoder)
+
+
+def head_size(network: HeadedEncoder, photo: Photo) -> int:
+    """The long side of the input, in pixels, that a head of `dune train` takes for a photo."""
+    return max(network.input_size(photo.height, photo.width))
+
+
 class PredictTask(ABC):
     """One task. Its output is that of its verb with default settings.
 
     `name` on the command line; `file` of the output, in the folder of the photo; `sized`: whether --size applies;
-    `with_camera`: whether intrinsics do. `model` is the one that is used, `sources` are those of the loaded networks.
+    `with_camera`: whether intrinsics do. `whole`: whether its network sees the whole photo, stretched to whole patches,
+    as heads of `dune train` do; others crop the border. `model` is the one that is used, `sources` are those of the
+    loaded networks.
     """
 
     name: ClassVar[str]
     file: ClassVar[str]
     sized: ClassVar[bool] = True
     with_camera: ClassVar[bool] = True
+    whole: bool = False
     model: str
     sources: list[Source]
 
@@ -66,6 +82,10 @@ class PredictTask(ABC):
     def shared_size(self, photo: Photo, patch: int) -> int | None:
         """The --size that this task takes where it shares an encoder; None: it takes what the others do."""
         return None
+
+    def see_whole(self) -> None:
+        """Called before the first photo where a task that shares the encoder sees whole photos."""
+        self.whole = True
 
     def command(self, cameras: CameraOptions, size: int | None, compute: ComputeOptions) -> list[str]:
         """The task's own verb, and the options with which it writes the same file."""

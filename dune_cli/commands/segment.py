@@ -10,7 +10,7 @@ import click
 from dune_cli import console
 from dune_cli.commands import options
 from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, option
-from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.commands.prediction import PredictTask, TaskSettings, head_size, sees_whole
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
@@ -131,11 +131,15 @@ class SegmentationTask(PredictTask):
 
         self.network = load_segmenter(self.model, None, self.compute.device, self.compute.dtype)
         self.sources = self.network.sources
+        self.whole = sees_whole(self.network)
 
     def slot(self) -> SharedBackboneSlot | None:
         from dune_cli.models.shared_backbone import head_slot
 
         return head_slot(self.name, self.network)
+
+    def shared_size(self, photo: Photo, patch: int) -> int | None:
+        return head_size(self.network, photo) if self.whole else None
 
     def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:
         from dune_cli.tasks import segment

@@ -18,11 +18,37 @@ from dune_cli.errors import UserError
 from dune_cli.io.formats.npz import write_npz
 from dune_cli.io.photos import Photo
 from dune_cli.io.png import save_png
-from dune_cli.io.preprocess import Prepared, prepare
+from dune_cli.io.preprocess import Prepared, prepare, stretch
+from dune_cli.models.heads import input_size
 from dune_cli.provenance import Run
 
 SCHEMA = "dune.features/1"
 SUFFIXES = (".npz", ".png")
+FITS = ("crop", "stretch")
+
+
+@dataclass(frozen=True)
+class InputFit:
+    """How a photo becomes a network input of whole patches.
+
+    size_px: its long side; None: the encoder's native size. kind: "crop" resizes and cuts the border off (at most a
+    patch), "stretch" resizes the whole photo to the nearest whole patches.
+    """
+
+    size_px: int | None = None
+    kind: str = "crop"
+
+    def __post_init__(self) -> None:
+        if self.kind not in FITS:
+            raise UserError(f"--fit {self.kind!r} is unknown; allowed: {', '.join(FITS)}")
+
+    def prepared(self, rgb: np.ndarray, encoder: nn.Module) -> Prepared:
+        """rgb (H, W, 3) uint8 as an input of the encoder."""
+        size_px = self.size_px or encoder.native_size_px
+        if self.kind == "crop":
+            return prepare(rgb, size_px, encoder.patch)
+        height, width = input_size(*rgb.shape[:2], encoder.patch, size_px, size_px)
+        return stretch(rgb, width, height)
 
 
 @dataclass(frozen=True)
@@ -55,22 +81,24 @@ def check_teacher(encoder: nn.Module, teacher: str | None) -> None:
 def encode(
     encoder: nn.Module,
     photos: Iterable[Photo],
-    size_px: int | None = None,
+    fit: InputFit | int | None = None,
     teacher: str | None = None,
     batch_size: int = 1,
     run: Run | None = None,
 ) -> Iterator[EncoderFeatures]:
     """Features of each photo, in order. Consecutive photos of one prepared size share a batch of up to `batch_size`.
 
-    size_px: long side of the network's input; None: the encoder's native size. teacher: predict this teacher's tokens.
-    UserError for a teacher that the encoder has no projector for, or a photo that is less than one patch at that size.
+    fit: an `InputFit`, or the long side of its crop; None: the encoder's native size. teacher: predict this teacher's
+    tokens. UserError for a teacher that the encoder has no projector for, or a photo that is less than one patch at
+    that size.
     """
     check_teacher(encoder, teacher)
     run = run or Run()
+    fit = fit if isinstance(fit, InputFit) else InputFit(fit)
     batch: list[tuple[Photo, Prepared]] = []
     for photo in photos:
         with run.stage("prepare"):
-            prepared = prepare(photo.rgb, size_px or encoder.native_size_px, encoder.patch)
+            prepared = fit.prepared(photo.rgb, encoder)
         if batch and (len(batch) == batch_size or batch[0][1].image.shape != prepared.image.shape):
             yield from _forward(encoder, batch, teacher, run)
             batch = []

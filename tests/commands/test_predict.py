@@ -161,13 +161,14 @@ def test_what_is_refused(photos: Path, tmp_path: Path, arguments: list[str], sai
     assert not (tmp_path / "out").exists()
 
 
-def test_bundled_heads_share_the_bundled_encoder(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["odd", "landscape"])
+def test_bundled_heads_share_the_bundled_encoder(photos: Path, tmp_path: Path, name: str) -> None:
     """Nothing is named and nothing was downloaded: one pass of dune-mini serves all tasks that are run by default."""
-    result = run("predict", photos / "landscape.png", "--size", 144, *CPU, "-o", tmp_path / "out")
+    result = run("predict", photos / f"{name}.png", *CPU, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "out" / "landscape" / "predict.json").read_text())
+    report = json.loads((tmp_path / "out" / name / "predict.json").read_text())
     assert report["encoders"] == [{"tasks": ["depth", "segmentation", "classes", "features"], "passes": 1}]
-    single_verbs_agree(report, tmp_path / "out" / "landscape", tmp_path / "again")
+    single_verbs_agree(report, tmp_path / "out" / name, tmp_path / "again")
 
 
 def test_a_wrong_file_for_a_task_is_told(weights: Path, photos: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dune_cli.errors import UserError
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import prepare
 from dune_cli.models.distilled_encoder import DistilledEncoder
-from dune_cli.tasks.encode import EncoderFeatures, document, encode, pca_picture, write
+from dune_cli.tasks.encode import EncoderFeatures, InputFit, document, encode, pca_picture, write
 from support.published_files import dune_manifest, make_state_dict
 
 
@@ -31,7 +31,7 @@ def photo(name: str, height: int, width: int) -> Photo:
 
 def test_features_are_the_encoders_tokens(encoder: DistilledEncoder) -> None:
     shot = photo("a.jpg", 70, 98)
-    (encoded,) = encode(encoder, [shot], size_px=98)
+    (encoded,) = encode(encoder, [shot], fit=98)
     tokens = encoder(torch.from_numpy(shot.rgb.astype(np.float32) / 255).permute(2, 0, 1)[None])
     assert encoded.patches.shape == (5, 7, 128)
     assert encoded.registers.shape == (4, 128)
@@ -99,3 +99,16 @@ def test_the_picture_has_the_photos_size_and_its_places(tmp_path: Path) -> None:
     for x, y in ((12, 12), (45, 30), (80, 20), (0, 0), (99, 59)):
         column, row = (int(np.clip(np.floor((0.8 * v - 8 + 0.5) / 16), 0, top)) for v, top in ((x, 3), (y, 1)))
         assert (picture[y, x] == cells[row, column]).all(), (x, y)
+
+
+def test_stretch_keeps_the_whole_photo(encoder: DistilledEncoder) -> None:
+    wide = photo("wide", 497, 741)
+    (found,) = encode(encoder, [wide], InputFit(112, "stretch"))
+    h, w = found.patches.shape[:2]
+    assert (w, h) == (8, 5)  # 112 x 75 px at 14 px a patch
+    corners = np.array([[-0.5, -0.5, 1], [740.5, 496.5, 1]]) @ found.network_from_image.T
+    np.testing.assert_allclose(corners[:, :2], [[-0.5, -0.5], [111.5, 69.5]], atol=1e-9)
+    (cropped,) = encode(encoder, [photo("wide", 500, 741)], 112)
+    assert cropped.patches.shape[:2] == (5, 8) and cropped.network_from_image[1, 1] != found.network_from_image[1, 1]
+    with pytest.raises(UserError, match="allowed: crop, stretch"):
+        InputFit(112, "squeeze")
