@@ -146,8 +146,8 @@ def command(
 
     Without --size, depth and features of one encoder use a common size: that of depth, or of a DINOv2 depth head up to
     a quarter less. Heads of dune train, as those that come with dune, see the whole photo, stretched to whole patches;
-    features that share their encoder then do, too (dune encode --fit stretch). The network input of people is always a square of the model's own size, so they share a pass only for photos that are
-    such squares.
+    features that share their encoder then do, too (dune encode --fit stretch). The network input of a Multi-HMR model
+    is always a square of its own size, so that people share a pass only for photos that are such squares.
 
     \b
     Example: dune predict photo.jpg -o out/
