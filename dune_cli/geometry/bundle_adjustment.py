@@ -22,6 +22,7 @@ from dune_cli.geometry.poses import cross_matrix, rotation_from_rotvec
 TERMS = 4  # of a distortion: k1, k2, p1, p2 of OPENCV, or k1 to k4 of OPENCV_FISHEYE
 CAMERA, POSE = 1 + TERMS, 6  # parameters: log of the focal factor and distortion; rotation vector and centre
 MODE_SIZE = 10  # log of the focal factor, radial term, principal point; rotation vector, centre
+DENSE_BLOCK = 15_000_000  # parameters times coordinates of points, up to which their common block is a dense matrix
 DENSE_UP_TO = 3000  # parameters of cameras and poses: above, the normal equations are solved as sparse ones
 MAX_STEPS = 200
 MIN_GAIN, MIN_DAMPING = 0.05, 1e-10
@@ -91,9 +92,9 @@ class AdjustedBundle:
     sigma_px: float
 
 
-def adjust_bundle(bundle: Bundle, priors: Priors, start_K: np.ndarray) -> AdjustedBundle | None:
+def adjust_bundle(bundle: Bundle, priors: Priors, start_K: np.ndarray, steps: int = MAX_STEPS) -> AdjustedBundle | None:
     """Minimises the reprojection errors under a Cauchy loss, weighted against the priors; those of the focal lengths
-    are about `start_K` (C, 3, 3).
+    are about `start_K` (C, 3, 3). At most `steps`, twice.
 
     The covariance is the inverse of the normal matrix at the solution. The principal points, which are not estimated,
     enter it with PRINCIPAL_SD (a consider covariance: S. Schmidt, 1966). None where the points do not determine the
@@ -105,7 +106,7 @@ def adjust_bundle(bundle: Bundle, priors: Priors, start_K: np.ndarray) -> Adjust
         priors = replace(priors, centres=centres, centre_sd=priors.centre_sd / length)
     problem = _Problem(_rescaled(bundle, middle, 1 / length), priors, start_K)
     try:
-        problem.solve()
+        problem.solve(steps)
         sds, modes = problem.uncertainty()
     except np.linalg.LinAlgError:
         return None
@@ -225,10 +226,10 @@ class _Problem:
         self.sigma_px, self.kernel_px = MIN_SIGMA_PX, MIN_SIGMA_PX
         self._estimate_sigma()
 
-    def solve(self) -> None:
+    def solve(self, steps: int) -> None:
         for _ in range(2):  # the second time with the sigma that the first fit leaves
             damping, cost = 1e-8, self._cost(self.bundle)
-            for _ in range(MAX_STEPS):
+            for _ in range(steps):
                 equations = self._normal_equations()
                 improved = False
                 while damping < 1e8:
@@ -435,8 +436,13 @@ class NormalEquations:
         )
         self.V = np.zeros((self.points, 3, 3))
         np.add.at(self.V, derivatives.point, np.einsum("nik,nil->nkl", derivatives.by_point, derivatives.by_point))
-        self.W = (self.J.T @ self.B).tocsr()
-        self.U = (self.J.T @ self.J).tocsr()
+        if 3 * self.points * self.total <= DENSE_BLOCK:
+            self.W: Any = _summed(
+                by_parameters, derivatives.by_point, columns, point_columns, (self.total, 3 * self.points)
+            )
+            self.U: Any = _summed(by_parameters, by_parameters, columns, columns, (self.total, self.total))
+        else:
+            self.W, self.U = (self.J.T @ self.B).tocsr(), (self.J.T @ self.J).tocsr()
         self.gradient = self.J.T @ derivatives.residuals.ravel() + prior_gradient
         self.point_gradient = (self.B.T @ derivatives.residuals.ravel()).reshape(-1, 3)
 
@@ -478,7 +484,7 @@ class NormalEquations:
         gauge = self._gauge()
         level = float(np.median(S.diagonal()[self.free]))
         if self.total <= DENSE_UP_TO:
-            dense = S.toarray() + level * gauge @ gauge.T
+            dense = (S if isinstance(S, np.ndarray) else S.toarray()) + level * gauge @ gauge.T
             factors = linalg.cho_factor(0.5 * (dense + dense.T))
             return (lambda right: linalg.cho_solve(factors, right)), inverses
         # bordered: steps that are no similarity of the world
@@ -502,6 +508,11 @@ class NormalEquations:
         floor = 1e-12 * max(float(diagonal.max(initial=0)), 1e-300)
         np.einsum("pii->pi", V)[:] = diagonal * (1 + damping) + floor
         inverses = np.linalg.inv(V)
+        if isinstance(self.W, np.ndarray):
+            by_point = np.swapaxes(self.W.reshape(self.total, -1, 3), 0, 1) @ inverses
+            by_inverses = np.swapaxes(by_point, 0, 1).reshape(self.W.shape)
+            diagonal = self.U.diagonal() * damping + self.prior_weight + np.where(self.free, 0.0, 1.0)
+            return self.U - by_inverses @ self.W.T + np.diag(diagonal), inverses
         blocks = sparse.bsr_array(
             (inverses, np.arange(self.points), np.arange(self.points + 1)), shape=(3 * self.points,) * 2
         ).tocsr()
@@ -525,6 +536,16 @@ class NormalEquations:
         whole[self.first_pose :] = basis.reshape(-1, 7)
         directions, sizes, _ = np.linalg.svd(whole, full_matrices=False)
         return directions[:, sizes > 1e-9 * sizes[0]]  # cameras at one place have no scale
+
+
+def _summed(
+    left: np.ndarray, right: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]
+) -> np.ndarray:
+    """`shape`: the sum of `left` (N, 2, R) transposed times `right` (N, 2, C), each at its `rows` (N, R) and `columns`
+    (N, C)."""
+    products = np.swapaxes(left, 1, 2) @ right
+    places = rows[:, :, None] * shape[1] + columns[:, None, :]
+    return np.bincount(places.ravel(), products.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
 
 
 # The change of triangulated points with errors of the cameras' calibration.

@@ -196,6 +196,12 @@ def _wrong_count(cameras: int, photos: int) -> UserError:
 
 
 def _without_intrinsics(photo: Photo | PhotoInfo, fov_deg: float | None) -> PhotoCamera:
+    if fov_deg is None and photo.panorama:
+        raise UserError(
+            f"{photo.path.name} is a panorama of the whole sphere (its XMP says equirectangular), which no camera with "
+            "a focal length took; cut it into pictures first, for example by 'ffmpeg -i IN -vf v360=e:flat:yaw=0 OUT', "
+            "or give --fov-deg if it is none"
+        )
     if fov_deg is None and photo.exif_focal_px is not None:
         K = K_from_focal(photo.exif_focal_px, photo.width, photo.height)
         return PhotoCamera.of_matrix(K, "exif", photo.width, photo.height)

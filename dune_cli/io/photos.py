@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SMALLEST_SIDE_PX = 16
+XMP_WITHIN_BYTES = 1 << 20  # of a file's beginning
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Photo:
     """A decoded photo: `rgb` (H, W, 3) uint8, EXIF orientation applied.
 
     `exif_focal_px` is the focal length in pixels of `rgb` from the EXIF tags, None without usable tags. `orientation`
-    (EXIF, 1 to 8) is that of the stored pixels.
+    (EXIF, 1 to 8) is that of the stored pixels. `panorama`: whether its XMP says that it is a sphere.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Photo:
     sha256: str
     exif_focal_px: float | None = None
     orientation: int = UPRIGHT
+    panorama: bool = False
 
     @property
     def width(self) -> int:
@@ -48,7 +50,9 @@ class Photo:
     @property
     def info(self) -> PhotoInfo:
         """The photo without its pixels."""
-        return PhotoInfo(self.path, self.width, self.height, self.sha256, self.exif_focal_px, self.orientation)
+        return PhotoInfo(
+            self.path, self.width, self.height, self.sha256, self.exif_focal_px, self.orientation, self.panorama
+        )
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class PhotoInfo:
     sha256: str
     exif_focal_px: float | None = None
     orientation: int = UPRIGHT
+    panorama: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,9 @@ def read_photo(path: str | Path) -> Photo:
     try:
         with open_regular(path, "a photo", FILE_LIMIT_BYTES) as file:
             rgb, tags, orientation = _read(path, file)
-        return Photo(path, rgb, sha256_of(path), exif.focal_px(tags, rgb.shape[1], rgb.shape[0]), orientation)
+            panorama = is_panorama(file, rgb.shape[1], rgb.shape[0])
+        focal_px = exif.focal_px(tags, rgb.shape[1], rgb.shape[0])
+        return Photo(path, rgb, sha256_of(path), focal_px, orientation, panorama)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -106,6 +113,17 @@ def read_header(path: str | Path) -> PhotoHeader | None:
     if format != "TIFF":  # Pillow gives the size of the upright TIFF
         width, height = turned_size(width, height, orientation)
     return PhotoHeader(width, height, orientation)
+
+
+def is_panorama(file: BinaryIO, width: int, height: int) -> bool:
+    """Whether an image of `width` x `height` px is an equirectangular panorama of the whole sphere: twice as wide as
+    high, and its XMP says so (Google, "Photo Sphere XMP Metadata": GPano:ProjectionType)."""
+    if abs(width - 2 * height) > 0.01 * width:
+        return False
+    file.seek(0)
+    head = file.read(XMP_WITHIN_BYTES)
+    at = head.find(b"GPano:ProjectionType")
+    return at >= 0 and b"equirectangular" in head[at : at + 100].lower()
 
 
 def decode_photo(data: bytes, name: str | Path) -> np.ndarray:

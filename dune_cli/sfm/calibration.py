@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dune_cli.geometry.bundle_adjustment import CORRELATION, TERMS, AdjustedBundle, Bundle, Priors, adjust_bundle
+from dune_cli.geometry.bundle_adjustment import (
+    CORRELATION,
+    MAX_STEPS,
+    TERMS,
+    AdjustedBundle,
+    Bundle,
+    Priors,
+    adjust_bundle,
+)
 from dune_cli.geometry.camera_models import MODELS, Camera
 from dune_cli.sfm.cameras import PhotoCameras, SharedCamera
 from dune_cli.sfm.matching import Correspondences
@@ -82,12 +90,10 @@ def calibrate(
     chosen = _choose_lens(problem, [model.cameras[n] for n in used])
     if chosen is None or (is_fixed.all() and chosen[0] == NO_LENS):
         return None
-    lens, adjusted = chosen
-    if len(adjusted.bundle.view) != len(part.view):  # the lens was chosen by some of the points
-        again = problem.adjusted(lens, problem.started(adjusted.bundle))
-        if again is None:
-            return None
-        adjusted = again
+    lens, start = chosen
+    adjusted = problem.adjusted(lens, problem.started(start))
+    if adjusted is None:
+        return None
     change = np.abs(np.log(adjusted.bundle.K[:, 0, 0] / start_K[:, 0, 0]))
     outlying = has_prior & (change > OUTLYING_PRIOR * focal_sd)
     if outlying.any():
@@ -173,6 +179,7 @@ LENSES = {  # model: the standard deviations of its terms
 FISHEYES = ("RADIAL_FISHEYE", "OPENCV_FISHEYE")
 STRONG_RADIAL = -0.15  # k1 of a barrel distortion, from which on fisheye lenses are tried
 CHOICE_OBSERVATIONS = 6_000  # that decide on the lens
+CHOICE_STEPS = 15  # of each adjustment that is compared
 CHOICE_VIEWS, CHOICE_POINTS = 3, 100  # of a camera, from which on its distortion can be told
 LEAST_SEEN = 0.95  # of a photo's pixels, that a lens must have rays for
 
@@ -186,7 +193,7 @@ class _LensProblem:
     start_K: np.ndarray
     shared: Sequence[SharedCamera]
 
-    def adjusted(self, lens: str, start: Bundle) -> AdjustedBundle | None:
+    def adjusted(self, lens: str, start: Bundle, steps: int = MAX_STEPS) -> AdjustedBundle | None:
         """The solution with the terms of `lens`, from the cameras, poses and points of `start`."""
         unknown = np.array([not camera.lens_known for camera in self.shared])
         simple = np.where([camera.fixed for camera in self.shared], NO_LENS, "SIMPLE_RADIAL")
@@ -195,10 +202,12 @@ class _LensProblem:
         known = np.array([_terms_of(camera.camera) is not None for camera in self.shared]) & ~unknown
         keep = (sds > 0) | known[:, None]
         start = replace(start, distortion=np.where(keep, start.distortion, 0.0))
-        return adjust_bundle(start, replace(self.priors, distortion_sd=sds), self.start_K)
+        return adjust_bundle(start, replace(self.priors, distortion_sd=sds), self.start_K, steps)
 
     def started(self, other: Bundle) -> Bundle:
-        """The bundle with the cameras and poses of `other`, which has some of its points."""
+        """The bundle with the cameras and poses of `other`, which has all or some of its points."""
+        if len(other.points_world) == len(self.bundle.points_world):
+            return other
         return replace(
             self.bundle,
             K=other.K,
@@ -221,7 +230,8 @@ class _LensProblem:
                 found.append(shared.camera)
                 continue
             own = lens if enough[row] else NO_LENS if shared.fixed else "SIMPLE_RADIAL"
-            found.append(_camera(own, bundle.K[row], bundle.distortion[row], shared.width, shared.height))
+            terms = np.where(np.array(LENSES[own]) > 0, bundle.distortion[row], 0.0)
+            found.append(_camera(own, bundle.K[row], terms, shared.width, shared.height))
         return found
 
 
@@ -234,8 +244,8 @@ def _camera(lens: str, K: np.ndarray, terms: np.ndarray, width: int, height: int
     return Camera(lens, (*focals, cx, cy, *map(float, terms[:count])), width, height)
 
 
-def _choose_lens(problem: _LensProblem, before: Sequence[Camera]) -> tuple[str, AdjustedBundle] | None:
-    """The lens of the cameras whose lens is not known, and the solution; None where the points do not determine it.
+def _choose_lens(problem: _LensProblem, before: Sequence[Camera]) -> tuple[str, Bundle] | None:
+    """The lens of the cameras whose lens is not known, and a start for it; None where the points do not determine it.
 
     Each model is adjusted, from the solution of the simpler one. The one with the least Bayesian information criterion
     is chosen (G. Schwarz, 1978): the cost of the errors, by the standard deviation that the best model leaves, plus the
@@ -248,15 +258,13 @@ def _choose_lens(problem: _LensProblem, before: Sequence[Camera]) -> tuple[str, 
         problem = replace(problem, bundle=few)
     previous = next((camera.model for camera in before if camera.model in FISHEYES), None)
     if previous is not None:
-        lens = previous if problem.tells_distortion().any() else base
-        adjusted = problem.adjusted(lens, problem.bundle)
-        return None if adjusted is None else (lens, adjusted)
-    adjusted = problem.adjusted(base, problem.bundle)
-    if adjusted is None:
-        return None
+        return previous if problem.tells_distortion().any() else base, whole
     unknown = problem.tells_distortion() & np.array([not camera.lens_known for camera in problem.shared])
     if not unknown.any():
-        return base, adjusted
+        return base, whole
+    adjusted = problem.adjusted(base, problem.bundle, CHOICE_STEPS)
+    if adjusted is None:
+        return None
     solutions = {base: adjusted}
     for lens in ("SIMPLE_RADIAL", "RADIAL", "OPENCV"):
         if lens not in solutions:
@@ -277,12 +285,12 @@ def _choose_lens(problem: _LensProblem, before: Sequence[Camera]) -> tuple[str, 
     sigma_px = min(found.sigma_px for found in solutions.values())
     scores = {lens: _information_criterion(lens, found.bundle, sigma_px) for lens, found in solutions.items()}
     best = min(scores, key=scores.__getitem__)
-    return best, solutions[best]
+    return best, solutions[best].bundle
 
 
 def _try_lens(problem: _LensProblem, lens: str, start: Bundle, solutions: dict[str, AdjustedBundle]) -> None:
     """Adds the solution with `lens`, unless there is none, or one whose cameras do not see most of their photos."""
-    found = problem.adjusted(lens, start)
+    found = problem.adjusted(lens, start, CHOICE_STEPS)
     if found is not None and all(_seen_share(camera) >= LEAST_SEEN for camera in problem.cameras(lens, found.bundle)):
         solutions[lens] = found
 
@@ -368,6 +376,7 @@ def _with_adjusted_points(
 # Notes on the calibrated focal lengths.
 
 
+FIXED_SD = 1e-9  # below it the focal length was given
 UNCERTAIN = 0.03  # of the focal length, one standard deviation: beyond it a note warns
 EACH_UP_TO = 3  # cameras
 
@@ -389,9 +398,9 @@ def calibration_notes(views: Sequence[View]) -> tuple[str, ...]:
     if len(cameras) <= EACH_UP_TO:
         for (before_px, focal_px, sd, *_), group in cameras.items():
             name = group[0].image if len(group) == 1 else f"{len(group)} photos"
-            if sd > 0:
+            if sd > FIXED_SD:
                 notes.append(f"focal length of {name}: {before_px:.0f} -> {focal_px:.0f} px, +- {sd:.1%}")
-            if not group[0].camera.is_pinhole and (sd == 0 or group[0].camera.model != "SIMPLE_RADIAL"):
+            if not group[0].camera.is_pinhole and (sd <= FIXED_SD or group[0].camera.model != "SIMPLE_RADIAL"):
                 notes.append(f"lens of {name}: {_lens_text(group[0].camera)}, estimated from the photos")
     else:
         sds = np.array([sd for _, _, sd, *_ in cameras])

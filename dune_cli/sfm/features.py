@@ -22,7 +22,8 @@ from dune_cli.provenance import sha256_of
 from dune_cli.sfm.retrieval import DESCRIPTORS, DescriptorExtractor, cached_descriptor
 
 FEATURES, PHOTOS = "features", "photos"  # kinds of cache entries
-METADATA_LAYOUT = {"facts": ("F", (4,))}  # width, height, EXIF focal length, EXIF orientation
+METADATA_LAYOUT = {"facts": ("F", (5,))}  # width, height, EXIF focal length, EXIF orientation, panorama
+METADATA_FORMAT = 2  # another number has them read again
 MEMORY_BYTES = 1_000_000_000  # of features that are held at once
 T = TypeVar("T")
 
@@ -91,8 +92,8 @@ def _extract(
     if info is None:
         info = decoded().info
         exif = np.nan if info.exif_focal_px is None else info.exif_focal_px
-        metadata = np.array([info.width, info.height, exif, info.orientation])
-        cache.write(PHOTOS, key_of(info.sha256), {"facts": metadata})
+        metadata = np.array([info.width, info.height, exif, info.orientation, info.panorama])
+        cache.write(PHOTOS, key_of(METADATA_FORMAT, info.sha256), {"facts": metadata})
     key = features_key(info.sha256, matcher, quarter_turns)
     if not cache.has(FEATURES, key):
         cache.write(FEATURES, key, pack_features(matcher, decoded().rgb, quarter_turns))
@@ -106,11 +107,12 @@ def _cached_metadata(path: Path, cache: WorkFolder) -> PhotoInfo | None:
     if not path.is_file():
         return None
     sha256 = sha256_of(path)
-    arrays = cache.read(PHOTOS, key_of(sha256), METADATA_LAYOUT)
+    arrays = cache.read(PHOTOS, key_of(METADATA_FORMAT, sha256), METADATA_LAYOUT)
     if arrays is None:
         return None
-    width, height, exif, orientation = arrays["facts"].tolist()
-    return PhotoInfo(path, int(width), int(height), sha256, None if np.isnan(exif) else exif, int(orientation))
+    width, height, exif, orientation, panorama = arrays["facts"].tolist()
+    focal_px = None if np.isnan(exif) else exif
+    return PhotoInfo(path, int(width), int(height), sha256, focal_px, int(orientation), bool(panorama))
 
 
 def features_key(sha256: str, matcher: CacheableMatcher, quarter_turns: int = 0) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dune_cli.errors import PackageMissing, UserError
 from dune_cli.io import photos
+from dune_cli.io.intrinsics import resolve_cameras
 from dune_cli.io.photos import read_photo
 from support.odd_photos import BAD, GOOD, huge_png
 
@@ -138,3 +139,25 @@ def test_heic(tmp_path: Path) -> None:
     photo = read_photo(path)
     assert photo.rgb.shape == (64, 48, 3)
     assert photo.rgb[8, 8, 0] > 150 > photo.rgb[8, 8, 2] and photo.rgb[-8, -8, 2] > 150 > photo.rgb[-8, -8, 0]
+
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description xmlns:GPano="http://ns.google.com/photos/1.0/panorama/" '
+    'GPano:ProjectionType="equirectangular"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def test_a_panorama_of_the_sphere_is_noticed_and_refused_as_a_photo(tmp_path: Path) -> None:
+    sphere, cropped, plain = (tmp_path / f"{name}.jpg" for name in ("sphere", "cropped", "plain"))
+    Image.new("RGB", (128, 64)).save(sphere, xmp=XMP.encode())
+    Image.new("RGB", (96, 64)).save(cropped, xmp=XMP.encode())
+    Image.new("RGB", (128, 64)).save(plain)
+    found = {path.stem: read_photo(path) for path in (sphere, cropped, plain)}
+    assert {name: photo.info.panorama for name, photo in found.items()} == {
+        "sphere": True, "cropped": False, "plain": False,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"sphere\.jpg is a panorama of the whole sphere .* cut it into pictures first"):
+        resolve_cameras([found["sphere"].info], None, None)
+    assert resolve_cameras([found["sphere"].info], None, 90.0)[0].source == "given"
+    assert resolve_cameras([found["plain"].info], None, None)[0].source == "default"

@@ -28,6 +28,7 @@ from dune_cli.provenance import Run, Source
 from dune_cli.sfm.calibration import calibration_notes
 from dune_cli.sfm.cameras import PhotoCameras, share_cameras
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
+from dune_cli.sfm.lens_residuals import lens_notes
 from dune_cli.sfm.mapper import MappingConfig, map_photos
 from dune_cli.sfm.matching import Correspondences, match_counts_text, match_pairs
 from dune_cli.sfm.pairs import EXHAUSTIVE_UP_TO, STRATEGIES, PairSelection, read_pairs, select_pairs
@@ -146,8 +147,9 @@ def _reconstruct_many(
     if config.min_confidence > 0:
         scene = _confident_points(scene, config.min_confidence)
     notes = filter(None, [_rotation_note(images)])
+    lenses = lens_notes(models[0], matched.correspondences, matched.cameras) if models else ()
     viewpoints = same_viewpoint_notes([view.image for view in scene.views], matched.correspondences)
-    return replace(scene, notes=(*scene.notes, *notes, *viewpoints, *calibration_notes(scene.views)))
+    return replace(scene, notes=(*scene.notes, *notes, *viewpoints, *lenses, *calibration_notes(scene.views)))
 
 
 def _match_photos(
