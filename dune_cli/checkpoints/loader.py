@@ -245,7 +245,8 @@ def open_checkpoint(name_or_path: str | Path, *kinds: str) -> OpenedCheckpoint:
         adapter, checkpoint = adapters.identify(file.checkpoint, file.metadata, file.surroundings)
         if adapter.KIND not in kinds:
             named = [kind for kind in kinds if kind != "head"] or list(kinds)  # a head serves one of the other kinds
-            wanted = " or ".join(f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in named)
+            *first, last = (f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in named)
+            wanted = f"{', '.join(first)} or {last}" if first else last
             loader = _LOADERS.get(adapter.KIND, f"load(..., kind={adapter.KIND!r})")
             raise CheckpointError(
                 f"it holds {adapter.WHAT} ({adapter.describe(checkpoint).architecture}), not {wanted} model; "

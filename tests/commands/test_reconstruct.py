@@ -21,6 +21,7 @@ from dune_cli.cli import main
 from dune_cli.geometry import cameras
 from dune_cli.io.formats.ply import read_ply
 from dune_cli.io.preprocess import Prepared
+from dune_cli.sfm import multiview
 from dune_cli.tasks.reconstruct import pointmaps
 from support import synthetic_scenes
 from support.command_line import QUICK_SIFT
@@ -191,7 +192,7 @@ def test_a_two_view_model_gives_a_metric_scene(
 ) -> None:
     exact = ExactTwoView([K, K], POSES, [(WIDTH, HEIGHT)] * 2)
     asked = []
-    monkeypatch.setattr(loader, "load_two_view", lambda *args: asked.append(args) or exact)
+    monkeypatch.setattr(multiview, "load_scene_model", lambda *args: asked.append(args) or exact)
     model, encoder = tmp_path / "m.pth", tmp_path / "e.pth"
     for file in (model, encoder):
         file.write_bytes(b"weights")
@@ -199,7 +200,7 @@ def test_a_two_view_model_gives_a_metric_scene(
     words += ["--model", str(model), "--encoder", str(encoder)]
     done = CliRunner().invoke(main, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert asked == [(str(model), str(encoder), "auto", "auto")]
+    assert asked == [(str(model), str(encoder), None, "auto", "auto")]
     scene = json.loads((tmp_path / "scene.json").read_text())
     assert scene["method"] == "pointmap" and scene["scale"] == "metric"
     assert [camera["focal_source"] for camera in scene["cameras"]] == ["estimated", "estimated"]

@@ -17,11 +17,12 @@ from dune_cli.training.distill.teacher_outputs import CacheKey, TeacherCache
 from fuzz.harness import Sample
 
 HERE = Dist(0, 1, torch.device("cpu"))
-WIDTHS = {"mean": {"cls": 3, "patch": 3}}
 
 
 class Mean(torch.nn.Module):
     """A teacher of three channels: the mean colour of each cell."""
+
+    widths, gate = {"cls": 3, "patch": 3}, None
 
     def forward(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
         cells = torch.nn.functional.adaptive_avg_pool2d(images, grid)
@@ -37,14 +38,15 @@ def samples(folder: Path) -> Sequence[Sample]:
     key = CacheKey({"mean": "0"}, 14, (2, 2), 25, 5, True, photos.hash, "float32")
     cache = TeacherCache(folder / "cache", key, photos)
     photos.broken["a"] = "for the test"
-    cache.fill({"mean": Mean()}, cache.missing_shards(WIDTHS, HERE), Augmentation(), HERE, 1, torch.float32)
+    teachers = {"mean": Mean()}
+    cache.fill(teachers, cache.missing_shards(teachers, HERE), Augmentation(), HERE, 1, torch.float32)
     files = {f"{key.folder}/{path.name}": path.read_bytes() for path in cache.folder.iterdir()}
     slots = [BatchSlot(0, 0, 0, 0), BatchSlot(0, 2, 0, 24)]  # of the first and of the last shard
     whole = {number: cache.read(slot) for number, slot in enumerate(slots)}
 
     def read(case: Path) -> dict[int, dict[str, torch.Tensor]]:
         found = TeacherCache(case, key, photos)
-        missing = found.missing_shards(WIDTHS, HERE)
+        missing = found.missing_shards(teachers, HERE)
         rows = {number: found.read(slot) for number, slot in enumerate(slots) if number not in missing}
         accept(rows)
         if missing:

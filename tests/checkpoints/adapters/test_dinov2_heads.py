@@ -185,7 +185,7 @@ def test_files_of_other_kinds_say_what_they_are(published: tuple[Fixture, Path],
     encoder, depth = folder / f"{stem}_pretrain.pth", folder / f"{stem}_nyu_dpt_head.pth"
     with pytest.raises(CheckpointError, match=r"DINOv2's depth head \(DPT.*not an encoder model; load_depth"):
         load_encoder(depth, device="cpu")
-    with pytest.raises(CheckpointError, match=r"a DINOv2 encoder .*not a depth or a two-view model; load_encoder"):
+    with pytest.raises(CheckpointError, match=r"a DINOv2 encoder .*not a depth, a two-view or a multi-view model"):
         load_depth(encoder, device="cpu")
     with pytest.raises(CheckpointError, match=r"segmentation head \(.*150 classes\), not a classifier model"):
         load_classifier(folder / f"{stem}_ade20k_ms_head.pth", device="cpu")

@@ -31,7 +31,7 @@ def one_teacher(teachers: str) -> str:
 def test_unknown_teacher(distill, photos: Path, tmp_path: Path) -> None:
     refused(
         distill("dinov3", photos, tmp_path / "run"), 2,
-        "unknown teacher 'dinov3'", "aliked, dinov2, dune, efficientnet-lite2, ", "timm:MODEL",
+        "unknown teacher 'dinov3'", "aliked, da3, dinov2, dune, efficientnet-lite2, ", "timm:MODEL",
         "did you mean dinov2",
     )  # fmt: skip
     assert not (tmp_path / "run").exists()  # the corrected command must not find a run of other settings
