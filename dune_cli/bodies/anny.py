@@ -144,7 +144,24 @@ class Anny(Body):
         """
         self.check_inputs(rotations, shape, expression)
         coefficients = corner_weights(shape) @ self.coefficients
-        rest_vertices, rest_joints = self._shaped("vertex", coefficients), self._shaped("joint", coefficients)
+        rest_vertices, rest_joints = self._rest(coefficients)
+        local = self._local_rotations(rotations, coefficients)
+        turned, placed = chain(local, rest_joints, torch.zeros_like(rest_joints[:, 0]), self.parents)
+        return BodyOutput(skin(rest_vertices, rest_joints, turned, placed, self.weights), placed)
+
+    def rest(self, shape: Tensor) -> BodyOutput:
+        """Vertices and joints of shapes (B, 6) at rest, unposed, in the body's axes: what `forward` skins."""
+        return BodyOutput(*self._rest(corner_weights(shape) @ self.coefficients))
+
+    def local_rotations(self, rotations: Tensor, shape: Tensor) -> Tensor:
+        """(B, J, 3, 3): rotations as `forward` takes them, as turns from the rest pose relative to the parent joint, in
+        the body's axes, which is what plain skinning takes; the root's is unchanged."""
+        return self._local_rotations(rotations, corner_weights(shape) @ self.coefficients)
+
+    def _rest(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        return self._shaped("vertex", coefficients), self._shaped("joint", coefficients)
+
+    def _local_rotations(self, rotations: Tensor, coefficients: Tensor) -> Tensor:
         if self.rig == "full":
             rest = turn_y_onto(self._shaped("bone", coefficients)) @ self.rolls
             local = rest @ rotations @ rest.mT
@@ -152,9 +169,7 @@ class Anny(Body):
             rest = nearest_rotation(self._shaped("correlation", coefficients))
             above = [max(parent, 0) for parent in self.parents]
             local = rest[:, above] @ self.reference[above].mT @ rotations @ self.reference @ rest.mT
-        local = torch.cat([rotations[:, :1], local[:, 1:]], 1)
-        turned, placed = chain(local, rest_joints, torch.zeros_like(rest_joints[:, 0]), self.parents)
-        return BodyOutput(skin(rest_vertices, rest_joints, turned, placed, self.weights), placed)
+        return torch.cat([rotations[:, :1], local[:, 1:]], 1)
 
 
 def _vertex_basis(arrays: dict[str, np.ndarray]) -> np.ndarray:

@@ -130,7 +130,7 @@ def command(
     from dune_cli.checkpoints.loader import load_depth
     from dune_cli.io.json_files import write_json
     from dune_cli.io.outputs import sibling
-    from dune_cli.io.video import frame_file
+    from dune_cli.io.video import VideoFiles, frame_file
     from dune_cli.tasks import depth as task
 
     run = Run()
@@ -159,7 +159,7 @@ def command(
             return task.document(result, file, _write(result, file, output.colormap), {}), [file]
 
         predict = partial(task.predict_frames, network, camera=camera, size_px=model.size, flip=model.flip, run=run)
-        job = videos.VideoJob("depth", first, video.fps, folder, run, output)
+        job = videos.VideoJob("depth", first, video.fps, VideoFiles.in_folder(folder), run, output)
         return videos.process(job, predict, write, dict, partial(provenance, first))
 
     documents: list[dict[str, Any]] = []

@@ -1,7 +1,8 @@
-"""`dune human`: people in photos and videos as meshes (OBJ, GLB, PLY) and parameters (JSON)."""
+"""`dune human`: people in photos and videos as meshes (OBJ, GLB, PLY), animations (GLB, BVH) and parameters (JSON)."""
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
     from dune_cli.io.video import Frame
     from dune_cli.models.shared_backbone import SharedBackboneSlot
-    from dune_cli.tasks.human import HumanModel, PhotoPeople
+    from dune_cli.tasks.human import AnimationOptions, HumanModel, PhotoPeople
 
     CameraPhoto = tuple[Photo, Any, Any]  # a photo, its camera K or None, and where that came from
 
@@ -48,6 +49,7 @@ FORMATS = [  # of those for scenes, default first
     for name in sorted(plugins.names("dune_cli.io.formats", "write_scene"), key=lambda name: name != "obj")
     if "surface" in plugins.constant("dune_cli.io.formats", name, "CONTENT")
 ]
+ANIMATIONS = tuple(f".{name}" for name in plugins.names("dune_cli.io.formats", "write_animation"))
 
 
 @options.group("Model")
@@ -121,20 +123,64 @@ class HumanOptions(BodyOptions):
 @options.group("Output")
 class HumanOutput(OutputOptions):
     output: str | None = options.output_to(
-        "meshes as .obj (one group per person), .glb (with the camera) or .ply for one photo, or a folder."
+        "meshes as .obj (one group per person), .glb (with the camera) or .ply for one photo, an animation as .glb or "
+        ".bvh of one video, or a folder."
     )
     kind: str | None = options.file_format(FORMATS)
     overlay: str | None = option("--overlay PATH", "PNG file or folder for photos with the bodies drawn over them.")
     top_view: str | None = option("--top-view PATH", "PNG file or folder for views from above, on a grid in metres.")
+    person: str | None = option(
+        "--person ID|longest|all",
+        "Person of an animation: by number, the one in the most frames, or all (several .bvh files, numbered).",
+        default_text="all",
+    )
+    smooth: bool = option("--smooth", "Smooth an animation forwards and backwards (Kalman smoother; no lag).")
+
+    def animates(self, paths: list[Path]) -> bool:
+        """Whether -o names an animation: a file with an ending of ANIMATIONS, of one video."""
+        from dune_cli.io.inputs import is_video
+
+        file = None if self.output is None else Path(self.output).expanduser()
+        one = len(paths) == 1 and is_video(paths[0])
+        return one and file is not None and file.suffix.lower() in ANIMATIONS and not file.is_dir()
+
+    def animation(self, paths: list[Path]) -> AnimationOptions | None:
+        """How an animation is made; None where there is none. UserError for its options without it."""
+        if not self.animates(paths):
+            for name, given in (("--person", self.person), ("--smooth", self.smooth)):
+                if given:
+                    raise UserError(
+                        f"{name} is for animations, and -o names none; give one video and -o with an ending of "
+                        f"{' '.join(ANIMATIONS)}, or leave {name} out"
+                    )
+            return None
+        from dune_cli.tasks.human import AnimationOptions, MotionSmoothing
+
+        return AnimationOptions(self.person or "all", MotionSmoothing() if self.smooth else None)
+
+    def _animation_file(self) -> Path:
+        """The file of an animation. UserError where it or those beside it cannot be written."""
+        from dune_cli.io.outputs import check_output, refuse_existing
+
+        file = Path(self.output).expanduser()
+        if self.kind is not None:
+            raise UserError(f"--format is that of the files in a folder, and {file} is an animation; leave it out")
+        for ending in (file.suffix, ".json", ".jsonl"):
+            check_output(file.with_suffix(ending), (ending.lower(),), self.overwrite)
+        for other in file.parent.glob(f"{glob.escape(file.stem)}_[0-9][0-9][0-9]*{file.suffix}"):
+            refuse_existing(other, self.overwrite or file.suffix.lower() != ".bvh")
+        return file
 
     def targets(self, paths: list[Path]) -> list[dict[str, Path]]:
-        """The files to write for each photo: "mesh", "overlay", "top view"; folders for a video. UserError for what
-        cannot be written."""
+        """The files to write for each photo: "mesh", "overlay", "top view"; folders for a video, and "animation", a
+        file. UserError for what cannot be written."""
         from dune_cli.io.inputs import is_video
         from dune_cli.io.outputs import places
 
         wanted: dict[str, list[Path]] = {}
-        if self.output is not None:
+        if self.animates(paths):
+            wanted["animation"] = [self._animation_file()]
+        elif self.output is not None:
             wanted["mesh"] = places(paths, self.output, self.kind, FORMATS, self.overwrite, (".json",))
         elif any(map(is_video, paths)):
             raise UserError("the people of a video go into a folder of files; name it with -o")
@@ -177,6 +223,11 @@ def command(
     body model, and when each person was visible. Tracking by head position in metres keeps the ID and colour of a
     person. It allows 6 m/s and gaps of one second. The camera should stand still or move slowly.
 
+    -o walk.glb of a video writes an animation instead: a skinned body and a skeleton for each person, moved by one
+    glTF animation. -o walk.bvh writes the skeletons alone, a file for each person. Both are in metres, y up, and keep
+    one shape per person. walk.jsonl and walk.json hold what frames.jsonl and video.json do. --smooth takes out the
+    jitter of the frames.
+
     \b
     Example: dune human photo.jpg -o people.obj --overlay overlay.png
              dune human photo.jpg --height 1.62,1.80 -o people.glb
@@ -184,6 +235,8 @@ def command(
              dune human photo.jpg --model multihmr-896-l --body-models ~/models -o people.glb
              dune human photos/ --format glb -o people/ --overlay overlays/
              dune human clip.mp4 --fps 10 -o people/ --overlay overlays/
+             dune human clip.mp4 -o walk.glb --smooth
+             dune human clip.mp4 -o walk.bvh --person longest
              dune human photo.jpg --json > people.json
     """
     from dune_cli.io.inputs import expand, is_video
@@ -193,10 +246,11 @@ def command(
     targets = output.targets(paths)
     heights, chosen = people.standing_heights(), people.chosen_model()
     people.check_inputs(paths)
+    animation = output.animation(paths)
 
     from dune_cli.io.joint_files import read_joint_file
     from dune_cli.io.json_files import write_json
-    from dune_cli.io.video import frame_file
+    from dune_cli.io.video import VideoFiles, frame_file
     from dune_cli.tasks import human
 
     human.parse_selection(people.which)
@@ -228,18 +282,23 @@ def command(
 
     def predict_video(first: Photo, K: Any, source: Any, folders: dict[str, Path]) -> dict[str, Any]:
         tracks, camera = human.TrackSummary(), {}
+        file = folders.pop("animation", None)
+        recorder = None if file is None else human.MotionRecorder(model, animation)
 
         def write(frame: Frame, found: PhotoPeople) -> tuple[dict[str, Any], list[Path]]:
             kept = human.select(found, people.which)
             files = {name: frame_file(folder, frame.index, endings[name]) for name, folder in folders.items()}
             _write(model, kept, files)
             tracks.add(frame, kept)
-            document = human.describe_photo(kept, files["mesh"])
+            document = human.describe_photo(kept, files.get("mesh"))
+            if recorder is not None:
+                recorder.add(frame, kept)
             camera.update(document["camera"])
             return document, list(files.values())
 
         def metadata() -> dict[str, Any]:
-            return {"camera": camera, "body_model": human.describe_body(model), "people": tracks.as_json()}
+            moved = {} if recorder is None else {"animation": recorder.write(file)}
+            return {"camera": camera, "body_model": human.describe_body(model), "people": tracks.as_json(), **moved}
 
         if video.fps is not None and video.fps < 1:
             console.note("these frames are over a second apart, so tracking IDs do not persist")
@@ -247,8 +306,11 @@ def command(
         predict = partial(
             human.predict_frames, model, K=K, source=source, min_score=people.min_score, run=run, height=height
         )
-        job = videos.VideoJob("human", first, video.fps, folders["mesh"], run, output)
+        files = VideoFiles.in_folder(folders["mesh"]) if file is None else VideoFiles.beside(file)
+        job = videos.VideoJob("human", first, video.fps, files, run, output)
         summary = videos.process(job, predict, write, metadata, partial(provenance, first))
+        if file is not None:
+            output.print_lines(*(file.with_name(name) for name in summary["animation"]["files"]))
         console.note(f"{first.path.name}: {len(summary['people'])} different people")
         return summary
 

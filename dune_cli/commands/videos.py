@@ -13,7 +13,7 @@ from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
-    from dune_cli.io.video import Frame, Video
+    from dune_cli.io.video import Frame, Video, VideoFiles
 
     FramePhotos = Iterable[tuple[Frame, Photo]]
 
@@ -22,12 +22,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class VideoJob:
-    """A video to process: its `first` frame, the frames per second to take (None: all), and the output folder."""
+    """A video to process: its `first` frame, the frames per second to take (None: all), and its JSON files."""
 
     task: str
     first: Photo
     fps: float | None
-    folder: Path
+    files: VideoFiles
     run: Run
     output: OutputOptions
 
@@ -55,22 +55,21 @@ def process(
     metadata: Callable[[], dict[str, Any]],
     provenance: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Predicts and writes each frame of a video, with `frames.jsonl`; returns what is written as `video.json`.
+    """Predicts and writes each frame of a video, with its lines; returns what is written as the summary.
 
-    `write` writes the files of a frame, and returns its line of `frames.jsonl` and the files. `metadata` and
-    `provenance` are called at the end, for `video.json`.
+    `write` writes the files of a frame, and returns its line and the files. `metadata` and `provenance` are called at
+    the end, for the summary.
     """
     from dune_cli.io.video import Video, frame_lines, write_summary
 
-    with Video(job.first.path, job.fps) as video, frame_lines(job.folder) as lines:
+    with Video(job.first.path, job.fps) as video, frame_lines(job.files) as lines:
         for frame, result in predict(_frames(video, job)):
             with job.run.stage("write"):
                 document, files = write(frame, result)
                 lines.add(frame, document)
             job.output.print_lines(*files)
-    summary = write_summary(job.folder, job.task, video, lines.count, metadata(), provenance())
-    file = job.folder / summary["frames"]["file"]
-    console.note(f"{job.first.path.name}: {lines.count} frames of {video.end_s:.2f} s; {file}")
+    summary = write_summary(job.files, job.task, video, lines.count, metadata(), provenance())
+    console.note(f"{job.first.path.name}: {lines.count} frames of {video.end_s:.2f} s; {job.files.lines}")
     return summary
 
 

@@ -70,6 +70,16 @@ def quaternion_from_rotation(rotation: np.ndarray) -> np.ndarray:
     return quaternion.reshape(*rotation.shape[:-2], 4)
 
 
+def continuous_quaternions(rotations: np.ndarray) -> np.ndarray:
+    """(T, ..., 4) unit quaternions of rotations (T, ..., 3, 3) over time, with signs so that neighbours in time have a
+    product of at least 0: linear interpolation takes the shorter way. w >= 0 at the first."""
+    quaternions = quaternion_from_rotation(rotations)
+    flips = (quaternions[1:] * quaternions[:-1]).sum(-1) < 0
+    signs = np.where(np.cumsum(flips, axis=0) % 2 == 1, -1.0, 1.0)
+    quaternions[1:] *= signs[..., None]
+    return quaternions
+
+
 def rotation_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
     """(..., 3, 3) rotations of quaternions (..., 4), of any length but zero (ValueError)."""
     quaternion = np.asarray(quaternion, dtype=np.float64)

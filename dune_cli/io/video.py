@@ -248,11 +248,30 @@ def frame_file(folder: Path, index: int, ending: str) -> Path:
     return folder / f"{index:06d}.{ending}"
 
 
-class FrameLines:
-    """Writes the lines of `frames.jsonl`: the fields of a photo's JSON and `frame` (index, time_s)."""
+@dataclass(frozen=True)
+class VideoFiles:
+    """The JSON files of a video's results: `lines`, one a frame, and the `summary` of what is common to all."""
 
-    def __init__(self, write: Any) -> None:
-        self._write, self.count = write, 0
+    lines: Path
+    summary: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> VideoFiles:
+        """frames.jsonl and video.json."""
+        return cls(folder / LINES, folder / SUMMARY)
+
+    @classmethod
+    def beside(cls, file: Path) -> VideoFiles:
+        """walk.jsonl and walk.json beside walk.glb."""
+        return cls(file.with_suffix(".jsonl"), file.with_suffix(".json"))
+
+
+class FrameLines:
+    """Writes the lines of a video's results: the fields of a photo's JSON and `frame` (index, time_s). `summary`: the
+    name of the file with the provenance."""
+
+    def __init__(self, write: Any, summary: str) -> None:
+        self._write, self._summary, self.count = write, summary, 0
 
     def add(self, frame: Frame, document: dict[str, Any]) -> None:
         """Writes one frame's line."""
@@ -261,22 +280,22 @@ class FrameLines:
             {
                 "frame": {"index": frame.index, "time_s": round(frame.time_s, 6)},
                 **document,
-                "provenance": {"file": SUMMARY},
+                "provenance": {"file": self._summary},
             }
         )
 
 
 @contextmanager
-def frame_lines(folder: Path) -> Iterator[FrameLines]:
-    """Writes `frames.jsonl` in `folder`, renamed when all lines are written."""
-    with json_lines(folder / LINES) as write:
-        yield FrameLines(write)
+def frame_lines(files: VideoFiles) -> Iterator[FrameLines]:
+    """Writes `files.lines`, renamed when all lines are written."""
+    with json_lines(files.lines) as write:
+        yield FrameLines(write, files.summary.name)
 
 
 def write_summary(
-    folder: Path, task: str, video: Video, count: int, fields: dict[str, Any], provenance: dict[str, Any]
+    files: VideoFiles, task: str, video: Video, count: int, fields: dict[str, Any], provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes and returns `video.json` of a video that was iterated, with `count` results and the task's `fields`."""
+    """Writes and returns the summary of a video that was iterated, with `count` results and the task's `fields`."""
     document = {
         "schema": SCHEMA,
         "task": task,
@@ -291,9 +310,9 @@ def write_summary(
             "complete": video.complete,
         },
         "fps": video.fps,
-        "frames": {"file": LINES, "count": count},
+        "frames": {"file": files.lines.name, "count": count},
         **fields,
         "provenance": provenance,
     }
-    write_json(folder / SUMMARY, document)
+    write_json(files.summary, document)
     return document

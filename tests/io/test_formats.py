@@ -39,6 +39,7 @@ def xyz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_formats() -> None:
     assert formats.names("write_scene", first="ply") == ["ply", "glb", "npz", "obj"]
     assert formats.names("write_scene", first="obj", content="surface") == ["obj", "glb", "ply"]
+    assert formats.names("write_animation") == ["bvh", "glb"]
     assert formats.names("write_depth", first="png") == ["png", "exr", "npz", "ply"]
 
 

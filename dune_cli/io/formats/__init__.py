@@ -10,6 +10,9 @@ It returns the names of the fields or arrays in the file. Literals beside it des
 - `AXES` (default ""): the file's axes, where they are not OpenCV's;
 - `UNLIT` (default False): viewers show the colours without a light.
 
+`write_animation(path, data: AnimationData) -> list[Path]` for `dune human` of a video: a file of moving bodies
+(io/animation.py). It returns the files. `ANIMATION_AXES` names their axes.
+
 `write_depth(path, depth: DepthData) -> dict` for `dune depth`. It returns what the JSON beside the file says of it.
 """
 

@@ -1,4 +1,5 @@
-"""Binary glTF 2.0 (GLB): triangle meshes, points and cameras in one file (Khronos specification, "GLB File Format").
+"""Binary glTF 2.0 (GLB): triangle meshes, points, cameras and skinned animations in one file (Khronos specification,
+"GLB File Format", "Skins", "Animations").
 
 Own code, because trimesh's exporter writes one camera and no unlit material, without which viewers show photographed
 colours as shaded metal, and writes sRGB values where glTF has linear ones.
@@ -15,18 +16,25 @@ from typing import Any
 
 import numpy as np
 
+from dune_cli.geometry.poses import continuous_quaternions
+from dune_cli.io.animation import AnimationData, SkinnedMotion, strongest_influences
 from dune_cli.io.formats import SceneData
 from dune_cli.io.meshes import Frustum, Mesh, check_colors, check_points
 from dune_cli.io.outputs import atomic_path
+from dune_cli.io.rendering import vertex_normals
 
 CONTENT = ("surface", "points")
 OFFSET = True
 AXES = "GLB: y up, z backward"
 UNLIT = True
 
-COMPONENT_TYPES = {np.dtype("<f4"): 5126, np.dtype("<u4"): 5125}
+ANIMATION_AXES = "y up, z backward"
+ANIMATION_NAME = "motion"
+
+COMPONENT_TYPES = {np.dtype("<f4"): 5126, np.dtype("<u4"): 5125, np.dtype("u1"): 5121}
 POINTS, LINES, TRIANGLES = 0, 1, 4  # primitive modes
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
+STILL = 1e-7  # of a quaternion: a joint that never changes by more has no keys
 UNLIT_EXTENSION = "KHR_materials_unlit"
 GLTF_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # y up, z backward; its own inverse
 FRUSTUM_LINES = np.array([0, 1, 0, 2, 0, 3, 0, 4, 1, 2, 2, 3, 3, 4, 4, 1])
@@ -80,6 +88,114 @@ def write_glb(
         temporary.write_bytes(content)
 
 
+def write_animation(path: Path, data: AnimationData) -> list[Path]:
+    """A skinned mesh and a skeleton for each motion, one animation that moves all of them, and the cameras.
+
+    Rotations and the root's translation are keyed at the frames' times, interpolated linearly; joints that do not move
+    have no keys. Through frames without the body the last pose is held (`SkinnedMotion.held_keys`). A vertex has the 4
+    strongest of its influences, renormalised. Materials are lit. The mesh's node has `extras`: the person's id, the
+    seconds in which it was seen, and the gaps. Returns the files: this one.
+    """
+    file = GlbFile()
+    channels: list[dict[str, Any]] = []
+    samplers: list[dict[str, Any]] = []
+    for motion in data.motions:
+        nodes = _add_skinned(file, motion)
+        _add_keys(file, motion, nodes, (channels, samplers))
+    if channels:
+        file.animations.append({"name": ANIMATION_NAME, "channels": channels, "samplers": samplers})
+    if data.cameras:
+        length = _frustum_length([m.translation for m in data.motions], data.cameras) if data.motions else 1.0
+        material = file.add_material("camera", FRUSTUM_COLOR)
+        for camera in data.cameras:
+            _add_camera(file, camera, max(length, 0.1), material)
+    content = file.to_bytes()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    return [path]
+
+
+def _add_skinned(file: GlbFile, motion: SkinnedMotion) -> int:
+    """Adds the mesh, its skin and its joints' nodes in the first pose; returns the node of joint 0, which the other
+    joints' follow."""
+    if len(motion.joint_names) > 256:
+        raise ValueError(f"{motion.name}: {len(motion.joint_names)} joints; at most 256 fit into a byte")
+    material = file.add_material(motion.name, tuple(map(float, _linear(motion.color[None])[0])), lit=True)
+    mesh = file.add_mesh(motion.name, TRIANGLES, _to_gltf(motion.vertices), material, motion.faces)
+    influences, weights = strongest_influences(motion.weights)
+    normals = _to_gltf(vertex_normals(motion.vertices, motion.faces))
+    normals[np.linalg.norm(normals, axis=1) < 0.5] = (0, 1, 0)  # of vertices without area
+    attributes = file.meshes[mesh]["primitives"][0]["attributes"]
+    attributes["NORMAL"] = file.add_accessor(normals.astype("<f4"), "VEC3", ARRAY_BUFFER)
+    attributes["JOINTS_0"] = file.add_accessor(influences.astype("u1"), "VEC4", ARRAY_BUFFER)
+    attributes["WEIGHTS_0"] = file.add_accessor(_unit_sums(weights), "VEC4", ARRAY_BUFFER)
+
+    count = len(motion.joint_names)
+    root = len(file.nodes)
+    offsets, turns = _to_gltf(motion.offsets), _gltf_quaternions(motion.rotations[:1])[0]
+    offsets[0] = _to_gltf(motion.translation[0])
+    for joint, name in enumerate(motion.joint_names):
+        children = [root + other for other in range(count) if motion.parents[other] == joint]
+        node = {
+            "name": f"{motion.name} {name}",
+            "translation": offsets[joint].tolist(),
+            "rotation": turns[joint].tolist(),
+        }
+        file.add_node(node | ({"children": children} if children else {}), in_scene=joint == 0)
+    inverse_bind = np.tile(np.eye(4), (count, 1, 1))
+    inverse_bind[:, :3, 3] = -_to_gltf(motion.joints)
+    matrices = inverse_bind.transpose(0, 2, 1).reshape(count, 16).astype("<f4")  # columns first
+    file.skins.append(
+        {
+            "name": motion.name,
+            "inverseBindMatrices": file.add_accessor(matrices, "MAT4"),
+            "joints": list(range(root, root + count)),
+            "skeleton": root,
+        }
+    )
+    extras = {
+        "person": motion.id,
+        "seen_s": [float(motion.times_s[0]), float(motion.times_s[-1])],
+        "not_seen_s": [list(gap) for gap in motion.not_seen_s()],
+        "not_seen": "the last pose is held",
+    }
+    file.add_node({"name": motion.name, "mesh": mesh, "skin": len(file.skins) - 1, "extras": extras})
+    return root
+
+
+def _add_keys(
+    file: GlbFile, motion: SkinnedMotion, root: int, into: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+) -> None:
+    """The motion's channels and samplers, added to `into`."""
+    channels, samplers = into
+    times, keys = motion.held_keys()
+    input_ = file.add_accessor(times.astype("<f4")[:, None], "SCALAR", bounds=True)
+
+    def add(node: int, path: str, values: np.ndarray, kind: str) -> None:
+        output = file.add_accessor(values[keys].astype("<f4"), kind)
+        samplers.append({"input": input_, "output": output, "interpolation": "LINEAR"})
+        channels.append({"sampler": len(samplers) - 1, "target": {"node": node, "path": path}})
+
+    add(root, "translation", _to_gltf(motion.translation), "VEC3")
+    quaternions = _gltf_quaternions(motion.rotations)
+    for joint in range(len(motion.joint_names)):
+        if joint == 0 or np.abs(quaternions[:, joint] - quaternions[0, joint]).max() > STILL:
+            add(root + joint, "rotation", quaternions[:, joint], "VEC4")
+
+
+def _gltf_quaternions(rotations: np.ndarray) -> np.ndarray:
+    """(T, J, 4) x, y, z, w in glTF's axes, with continuous signs, of rotations (T, J, 3, 3) in OpenCV's."""
+    flip = GLTF_FROM_OPENCV[:3, :3]
+    return np.roll(continuous_quaternions(flip @ rotations @ flip), -1, axis=-1)
+
+
+def _unit_sums(weights: np.ndarray) -> np.ndarray:
+    """Weights (V, 4) as float32 whose rows sum to 1 as closely as float32 can: the largest takes the rounding."""
+    rounded = weights.astype("<f4")
+    rounded[:, 0] += (1 - rounded.astype(np.float64).sum(1)).astype("<f4")
+    return rounded
+
+
 def _to_gltf(points: np.ndarray) -> np.ndarray:
     return points * np.diag(GLTF_FROM_OPENCV)[:3]
 
@@ -125,32 +241,29 @@ def _add_camera(file: GlbFile, camera: Frustum, length: float, material: int) ->
 
 @dataclass
 class GlbFile:
-    """Collects buffers, meshes, cameras and nodes; `to_bytes` returns the file."""
+    """Collects buffers, meshes, skins, animations, cameras and nodes; `to_bytes` returns the file."""
 
     materials: list[dict[str, Any]] = field(default_factory=list)
     meshes: list[dict[str, Any]] = field(default_factory=list)
     cameras: list[dict[str, Any]] = field(default_factory=list)
     nodes: list[dict[str, Any]] = field(default_factory=list)
+    roots: list[int] = field(default_factory=list)
+    skins: list[dict[str, Any]] = field(default_factory=list)
+    animations: list[dict[str, Any]] = field(default_factory=list)
     accessors: list[dict[str, Any]] = field(default_factory=list)
     views: list[dict[str, Any]] = field(default_factory=list)
     chunks: list[bytes] = field(default_factory=list)
     extras: dict[str, Any] = field(default_factory=dict)
     length: int = 0
 
-    def add_material(self, name: str, color: tuple[float, float, float]) -> int:
-        """An unlit, double-sided material of a linear RGB colour, multiplied with vertex colours."""
-        self.materials.append(
-            {
-                "name": name,
-                "pbrMetallicRoughness": {
-                    "baseColorFactor": [*color, 1.0],
-                    "metallicFactor": 0.0,
-                    "roughnessFactor": 1.0,
-                },
-                "doubleSided": True,
-                "extensions": {UNLIT_EXTENSION: {}},
-            }
-        )
+    def add_material(self, name: str, color: tuple[float, float, float], lit: bool = False) -> int:
+        """A double-sided material of a linear RGB colour, multiplied with vertex colours; unlit, or matt."""
+        material = {
+            "name": name,
+            "pbrMetallicRoughness": {"baseColorFactor": [*color, 1.0], "metallicFactor": 0.0, "roughnessFactor": 1.0},
+            "doubleSided": True,
+        }
+        self.materials.append(material if lit else material | {"extensions": {UNLIT_EXTENSION: {}}})
         return len(self.materials) - 1
 
     def add_mesh(
@@ -163,17 +276,19 @@ class GlbFile:
         colors: np.ndarray | None = None,
     ) -> int:
         """A mesh of one primitive: `vertices` (V, 3), flat `indices`, `colors` (V, 3) linear RGB in [0, 1]."""
-        attributes = {"POSITION": self._accessor(vertices.astype("<f4"), "VEC3", ARRAY_BUFFER, bounds=True)}
+        attributes = {"POSITION": self.add_accessor(vertices.astype("<f4"), "VEC3", ARRAY_BUFFER, bounds=True)}
         if colors is not None:
-            attributes["COLOR_0"] = self._accessor(colors.astype("<f4"), "VEC3", ARRAY_BUFFER)
+            attributes["COLOR_0"] = self.add_accessor(colors.astype("<f4"), "VEC3", ARRAY_BUFFER)
         primitive: dict[str, Any] = {"attributes": attributes, "mode": mode, "material": material}
         if indices is not None:
-            primitive["indices"] = self._accessor(indices.reshape(-1).astype("<u4"), "SCALAR", ELEMENT_ARRAY_BUFFER)
+            primitive["indices"] = self.add_accessor(indices.reshape(-1).astype("<u4"), "SCALAR", ELEMENT_ARRAY_BUFFER)
         self.meshes.append({"name": name, "primitives": [primitive]})
         return len(self.meshes) - 1
 
-    def add_node(self, node: dict[str, Any]) -> None:
-        """A node at the root of the scene."""
+    def add_node(self, node: dict[str, Any], in_scene: bool = True) -> None:
+        """A node at the root of the scene, or one that is a child of another."""
+        if in_scene:
+            self.roots.append(len(self.nodes))
         self.nodes.append(node)
 
     def to_bytes(self) -> bytes:
@@ -183,16 +298,18 @@ class GlbFile:
             asset["extras"] = self.extras
         document: dict[str, Any] = {"asset": asset, "scene": 0, "scenes": [{}]}
         if self.nodes:
-            document["scenes"] = [{"nodes": list(range(len(self.nodes)))}]
+            document["scenes"] = [{"nodes": self.roots}]
         if self.length:
             document["buffers"] = [{"byteLength": self.length}]
-        if self.materials:
+        if any("extensions" in material for material in self.materials):
             document["extensionsUsed"] = [UNLIT_EXTENSION]
         lists = {
             "nodes": self.nodes,
             "meshes": self.meshes,
             "materials": self.materials,
             "cameras": self.cameras,
+            "skins": self.skins,
+            "animations": self.animations,
             "accessors": self.accessors,
             "bufferViews": self.views,
         }
@@ -207,10 +324,12 @@ class GlbFile:
             raise ValueError(f"a GLB file holds at most 4 GiB, this one would need {total / 2**30:.1f}")
         return b"".join([struct.pack("<4sII", b"glTF", 2, total), *parts])
 
-    def _accessor(self, array: np.ndarray, kind: str, target: int, bounds: bool = False) -> int:
-        """Four-byte components only, so every view is aligned."""
+    def add_accessor(self, array: np.ndarray, kind: str, target: int | None = None, bounds: bool = False) -> int:
+        """Rows of `array` (N, ...) as elements of `kind` ("VEC3", ...). Elements are multiples of four bytes, so every
+        view is aligned. `target`: ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER, or None for what is no vertex data."""
         content = array.tobytes()
-        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": len(content), "target": target})
+        view = {"buffer": 0, "byteOffset": self.length, "byteLength": len(content)}
+        self.views.append(view if target is None else view | {"target": target})
         self.chunks.append(content)
         self.length += len(content)
         accessor: dict[str, Any] = {

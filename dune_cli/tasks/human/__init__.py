@@ -1,5 +1,6 @@
 """The task of `dune human`: people in photos and videos, as bodies in metres."""
 
+from dune_cli.tasks.human.animation import AnimationOptions, MotionRecorder, MotionSmoothing
 from dune_cli.tasks.human.files import (
     describe_body,
     describe_photo,
@@ -24,10 +25,13 @@ from dune_cli.tasks.human.photo import (
 )
 
 __all__ = [
+    "AnimationOptions",
     "BodyFitter",
     "FittedHumanModel",
     "FittedPerson",
     "HumanModel",
+    "MotionRecorder",
+    "MotionSmoothing",
     "Person",
     "PhotoPeople",
     "TrackSummary",
