@@ -245,8 +245,14 @@ def _localize(
         return failed_localization(str(path), landmarks.map, str(error)), None
     candidates = retriever.retrieve(photo.rgb)
     query = Query(photo, own.camera, own.source)
-    of_map = landmarks.map.camera_of_size(photo.width, photo.height) if own.source == "default" else None
-    if of_map is None:
+    of_map = landmarks.map.camera_of_size(photo.width, photo.height)
+    if of_map is not None and own.source == "given" and not own.lens_known and own.camera.is_like(of_map):
+        console.note(
+            f"the intrinsics of {photo.path.name} say nothing of its lens and are those of the map's photos: their "
+            f"lens is taken ({of_map.model}); give PINHOLE,FX,FY,CX,CY for a photo without distortion"
+        )
+        query = Query(photo, own.camera.with_lens_of(of_map), own.source)
+    if of_map is None or own.source != "default":
         return localize(query, landmarks, candidates, config, retriever.retrieve), photo.sha256
     result = localize(Query(photo, of_map, "map"), landmarks, candidates, config, retriever.retrieve)
     if result.success:

@@ -61,6 +61,7 @@ MODELS = {
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE")
 WIDEST_DEG = 88.0  # from the optical axis: beyond it a pinhole camera's pixels are too far out to be of use
 STEEPEST_DEG = 89.5  # of perspective models
+LIKE = 0.02  # of a focal length: two calibrations of one camera
 SAMPLES = 4000  # of a radial profile
 NEWTON_STEPS = 30
 UNPROJECTED = 1e-10  # residual on the distorted plane below which a point counts as unprojected
@@ -329,6 +330,20 @@ class Camera:
         """With its focal lengths times `factor`."""
         focals = self.kind.focals
         return replace(self, params=(*(f * factor for f in self.params[:focals]), *self.params[focals:]))
+
+    def is_like(self, other: Camera) -> bool:
+        """Whether another camera has distortion, and within LIKE the same size, focal lengths and principal point."""
+        if other.is_pinhole or (self.width, self.height) != (other.width, other.height):
+            return False
+        return bool(np.abs(self.K - other.K).max() <= LIKE * other.K[0, 0])
+
+    def with_lens_of(self, other: Camera) -> Camera:
+        """This pinhole camera with the distortion of another one."""
+        focals = (
+            (self.K[0, 0], self.K[1, 1]) if other.kind.focals == 2 else (float(np.sqrt(self.K[0, 0] * self.K[1, 1])),)
+        )
+        params = (*focals, self.K[0, 2], self.K[1, 2], *other.distortion)
+        return Camera(other.model, tuple(map(float, params)), self.width, self.height)
 
     def _distorted_plane(self, points: np.ndarray) -> np.ndarray:
         x, z = points[..., :2], points[..., 2:]

@@ -12,9 +12,12 @@ import pycolmap
 import pytest
 
 from dune_cli.errors import UserError
-from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.camera_models import MODELS, Camera
+from dune_cli.io.colmap.write import write_colmap
 from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras, resolve_intrinsics
+from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import PhotoInfo
+from dune_cli.io.pose_files import read_known_cameras, write_transforms
 
 PHOTO = PhotoInfo(Path("photos/a.jpg"), 720, 576, "0" * 64)
 TERMS = (-0.28, 0.07, 0.001, -0.001)
@@ -236,3 +239,58 @@ def test_the_kinds_of_one_size_are_told_apart_or_refused(tmp_path: Path) -> None
     assert same(resolved(path), OPENCV)
     with pytest.raises(UserError, match="2 cameras"):
         resolved(path, replace(PHOTO, width=100, height=80))
+
+
+# What is written is read again.
+
+LENSES = {
+    "PINHOLE": (),
+    "SIMPLE_RADIAL": (-0.09,),
+    "RADIAL": (-0.2, 0.05),
+    "OPENCV": TERMS,
+    "FULL_OPENCV": (*TERMS, 0.01, 0.02, 0.003, 0.001),
+    "OPENCV_FISHEYE": FISHEYE.distortion,
+    "RADIAL_FISHEYE": (-0.03, 0.003),
+    "THIN_PRISM_FISHEYE": (-0.02, 0.003, 0.001, -0.0007, 0.0005, -0.0001, 0.002, -0.001),
+    "FOV": (0.9,),
+    "EUCM": (0.6, 1.1),
+}
+
+
+def lens(model: str) -> Camera:
+    return Camera(model, ((600.0, 602.0)[: MODELS[model].focals] + (358.5, 286.5) + LENSES[model]), 720, 576)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_every_lens_of_a_colmap_model_comes_back(tmp_path: Path, binary: bool) -> None:
+    cameras = [lens(model) for model in LENSES]
+    frusta = [Frustum(camera.K, np.eye(4), 720, 576, f"{camera.model}.jpg") for camera in cameras]
+    write_colmap(tmp_path, frusta, binary=binary, lenses=cameras)
+    theirs = pycolmap.Reconstruction(str(tmp_path))
+    for camera in cameras:
+        assert same(resolved(tmp_path, replace(PHOTO, path=Path(f"{camera.model}.jpg"))), camera)
+        image = theirs.find_image_with_name(f"{camera.model}.jpg")
+        assert image.camera.model_name == camera.model
+        np.testing.assert_allclose(image.camera.params, camera.colmap_params, atol=1e-9)
+    poses, entries = read_known_cameras(tmp_path)
+    assert set(poses) == set(entries) and {entry.model for entry in entries.values()} == set(LENSES)
+
+
+@pytest.mark.parametrize("model", list(LENSES))
+def test_transforms_json_holds_a_lens_or_refuses_it(tmp_path: Path, model: str) -> None:
+    camera, path = lens(model), tmp_path / "transforms.json"
+    view = Frustum(camera.K, np.eye(4), 720, 576, "a.jpg")
+    if model in ("FULL_OPENCV", "THIN_PRISM_FISHEYE", "FOV", "EUCM"):
+        with pytest.raises(UserError, match=f"has a lens {model}, which transforms.json does not hold"):
+            write_transforms(path, [view], [tmp_path / "a.jpg"], lenses=[camera])
+        return
+    write_transforms(path, [view], [tmp_path / "a.jpg"], lenses=[camera])
+    again = resolved(path, replace(PHOTO, path=tmp_path / "a.jpg")).camera
+    pixels = np.random.default_rng(0).uniform((0, 0), (719, 575), (50, 2))
+    np.testing.assert_allclose(again.project(camera.unproject(pixels)), pixels, atol=1e-6)
+
+
+def test_fisheyes_beside_others_do_not_fit_into_one_transforms_json(tmp_path: Path) -> None:
+    views = [Frustum(camera.K, np.eye(4), 720, 576) for camera in (OPENCV, FISHEYE)]
+    with pytest.raises(UserError, match=r"do not fit into one transforms\.json"):
+        write_transforms(tmp_path / "t.json", views, ["a.jpg", "b.jpg"], lenses=[OPENCV, FISHEYE])
