@@ -109,15 +109,18 @@ class HumanOptions(BodyOptions):
             )
         return heights
 
-    def check_inputs(self, paths: list[Path]) -> None:
-        """UserError for what goes with photos only, where there are videos."""
+    def check_inputs(self, paths: list[Path], animated: bool) -> None:
+        """UserError for what goes with photos only, where there are videos or an animation."""
         from dune_cli.io.inputs import is_video
 
-        if any(map(is_video, paths)):
+        if animated or any(map(is_video, paths)):
             if self.joints is not None:
-                raise UserError("--joints is for photos, and a video was named; give its frames as photos")
+                raise UserError(
+                    "--joints is for photos, and a video or an animation was named; give its frames as photos, and -o "
+                    "a folder"
+                )
             if len(self.heights) > 1:
-                raise UserError("of a video --height takes one height for all people; give one")
+                raise UserError("of a video or an animation --height takes one height for all people; give one")
 
 
 @options.group("Output")
@@ -137,12 +140,12 @@ class HumanOutput(OutputOptions):
     smooth: bool = option("--smooth", "Smooth an animation forwards and backwards (Kalman smoother; no lag).")
 
     def animates(self, paths: list[Path]) -> bool:
-        """Whether -o names an animation: a file with an ending of ANIMATIONS, of one video."""
+        """Whether -o names an animation: a file with an ending of ANIMATIONS, of one video or of several photos."""
         from dune_cli.io.inputs import is_video
 
         file = None if self.output is None else Path(self.output).expanduser()
-        one = len(paths) == 1 and is_video(paths[0])
-        return one and file is not None and file.suffix.lower() in ANIMATIONS and not file.is_dir()
+        clip = is_video(paths[0]) if len(paths) == 1 else not any(map(is_video, paths))
+        return clip and file is not None and file.suffix.lower() in ANIMATIONS and not file.is_dir()
 
     def animation(self, paths: list[Path]) -> AnimationOptions | None:
         """How an animation is made; None where there is none. UserError for its options without it."""
@@ -150,8 +153,8 @@ class HumanOutput(OutputOptions):
             for name, given in (("--person", self.person), ("--smooth", self.smooth)):
                 if given:
                     raise UserError(
-                        f"{name} is for animations, and -o names none; give one video and -o with an ending of "
-                        f"{' '.join(ANIMATIONS)}, or leave {name} out"
+                        f"{name} is for animations, and -o names none; give one video, or photos and --fps, and -o "
+                        f"with an ending of {' '.join(ANIMATIONS)}, or leave {name} out"
                     )
             return None
         from dune_cli.tasks.human import AnimationOptions, MotionSmoothing
@@ -188,13 +191,47 @@ class HumanOutput(OutputOptions):
             raise UserError("--format is that of the files in a folder -o; name the folder with -o")
         for name, place in (("overlay", self.overlay), ("top view", self.top_view)):
             if place is not None:
-                wanted[name] = places(paths, place, None, ("png",), self.overwrite)
+                if "animation" in wanted:
+                    wanted[name] = [self._clip_folder(name, Path(place).expanduser())]
+                else:
+                    wanted[name] = places(paths, place, None, ("png",), self.overwrite)
         if not wanted and not self.as_json:
             raise UserError("nothing to write: give -o (.obj, .glb, .ply or a folder), --overlay, --top-view or --json")
         overlay, above = wanted.get("overlay"), wanted.get("top view")
         if overlay and above and overlay[0].resolve() == above[0].resolve():
             raise UserError(f"--overlay and --top-view would both write {overlay[0]}; name two places")
-        return [{name: files[k] for name, files in wanted.items()} for k in range(len(paths))]
+        return [
+            {name: files[k] for name, files in wanted.items()}
+            for k in range(1 if "animation" in wanted else len(paths))
+        ]
+
+    def _clip_folder(self, name: str, folder: Path) -> Path:
+        """The folder of an animation's pictures. UserError where it cannot be written."""
+        from dune_cli.io.outputs import check_output_folder
+
+        if folder.suffix and not folder.is_dir():
+            raise UserError(f"the {name}s of an animation's frames do not fit into one file {folder}; name a folder")
+        return check_output_folder(folder, self.overwrite)
+
+
+@options.group("Input")
+class HumanVideo(VideoOptions):
+    fps: float | None = options.fps(
+        "Frames per second to take from a video; the photos per second, where photos become an animation.", "all frames"
+    )
+
+    def check_animation(self, paths: list[Path]) -> bool:
+        """Whether the frames of an animation are photos. UserError where their rate is not given."""
+        from dune_cli.io.inputs import is_video
+
+        if is_video(paths[0]):
+            return False
+        if self.fps is None:
+            raise UserError(
+                f"{len(paths)} photos make an animation only with their rate; give --fps, such as --fps 10, or a "
+                "folder with -o for a file a photo"
+            )
+        return True
 
 
 @options.verb()
@@ -202,7 +239,7 @@ def command(
     *,
     photos: tuple[str, ...] = options.PHOTOS_AND_VIDEOS,
     people: HumanOptions,
-    video: VideoOptions,
+    video: HumanVideo,
     cameras: CameraOptions,
     compute: ComputeOptions,
     output: HumanOutput,
@@ -226,7 +263,7 @@ def command(
     -o walk.glb of a video writes an animation instead: a skinned body and a skeleton for each person, moved by one
     glTF animation. -o walk.bvh writes the skeletons alone, a file for each person. Both are in metres, y up, and keep
     one shape per person. walk.jsonl and walk.json hold what frames.jsonl and video.json do. --smooth takes out the
-    jitter of the frames.
+    jitter of the frames. Several photos of one size with --fps are taken as a clip too.
 
     \b
     Example: dune human photo.jpg -o people.obj --overlay overlay.png
@@ -237,24 +274,30 @@ def command(
              dune human clip.mp4 --fps 10 -o people/ --overlay overlays/
              dune human clip.mp4 -o walk.glb --smooth
              dune human clip.mp4 -o walk.bvh --person longest
+             dune human frames/ --fps 25 -o walk.glb
              dune human photo.jpg --json > people.json
     """
     from dune_cli.io.inputs import expand, is_video
 
     paths = expand(photos, videos=True)
-    video.check(paths)
+    animated = output.animates(paths)
+    of_photos = animated and video.check_animation(paths)
+    if not animated:
+        video.check(paths)
     targets = output.targets(paths)
     heights, chosen = people.standing_heights(), people.chosen_model()
-    people.check_inputs(paths)
+    people.check_inputs(paths, animated)
     animation = output.animation(paths)
 
     from dune_cli.io.joint_files import read_joint_file
     from dune_cli.io.json_files import write_json
-    from dune_cli.io.video import VideoFiles, frame_file
+    from dune_cli.io.video import PhotoSequence, VideoFiles, frame_file
     from dune_cli.tasks import human
 
     human.parse_selection(people.which)
     run = Run()
+    sequence = PhotoSequence(paths, video.fps) if of_photos else None
+    paths = paths[:1] if of_photos else paths
 
     def read() -> Iterator[CameraPhoto]:
         for path, camera in zip(paths, cameras.one_by_one(len(paths))):
@@ -277,7 +320,7 @@ def command(
         console.note(f"{used.name}, licence: {used.licence}")
 
     def provenance(photo: Photo) -> dict[str, Any]:
-        inputs = [(photo.path, photo.sha256)]
+        inputs = [(photo.path, photo.sha256)] if sequence is None else sequence.inputs
         return run.provenance(sources, inputs, dtype=compute.dtype, units="metre", axes="OpenCV")
 
     def predict_video(first: Photo, K: Any, source: Any, folders: dict[str, Path]) -> dict[str, Any]:
@@ -307,7 +350,7 @@ def command(
             human.predict_frames, model, K=K, source=source, min_score=people.min_score, run=run, height=height
         )
         files = VideoFiles.in_folder(folders["mesh"]) if file is None else VideoFiles.beside(file)
-        job = videos.VideoJob("human", first, video.fps, files, run, output)
+        job = videos.VideoJob("human", first, video.fps, files, run, output, sequence)
         summary = videos.process(job, predict, write, metadata, partial(provenance, first))
         if file is not None:
             output.print_lines(*(file.with_name(name) for name in summary["animation"]["files"]))
@@ -317,7 +360,7 @@ def command(
     endings = {"mesh": output.kind or FORMATS[0], "overlay": "png", "top view": "png"}
     documents = []
     for (photo, K, source), files in videos.progress(zip(chain([first], ahead), targets), "human", paths):
-        if is_video(photo.path):
+        if animated or is_video(photo.path):
             documents.append(predict_video(photo, K, source, files))
             continue
         with run.stage("predict"):

@@ -13,7 +13,7 @@ from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
-    from dune_cli.io.video import Frame, Video, VideoFiles
+    from dune_cli.io.video import Frame, PhotoSequence, Video, VideoFiles
 
     FramePhotos = Iterable[tuple[Frame, Photo]]
 
@@ -30,6 +30,7 @@ class VideoJob:
     files: VideoFiles
     run: Run
     output: OutputOptions
+    photos: PhotoSequence | None = None  # frames instead of a video's
 
 
 def read_first(path: Path) -> Photo:
@@ -62,18 +63,19 @@ def process(
     """
     from dune_cli.io.video import Video, frame_lines, write_summary
 
-    with Video(job.first.path, job.fps) as video, frame_lines(job.files) as lines:
+    clip = Video(job.first.path, job.fps) if job.photos is None else job.photos
+    with clip as video, frame_lines(job.files) as lines:
         for frame, result in predict(_frames(video, job)):
             with job.run.stage("write"):
                 document, files = write(frame, result)
                 lines.add(frame, document)
             job.output.print_lines(*files)
     summary = write_summary(job.files, job.task, video, lines.count, metadata(), provenance())
-    console.note(f"{job.first.path.name}: {lines.count} frames of {video.end_s:.2f} s; {job.files.lines}")
+    console.note(f"{video.path.name}: {lines.count} frames of {video.end_s:.2f} s; {job.files.lines}")
     return summary
 
 
-def _frames(video: Video, job: VideoJob) -> FramePhotos:
+def _frames(video: Video | PhotoSequence, job: VideoJob) -> FramePhotos:
     """Frames and their images, with progress; the time to decode counts as "read"."""
     from dune_cli.io.photos import Photo
 
@@ -82,7 +84,7 @@ def _frames(video: Video, job: VideoJob) -> FramePhotos:
         yield frame, Photo(video.path, frame.rgb, job.first.sha256)
 
 
-def _timed(video: Video, run: Run) -> Iterator[Frame]:
+def _timed(video: Video | PhotoSequence, run: Run) -> Iterator[Frame]:
     frames = iter(video)
     while True:
         with run.stage("read"):

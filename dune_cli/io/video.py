@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from dune_cli import console, optional
 from dune_cli.errors import UserError
 from dune_cli.io.image_file import LARGEST_PIXELS
 from dune_cli.io.json_files import json_lines, write_json
-from dune_cli.io.photos import SMALLEST_SIDE_PX, Photo
+from dune_cli.io.photos import SMALLEST_SIDE_PX, Photo, read_photo
 from dune_cli.io.safe_read import open_regular
 from dune_cli.provenance import sha256_of
 
@@ -155,6 +155,47 @@ class Video:
                 f"{self.path.name} is cut off or damaged: it ends at {self.end_s:.2f} s of {self.announced_s:.2f} s; "
                 f"the {self.decoded} frames before are used"
             )
+
+
+class PhotoSequence:
+    """Photos in their order as the frames of a clip, `fps` a second, to be iterated once. The attributes are those of
+    `Video`; `path` is the first photo's folder. `inputs`: each photo's path and hash, after the iteration.
+
+    The iteration raises UserError for a photo of another size than the first one's.
+    """
+
+    def __init__(self, paths: Sequence[Path], fps: float) -> None:
+        self.paths, self.path, self.fps, self.rate_hz = list(paths), paths[0].parent, fps, fps
+        self.announced_s, self.complete = len(paths) / fps, True
+        self.decoded, self.end_s = 0, 0.0
+        self.width = self.height = 0
+        self.inputs: list[tuple[Path, str]] = []
+
+    def __enter__(self) -> PhotoSequence:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    @property
+    def expected(self) -> int:
+        """The number of photos."""
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for path in self.paths:
+            photo = read_photo(path)
+            self.inputs.append((path, photo.sha256))
+            if not self.decoded:
+                self.width, self.height = photo.width, photo.height
+            elif (photo.width, photo.height) != (self.width, self.height):
+                raise UserError(
+                    f"{path} has {photo.width} x {photo.height} px, and the photos before it {self.width} x "
+                    f"{self.height}; the frames of an animation need one size: resize or leave out those of another"
+                )
+            frame = Frame(self.decoded, self.decoded / self.fps, photo.rgb)
+            self.decoded, self.end_s = self.decoded + 1, (self.decoded + 1) / self.fps
+            yield frame
 
 
 def _nearest(every: Iterator[Frame], fps: float) -> Iterator[Frame]:
@@ -293,7 +334,12 @@ def frame_lines(files: VideoFiles) -> Iterator[FrameLines]:
 
 
 def write_summary(
-    files: VideoFiles, task: str, video: Video, count: int, fields: dict[str, Any], provenance: dict[str, Any]
+    files: VideoFiles,
+    task: str,
+    video: Video | PhotoSequence,
+    count: int,
+    fields: dict[str, Any],
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """Writes and returns the summary of a video that was iterated, with `count` results and the task's `fields`."""
     document = {

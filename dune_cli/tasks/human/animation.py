@@ -127,13 +127,13 @@ class MotionRecorder:
         self._count = 0
 
     def add(self, frame: Frame, people: PhotoPeople) -> None:
-        """Adds one frame's people. Frames without anybody count too."""
+        """Adds one frame's people. Frames without anybody count too. The first frame with people gives the camera."""
+        if self._camera is None or (people.people and not self._poses):
+            photo = people.photo
+            self._camera = Frustum(people.K, np.eye(4), photo.width, photo.height, "camera")
         for number, person in zip(people.ids, people.people):
             self._poses.setdefault(number, []).append(PoseSample.of(self._count, frame.time_s, person))
         self._count += 1
-        if self._camera is None or (people.people and len(self._poses) == len(people.people)):
-            photo = people.photo
-            self._camera = Frustum(people.K, np.eye(4), photo.width, photo.height, "camera")
 
     def motions(self) -> list[SkinnedMotion]:
         """The chosen people's motions, smoothed where that is asked for."""
@@ -153,10 +153,10 @@ class MotionRecorder:
             "units": "metre",
             "axes": formats.constant(path, "ANIMATION_AXES", ""),
             "smoothing": None if smoothing is None else smoothing.as_json(),
-            "people": [self._describe(motion, files) for motion in motions],
+            "people": [self._describe(motion) for motion in motions],
         }
 
-    def _describe(self, motion: SkinnedMotion, files: Sequence[Path]) -> dict[str, Any]:
+    def _describe(self, motion: SkinnedMotion) -> dict[str, Any]:
         shape, count = mean_shape(self._poses[motion.id])
         return {
             "id": motion.id,
