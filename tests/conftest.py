@@ -67,7 +67,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", type=int, default=500, help="cases of each family of damaged files (tests/fuzz)")
+    parser.addoption("--fuzz", type=int, default=200, help="cases of each family of damaged files (tests/fuzz)")
     parser.addoption("--fuzz-from", type=int, default=0, help="the number of the first case")
 
 

@@ -18,7 +18,7 @@ map, a network's weights), and returns whole inputs. A `Sample` has
   mutators.py: "json", "jsonl", "text", "npz", "zip", "safetensors", "png", "jpeg", "tiff", "bytes". A new one is a
   function added there.
 
-`python -m pytest -n 0 tests/fuzz -k NAME --fuzz 10000` runs more cases than CI's 500, `--fuzz-from N` begins elsewhere;
+`python -m pytest -n 0 tests/fuzz -k NAME --fuzz 10000` runs more cases than CI's 200, `--fuzz-from N` begins elsewhere;
 the counts are printed with `-s`. A failing case is named by its number and its files are kept below pytest's temporary
 folder, so `--fuzz 1 --fuzz-from N` runs it alone. Cases depend on the family's name and the number alone.
 """
