@@ -24,7 +24,7 @@ from dune_cli.provenance import Source
 from dune_cli.tasks import depth as depth_task
 from dune_cli.tasks.depth import DepthModel
 from dune_cli.training.heads.datasets import Example
-from dune_cli.training.heads.labels import FASTDEPTH_PX, read_label
+from dune_cli.training.heads.labels import read_label
 from dune_cli.training.heads.metrics import (
     ALIGNMENTS,
     Alignment,
@@ -96,16 +96,14 @@ def mean_map(log_depth: np.ndarray, canonical_focal_px: float, size_px: int) -> 
 
 def fastdepth(device: torch.device) -> Predict:
     """FastDepth at 224 x 224, as it was trained. WeightsMissing where it is to be made first."""
-    from dune_cli.teachers.fastdepth import DEFAULT_WEIGHTS, load_network
+    from dune_cli.teachers.fastdepth import DEFAULT_WEIGHTS, as_square, load_network
 
     net, _ = load_network(DEFAULT_WEIGHTS, device)
 
     @torch.inference_mode()
     def predict(photo: Photo, focal_px: float) -> np.ndarray:
         image = torch.from_numpy(np.array(photo.rgb)).permute(2, 0, 1)[None].to(device).float() / 255
-        size = (FASTDEPTH_PX, FASTDEPTH_PX)
-        small = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
-        return net(small).depth[0].cpu().numpy()
+        return net(as_square(image)).depth[0].cpu().numpy()
 
     return predict
 

@@ -27,6 +27,7 @@ OUTDOOR_CLASSES = (
     "building", "sky", "tree", "road", "grass", "sidewalk", "earth", "mountain", "car", "water", "house", "sea",
     "field",
 )  # fmt: skip
+OUTDOOR_SHARE = 0.25  # of the pixels: a photo with more of the outdoor classes was taken outdoors
 POOLS = (8, 4, 2)  # cells of stride 16 that a pyramid level averages over
 HIGH_LEVEL = 448
 PYRAMID = 128
@@ -179,7 +180,7 @@ def enlarge(x: torch.Tensor, factor: int) -> torch.Tensor:
     return x
 
 
-def outdoor_share(classes: np.ndarray, names: Sequence[str]) -> float:
-    """The share of pixels of a class map (H, W) whose class belongs outdoors (OUTDOOR_CLASSES)."""
+def is_outdoor(logits: torch.Tensor, names: Sequence[str]) -> bool:
+    """Class logits (C, h, w) of a photo -> whether more than OUTDOOR_SHARE of it is of OUTDOOR_CLASSES."""
     numbers = [index for index, name in enumerate(names) if name in OUTDOOR_CLASSES]
-    return float(np.isin(classes, numbers).mean())
+    return bool(np.isin(logits.argmax(0).cpu().numpy(), numbers).mean() > OUTDOOR_SHARE)

@@ -59,13 +59,13 @@ def encoder_descriptor(encoder: nn.Module, rgb: np.ndarray, size_px: int = SIZE_
     The photo (H, W, 3) uint8 has any size; its long side is resized to `size_px`.
     """
     import torch
-    from torch.nn import functional as F
+
+    from dune_cli.models.pooling import pool
 
     small = resize(rgb, size_px, encoder.patch).rgb
     image = torch.tensor(small, device=next(encoder.parameters()).device).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
-        patches = encoder(image).patches[0].float()
-        pooled = F.normalize(F.normalize(patches, dim=-1).mean(dim=0), dim=0)
+        pooled = pool(encoder(image), "mean")[0]
     return pooled.cpu().numpy()
 
 

@@ -34,7 +34,7 @@ from dune_cli.models.dinov2_heads import HeadDepth
 from dune_cli.models.guided_filter import guided_upsample
 from dune_cli.models.heads import HeadedEncoder
 from dune_cli.models.mast3r import TwoViewDepth
-from dune_cli.models.mosaic import outdoor_share
+from dune_cli.models.mosaic import is_outdoor
 from dune_cli.provenance import Run
 from dune_cli.sfm.multiview import K_to_centres
 
@@ -43,7 +43,6 @@ NYU_LONG_SIDE_PX, KITTI_LONG_SIDE_PX = 640, 1216
 NYU_MAX_DEPTH_M = 10.0
 MIN_CONFIDENCE = 1.5  # of points in the focal length's fit, as in `dune reconstruct`
 GUIDE_PX = 768  # long side of the photo that sharpens the edges of a head's depth
-OUTDOOR_SHARE = 0.25  # of the pixels: a photo with more of outdoor classes is called outdoor
 SKY = "sky"
 
 DepthModel = HeadDepth | TwoViewDepth | HeadedEncoder | MonocularDepth | MultiViewDepth
@@ -208,7 +207,7 @@ def _predict_head(
         setting = None
         if classes is not None and model.scene is not None:
             names = model.scene.class_names
-            setting = _setting(classes[0].argmax(0).cpu().numpy(), names)
+            setting = "outdoor" if is_outdoor(classes[0], names) else "indoor"
             if SKY in names:
                 depth[_probable(classes, names.index(SKY), photo)] = np.nan
     expected = expected_error(model.card.measured, setting, camera[1])
@@ -278,10 +277,6 @@ def _probable(logits: torch.Tensor, number: int, photo: Photo) -> np.ndarray:
     lead = (logits[:, number] - other.amax(1))[:, None].float()
     size = (photo.height, photo.width)
     return (F.interpolate(lead, size=size, mode="bilinear", align_corners=False)[0, 0] > 0).cpu().numpy()
-
-
-def _setting(classes: np.ndarray, names: tuple[str, ...]) -> str:
-    return "outdoor" if outdoor_share(classes, names) > OUTDOOR_SHARE else "indoor"
 
 
 def expected_error(measured: Mapping[str, Any], setting: str | None, focal_source: str) -> ExpectedError | None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from dune_cli.checkpoints.third_party import open_third_party
 from dune_cli.models.fastdepth import DECODER, STRIDE, FastDepth
-from dune_cli.models.mosaic import CLASSES, outdoor_share
+from dune_cli.models.mosaic import CLASSES, is_outdoor
 from dune_cli.provenance import Source
 from dune_cli.teachers import mosaic
 from dune_cli.teachers.teacher import CLS, PATCH, VALID, Teacher, as_tokens, resample_map
@@ -21,15 +21,15 @@ DEFAULT_WEIGHTS = "fastdepth"
 SHORT_SIDE_PX = 224  # FastDepth was trained on squares of this size
 GATE_PX = 384  # side of the squares that MOSAIC tells rooms by: as at 512 for 58 of 60 photos, in half the time
 NEAREST_M = 0.1
-OUTDOOR_SHARE = 0.25  # of the pixels: a photo with more of MOSAIC's outdoor classes is no room
 FLIP_TOLERANCE = 0.15  # |log ratio| of the depth of a photo and of its mirror image
 ROOM_M = (0.4, 10.0)  # the depth that FastDepth has learned
 LEAST_SHARE = 0.5  # of a cell's pixels
 
 
-def is_room(logits: torch.Tensor) -> bool:
-    """MOSAIC's class logits (C, h, w) of a photo -> whether it shows a room."""
-    return outdoor_share(logits.argmax(0).cpu().numpy(), CLASSES) <= OUTDOOR_SHARE
+def as_square(images: torch.Tensor) -> torch.Tensor:
+    """images (B, 3, H, W) resized to squares, as in FastDepth's training, whatever their shape; antialiased."""
+    size = (SHORT_SIDE_PX, SHORT_SIDE_PX)
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def sure_depth(plain: torch.Tensor, mirrored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,7 +65,7 @@ class FastDepthTeacher(Teacher):
             joined = resample_map((maps + others.flip(-1)) / 2, grid)
             _, sure = sure_depth(plain, mirrored.flip(-1))
             shares = resample_map(sure[:, None].float(), grid)
-        rooms = torch.tensor([is_room(logits) for logits in self.rooms.logits(images, GATE_PX)])
+        rooms = torch.tensor([not is_outdoor(logits, CLASSES) for logits in self.rooms.logits(images, GATE_PX)])
         valid = (shares >= LEAST_SHARE).float() * rooms.to(shares.device)[:, None, None, None]
         return {CLS: joined.mean((2, 3)), PATCH: as_tokens(joined), VALID: valid.flatten(1)}
 

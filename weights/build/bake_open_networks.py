@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from baked import report
 from network_readers import read_tflite_convolutions
 from torch import nn
 
-from dune_cli.checkpoints import download, registry, weight_files, weights_folder
+from dune_cli.checkpoints import download, weight_files, weights_folder
 from dune_cli.errors import DuneError, UserError
 from dune_cli.io.outputs import atomic_path, check_output
 from dune_cli.models.fastdepth import FastDepth
@@ -112,9 +113,7 @@ def main() -> None:
                 weight_files.write_safetensors(
                     path, network.state_dict(), {f"dune.{name}": json.dumps(facts, sort_keys=True)}
                 )
-            sha256, entry = sha256_of(output), registry.find(name)
-            same = "as" if entry is not None and sha256 == entry.sha256 else "NOT as"
-            print(f"{output}: {output.stat().st_size} bytes, sha256 {sha256}, {same} the registry says")
+            report(output, name)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from baked import report
 from network_readers import read_tfjs, read_tflite
 
-from dune_cli.checkpoints import registry, weight_files, weights_folder
+from dune_cli.checkpoints import weight_files, weights_folder
 from dune_cli.errors import DuneError
 from dune_cli.io.outputs import atomic_path, check_output
 from dune_cli.models.graph import Graph, describe
@@ -130,9 +131,7 @@ def main() -> None:
     stored = {name: in_float16(graph) for name, graph in graphs.items()}
     with atomic_path(output) as path:
         bake(graphs, stored, sources, path)
-    sha256, entry = sha256_of(output), registry.find("people-teacher")
-    same = "as" if entry is not None and sha256 == entry.sha256 else "NOT as"
-    print(f"{output}: {output.stat().st_size} bytes, sha256 {sha256}, {same} the registry says")
+    report(output, "people-teacher")
 
 
 if __name__ == "__main__":

@@ -14,15 +14,15 @@ import json
 from pathlib import Path
 
 import torch
+from baked import report
 
-from dune_cli.checkpoints import adapters, registry, weight_files
+from dune_cli.checkpoints import adapters, weight_files
 from dune_cli.checkpoints.adapters import dune_matcher
 from dune_cli.checkpoints.third_party import begin_match_head, fill_stem
 from dune_cli.errors import DuneError
 from dune_cli.io.outputs import atomic_path, check_output
 from dune_cli.models.match_head import MatchHeadConfig
 from dune_cli.models.stems import XFeatStem
-from dune_cli.provenance import sha256_of
 
 NAME = "xfeat-lighterglue-bundled"
 SETTINGS = MatchHeadConfig(context=(), fine=0)
@@ -60,9 +60,7 @@ def main() -> None:
     output = check_output(options.output, (".safetensors",), options.overwrite)
     with atomic_path(output) as path:
         bake(path)
-    sha256, entry = sha256_of(output), registry.find(NAME)
-    same = "as" if entry is not None and sha256 == entry.sha256 else "NOT as"
-    print(f"{output}: {output.stat().st_size} bytes, sha256 {sha256}, {same} the registry says")
+    report(output, NAME)
 
 
 if __name__ == "__main__":

@@ -155,14 +155,12 @@ def _distill(config: DistillConfig, folder: RunFolder, dist: Dist) -> DistilledS
         outputs = {name: {kind: value.to(dist.device) for kind, value in of.items()} for name, of in outputs.items()}
         tokens = {  # in the teachers' order, whatever the cache's: owners are indices into it
             name: {
-                kind: norms[name][kind](
-                    outputs[name][kind].to(dist.device), momentum, token_weights(outputs[name], kind)
-                )
+                kind: norms[name][kind](outputs[name][kind], momentum, token_weights(outputs[name], kind))
                 for kind in types
             }
             for name, types in widths.items()
         }
-        valid = {name: outputs[name][VALID].to(dist.device) for name in widths if VALID in outputs[name]}
+        valid = {name: outputs[name][VALID] for name in widths if VALID in outputs[name]}
         targets = BatchTargets(tokens, owner_of_group[batch.group].to(dist.device), valid)
         with attention_kernel(config.compile, dist):
             numbers, factor = forward_backward(model, images, targets, config, step, dist, dtype)

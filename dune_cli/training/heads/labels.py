@@ -5,7 +5,6 @@ Teachers: `fastdepth` (metric depth of rooms) for photos that `mosaic` takes for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,9 @@ from dune_cli.errors import UserError
 from dune_cli.io.depth_files import read_depth
 from dune_cli.io.image_file import FILE_LIMIT_BYTES, decode
 from dune_cli.io.safe_read import open_regular
+from dune_cli.models.mosaic import CLASSES, is_outdoor
 from dune_cli.provenance import Source
-from dune_cli.teachers.fastdepth import DEFAULT_WEIGHTS, is_room, load_network, sure_depth
+from dune_cli.teachers.fastdepth import DEFAULT_WEIGHTS, as_square, load_network, sure_depth
 from dune_cli.teachers.registry import load_teacher
 from dune_cli.training.heads.datasets import IGNORED, DepthFile, Example, MaskFile, Polygons
 
@@ -133,7 +133,6 @@ def _from_rle(region: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 
 LABEL_TEACHERS = {"depth": ("fastdepth",), "segmentation": ("mosaic",)}
-FASTDEPTH_PX = 224
 FASTDEPTH_ASPECTS = (1.0, 1.8)  # width / height; it was trained on 4:3
 NYU_FOCAL_PER_WIDTH = 0.853  # of FastDepth's training images: 518.9 / 2 px for 304 px
 
@@ -143,7 +142,7 @@ class LabelTeacher:
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
-        self._mosaic = load_teacher("mosaic", device).to(memory_format=torch.channels_last)
+        self._mosaic = load_teacher("mosaic", device)
         self._fastdepth, self._sources = None, [self._mosaic.source]
         if name == "fastdepth":
             self._fastdepth, source = load_network(DEFAULT_WEIGHTS, device)
@@ -157,20 +156,16 @@ class LabelTeacher:
     def label(self, rgb: np.ndarray) -> LabelMap | None:
         """The label of a photo (H, W, 3) uint8; None where the teacher does not know such photos."""
         image = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].to(self.device).float() / 255
-        logits = self._mosaic.net(_resized(image, (512, 512))).logits
+        logits = self._mosaic.logits(image)
         if self._fastdepth is None:
             return LabelMap("logits", logits[0].cpu().numpy())
-        if not is_room(logits[0]):
+        if is_outdoor(logits[0], CLASSES):
             return None
         height, width = rgb.shape[:2]
         if not FASTDEPTH_ASPECTS[0] <= width / height <= FASTDEPTH_ASPECTS[1]:
             return None
-        small = _resized(image, (FASTDEPTH_PX, FASTDEPTH_PX))  # as in its training, whatever the photo's shape
+        small = as_square(image)
         mirrored = self._fastdepth(small.flip(-1)).depth[0].flip(-1)
         depth, sure = sure_depth(self._fastdepth(small).depth[0], mirrored)
         values = F.avg_pool2d((depth * sure)[None], 2)[0] * (F.avg_pool2d(sure.float()[None], 2)[0] == 1)
         return LabelMap("metric", values.cpu().numpy(), NYU_FOCAL_PER_WIDTH * width)
-
-
-def _resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
