@@ -16,6 +16,7 @@ from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
+    from dune_cli.io.intrinsics import PhotoCamera
     from dune_cli.io.photos import Photo
     from dune_cli.io.video import Frame
     from dune_cli.models.shared_backbone import SharedBackboneSlot
@@ -135,11 +136,11 @@ def command(
 
     run = Run()
 
-    def read() -> Iterator[tuple[Photo, tuple[Any, str]]]:
+    def read() -> Iterator[tuple[Photo, PhotoCamera]]:
         for path, camera in zip(paths, cameras.one_by_one(len(paths))):
             with run.stage("read"):
                 photo = videos.read_first(path)
-                known = camera.resolve([photo])[0]
+                known = camera.resolve_cameras([photo])[0]
             yield photo, known
 
     ahead = read()
@@ -153,12 +154,13 @@ def command(
         inputs = [(photo.path, photo.sha256)]
         return run.provenance(network.sources, inputs, dtype=compute.dtype, flip=model.flip, axes=axes)
 
-    def predict_video(first: Photo, camera: tuple[Any, str], folder: Path) -> dict[str, Any]:
+    def predict_video(first: Photo, camera: PhotoCamera, folder: Path) -> dict[str, Any]:
         def write(frame: Frame, result: Depth) -> tuple[dict[str, Any], list[Path]]:
             file = frame_file(folder, frame.index, output.kind or FORMATS[0])
             return task.document(result, file, _write(result, file, output.colormap), {}), [file]
 
-        predict = partial(task.predict_frames, network, camera=camera, size_px=model.size, flip=model.flip, run=run)
+        known = {"camera": (camera.K, camera.source), "lens": camera.camera}
+        predict = partial(task.predict_frames, network, **known, size_px=model.size, flip=model.flip, run=run)
         job = videos.VideoJob("depth", first, video.fps, VideoFiles.in_folder(folder), run, output)
         return videos.process(job, predict, write, dict, partial(provenance, first))
 
@@ -168,7 +170,8 @@ def command(
         if is_video(photo.path):
             documents.append(predict_video(photo, camera, target))
             continue
-        result = task.predict(network, photo, camera, model.size, model.flip, run)
+        known = (camera.K, camera.source)
+        result = task.predict(network, photo, known, model.size, model.flip, run, camera.camera)
         with run.stage("write"):
             facts = _write(result, target, output.colormap)
         documents.append(task.document(result, target, facts, provenance(photo)))
@@ -242,7 +245,8 @@ class DepthTask(PredictTask):
     def predict(self, photo: Photo, cameras: CameraOptions, size: int | None, path: Path, run: Run) -> dict[str, Any]:
         from dune_cli.tasks import depth
 
-        result = depth.predict(self.network, photo, cameras.resolve([photo])[0], size, run=run)
+        camera = cameras.resolve_cameras([photo])[0]
+        result = depth.predict(self.network, photo, (camera.K, camera.source), size, run=run, lens=camera.camera)
         return depth.document(result, path, depth.write(result, path), {})
 
     def verb_options(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dune_cli.geometry.cameras import HALF_PIXEL, pixel_grid, quarter_turn, transform_pixels
+from dune_cli.geometry.cameras import HALF_PIXEL, quarter_turn, transform_pixels
 
 
 @dataclass(frozen=True)
@@ -279,10 +279,6 @@ class Camera:
         step = 0.25 * np.where(length > 1e-9, outward, (1.0, 0.0))
         moved = self.undistort(pixels + step) - self.undistort(pixels - step)
         return np.linalg.norm(moved, axis=-1) / 0.5
-
-    def undistorted_image_map(self) -> np.ndarray:
-        """(H, W, 2) the pixel of the image that each pixel of the pinhole camera `K` shows; NaN for none."""
-        return self.distort(pixel_grid(self.height, self.width))
 
     def field_of_view_deg(self) -> float:
         """Twice the widest angle from the optical axis within the image, as the middles of its sides and its corners

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dune_cli import console, optional
-from dune_cli.geometry.camera_models import Camera
+from dune_cli import console
 from dune_cli.geometry.cameras import backproject, pixel_grid, project
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import read_photo
+from dune_cli.io.undistortion import undistort_image
 from dune_cli.mvs.consistency import PosedDepth, consistent_pixels, free_space_violations, remove_speckles, reproject
 from dune_cli.mvs.fusion import fuse
 from dune_cli.mvs.meshing import extract_mesh
@@ -80,17 +80,6 @@ def undistorted_photos(views: Sequence[View], paths: Sequence[Path]) -> Iterator
             yield np.zeros((view.height, view.width, 3), np.uint8)
             continue
         yield undistort_image(read_photo(path).rgb, view.camera)
-
-
-def undistort_image(rgb: np.ndarray, camera: Camera) -> np.ndarray:
-    """The image (H, W, 3) of the pinhole camera `camera.K`, of the same size; at its border, where the photo shows
-    nothing, the photo's border goes on."""
-    if camera.is_pinhole:
-        return rgb
-    cv2 = optional.require("cv2", "undistorting photos")
-    pixels = camera.undistorted_image_map()
-    pixels = np.where(np.isfinite(pixels), pixels, -1e4).astype(np.float32)
-    return cv2.remap(rgb, pixels[..., 0], pixels[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 @dataclass(frozen=True)

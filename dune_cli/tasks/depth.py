@@ -8,7 +8,7 @@ its depth is called metric, and gives the expected error.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ import torch
 from torch.nn import functional as F
 
 from dune_cli import console
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import K_from_focal, focal_from_point_map, pixel_grid, transform_pixels
 from dune_cli.io import depth_files, formats
 from dune_cli.io.bounded_resize import bounded_resize
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import Prepared, fit, prepare, stretch, to_photo
+from dune_cli.io.undistortion import StraightPhoto
 from dune_cli.io.video import Frame
 from dune_cli.models.depth_anything3 import (
     PROCESS_SIZE_PX,
@@ -76,7 +78,8 @@ class Depth:
     or multi-view model, from 1 up; else None. sky_share: of a model that finds the sky, the share of its pixels. K: (3,
     3) in the photo's pixels. focal_source: of K; given, exif, estimated (by the model) or default. network_from_image:
     (3, 3) from the photo's pixels to those of the network's input. network_size: its width and height. expected: of a
-    head of `dune train`; its scale is that of the depth.
+    head of `dune train`; its scale is that of the depth. straight: of a photo with a lens, which K says nothing of: the
+    view that the network saw, to whose pixels network_from_image belongs.
     """
 
     photo: Photo
@@ -89,6 +92,7 @@ class Depth:
     expected: ExpectedError | None = None
     scale: str = "metric"
     sky_share: float | None = None
+    straight: StraightPhoto | None = None
 
     @property
     def valid(self) -> np.ndarray:
@@ -103,6 +107,7 @@ def predict(
     size_px: int | None = None,
     flip: bool = False,
     run: Run | None = None,
+    lens: Camera | None = None,
 ) -> Depth:
     """The photo's depth.
 
@@ -111,9 +116,10 @@ def predict(
     the network's input. None is the size that a head was trained at (640 or 1216; as many pixels as the training images
     of a head of `dune train`), or the model's own. A head gets the whole photo, reduced if it is larger. A
     two-view model gets it as cropped by `prepare`, and has no depth elsewhere. flip: average with the horizontally
-    flipped prediction.
+    flipped prediction. lens: the photo's camera, if it has distortion; the network sees the undistorted photo, and
+    there is no depth beyond 60 degrees from the axis.
     """
-    result = _predict(model, photo, camera, size_px, flip, run or Run())
+    result = _predict_through(lens, model, photo, camera, size_px, flip, run or Run())
     if isinstance(model, TwoViewDepth) and result.focal_source == "default":
         console.note(f"no focal length fits the points of {photo.path.name}: the default field of view is kept")
     if isinstance(model, MonocularDepth) and model.metric and result.scale == "relative":
@@ -128,12 +134,13 @@ def predict_frames(
     size_px: int | None = None,
     flip: bool = False,
     run: Run | None = None,
+    lens: Camera | None = None,
 ) -> Iterator[tuple[Frame, Depth]]:
     """As `predict`, of the frames of a video with their photos. All share one camera: the first focal length that fits
     a frame's points is kept."""
     run, without_focal, name = run or Run(), 0, None
     for number, (frame, photo) in enumerate(frames):
-        result = _predict(model, photo, camera, size_px, flip, run)
+        result = _predict_through(lens, model, photo, camera, size_px, flip, run)
         if number == 0 and isinstance(model, MonocularDepth) and model.metric and result.scale == "relative":
             console.note(f"{_without_focal(photo)}: depth is relative; give --intrinsics or --fov-deg for metres")
         if isinstance(model, MultiViewDepth):
@@ -146,6 +153,28 @@ def predict_frames(
         console.note(
             f"no focal length fits the points of {without_focal} of the frames of {name}: theirs is the default"
         )
+
+
+def _predict_through(
+    lens: Camera | None,
+    model: DepthModel,
+    photo: Photo,
+    camera: tuple[np.ndarray, str],
+    size_px: int | None,
+    flip: bool,
+    run: Run,
+) -> Depth:
+    """As `_predict`; of a photo with a lens by way of the undistorted photo, back at the photo's pixels."""
+    if lens is None or lens.is_pinhole:
+        return _predict(model, photo, camera, size_px, flip, run)
+    with run.stage("prepare"):
+        straight = StraightPhoto.of(lens)
+        undistorted = replace(photo, rgb=straight.image(photo.rgb))
+    result = _predict(model, undistorted, (straight.K, camera[1]), size_px, flip, run)
+    with run.stage("resample"):
+        confidence = None if result.confidence is None else straight.map_in_photo(result.confidence)
+        depth = straight.map_in_photo(result.depth)
+    return replace(result, photo=photo, depth=depth, confidence=confidence, K=camera[0], straight=straight)
 
 
 def _predict(
@@ -320,7 +349,8 @@ def write(result: Depth, path: Path) -> dict[str, Any]:
     A point cloud takes every `stride_px`-th pixel, so that it has about as many points as the network's input pixels.
     """
     stride_px = max(1, round(max(result.depth.shape) / max(result.network_size)))
-    data = formats.DepthData(result.depth, result.photo.rgb, result.K, result.confidence, stride_px)
+    lens = None if result.straight is None else result.straight.camera
+    data = formats.DepthData(result.depth, result.photo.rgb, result.K, result.confidence, stride_px, lens)
     return formats.of(path).write_depth(path, data)
 
 
@@ -344,6 +374,7 @@ def document(result: Depth, file: Path, format_fields: dict[str, Any], provenanc
         "valid_share": float(valid.mean()),
         "K": result.K,
         "focal_source": result.focal_source,
+        **({} if result.straight is None else _lens_fields(result.straight)),
         "network": {
             "width": result.network_size[0],
             "height": result.network_size[1],
@@ -351,3 +382,8 @@ def document(result: Depth, file: Path, format_fields: dict[str, Any], provenanc
         },
         "provenance": provenance,
     }
+
+
+def _lens_fields(straight: StraightPhoto) -> dict[str, Any]:
+    camera = straight.camera
+    return {"camera": {"model": camera.model, "params": list(camera.params)}, "undistorted_K": straight.K}

@@ -198,9 +198,27 @@ def test_a_photo_relative_to_another_with_its_lens(barrel: Path) -> None:
     assert found["query"]["camera"]["params"] == list(BARREL.params)
 
 
+def test_depth_of_a_photo_with_a_lens_lies_on_its_rays(barrel: Path, tmp_path: Path) -> None:
+    photo, words = barrel / "photos" / "p0.png", ["--intrinsics", colmap_words(BARREL)]
+    result = CliRunner().invoke(main, ["depth", str(photo), "-o", str(tmp_path / "d.npz"), *words])
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "d.json").read_text())
+    assert document["camera"] == {"model": BARREL.model, "params": list(BARREL.params)}
+    assert document["focal_source"] == "given" and document["undistorted_K"] != document["K"]
+    depth = np.load(tmp_path / "d.npz")["depth"]
+    assert depth.shape == (BARREL.height, BARREL.width) and np.isfinite(depth).mean() > 0.8
+
+    result = CliRunner().invoke(main, ["depth", str(photo), "-o", str(tmp_path / "cloud.ply"), *words])
+    assert result.exit_code == 0, result.output
+    points = read_ply(tmp_path / "cloud.ply")
+    pixels = BARREL.project(np.stack([points[axis] for axis in "xyz"], axis=-1))
+    stride = json.loads((tmp_path / "cloud.json").read_text())["points"]["stride_px"]
+    np.testing.assert_allclose(pixels / stride, np.round(pixels / stride), atol=0.01)
+
+
 def test_verbs_that_take_no_lens_say_so(barrel: Path, tmp_path: Path) -> None:
     photo = barrel / "photos" / "p0.png"
     result = CliRunner().invoke(
-        main, ["depth", str(photo), "-o", str(tmp_path / "d.png"), "--intrinsics", colmap_words(BARREL)]
+        main, ["human", str(photo), "-o", str(tmp_path / "d.obj"), "--intrinsics", colmap_words(BARREL)]
     )
-    assert result.exit_code == 2
+    assert result.exit_code == 2 and "OPENCV" in result.stderr

@@ -29,6 +29,7 @@ from dune_cli import plugins
 if TYPE_CHECKING:
     import numpy as np
 
+    from dune_cli.geometry.camera_models import Camera
     from dune_cli.io.meshes import Frustum, Mesh
 
 
@@ -59,7 +60,7 @@ class DepthData:
     """What a format writes of a photo's depth: `depth` (H, W) z in metres, NaN where there is none.
 
     The photo is `rgb` (H, W, 3) uint8 with intrinsics `K` (3, 3); `confidence` is (H, W) or None. A point cloud takes
-    every `stride_px`-th pixel.
+    every `stride_px`-th pixel. lens: the photo's camera, where it has distortion, which `K` says nothing of.
     """
 
     depth: np.ndarray
@@ -67,6 +68,16 @@ class DepthData:
     K: np.ndarray
     confidence: np.ndarray | None = None
     stride_px: int = 1
+    lens: Camera | None = None
+
+    def points(self, pixels: np.ndarray, depth: np.ndarray) -> np.ndarray:
+        """(N, 3) points in the camera's frame on the rays of `pixels` (N, 2), at `depth` z (N)."""
+        from dune_cli.geometry.cameras import backproject
+
+        if self.lens is None:
+            return backproject(pixels, depth, self.K)
+        rays = self.lens.unproject(pixels)
+        return rays * (depth / rays[:, 2])[:, None]
 
 
 def names(function: str, first: str = "", content: str = "") -> list[str]:

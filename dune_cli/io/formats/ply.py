@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dune_cli.errors import UserError
-from dune_cli.geometry.cameras import backproject, pixel_grid
+from dune_cli.geometry.cameras import pixel_grid
 from dune_cli.io.depth_files import valid_depth
 from dune_cli.io.formats import DepthData, SceneData
 from dune_cli.io.meshes import Mesh
@@ -53,7 +53,7 @@ def write_depth(path: Path, depth: DepthData) -> dict[str, Any]:
     sampled = slice(None, None, depth.stride_px)
     values = depth.depth[sampled, sampled]
     valid = valid_depth(values)
-    points = backproject(depth.stride_px * pixel_grid(*values.shape)[valid], values[valid], depth.K)
+    points = depth.points(depth.stride_px * pixel_grid(*values.shape)[valid], values[valid])
     confidence = None if depth.confidence is None else depth.confidence[sampled, sampled][valid]
     write_ply(path, points, depth.rgb[sampled, sampled][valid], confidence)
     return {"points": {"file": path.name, "count": len(points), "stride_px": depth.stride_px}}

@@ -17,10 +17,10 @@ from dune_cli.geometry.poses import inverse
 from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import Photo
+from dune_cli.io.undistortion import undistort_image
 from dune_cli.matchers.filtering import LazyThumbnail, extract_image, find_matches, without_static_matches
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.mvs import stereo
-from dune_cli.mvs.densify import undistort_image
 from dune_cli.provenance import Run, Source
 from dune_cli.sfm.cameras import undistort_matches
 from dune_cli.sfm.features import colors_at

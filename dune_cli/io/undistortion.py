@@ -1,0 +1,82 @@
+"""Photos with a lens as a pinhole camera would have taken them, and maps of those back in the photo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dune_cli import optional
+from dune_cli.errors import UserError
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.cameras import pixel_grid, project, transform_pixels
+
+WIDEST_DEG = 60.0  # from the optical axis: what a straightened photo shows at most
+BORDER_SAMPLES = 64  # of each side of the photo
+NOWHERE_PX = -1e4  # a pixel outside every image
+
+
+@dataclass(frozen=True)
+class StraightPhoto:
+    """The view of a photo's camera by the pinhole camera `K` (3, 3), of the same size in pixels."""
+
+    camera: Camera
+    K: np.ndarray
+
+    @classmethod
+    def of(cls, camera: Camera) -> StraightPhoto:
+        """The pinhole camera along the same axis that shows all the photo does, up to WIDEST_DEG from the axis, in the
+        largest scale.
+
+        UserError where the photo shows nothing within WIDEST_DEG.
+        """
+        x, y = np.linspace(0, camera.width - 1, BORDER_SAMPLES), np.linspace(0, camera.height - 1, BORDER_SAMPLES)
+        rays = camera.unproject(np.stack(np.meshgrid(x, y), axis=-1)).reshape(-1, 3)
+        with np.errstate(invalid="ignore"):
+            rays = rays[rays[:, 2] >= np.cos(np.radians(WIDEST_DEG))]
+        if len(rays) < 2:
+            raise UserError(
+                f"the lens {camera.model} shows nothing within {WIDEST_DEG:g} degrees of its axis; check --intrinsics"
+            )
+        plane = rays[:, :2] / rays[:, 2:]
+        low, high = plane.min(0), plane.max(0)
+        size = np.array([camera.width - 1, camera.height - 1])
+        ratio = camera.K[1, 1] / camera.K[0, 0]
+        focal_x = float(np.min(size / ((high - low) * np.array([1.0, ratio]))))
+        focals = np.array([focal_x, focal_x * ratio])
+        centre = size / 2 - focals * (low + high) / 2
+        return cls(camera, np.array([[focals[0], 0, centre[0]], [0, focals[1], centre[1]], [0, 0, 1.0]]))
+
+    def image(self, rgb: np.ndarray) -> np.ndarray:
+        """The photo `rgb` (H, W, 3) as the pinhole camera sees it; outside the photo its border goes on."""
+        pixels = self.pixels_in_photo(pixel_grid(self.camera.height, self.camera.width))
+        pixels = np.where(np.isfinite(pixels), pixels, NOWHERE_PX).astype(np.float32)
+        cv2 = optional.require("cv2", "undistorting photos")
+        return cv2.remap(rgb, pixels[..., 0], pixels[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+    def pixels_in_photo(self, pixels: np.ndarray) -> np.ndarray:
+        """(..., 2) pixels of the photo that pixels (..., 2) of the pinhole camera show; NaN for none."""
+        plane = transform_pixels(np.linalg.inv(self.K), np.asarray(pixels, dtype=np.float64))
+        return self.camera.project(np.concatenate([plane, np.ones_like(plane[..., :1])], axis=-1))
+
+    def map_in_photo(self, values: np.ndarray) -> np.ndarray:
+        """A map (H, W) of the pinhole camera's image at the photo's pixels, float32, bilinear; NaN outside."""
+        cv2 = optional.require("cv2", "undistorting photos")
+        rays = self.camera.unproject(pixel_grid(self.camera.height, self.camera.width))
+        with np.errstate(all="ignore"):
+            pixels = project(rays, self.K)
+            seen = rays[..., 2] >= np.cos(np.radians(WIDEST_DEG))
+        pixels = np.where(seen[..., None] & np.isfinite(pixels), pixels, NOWHERE_PX).astype(np.float32)
+        # half a pixel of rounding at the border is not outside
+        limits = np.array([self.camera.width - 1, self.camera.height - 1], dtype=np.float32)
+        near = (pixels > -0.5) & (pixels < limits + 0.5)
+        pixels = np.where(near, np.clip(pixels, 0, limits), pixels)
+        return cv2.remap(
+            values.astype(np.float32), pixels[..., 0], pixels[..., 1], cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT, borderValue=float("nan"),
+        )  # fmt: skip
+
+
+def undistort_image(rgb: np.ndarray, camera: Camera) -> np.ndarray:
+    """The image (H, W, 3) of the pinhole camera `camera.K`, of the same size."""
+    return rgb if camera.is_pinhole else StraightPhoto(camera, camera.K).image(rgb)
