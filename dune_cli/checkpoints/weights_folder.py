@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dune_cli import console
 from dune_cli.checkpoints import registry
+from dune_cli.checkpoints.default_models import DefaultModels
 from dune_cli.checkpoints.registry import Entry
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
 from dune_cli.io.safe_read import MIB, quoted, read_json
@@ -104,12 +105,13 @@ def missing(entry: Entry) -> WeightsMissing:
     )
 
 
-def default_model(verb: str, candidates: Sequence[str], advice: str) -> str:
-    """The first of `candidates`, registry names, that is on this machine with what it needs.
+def default_model(models: DefaultModels) -> str:
+    """The best of `models` that is on this machine with what it needs.
 
-    WeightsMissing if none is. Its message says to pull `advice`, how large that is with what it needs, and its licence.
+    WeightsMissing if none is. Its message says what to pull, how large that is with what it needs, and its licence.
     """
-    for name in candidates:
+    advice = models.advice
+    for name in models.candidates:
         if all(find_present(entry) for entry in _with_needs(name)):
             return name
     needed = [entry for entry in _with_needs(advice) if find_present(entry) is None]
@@ -118,8 +120,8 @@ def default_model(verb: str, candidates: Sequence[str], advice: str) -> str:
     both = " with its encoder" if len(needed) > 1 else ""
     licences = "; ".join(dict.fromkeys(entry.licence for entry in needed))
     raise WeightsMissing(
-        f"'dune {verb}' needs weights, and none that it can use are on this machine; run 'dune weights pull {advice}' "
-        f"({about}{size}{both}; licence: {licences}), or name a file with --model"
+        f"'dune {models.verb}' needs weights, and none that it can use are on this machine; run "
+        f"'dune weights pull {advice}' ({about}{size}{both}; licence: {licences}), or name a file with --model"
     )
 
 

@@ -19,16 +19,6 @@ PREDICT_TASK = "ClassesTask"
 WEIGHTS = (("classes", "dune classify photo.jpg --model NAME", ("dinov2-vits14-linear", "dinov2-vitl14-linear4")),)
 
 NEEDS = ("numpy", "torch", "timm", "cv2", "PIL")
-CANDIDATES = (  # for a default model, best first
-    *(
-        f"dinov2-vit{letter}14{registers}-{head}"
-        for letter in "glbs"
-        for registers in ("-reg", "")
-        for head in ("linear4", "linear")
-    ),
-    "dune-classify",
-)
-ADVICE = "dinov2-vits14-linear"  # what to pull when none is here
 
 
 @options.verb()
@@ -64,7 +54,7 @@ def command(
     files = [None] * len(paths)
     if output.output is not None:
         files = targets(paths, output.output, None, ("json",), output.overwrite)
-    chosen = model.choose("classify", CANDIDATES, ADVICE)
+    chosen = model.choose("classify")
 
     from dune_cli.checkpoints.loader import load_classifier
     from dune_cli.io.json_files import write_json
@@ -102,7 +92,7 @@ class ClassesTask(PredictTask):
 
     def __init__(self, settings: TaskSettings) -> None:
         self.compute = settings.compute
-        self.model = ModelOptions(model=settings.model, encoder=None).choose("classify", CANDIDATES, ADVICE)
+        self.model = ModelOptions(model=settings.model, encoder=None).choose("classify")
 
     def load(self) -> None:
         from dune_cli.checkpoints.loader import load_classifier

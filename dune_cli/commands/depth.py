@@ -30,17 +30,6 @@ WEIGHTS = (
         ("dinov2-vits14-nyu-dpt", "dinov2-vitl14-nyu-dpt", "dinov2-vits14-kitti-dpt", "da3metric-large"),
     ),
 )
-CANDIDATES = (  # for a default model, best first
-    "mast3r-vitl",
-    "dunemast3r-vitb",
-    "dunemast3r-vits",
-    "da3metric-large",
-    *(f"dinov2-vit{letter}14-nyu-dpt" for letter in "glbs"),
-    *(f"dinov2-vit{letter}14-nyu-{head}" for head in ("linear4", "linear") for letter in "glbs"),
-    *(f"dinov2-vit{letter}14-kitti-{head}" for head in ("dpt", "linear4", "linear") for letter in "glbs"),
-    "dune-depth",
-)
-ADVICE = "dinov2-vits14-nyu-dpt"  # what to pull when none is here
 PREDICT_TASK = "DepthTask"
 FORMATS = sorted(plugins.names("dune_cli.io.formats", "write_depth"), key=lambda name: name != "png")  # default first
 COLORMAPS = ("turbo", "inferno", "magma", "viridis", "grey")
@@ -126,7 +115,7 @@ def command(
     video.check(paths)
     beside = (".json", COLOR_ENDING) if output.colormap else (".json",)
     targets = places(paths, output.output, output.kind, FORMATS, output.overwrite, beside)
-    chosen = model.choose("depth", CANDIDATES, ADVICE)
+    chosen = model.choose("depth")
 
     from dune_cli.checkpoints.loader import load_depth
     from dune_cli.io.json_files import write_json
@@ -206,7 +195,7 @@ class DepthTask(PredictTask):
 
     def __init__(self, settings: TaskSettings) -> None:
         self.settings = settings
-        self.model = ModelOptions(model=settings.model, encoder=settings.encoder).choose("depth", CANDIDATES, ADVICE)
+        self.model = ModelOptions(model=settings.model, encoder=settings.encoder).choose("depth")
 
     def load(self) -> None:
         from dune_cli.checkpoints.loader import load_depth

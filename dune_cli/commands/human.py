@@ -34,12 +34,6 @@ WEIGHTS = (
     ),
 )
 BUNDLED = "dune-people"
-# for a default model, best first; the last one comes with dune
-CANDIDATES = (
-    "multihmr-672-l-anny",
-    *(f"multihmr-{size}" for size in ("896-l", "672-l", "672-b", "672-s")),
-    BUNDLED,
-)
 SHORT_NAMES = {"bundled": BUNDLED}
 TALLEST_M, SMALLEST_M = 2.3, 0.5
 DOUBTFUL = 0.5  # a confidence of the fit that a note tells of
@@ -92,7 +86,7 @@ class HumanOptions(BodyOptions):
                 raise UserError("--model and --joints both say where joints come from; give one of them")
             return None
         model = SHORT_NAMES.get(self.model or "", self.model)
-        return ModelOptions(model=model).choose("human", CANDIDATES, CANDIDATES[0])
+        return ModelOptions(model=model).choose("human")
 
     def standing_heights(self) -> tuple[float, ...] | None:
         """--height in metres. UserError for what is no height of a person."""

@@ -439,13 +439,14 @@ class ModelOptions:
         "--encoder NAME|FILE", "Encoder of a model whose weight file has none.", default_text="by the model's name"
     )
 
-    def choose(self, verb: str, candidates: Sequence[str], advice: str) -> str:
-        """The model, or the first of `candidates` that is on this machine. WeightsMissing or UserError where it cannot
-        run; without any the message says to pull `advice`."""
+    def choose(self, verb: str) -> str:
+        """The model, or the best one of the verb that is on this machine. WeightsMissing or UserError where it cannot
+        run; without any the message says what to pull."""
         from dune_cli.checkpoints import registry, weights_folder
+        from dune_cli.checkpoints.default_models import MODELS
         from dune_cli.commands.checks import weights
 
-        chosen = self.model or weights_folder.default_model(verb, candidates, advice)
+        chosen = self.model or weights_folder.default_model(MODELS[verb])
         weights(chosen, self.encoder)
         entry = registry.find(chosen)
         if entry is not None and entry.kind == "head" and self.encoder is None:

@@ -25,16 +25,6 @@ WEIGHTS = (
     ),
 )
 NEEDS = ("numpy", "torch", "timm", "cv2", "PIL")
-CANDIDATES = (  # for a default model, best first
-    *(
-        f"dinov2-vit{letter}14-{data}-{head}"
-        for data in ("ade20k", "voc2012")
-        for head in ("linear", "ms")
-        for letter in "glbs"
-    ),
-    "dune-segment",
-)
-ADVICE = "dinov2-vits14-ade20k-linear"  # what to pull when none is here
 OVERLAY = "_overlay.png"
 PREDICT_TASK = "SegmentationTask"
 SCALES = 3
@@ -85,7 +75,7 @@ def command(
     paths = expand(photos)
     beside = (".json", OVERLAY) if overlay else (".json",)
     files = targets(paths, output.output, None, ("png",), output.overwrite, beside)
-    chosen = model.choose("segment", CANDIDATES, ADVICE)
+    chosen = model.choose("segment")
 
     from dune_cli.checkpoints.loader import load_segmenter
     from dune_cli.io.json_files import write_json
@@ -124,7 +114,7 @@ class SegmentationTask(PredictTask):
 
     def __init__(self, settings: TaskSettings) -> None:
         self.compute = settings.compute
-        self.model = ModelOptions(model=settings.model, encoder=None).choose("segment", CANDIDATES, ADVICE)
+        self.model = ModelOptions(model=settings.model, encoder=None).choose("segment")
 
     def load(self) -> None:
         from dune_cli.checkpoints.loader import load_segmenter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dune_cli import console
 from dune_cli.commands import checks, options
-from dune_cli.commands.classify import ADVICE, CANDIDATES
 from dune_cli.commands.eval import _common as common
 from dune_cli.commands.eval._common import BenchmarkOutput
 from dune_cli.commands.options import ComputeOptions, option
@@ -42,7 +41,7 @@ def command(
     """
     target = output.file(".json")
     checks.folder(root)
-    names = chosen.models or (options.ModelOptions().choose("classify", CANDIDATES, ADVICE),)
+    names = chosen.models or (options.ModelOptions().choose("classify"),)
     checks.weights(*names, chosen.encoder)
 
     from dune_cli.checkpoints.loader import load_classifier

@@ -6,7 +6,6 @@ from typing import Any
 
 from dune_cli import console
 from dune_cli.commands import checks, options
-from dune_cli.commands.depth import ADVICE, CANDIDATES
 from dune_cli.commands.eval._common import BenchmarkOutput
 from dune_cli.commands.options import ComputeOptions, option
 from dune_cli.errors import UserError
@@ -59,7 +58,7 @@ def command(
     target = output.file(".json")
     for root in roots:
         checks.folder(root)
-    names = chosen.models or (options.ModelOptions().choose("depth", CANDIDATES, ADVICE),)
+    names = chosen.models or (options.ModelOptions().choose("depth"),)
     checks.weights(*names, chosen.encoder)
 
     from dune_cli.evaluation import depth as benchmark

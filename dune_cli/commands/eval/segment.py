@@ -7,7 +7,6 @@ from dune_cli.commands import checks, options
 from dune_cli.commands.eval import _common as common
 from dune_cli.commands.eval._common import BenchmarkOutput
 from dune_cli.commands.options import ComputeOptions, option
-from dune_cli.commands.segment import ADVICE, CANDIDATES
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
@@ -50,7 +49,7 @@ def command(
              dune eval segment photos/ --teacher mosaic
     """
     target = output.file(".json")
-    names = chosen.models or (options.ModelOptions().choose("segment", CANDIDATES, ADVICE),)
+    names = chosen.models or (options.ModelOptions().choose("segment"),)
     checks.weights(*names, chosen.encoder)
     if chosen.teacher is None:
         for root in roots:
