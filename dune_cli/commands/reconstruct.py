@@ -143,6 +143,9 @@ class SceneOutput(OutputOptions):
     colmap_format: str = option("--colmap-format [binary|text]", "Format of the COLMAP model.", default="binary")
     transforms: str | None = option("--transforms FILE", "JSON file for the cameras, as nerfstudio's transforms.json.")
     depths: str | None = option("--depths DIR", "Folder for the depth map of every view, as 16-bit PNG.")
+    undistort: str | None = option(
+        "--undistort DIR", "Folder for the photos without distortion and their COLMAP model, for splatting tools."
+    )
 
     def targets(self, surface: bool) -> Targets:
         """Where all of it goes. UserError for what cannot be written. `surface`: whether --mesh was given."""
@@ -156,11 +159,11 @@ class SceneOutput(OutputOptions):
             transforms = outputs.check_output(self.transforms, (".json",), self.overwrite)
             if transforms.absolute() == beside.absolute():
                 raise UserError(f"--transforms {transforms} is where the scene's own JSON goes; name another file")
-        colmap, depths = (
+        colmap, depths, undistort = (
             None if folder is None else outputs.check_output_folder(folder, self.overwrite)
-            for folder in (self.colmap, self.depths)
+            for folder in (self.colmap, self.depths, self.undistort)
         )
-        return Targets(scene, beside, colmap, self.colmap_format == "binary", transforms, depths, surface)
+        return Targets(scene, beside, colmap, self.colmap_format == "binary", transforms, depths, surface, undistort)
 
 
 @options.verb()
@@ -449,14 +452,18 @@ class Targets:
     transforms: Path | None
     depths: Path | None
     surface: bool = False  # of a PLY, which else holds points
+    undistort: Path | None = None
 
     def check_photos(self, photos: Sequence[Path]) -> None:
         """UserError for photos whose names one of the files cannot hold and for mirrored ones; notes where the files
         have other names or pixels."""
-        from dune_cli.io import photo_names
+        from dune_cli.io import photo_files, photo_names
 
         if self.colmap is not None:
             photo_names.check_names_for_colmap(photo_names.relative_names(photos), self.binary)
+        if self.undistort is not None:
+            names = map(photo_files.written_name, photo_names.relative_names(photos))
+            photo_names.check_names_for_colmap(list(names), binary=True)
         if self.transforms is not None:
             photo_names.check_names_for_json(photos, self.transforms)
         if self.colmap is not None or self.transforms is not None or self.depths is not None:
@@ -492,12 +499,24 @@ class Targets:
                 written.append(self.depths)
             elif self.depths is not None:
                 console.note(f"no view has dense points, so there are no depths in {self.depths}")
+            undistorted = self._write_undistorted(scene, photos)
+            written += [self.undistort] if self.undistort is not None else []
         axes = "; ".join(filter(None, ["OpenCV: x right, y down, z forward", formats.constant(self.scene, "AXES", "")]))
         units = "metre" if scene.scale == "metric" else "baseline" if scene.world is None else "those of --poses"
         provenance = run.provenance(list(scene.sources), result.files, units=units, axes=axes, **result.metadata)
-        document = export.scene_json(scene, points, mesh, provenance)
+        document = export.scene_json(scene, points, mesh, provenance) | undistorted
         write_json(self.json, document)
         return document, written
+
+    def _write_undistorted(self, scene: Scene, photos: Sequence[Path]) -> dict[str, Any]:
+        """Writes the folder of --undistort; the JSON's field about it."""
+        if self.undistort is None:
+            return {}
+        from dune_cli.io.photo_index import relative_path
+        from dune_cli.tasks.reconstruct.undistorted import write_undistorted
+
+        document = write_undistorted(scene, photos, self.undistort)
+        return {"undistorted": {"folder": relative_path(self.json.parent, self.undistort), **document}}
 
 
 def refuse_mirrored(photos: Sequence[Path]) -> None:

@@ -73,24 +73,36 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: str | Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
-    """A temporary folder beside `path` to write files into; on success they are moved to `path`, on failure removed.
+    """A temporary folder beside `path` to write files and folders into; on success they are moved to `path`, on failure
+    removed.
 
-    If `path` exists, files of the same name are replaced, those named in `replaces` removed, and others kept.
+    If `path` exists, files and whole folders of the same name are replaced, those named in `replaces` removed, and
+    others kept.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(target.parent, ".dune-") as temporary:
         yield temporary
         files = sorted(temporary.iterdir())
-        for file in files:
+        for file in temporary.rglob("*"):
             _flush(file)
         if not target.exists():
             temporary.rename(target)
             return
         for name in set(replaces) - {file.name for file in files}:
-            (target / name).unlink(missing_ok=True)
+            _remove(target / name)
         for file in files:
+            if file.is_dir():
+                _remove(target / file.name)
             file.replace(target / file.name)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or a folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

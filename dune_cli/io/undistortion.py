@@ -14,14 +14,25 @@ from dune_cli.geometry.cameras import pixel_grid, project, transform_pixels
 WIDEST_DEG = 60.0  # from the optical axis: what a straightened photo shows at most
 BORDER_SAMPLES = 64  # of each side of the photo
 NOWHERE_PX = -1e4  # a pixel outside every image
+ROWS = 256  # of an image whose pixels are computed at once
 
 
 @dataclass(frozen=True)
 class StraightPhoto:
-    """The view of a photo's camera by the pinhole camera `K` (3, 3), of the same size in pixels."""
+    """The view of a photo's camera by the pinhole camera `K` (3, 3), whose image has `size` (width, height) in pixels;
+    None: the photo's."""
 
     camera: Camera
     K: np.ndarray
+    size: tuple[int, int] | None = None
+
+    @property
+    def width(self) -> int:
+        return self.camera.width if self.size is None else self.size[0]
+
+    @property
+    def height(self) -> int:
+        return self.camera.height if self.size is None else self.size[1]
 
     @classmethod
     def of(cls, camera: Camera) -> StraightPhoto:
@@ -49,10 +60,33 @@ class StraightPhoto:
 
     def image(self, rgb: np.ndarray) -> np.ndarray:
         """The photo `rgb` (H, W, 3) as the pinhole camera sees it; outside the photo its border goes on."""
-        pixels = self.pixels_in_photo(pixel_grid(self.camera.height, self.camera.width))
-        pixels = np.where(np.isfinite(pixels), pixels, NOWHERE_PX).astype(np.float32)
         cv2 = optional.require("cv2", "undistorting photos")
-        return cv2.remap(rgb, pixels[..., 0], pixels[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return cv2.remap(rgb, *self._photo_pixels(), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+    def mask(self, used: np.ndarray) -> np.ndarray:
+        """A photo's mask (H, W) bool as the pinhole camera sees it, by the nearest pixel; False outside the photo."""
+        cv2 = optional.require("cv2", "undistorting masks")
+        bits = used.astype(np.uint8)
+        return cv2.remap(bits, *self._photo_pixels(), cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT) > 0
+
+    def _photo_pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """x and y (H, W) float32 in the photo of all pixels of the pinhole camera."""
+        parts = []
+        for row in range(0, self.height, ROWS):
+            grid = pixel_grid(min(ROWS, self.height - row), self.width) + np.array([0.0, row])
+            pixels = self.pixels_in_photo(grid)
+            parts.append(np.where(np.isfinite(pixels), pixels, NOWHERE_PX).astype(np.float32))
+        pixels = np.concatenate(parts)
+        return pixels[..., 0], pixels[..., 1]
+
+    def pixels_of(self, pixels: np.ndarray) -> np.ndarray:
+        """(..., 2) pixels of the pinhole camera that show pixels (..., 2) of the photo; NaN outside its image."""
+        rays = self.camera.unproject(pixels)
+        with np.errstate(all="ignore"):
+            found = project(rays, self.K)
+            edge = np.array([self.width, self.height]) - 0.5
+            seen = (rays[..., 2] > 0) & (found >= -0.5).all(-1) & (found <= edge).all(-1)
+        return np.where(seen[..., None], found, np.nan)
 
     def pixels_in_photo(self, pixels: np.ndarray) -> np.ndarray:
         """(..., 2) pixels of the photo that pixels (..., 2) of the pinhole camera show; NaN for none."""
@@ -68,7 +102,7 @@ class StraightPhoto:
             seen = rays[..., 2] >= np.cos(np.radians(WIDEST_DEG))
         pixels = np.where(seen[..., None] & np.isfinite(pixels), pixels, NOWHERE_PX).astype(np.float32)
         # half a pixel of rounding at the border is not outside
-        limits = np.array([self.camera.width - 1, self.camera.height - 1], dtype=np.float32)
+        limits = np.array([self.width - 1, self.height - 1], dtype=np.float32)
         near = (pixels > -0.5) & (pixels < limits + 0.5)
         pixels = np.where(near, np.clip(pixels, 0, limits), pixels)
         return cv2.remap(

@@ -96,7 +96,8 @@ def colmap_words(camera: Camera) -> str:
 def test_a_given_lens_is_kept_and_goes_through_every_export(barrel: Path, tmp_path: Path) -> None:
     target = tmp_path / "scene.ply"
     exports = ("--colmap", tmp_path / "model", "--transforms", tmp_path / "transforms.json")
-    reconstruct(barrel, target, "--intrinsics", colmap_words(BARREL), *exports)
+    exports += ("--undistort", tmp_path / "straight")
+    told = reconstruct(barrel, target, "--intrinsics", colmap_words(BARREL), *exports)
     rotation_deg, centre, camera = errors(target)
     assert rotation_deg < 0.05 and centre < 0.005
     assert camera["focal_source"] == "given" and camera["camera"]["model"] == "OPENCV"
@@ -109,6 +110,18 @@ def test_a_given_lens_is_kept_and_goes_through_every_export(barrel: Path, tmp_pa
     theirs = pycolmap.Reconstruction(str(tmp_path / "model"))
     assert theirs.compute_mean_reprojection_error() < 0.5
     assert all(colmap_entry(image.camera).model == "OPENCV" for image in open_model(tmp_path / "model").images.values())
+    assert told.stdout.split()[-1] == str(tmp_path / "straight")
+    undistorted = json.loads(target.with_suffix(".json").read_text())["undistorted"]
+    assert undistorted == {"folder": "straight", "images": len(PLACES), "copied": 0, "masks": False}
+    straight = pycolmap.Reconstruction(str(tmp_path / "straight" / "sparse" / "0"))
+    # undistortion stretches the errors a little
+    assert straight.compute_mean_reprojection_error() == pytest.approx(
+        theirs.compute_mean_reprojection_error(), abs=0.1
+    )
+    for image in straight.images.values():
+        assert image.camera.model_name == "PINHOLE"
+        photo = read_photo(tmp_path / "straight" / "images" / image.name)
+        assert (photo.width, photo.height) == (image.camera.width, image.camera.height)
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,39 +142,53 @@ def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
     is stored mirrored."""
     views = [scene.views[index] for index in scene.registered]
     cameras = [_stored_camera(scene, view) for view in views]
-    points, colors, tracks = [np.zeros((0, 3))], [np.zeros((0, 3), np.uint8)], []
-    if scene.sparse is not None:
-        points.append(scene.sparse.points_world)
-        colors.append(scene.sparse.colors)
-        sparse_tracks: list[list[Observation]] = [[] for _ in scene.sparse.points_world]
-        for number, (index, camera) in enumerate(zip(scene.registered, cameras)):
-            point_indices, pixels = scene.sparse.observations[index]
-            pixels = transform_pixels(camera.stored_from_upright, pixels)
-            for point, (x, y) in zip(point_indices.tolist(), pixels.tolist()):
-                sparse_tracks[point].append((number, x, y))
-        tracks += sparse_tracks
-    total = sum(int(view.dense.valid.sum()) for view in scene.views if view.dense is not None)
-    step = max(1, -(-total // MAX_COLMAP_DENSE_POINTS))
-    for number, (view, camera) in enumerate(zip(views, cameras)):
-        if view.dense is None:
-            continue
-        pick = np.flatnonzero(view.dense.valid)[step // 2 :: step]
-        points.append(view.dense.points_world.reshape(-1, 3)[pick])
-        colors.append(view.dense.colors.reshape(-1, 3)[pick])
-        grid = pixel_grid(*view.dense.valid.shape).reshape(-1, 2)[pick]
-        undistorted = transform_pixels(view.dense.image_from_map, grid)
-        distorted = view.camera.distort(undistorted)
-        seen = np.isfinite(distorted).all(-1)
-        points[-1], colors[-1] = points[-1][seen], colors[-1][seen]
-        stored = transform_pixels(camera.stored_from_upright, distorted[seen])
-        tracks += [[(number, x, y)] for x, y in stored.tolist()]
+    to_stored_pixels = [partial(transform_pixels, camera.stored_from_upright) for camera in cameras]
+    points, colors, tracks = model_points(scene, to_stored_pixels)
     frusta = [
         Frustum(camera.K, camera.world_from_cam, camera.width, camera.height, view.image)
         for camera, view in zip(cameras, views)
     ]
-    points_world = scene.in_world(np.concatenate(points))
     lenses = [_stored_lens(view) for view in views]
-    write_colmap(folder, frusta, points_world, np.concatenate(colors), tracks, binary, lenses)
+    write_colmap(folder, frusta, scene.in_world(points), colors, tracks, binary, lenses)
+
+
+def model_points(
+    scene: Scene, to_image: Sequence[Callable[[np.ndarray], np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, list[list[Observation]]]:
+    """The points (M, 3) of a COLMAP model in the scene's coordinates, their colours (M, 3), and their tracks.
+
+    `to_image` of each registered view: the pixels (K, 2) of the model's image from those of the upright photo, NaN
+    outside the image. Points that no image shows are left out. At most MAX_COLMAP_DENSE_POINTS are dense ones.
+    """
+    views = [scene.views[index] for index in scene.registered]
+    points, colors, tracks = [np.zeros((0, 3))], [np.zeros((0, 3), np.uint8)], []
+    if scene.sparse is not None:
+        sparse_tracks: list[list[Observation]] = [[] for _ in scene.sparse.points_world]
+        for number, (index, to_pixels) in enumerate(zip(scene.registered, to_image)):
+            point_indices, pixels = scene.sparse.observations[index]
+            pixels = to_pixels(pixels)
+            shown = np.isfinite(pixels).all(-1)
+            for point, (x, y) in zip(point_indices[shown].tolist(), pixels[shown].tolist()):
+                sparse_tracks[point].append((number, x, y))
+        observed = np.array([bool(track) for track in sparse_tracks], dtype=bool)
+        points.append(scene.sparse.points_world[observed])
+        colors.append(scene.sparse.colors[observed])
+        tracks += [track for track in sparse_tracks if track]
+    total = sum(int(view.dense.valid.sum()) for view in scene.views if view.dense is not None)
+    step = max(1, -(-total // MAX_COLMAP_DENSE_POINTS))
+    for number, (view, to_pixels) in enumerate(zip(views, to_image)):
+        if view.dense is None:
+            continue
+        pick = np.flatnonzero(view.dense.valid)[step // 2 :: step]
+        grid = pixel_grid(*view.dense.valid.shape).reshape(-1, 2)[pick]
+        pixels = view.camera.distort(transform_pixels(view.dense.image_from_map, grid))
+        in_photo = np.isfinite(pixels).all(-1)
+        pick, pixels = pick[in_photo], to_pixels(pixels[in_photo])
+        shown = np.isfinite(pixels).all(-1)
+        points.append(view.dense.points_world.reshape(-1, 3)[pick[shown]])
+        colors.append(view.dense.colors.reshape(-1, 3)[pick[shown]])
+        tracks += [[(number, x, y)] for x, y in pixels[shown].tolist()]
+    return np.concatenate(points), np.concatenate(colors), tracks
 
 
 def write_transforms_json(scene: Scene, path: Path, photos: Sequence[Path], points_file: Path | None) -> None:
