@@ -17,7 +17,19 @@ from typing import TypeVar
 from dune_cli import progress as _progress
 from dune_cli.progress import Counter, heartbeat, working
 
-__all__ = ["bar", "document", "heartbeat", "note", "note_once", "progress", "result", "set_quiet", "shown", "working"]
+__all__ = [
+    "bar",
+    "document",
+    "heartbeat",
+    "note",
+    "note_once",
+    "progress",
+    "rest",
+    "result",
+    "set_quiet",
+    "shown",
+    "working",
+]
 T = TypeVar("T")
 NOTES_OF_A_KIND = 6
 # C0, DEL and C1 controls, line separators, marks that turn the direction of text, bytes that are no UTF-8
@@ -57,6 +69,11 @@ def note_once(message: str, kind: str) -> None:
         return
     printed.add(message)
     note(message if len(printed) <= NOTES_OF_A_KIND else f"further notes of this kind ({kind}) are left out")
+
+
+def rest() -> None:
+    """From here on the command waits for its user: no more progress, however long that takes."""
+    _progress.TRACKER.forget()
 
 
 def result(*lines: object) -> None:

@@ -68,6 +68,7 @@ PACKAGES = (
     Package("kornia", "kornia", "the matcher aliked-lightglue; the teacher aliked"),
     Package("pi_heif", "pi-heif", "HEIC photos", extra="heic"),
     Package("faiss", "faiss-cpu", "dune search --engine faiss", extra="search"),
+    Package("viser", "viser", "dune view", extra="view"),
 )
 
 

@@ -60,6 +60,13 @@ def import_faiss(why: str) -> ModuleType:
     return require("faiss", why, extra="search")
 
 
+def import_viser(why: str) -> ModuleType:
+    """Imports viser, which the extra "view" brings, without its banners on standard output. Raises PackageMissing."""
+    viser = require("viser", why, extra="view")
+    require("rich", why, extra="view").reconfigure(quiet=True)
+    return viser
+
+
 def import_open3d(why: str) -> ModuleType:
     """Imports open3d after giving it the libusb that it expects from the system and that many machines lack.
 

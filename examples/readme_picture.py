@@ -14,8 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-EXAMPLES = Path(__file__).resolve().parent
-PHOTOS = EXAMPLES / "photos"
+PHOTOS = Path(__file__).resolve().parent / "photos"
 CELL_PX = (320, 240)
 CAPTION_PX = 24
 
@@ -31,8 +30,7 @@ def make_pictures(folder: Path) -> dict[str, Path]:
     left, right = PHOTOS / "motorcycle_left.png", PHOTOS / "motorcycle_right.png"
     scene = ("--intrinsics", PHOTOS / "motorcycle_intrinsics.json", "--baseline", 0.193)
     dune("reconstruct", left, right, *scene, "-o", folder / "scene.glb")
-    render = ["render_mesh.py", folder / "scene.glb", folder / "scene.png", "--size", 640, 480]
-    subprocess.run([sys.executable, EXAMPLES / render[0], *map(str, render[1:])], check=True, stdout=subprocess.DEVNULL)
+    dune("render", folder / "scene.glb", "-o", folder / "scene.png", "--size", "640,480", "--azimuth-deg", 15)
     dune("depth", left, "-o", folder / "depth.png", "--colormap")
     dune("human", PHOTOS / "astronaut.png", "-o", folder / "people.obj", "--overlay", folder / "people.png")
     dune("segment", left, "-o", folder / "classes.png", "--color-overlay")

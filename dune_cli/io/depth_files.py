@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dune_cli.errors import UserError
+from dune_cli.io.colormaps import COLORMAPS, apply_colormap, between_percentiles
 from dune_cli.io.image_file import FILE_LIMIT_BYTES, LARGEST_PIXELS, decode
 from dune_cli.io.json_files import Fields
 from dune_cli.io.safe_read import open_regular, read_json, read_npz
@@ -21,7 +22,6 @@ KITTI = 256.0  # KITTI's, which reaches 256 m
 SUFFIXES = (".png", ".npz")
 FARTHEST = 1e7  # metres: beyond it the numbers are no depths
 NPZ_FORM = 'a depth file: an NPZ with an array "depth" (H, W) in metres'
-COLORMAPS = ("turbo", "inferno", "magma", "viridis", "grey")
 
 
 def to_png16(depth: np.ndarray) -> tuple[np.ndarray, float]:
@@ -53,17 +53,7 @@ def colored(depth: np.ndarray, colormap: str) -> np.ndarray:
     picture = np.zeros((*depth.shape, 3), np.uint8)
     if not valid.any():
         return picture
-    nearness = 1 / depth[valid].astype(np.float64)
-    low, high = np.percentile(nearness, [2, 98])
-    share = (nearness - low) / (high - low) if high > low else np.full(len(nearness), 0.5)
-    grey = np.rint(255 * share.clip(0, 1)).astype(np.uint8)
-    if colormap == "grey":
-        picture[valid] = grey[:, None]
-        return picture
-    import cv2
-
-    table = getattr(cv2, f"COLORMAP_{colormap.upper()}")
-    picture[valid] = cv2.applyColorMap(grey[:, None], table)[:, 0, ::-1]
+    picture[valid] = apply_colormap(between_percentiles(1 / depth[valid].astype(np.float64)), colormap)
     return picture
 
 

@@ -66,22 +66,32 @@ def read_mesh(path: str | Path) -> Mesh:
     one. Points, lines and cameras are left out, and so are textures. UserError for another file, a damaged one, one of
     over 4 GiB, and one without triangles.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"the mesh {path} has the ending {suffix or '(none)'}; allowed: {' '.join(SUFFIXES)}")
-    content = read_bytes(path, "a mesh file", ARRAYS_LIMIT_BYTES)
-    try:
-        mesh = _merged(content, suffix, path.stem)
-    except Exception as error:  # damaged bytes provoke anything in trimesh
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path} is damaged or no {suffix[1:].upper()} file ({reason}); write it again") from error
+    mesh = find_mesh(path)
     if mesh is None:
         raise UserError(
             f"{path} holds no triangles, only points or cameras; write a mesh by -o scene.glb, or by --mesh tsdf and "
             "-o scene.ply"
         )
     return mesh
+
+
+def find_mesh(path: str | Path) -> Mesh | None:
+    """As `read_mesh`; None for a file without triangles."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"the mesh {path} has the ending {suffix or '(none)'}; allowed: {' '.join(SUFFIXES)}")
+    content = read_bytes(path, "a mesh file", ARRAYS_LIMIT_BYTES)
+    try:
+        return _merged(content, suffix, path.stem)
+    except Exception as error:  # damaged bytes provoke anything in trimesh
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What to say of a mesh file whose bytes made a reader fail."""
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return UserError(f"{path} is damaged or no {path.suffix.lower()[1:].upper()} file ({reason}); write it again")
 
 
 def _merged(content: bytes, suffix: str, name: str) -> Mesh | None:
@@ -126,7 +136,11 @@ def _vertex_colors(mesh: Any) -> np.ndarray | None:
     colors = np.asarray(colors)[:, :3]
     if colors.dtype.kind != "f":
         return colors.astype(np.uint8)
-    colors = np.nan_to_num(colors).clip(0, 1)
-    return np.rint(255 * np.where(colors <= 0.0031308, 12.92 * colors, 1.055 * colors ** (1 / 2.4) - 0.055)).astype(
-        np.uint8
-    )
+    return to_srgb(np.nan_to_num(colors))
+
+
+def to_srgb(linear: np.ndarray) -> np.ndarray:
+    """Linear RGB in [0, 1] (M, 3) as sRGB uint8 (IEC 61966-2-1); values outside are clipped."""
+    linear = linear.clip(0, 1)
+    curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.rint(255 * curve).astype(np.uint8)

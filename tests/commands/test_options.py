@@ -22,7 +22,7 @@ MOST_PARAMETERS = 8
 DIFFER = {
     "--model": {"help", "default", "default_text", "multiple"},  # which kinds of models a verb takes; several compared
     "--output": {"help", "default", "required", "metavar"},  # what is written; a run has a folder
-    "--size": {"help", "default", "default_text", "type"},  # what is reduced to it
+    "--size": {"help", "default", "default_text", "type", "metavar"},  # what is reduced to it; a picture has two sides
     "--batch-size": {"help", "default"},  # photos, images or pairs
     "--encoder": {
         "help",

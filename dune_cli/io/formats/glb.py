@@ -62,6 +62,19 @@ def write_glb(
     size in `extras`, and the outline of its frustum, 5 % of the scene long. Empty meshes are left out. `asset.extras`
     has `world_offset` (3,), to be added to all coordinates (OpenCV axes) for those of the world.
     """
+    content = glb_bytes(meshes, points, colors, cameras, world_offset)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def glb_bytes(
+    meshes: Sequence[Mesh],
+    points: np.ndarray | None = None,
+    colors: np.ndarray | None = None,
+    cameras: Sequence[Frustum] = (),
+    world_offset: np.ndarray | None = None,
+) -> bytes:
+    """The content of the file that `write_glb` writes."""
     file = GlbFile()
     meshes = [mesh for mesh in meshes if len(mesh.faces)]
     clouds = [mesh.vertices for mesh in meshes]
@@ -83,9 +96,7 @@ def write_glb(
             _add_camera(file, camera, length, material)
     if world_offset is not None:
         file.extras["world_offset"] = world_offset.tolist()
-    content = file.to_bytes()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    return file.to_bytes()
 
 
 def write_animation(path: Path, data: AnimationData) -> list[Path]:
