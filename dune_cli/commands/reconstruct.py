@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dune_cli import console
 from dune_cli.commands import options
 from dune_cli.commands.checks import weights
+from dune_cli.commands.masks import PhotoMaskOptions
 from dune_cli.commands.matching import (
     NEIGHBOURS,
     MatchingOptions,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dune_cli.io.camera_files import CameraEntry
     from dune_cli.io.intrinsics import PhotoCamera
     from dune_cli.io.photos import PhotoInfo
+    from dune_cli.sfm.masks import PhotoMasks
     from dune_cli.sfm.retrieval import DescriptorExtractor
     from dune_cli.sfm.scene import Scene
     from dune_cli.tasks.reconstruct.config import CamerasOf
@@ -110,7 +112,7 @@ class SceneCameras(BaselineCameras):
 
 
 @options.group("Matching")
-class MappingOptions(RetrievalOptions, VideoOptions):
+class MappingOptions(PhotoMaskOptions, RetrievalOptions, VideoOptions):
     fps: float | None = options.fps("Frames per second to take from a video, the sharpest of each interval.", "2")
     pairs: str = pairs_option("or a file with two names per line")
     mapper: str = mapper_option()
@@ -227,11 +229,12 @@ def command(
 
 @dataclass(frozen=True)
 class Result:
-    """A scene, each photo with its hash, and what goes into the provenance besides."""
+    """A scene, each photo with its hash, what goes into the provenance besides, and the masks."""
 
     scene: Scene
     files: list[tuple[Path, str]]
     metadata: dict[str, Any]
+    masks: PhotoMasks | None = None
 
 
 @dataclass(frozen=True)
@@ -271,15 +274,19 @@ class Job:
                 "fixed_poses": self.cameras.pose_use == "fixed",
                 "mesh": mesh,
             }
+        masks = self.mapping.open_masks(images, self.compute, cache, self.run)
+        settings |= {"masks": masks}
         by_method = self._by_pointmaps if self.method == "pointmap" else self._by_matches
         scene = by_method(images, self._cameras_of(images, entries), settings, cache, poses)
         if scene is None:
             return None
+        if masks is not None:
+            scene = replace(scene, sources=(*scene.sources, *masks.sources))
         metadata = {}
         if cache is not None:
             computed = {kind: count for kind, count in sorted(cache.counts.items()) if not kind.endswith(", found")}
             metadata = {"work": {"folder": cache.folder, "computed": computed}}
-        return Result(scene, [(path, sha256_of(path)) for path in images], metadata)
+        return Result(scene, [(path, sha256_of(path)) for path in images], metadata, masks)
 
     def _mesh(self, targets: Targets) -> str | None:
         """The method of the surface that the scene's format holds, if it holds one."""
@@ -434,7 +441,7 @@ class Job:
             "--no-dense" if one.name == "dense" else one.metadata["names"][0]
             for group in (self.mapping, self.cameras, self.dense)
             for one in fields(group)
-            if one.name not in ("fps", "mesh", "intrinsics", "fov_deg", "baseline")
+            if one.name not in ("fps", "mesh", "masks", "mask", "intrinsics", "fov_deg", "baseline")
             and getattr(group, one.name) != one.default
         ]
         if unused:
@@ -499,7 +506,7 @@ class Targets:
                 written.append(self.depths)
             elif self.depths is not None:
                 console.note(f"no view has dense points, so there are no depths in {self.depths}")
-            undistorted = self._write_undistorted(scene, photos)
+            undistorted = self._write_undistorted(scene, photos, result.masks)
             written += [self.undistort] if self.undistort is not None else []
         axes = "; ".join(filter(None, ["OpenCV: x right, y down, z forward", formats.constant(self.scene, "AXES", "")]))
         units = "metre" if scene.scale == "metric" else "baseline" if scene.world is None else "those of --poses"
@@ -508,14 +515,14 @@ class Targets:
         write_json(self.json, document)
         return document, written
 
-    def _write_undistorted(self, scene: Scene, photos: Sequence[Path]) -> dict[str, Any]:
+    def _write_undistorted(self, scene: Scene, photos: Sequence[Path], masks: PhotoMasks | None) -> dict[str, Any]:
         """Writes the folder of --undistort; the JSON's field about it."""
         if self.undistort is None:
             return {}
         from dune_cli.io.photo_index import relative_path
         from dune_cli.tasks.reconstruct.undistorted import write_undistorted
 
-        document = write_undistorted(scene, photos, self.undistort)
+        document = write_undistorted(scene, photos, self.undistort, masks)
         return {"undistorted": {"folder": relative_path(self.json.parent, self.undistort), **document}}
 
 

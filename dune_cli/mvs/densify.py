@@ -3,7 +3,7 @@ between views, one fused cloud, and a surface if asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from dune_cli.mvs.view_selection import (
 )
 from dune_cli.provenance import Run
 from dune_cli.runtime import pick_device
+from dune_cli.sfm.masks import PhotoMasks
 from dune_cli.sfm.scene import PointMap, Scene, SparsePoints, View
 
 VIOLATION_SHARE = 0.05  # of the depth, beyond which another view's surface contradicts a point
@@ -38,15 +39,25 @@ SPECKLE_STEP = 0.02  # of the inverse depth, between adjacent pixels of a compon
 
 
 def densify(
-    scene: Scene, paths: Sequence[Path], config: DenseConfig, mesh: str | None, run: Run, min_confidence: float = 0.0
+    scene: Scene,
+    paths: Sequence[Path],
+    config: DenseConfig,
+    mesh: str | None,
+    run: Run,
+    min_confidence: float = 0.0,
+    masks: PhotoMasks | None = None,
 ) -> Scene:
     """The scene with depth maps, the cloud fused from them and, where `mesh` is tsdf or poisson, a surface.
 
-    `paths`: the photos of the views, read again one by one; `min_confidence` of dense points, in [0, 1]. Where no view
-    has dense points the scene stays as it is, and a note says so.
+    `paths`: the photos of the views, read again one by one; `min_confidence` of dense points, in [0, 1]; `masks`: what
+    is not used of the photos. Where no view has dense points the scene stays as it is, and a note says so.
     """
     assert scene.sparse is not None
     views = scene.views
+
+    def used_on_map(index: int, shape: tuple[int, ...], image_from_map: np.ndarray) -> np.ndarray:
+        return masks.used_on_grid(paths[index], shape, image_from_map, views[index].camera)
+
     maps = estimate_depth_maps(
         undistorted_photos(views, paths),
         [view.K for view in views],
@@ -54,6 +65,7 @@ def densify(
         scene.sparse,
         config,
         run,
+        None if masks is None else used_on_map,
     )
     maps = [one and replace(one, valid=one.valid & (one.confidence >= min_confidence)) for one in maps]
     if not any(one is not None and one.valid.any() for one in maps):
@@ -98,6 +110,10 @@ class _RawDepth:
     view: PosedDepth
     correlation: np.ndarray
 
+    def only(self, used: np.ndarray) -> _RawDepth:
+        """Without a depth where `used` (H, W) is False."""
+        return replace(self, view=replace(self.view, depth=np.where(used, self.view.depth, np.float32(np.nan))))
+
 
 def estimate_depth_maps(
     rgbs: Iterable[np.ndarray],
@@ -106,6 +122,7 @@ def estimate_depth_maps(
     sparse: SparsePoints,
     config: DenseConfig,
     run: Run,
+    used_on_map: Callable[[int, tuple[int, ...], np.ndarray], np.ndarray] | None = None,
 ) -> list[PointMap | None]:
     """For each view its consistent depth as a point map; None for a pose of NaN, too few sparse points, or no source
     view.
@@ -114,8 +131,10 @@ def estimate_depth_maps(
     observations for each of them, of which only the indices are used. A map's long side is at most
     `config.preset.side_px`. A pixel is valid where the source views that are consistent with it outnumber those whose
     free space it violates by at least `min_views`. Its depth is the mean of theirs and its own. Its confidence rises
-    with their number and the NCC of the windows. ValueError for lists of different lengths. Memory: about 90 bytes a
-    pixel of a map for every view, and for the view at work planes + 300 numbers of 4 bytes.
+    with their number and the NCC of the windows. `used_on_map` of a view's index, a map's shape (H, W) and its
+    `image_from_map` gives (H, W) bool: elsewhere the view has no depth, and confirms none. ValueError for lists of
+    different lengths. Memory: about 90 bytes a pixel of a map for every view, and for the view at work planes + 300
+    numbers of 4 bytes.
     """
     if not len(Ks) == len(world_from_cams) == len(sparse.observations):
         raise ValueError(f"{len(Ks)} Ks, {len(world_from_cams)} poses, {len(sparse.observations)} observations")
@@ -133,6 +152,11 @@ def estimate_depth_maps(
             _raw_depth(i, photos, world_from_cams, sparse.points_world, points, sources[i], normals, config)
             for i in indices
         ]
+        if used_on_map is not None:
+            depths = [
+                one and one.only(used_on_map(i, one.view.depth.shape, np.linalg.inv(photo.reduced_from_image)))
+                for i, (one, photo) in enumerate(zip(depths, photos))
+            ]
     with run.stage("dense consistency"):
         return [
             None if depth is None else _consistent(depth, [depths[j] for j in sources[i]], photos[i], config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -187,6 +187,27 @@ class ImagePair:
 
 
 @dataclass(frozen=True)
+class MaskedKeypoints:
+    """How many of the photos' `keypoints` were `masked`, and how many of these `by` each name (--masks, a class); one
+    keypoint may count for several. `without`: names of photos all of whose keypoints were masked. Of two photos the
+    keypoints are those that matched; point maps have none, and `keypoints` is None."""
+
+    keypoints: int | None
+    masked: int
+    by: Mapping[str, int]
+    without: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the user."""
+        if self.keypoints is None:
+            return (f"masked by {', '.join(self.by)}: there are no points there",)
+        by = ", ".join(f"{name} {count}" for name, count in self.by.items())
+        note = f"{self.masked} of {self.keypoints} keypoints are masked and not used ({by})"
+        return note, *(f"the mask covers all keypoints of {name}" for name in self.without)
+
+
+@dataclass(frozen=True)
 class Scene:
     """The result of `dune reconstruct`: `views` in the order of the photos, unregistered ones among them.
 
@@ -195,7 +216,8 @@ class Scene:
     `components`: the view indices of each connected component of the photos, where there are several; the reconstructed
     one comes first. `fused` and `surface`: the dense points as one cloud and one mesh. `notes` are for the user.
     `sources`: the matcher or model, with its licence. `world_offset` (3,): what was subtracted from all coordinates of
-    the scene, where the world's are large; `in_world` and `pose_in_world` add it for the files.
+    the scene, where the world's are large; `in_world` and `pose_in_world` add it for the files. `masked`: what masks
+    left out, where there were any.
     """
 
     method: str
@@ -213,6 +235,7 @@ class Scene:
     surface: Mesh | None = None
     world: str | None = None
     world_offset: np.ndarray | None = None
+    masked: MaskedKeypoints | None = None
 
     @property
     def registered(self) -> list[int]:
@@ -269,6 +292,10 @@ class Scene:
     def pose_in_world(self, view: View) -> np.ndarray:
         """(4, 4) `world_from_cam` of a view of the scene in the world's coordinates."""
         return add_world_offset(view.world_from_cam, self.world_offset)
+
+    def with_masks(self, masked: MaskedKeypoints | None) -> Scene:
+        """The same scene with the report of its masks, and notes of it; as it is without masks."""
+        return self if masked is None else replace(self, masked=masked, notes=(*self.notes, *masked.notes))
 
     def frusta(self) -> list[Frustum]:
         """The registered cameras."""

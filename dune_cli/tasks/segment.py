@@ -11,19 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from dune_cli import console
 from dune_cli.io import png
 from dune_cli.io.photos import Photo
 from dune_cli.io.png import save_png
-from dune_cli.io.preprocess import Prepared, fit, stretch
+from dune_cli.io.preprocess import Prepared, fit
 from dune_cli.models.dinov2_heads import Segmenter
 from dune_cli.models.heads import HeadedEncoder
 from dune_cli.provenance import Run
+from dune_cli.sfm.class_maps import MAX_LONG_SIDE_PX, enlarged, predict_classes
 
 SCHEMA = "dune.classmap/1"
-MAX_LONG_SIDE_PX = 1280
 MAX_ASPECT = 4
 
 
@@ -56,40 +55,20 @@ def predict(
     protocol does not bound.
 
     A head of `dune train` gets the whole photo at one scale; `size_px` is the long side of its input (None: as many
-    pixels as its training images have). Its class logits are enlarged bilinearly.
+    pixels as its training images have), as `sfm.class_maps` says.
     """
     run = run or Run()
     if isinstance(model, HeadedEncoder):
-        return _predict_head(model, photo, size_px, run)
+        classes, size = predict_classes(model, photo.rgb, size_px, run)
+        classes = enlarged(classes, photo.height, photo.width)
+        return ClassMap(photo, classes, _colors(model), model.class_names, (size,), False)
     prepared = fit(photo.rgb, size_px or MAX_LONG_SIDE_PX)
     sizes = _bounded_sizes(model, photo, prepared, scales)
     with run.stage("network"), torch.inference_mode():
         probabilities = model.probabilities(torch.from_numpy(prepared.image)[None], sizes)
         classes = probabilities[0].argmax(0).cpu().numpy()
-    classes = _repeated(classes, photo)
+    classes = enlarged(classes, photo.height, photo.width)
     return ClassMap(photo, classes, _colors(model), model.class_names, tuple(sizes), model.protocol.flip)
-
-
-def _predict_head(model: HeadedEncoder, photo: Photo, size_px: int | None, run: Run) -> ClassMap:
-    with run.stage("prepare"):
-        height, width = model.input_size(photo.height, photo.width, size_px)
-        prepared = stretch(photo.rgb, width, height)
-    with run.stage("network"), torch.inference_mode():
-        logits = model(torch.from_numpy(prepared.image)[None])
-    with run.stage("resample"), torch.inference_mode():
-        scale = min(1.0, MAX_LONG_SIDE_PX / max(photo.height, photo.width))
-        size = (max(1, round(photo.height * scale)), max(1, round(photo.width * scale)))
-        classes = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0).cpu().numpy()
-    return ClassMap(photo, _repeated(classes, photo), _colors(model), model.class_names, ((height, width),), False)
-
-
-def _repeated(classes: np.ndarray, photo: Photo) -> np.ndarray:
-    """A class map at the photo's size, by repeating pixels."""
-    if classes.shape == (photo.height, photo.width):
-        return classes
-    rows = (np.arange(photo.height) * classes.shape[0]) // photo.height
-    columns = (np.arange(photo.width) * classes.shape[1]) // photo.width
-    return classes[rows[:, None], columns]
 
 
 def _colors(model: Segmenter | HeadedEncoder) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import PhotoInfo
 from dune_cli.mvs.quality import DenseConfig
+from dune_cli.sfm.masks import PhotoMasks
 from dune_cli.sfm.pairs import NEIGHBOURS
 
 Intrinsics = Sequence[tuple[np.ndarray, str]]  # of each photo K (3, 3) and its source: given | exif | default
@@ -27,6 +28,7 @@ class ReconstructionConfig:
     more than two photos: `pairs` auto | retrieval | sequential | all, or a file; `neighbours` of a photo in retrieved
     and sequential pairs; `ordered`: the photos follow one another, as a video's frames do; `fixed_poses`: known poses
     are kept, else they are priors; `mesh` tsdf | poisson: the surface that is made of all views, None for none.
+    `masks`: what is not used of the photos.
     """
 
     baseline: float | None = None
@@ -36,6 +38,7 @@ class ReconstructionConfig:
     ordered: bool = False
     fixed_poses: bool = True
     mesh: str | None = None
+    masks: PhotoMasks | None = None
 
     def is_stereo_pair(self, paths: Sequence[Path], known_poses: Mapping[Path, np.ndarray] | None) -> bool:
         """Whether the photos are solved as a single pair, without a mapper or a global alignment: two photos of unknown

@@ -95,6 +95,13 @@ def scene_json(
     if scene.world_offset is not None:
         relative = formats.constant(Path((mesh or points)["file"]), "OFFSET", False)
         document["world_offset"] = scene.world_offset if relative else np.zeros(3)
+    if (masked := scene.masked) is not None:
+        counted = masked.keypoints is not None
+        document["masks"] = {
+            "keypoints": masked.keypoints,
+            "masked": masked.masked if counted else None,
+            "by": {name: count if counted else None for name, count in masked.by.items()},
+        }
     if scene.components:
         document["components"] = [[scene.views[index].image for index in group] for group in scene.components]
     unregistered = [view for view in scene.views if not view.registered]

@@ -34,7 +34,16 @@ from dune_cli.sfm.matching import Correspondences, match_counts_text, match_pair
 from dune_cli.sfm.pairs import EXHAUSTIVE_UP_TO, STRATEGIES, PairSelection, read_pairs, select_pairs
 from dune_cli.sfm.retrieval import DescriptorExtractor, vlad_descriptors
 from dune_cli.sfm.scale import check_distinct_centres, same_viewpoint_notes, scale_by_baseline, scale_by_motion
-from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SfmModel, SparsePoints, View
+from dune_cli.sfm.scene import (
+    LARGE_COORDINATES_NOTE,
+    Calibration,
+    MaskedKeypoints,
+    Observations,
+    Scene,
+    SfmModel,
+    SparsePoints,
+    View,
+)
 from dune_cli.sfm.verification import (
     MIN_INLIERS,
     VerifiedPairs,
@@ -89,13 +98,13 @@ def reconstruct(
         return scene
     from dune_cli.mvs.densify import densify
 
-    return densify(scene, paths, config.dense, config.mesh, run, config.min_confidence)
+    return densify(scene, paths, config.dense, config.mesh, run, config.min_confidence, config.masks)
 
 
 @dataclass(frozen=True)
 class MatchedPhotos:
     """Photos with their `own` and shared `cameras`; `duplicates`, each with the earlier photo whose
-    file it equals; their correspondences and verified pairs. Photos go by their index."""
+    file it equals; their correspondences, verified pairs, and what was masked. Photos go by their index."""
 
     photos: Sequence[PhotoInfo]
     own: Sequence[PhotoCamera]
@@ -103,6 +112,7 @@ class MatchedPhotos:
     duplicates: Mapping[int, int]
     correspondences: Correspondences
     verified: VerifiedPairs
+    masked: MaskedKeypoints | None = None
 
     @cached_property
     def names(self) -> list[str]:
@@ -149,7 +159,8 @@ def _reconstruct_many(
     notes = filter(None, [_rotation_note(images)])
     lenses = lens_notes(models[0], matched.correspondences, matched.cameras) if models else ()
     viewpoints = same_viewpoint_notes([view.image for view in scene.views], matched.correspondences)
-    return replace(scene, notes=(*scene.notes, *notes, *viewpoints, *lenses, *calibration_notes(scene.views)))
+    scene = replace(scene, notes=(*scene.notes, *notes, *viewpoints, *lenses, *calibration_notes(scene.views)))
+    return scene.with_masks(matched.masked)
 
 
 def _match_photos(
@@ -172,7 +183,7 @@ def _match_photos(
         selection = _select_pairs(images, duplicates, matcher, config, cache)
     console.note(f"{len(images)} photos, {len(selection.pairs)} pairs ({selection.strategy})")
     with run.stage("match"):
-        correspondences = match_pairs(images, selection.pairs, matcher, cache)
+        correspondences, masked = _match_unmasked(images, selection, matcher, config, cache)
     thumbnail_of = memoized(lambda index: Thumbnail.of(read_photo(photos[index].path).rgb))
     with run.stage("verify"):
         verified = verify_pairs(correspondences, cameras, config.seed, thumbnail_of)
@@ -182,9 +193,23 @@ def _match_photos(
         )
         if note := _rotation_note(images):
             console.note(note)
-            correspondences = match_pairs(images, selection.pairs, matcher, cache)
+            correspondences, masked = _match_unmasked(images, selection, matcher, config, cache)
             verified = verify_pairs(correspondences, cameras, config.seed, thumbnail_of)
-    return MatchedPhotos(photos, own, cameras, duplicates, correspondences, verified), images
+    return MatchedPhotos(photos, own, cameras, duplicates, correspondences, verified, masked), images
+
+
+def _match_unmasked(
+    images: Sequence[ImageFeatures],
+    selection: PairSelection,
+    matcher: CacheableMatcher,
+    config: MatchesConfig,
+    cache: WorkFolder,
+) -> tuple[Correspondences, MaskedKeypoints | None]:
+    """The matches of the selected pairs, without masked ones, and what was masked."""
+    correspondences = match_pairs(images, selection.pairs, matcher, cache)
+    if config.masks is None:
+        return correspondences, None
+    return config.masks.without_masked(correspondences, [image.info.path for image in images])
 
 
 def uses_descriptors(count: int, config: MatchesConfig) -> bool:
@@ -458,7 +483,10 @@ def _best_pair_scene(
         decoded = [read_photo(photos[index].path) for index in pair]
         cameras = [matched.own[index] for index in pair]
         matches = matcher.match_features(*(store.load(images[index]) for index in pair))
-        settings = MatchesConfig(baseline=config.baseline if pair == (0, 1) else None, seed=config.seed)
+        if config.masks is not None:
+            matches, _ = config.masks.matches_without_masked(matches, [photo.path for photo in decoded])
+        baseline = config.baseline if pair == (0, 1) else None
+        settings = MatchesConfig(baseline=baseline, seed=config.seed, masks=config.masks)
         try:
             scene = reconstruct_matched(decoded, cameras, matches, matcher.source, settings, run)
         except JobFailed as error:

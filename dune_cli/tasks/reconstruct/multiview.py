@@ -80,6 +80,9 @@ def reconstruct(
         out = _predict(model, views, cameras, known, config)
     with run.stage("dense"):
         maps = _maps(out, views, config.min_confidence, known is not None)
+        if config.masks is not None:
+            points = [config.masks.on_map(one, infos[index].path) for one, index in zip(maps.points, indices)]
+            maps = replace(maps, points=points)
     names = relative_names([info.path for info in infos])
     placed = dict(zip(indices, range(len(indices))))
     Ks = K_to_centres(out.K.double().cpu().numpy())
@@ -114,6 +117,7 @@ def reconstruct(
         world="that of --poses" if has_poses else None,
         world_offset=offset,
     )
+    scene = scene.with_masks(config.masks and config.masks.of_point_maps)
     if not has_poses:
         scene = _scaled(scene, config.baseline, metric)
     elif config.baseline is not None:

@@ -7,7 +7,7 @@ poses: point maps of chosen pairs, aligned globally, and each view's maps fused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,6 +121,9 @@ def _reconstruct_many(
     console.note(f"{len(encoded)} photos, {len(pairs)} pairs ({selection.strategy}), each decoded in both orders")
     with run.stage("decode"):
         data = decoder.decode(photos, pairs, config.min_confidence)
+    if config.masks is not None:
+        used = [config.masks.used_at(photo.info.path, anchors) for photo, anchors in zip(photos, data.anchors)]
+        data = replace(data, confidence=np.where(np.stack(used)[data.pairs], data.confidence, 0.0))
     paired = sorted({view for pair in pairs for view in pair})
     if len(paired) < len(photos):  # a user's list of pairs need not name all
         indices, photos = [indices[v] for v in paired], [photos[v] for v in paired]
@@ -146,6 +149,8 @@ def _reconstruct_many(
             alignment = refine_cameras(alignment, data)
     with run.stage("dense"):
         maps = [fuse_pointmaps(decoder, photos, data, alignment, v, config.min_confidence) for v in range(len(photos))]
+        if config.masks is not None:
+            maps = [one and config.masks.on_map(one, photo.info.path) for one, photo in zip(maps, photos)]
     views = _views(encoded, indices, intrinsics, alignment, maps)
     components = tuple(tuple(indices[v] for v in component) for component in alignment.groups)
     scene = Scene(
@@ -164,6 +169,7 @@ def _reconstruct_many(
         notes=() if offset is None else (LARGE_COORDINATES_NOTE,),
     )
     _check_points(scene)
+    scene = scene.with_masks(config.masks and config.masks.of_point_maps)
     if config.baseline is None:
         return scene
     if has_poses:
@@ -303,6 +309,10 @@ class ViewMap:
     confidence: np.ndarray
     pixels: np.ndarray
 
+    def only(self, used: np.ndarray) -> ViewMap:
+        """Without points where `used` (h, w) is False."""
+        return replace(self, points=np.where(used[..., None], self.points, np.nan))
+
     def confident(self, minimum: float) -> np.ndarray:
         return (self.confidence >= minimum) & np.isfinite(self.points).all(-1)
 
@@ -317,6 +327,11 @@ def reconstruct_pair(
     default = [source == "default" for _, source in intrinsics]
     with run.stage("network"):
         maps, own_map2 = predict(model, inputs, swapped=default[1])
+    if config.masks is not None:
+        first, second = (photo.path for photo in photos)
+        maps = [maps[0].only(config.masks.used_at(first, maps[0].pixels)), maps[1]]
+        used = config.masks.used_at(second, maps[1].pixels)
+        maps[1], own_map2 = maps[1].only(used), own_map2.only(used)
     with run.stage("pose"):
         cameras = []
         for photo, (K, source), own_map, unknown in zip(photos, intrinsics, (maps[0], own_map2), default):
@@ -353,6 +368,7 @@ def reconstruct_pair(
         notes=(f"{edge_points} points on depth edges left out",) if edge_points else (),
     )
     _check_points(scene)
+    scene = scene.with_masks(config.masks and config.masks.of_point_maps)
     return scene if config.baseline is None else scale_by_baseline(scene, config.baseline, None)
 
 

@@ -62,7 +62,10 @@ def reconstruct_pair(
         raise JobFailed(f"{first.path.name} and {second.path.name} are the same photo twice; {MOVE}")
     with run.stage("match"):
         matches = find_matches(matcher, *(extract_image(matcher, photo.rgb) for photo in photos), config.seed)
-    return reconstruct_matched(photos, cameras, matches, matcher.source, config, run)
+    masked = None
+    if config.masks is not None:
+        matches, masked = config.masks.matches_without_masked(matches, [first.path, second.path])
+    return reconstruct_matched(photos, cameras, matches, matcher.source, config, run).with_masks(masked)
 
 
 def reconstruct_matched(
@@ -84,6 +87,8 @@ def reconstruct_matched(
     with run.stage("dense"):
         straight = undistort_image(first.rgb, lens1), undistort_image(second.rgb, lens2)
         dense, reason = _dense_map(*straight, K1, K2, sparse, config)
+        if dense is not None and config.masks is not None:
+            dense = config.masks.on_map(dense, first.path, lens1)
     notes = [] if dense is not None else [f"no dense points, only the {len(sparse.points_cam1)} matched ones: {reason}"]
     if sparse.pair.inliers < FEW_INLIERS:
         notes.append(f"only {sparse.pair.inliers} matches agree with the pose: check the result before you use it")

@@ -10,7 +10,7 @@ EXIF's orientation, which the tools that load its folder then apply or not, and 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,16 @@ from dune_cli.io.photos import read_photo
 from dune_cli.io.png import save_png
 from dune_cli.io.undistortion import WIDEST_DEG, StraightPhoto
 from dune_cli.sfm.cameras import from_colmap, to_colmap
+from dune_cli.sfm.masks import PhotoMasks
 from dune_cli.sfm.scene import Scene
 from dune_cli.tasks.reconstruct.export import model_points
 
 IMAGES, MASKS, MODEL = "images", "masks", "sparse/0"
 SMALLEST_SIDE_PX = 16
 
-UsedPixels = Callable[[Path], np.ndarray]  # of a photo: (H, W) bool of the upright photo
-
 
 def write_undistorted(
-    scene: Scene, photos: Sequence[Path], folder: Path, used_pixels: UsedPixels | None = None
+    scene: Scene, photos: Sequence[Path], folder: Path, masks: PhotoMasks | None = None
 ) -> dict[str, Any]:
     """Writes the registered views; `photos`: the file of each view. Returns the JSON's `undistorted`, without the
     folder.
@@ -68,15 +67,22 @@ def write_undistorted(
             else:
                 rgb = read_photo(file).rgb
                 write_photo(target, rgb if one.camera.is_pinhole else one.image(rgb))
-            if used_pixels is not None:
+            if masks is not None:
                 mask = temporary / MASKS / f"{name}.png"
                 mask.parent.mkdir(parents=True, exist_ok=True)
-                used = used_pixels(file)
-                save_png(mask, np.where(used if one.camera.is_pinhole else one.mask(used), 255, 0).astype(np.uint8))
-    document: dict[str, Any] = {"images": len(files), "copied": copied, "masks": used_pixels is not None}
+                save_png(mask, _mask(masks.used(file), one))
+    document: dict[str, Any] = {"images": len(files), "copied": copied, "masks": masks is not None}
     if scene.world_offset is not None:
         document["world_offset"] = scene.world_offset
     return document
+
+
+def _mask(used: np.ndarray | None, straight: StraightPhoto) -> np.ndarray:
+    """(H, W) uint8, 0 or 255, of the undistorted photo; `used` (H, W) bool of the photo, None where all of it is."""
+    if used is None:
+        return np.full((straight.height, straight.width), 255, np.uint8)
+    used = used if straight.camera.is_pinhole else straight.mask(used)
+    return np.where(used, 255, 0).astype(np.uint8)
 
 
 def straight_photo(camera: Camera) -> StraightPhoto:

@@ -21,6 +21,7 @@ from dune_cli.sfm.scene import Scene
 from dune_cli.tasks.reconstruct.config import MultiviewConfig
 from dune_cli.tasks.reconstruct.multiview import reconstruct
 from support import synthetic_scenes
+from support.half_masks import check_left_half_is_empty, left_half
 from support.posed_sets import POSES, SIZE, VIEWS, K, write_set
 
 SIZE_PX = 168  # 168 x 126: the photos' shape
@@ -104,6 +105,11 @@ def test_a_scene_has_the_first_camera_as_its_world(photos: list[Path]) -> None:
     assert all(pair.inliers > 0.8 * pair.matches > 0 for pair in scene.pairs)
     assert 0 < scene.reprojection_error_px < 3 and scene.parallax_deg > 1
     assert "points of a confidence of 2 or more are kept" in scene.notes[0]
+
+
+def test_masked_pixels_have_no_points(photos: list[Path]) -> None:
+    scene = scene_of(photos, ExactMultiView(list(range(VIEWS))), masks=left_half(dict.fromkeys(photos, SIZE)))
+    check_left_half_is_empty(scene)
 
 
 def test_two_photos_and_a_baseline(photos: list[Path]) -> None:

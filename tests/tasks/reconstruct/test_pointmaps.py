@@ -16,6 +16,7 @@ from dune_cli.tasks.reconstruct import pointmaps
 from dune_cli.tasks.reconstruct.config import PointmapsConfig
 from support import synthetic_scenes
 from support.exact_models import ExactTwoView
+from support.half_masks import check_left_half_is_empty, left_half
 
 SIZES = [(400, 300), (240, 330)]
 K = [cameras.K_from_focal(350.0, *SIZES[0]), cameras.K_from_focal(310.0, *SIZES[1])]
@@ -94,6 +95,13 @@ def test_points_on_depth_edges_are_left_out_and_counted(photos: list[Photo]) -> 
     jump = np.abs(np.diff(np.where(dense.valid, depth, np.nan), axis=1)) / depth[:, 1:]
     assert np.nanmax(jump) < 0.15
     assert any("depth edges" in note for note in scene.notes)
+
+
+def test_masked_pixels_have_no_points(photos: list[Photo]) -> None:
+    masks = left_half({photo.path: (photo.width, photo.height) for photo in photos})
+    scene = reconstruct(photos, model(), masks=masks)
+    check_left_half_is_empty(scene)
+    np.testing.assert_allclose(scene.views[1].world_from_cam, POSES[1], atol=5e-3)
 
 
 def test_a_baseline_rescales(photos: list[Photo]) -> None:

@@ -20,6 +20,7 @@ from dune_cli.tasks.reconstruct.config import PointmapsConfig
 from dune_cli.tasks.reconstruct.pointmaps import reconstruct
 from support import synthetic_scenes
 from support.exact_models import ExactManyViews, marked
+from support.half_masks import check_left_half_is_empty, left_half
 from support.published_files import Fixture, mast3r_tree
 
 VIEWS = 6
@@ -125,6 +126,14 @@ def test_known_intrinsics_and_poses_are_kept(photos: list[Path], tmp_path: Path)
     assert scene.scale == "arbitrary"
     with pytest.raises(UserError, match="--poses and --baseline"):
         run(photos, network, tmp_path, lambda infos: given, known, baseline=1.0)
+
+
+def test_masked_pixels_have_no_points(photos: list[Path], tmp_path: Path) -> None:
+    masks = left_half(dict(zip(photos[:3], SIZES)))
+    scene = run(photos[:3], model(), tmp_path, masks=masks, fuse=True)
+    check_left_half_is_empty(scene)
+    assert np.linalg.norm(scene.views[2].world_from_cam[:3, 3] - POSES[2][:3, 3]) < 0.02
+    assert all(pair.matches <= 2 * 144 for pair in scene.pairs)  # half of the anchors, in both orders and views
 
 
 def test_a_baseline_rescales(photos: list[Path], tmp_path: Path) -> None:
