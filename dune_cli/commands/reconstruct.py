@@ -207,6 +207,7 @@ def command(
     if len(paths) == 1 and not videos:
         raise UserError(f"two photos are needed, got 1 ({paths[0].name}); name two or more of one place, or a video")
     targets = output.targets(dense.mesh is not None)
+    targets.check_kept([*paths, *([] if mapping.masks is None else [Path(mapping.masks)])])
     stems = iter(unique_stems(videos))
     targets.check_photos([path.with_name(f"{next(stems)}_0.jpg") if is_video(path) else path for path in paths])
 
@@ -481,6 +482,17 @@ class Targets:
                 f"{self.json} names {strange[0]!r} with escapes, for its name is not UTF-8; rename the file if the "
                 "scene is to be a --map"
             )
+
+    def check_kept(self, inputs: Sequence[Path]) -> None:
+        """UserError for photos and masks in a folder that --undistort would replace."""
+        if self.undistort is None:
+            return
+        replaced = [(self.undistort / name).resolve() for name in ("images", "masks", "sparse")]
+        for path in inputs:
+            if any(path.expanduser().resolve().is_relative_to(folder) for folder in replaced):
+                raise UserError(
+                    f"--undistort {self.undistort} would replace {path}, which is read; name another folder"
+                )
 
     def write(self, result: Result, run: Run) -> tuple[dict[str, Any], list[Path]]:
         """Writes everything. Returns the content of the JSON file, and the files and folders that were written."""

@@ -92,6 +92,14 @@ def test_unknown_classes_and_masks_are_refused_in_one_sentence(folder: Path, tmp
     assert done.exit_code == 2 and "has no mask of any of the 4 photos" in done.stderr
 
 
+def test_undistort_does_not_replace_what_is_read(folder: Path, tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).symlink_to(folder / ("photos" if name == "images" else name))
+    for words in ((tmp_path / "images",), (folder / "photos", "--masks", tmp_path / "masks")):
+        done = run(*words, "-o", tmp_path / "s.ply", "--undistort", tmp_path, "--overwrite")
+        assert done.exit_code == 2 and "which is read; name another folder" in done.stderr
+
+
 def test_two_photos(folder: Path, tmp_path: Path) -> None:
     photos = [folder / "photos" / f"p{place}.png" for place in (0, 2)]
     done = run(*photos, "-o", tmp_path / "s.npz", "--masks", folder / "masks")
