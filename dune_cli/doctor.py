@@ -65,7 +65,6 @@ PACKAGES = (
     Package("open3d", "open3d", "meshing of point clouds"),
     Package("libusb_package", "libusb-package", "a library that open3d needs"),
     Package("smplx", "smplx", "SMPL-X bodies (non-commercial)"),
-    Package("kornia", "kornia", "the matcher aliked-lightglue; the teacher aliked"),
     Package("pi_heif", "pi-heif", "HEIC photos", extra="heic"),
     Package("faiss", "faiss-cpu", "dune search --engine faiss", extra="search"),
     Package("viser", "viser", "dune view", extra="view"),

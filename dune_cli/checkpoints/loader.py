@@ -19,6 +19,7 @@ from dune_cli import runtime
 from dune_cli.checkpoints import adapters, registry, timm_models, weight_files, weights_folder
 from dune_cli.checkpoints.weight_files import WeightFile, naming_file
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
+from dune_cli.models.aliked import AlikedLightGlueNetwork
 from dune_cli.models.depth_anything3 import MonocularDepth, MultiViewDepth
 from dune_cli.models.dinov2_heads import Classifier, HeadDepth, Segmenter
 from dune_cli.models.distilled_encoder import DistilledEncoder
@@ -47,6 +48,7 @@ _LOADERS = {
     "segmenter": "load_segmenter (dune segment --model)",
     "human": "load_human (dune human --model)",
     "matcher": "load_match_head (--matcher dune --model)",
+    "keypoints": "load_aliked_lightglue (--matcher aliked-lightglue)",
     "head": "load_head (dune depth, segment or classify --model)",
 }
 
@@ -224,6 +226,16 @@ def load_human_network(name_or_path: str | Path, device: str = "auto", dtype: st
 def load_match_head(name_or_path: str | Path, device: str = "auto") -> MatchHead:
     """The trained head of the matcher `dune`, in float32. Raises WeightsMissing, CheckpointError, UserError."""
     return load(name_or_path, "matcher", device)
+
+
+def load_aliked_lightglue(
+    name_or_path: str | Path, device: str = "auto", dtype: str = "auto"
+) -> AlikedLightGlueNetwork:
+    """ALIKED, always in float32, and LightGlue, whose matrix products are in `dtype`.
+
+    Raises WeightsMissing, CheckpointError, UserError.
+    """
+    return load(name_or_path, "keypoints", device, dtype)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Open weights of other projects (XFeat, LighterGlue, EfficientNet-Lite2, ...), and what starts from them.
+"""Open weights of other projects (XFeat, LighterGlue, ALIKED, EfficientNet-Lite2, ...), and what starts from them.
 
 Their files are state dicts of the publishers' own networks; no adapter reads them. XFeat and LighterGlue (Potje et al.
-2024; Apache-2.0) also come with dune, as a float16 copy without the parts that matching does not use.
+2024; Apache-2.0) and ALIKED (Zhao et al. 2023; BSD-3-Clause) also come with dune, as float16 copies.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from dune_cli.models.match_head import MatchHead, MatchHeadConfig
 from dune_cli.provenance import Source
 
 XFEAT, LIGHTER_GLUE = "xfeat", "xfeat-lighterglue"
-COPY = "xfeat-lighterglue-bundled"
+ALIKED = "aliked-n16"
+COPY, ALIKED_COPY = "xfeat-lighterglue-bundled", "aliked-lightglue-bundled"
 # EfficientNet-Lite2: published part of a name -> timm's
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _EXPANDED = {
@@ -69,22 +70,25 @@ def open_xfeat() -> ThirdPartyWeights:
     The source goes by `xfeat` and has the hash of the file that was read. CheckpointError for a file that cannot be
     read, WeightsMissing where not even the copy is there.
     """
-    return open_third_party(XFEAT, XFEAT) if _is_here(XFEAT) else _open_copy(XFEAT, ("xfeat.", "detector."))
+    return open_third_party(XFEAT, XFEAT) if _is_here(XFEAT) else _open_copy(COPY, XFEAT, ("xfeat.", "detector."))
 
 
 def open_lighter_glue() -> ThirdPartyWeights:
     """LighterGlue in the names of `models.lightglue`, as `open_xfeat`."""
     if not _is_here(LIGHTER_GLUE):
-        return _open_copy(LIGHTER_GLUE, ("glue.",))
+        return _open_copy(COPY, LIGHTER_GLUE, ("glue.",))
     file = open_third_party(LIGHTER_GLUE, LIGHTER_GLUE)
     return replace(file, state_dict=rename_lightglue(file.state_dict))
 
 
+def open_aliked() -> ThirdPartyWeights:
+    """ALIKED-n16, as `open_xfeat`."""
+    return open_third_party(ALIKED, ALIKED) if _is_here(ALIKED) else _open_copy(ALIKED_COPY, ALIKED, ("aliked.",))
+
+
 def is_copy(file: ThirdPartyWeights) -> bool:
-    """Whether the float16 copy was opened."""
-    entry = registry.find(COPY)
-    assert entry is not None
-    return file.path.name == entry.file
+    """Whether a float16 copy was opened."""
+    return file.path.name in {entry.file for name in (COPY, ALIKED_COPY) if (entry := registry.find(name))}
 
 
 def rename_lightglue(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -149,9 +153,9 @@ def _is_here(name: str) -> bool:
     return True
 
 
-def _open_copy(name: str, prefixes: tuple[str, ...]) -> ThirdPartyWeights:
-    """The parts under `prefixes` of the copy, in float32, as a file called `name`."""
-    file = open_third_party(COPY, name)
+def _open_copy(copy: str, name: str, prefixes: tuple[str, ...]) -> ThirdPartyWeights:
+    """The parts under `prefixes` of a copy, in float32, as a file called `name`."""
+    file = open_third_party(copy, name)
     state_dict = {
         key.removeprefix(prefix): value.float() if value.is_floating_point() else value
         for prefix in prefixes

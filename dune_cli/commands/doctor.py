@@ -82,7 +82,7 @@ def _device_lines(devices: dict[str, Any]) -> Iterator[str]:
     cpu = devices["cpu"]
     threads = f", torch uses {devices['torch_threads']}" if "torch_threads" in devices else ""
     yield f"  cpu      {cpu['name']}, {cpu['cores']} cores{threads}"
-    fast = "fast" if cpu["fast_bfloat16"] else "slow (no AVX512-BF16, no AMX)"
+    fast = "fast" if cpu["fast_bfloat16"] else "slow (no AMX)"
     yield f"           bfloat16 {fast}; {' '.join(cpu['flags'])}"
     if not devices["ok"]:
         yield f"  unknown  {devices['error']}"

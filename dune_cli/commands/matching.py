@@ -24,7 +24,8 @@ NEIGHBOURS = 10
 class MatchingOptions(ModelOptions):
     matcher: str = option(
         "--matcher NAME",
-        "Feature matcher. auto: the best one on this machine; 'dune doctor' lists all.",
+        "Feature matcher. auto: the best one on this machine, for more than two photos the best of the quick ones; "
+        "'dune doctor' lists all.",
         default="auto",
     )
 
@@ -44,15 +45,16 @@ class MatchingOptions(ModelOptions):
         if self.model is None:
             check_matchers([self.matcher])
 
-    def load_matcher(self, compute: ComputeOptions) -> Matcher:
-        """The matcher; with "auto" mast3r where a model is given, else the best one present, which a note names."""
+    def load_matcher(self, compute: ComputeOptions, photos: int = 2) -> Matcher:
+        """The matcher; with "auto" mast3r where a model is given, else the best one present, which a note names; for
+        more than two `photos` the best of the quick ones."""
         from dune_cli.matchers import registry
 
         name = self.matcher
         if name == "auto" and self.model is not None:
             name = "mast3r"
         elif name == "auto":
-            name, text = registry.choose_auto()
+            name, text = registry.choose_auto(quick=photos > 2)
             console.note(text)
         return registry.load_matcher(name, compute.device, compute.dtype, self.model, self.encoder)
 
@@ -148,13 +150,14 @@ class MatchersOptions(ModelOptions):
         """DuneError for a model or a matcher that cannot run on this machine."""
         check_matchers(self.matchers, self.model, self.encoder)
 
-    def load(self, compute: ComputeOptions) -> dict[str, Matcher]:
-        """The matchers by name, in the order asked for, all loaded before the first pair is matched."""
+    def load(self, compute: ComputeOptions, quick: bool = False) -> dict[str, Matcher]:
+        """The matchers by name, in the order asked for, all loaded before the first pair is matched. `quick`: auto is
+        the one for more than two photos."""
         from dune_cli.matchers import registry
 
         names = list(self.matchers) or (["mast3r"] if self.model else ["auto"])
         if "auto" in names:
-            best, note = registry.choose_auto()
+            best, note = registry.choose_auto(quick)
             console.note(note)
             names = list(dict.fromkeys(best if name == "auto" else name for name in names))
         takers = _model_takers(names, self.model, self.encoder)

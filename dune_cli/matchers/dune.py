@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NAME = "dune"
 # 0.47 on the `wide` pairs: no better than xfeat-lighterglue (0.46), which is faster, so that "auto" leaves it out
 MEASURED_AUC10 = None
+MEASURED_SECONDS = None
 TAKES_MODEL = True
 ENCODER, HEAD = "dune-mini", "dune-matcher"
 

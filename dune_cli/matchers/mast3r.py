@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NAME = "mast3r"
 MEASURED_AUC10 = None  # depends on the model, so "auto" leaves it out
+MEASURED_SECONDS = None
 TAKES_MODEL = True
 
 

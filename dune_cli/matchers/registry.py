@@ -1,7 +1,8 @@
 """Matchers by name. Each is a file of this folder that defines `build`: `xfeat_lighterglue.py` is "xfeat-lighterglue".
 
-It has NAME, MEASURED_AUC10 (on the `wide` pairs of `dune eval pairs`; None where it depends on the model), TAKES_MODEL,
-availability() -> Availability, and build(device, dtype, model, encoder) -> Matcher.
+It has NAME, MEASURED_AUC10 and MEASURED_SECONDS (a pair on two cores; both on the `wide` pairs of `dune eval pairs`,
+None where they depend on the model), TAKES_MODEL, availability() -> Availability, and build(device, dtype, model,
+encoder) -> Matcher.
 Example: docs/adding/matcher.md.
 """
 
@@ -15,6 +16,7 @@ from dune_cli.errors import UserError
 from dune_cli.matchers.matcher import Availability, Matcher
 
 _PACKAGE = "dune_cli.matchers"
+QUICK_SECONDS = 0.5  # a pair: what "auto" allows where there are many pairs
 
 
 def names() -> list[str]:
@@ -32,13 +34,18 @@ def takes_model(name: str) -> bool:
     return _plugin(name).TAKES_MODEL
 
 
-def choose_auto() -> tuple[str, str]:
+def choose_auto(quick: bool = False) -> tuple[str, str]:
     """The name of the best matcher that can run here, by measured AUC@10, and a note on it and on what better ones
-    need."""
+    need. `quick`: of those that take at most QUICK_SECONDS a pair, which is for more than two photos."""
     modules = [_plugin(name) for name in names()]
     ranked = sorted((p for p in modules if p.MEASURED_AUC10 is not None), key=lambda p: -p.MEASURED_AUC10)
     better = []
     for plugin in ranked:
+        if quick and plugin.MEASURED_SECONDS > QUICK_SECONDS:
+            better.append(
+                f"--matcher {plugin.NAME} reaches {plugin.MEASURED_AUC10:.2f} at {plugin.MEASURED_SECONDS:.1f} s a pair"
+            )
+            continue
         state = plugin.availability()
         if state.ready:
             note = f"matcher {plugin.NAME} (AUC@10 {plugin.MEASURED_AUC10:.2f} on wide baselines)"
@@ -54,7 +61,7 @@ def load_matcher(
     model: str | None = None,
     encoder: str | None = None,
 ) -> Matcher:
-    """The matcher `name`; for "auto" the best one that can run here.
+    """The matcher `name`; for "auto" the best one that can run here, for two photos.
 
     `model`, `encoder`: weight files or registry names, for mast3r (a two-view model) and dune (its head). Raises
     UserError for an unknown name, and for a model where the matcher takes none; PackageMissing and WeightsMissing for

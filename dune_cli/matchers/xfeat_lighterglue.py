@@ -10,6 +10,7 @@ from dune_cli.matchers.matcher import Availability, Matcher
 NAME = "xfeat-lighterglue"
 WEIGHTS = "xfeat-lighterglue-bundled"
 MEASURED_AUC10 = 0.46
+MEASURED_SECONDS = 0.41
 TAKES_MODEL = False
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dune_cli.models.precision import TrunkLinear
+
 
 @dataclass(frozen=True)
 class LightGlueConfig:
@@ -61,10 +63,17 @@ def rotate(x: torch.Tensor, encoding: torch.Tensor) -> torch.Tensor:
     return (x * encoding[0] + turned * encoding[1]).to(x.dtype)
 
 
+class FloatLayerNorm(nn.LayerNorm):
+    """Takes what a `TrunkLinear` answers in any number type; always float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float())
+
+
 def feed_forward(width: int) -> nn.Sequential:
     """The two-layer network after both kinds of attention."""
     return nn.Sequential(
-        nn.Linear(2 * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        TrunkLinear(2 * width, 2 * width), FloatLayerNorm(2 * width), nn.GELU(), TrunkLinear(2 * width, width)
     )
 
 
@@ -74,8 +83,8 @@ class SelfBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.Wqkv = nn.Linear(width, 3 * width)
-        self.out_proj = nn.Linear(width, width)
+        self.Wqkv = TrunkLinear(width, 3 * width)
+        self.out_proj = TrunkLinear(width, width)
         self.ffn = feed_forward(width)
 
     def forward(self, x: torch.Tensor, encoding: torch.Tensor) -> torch.Tensor:
@@ -90,9 +99,9 @@ class CrossBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_qk = nn.Linear(width, width)
-        self.to_v = nn.Linear(width, width)
-        self.to_out = nn.Linear(width, width)
+        self.to_qk = TrunkLinear(width, width)
+        self.to_v = TrunkLinear(width, width)
+        self.to_out = TrunkLinear(width, width)
         self.ffn = feed_forward(width)
 
     def forward(self, x0: torch.Tensor, x1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

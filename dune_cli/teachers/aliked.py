@@ -8,39 +8,35 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dune_cli import optional
-from dune_cli.checkpoints.third_party import open_third_party
+from dune_cli.checkpoints.third_party import is_copy, open_aliked, open_third_party
+from dune_cli.models.aliked import WIDTH, Aliked
 from dune_cli.provenance import Source
 from dune_cli.teachers.teacher import PATCH, Teacher, as_tokens
-
-DEFAULT_WEIGHTS = "aliked-n16"
-CHANNELS = 128
-OWN_BUFFERS = ("dkd.hw_grid",)
 
 
 class AlikedTeacher(Teacher):
     """The L2-normalised map at stride 1, averaged over the cells of the student's grid; no CLS. Input RGB in [0, 1].
 
-    Always float32: its deformable convolutions know no other type on a CPU.
+    Always float32.
     """
 
     name = "aliked"
-    widths = {PATCH: CHANNELS}  # noqa: RUF012 (a constant of the class)
+    widths = {PATCH: WIDTH}  # noqa: RUF012 (a constant of the class)
 
-    def __init__(self, net: torch.nn.Module, source: Source) -> None:
+    def __init__(self, net: Aliked, source: Source, note: str = "") -> None:
         super().__init__()
-        self.net, self.source = net, source
+        self.net, self.source, self.note = net, source, note
 
     def tokens(self, images: torch.Tensor, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
         with torch.autocast(images.device.type, enabled=False):
-            features = self.net.extract_dense_map(images.float())[0]
+            features = self.net.dense_map(images.float())
         return {PATCH: as_tokens(F.adaptive_avg_pool2d(features, grid))}
 
 
 def load(weights: str, device: torch.device, dtype: torch.dtype) -> Teacher:
-    """ALIKED-n16 from the registry name `aliked-n16`, or from the file `weights`."""
-    feature = optional.require("kornia.feature", "the teacher aliked")
-    file = open_third_party(weights, "aliked-n16")
-    net = feature.ALIKED(model_name="aliked-n16")
-    file.load_into(net, "ALIKED-n16", given=OWN_BUFFERS)
-    return AlikedTeacher(net.to(device).eval(), file.source)
+    """ALIKED-n16 from the file `weights`, else the published one where it is here, else the copy of it."""
+    file = open_third_party(weights, "aliked-n16") if weights else open_aliked()
+    net = Aliked()
+    file.load_into(net, "ALIKED-n16")
+    note = "weights: the float16 copy that comes with dune" if is_copy(file) else ""
+    return AlikedTeacher(net.eval().fold().to(device), file.source, note)

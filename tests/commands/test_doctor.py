@@ -17,7 +17,7 @@ from dune_cli.checkpoints import weights_folder
 from dune_cli.cli import main
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
-HEAVY = ("torch", "timm", "open3d", "smplx", "kornia", "pycolmap", "trimesh", "cv2", "safetensors", "libusb_package")
+HEAVY = ("torch", "timm", "open3d", "smplx", "pycolmap", "trimesh", "cv2", "safetensors", "libusb_package")
 
 
 @pytest.fixture

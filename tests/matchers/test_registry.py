@@ -23,10 +23,8 @@ def test_sift_is_always_ready() -> None:
 
 
 def test_auto_takes_the_best_that_is_present(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aliked_lightglue, "availability", lambda: Availability(True))
     assert registry.choose_auto()[0] == "aliked-lightglue"
     monkeypatch.setattr(aliked_lightglue, "availability", lambda: Availability(False, "why", "pull aliked"))
-    monkeypatch.setattr(xfeat_lighterglue, "availability", lambda: Availability(True))
     name, note = registry.choose_auto()
     assert name == "xfeat-lighterglue"
     assert "aliked-lightglue" in note
@@ -36,6 +34,12 @@ def test_auto_takes_the_best_that_is_present(monkeypatch: pytest.MonkeyPatch) ->
     assert name == "sift"
     assert "pull xfeat" in note
     assert registry.load_matcher("auto").name == "sift"
+
+
+def test_auto_takes_a_quick_one_for_many_photos() -> None:
+    name, note = registry.choose_auto(quick=True)
+    assert name == "xfeat-lighterglue"
+    assert "--matcher aliked-lightglue reaches" in note
 
 
 def test_unknown_names_are_refused_with_the_list() -> None:

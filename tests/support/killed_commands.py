@@ -118,11 +118,11 @@ def _small_sift() -> None:
 
 
 def _sift_teaches() -> None:
-    """The teacher of `train matcher` is SIFT: its own needs weights that tests do not have."""
+    """The teacher of `train matcher` is SIFT: its own is slow."""
     from dune_cli.matchers import aliked_lightglue
     from dune_cli.matchers.sift import Sift
 
-    aliked_lightglue.AlikedLightGlue = lambda *_: Sift(320, 500)
+    aliked_lightglue.AlikedLightGlue = lambda *_, **__: Sift(320, 500)
 
 
 def _save_often() -> None:

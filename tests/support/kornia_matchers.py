@@ -1,4 +1,4 @@
-"""XFeat and LightGlue as kornia has them, on the same weights: what our own implementations are compared with.
+"""XFeat, ALIKED and LightGlue as kornia has them, on the same weights: what our own implementations are compared with.
 
 Tests that use them are skipped where kornia is not here.
 """
@@ -19,7 +19,6 @@ from dune_cli.checkpoints.third_party import (
     open_xfeat,
     rename_lightglue,
 )
-from dune_cli.matchers.aliked_lightglue import AlikedLightGlue
 from dune_cli.matchers.matcher import FeatureMatcher, Features
 from dune_cli.models.match_head import centre_of_mass, descriptors_at, detect, heatmap_of
 
@@ -86,12 +85,25 @@ class KorniaXFeatLighterGlue(FeatureMatcher):
         return compare(self.glue, features1, features2)
 
 
-class KorniaAlikedLightGlue(AlikedLightGlue):
+class KorniaAlikedLightGlue(FeatureMatcher):
+    """On the published float32 weights."""
+
     name = "kornia's aliked-lightglue"
 
-    def __init__(self, working_size_px: int = 896) -> None:
-        super().__init__("cpu", working_size_px)
+    def __init__(self, working_size_px: int, max_keypoints: int = 2048, detection_threshold: float = 0.01) -> None:
+        self.working_size_px = working_size_px
+        self.aliked = pytest.importorskip("kornia.feature").ALIKED(
+            model_name="aliked-n16", max_num_keypoints=max_keypoints, detection_threshold=detection_threshold
+        )
+        file = open_third_party("aliked-n16", "aliked-n16")
+        self.source = file.source
+        file.load_into(self.aliked.eval(), "kornia's ALIKED", given=("dkd.hw_grid",))
         self.glue = light_glue("aliked", open_third_party("aliked-lightglue", "aliked-lightglue"))
+
+    def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+        with torch.inference_mode():
+            found = self.aliked(torch.tensor(rgb).permute(2, 0, 1)[None].float() / 255)[0]
+        return found.keypoints.numpy().astype(np.float64), found.descriptors
 
     def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return compare(self.glue, features1, features2)

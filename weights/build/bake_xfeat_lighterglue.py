@@ -13,8 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-from baked import report
+from baked import half_but_statistics, report
 
 from dune_cli.checkpoints import adapters, weight_files
 from dune_cli.checkpoints.adapters import dune_matcher
@@ -38,18 +37,13 @@ def bake(path: Path) -> None:
     head.xfeat = XFeatStem()
     fill_stem({"xfeat": head.xfeat})
     tensors, header = adapters.to_safetensors(dune_matcher.checkpoint_of(head))
-    stored = {key: value if ".running_" in key else _half(value) for key, value in tensors.items()}
     origins = {source.name: {"sha256": source.sha256, "licence": source.licence} for source in sources.values()}
     header |= {
         "dune.licence": "Apache-2.0",
         "dune.notice": NOTICE,
         "dune.sources": json.dumps(origins, sort_keys=True),
     }
-    weight_files.write_safetensors(path, stored, header)
-
-
-def _half(values: torch.Tensor) -> torch.Tensor:
-    return values.half() if values.is_floating_point() else values
+    weight_files.write_safetensors(path, half_but_statistics(tensors), header)
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def command(
     import_pycolmap("dune eval depthmaps")
     run = Run(seed=compute.seed)
     with run.stage("load"):
-        matcher = matching.load_matcher(compute)
+        matcher = matching.load_matcher(compute, photos=max(len(place.map.images) for place in places))
     rows: list[tuple[str, str, float, list[benchmark.ViewScore]]] = []
     with run.stage("evaluate"):
         for place in console.progress(places, "sets", len(places), "set"):

