@@ -2,7 +2,7 @@
 matchers that come with dune.
 
 LightGlue stops at the layer after which its matches are settled, and leaves out points that have no match. It sees the
-best keypoints first, and all of them only where these match too little.
+best keypoints first, and all of them only where these match, but too little.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dune_cli.errors import WeightsMissing
-from dune_cli.matchers.matcher import Availability, FeatureMatcher, Features, Matcher
+from dune_cli.matchers.matcher import Availability, FeatureMatcher, Features, Matcher, resize
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,10 @@ MEASURED_AUC10 = 0.66
 MEASURED_SECONDS = 1.0
 TAKES_MODEL = False
 MATCH_THRESHOLD = 0.1  # LightGlue's published one
+SMALLEST_PX = 640  # of a photo's long side
 FIRST_KEYPOINTS = 1024
-ENOUGH_MATCHES = 200  # of the first keypoints
+# of the first keypoints: fewer are hopeless, more are enough; all keypoints are matched between both
+PROMISING_MATCHES, ENOUGH_MATCHES = 12, 150
 
 
 class AlikedLightGlue(FeatureMatcher):
@@ -55,6 +57,11 @@ class AlikedLightGlue(FeatureMatcher):
         self.device = next(self.network.parameters()).device
         self.source = self.network.source
 
+    def extract(self, rgb: np.ndarray) -> Features:
+        """Photos are reduced to the working size, and enlarged to SMALLEST_PX; between both they stay as they are."""
+        photo = resize(rgb, min(self.working_size_px, max(SMALLEST_PX, *rgb.shape[:2])))
+        return Features(photo, *self._detect(photo.rgb))
+
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
         import torch
 
@@ -66,7 +73,8 @@ class AlikedLightGlue(FeatureMatcher):
     def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first = self._match(_best(features1, self.first_keypoints), _best(features2, self.first_keypoints))
         more = max(len(features1.points), len(features2.points)) > self.first_keypoints
-        return self._match(features1, features2) if more and len(first[0]) < ENOUGH_MATCHES else first
+        too_little = PROMISING_MATCHES <= len(first[0]) < ENOUGH_MATCHES
+        return self._match(features1, features2) if more and too_little else first
 
     def _match(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         import torch

@@ -127,7 +127,7 @@ def _selu(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-class DescriptorHead(nn.Module):
+class SparseDeformableDescriptorHead(nn.Module):
     """The layers of a descriptor: offsets of its samples from a window, samples to features, their weighted sum."""
 
     def __init__(self) -> None:
@@ -189,7 +189,7 @@ class Aliked(nn.Module):
         for inputs, outputs in ((8, 4), (4, 4), (4, 1)):
             layers += [nn.SELU(), nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
         self.score_head = nn.Sequential(*layers)
-        self.desc_head = DescriptorHead()
+        self.desc_head = SparseDeformableDescriptorHead()
 
     def fold(self) -> Aliked:
         """Batch normalisations go into the convolutions before them, in place; the network answers the same."""
