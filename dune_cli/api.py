@@ -301,7 +301,7 @@ def reconstruct(
         return resolve_cameras(infos, text, fov_deg)
 
     scene = matches.reconstruct(
-        paths, cameras_of, _matcher(matcher, device), config, Run(seed=seed), descriptors=descriptors
+        paths, cameras_of, _matcher(matcher, device, len(paths) > 2), config, Run(seed=seed), descriptors=descriptors
     )
     return _as(SceneResult, scene, paths=tuple(paths))
 
@@ -356,8 +356,8 @@ def _human(name: str, device: str, dtype: str) -> HumanModel | FittedHumanModel:
 
 
 @lru_cache(maxsize=KEPT_MODELS)
-def _matcher(name: str, device: str) -> Matcher:
-    return load_matcher(name, device)
+def _matcher(name: str, device: str, quick: bool = False) -> Matcher:
+    return load_matcher(name, device, quick=quick)
 
 
 def _extracted(matcher: Matcher, photo: Photo) -> ExtractedImage:

@@ -60,15 +60,16 @@ def load_matcher(
     dtype: str = "auto",
     model: str | None = None,
     encoder: str | None = None,
+    quick: bool = False,
 ) -> Matcher:
-    """The matcher `name`; for "auto" the best one that can run here, for two photos.
+    """The matcher `name`; for "auto" what `choose_auto` takes.
 
     `model`, `encoder`: weight files or registry names, for mast3r (a two-view model) and dune (its head). Raises
     UserError for an unknown name, and for a model where the matcher takes none; PackageMissing and WeightsMissing for
     what is not here.
     """
     if name == "auto":
-        name, _ = choose_auto()
+        name, _ = choose_auto(quick)
     plugin = _plugin(name)
     if (model is not None or encoder is not None) and not plugin.TAKES_MODEL:
         takers = ", ".join(other for other in names() if takes_model(other))

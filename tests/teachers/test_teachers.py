@@ -201,10 +201,7 @@ def test_lite2_tells_a_cat_from_a_cup(example_photos: Path) -> None:
     assert same > 0.9 > F.cosine_similarity(cat["cls"], cup["cls"])
 
 
-ALIKED = pytest.param("aliked", marks=pytest.mark.weights("aliked-n16"))
-
-
-@pytest.mark.parametrize("name", ["xfeat", ALIKED])
+@pytest.mark.parametrize("name", ["xfeat", "aliked"])
 def test_matching_teachers_follow_the_picture(name: str, example_photos: Path) -> None:
     """A picture moved by one token moves its tokens by one: mutual nearest tokens find the shift."""
     shift_px = 16
@@ -221,7 +218,7 @@ def test_matching_teachers_follow_the_picture(name: str, example_photos: Path) -
     assert right[inner].float().mean() > 0.5
 
 
-@pytest.mark.parametrize("name", ["xfeat", ALIKED])
+@pytest.mark.parametrize("name", ["xfeat", "aliked"])
 def test_other_grids_and_half_precision(name: str, example_photos: Path) -> None:
     image = photo(example_photos, "rocket.jpg", 56)
     with torch.autocast("cpu", torch.bfloat16):
@@ -240,23 +237,30 @@ def test_xfeat_without_kornia_is_kornias(open_file: Callable[[], ThirdPartyWeigh
     assert torch.equal(tokens, as_tokens(F.pixel_unshuffle(expected, 2)))
 
 
-def test_the_teacher_xfeat_comes_with_dune(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "source", "bundled"),
+    [("xfeat", "xfeat", "xfeat-lighterglue-bundled"), ("aliked", "aliked-n16", "aliked-lightglue-bundled")],
+)
+def test_teachers_of_matching_come_with_dune(
+    name: str, source: str, bundled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "kornia", None)
     monkeypatch.setattr(third_party, "_is_here", lambda name: False)
-    teacher = load_teacher("xfeat", CPU)
-    copy = weights_folder.locate("xfeat-lighterglue-bundled")
+    teacher = load_teacher(name, CPU)
+    copy = weights_folder.locate(bundled)
     assert copy.entry is not None and teacher.source.sha256 == copy.entry.sha256
-    assert teacher.source.name == "xfeat" and "comes with dune" in teacher.note
+    assert teacher.source.name == source and "comes with dune" in teacher.note
 
 
-@pytest.mark.weights("xfeat")
-def test_the_copy_of_xfeat_is_the_published_file_rounded() -> None:
-    copy = third_party._open_copy("xfeat", ("xfeat.", "detector.")).state_dict
-    published = published_xfeat().state_dict
-    assert {key for key in published if key not in copy and not key.startswith(kornia_matchers.UNUSED)} == set()
-    for key, value in copy.items():
-        whole = published[key]  # batch statistics are as they were published
-        assert torch.equal(value, whole) or torch.equal(value, whole.half().float()), key
+@pytest.mark.weights("xfeat", "aliked-n16")
+def test_the_copies_are_the_published_files_rounded() -> None:
+    xfeat = third_party._open_copy("xfeat-lighterglue-bundled", "xfeat", ("xfeat.", "detector."))
+    aliked = third_party._open_copy("aliked-lightglue-bundled", "aliked-n16", ("aliked.",))
+    for copy, published in ((xfeat, published_xfeat()), (aliked, open_third_party("aliked-n16", "aliked-n16"))):
+        kept, whole = copy.state_dict, published.state_dict
+        assert {key for key in whole if key not in kept and not key.startswith(kornia_matchers.UNUSED)} == set()
+        for key, value in kept.items():  # batch statistics are as they were published
+            assert torch.equal(value, whole[key]) or torch.equal(value, whole[key].half().float()), key
 
 
 def test_a_manifest_without_registers_is_dinov2_too(images: torch.Tensor, tmp_path: Path) -> None:
