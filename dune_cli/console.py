@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from dune_cli import progress as _progress
@@ -19,11 +20,13 @@ from dune_cli.progress import Counter, heartbeat, working
 
 __all__ = [
     "bar",
+    "collected",
     "document",
     "heartbeat",
     "note",
     "note_once",
     "progress",
+    "repeat",
     "rest",
     "result",
     "set_quiet",
@@ -31,10 +34,12 @@ __all__ = [
     "working",
 ]
 T = TypeVar("T")
+Note = tuple[str, str | None]  # a message, and the kind of one that is not repeated
 NOTES_OF_A_KIND = 6
 # C0, DEL and C1 controls, line separators, marks that turn the direction of text, bytes that are no UTF-8
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _printed: dict[str, set[str]] = {}  # by note_once
+_collected: list[Note] | None = None
 
 
 def set_quiet(quiet: bool) -> None:
@@ -57,18 +62,44 @@ def _escape(match: re.Match[str]) -> str:
 
 def note(message: str) -> None:
     """One line on stderr, unless --quiet."""
-    if not _progress.quiet:
+    if _collected is not None:
+        _collected.append((message, None))
+    elif not _progress.quiet:
         with _progress.past_bars():
             print(shown(message), file=sys.stderr, flush=True)
 
 
 def note_once(message: str, kind: str) -> None:
     """A note that is not repeated within a command; after NOTES_OF_A_KIND different ones of a kind, no more of it."""
+    if _collected is not None:
+        _collected.append((message, kind))
+        return
     printed = _printed.setdefault(kind, set())
     if message in printed or len(printed) > NOTES_OF_A_KIND:
         return
     printed.add(message)
     note(message if len(printed) <= NOTES_OF_A_KIND else f"further notes of this kind ({kind}) are left out")
+
+
+@contextmanager
+def collected() -> Iterator[list[Note]]:
+    """Notes of the block go into the list: those of a worker process, which the command's own process repeats."""
+    global _collected
+    before, notes = _collected, []
+    _collected = notes
+    try:
+        yield notes
+    finally:
+        _collected = before
+
+
+def repeat(notes: Iterable[Note]) -> None:
+    """Prints collected notes as `note` and `note_once` do."""
+    for message, kind in notes:
+        if kind is None:
+            note(message)
+        else:
+            note_once(message, kind)
 
 
 def rest() -> None:

@@ -66,6 +66,7 @@ PACKAGES = (
     Package("libusb_package", "libusb-package", "a library that open3d needs"),
     Package("smplx", "smplx", "SMPL-X bodies (non-commercial)"),
     Package("pi_heif", "pi-heif", "HEIC photos", extra="heic"),
+    Package("ray", "ray", "dune reconstruct --engine ray", extra="ray"),
     Package("faiss", "faiss-cpu", "dune search --engine faiss", extra="search"),
     Package("viser", "viser", "dune view", extra="view"),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dune_cli import console
@@ -12,6 +13,7 @@ from dune_cli.commands.options import ComputeOptions, ModelOptions, option
 from dune_cli.errors import PackageMissing, UserError, WeightsMissing
 
 if TYPE_CHECKING:
+    from dune_cli.io.cache import WorkFolder
     from dune_cli.matchers.matcher import Matcher
     from dune_cli.models.mast3r import TwoViewModel
     from dune_cli.sfm.multiview import MultiViewModel
@@ -106,6 +108,59 @@ class RetrievalOptions:
         heading="Advanced",
         default_text="beside the output or in the map",
     )
+
+
+def workers_option(what: str, default: int | None, default_text: str | None = None) -> Any:
+    """--workers. `what` they do."""
+    return option(
+        "--workers N",
+        f"Number of processes that {what}.",
+        options.COUNT,
+        default,
+        heading="Advanced",
+        default_text=default_text,
+    )
+
+
+@options.group("Advanced")
+class EngineOptions:
+    workers: int | None = workers_option(
+        "extract features and match pairs", None, "1; with --engine ray all processors of Ray"
+    )
+    engine: str = option(
+        "--engine [processes|ray]",
+        "Engine that runs the workers. processes: this machine. ray: Ray on this machine or a cluster, whose machines "
+        "share photos and work folder.",
+        default="processes",
+    )
+    ray_address: str | None = option(
+        "--ray-address HOST:PORT", "Address of a Ray cluster.", default_text="this machine"
+    )
+
+    def refuse(self, method: str) -> None:
+        """UserError where workers were asked for, which the `method` of reconstruction does not use."""
+        given = {"--workers": self.workers, "--ray-address": self.ray_address}
+        given["--engine"] = None if self.engine == "processes" else self.engine
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"{name} belongs to --method matches; leave {name} or --method {method} out")
+
+    @contextmanager
+    def shared(self, cache: WorkFolder | None) -> Iterator[WorkFolder | None]:
+        """The work folder, which workers fill if the user wants any."""
+        from dune_cli.sfm.engine import InProcess, open_engine
+        from dune_cli.sfm.shared_work import SharedWork
+
+        if cache is None or cache.folder is None:
+            yield cache
+            return
+        with open_engine(self.engine, self.workers, self.ray_address) as engine:
+            if isinstance(engine, InProcess):
+                yield cache
+                return
+            shared = SharedWork(cache.folder, engine)
+            shared.counts = cache.counts
+            yield shared
 
 
 def pairs_option(also: str = "") -> Any:

@@ -13,6 +13,7 @@ from dune_cli.commands.checks import weights
 from dune_cli.commands.masks import PhotoMaskOptions
 from dune_cli.commands.matching import (
     NEIGHBOURS,
+    EngineOptions,
     MatchingOptions,
     RetrievalOptions,
     check_matchers,
@@ -116,7 +117,7 @@ class SceneCameras(BaselineCameras):
 
 
 @options.group("Matching")
-class MappingOptions(PhotoMaskOptions, RetrievalOptions, VideoOptions):
+class MappingOptions(PhotoMaskOptions, RetrievalOptions, VideoOptions, EngineOptions):
     fps: float | None = options.fps("Frames per second to take from a video, the sharpest of each interval.", "2")
     pairs: str = pairs_option("or a file with two names per line")
     mapper: str = mapper_option()
@@ -270,6 +271,8 @@ class Job:
             cache, images = self._cached_images(paths, targets)
             if self.mapping.preflight and self.method == "pointmap":
                 raise UserError("--preflight measures --method matches; leave --preflight or --model out")
+            if self.method == "pointmap":
+                self.mapping.refuse(self.method)
             poses, entries = self._known_cameras(images)
             check_pairs(self.mapping.pairs, images)
             settings |= {
@@ -282,7 +285,8 @@ class Job:
         masks = self.mapping.open_masks(images, self.compute, cache, self.run)
         settings |= {"masks": masks}
         by_method = self._by_pointmaps if self.method == "pointmap" else self._by_matches
-        scene = by_method(images, self._cameras_of(images, entries), settings, cache, poses)
+        with self.mapping.shared(cache) as shared:
+            scene = by_method(images, self._cameras_of(images, entries), settings, shared, poses)
         if scene is None:
             return None
         if masks is not None:
@@ -429,8 +433,7 @@ class Job:
     def _descriptors(self) -> DescriptorExtractor | None:
         """The encoder of image retrieval; None where the user named none and the default one is not here."""
         from dune_cli.checkpoints import registry, weights_folder
-        from dune_cli.checkpoints.loader import load_encoder
-        from dune_cli.sfm.retrieval import DEFAULT_MODEL, encoder_descriptor_extractor
+        from dune_cli.sfm.retrieval import DEFAULT_MODEL, load_descriptor_extractor
 
         name = self.mapping.retrieval_model
         if name is None:
@@ -438,7 +441,7 @@ class Job:
             if entry is None or weights_folder.find_present(entry) is None:
                 console.note(f"the encoder {DEFAULT_MODEL} is not on this machine: pairs are retrieved by keypoints")
                 return None
-        return encoder_descriptor_extractor(load_encoder(name or DEFAULT_MODEL, self.compute.device))
+        return load_descriptor_extractor(name or DEFAULT_MODEL, self.compute.device)
 
     def _note_unused(self) -> None:
         """A note about options that two photos do not use."""

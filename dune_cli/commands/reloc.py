@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,69 +10,17 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import options
-from dune_cli.commands.matching import NEIGHBOURS, MatchingOptions, RetrievalOptions, solver_option
+from dune_cli.commands.map_localization import AXES, MapOptions, RelocMatching, locate_in_map
+from dune_cli.commands.matching import solver_option
 from dune_cli.commands.options import BaselineCameras, CameraOptions, OutputOptions, SeededOptions, option
-from dune_cli.errors import DuneError, JobFailed, UserError
+from dune_cli.errors import JobFailed, UserError
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from dune_cli.sfm.landmarks import Landmarks
-    from dune_cli.sfm.localization import LocalizationConfig, LocalizationResult
     from dune_cli.sfm.multi_reference import MultiReferencePose
     from dune_cli.sfm.relative_pose import CameraImage
-    from dune_cli.sfm.retrieval import ImageRetriever
 
 NEEDS = ("numpy", "torch", "cv2", "PIL")
-AXES = "OpenCV: x right, y down, z forward"
-
-
-@options.group("Input")
-class MapOptions(RetrievalOptions):
-    map_folder: str | None = option(
-        "--map DIR", "Map to localize the queries in: a folder with a COLMAP model or a scene.json."
-    )
-    images: str | None = option(
-        "--images DIR",
-        "Folder with the photos of the map.",
-        default_text="in the map's folder, in its folder images, or beside it",
-    )
-    scale: str | None = option(
-        "--scale [metric|arbitrary]",
-        "Scale of the map: in metres, or arbitrary.",
-        default_text="as its scene.json says, else arbitrary",
-    )
-
-    def refuse_without_map(self) -> None:
-        """UserError for an option that needs --map."""
-        given = {
-            "--images": self.images,
-            "--scale": self.scale,
-            "--neighbours": self.neighbours,
-            "--retrieval-model": self.retrieval_model,
-            "--work": self.work,
-        }
-        for name, value in given.items():
-            if value is not None:
-                raise UserError(f"{name} belongs to --map; name the map, or leave {name} out")
-
-
-@options.group("Matching")
-class RelocMatching(MatchingOptions):
-    size: int | None = options.size_px()
-    min_confidence: float | None = option(
-        "--min-confidence X",
-        "Minimum confidence of poses. Less confident ones count as failed.",
-        options.FRACTION,
-        default_text="0.15",
-    )
-
-    def least_confidence(self) -> float:
-        """--min-confidence or its default."""
-        from dune_cli.sfm.relative_pose import MIN_CONFIDENCE
-
-        return MIN_CONFIDENCE if self.min_confidence is None else self.min_confidence
 
 
 @options.group("Input")
@@ -96,7 +43,7 @@ class ReferenceOptions:
 @options.verb()
 def command(
     *,
-    query: str = options.argument("QUERY", "Photo to localize."),
+    query: str = options.argument("QUERY", "Photo to localize; with --map also a folder or a video."),
     references: tuple[str, ...] = options.argument(
         "REFERENCE...", "Reference photos; with --map further queries.", nargs=-1
     ),
@@ -120,13 +67,15 @@ def command(
     With --map all photos are queries, and each pose is in the world frame of the map, with its covariance. The exit
     code is 1 if no query is localized. The covariance includes the uncertainty of the map's own cameras if the map is,
     or has in its folder, a scene.json of dune reconstruct. The JSON says whether it does. Landmarks of the map are
-    cached in its folder dune-work.
+    cached in its folder dune-work. A run with -o poses.jsonl that was stopped goes on when it is started again. The
+    frames of a video are queries; a pose that does not fit the motion of the frames beside it is marked in the JSON.
 
     \b
     Example: dune reloc query.jpg reference.jpg --fov-deg 65
              dune reloc query.jpg reference.jpg --ref-depth reference_depth.png -o pose.json
              dune reloc query.jpg one.jpg two.jpg --model dunemast3r-vitb --json
              dune reloc --map colmap/ --images photos/ queries/ -o poses.jsonl
+             dune reloc --map colmap/ clip.mp4 --fps 2 --workers 4 -o poses.jsonl
     """
     if map_options.map_folder is None:
         map_options.refuse_without_map()
@@ -145,145 +94,6 @@ def command(
         if value is not None:
             raise UserError(f"{name} applies only without --map; leave it out")
     locate_in_map((query, *references), map_options, matching, cameras, compute, output)
-
-
-def locate_in_map(
-    queries: Sequence[str],
-    map_options: MapOptions,
-    matching: RelocMatching,
-    cameras: CameraOptions,
-    compute: SeededOptions,
-    output: OutputOptions,
-) -> None:
-    """Prints and writes the pose of each query as soon as it is known; JobFailed where there is none at all."""
-    from dune_cli.io.cache import open_work
-    from dune_cli.io.inputs import expand
-    from dune_cli.provenance import sha256_of
-    from dune_cli.sfm.landmarks import LandmarkConfig, Landmarks
-    from dune_cli.sfm.localization import LocalizationConfig
-    from dune_cli.sfm.photo_map import open_map
-    from dune_cli.tasks import reloc
-
-    paths = expand(queries)
-    known = cameras.one_by_one(len(paths))
-    if cameras.intrinsics is not None and cameras.fov_deg is not None:
-        raise UserError("--intrinsics and --fov-deg both say what the camera is; give one of them")
-    target = output.file(".json", ".jsonl")
-    if target is not None and len(paths) > 1 and target.suffix.lower() == ".json":
-        raise UserError(f"{len(paths)} queries do not fit into {target}; name a .jsonl file, which gets a line each")
-    matching.check_combination()
-    matching.check_present()
-    photo_map = open_map(map_options.map_folder, map_options.images, map_options.scale)
-    if not photo_map.knows_calibration:
-        console.note(
-            "the map does not state the uncertainty of its cameras: standard deviations are those of the matches alone "
-            "(the scene.json of dune reconstruct states it)"
-        )
-    cache, note = open_work(map_options.work, photo_map.folder)
-    if note:
-        console.note(note)
-    matcher = matching.load_matcher(compute)
-    landmarks = Landmarks(photo_map, matcher, LandmarkConfig(seed=compute.seed), cache)
-    retriever = _image_retriever(map_options, landmarks, compute)
-    config = LocalizationConfig(min_confidence=matching.least_confidence(), seed=compute.seed)
-    model_files = [(path, sha256_of(path)) for path in photo_map.files]
-    located, last = 0, ""
-    with _writer(target) as write:
-        for path, camera in zip(console.progress(paths, "reloc", len(paths), "query"), known):
-            run = Run(seed=compute.seed)
-            with run.stage("locate"):
-                result, sha256 = _localize(path, camera, landmarks, retriever, config)
-            sources = [matcher.source, *([] if retriever.encoder is None else [retriever.encoder.source])]
-            inputs = [*([] if sha256 is None else [(path, sha256)]), *model_files]
-            units = "metre" if photo_map.scale == "metric" else "the map's"
-            document = reloc.map_document(result, run.provenance(sources, inputs, units=units, axes=AXES))
-            located, last = located + result.success, result.message
-            write(document)
-            if output.as_json:
-                _print_json(document, len(paths))
-            elif result.success or len(paths) > 1:
-                console.result(reloc.map_pose_in_words(result))
-    if target is not None:
-        output.print_lines(target)
-    if not located:
-        raise JobFailed(last if len(paths) == 1 else f"none of {len(paths)} queries was localized; the last: {last}")
-
-
-def _image_retriever(map_options: MapOptions, landmarks: Landmarks, compute: SeededOptions) -> ImageRetriever:
-    from dune_cli.sfm.retrieval import ImageRetriever
-
-    count, images = map_options.neighbours or NEIGHBOURS, len(landmarks.map.images)
-
-    def load() -> nn.Module:
-        from dune_cli.checkpoints.loader import load_encoder
-        from dune_cli.sfm.retrieval import DEFAULT_MODEL
-
-        name = map_options.retrieval_model or DEFAULT_MODEL
-        try:
-            return load_encoder(name, compute.device, compute.dtype)
-        except DuneError as error:
-            why = " ".join(str(error).split())
-            raise type(error)(
-                f"the map has {images} photos, and choosing {count} of them takes the encoder {name}: {why}; name "
-                f"another with --retrieval-model, or match all of them with --neighbours {images}"
-            ) from error
-
-    return ImageRetriever(landmarks.map, count, load, landmarks.cache)
-
-
-def _localize(
-    path: Path, cameras: CameraOptions, landmarks: Landmarks, retriever: ImageRetriever, config: LocalizationConfig
-) -> tuple[LocalizationResult, str | None]:
-    """The pose and the hash of a query; an error of the query itself is a failed pose."""
-    from dune_cli.io.photos import read_photo
-    from dune_cli.sfm.localization import Query, failed_localization, localize
-
-    try:
-        photo = read_photo(path)
-        own = cameras.resolve_cameras([photo])[0]
-    except UserError as error:
-        return failed_localization(str(path), landmarks.map, str(error)), None
-    candidates = retriever.retrieve(photo.rgb)
-    query = Query(photo, own.camera, own.source)
-    of_map = landmarks.map.camera_of_size(photo.width, photo.height)
-    if of_map is not None and own.source == "given" and not own.lens_known and own.camera.is_like(of_map):
-        console.note(
-            f"the intrinsics of {photo.path.name} say nothing of its lens and are those of the map's photos: their "
-            f"lens is taken ({of_map.model}); give PINHOLE,FX,FY,CX,CY for a photo without distortion"
-        )
-        query = Query(photo, own.camera.with_lens_of(of_map), own.source)
-    if of_map is None or own.source != "default":
-        return localize(query, landmarks, candidates, config, retriever.retrieve), photo.sha256
-    result = localize(Query(photo, of_map, "map"), landmarks, candidates, config, retriever.retrieve)
-    if result.success:
-        console.note(
-            f"{photo.path.name} says nothing of its camera and has the size of the map's photos: their camera is taken "
-            f"({of_map.model}); give --intrinsics or --fov-deg if another one took it"
-        )
-        return result, photo.sha256
-    return localize(query, landmarks, candidates, config, retriever.retrieve), photo.sha256
-
-
-@contextmanager
-def _writer(target: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes a pose: as a line of the .jsonl file, complete as soon as it is written, or as the whole
-    .json file."""
-    from dune_cli.io.json_files import json_line, write_json
-
-    if target is None:
-        yield lambda document: None
-    elif target.suffix.lower() == ".json":
-        yield lambda document: write_json(target, document)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("w", encoding="ascii", newline="\n") as file:
-            yield lambda document: print(json_line(document), file=file, flush=True)
-
-
-def _print_json(document: dict[str, Any], queries: int) -> None:
-    from dune_cli.io.json_files import dumps, json_line
-
-    console.document(dumps(document) if queries == 1 else json_line(document))
 
 
 def locate_by_references(

@@ -20,7 +20,7 @@ RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
 # fmt: on
 MAX_FOLDERS_SEARCHED = 200  # below a folder that is named
-VERBS = "dune depth, dune human, dune index and dune reconstruct"
+VERBS = "dune depth, dune human, dune index, dune reconstruct and dune reloc --map"
 
 
 def expand(inputs: Sequence[str | Path], videos: bool = False) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -108,12 +108,14 @@ class Availability:
 
 
 class Matcher(ABC):
-    """Base of all matchers. `rotation_invariant`: it matches rotated photos as well as upright ones."""
+    """Base of all matchers. `rotation_invariant`: it matches rotated photos as well as upright ones. `reload`: loads
+    the same matcher in another process; None where only this object is known."""
 
     name: str
     rotation_invariant: bool = False
     working_size_px: int
     source: Source
+    reload: Callable[[], Matcher] | None = None
 
     @abstractmethod
     def match(self, rgb1: np.ndarray, rgb2: np.ndarray) -> Matches:

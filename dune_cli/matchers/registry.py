@@ -9,6 +9,8 @@ Example: docs/adding/matcher.md.
 from __future__ import annotations
 
 import difflib
+from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 from dune_cli import plugins
@@ -74,7 +76,14 @@ def load_matcher(
     if (model is not None or encoder is not None) and not plugin.TAKES_MODEL:
         takers = ", ".join(other for other in names() if takes_model(other))
         raise UserError(f"matcher {name} runs on its own weights and takes no --model or --encoder; these do: {takers}")
-    return plugin.build(device, dtype, model, encoder)
+    matcher = plugin.build(device, dtype, model, encoder)
+    matcher.reload = partial(load_matcher, name, device, dtype, _absolute(model), _absolute(encoder))
+    return matcher
+
+
+def _absolute(file: str | None) -> str | None:
+    """A weight file's path for processes in other folders; a registry name as it is."""
+    return str(Path(file).expanduser().absolute()) if file is not None and Path(file).expanduser().is_file() else file
 
 
 def _plugin(name: str) -> ModuleType:

@@ -17,9 +17,10 @@ import numpy as np
 from dune_cli import console
 from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.photos import Photo, PhotoInfo, read_photo
-from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher
+from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher
 from dune_cli.provenance import sha256_of
-from dune_cli.sfm.retrieval import DESCRIPTORS, DescriptorExtractor, cached_descriptor
+from dune_cli.sfm.retrieval import DESCRIPTORS, DescriptorExtractor, cached_descriptor, descriptor_key
+from dune_cli.sfm.shared_work import SharedWork
 
 FEATURES, PHOTOS = "features", "photos"  # kinds of cache entries
 METADATA_LAYOUT = {"facts": ("F", (5,))}  # width, height, EXIF focal length, EXIF orientation, panorama
@@ -52,8 +53,14 @@ def extract_features(
     """The metadata, features and (with `descriptors`) global descriptor of every photo; it ends after `limit` photos
     that were not in the cache.
 
-    A photo is decoded only where something of it is missing. Raises what `read_photo` does; what is done is kept.
+    A photo is decoded only where something of it is missing. Raises what `read_photo` does; what is done is kept. The
+    workers of a `SharedWork` do it, unless there is a `limit`.
     """
+    if isinstance(cache, SharedWork) and matcher.reload is not None and limit is None:
+        load_descriptors = None if descriptors is None else descriptors.reload
+        missing = [path.absolute() for path in paths if not _is_extracted(path, matcher, cache, descriptors)]
+        jobs = FeatureJobs(matcher.reload, load_descriptors, cache.place)
+        cache.fill(jobs, missing, (PHOTOS, FEATURES, DESCRIPTORS), "extracting features", "photo")
     images = []
     new = 0
     for path in console.progress(paths, "extracting features", len(paths), "photo"):
@@ -63,6 +70,37 @@ def extract_features(
         if limit is not None and new >= limit:
             break
     return images
+
+
+@dataclass(frozen=True)
+class FeatureJobs:
+    """For an engine: extracts what is missing of a photo into the work folder `work`."""
+
+    load_matcher: Callable[[], Matcher]
+    load_descriptors: Callable[[], DescriptorExtractor] | None
+    work: Path
+
+    def __call__(self) -> Callable[[Path], Sequence[Path]]:
+        matcher, cache = self.load_matcher(), WorkFolder(self.work)
+        assert isinstance(matcher, CacheableMatcher)
+        descriptors = None if self.load_descriptors is None else self.load_descriptors()
+
+        def extract(path: Path) -> Sequence[Path]:
+            _extract(path, matcher, cache, descriptors)
+            return (path,)
+
+        return extract
+
+
+def _is_extracted(
+    path: Path, matcher: CacheableMatcher, cache: WorkFolder, descriptors: DescriptorExtractor | None
+) -> bool:
+    """Whether the cache has all of a photo."""
+    if not path.is_file():
+        return True  # `extract_features` says what is wrong
+    sha256 = sha256_of(path)
+    known = cache.has(PHOTOS, key_of(METADATA_FORMAT, sha256)) and cache.has(FEATURES, features_key(sha256, matcher))
+    return known and (descriptors is None or cache.has(DESCRIPTORS, descriptor_key(sha256, descriptors)))
 
 
 def extract_rotated(

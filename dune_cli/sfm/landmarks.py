@@ -17,12 +17,13 @@ from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.photos import Photo, read_photo
 from dune_cli.matchers.filtering import LazyThumbnail, Thumbnail, without_static_matches
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher, Matches
-from dune_cli.sfm.features import FeatureStore, LeastRecentlyUsed, features_key
+from dune_cli.sfm.features import FEATURES, FeatureStore, LeastRecentlyUsed, features_key
 from dune_cli.sfm.photo_map import MapImage, PhotoMap
 
 MAX_ROTATION = np.radians(45)  # between viewing directions; it weighs as much as the whole extent of the map
 FORMAT = 3  # of the cached points; another number has them computed again
 POINTS = "points"  # kind of cache entry
+POINTS_BYTES = 500_000_000  # of points that are held at once
 POINTS_LAYOUT = {
     "pixels": ("f", ("P", 2)),
     "points_world": ("f", ("P", 3)),
@@ -52,6 +53,11 @@ class ImageLandmarks:
     observations: np.ndarray
     shifts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 3)))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, about: the search tree is as large as the pixels."""
+        return 2 * self.pixels.nbytes + self.points_world.nbytes + self.observations.nbytes + self.shifts.nbytes
+
     def nearest(self, pixels: np.ndarray, tolerance_px: float) -> np.ndarray:
         """(M,) the index of the point nearest to each of `pixels` (M, 2); -1 where none lies within the tolerance."""
         if len(self.pixels) == 0 or len(pixels) == 0:
@@ -77,7 +83,7 @@ class Landmarks:
         self._photos: LeastRecentlyUsed[Photo] = LeastRecentlyUsed(64)  # for matchers without features
         self._matches: LeastRecentlyUsed[Matches] = LeastRecentlyUsed(256)
         self._thumbnails: LeastRecentlyUsed[Thumbnail] = LeastRecentlyUsed(4096)
-        self._points: LeastRecentlyUsed[ImageLandmarks] = LeastRecentlyUsed(4096)
+        self._points: LeastRecentlyUsed[ImageLandmarks] = LeastRecentlyUsed(POINTS_BYTES, lambda points: points.nbytes)
 
     def without(self, index: int) -> Landmarks:
         """The landmarks of the map without image `index`, which share its features and matches."""
@@ -128,6 +134,16 @@ class Landmarks:
         """The points of map image `index`."""
         return self._points.get(index, lambda: self._cached_points(index))
 
+    def has_features(self, index: int) -> bool:
+        """Whether the cache holds what `features` needs; True for a matcher without features."""
+        if not isinstance(self.matcher, CacheableMatcher):
+            return True
+        return self.cache.has(FEATURES, features_key(self.map.images[index].sha256, self.matcher))
+
+    def has_points(self, index: int) -> bool:
+        """Whether the cache holds the points of map image `index`."""
+        return self.cache.has(POINTS, self._key(self._views(index)))
+
     def _photo(self, index: int) -> Photo:
         image = self.map.images[index]
         return self._photos.get(image.file, lambda: _read_checked(image))
@@ -140,8 +156,12 @@ class Landmarks:
 
         return LazyThumbnail((image.camera.width, image.camera.height), load)
 
+    def _views(self, index: int) -> list[int]:
+        """A map image, and those that it is matched with."""
+        return [index, *matching_neighbours(self.map, index, self.config.neighbours)]
+
     def _cached_points(self, index: int) -> ImageLandmarks:
-        views = [index, *matching_neighbours(self.map, index, self.config.neighbours)]
+        views = self._views(index)
         arrays = self.cache.arrays(POINTS, lambda: self._key(views), lambda: self._triangulate(views), POINTS_LAYOUT)
         return ImageLandmarks(**arrays)
 

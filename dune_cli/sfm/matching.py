@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,9 +12,10 @@ from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.photos import read_photo
-from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher
-from dune_cli.sfm.features import FeatureStore, ImageFeatures, colors_at
+from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher
+from dune_cli.sfm.features import MEMORY_BYTES, FeatureStore, ImageFeatures, colors_at
 from dune_cli.sfm.pairs import Pairs
+from dune_cli.sfm.shared_work import SharedWork
 
 MATCHES = "matches"  # kind of cache entry
 INDEX_LAYOUT = {"1": ("u", ("M",)), "2": ("u", ("M",)), "scores": ("f", ("M",))}
@@ -23,6 +25,8 @@ PIXEL_LAYOUT = {
     "scores": ("f", ("M",)),
     "sizes": ("f", (2,)),
 }
+PAIRS_A_BLOCK = 16
+PairBlock = Sequence[tuple[ImageFeatures, ImageFeatures]]
 PairArrays = dict[tuple[int, int], dict[str, np.ndarray]]
 
 
@@ -61,8 +65,11 @@ def match_pairs(
     """Matches of the `pairs`, from the cache where they are there; at most `limit` pairs that are not.
 
     Matchers without repeatable keypoints get some: the pixels of all their matches in a photo, merged within one pixel
-    of the matched image. UserError for cached matches that do not fit the features.
+    of the matched image. UserError for cached matches that do not fit the features. The workers of a `SharedWork` match
+    what is missing, unless there is a `limit`.
     """
+    if isinstance(cache, SharedWork) and matcher.reload is not None and limit is None:
+        _match_by_workers(images, pairs, matcher.reload, cache)
     store = FeatureStore(matcher, cache)
     arrays: PairArrays = {}
     new = 0
@@ -77,12 +84,53 @@ def match_pairs(
     return _merge_keypoints(len(images), arrays)
 
 
+@dataclass(frozen=True)
+class MatchJobs:
+    """For an engine: matches pairs of photos into the work folder `work`. Up to about `memory_bytes` of features are
+    held."""
+
+    load_matcher: Callable[[], Matcher]
+    work: Path
+    memory_bytes: int
+
+    def __call__(self) -> Callable[[PairBlock], Sequence[int]]:
+        matcher, cache = self.load_matcher(), WorkFolder(self.work)
+        assert isinstance(matcher, CacheableMatcher)
+        store = FeatureStore(matcher, cache, self.memory_bytes)
+
+        def match(block: PairBlock) -> Sequence[int]:
+            for image1, image2 in block:
+                _match_pair(image1, image2, matcher, store, cache)
+            return (len(block),)
+
+        return match
+
+
+def _match_by_workers(
+    images: Sequence[ImageFeatures], pairs: Pairs, load_matcher: Callable[[], Matcher], cache: SharedWork
+) -> None:
+    """Matches the pairs that the cache lacks. Consecutive pairs, which share photos, go to one worker."""
+    plain = [
+        replace(image, info=replace(image.info, path=image.info.path.absolute()), descriptor=None) for image in images
+    ]
+    missing = [(plain[i], plain[j]) for i, j in pairs if not cache.has(MATCHES, matches_key(images[i], images[j]))]
+    size = max(1, min(PAIRS_A_BLOCK, len(missing) // (2 * cache.engine.workers)))
+    blocks = [missing[start : start + size] for start in range(0, len(missing), size)]
+    jobs = MatchJobs(load_matcher, cache.place, MEMORY_BYTES // cache.engine.workers)
+    cache.fill(jobs, blocks, (MATCHES,), "matching", f"block of {size} pairs")
+
+
+def matches_key(image1: ImageFeatures, image2: ImageFeatures) -> str:
+    """Of two photos' features, in whichever order."""
+    return key_of(*sorted((image1.key, image2.key)))
+
+
 def _match_pair(
     image1: ImageFeatures, image2: ImageFeatures, matcher: CacheableMatcher, store: FeatureStore, cache: WorkFolder
 ) -> dict[str, np.ndarray]:
     """The arrays of a pair. It is matched and cached in the order of the photos' keys, whichever comes first here."""
     first, second = sorted((image1, image2), key=lambda image: image.key)
-    key = key_of(first.key, second.key)
+    key = matches_key(first, second)
     arrays = cache.read(MATCHES, key, INDEX_LAYOUT if isinstance(matcher, FeatureMatcher) else PIXEL_LAYOUT)
     if arrays is None:
         features = store.load(first), store.load(second)

@@ -7,8 +7,10 @@ normalisation of R. Arandjelović and A. Zisserman, "All about VLAD", CVPR 2013)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,17 +36,29 @@ Candidates = list[tuple[int, float | None]]  # index of a map image, similarity
 
 @dataclass(frozen=True)
 class DescriptorExtractor:
-    """`describe`: photo (H, W, 3) uint8 -> global descriptor (D,) float32 of unit length. `key`: what it depends on."""
+    """`describe`: photo (H, W, 3) uint8 -> global descriptor (D,) float32 of unit length. `key`: what it depends on.
+    `reload`: makes the same in another process; None where that is not known."""
 
     name: str
     key: tuple[str, ...]
     describe: Callable[[np.ndarray], np.ndarray]
+    reload: Callable[[], DescriptorExtractor] | None = None
 
 
 def encoder_descriptor_extractor(encoder: nn.Module) -> DescriptorExtractor:
     """Pooled patch tokens of an encoder, as `checkpoints.loader.load_encoder` gives it."""
     key = (encoder.source.name, encoder.source.sha256 or "", str(SIZE_PX))
     return DescriptorExtractor(encoder.source.name, key, lambda rgb: encoder_descriptor(encoder, rgb))
+
+
+def load_descriptor_extractor(name: str, device: str) -> DescriptorExtractor:
+    """That of the encoder with this registry name or file. Raises what `checkpoints.loader.load_encoder` does."""
+    from dune_cli.checkpoints.loader import load_encoder
+
+    file = Path(name).expanduser()
+    name = str(file.absolute()) if file.is_file() else name
+    extractor = encoder_descriptor_extractor(load_encoder(name, device))
+    return replace(extractor, reload=partial(load_descriptor_extractor, name, device))
 
 
 def encoder_descriptors(encoder: nn.Module, rgbs: Iterable[np.ndarray], size_px: int = SIZE_PX) -> np.ndarray:
@@ -58,15 +72,18 @@ def encoder_descriptor(encoder: nn.Module, rgb: np.ndarray, size_px: int = SIZE_
 
     The photo (H, W, 3) uint8 has any size; its long side is resized to `size_px`.
     """
+    return _pooled(encoder, resize(rgb, size_px, encoder.patch).rgb[None])[0]
+
+
+def _pooled(encoder: nn.Module, images: np.ndarray) -> np.ndarray:
+    """(B, D) float32 of the network's inputs (B, h, w, 3) uint8."""
     import torch
 
     from dune_cli.models.pooling import pool
 
-    small = resize(rgb, size_px, encoder.patch).rgb
-    image = torch.tensor(small, device=next(encoder.parameters()).device).permute(2, 0, 1)[None].float() / 255
+    batch = torch.tensor(images, device=next(encoder.parameters()).device).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
-        pooled = pool(encoder(image), "mean")[0]
-    return pooled.cpu().numpy()
+        return pool(encoder(batch), "mean").cpu().numpy()
 
 
 def cached_descriptor(
@@ -77,7 +94,13 @@ def cached_descriptor(
     def described() -> dict[str, np.ndarray]:
         return {"descriptor": extractor.describe(read_rgb())}
 
-    return cache.arrays(DESCRIPTORS, lambda: key_of(sha256, *extractor.key), described, DESCRIPTOR_LAYOUT)["descriptor"]
+    key = partial(descriptor_key, sha256, extractor)
+    return cache.arrays(DESCRIPTORS, key, described, DESCRIPTOR_LAYOUT)["descriptor"]
+
+
+def descriptor_key(sha256: str, extractor: DescriptorExtractor) -> str:
+    """Of the photo's content and what the extractor depends on."""
+    return key_of(sha256, *extractor.key)
 
 
 def vlad_descriptors(count: int, descriptors: Callable[[int], np.ndarray], seed: int = 0) -> np.ndarray:
@@ -180,15 +203,37 @@ class ImageRetriever:
     def retrieve(self, rgb: np.ndarray) -> Candidates:
         """(index of a map image, similarity in [-1, 1]), the most similar first; None as similarity where the map gives
         all its images."""
-        if len(self.map.images) <= self.count:
+        if self.takes_all:
             return [(index, None) for index in range(len(self.map.images))]
+        return self.retrieve_prepared([self.prepare(rgb)])[0]
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether the map is so small that every query gets all its images."""
+        return len(self.map.images) <= self.count
+
+    def load(self) -> tuple[nn.Module, np.ndarray]:
+        """The encoder, and the (N, D) descriptors of the map's photos: made on first use, from the cache where they are
+        there."""
         if self._encoder is None:
             self._encoder = self._load_encoder()
         if self._descriptors is None:
             self._descriptors = self._describe_map(self._encoder)
-        query = encoder_descriptor(self._encoder, rgb)[None]
-        indices, cosines = rank(query, self._descriptors, self.count)
-        return [(int(index), float(cosine)) for index, cosine in zip(indices[0], cosines[0])]
+        return self._encoder, self._descriptors
+
+    def prepare(self, rgb: np.ndarray) -> np.ndarray:
+        """A photo (H, W, 3) uint8 as the encoder's input (h, w, 3) uint8."""
+        return resize(rgb, SIZE_PX, self.load()[0].patch).rgb
+
+    def retrieve_prepared(self, images: Sequence[np.ndarray]) -> list[Candidates]:
+        """`retrieve` of several prepared photos: those of one size go through the encoder together."""
+        encoder, of_map = self.load()
+        rows = np.zeros((len(images), of_map.shape[1]), np.float32)
+        for shape in dict.fromkeys(image.shape for image in images):
+            same = [index for index, image in enumerate(images) if image.shape == shape]
+            rows[same] = _pooled(encoder, np.stack([images[index] for index in same]))
+        indices, cosines = rank(rows, of_map, self.count)
+        return [[(int(i), float(c)) for i, c in zip(*found)] for found in zip(indices, cosines)]
 
     def _describe_map(self, encoder: nn.Module) -> np.ndarray:
         """(N, D) descriptors of the map's photos, from the cache where they are there."""

@@ -135,8 +135,10 @@ def _numbers(values: np.ndarray) -> str:
     return ", ".join(f"{value + 0.0:.3f}" for value in values)
 
 
-def map_document(result: LocalizationResult, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The `dune.pose/1` object of a pose in a map's world.
+def map_document(
+    result: LocalizationResult, provenance: dict[str, Any], sequence: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The `dune.pose/1` object of a pose in a map's world. `sequence`: of a frame of a video, its place there.
 
     `covariance` (6x6): of the rotation vector about the world's axes in radians, then of the position.
     `covariance_has_map_calibration`: whether it includes the uncertainty of the map's cameras.
@@ -182,20 +184,22 @@ def map_document(result: LocalizationResult, provenance: dict[str, Any]) -> dict
             ],
             "solver": "pnp",
             "message": result.message,
+            **({} if sequence is None else {"sequence": sequence}),
             "provenance": provenance,
         }
     )
 
 
-def map_pose_in_words(result: LocalizationResult) -> str:
-    """One line for people."""
+def map_pose_in_words(result: LocalizationResult, consistent: bool | None = None) -> str:
+    """One line for people. `consistent`: whether a frame's pose fits the motion of the frames beside it."""
     if result.world_from_query is None or result.position_std is None:
         return f"{result.name}: no pose: {result.message}"
     unit = " m" if result.map.scale == "metric" else ""
     place = ", ".join(f"{value + 0.0:.3f}" for value in result.world_from_query[:3, 3])
     spread = float(np.linalg.norm(result.position_std))
     rotated = f", rotated by {result.rotated_deg} degrees" if result.rotated_deg else ""
+    jump = ", far from the motion of the frames beside it" if consistent is False else ""
     return (
         f"{result.name}: at ({place}){unit} +- {spread:.2g}, rotation +- {result.rotation_std_deg:.2g} degrees, "
-        f"{result.inliers} of {result.matches} matches agree, confidence {result.confidence:.2f}{rotated}"
+        f"{result.inliers} of {result.matches} matches agree, confidence {result.confidence:.2f}{rotated}{jump}"
     )

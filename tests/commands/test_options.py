@@ -20,6 +20,8 @@ from support import ROOT
 MOST_PARAMETERS = 8
 # What may differ between commands: option -> attributes. Each help text still begins with the same word.
 DIFFER = {
+    "--engine": {"help", "default", "type"},
+    "--workers": {"help", "default", "default_text"},
     "--model": {"help", "default", "default_text", "multiple"},  # which kinds of models a verb takes; several compared
     "--output": {"help", "default", "required", "metavar"},  # what is written; a run has a folder
     "--size": {"help", "default", "default_text", "type", "metavar"},  # what is reduced to it; a picture has two sides

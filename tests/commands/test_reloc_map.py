@@ -8,17 +8,21 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from dune_cli.cli import main
 from dune_cli.geometry import poses
 from dune_cli.matchers import mast3r
+from dune_cli.tasks import reloc as map_task
 from support import synthetic_maps
 from support.published_files import Fixture, dune_manifest, make_state_dict, mast3r_tree
+from support.video_files import write_video
 
 Dune = Callable[..., CompletedProcess[str]]
 SIFT = ("--matcher", "sift", "--fov-deg", "60")
@@ -110,6 +114,57 @@ def test_many_queries_a_line_each(place: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(told[0]["covariance"], lines[0]["covariance"])
 
 
+def test_a_stopped_run_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("query.png", "elsewhere.png", "broken.png")
+    words = [*(place / name for name in names), *SIFT, "-o", tmp_path / "poses.jsonl"]
+    target, marker = tmp_path / "poses.jsonl", tmp_path / "poses.jsonl.run"
+    whole = run(place, *words)
+    assert whole.exit_code == 0 and not marker.exists()
+    lines = [without_seconds(line) for line in target.read_text().splitlines()]
+    refused(run(place, *words), 2, "exists already")
+    make = map_task.map_document
+
+    def stopped(*arguments: Any) -> Any:
+        if len(target.read_text().splitlines()) == 2:
+            raise KeyboardInterrupt
+        return make(*arguments)
+
+    monkeypatch.setattr(map_task, "map_document", stopped)
+    assert run(place, *words, "--overwrite").exit_code != 0
+    monkeypatch.setattr(map_task, "map_document", make)
+    assert marker.exists() and len(target.read_text().splitlines()) == 2
+    with target.open("a") as file:
+        file.write('{"schema": "dune.po')  # cut off by a kill
+    refused(run(place, *words, "--seed", 1), 2, "unfinished run with other settings (landmarks, localization)")
+    rest = run(place, *words)
+    assert rest.exit_code == 0 and "2 of 3 queries are in " in rest.stderr and "query.png" not in rest.stdout
+    assert [without_seconds(line) for line in target.read_text().splitlines()] == lines and not marker.exists()
+
+
+def without_seconds(line: str) -> dict[str, Any]:
+    tree = json.loads(line)
+    assert tree["provenance"].pop("seconds")["locate"] >= 0
+    return tree
+
+
+def test_the_frames_of_a_video_are_queries(place: Path, tmp_path: Path) -> None:
+    still = np.asarray(Image.open(place / "query.png").convert("RGB"))
+    other = np.asarray(Image.open(place / "map" / "images" / "c.png").convert("RGB"))
+    clip = write_video(tmp_path / "walk.avi", [still, still, still, other])
+    words = (clip, "--fps", 10, "--matcher", "sift", "--work", tmp_path / "work")
+    result = run(place, *words, "-o", tmp_path / "poses.jsonl")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "poses.jsonl").read_text().splitlines()]
+    assert [line["sequence"] for line in lines] == [
+        {"video": str(clip), "frame": frame, "consistent": frame < 3} for frame in range(4)
+    ]
+    np.testing.assert_allclose(lines[1]["world_from_query"], synthetic_maps.QUERY, atol=0.03)
+    assert "1 of 4 poses are far from the motion of the frames beside them" in result.stderr
+    assert result.stdout.count("far from the motion") == 1
+    refused(run(place, *words, "-o", tmp_path / "pose.json"), 2, "the frames of walk.avi do not fit into")
+    refused(run(place, place / "query.png", "--fps", 2), 2, "no video was named")
+
+
 def test_none_found(place: Path, tmp_path: Path) -> None:
     refused(run(place, place / "elsewhere.png", *SIFT), 1, "elsewhere.png does not show enough of")
     refused(run(place, place / "broken.png", *SIFT), 1, "broken.png is not a picture")
@@ -185,9 +240,11 @@ def test_what_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch, arguments
     refused(run(place, "query.png", *arguments), 2, words)
 
 
-@pytest.mark.parametrize("option", ["--images", "--scale", "--neighbours", "--retrieval-model", "--work"])
+@pytest.mark.parametrize(
+    "option", ["--images", "--scale", "--neighbours", "--retrieval-model", "--work", "--fps", "--workers"]
+)
 def test_words_of_a_map_without_one(place: Path, option: str) -> None:
-    value = {"--scale": "metric", "--neighbours": "3"}.get(option, "x")
+    value = {"--scale": "metric", "--neighbours": "3", "--fps": "3", "--workers": "3"}.get(option, "x")
     result = CliRunner().invoke(main, ["reloc", str(place / "query.png"), str(place / "elsewhere.png"), option, value])
     refused(result, 2, f"{option} belongs to --map")
     alone = CliRunner().invoke(main, ["reloc", str(place / "query.png")])

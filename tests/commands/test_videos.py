@@ -279,4 +279,5 @@ def test_other_verbs_say_who_reads_videos(tmp_path: Path, dune: Dune) -> None:
     clip = write_video(tmp_path / "a.avi", grey_frames(2))
     done = dune("encode", clip, "-o", tmp_path / "a.npz", "--model", "absent.pth")
     assert done.returncode == 2
-    assert "is a video, and only dune depth, dune human, dune index and dune reconstruct read those" in done.stderr
+    verbs = "dune depth, dune human, dune index, dune reconstruct and dune reloc --map"
+    assert f"is a video, and only {verbs} read those" in done.stderr

@@ -1,0 +1,269 @@
+"""Localization of many queries in a map: photos in batches, the frames of a video in segments, which are the jobs of an
+engine.
+
+What a query gets depends on its own batch or segment alone, so every engine gives the same poses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dune_cli import console
+from dune_cli.errors import UserError
+from dune_cli.geometry.trajectory_outliers import MIN_POSES, trajectory_outliers
+from dune_cli.io.cache import WorkFolder
+from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras
+from dune_cli.io.photos import Photo, read_photo
+from dune_cli.matchers.matcher import Matcher
+from dune_cli.provenance import Source
+from dune_cli.sfm.engine import Engine
+from dune_cli.sfm.landmarks import LandmarkConfig, Landmarks
+from dune_cli.sfm.localization import LocalizationConfig, LocalizationResult, Query, failed_localization, localize
+from dune_cli.sfm.photo_map import PhotoMap
+from dune_cli.sfm.retrieval import Candidates, ImageRetriever
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BATCH = 8  # photos whose retrieval is one pass of the encoder
+SEGMENT = 32  # frames of a video that are localized one after the other
+HELD_BYTES = 256_000_000  # of decoded photos of a batch; the others are decoded again
+PRIOR_FRAMES = 2  # localized frames before a frame, whose map photos are among its candidates
+PRIOR_PHOTOS = 3  # of each of them: those with most inliers
+
+
+@dataclass(frozen=True)
+class QueryPhoto:
+    """A photo to be localized: its file and what is known of its camera. A frame of a `video` has the number `frame`
+    there."""
+
+    path: Path
+    intrinsics: str | None = None
+    fov_deg: float | None = None
+    video: Path | None = None
+    frame: int = 0
+
+
+@dataclass(frozen=True)
+class QueryBatch:
+    """Consecutive queries that one worker localizes: at most BATCH photos, or SEGMENT frames of a video. `skip`: the
+    results of so many at its beginning are not needed."""
+
+    queries: tuple[QueryPhoto, ...]
+    skip: int = 0
+
+    @property
+    def is_sequence(self) -> bool:
+        return self.queries[0].video is not None
+
+
+@dataclass(frozen=True)
+class LocatedQuery:
+    """The result of a query, without its map (None there), which would go from process to process with each; `of` adds
+    it. `sha256` of the photo, None where it could not be read. `seconds` that it took, less its share of retrieval.
+    `consistent`: of a frame, whether its pose fits the motion of the frames beside it; None where that is not known."""
+
+    result: LocalizationResult
+    sha256: str | None
+    sources: tuple[Source, ...]
+    seconds: float
+    consistent: bool | None = None
+
+    def of(self, photo_map: PhotoMap) -> LocalizationResult:
+        """The result in its map."""
+        return replace(self.result, map=photo_map)
+
+
+def batches(queries: Sequence[QueryPhoto], done: int = 0) -> list[QueryBatch]:
+    """The queries in batches, without results of the first `done` queries. The batches do not depend on `done`."""
+    found, start = [], 0
+    while start < len(queries):
+        video, end = queries[start].video, start + 1
+        length = BATCH if video is None else SEGMENT
+        while end < len(queries) and end - start < length and queries[end].video == video:
+            end += 1
+        if end > done:
+            found.append(QueryBatch(tuple(queries[start:end]), max(0, done - start)))
+        start = end
+    return found
+
+
+@dataclass(frozen=True)
+class LocalizationJobs:
+    """For an engine: localizes the queries of a `QueryBatch` in a map, each with `neighbours` of its photos. `work` is
+    the folder of the cache; with None nothing is kept."""
+
+    photo_map: PhotoMap
+    load_matcher: Callable[[], Matcher]
+    load_encoder: Callable[[], nn.Module]
+    neighbours: int
+    work: Path | None
+    landmarks: LandmarkConfig
+    config: LocalizationConfig
+
+    def __call__(self) -> Callable[[QueryBatch], Iterator[LocatedQuery]]:
+        return MapLocalizer(self.open_landmarks(), self.open_retriever(), self.config).localize
+
+    def open_landmarks(self) -> Landmarks:
+        """The map's landmarks."""
+        return Landmarks(self.photo_map, self.load_matcher(), self.landmarks, WorkFolder(self.work))
+
+    def open_retriever(self) -> ImageRetriever:
+        """What chooses photos of the map."""
+        return ImageRetriever(self.photo_map, self.neighbours, self.load_encoder, WorkFolder(self.work))
+
+
+@dataclass(frozen=True)
+class LandmarkJobs:
+    """For an engine: computes ("features", index) or ("points", index) of a map image, into the cache of `jobs`."""
+
+    jobs: LocalizationJobs
+
+    def __call__(self) -> Callable[[tuple[str, int]], Sequence[int]]:
+        landmarks = self.jobs.open_landmarks()
+
+        def make(item: tuple[str, int]) -> Sequence[int]:
+            kind, index = item
+            (landmarks.features if kind == "features" else landmarks.points)(index)
+            return (index,)
+
+        return make
+
+
+def prepare_map(jobs: LocalizationJobs, engine: Engine, queries: int) -> None:
+    """Computes into the cache what each of several workers would else compute for itself: the map's descriptors, and
+    its landmarks where so many `queries` need nearly all of them."""
+    images = len(jobs.photo_map.images)
+    if jobs.work is None:
+        return
+    retriever = jobs.open_retriever()
+    if not retriever.takes_all:
+        retriever.load()
+    if queries * min(jobs.neighbours, images) < images:
+        return
+    landmarks = jobs.open_landmarks()
+    missing = [index for index in range(images) if not landmarks.has_points(index)]
+    # features first: several photos' points need them
+    items = [("features", index) for index in missing if not landmarks.has_features(index)]
+    items += [("points", index) for index in missing]
+    if items:
+        for _ in console.progress(engine.map(LandmarkJobs(jobs), items), "map", len(items), "job"):
+            pass
+
+
+class MapLocalizer:
+    """Localizes batches of queries."""
+
+    def __init__(self, landmarks: Landmarks, retriever: ImageRetriever, config: LocalizationConfig) -> None:
+        self.landmarks, self.retriever, self.config = landmarks, retriever, config
+
+    def localize(self, batch: QueryBatch) -> Iterator[LocatedQuery]:
+        """The results in the order of the queries; an error of a query itself is a failed pose. Those of photos one
+        after the other, those of frames all at the end of the segment."""
+        if batch.is_sequence:
+            yield from self._localize_frames(batch)[batch.skip :]
+            return
+        for number, (query, candidates, photo) in enumerate(self._with_candidates(batch.queries)):
+            if number >= batch.skip:
+                yield self._localize(query, candidates, photo)
+
+    def _localize_frames(self, batch: QueryBatch) -> list[LocatedQuery]:
+        found: list[LocatedQuery] = []
+        index_of = {image.name: index for index, image in enumerate(self.landmarks.map.images)}
+        for start in range(0, len(batch.queries), BATCH):
+            for query, candidates, photo in self._with_candidates(batch.queries[start : start + BATCH]):
+                known = {index for index, _ in candidates}
+                before = [located.result for located in found if located.result.success][-PRIOR_FRAMES:]
+                prior = [index_of[name] for result in reversed(before) for name in _most_inliers(result)]
+                more = [(index, None) for index in dict.fromkeys(prior) if index not in known]
+                found.append(self._localize(query, [*candidates, *more], photo))
+        return _with_consistency(batch.queries, found)
+
+    def _with_candidates(self, queries: Sequence[QueryPhoto]) -> Iterator[tuple[QueryPhoto, Candidates, Photo | None]]:
+        """Each query with the map images to match it with, and its photo where that is held in memory."""
+        if self.retriever.takes_all:
+            every: Candidates = [(index, None) for index in range(len(self.landmarks.map.images))]
+            yield from ((query, every, None) for query in queries)
+            return
+        held: dict[int, Photo] = {}
+        prepared: dict[int, np.ndarray] = {}
+        left = HELD_BYTES
+        for number, query in enumerate(queries):
+            try:
+                photo = read_photo(query.path)
+            except UserError:
+                continue  # `_localize` says why
+            prepared[number] = self.retriever.prepare(photo.rgb)
+            left -= photo.rgb.nbytes
+            if left >= 0 or number == 0:
+                held[number] = photo
+        found = dict(zip(prepared, self.retriever.retrieve_prepared(list(prepared.values())))) if prepared else {}
+        for number, query in enumerate(queries):
+            yield query, found.get(number, []), held.pop(number, None)
+
+    def _localize(self, query: QueryPhoto, candidates: Candidates, photo: Photo | None) -> LocatedQuery:
+        start = time.perf_counter()
+        try:
+            photo = photo or read_photo(query.path)
+            own = resolve_cameras([photo], query.intrinsics, query.fov_deg)[0]
+        except UserError as error:
+            result, sha256 = failed_localization(str(query.path), self.landmarks.map, str(error)), None
+        else:
+            result, sha256 = self._localize_photo(photo, own, candidates), photo.sha256
+        encoder = self.retriever.encoder
+        sources = [self.landmarks.matcher.source, *([] if encoder is None else [encoder.source])]
+        seconds = time.perf_counter() - start
+        return LocatedQuery(replace(result, map=None), sha256, tuple(sources), seconds)  # type: ignore[arg-type]
+
+    def _localize_photo(self, photo: Photo, own: PhotoCamera, candidates: Candidates) -> LocalizationResult:
+        """A photo that says nothing of its camera, and has the size of the map's photos, is first tried with theirs."""
+        query = Query(photo, own.camera, own.source)
+        of_map = self.landmarks.map.camera_of_size(photo.width, photo.height)
+        if of_map is not None and own.source == "given" and not own.lens_known and own.camera.is_like(of_map):
+            console.note(
+                f"the intrinsics of {photo.path.name} say nothing of its lens and are those of the map's photos: their "
+                f"lens is taken ({of_map.model}); give PINHOLE,FX,FY,CX,CY for a photo without distortion"
+            )
+            query = Query(photo, own.camera.with_lens_of(of_map), own.source)
+        if of_map is not None and own.source == "default":
+            result = self._localize_query(Query(photo, of_map, "map"), candidates)
+            if result.success:
+                console.note(
+                    f"{photo.path.name} says nothing of its camera and has the size of the map's photos: their camera "
+                    f"is taken ({of_map.model}); give --intrinsics or --fov-deg if another one took it"
+                )
+                return result
+        return self._localize_query(query, candidates)
+
+    def _localize_query(self, query: Query, candidates: Candidates) -> LocalizationResult:
+        return localize(query, self.landmarks, candidates, self.config, self.retriever.retrieve)
+
+
+def _most_inliers(result: LocalizationResult) -> list[str]:
+    """The names of the map photos that localized a query, those with most inliers first."""
+    used = sorted((image for image in result.retrieved if image.inliers), key=lambda image: -image.inliers)
+    return [image.name for image in used[:PRIOR_PHOTOS]]
+
+
+def _with_consistency(queries: Sequence[QueryPhoto], found: Sequence[LocatedQuery]) -> list[LocatedQuery]:
+    """The frames with `consistent`, where enough of them have a pose."""
+    posed = [number for number, located in enumerate(found) if located.result.success]
+    if len(posed) < MIN_POSES:
+        return list(found)
+    results = [found[number].result for number in posed]
+    outliers = trajectory_outliers(
+        np.array([queries[number].frame for number in posed]),
+        np.stack([result.world_from_query for result in results]),
+        np.array([np.linalg.norm(result.position_std) for result in results]),
+    )
+    flagged = dict(zip(posed, outliers.tolist()))
+    return [
+        replace(located, consistent=not flagged[number]) if number in flagged else located
+        for number, located in enumerate(found)
+    ]
