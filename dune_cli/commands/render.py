@@ -25,7 +25,7 @@ PICTURES, VIDEOS = (".png",), (".mp4", ".gif")
 LONG_SIDE_PX = 960
 VIDEO_FPS = 25.0
 LARGEST_SIDE_PX = 8192
-COLORINGS = ("color", "shaded", "normal", "height", "confidence")
+COLORINGS = ("color", "shaded", "normal", "height", "confidence", "class")
 
 
 class PictureSize(click.ParamType):

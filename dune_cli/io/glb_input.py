@@ -12,7 +12,7 @@ import numpy as np
 
 from dune_cli.geometry.cameras import K_from_focal
 from dune_cli.geometry.poses import rotation_from_quaternion
-from dune_cli.io.camera_checks import pinhole_matrix, rigid_pose
+from dune_cli.io.camera_checks import LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.meshes import Frustum, to_srgb
 from dune_cli.io.safe_read import parse_json
 
@@ -47,6 +47,8 @@ class GlbInput:
                 positions.append((own @ scene_from_node[:3, :3].T + scene_from_node[:3, 3]) * [1, -1, -1])
                 index = primitive["attributes"].get("COLOR_0")
                 colors.append(None if index is None else to_srgb(self._accessor(index)[:, :3]))
+                if colors[-1] is not None and colors[-1].shape != own.shape:
+                    raise ValueError("it has other numbers of colours than points")
         listed = [color for color in colors if color is not None]
         return np.concatenate(positions), np.concatenate(listed) if listed and len(listed) == len(colors) else None
 
@@ -60,7 +62,9 @@ class GlbInput:
             name = str(node.get("name", "camera"))
             extras = camera.get("extras") or {}
             if {"K", "width", "height"} <= set(extras):
-                width, height = int(extras["width"]), int(extras["height"])
+                width, height = (int(extras[side]) for side in ("width", "height"))
+                if not 1 <= min(width, height) <= max(width, height) <= LARGEST_SIDE_PX:
+                    raise ValueError(f"a camera's image has {width} x {height} px")
                 K = pinhole_matrix(extras["K"], "the camera's K", width, height)
             else:
                 height = UNKNOWN_HEIGHT_PX

@@ -16,7 +16,7 @@ from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import K_from_fov, pixel_grid
-from dune_cli.io.camera_checks import pinhole_matrix, rigid_pose
+from dune_cli.io.camera_checks import LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.camera_files import camera_object
 from dune_cli.io.depth_files import colored, read_depth, valid_depth
 from dune_cli.io.formats import DepthData, SceneData
@@ -29,7 +29,8 @@ from dune_cli.io.photos import read_photo
 from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, is_file, open_zip, read_bytes, read_json, read_npz
 
 SUFFIXES = (".ply", ".glb", ".obj", ".npz", ".png", ".json")
-SCENE, HUMAN, DEPTH = "dune.scene/1", "dune.human/1", "dune.depth/1"
+SCENE, HUMAN, DEPTH, CLASSES = "dune.scene/1", "dune.human/1", "dune.depth/1", "dune.classmap/1"
+MOST_JSONS = 50  # of a folder, that are searched for the classes of a photo
 DEFAULT_FOV_DEG = 55.0  # across the long side, of a depth map without a camera
 MOST_DEPTH_POINTS = 4_000_000
 GREY = 200  # of points without colours
@@ -96,8 +97,8 @@ def read_result(path: str | Path) -> StoredResult:
 
 
 def joined(results: Sequence[StoredResult]) -> SceneData:
-    """All points, triangles and cameras in one scene. Points have confidence and normals if all of them have some;
-    points without colours beside coloured ones are grey."""
+    """All points, triangles and cameras in one scene. Points have confidence, normals and classes if all of them have
+    some; points without colours beside coloured ones are grey."""
     clouds = [result.data for result in results if result.data.points is not None and len(result.data.points)]
 
     def all_of(name: str) -> np.ndarray | None:
@@ -115,6 +116,7 @@ def joined(results: Sequence[StoredResult]) -> SceneData:
         all_of("normals"),
         tuple(mesh for result in results for mesh in result.data.meshes),
         tuple(camera for result in results for camera in result.data.cameras),
+        class_colors=all_of("class_colors"),
     )
 
 
@@ -200,10 +202,10 @@ def _described(path: Path, loud: bool = True) -> _Described | None:
 def _named_by(document: dict[str, Any]) -> set[str]:
     """The files that a JSON is about."""
     objects = [document, *(document.get(key) or {} for key in ("points", "mesh"))]
-    names = {one.get("file") for one in objects if isinstance(one, dict)}
-    people = document.get("people") or []
-    names |= {str(one.get("mesh")).partition("#")[0] for one in people if isinstance(one, dict)}
-    return {name for name in names if isinstance(name, str)}
+    names = {str(one.get("file")) for one in objects if isinstance(one, dict)}
+    people = document.get("people")
+    listed = people if isinstance(people, list) else []
+    return names | {str(one.get("mesh")).partition("#")[0] for one in listed if isinstance(one, dict)}
 
 
 def _read_described(fields: Fields, schema: str, path: Path) -> _Described:
@@ -216,15 +218,15 @@ def _read_described(fields: Fields, schema: str, path: Path) -> _Described:
         for one in fields.objects("cameras"):
             if not one.flag("registered", False):
                 continue
-            size = (one.integer("width", low=1), one.integer("height", low=1))
-            pose = rigid_pose(one["world_from_cam"], f"{one.where}: world_from_cam")
+            size = _size(one)
+            pose = rigid_pose(one.get("world_from_cam"), f"{one.where}: world_from_cam")
             pose[:3, 3] -= offset
             name = one.text("image")
-            cameras.append(Frustum(pinhole_matrix(one["K"], f"{one.where}: K", *size), pose, *size, name))
+            cameras.append(Frustum(pinhole_matrix(one.get("K"), f"{one.where}: K", *size), pose, *size, name))
             photos.append(_photo([*(given for given in inputs if given.endswith(name)), name], path))
     else:
         image = fields.object("image")
-        size = (image.integer("width", low=1), image.integer("height", low=1))
+        size = _size(image)
         name = image.text("file" if schema == HUMAN else "path")
         if schema == HUMAN:
             camera = fields.object("camera")
@@ -237,6 +239,12 @@ def _read_described(fields: Fields, schema: str, path: Path) -> _Described:
         cameras, photos = [Frustum(K, np.eye(4), *size, Path(name).name)], [_photo([name], path)]
     metric = schema == HUMAN or fields.text("scale", "") == "metric"
     return _Described(fields, schema, tuple(cameras), tuple(photos), metric, lens)
+
+
+def _size(fields: Fields) -> tuple[int, int]:
+    """An image's width and height in pixels."""
+    width, height = (fields.integer(name, low=1, high=LARGEST_SIDE_PX) for name in ("width", "height"))
+    return width, height
 
 
 def _photo(names: Sequence[str], json_file: Path) -> Path | None:
@@ -313,6 +321,8 @@ def _depth_points(
     """A depth map as points in its camera's frame, coloured by the photo or, without it, by nearness."""
     height, width = depth.shape
     arrays = arrays or {}
+    if described is not None and described.schema != DEPTH:
+        described = None
     rgb = None
     if described is not None and described.photos[0] is not None:
         photo = read_photo(described.photos[0])
@@ -334,11 +344,36 @@ def _depth_points(
     pixels = stride * pixel_grid(*values.shape)[valid] + stride // 2
     data = DepthData(depth, rgb, K, lens=None if described is None else described.lens)
     points = data.points(pixels, values[valid])
-    seen = np.isfinite(points).all(-1)  # a lens has no rays at some pixels
-    confidence = arrays.get("confidence")
-    if confidence is not None and confidence.shape == depth.shape:
-        confidence = confidence[sampled, sampled][valid][seen]
-    else:
-        confidence = None
-    camera = Frustum(K, np.eye(4), width, height, path.stem)
-    return SceneData(points[seen], rgb[sampled, sampled][valid][seen], confidence, cameras=(camera,))
+    confidence, classes = arrays.get("confidence"), _class_picture(path, described)
+
+    def sampled_of(picture: np.ndarray | None) -> np.ndarray | None:
+        fits = picture is not None and picture.shape[:2] == depth.shape
+        return picture[sampled, sampled][valid] if picture is not None and fits else None
+
+    scene = SceneData(
+        points,
+        sampled_of(rgb),
+        sampled_of(confidence),
+        cameras=(Frustum(K, np.eye(4), width, height, path.stem),),
+        class_colors=sampled_of(classes),
+    )
+    return scene.kept(np.isfinite(points).all(-1))  # a lens has no rays at some pixels
+
+
+def _class_picture(path: Path, described: _Described | None) -> np.ndarray | None:
+    """The class map (H, W, 3) of the same photo, in its colours, where `dune segment` or `dune predict` wrote one into
+    the same folder."""
+    if described is None:
+        return None
+    photo = described.fields.object("image").text("path")
+    for beside in sorted(path.parent.glob("*.json"), key=natural_key)[:MOST_JSONS]:
+        try:
+            document = read_json(beside)
+            if not isinstance(document, dict) or document.get("schema") != CLASSES:
+                continue
+            fields = Fields(document, str(beside))
+            if fields.object("image").text("path") == photo:
+                return read_photo(beside.parent / Path(fields.text("file")).name).rgb
+        except UserError as error:
+            console.note(f"without the classes of {beside.name}: {error}")
+    return None

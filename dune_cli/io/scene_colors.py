@@ -1,4 +1,4 @@
-"""Colours of a scene's points and triangles: their own, shaded, or by normal, height or confidence."""
+"""Colours of a scene's points and triangles: their own, shaded, or by normal, height, confidence or class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dune_cli.io.formats import SceneData
 from dune_cli.io.meshes import Mesh
 from dune_cli.io.rendering import AMBIENT, LIGHT_CAM, vertex_normals
 
-COLORINGS = ("color", "shaded", "normal", "height", "confidence")
+COLORINGS = ("color", "shaded", "normal", "height", "confidence", "class")
 GREY = 200
 FEW_COLORS = 64  # a mesh with fewer has no picture on it: it is shaded
 
@@ -24,6 +24,7 @@ def colorings(data: SceneData) -> list[str]:
     normals = bool(surfaces) or data.normals is not None
     offered = {"color": True, "shaded": normals, "normal": normals, "height": True}
     offered["confidence"] = has_points and data.confidence is not None
+    offered["class"] = has_points and data.class_colors is not None
     return [name for name in COLORINGS if offered[name]]
 
 
@@ -61,6 +62,8 @@ def _point_colors(data: SceneData, count: int, coloring: str, axes: np.ndarray) 
     grey = np.full((count, 3), GREY, np.uint8)
     if coloring == "confidence" and data.confidence is not None:
         return apply_colormap(between_percentiles(np.nan_to_num(data.confidence).astype(np.float64)))
+    if coloring == "class" and data.class_colors is not None:
+        return data.class_colors
     if coloring == "normal" and data.normals is not None:
         return _normal_colors(data.normals, axes)
     if coloring == "shaded" and data.normals is not None:

@@ -19,7 +19,7 @@ from dune_cli.io.formats.ply import write_ply, write_ply_mesh
 from dune_cli.io.formats.png import write_depth as write_depth_png
 from dune_cli.io.json_files import write_json
 from dune_cli.io.meshes import Frustum, Mesh
-from dune_cli.io.png import save_png
+from dune_cli.io.png import class_colors, save_png, write_class_png
 from dune_cli.io.results import joined, read_result, result_files
 
 RNG = np.random.default_rng(3)
@@ -101,6 +101,11 @@ def test_depth_is_points_in_the_colours_of_the_photo(kind: str, tmp_path: Path, 
     x, y, z = result.data.points[0]
     assert (30 * x / z + 15.5, 30 * y / z + 11.5) == pytest.approx((5, 0)) and z == pytest.approx(depth[0, 5], abs=1e-3)
     assert (result.data.confidence is not None) == (kind == "npz")
+    classes = np.arange(24 * 32).reshape(24, 32) % 3
+    write_class_png(tmp_path / "classes.png", classes, class_colors(3))
+    write_json(tmp_path / "classes.json", {"schema": "dune.classmap/1", "file": "classes.png", "image": image})
+    shown = read_result(tmp_path / f"d.{kind}").data.class_colors
+    assert np.array_equal(shown, class_colors(3)[classes.ravel()[5:]])
     (tmp_path / "photo.png").unlink()
     assert (read_result(tmp_path / "d.json").data.colors[0] != rgb[0, 5]).any()
     assert "its photo is not here" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,8 @@ def test_colours() -> None:
     assert np.abs(turbo[0] - turbo[1]).max() > 50
     high, low = recolored(data, "height", UP).colors.astype(int)
     assert np.array_equal(recolored(data, "height", -UP).colors[0], low) and (high != low).any()
+    classes = replace(data, class_colors=np.uint8([RED, BLUE]))
+    assert recolored(classes, "class", UP).colors.tolist() == [list(RED), list(BLUE)]
     with pytest.raises(UserError, match="allowed here: color, height"):
         recolored(SceneData(data.points), "confidence", UP)
 

@@ -19,7 +19,7 @@ It returns the names of the fields or arrays in the file. Literals beside it des
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 class SceneData:
     """What a format writes of a scene: `points` with what belongs to them, `meshes` (points are None) or `arrays`.
 
-    `points` (M, 3), `colors` (M, 3) uint8, `confidence` (M,), `normals` (M, 3). OpenCV axes. Coordinates are the
-    scene's own: those of the world less `world_offset` (3,), where there is one; `arrays` are in the world.
+    `points` (M, 3), `colors` (M, 3) uint8, `confidence` (M,), `normals` (M, 3); of scenes that were read, the
+    `class_colors` (M, 3) uint8 of the points' classes. OpenCV axes. Coordinates are the scene's own: those of the world
+    less `world_offset` (3,), where there is one; `arrays` are in the world.
     """
 
     points: np.ndarray | None = None
@@ -49,6 +50,13 @@ class SceneData:
     cameras: Sequence[Frustum] = ()
     arrays: Mapping[str, np.ndarray] | None = None
     world_offset: np.ndarray | None = None
+    class_colors: np.ndarray | None = None
+
+    def kept(self, chosen: np.ndarray) -> SceneData:
+        """The scene with the `chosen` ones of its points, by a mask (M,) or by indices."""
+        fields = ("points", "colors", "confidence", "normals", "class_colors")
+        values = {name: getattr(self, name) for name in fields}
+        return replace(self, **{name: value if value is None else value[chosen] for name, value in values.items()})
 
     def in_world(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 3) in the coordinates of the world: float64 where there is a `world_offset`."""

@@ -124,9 +124,7 @@ def _thinned(data: SceneData, most: int, name: str) -> SceneData:
     if data.points is None or len(data.points) <= most:
         return data
     console.note(f"{name}: {most} of {len(data.points)} points are shown; --max-points sets how many")
-    keep = np.sort(np.random.default_rng(0).choice(len(data.points), most, replace=False))
-    kept = {key: getattr(data, key) for key in ("points", "colors", "confidence", "normals")}
-    return replace(data, **{key: None if values is None else values[keep] for key, values in kept.items()})
+    return data.kept(np.sort(np.random.default_rng(0).choice(len(data.points), most, replace=False)))
 
 
 def _moved(data: SceneData, origin: np.ndarray) -> SceneData:
@@ -152,12 +150,8 @@ def _cropped(data: SceneData, box: np.ndarray | None) -> SceneData:
         return ((points >= box[0]) & (points <= box[1])).all(-1)
 
     meshes = tuple(_part(mesh, inside(mesh.vertices)) for mesh in data.meshes)
-    if data.points is None:
-        return replace(data, meshes=meshes)
-    keep = inside(data.points)
-    kept = {key: getattr(data, key) for key in ("points", "colors", "confidence", "normals")}
-    kept = {key: None if values is None else values[keep] for key, values in kept.items()}
-    return replace(data, meshes=meshes, **kept)
+    cropped = replace(data, meshes=meshes)
+    return cropped if data.points is None else cropped.kept(inside(data.points))
 
 
 def _part(mesh: Mesh, keep: np.ndarray) -> Mesh:

@@ -31,6 +31,7 @@ NAMES = {
     "normal": "normal",
     "height": "height",
     "confidence": "confidence",
+    "class": "class",
 }
 FAR = 1000.0  # a scene farther from the origin than so many times its size is moved there: float32 has 7 digits
 MARK_COLOR = (255, 200, 0)
