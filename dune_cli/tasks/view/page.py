@@ -36,6 +36,7 @@ NAMES = {
 FAR = 1000.0  # a scene farther from the origin than so many times its size is moved there: float32 has 7 digits
 MARK_COLOR = (255, 200, 0)
 BOX_EDGES = [(a, b) for a in range(8) for b in range(a) if bin(a ^ b).count("1") == 1]
+RENDER_S = 120.0  # for a screenshot
 STEPS = 200  # of a slider of the crop box
 
 
@@ -277,7 +278,11 @@ def _send_screenshot(client: ClientHandle | None) -> None:
     from PIL import Image
 
     size = {"height": client.camera.image_height, "width": client.camera.image_width}
-    pixels = client.get_render(**size, transport_format="png", timeout=30)
+    try:
+        pixels = client.get_render(**size, transport_format="png", timeout=RENDER_S)
+    except (TimeoutError, RuntimeError):  # viser raises the latter where the page is closed
+        client.add_notification("No screenshot", f"The browser did not draw within {RENDER_S:g} s.")
+        return
     picture = Image.fromarray(pixels)
     white = Image.new("RGBA", picture.size, "white")
     white.alpha_composite(picture.convert("RGBA"))
