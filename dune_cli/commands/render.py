@@ -135,8 +135,14 @@ def command(
     from dune_cli.provenance import sha256_of
 
     run = Run()
+    paths = result_files(files)
+    if len(paths) > len(files):
+        raise UserError(
+            f"{len(paths)} results lie in what was named ({paths[0].name}, {paths[1].name}, ...); name one of them, or "
+            "those that are in the same coordinates"
+        )
     with run.stage("read"):
-        results = [read_result(path) for path in result_files(files)]
+        results = [read_result(path) for path in paths]
     video = target.suffix.lower() in VIDEOS
     size = output.size or _default_size(results[0])
     if target.suffix.lower() == ".mp4" and (size[0] % 2 or size[1] % 2):

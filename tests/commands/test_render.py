@@ -97,6 +97,7 @@ def test_points_and_colours(tmp_path: Path) -> None:
         (("missing.ply", "-o", "p.png"), "no such file or folder"),
         (("a.stl", "-o", "p.png"), "ending .stl"),
         (("empty.ply", "-o", "p.png"), "neither points nor triangles"),
+        ((".", "-o", "p.png"), "2 results lie in what was named"),
         (("s.obj", "-o", "p.jpg"), "allowed: .png .mp4 .gif"),
         (("s.obj", "-o", "p.png", "--size", "80"), "width,height of 16 to 8192 pixels"),
         (("s.obj", "-o", "p.mp4", "--size", "81,60"), "even numbers"),
@@ -107,6 +108,6 @@ def test_mistakes_are_one_sentence(words: tuple[str, ...], message: str, quad: M
     write_obj(tmp_path / "s.obj", [quad])
     write_ply(tmp_path / "empty.ply", np.zeros((0, 3)))
     (tmp_path / "a.stl").touch()
-    done = run("render", *(tmp_path / word if "." in word[1:] and "-" not in word else word for word in words))
+    done = run("render", *(tmp_path / word if "." in word and "-" not in word else word for word in words))
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("p.*"))
