@@ -45,7 +45,7 @@ class PictureSize(click.ParamType):
 @options.group("Cameras")
 class VirtualCameraOptions:
     azimuth_deg: float = option(
-        "--azimuth-deg DEG", "Turn of the camera to its right about the scene, in degrees.", FiniteRange(), 0.0
+        "--azimuth-deg DEG", "Turn of the camera to its right about the scene, in degrees.", FiniteRange(-360, 360), 0.0
     )
     elevation_deg: float = option(
         "--elevation-deg DEG", "Turn of the camera upwards about the scene, in degrees.", FiniteRange(-90, 90), 0.0
