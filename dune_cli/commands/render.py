@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NEEDS = ("numpy", "scipy", "PIL", "cv2", "trimesh")
 SCHEMA = "dune.render/1"
-PICTURES, VIDEOS = (".png",), (".mp4", ".gif")
+PICTURES, VIDEOS = (".png",), (".mp4", ".webm", ".gif")
 LONG_SIDE_PX = 960
 VIDEO_FPS = 25.0
 LARGEST_SIDE_PX = 8192
@@ -66,7 +66,7 @@ class VirtualCameraOptions:
 
 @options.group("Output")
 class PictureOptions(OutputOptions):
-    output: str = options.output_to("a .png picture, or an .mp4 or .gif video.", required=True)
+    output: str = options.output_to("a .png picture, or a .mp4, .webm or .gif video.", required=True)
     size: tuple[int, int] | None = option(
         "--size W,H",
         "Width and height of the picture, in pixels.",
@@ -116,6 +116,9 @@ def command(
     photo; --azimuth-deg and --elevation-deg turn it about the scene. Without a camera, the box that holds the middle of
     the points along each axis is seen from the front. A depth map is drawn as points with the colours of its photo.
 
+    A video begins at this view and turns the camera about the scene. Browsers play .webm (VP9) and .gif; .mp4 holds
+    MPEG-4 part 2.
+
     \b
     Example: dune render scene.ply -o scene.png --azimuth-deg 20 --elevation-deg 10
              dune render scene.glb -o orbit.mp4 --orbit-deg 60
@@ -145,8 +148,8 @@ def command(
         results = [read_result(path) for path in paths]
     video = target.suffix.lower() in VIDEOS
     size = output.size or _default_size(results[0])
-    if target.suffix.lower() == ".mp4" and (size[0] % 2 or size[1] % 2):
-        raise UserError(f"--size {size[0]},{size[1]}: the sides of an MP4 are even numbers; change one by a pixel")
+    if target.suffix.lower() in (".mp4", ".webm") and (size[0] % 2 or size[1] % 2):
+        raise UserError(f"--size {size[0]},{size[1]}: the sides of a video are even numbers; change one by a pixel")
     camera, framed_by = _camera(results, size)
     camera = camera.farther(view.distance).turned(view.azimuth_deg, view.elevation_deg)
     fps = output.fps or VIDEO_FPS

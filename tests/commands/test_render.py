@@ -98,7 +98,7 @@ def test_points_and_colours(tmp_path: Path) -> None:
         (("a.stl", "-o", "p.png"), "ending .stl"),
         (("empty.ply", "-o", "p.png"), "neither points nor triangles"),
         ((".", "-o", "p.png"), "2 results lie in what was named"),
-        (("s.obj", "-o", "p.jpg"), "allowed: .png .mp4 .gif"),
+        (("s.obj", "-o", "p.jpg"), "allowed: .png .mp4 .webm .gif"),
         (("s.obj", "-o", "p.png", "--size", "80"), "width,height of 16 to 8192 pixels"),
         (("s.obj", "-o", "p.mp4", "--size", "81,60"), "even numbers"),
         (("s.obj", "-o", "p.png", "--background", "reddish"), "is no colour"),
