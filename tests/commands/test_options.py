@@ -58,6 +58,7 @@ DIFFER = {
     "--overwrite": {"help"},  # of downloads, or of an index
     "--all": {"help"},
     "--top": {"help", "default"},  # classes or photos
+    "--seed": {"help"},  # of dune's own choices, or of a program that it starts
 }
 RENAMED = {
     "reloc": {"--top-k": "--neighbours", "--retrieval": "--retrieval-model"},
