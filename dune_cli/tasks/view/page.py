@@ -132,7 +132,7 @@ class ViewPage:
             return frame_extent(positions, (1280, 960))
         size = (cameras[0].width, cameras[0].height)
         view = frame_camera(cameras[0].K, cameras[0].world_from_cam, size, size, positions)
-        return view.farther(1.4).turned(25, 15)  # so that the camera itself is seen and its photo hides nothing
+        return view.farther(1.8).turned(20, 10)  # so that the camera itself is seen and its photo hides nothing
 
     def _set_view(self, camera: VirtualCamera) -> None:
         view, scene = self.server.initial_camera, self.server.scene
