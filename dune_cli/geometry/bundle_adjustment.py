@@ -10,22 +10,18 @@ share.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from dune_cli.geometry.absolute_pose import pose_jacobian
+from dune_cli.geometry.normal_equations import CAMERA, POSE, Derivatives, NormalEquations
 from dune_cli.geometry.poses import cross_matrix, rotation_from_rotvec
 
-TERMS = 4  # of a distortion: k1, k2, p1, p2 of OPENCV, or k1 to k4 of OPENCV_FISHEYE
-CAMERA, POSE = 1 + TERMS, 6  # parameters: log of the focal factor and distortion; rotation vector and centre
 MODE_SIZE = 10  # log of the focal factor, radial term, principal point; rotation vector, centre
-DENSE_BLOCK = 15_000_000  # parameters times coordinates of points, up to which their common block is a dense matrix
-DENSE_UP_TO = 3000  # parameters of cameras and poses: above, the normal equations are solved as sparse ones
 MAX_STEPS = 200
 MIN_GAIN, MIN_DAMPING = 0.05, 1e-10
+POINT_STEPS = 4  # of the points alone
 CORRELATION = 2.0  # factor on the error of a match: errors of one keypoint in several matches are correlated
 MIN_SIGMA_PX = 0.15
 PRINCIPAL_SD = 0.01  # of the long side: uncertainty of the principal point, which is not estimated
@@ -92,9 +88,12 @@ class AdjustedBundle:
     sigma_px: float
 
 
-def adjust_bundle(bundle: Bundle, priors: Priors, start_K: np.ndarray, steps: int = MAX_STEPS) -> AdjustedBundle | None:
+def adjust_bundle(
+    bundle: Bundle, priors: Priors, start_K: np.ndarray, steps: int = MAX_STEPS, min_gain: float = MIN_GAIN
+) -> AdjustedBundle | None:
     """Minimises the reprojection errors under a Cauchy loss, weighted against the priors; those of the focal lengths
-    are about `start_K` (C, 3, 3). At most `steps`, twice.
+    are about `start_K` (C, 3, 3). At most `steps`, twice, until one gains less than `min_gain` of the cost, which is a
+    chi square.
 
     The covariance is the inverse of the normal matrix at the solution. The principal points, which are not estimated,
     enter it with PRINCIPAL_SD (a consider covariance: S. Schmidt, 1966). None where the points do not determine the
@@ -106,7 +105,7 @@ def adjust_bundle(bundle: Bundle, priors: Priors, start_K: np.ndarray, steps: in
         priors = replace(priors, centres=centres, centre_sd=priors.centre_sd / length)
     problem = _Problem(_rescaled(bundle, middle, 1 / length), priors, start_K)
     try:
-        problem.solve(steps)
+        problem.solve(steps, min_gain)
         sds, modes = problem.uncertainty()
     except np.linalg.LinAlgError:
         return None
@@ -226,9 +225,9 @@ class _Problem:
         self.sigma_px, self.kernel_px = MIN_SIGMA_PX, MIN_SIGMA_PX
         self._estimate_sigma()
 
-    def solve(self, steps: int) -> None:
+    def solve(self, steps: int, min_gain: float) -> None:
         for _ in range(2):  # the second time with the sigma that the first fit leaves
-            damping, cost = 1e-8, self._cost(self.bundle)
+            damping, cost = MIN_DAMPING, self._cost(self.bundle)
             for _ in range(steps):
                 equations = self._normal_equations()
                 improved = False
@@ -236,6 +235,9 @@ class _Problem:
                     step, point_step = equations.step(damping)
                     after = self._after_step(step, point_step)
                     new_cost = self._cost(after)
+                    if not new_cost < cost:
+                        after = self._with_refined_points(after)
+                        new_cost = self._cost(after)
                     if new_cost < cost:
                         improved = True
                         break
@@ -243,8 +245,8 @@ class _Problem:
                 if not improved:
                     break
                 gain, cost = cost - new_cost, new_cost
-                # the cost is a chi square: so small a gain is nothing, unless damping kept the step short
-                done = gain < MIN_GAIN and damping <= MIN_DAMPING
+                # so small a gain is nothing, unless damping kept the step short
+                done = gain < min_gain and damping <= MIN_DAMPING
                 self.bundle, damping = after, max(damping / 8, MIN_DAMPING)
                 if done:
                     break
@@ -336,23 +338,60 @@ class _Problem:
             points_world=self.bundle.points_world + point_step,
         )
 
-    def _normal_equations(self) -> NormalEquations:
-        bundle = self.bundle
+    def _with_refined_points(self, after: Bundle) -> Bundle:
+        """The bundle after a step, where each point goes on alone to fit the moved cameras, from where it was before or
+        after, whichever is better ("inner iterations": Triggs et al., section 6).
+
+        Points with hardly any parallax would else be behind a camera after steps that are good ones for the cameras.
+        """
+        points = self.bundle.points_world
+        costs = self._point_costs(replace(after, points_world=points))
+        moved = after.points_world
+        for _ in range(POINT_STEPS):
+            moved_costs = self._point_costs(replace(after, points_world=moved))
+            better = moved_costs < costs
+            points, costs = np.where(better[:, None], moved, points), np.minimum(costs, moved_costs)
+            residuals, weight, by_point = self._by_point(replace(after, points_world=points))[:3]
+            root = np.where(np.isfinite(residuals).all(-1), np.sqrt(weight), 0.0)[:, None]
+            columns = np.nan_to_num(np.concatenate([by_point, residuals[:, :, None]], axis=-1)) * root[:, None]
+            square = np.einsum("nki,nkj->nij", columns[..., :3], columns).reshape(-1, 12).T
+            normal = np.stack([np.bincount(after.point, c, len(points)) for c in square], -1).reshape(-1, 3, 4)
+            floor = 1e-6 * np.einsum("pii->p", normal[:, :, :3])[:, None, None] + 1e-300
+            step = np.linalg.solve(normal[:, :, :3] + floor * np.eye(3), normal[:, :, 3:])
+            moved = points - step[:, :, 0]
+        return replace(after, points_world=points)
+
+    def _point_costs(self, bundle: Bundle) -> np.ndarray:
+        """(P,) the sum of each point's robust errors, of those in front of their cameras; a large number else."""
+        square = (bundle.residuals_px() ** 2).sum(-1)
+        errors = np.log1p(np.where(np.isfinite(square), square, 1e300) / self.kernel_px**2)
+        return np.bincount(bundle.point, errors, len(bundle.points_world))
+
+    def _by_point(self, bundle: Bundle) -> tuple[np.ndarray, ...]:
+        """The residuals (N, 2), their weights (N,), their derivatives by the points (N, 2, 3), and, for those by
+        the cameras: the points on their planes (N, 2), pixels (N, 2), and F (N, 2, 2)."""
         pixels, points_cam, plane = _project(bundle)
         residuals = pixels - bundle.pixels
         camera = bundle.camera_ids[bundle.view]
-        weight = self.scale / (1 + (residuals**2).sum(-1) / self.kernel_px**2)
-        x, y = plane.T
+        with np.errstate(all="ignore"):
+            weight = self.scale / (1 + (residuals**2).sum(-1) / self.kernel_px**2)
+            x, y = plane.T
+            fisheye = bundle.fisheye[camera]
+            F = bundle.K[camera][:, :2, :2]
+            by_plane = _distortion_by_plane(plane, bundle.distortion[camera], fisheye)
+            zero = np.zeros_like(x)
+            z = points_cam[:, 2]
+            plane_by_point = np.stack([np.stack([1 / z, zero, -x / z], -1), np.stack([zero, 1 / z, -y / z], -1)], -2)
+            if fisheye.any():
+                plane_by_point[fisheye] = _angles_by_point(points_cam[fisheye])
+            rotation = np.swapaxes(bundle.world_from_cam[bundle.view][:, :3, :3], 1, 2)  # cam from world
+            return residuals, weight, F @ by_plane @ plane_by_point @ rotation, plane, pixels, F
+
+    def _normal_equations(self) -> NormalEquations:
+        bundle = self.bundle
+        residuals, weight, by_point, plane, pixels, F = self._by_point(bundle)
+        camera = bundle.camera_ids[bundle.view]
         fisheye = bundle.fisheye[camera]
-        F = bundle.K[camera][:, :2, :2]
-        by_plane = _distortion_by_plane(plane, bundle.distortion[camera], fisheye)
-        zero = np.zeros_like(x)
-        z = points_cam[:, 2]
-        plane_by_point = np.stack([np.stack([1 / z, zero, -x / z], -1), np.stack([zero, 1 / z, -y / z], -1)], -2)
-        if fisheye.any():
-            plane_by_point[fisheye] = _angles_by_point(points_cam[fisheye])
-        rotation = np.swapaxes(bundle.world_from_cam[bundle.view][:, :3, :3], 1, 2)  # cam from world
-        by_point = F @ by_plane @ plane_by_point @ rotation
         offsets = bundle.points_world[bundle.point] - bundle.world_from_cam[bundle.view][:, :3, 3]
         by_pose = np.concatenate([by_point @ cross_matrix(offsets), -by_point], axis=-1)
         by_focal = pixels - bundle.K[camera][:, :2, 2]
@@ -363,7 +402,7 @@ class _Problem:
             np.concatenate([by_camera, by_pose], axis=-1) * root[:, None, None],
             by_point * root[:, None, None],
             root,
-            camera,
+            bundle.camera_ids,
             bundle.view,
             bundle.point,
         )
@@ -371,181 +410,6 @@ class _Problem:
         gauge_centres = bundle.world_from_cam[:, :3, 3] if self.has_gauge else None
         prior_gradient = self.prior_weight * self._prior_residuals(bundle)
         return NormalEquations(derivatives, self.free, self.prior_weight, prior_gradient, self.cameras, gauge_centres)
-
-
-# The normal equations, with the points eliminated.
-
-
-@dataclass(frozen=True)
-class Derivatives:
-    """Of N observations, all times the `root` (N,) of their weights: `residuals` (N, 2), and their derivatives
-    `by_parameters` (N, 2, 11), the camera's first, then the pose's, and `by_point` (N, 2, 3). Their `camera`, `view`
-    and `point` (N,)."""
-
-    residuals: np.ndarray
-    by_parameters: np.ndarray
-    by_point: np.ndarray
-    root: np.ndarray
-    camera: np.ndarray
-    view: np.ndarray
-    point: np.ndarray
-
-
-class NormalEquations:
-    """`free` (parameters,): those that are estimated. `prior_weight` and `prior_gradient` (parameters,): inverse
-    variances and gradient of the priors. `gauge_centres` (V, 3): the views' centres where a similarity of the world
-    changes nothing, else None."""
-
-    def __init__(
-        self,
-        derivatives: Derivatives,
-        free: np.ndarray,
-        prior_weight: np.ndarray,
-        prior_gradient: np.ndarray,
-        cameras: int,
-        gauge_centres: np.ndarray | None,
-    ) -> None:
-        from scipy import sparse
-
-        self.derivatives, self.free, self.prior_weight, self.centres = derivatives, free, prior_weight, gauge_centres
-        self.total, self.first_pose = len(free), CAMERA * cameras
-        self.points = int(derivatives.point.max()) + 1
-        columns = np.concatenate(
-            [
-                CAMERA * derivatives.camera[:, None] + np.arange(CAMERA),
-                self.first_pose + POSE * derivatives.view[:, None] + np.arange(POSE),
-            ],
-            axis=1,
-        )  # (N, 11)
-        by_parameters = derivatives.by_parameters * free[columns][:, None]
-        rows = np.arange(2 * len(columns)).reshape(-1, 2)
-        self.J = sparse.csr_array(
-            (
-                by_parameters.ravel(),
-                (np.repeat(rows.ravel(), CAMERA + POSE), np.repeat(columns[:, None], 2, axis=1).ravel()),
-            ),
-            shape=(2 * len(columns), self.total),
-        )
-        point_columns = 3 * derivatives.point[:, None] + np.arange(3)
-        self.B = sparse.csr_array(
-            (
-                derivatives.by_point.ravel(),
-                (np.repeat(rows.ravel(), 3), np.repeat(point_columns[:, None], 2, axis=1).ravel()),
-            ),
-            shape=(2 * len(columns), 3 * self.points),
-        )
-        self.V = np.zeros((self.points, 3, 3))
-        np.add.at(self.V, derivatives.point, np.einsum("nik,nil->nkl", derivatives.by_point, derivatives.by_point))
-        if 3 * self.points * self.total <= DENSE_BLOCK:
-            self.W: Any = _summed(
-                by_parameters, derivatives.by_point, columns, point_columns, (self.total, 3 * self.points)
-            )
-            self.U: Any = _summed(by_parameters, by_parameters, columns, columns, (self.total, self.total))
-        else:
-            self.W, self.U = (self.J.T @ self.B).tocsr(), (self.J.T @ self.J).tocsr()
-        self.gradient = self.J.T @ derivatives.residuals.ravel() + prior_gradient
-        self.point_gradient = (self.B.T @ derivatives.residuals.ravel()).reshape(-1, 3)
-
-    def step(self, damping: float) -> tuple[np.ndarray, np.ndarray]:
-        """The step of the parameters (parameters,) and of the points (P, 3)."""
-        solve, inverses = self._solver(damping)
-        own_step = np.einsum("pij,pj->pi", inverses, self.point_gradient)
-        step = -solve(self.gradient - self.W @ own_step.ravel())
-        point_step = -own_step - np.einsum("pij,pj->pi", inverses, (self.W.T @ step).reshape(-1, 3))
-        return step, point_step
-
-    def covariance_columns(self, columns: np.ndarray) -> np.ndarray:
-        """(parameters, len(columns)) of the covariance."""
-        solve, _ = self._solver(0.0)
-        right = np.zeros((self.total, len(columns)))
-        right[columns, np.arange(len(columns))] = 1
-        return solve(right)
-
-    def principal_point_sensitivity(self, principal_sd_px: np.ndarray) -> np.ndarray:
-        """(parameters, 2 C) the change of the solution with an error of one standard deviation in each coordinate of
-        each camera's principal point."""
-        solve, inverses = self._solver(0.0)
-        camera = self.derivatives.camera
-        errors = np.zeros((2 * len(camera), 2 * len(principal_sd_px)))
-        observations = np.arange(len(camera))
-        for axis in (0, 1):
-            errors[2 * observations + axis, 2 * camera + axis] = self.derivatives.root * principal_sd_px[camera]
-        right = self.J.T @ errors
-        by_points = self.B.T @ errors
-        own_steps = np.einsum("pij,pjc->pic", inverses, by_points.reshape(self.points, 3, -1))
-        return -solve(right - self.W @ own_steps.reshape(3 * self.points, -1))
-
-    def _solver(self, damping: float) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
-        """A solver of the reduced system, and the inverses (P, 3, 3) of the points' blocks."""
-        from scipy import linalg, sparse
-        from scipy.sparse.linalg import splu
-
-        S, inverses = self._eliminate_points(damping)
-        gauge = self._gauge()
-        level = float(np.median(S.diagonal()[self.free]))
-        if self.total <= DENSE_UP_TO:
-            dense = (S if isinstance(S, np.ndarray) else S.toarray()) + level * gauge @ gauge.T
-            factors = linalg.cho_factor(0.5 * (dense + dense.T))
-            return (lambda right: linalg.cho_solve(factors, right)), inverses
-        # bordered: steps that are no similarity of the world
-        constraints = gauge.shape[1]
-        border = sparse.csr_array(gauge * level)
-        whole = sparse.block_array([[S, border], [border.T, None]] if constraints else [[S]]).tocsc()
-        factors = splu(whole)
-
-        def solve(right: np.ndarray) -> np.ndarray:
-            padded = np.concatenate([right, np.zeros((constraints, *right.shape[1:]))])
-            return factors.solve(padded)[: self.total]
-
-        return solve, inverses
-
-    def _eliminate_points(self, damping: float) -> tuple[Any, np.ndarray]:
-        """The Schur complement (parameters, parameters), and the inverses (P, 3, 3) of the points' blocks."""
-        from scipy import sparse
-
-        diagonal = np.einsum("pii->pi", self.V)
-        V = self.V.copy()
-        floor = 1e-12 * max(float(diagonal.max(initial=0)), 1e-300)
-        np.einsum("pii->pi", V)[:] = diagonal * (1 + damping) + floor
-        inverses = np.linalg.inv(V)
-        if isinstance(self.W, np.ndarray):
-            by_point = np.swapaxes(self.W.reshape(self.total, -1, 3), 0, 1) @ inverses
-            by_inverses = np.swapaxes(by_point, 0, 1).reshape(self.W.shape)
-            diagonal = self.U.diagonal() * damping + self.prior_weight + np.where(self.free, 0.0, 1.0)
-            return self.U - by_inverses @ self.W.T + np.diag(diagonal), inverses
-        blocks = sparse.bsr_array(
-            (inverses, np.arange(self.points), np.arange(self.points + 1)), shape=(3 * self.points,) * 2
-        ).tocsr()
-        S = (self.U - self.W @ blocks @ self.W.T).tocsr()
-        diagonal = self.U.diagonal() * damping + self.prior_weight + np.where(self.free, 0.0, 1.0)
-        S = S + sparse.diags_array(diagonal)
-        return S, inverses
-
-    def _gauge(self) -> np.ndarray:
-        """(parameters, 7 or fewer) orthonormal: the changes of the poses by similarities of the world."""
-        if self.centres is None:
-            return np.zeros((self.total, 0))
-        centres = self.centres
-        views = len(centres)
-        basis = np.zeros((views, POSE, 7))
-        basis[:, :3, :3] = np.eye(3)
-        basis[:, 3:, :3] = -cross_matrix(centres)  # omega x centre
-        basis[:, 3:, 3:6] = np.eye(3)
-        basis[:, 3:, 6] = centres
-        whole = np.zeros((self.total, 7))
-        whole[self.first_pose :] = basis.reshape(-1, 7)
-        directions, sizes, _ = np.linalg.svd(whole, full_matrices=False)
-        return directions[:, sizes > 1e-9 * sizes[0]]  # cameras at one place have no scale
-
-
-def _summed(
-    left: np.ndarray, right: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]
-) -> np.ndarray:
-    """`shape`: the sum of `left` (N, 2, R) transposed times `right` (N, 2, C), each at its `rows` (N, R) and `columns`
-    (N, C)."""
-    products = np.swapaxes(left, 1, 2) @ right
-    places = rows[:, :, None] * shape[1] + columns[:, None, :]
-    return np.bincount(places.ravel(), products.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
 
 
 # The change of triangulated points with errors of the cameras' calibration.

@@ -14,6 +14,7 @@ import numpy as np
 from dune_cli.geometry import poses
 
 MIN_MATCHES = 8  # five determine a pose; the others verify it
+CONVERGED = 1e-6  # relative change of the cost, which is about the number of matches
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def _refine(
             damping *= 10
         else:
             break
-        converged = cost - new_cost < 1e-9 * cost
+        converged = cost - new_cost < CONVERGED * cost
         pose, cost, damping = new_pose, new_cost, max(damping / 10, 1e-9)
         if converged:
             break

@@ -158,17 +158,17 @@ def rotation_only(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rotation that explains the motion best without a translation.
 
-    Returns `cam2_from_cam1` (3, 3) and the residuals (M,) in pixels of view 2. Iteratively reweighted (Geman-McClure),
-    each step in closed form (Kabsch).
+    K1, K2 (..., 3, 3). Returns `cam2_from_cam1` (..., 3, 3) and the residuals (..., M) in pixels of view 2. Iteratively
+    reweighted (Geman-McClure), each step in closed form (Kabsch).
     """
-    rays1, rays2 = (r / np.linalg.norm(r, axis=1, keepdims=True) for r in (_rays(pixels1, K1), _rays(pixels2, K2)))
-    weights = np.ones(len(rays1))
+    rays1, rays2 = (r / np.linalg.norm(r, axis=-1, keepdims=True) for r in (_rays(pixels1, K1), _rays(pixels2, K2)))
+    weights = np.ones(rays1.shape[:-1])
     for _ in range(iterations):
-        rotation = nearest_rotation((rays2 * weights[:, None]).T @ rays1)
-        rotated = rays1 @ rotation.T
-        residuals = np.linalg.norm(project(rotated, K2) - pixels2, axis=1)
-        residuals = np.where((rotated[:, 2] > 0) & np.isfinite(residuals), residuals, np.inf)
-        scale = max(float(np.median(residuals)), 0.25)
+        rotation = nearest_rotation(np.swapaxes(rays2 * weights[..., None], -1, -2) @ rays1)
+        rotated = rays1 @ np.swapaxes(rotation, -1, -2)
+        residuals = np.linalg.norm(project(rotated, K2) - pixels2, axis=-1)
+        residuals = np.where((rotated[..., 2] > 0) & np.isfinite(residuals), residuals, np.inf)
+        scale = np.maximum(np.median(residuals, axis=-1, keepdims=True), 0.25)
         with np.errstate(over="ignore"):
             weights = 1 / (1 + (residuals / (2 * scale)) ** 2) ** 2
     return rotation, residuals
@@ -189,12 +189,8 @@ def rotation_only_by_focal(
     pixels1: np.ndarray, pixels2: np.ndarray, K1: np.ndarray, K2: np.ndarray, factors: np.ndarray
 ) -> np.ndarray:
     """The residuals (F, M) of `rotation_only` with each of the `factors` (F,) on both focal lengths."""
-    residuals = []
-    for factor in factors:
-        scale = np.diag([factor, factor, 1.0])
-        K1_f, K2_f = (np.concatenate([(K @ scale)[:, :2], K[:, 2:]], axis=1) for K in (K1, K2))
-        residuals.append(rotation_only(pixels1, pixels2, K1_f, K2_f)[1])
-    return np.stack(residuals)
+    columns = np.stack([factors, factors, np.ones_like(factors)], axis=-1)[:, None]
+    return rotation_only(pixels1, pixels2, K1 * columns, K2 * columns)[1]
 
 
 def _rays(pixels: np.ndarray, K: np.ndarray) -> np.ndarray:

@@ -10,13 +10,14 @@ import numpy as np
 from dune_cli.geometry.bundle_adjustment import (
     CORRELATION,
     MAX_STEPS,
-    TERMS,
+    MIN_GAIN,
     AdjustedBundle,
     Bundle,
     Priors,
     adjust_bundle,
 )
 from dune_cli.geometry.camera_models import MODELS, Camera
+from dune_cli.geometry.normal_equations import TERMS
 from dune_cli.sfm.cameras import PhotoCameras, SharedCamera
 from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.scene import SfmModel, View
@@ -179,7 +180,7 @@ LENSES = {  # model: the standard deviations of its terms
 FISHEYES = ("RADIAL_FISHEYE", "OPENCV_FISHEYE")
 STRONG_RADIAL = -0.15  # k1 of a barrel distortion, from which on fisheye lenses are tried
 CHOICE_OBSERVATIONS = 6_000  # that decide on the lens
-CHOICE_STEPS = 15  # of each adjustment that is compared
+CHOICE_STEPS, CHOICE_GAIN = 15, 0.5  # of each adjustment that is compared; far below what a term must gain
 CHOICE_VIEWS, CHOICE_POINTS = 3, 100  # of a camera, from which on its distortion can be told
 LEAST_SEEN = 0.95  # of a photo's pixels, that a lens must have rays for
 
@@ -193,7 +194,9 @@ class _LensProblem:
     start_K: np.ndarray
     shared: Sequence[SharedCamera]
 
-    def adjusted(self, lens: str, start: Bundle, steps: int = MAX_STEPS) -> AdjustedBundle | None:
+    def adjusted(
+        self, lens: str, start: Bundle, steps: int = MAX_STEPS, min_gain: float = MIN_GAIN
+    ) -> AdjustedBundle | None:
         """The solution with the terms of `lens`, from the cameras, poses and points of `start`."""
         unknown = np.array([not camera.lens_known for camera in self.shared])
         simple = np.where([camera.fixed for camera in self.shared], NO_LENS, "SIMPLE_RADIAL")
@@ -202,7 +205,7 @@ class _LensProblem:
         known = np.array([_terms_of(camera.camera) is not None for camera in self.shared]) & ~unknown
         keep = (sds > 0) | known[:, None]
         start = replace(start, distortion=np.where(keep, start.distortion, 0.0))
-        return adjust_bundle(start, replace(self.priors, distortion_sd=sds), self.start_K, steps)
+        return adjust_bundle(start, replace(self.priors, distortion_sd=sds), self.start_K, steps, min_gain)
 
     def started(self, other: Bundle) -> Bundle:
         """The bundle with the cameras and poses of `other`, which has all or some of its points."""
@@ -262,7 +265,7 @@ def _choose_lens(problem: _LensProblem, before: Sequence[Camera]) -> tuple[str, 
     unknown = problem.tells_distortion() & np.array([not camera.lens_known for camera in problem.shared])
     if not unknown.any():
         return base, whole
-    adjusted = problem.adjusted(base, problem.bundle, CHOICE_STEPS)
+    adjusted = problem.adjusted(base, problem.bundle, CHOICE_STEPS, CHOICE_GAIN)
     if adjusted is None:
         return None
     solutions = {base: adjusted}
@@ -290,7 +293,7 @@ def _choose_lens(problem: _LensProblem, before: Sequence[Camera]) -> tuple[str, 
 
 def _try_lens(problem: _LensProblem, lens: str, start: Bundle, solutions: dict[str, AdjustedBundle]) -> None:
     """Adds the solution with `lens`, unless there is none, or one whose cameras do not see most of their photos."""
-    found = problem.adjusted(lens, start, CHOICE_STEPS)
+    found = problem.adjusted(lens, start, CHOICE_STEPS, CHOICE_GAIN)
     if found is not None and all(_seen_share(camera) >= LEAST_SEEN for camera in problem.cameras(lens, found.bundle)):
         solutions[lens] = found
 

@@ -29,7 +29,7 @@ from dune_cli.sfm.scene import SfmModel
 from dune_cli.sfm.verification import MIN_INLIERS, VerifiedPairs, quiet_pycolmap
 
 INITIAL_PAIRS = ((16.0, 0.95), (4.0, 0.95), (8.0, 1.0))  # least angle in degrees, most forward motion: tried in turn
-COMPLETE_SHARE, GOOD_ERROR = 0.95, 0.6  # of the photos, of a matched pixel: then no other initial pair is tried
+COMPLETE_SHARE, GOOD_ERROR = 0.95, 0.8  # of the photos, of a matched pixel: then no other initial pair is tried
 TWO_VIEW_TRACKS_UP_TO = 50  # photos: few photos need the points that only two of them see
 CALIBRATION_ROUNDS = 3
 SETTLED = 0.01  # change of the logarithm of a focal length, below which the model is not mapped again

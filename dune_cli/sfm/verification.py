@@ -178,8 +178,10 @@ def quiet_pycolmap() -> Any:
 # Pure rotations: photos whose camera only rotated show no parallax, so none of their points has a position.
 
 
-PAIRS_PER_COMPONENT = 40  # that are tested, those with the fewest inliers first, which have the widest baselines
-MATCHES_PER_PAIR = 400
+# Pairs of a component that are tested, those with the fewest inliers first, which have the widest baselines. The first
+# few are enough where at least half of them show parallax.
+FIRST_PAIRS, PAIRS_PER_COMPONENT = 8, 40
+MATCHES_PER_PAIR = 200
 # Share of a pair's matches that no rotation explains, from which on they count as parallax. Eight panoramas of
 # amateurs, lens distortion included, have at most 0.20 in their worst pair; pairs of ten scenes 0.3 to 1.
 PARALLAX_SHARE = 0.25
@@ -215,14 +217,17 @@ def find_pure_rotations(
         groups.setdefault(component_of[pair[0]], []).append(pair)
     for pairs in groups.values():
         pairs.sort(key=lambda pair: (verified.counts[pair][1], pair))
-        residuals = _rotation_residuals(correspondences, verified, cameras, pairs[:PAIRS_PER_COMPONENT])
-        counts = {pair: (len(r), int(np.count_nonzero(r > 3 * pixel_size))) for pair, r in residuals.items()}
-        parallax = {
-            pair
-            for pair, (matches, unexplained) in counts.items()
-            if unexplained >= max(two_view.MIN_UNEXPLAINED, PARALLAX_SHARE * matches)
-        }
-        contradicted = {pair for pair in parallax if _is_contradicted(pair, residuals[pair], counts, pixel_size)}
+        for count in (FIRST_PAIRS, PAIRS_PER_COMPONENT):
+            residuals = _rotation_residuals(correspondences, verified, cameras, pairs[:count])
+            counts = {pair: (len(r), int(np.count_nonzero(r > 3 * pixel_size))) for pair, r in residuals.items()}
+            parallax = {
+                pair
+                for pair, (matches, unexplained) in counts.items()
+                if unexplained >= max(two_view.MIN_UNEXPLAINED, PARALLAX_SHARE * matches)
+            }
+            contradicted = {pair for pair in parallax if _is_contradicted(pair, residuals[pair], counts, pixel_size)}
+            if len(pairs) <= count or 2 * len(parallax - contradicted) >= count:
+                break
         if contradicted == parallax:
             kept = [c for pair, c in counts.items() if pair not in contradicted]
             matches, unexplained = np.sum(kept, axis=0).tolist()
