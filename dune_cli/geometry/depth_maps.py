@@ -17,26 +17,33 @@ def sample_depth(depth: np.ndarray, pixels: np.ndarray, max_step: float = MAX_ST
     plane, over those of the four pixels around that have a depth. NaN outside the map, where the nearest pixel has no
     depth, and at a depth edge: where another one differs from it by more than `max_step` of its depth.
     """
-    depth, pixels = np.asarray(depth, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
+    depth, pixels = np.asarray(depth), np.asarray(pixels, dtype=np.float64)
     height, width = depth.shape
-    inside = ((pixels > -0.5) & (pixels < [width - 0.5, height - 0.5])).all(-1)
-    clipped = np.where(inside[:, None], pixels, 0).clip(0, [width - 1, height - 1])
-    first = np.minimum(np.floor(clipped), [max(width - 2, 0), max(height - 2, 0)]).astype(int)
-    fraction = clipped - first
-    weights, values = [], []
-    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        x, y = np.minimum(first[:, 0] + dx, width - 1), np.minimum(first[:, 1] + dy, height - 1)
-        weights.append(np.abs(1 - dx - fraction[:, 0]) * np.abs(1 - dy - fraction[:, 1]))
-        values.append(depth[y, x])
-    weight, z = np.stack(weights), np.stack(values)
-    known = np.isfinite(z) & (z > 0)
-    z = np.where(known, z, np.nan)
-    nearest = weight.argmax(0), np.arange(len(pixels))
-    at_edge = (known & (np.abs(z - z[nearest]) > max_step * z[nearest])).any(0)
-    weight = np.where(known, weight, 0)
+    x, y = pixels[..., 0], pixels[..., 1]
+    inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
+    x, y = np.where(inside, x, 0).clip(0, width - 1), np.where(inside, y, 0).clip(0, height - 1)
+    column, row = np.minimum(np.floor(x), max(width - 2, 0)), np.minimum(np.floor(y), max(height - 2, 0))
+    right, below = x - column, y - row  # shares of the pixels to the right and below
+    first = (row * width + column).astype(np.intp)
+    next_column, next_row = min(1, width - 1), width * min(1, height - 1)
+    z_of = np.where(np.isfinite(depth) & (depth > 0), depth, np.nan).astype(np.float64).ravel()
+    z = z_of.take(first + (right > 0.5) * next_column + (below > 0.5) * next_row)  # of the nearest pixel
+    total, weights = np.zeros_like(x), np.zeros_like(x)
+    tolerance = max_step * z
+    kept = inside & np.isfinite(z)
     with np.errstate(divide="ignore", invalid="ignore"):
-        inverse = np.where(known, weight / z, 0).sum(0) / weight.sum(0)
-        return np.where(inside & known[nearest] & ~at_edge, 1 / inverse, np.nan)
+        for step, weight in (
+            (0, (1 - right) * (1 - below)),
+            (next_column, right * (1 - below)),
+            (next_row, (1 - right) * below),
+            (next_column + next_row, right * below),
+        ):
+            corner = z_of.take(first + step)
+            known = np.isfinite(corner)
+            kept &= ~(np.abs(corner - z) > tolerance)
+            total += np.where(known, weight / corner, 0)
+            weights += weight * known
+        return np.where(kept, weights / total, np.nan)
 
 
 def grid_triangles(depth: np.ndarray, valid: np.ndarray, max_jump: float = MAX_DEPTH_JUMP) -> np.ndarray:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dune_cli import optional
-from dune_cli.geometry.cameras import backproject, pixel_grid, project
+from dune_cli.geometry.cameras import pixel_grid
 from dune_cli.geometry.depth_maps import sample_depth
-from dune_cli.geometry.poses import inverse, transform_points
+from dune_cli.geometry.poses import inverse
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,25 @@ def reproject(view: PosedDepth, other: PosedDepth) -> Reprojection:
     "Pixelwise view selection for unstructured multi-view stereo", ECCV 2016, section 4.2; Y. Yao et al., "MVSNet",
     ECCV 2018, section 4.2)."""
     height, width = view.depth.shape
-    error, depth = np.full((height, width), np.nan), np.full((height, width), np.nan)
-    known = np.isfinite(view.depth)
-    pixels = pixel_grid(height, width)[known]
     other_from_view = inverse(other.world_from_cam) @ view.world_from_cam
-    points_other = transform_points(other_from_view, backproject(pixels, view.depth[known], view.K))
-    in_front = points_other[:, 2] > 0
-    pixels_other = project(np.where(in_front[:, None], points_other, [0.0, 0.0, 1.0]), other.K)
-    depth_other = np.where(in_front, sample_depth(other.depth, pixels_other), np.nan)
-    points_view = transform_points(inverse(other_from_view), backproject(pixels_other, depth_other, other.K))
-    error[known] = np.linalg.norm(project(points_view, view.K) - pixels, axis=1)
-    depth[known] = points_view[:, 2]
-    return Reprojection(error, depth)
+    x, y = np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x_other, y_other, z = _project_again(x, y, view.depth, view.K, other_from_view, other.K)
+        pixels_other = np.stack([np.where(z > 0, x_other, np.nan), y_other], axis=-1)
+        depth_other = sample_depth(other.depth, pixels_other)
+        x_back, y_back, depth = _project_again(x_other, y_other, depth_other, other.K, inverse(other_from_view), view.K)
+        return Reprojection(np.hypot(x_back - x, y_back - y), depth)
+
+
+def _project_again(
+    x: np.ndarray, y: np.ndarray, depth: np.ndarray, K: np.ndarray, other_from_cam: np.ndarray, K_other: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pixels (x, y) in another view of the points at `depth` z behind the pixels (x, y), and their z there; the
+    arrays are broadcast."""
+    rows = K_other @ other_from_cam[:3, :3] @ np.linalg.inv(K)
+    shift = K_other @ other_from_cam[:3, 3]
+    u, v, z = ((row[0] * x + (row[1] * y + row[2])) * depth + s for row, s in zip(rows, shift))
+    return u / z, v / z, z
 
 
 def consistent_pixels(

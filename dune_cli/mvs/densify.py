@@ -4,10 +4,13 @@ between views, one fused cloud, and a surface if asked for."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import torch
 
 from dune_cli import console
 from dune_cli.geometry.cameras import backproject, pixel_grid, project
@@ -29,13 +32,16 @@ from dune_cli.mvs.view_selection import (
     visible_points,
 )
 from dune_cli.provenance import Run
-from dune_cli.runtime import pick_device
+from dune_cli.runtime import available_threads, pick_device
 from dune_cli.sfm.masks import PhotoMasks
 from dune_cli.sfm.scene import PointMap, Scene, SparsePoints, View
 
 VIOLATION_SHARE = 0.05  # of the depth, beyond which another view's surface contradicts a point
 SPECKLE_SHARE, SPECKLE_MIN_PIXELS = 2e-4, 12  # of the map: smaller components are removed
 SPECKLE_STEP = 0.02  # of the inverse depth, between adjacent pixels of a component
+MAX_VIEWS_AT_ONCE = 8
+
+T = TypeVar("T")
 
 
 def densify(
@@ -133,7 +139,7 @@ def estimate_depth_maps(
     free space it violates by at least `min_views`. Its depth is the mean of theirs and its own. Its confidence rises
     with their number and the NCC of the windows. `used_on_map` of a view's index, a map's shape (H, W) and its
     `image_from_map` gives (H, W) bool: elsewhere the view has no depth, and confirms none. ValueError for lists of
-    different lengths. Memory: about 90 bytes a pixel of a map for every view, and for the view at work planes + 300
+    different lengths. Memory: about 90 bytes a pixel of a map for every view, and for each view at work planes / 16 + 60
     numbers of 4 bytes.
     """
     if not len(Ks) == len(world_from_cams) == len(sparse.observations):
@@ -146,22 +152,38 @@ def estimate_depth_maps(
     points = visible_points(sparse.points_world, tracks, world_from_cams)
     sources = select_views(sparse.points_world, points, Ks, world_from_cams, config.preset.source_views)
     with run.stage("dense depth"):
-        indices = console.progress(range(len(photos)), "depth", unit="view")
         normals = dominant_normals(sparse.points_world, config.preset.directions)
-        depths = [
-            _raw_depth(i, photos, world_from_cams, sparse.points_world, points, sources[i], normals, config)
-            for i in indices
-        ]
+
+        def raw_depth(i: int) -> _RawDepth | None:
+            return _raw_depth(i, photos, world_from_cams, sparse.points_world, points, sources[i], normals, config)
+
+        depths = _of_every_view(raw_depth, len(photos), "depth", config.device)
         if used_on_map is not None:
             depths = [
                 one and one.only(used_on_map(i, one.view.depth.shape, np.linalg.inv(photo.reduced_from_image)))
                 for i, (one, photo) in enumerate(zip(depths, photos))
             ]
     with run.stage("dense consistency"):
-        return [
-            None if depth is None else _consistent(depth, [depths[j] for j in sources[i]], photos[i], config)
-            for i, depth in enumerate(console.progress(depths, "consistency", unit="view"))
-        ]
+
+        def consistent(i: int) -> PointMap | None:
+            depth = depths[i]
+            return depth and _consistent(depth, [depths[j] for j in sources[i]], photos[i], config)
+
+        return _of_every_view(consistent, len(photos), "consistency", config.device)
+
+
+def _of_every_view(function: Callable[[int], T], count: int, label: str, device: str) -> list[T]:
+    """`function(i)` of every view. On a processor several views are computed at a time, each by one thread: the results
+    are the same bytes with any number of threads."""
+    if pick_device(device).type != "cpu":
+        return [function(i) for i in console.progress(range(count), label, unit="view")]
+    threads, before = min(available_threads(), MAX_VIEWS_AT_ONCE), torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        return list(console.progress(pool.map(function, range(count)), label, count, "view"))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
 
 
 def _reduced(rgb: np.ndarray, K: np.ndarray, side_px: int) -> _ReducedPhoto:

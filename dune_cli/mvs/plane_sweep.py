@@ -1,5 +1,5 @@
-"""Depth of one view by plane sweeping, in torch on any device: NCC costs, a coarse sweep with semi-global cost
-aggregation, then refinement at full size.
+"""Depth of one view by plane sweeping, in torch on any device: NCC costs, a sweep of all planes with semi-global cost
+aggregation on a small photo, then refinement by a few hypotheses a pixel up a pyramid to full size.
 
 A plane sweep (R. Collins, "A space-sweep approach to true multi-image matching", CVPR 1996) compares the window around
 a reference pixel with the source views' windows along its ray. A hypothesis is a map of inverse depths, not one
@@ -22,12 +22,16 @@ from dune_cli.mvs.sgm import aggregate_hypotheses, aggregate_planes
 
 NOISE_LEVELS = 2.0  # grey levels of 255: windows with less contrast match nothing well
 OUTSIDE_COST = 1.0  # where a source view does not see the point: as if uncorrelated
-COARSE_SCALE = 0.5  # of the working size
-WINDOW_RADIUS = 3
+EDGE_SHARPNESS = 1e6  # of the step between inside and outside a source view, per half its size
+COARSE_SCALE, MIN_COARSE_PX = 0.25, 100  # of the coarsest level: twice that where the long side were shorter
+WINDOW_RADIUS, COARSE_RADIUS = 3, 2  # of the pyramid's levels, and of its coarsest
+REACH = 2  # steps to either side that a round of refinement tries; one at full size
 MAX_COST = 1.0  # anti-correlated windows are no worse than uncorrelated ones
 P1, P2, SLOPE_PENALTY, EDGE_LEVELS = 0.05, 3.0, 0.08, 20.0  # penalties of the aggregation; grey levels that halve P2
 SMOOTHING_PASSES, SMOOTHING_RADIUS, FINAL_RADIUS, SMOOTHING_TOLERANCE = 2, 5, 1, 0.05
 MIN_PLANE_POINTS, PLANE_MARGIN = 8, 0.1
+FAR_AWAY = 1e18  # a finite value that no inverse depth is near to
+SMOOTHING_STEPS = 4.0  # between a pixel and what it is averaged with
 PROPAGATION_PX = 4  # how far a pixel may adopt another pixel's depth in a round of refinement
 
 
@@ -94,8 +98,7 @@ class PlaneSweep:
 
     `grey` (H, W) in [0, 255], float32 or float64. At each pixel the cost is the mean of the `best` lowest ones over
     the source views, so that views in which the point is occluded do not count (S. B. Kang, R. Szeliski and J. Chai,
-    "Handling occlusions in dense multi-view stereo", CVPR 2001). `radius` of the square window. Memory: 4 maps a
-    source view and about 12 more.
+    "Handling occlusions in dense multi-view stereo", CVPR 2001). `radius` of the square window. Memory: about 16 maps.
     """
 
     def __init__(self, grey: torch.Tensor, source_views: Sequence[SourceView], best: int, radius: int) -> None:
@@ -103,19 +106,17 @@ class PlaneSweep:
         self.mean = box_mean(grey, radius)
         self.variance = (box_mean(grey * grey, radius) - self.mean**2).clamp(min=0) + NOISE_LEVELS**2
         height, width = grey.shape
-        y, x = torch.meshgrid(
-            torch.arange(height, dtype=grey.dtype, device=grey.device),
-            torch.arange(width, dtype=grey.dtype, device=grey.device),
-            indexing="ij",
-        )
+        x = torch.arange(width, dtype=grey.dtype, device=grey.device)
+        y = torch.arange(height, dtype=grey.dtype, device=grey.device)[:, None]
         self.views = []
         for view in source_views:
             # in grid_sample's units, where -1 and 1 are the image's outer edges
             h, w = view.grey.shape
             to_grid = np.array([[2 / w, 0, 1 / w - 1], [0, 2 / h, 1 / h - 1], [0, 0, 1]])
             rows, shift = (to_grid @ view.homography).tolist(), (to_grid @ view.epipole).tolist()
-            rays = [row[0] * x + row[1] * y + row[2] for row in rows]
-            self.views.append((view.grey[None, None], rays, shift))
+            self.views.append((view.grey[None, None], [(row[0] * x + row[2], row[1] * y) for row in rows], shift))
+        self._projected = [torch.empty_like(grey) for _ in range(3)]
+        self._grid = grey.new_empty((1, height, width, 2))
 
     def cost(self, inverse_depth: torch.Tensor | float) -> torch.Tensor:
         """(H, W) 1 - NCC in [0, 2] of the hypothesis `inverse_depth`: a number or a map (H, W)."""
@@ -127,21 +128,26 @@ class PlaneSweep:
     def _cost_of_view(
         self,
         grey: torch.Tensor,
-        rays: list[torch.Tensor],
+        rays: list[tuple[torch.Tensor, torch.Tensor]],
         shift: list[float],
         inverse_depth: torch.Tensor | float,
     ) -> torch.Tensor:
-        depth = rays[2] + inverse_depth * shift[2]
-        reciprocal = 1 / torch.where(depth > 1e-6, depth, torch.full_like(depth, torch.inf))
-        x = (rays[0] + inverse_depth * shift[0]) * reciprocal
-        y = (rays[1] + inverse_depth * shift[1]) * reciprocal
-        inside = (depth > 1e-6) & (x.abs() < 1) & (y.abs() < 1)
-        warped = F.grid_sample(grey, torch.stack([x, y], -1)[None], padding_mode="border", align_corners=False)[0, 0]
+        x, y, depth = self._projected
+        for out, (along_x, along_y), s in zip(self._projected, rays, shift):
+            if isinstance(inverse_depth, torch.Tensor):
+                torch.add(along_x, inverse_depth, alpha=s, out=out).add_(along_y)
+            else:
+                torch.add(along_x + inverse_depth * s, along_y, out=out)
+        depth.clamp_(min=1e-6)  # what is behind the view lands far outside
+        for i, out in enumerate((x, y)):
+            self._grid[0, ..., i].copy_(out.div_(depth))
+        inside = torch.maximum(x.abs_(), y.abs_()).mul_(-EDGE_SHARPNESS).add_(EDGE_SHARPNESS).clamp_(0, 1)
+        warped = F.grid_sample(grey, self._grid, padding_mode="border", align_corners=False)[0, 0]
         mean = box_mean(warped, self.radius)
-        variance = (box_mean(warped * warped, self.radius) - mean**2).clamp(min=0) + NOISE_LEVELS**2
-        covariance = box_mean(warped * self.grey, self.radius) - mean * self.mean
-        cost = 1 - covariance * torch.rsqrt(variance * self.variance)
-        return torch.where(inside, cost, torch.full_like(cost, OUTSIDE_COST))
+        variance = box_mean(warped * warped, self.radius).addcmul_(mean, mean, value=-1).clamp_(min=0)
+        scale = variance.add_(NOISE_LEVELS**2).mul_(self.variance).rsqrt_().mul_(inside)
+        covariance = box_mean(warped.mul_(self.grey), self.radius).addcmul_(mean, self.mean, value=-1)
+        return covariance.mul_(scale).neg_().add_(OUTSIDE_COST)
 
 
 def sweep_depth(
@@ -152,38 +158,57 @@ def sweep_depth(
     rounds: int,
     device: torch.device,
 ) -> SweepResult:
-    """Depth of `reference` within the prior's range.
+    """Depth of `reference` within the prior's range, from coarse to fine in a pyramid.
 
-    Between two planes, the sparse points move by about a pixel at half the size, in the source view where they move
-    most; there are at most `planes`. Slanted planes in the prior's directions are swept as well. `rounds` of refinement
-    follow at full size. Memory: planes + 300 numbers a pixel.
+    All planes are swept at the coarsest level only: a quarter of the size, half of it for small photos. Between two of
+    them, the sparse points move by about a pixel there, in the source view where they move most; there are at most
+    `planes`. Slanted planes in the prior's directions are swept as well. The levels above try a few depths around the
+    one below, and those of pixels near by: in `rounds` rounds each, the steps halved from one to the next. Memory:
+    planes / 16 + 60 numbers a pixel.
     """
-    sweep, step = _plane_sweep(reference, sources, prior, COARSE_SCALE, device)
+    coarse = COARSE_SCALE if COARSE_SCALE * max(reference.rgb.shape[:2]) >= MIN_COARSE_PX else 2 * COARSE_SCALE
     far, near = prior.inverse_depth_range
-    count = int(np.clip(np.ceil((near - far) / step) + 1, 8, planes))
-    levels = torch.linspace(far, near, count, dtype=torch.float32, device=device)
-    cost = torch.stack([sweep.cost(float(level)).clamp(max=MAX_COST) for level in levels])
-    points_cam = backproject(prior.pixels, 1 / prior.inverse_depths, reference.K)
-    for normal in prior.normals_cam:
-        _lower_by_slanted_planes(cost, sweep, levels, normal, points_cam, reference.K, reference.rgb.shape[:2])
-    total = aggregate_planes(cost, P1, _edge_penalty(sweep.grey))
-    inverse_depth = levels[0] + _lowest_plane(total) * (levels[1] - levels[0])
-    step = float(levels[1] - levels[0])
-    del cost, total
-
-    sweep, _ = _plane_sweep(reference, sources, prior, 1.0, device)
-    height, width = sweep.grey.shape
-    inverse_depth = F.interpolate(inverse_depth[None, None], (height, width), mode="nearest-exact")[0, 0]
-    inverse_depth = smooth_planar(inverse_depth, 2, step)
-    for _ in range(rounds):
-        step /= 2
-        inverse_depth = _refine(sweep, inverse_depth, step, float(levels[0]), float(levels[-1]))
+    inverse_depth, step = _coarse_depth(reference, sources, prior, planes, coarse, device)
+    for scale in (0.5, 1.0) if coarse < 0.5 else (1.0,):
+        sweep, _ = _plane_sweep(reference, sources, prior, scale, WINDOW_RADIUS, device)
+        inverse_depth = F.interpolate(inverse_depth[None, None], tuple(sweep.grey.shape), mode="nearest-exact")[0, 0]
+        inverse_depth = smooth_planar(inverse_depth, 2, step)
+        for _ in range(rounds if scale < 1 else 1):
+            step /= 2
+            inverse_depth = _refine(sweep, inverse_depth, step, REACH if scale < 1 else 1, (far, near))
     inverse_depth, cost = _smooth_and_interpolate(sweep, inverse_depth, step / 2)
     return SweepResult(inverse_depth.double().cpu().numpy(), cost.clamp(0, 1).double().cpu().numpy())
 
 
+def _coarse_depth(
+    reference: SweepImage,
+    sources: Sequence[SweepImage],
+    prior: DepthPrior,
+    planes: int,
+    scale: float,
+    device: torch.device,
+) -> tuple[torch.Tensor, float]:
+    """(h, w) inverse depth at a `scale` of the reference by all planes and semi-global aggregation, and their step."""
+    sweep, step = _plane_sweep(reference, sources, prior, scale, COARSE_RADIUS, device)
+    far, near = prior.inverse_depth_range
+    count = int(np.clip(np.ceil((near - far) / step) + 1, 8, planes))
+    levels = torch.linspace(far, near, count, dtype=torch.float32, device=device)
+    cost = torch.stack([sweep.cost(float(level)).clamp_(max=MAX_COST) for level in levels])
+    points_cam = backproject(prior.pixels, 1 / prior.inverse_depths, reference.K)
+    for normal in prior.normals_cam:
+        _lower_by_slanted_planes(cost, sweep, levels, normal, points_cam, reference.K, reference.rgb.shape[:2])
+    total = aggregate_planes(cost, P1, _edge_penalty(sweep.grey))
+    step = float(levels[1] - levels[0])
+    return levels[0] + _lowest_plane(total) * step, step
+
+
 def _plane_sweep(
-    reference: SweepImage, sources: Sequence[SweepImage], prior: DepthPrior, scale: float, device: torch.device
+    reference: SweepImage,
+    sources: Sequence[SweepImage],
+    prior: DepthPrior,
+    scale: float,
+    radius: int,
+    device: torch.device,
 ) -> tuple[PlaneSweep, float]:
     """The sweep at a `scale` of the reference, source images reduced to its level of detail, and the step of inverse
     depth that moves the sparse points by one pixel."""
@@ -198,7 +223,7 @@ def _plane_sweep(
         source_views.append(source_view(source_grey, K_ref, resized_from_source @ source.K, source_from_ref))
     pixels = transform_pixels(resized_from_image, prior.pixels)
     displacements = [np.median(displacement_px(view, pixels, prior.inverse_depths)) for view in source_views]
-    sweep = PlaneSweep(grey, source_views, best=(len(sources) + 1) // 2, radius=WINDOW_RADIUS)
+    sweep = PlaneSweep(grey, source_views, best=(len(sources) + 1) // 2, radius=radius)
     return sweep, float(1 / max(displacements))
 
 
@@ -241,7 +266,7 @@ def _lower_by_slanted_planes(
         count = int(np.clip(np.ceil((near - far) / spacing) + 1, 2, len(levels)))
         steps = np.linspace(far, near, count)
         slope = torch.from_numpy(rays @ n).to(cost)
-        slanted = torch.stack([sweep.cost(slope * float(step)).clamp(max=MAX_COST) for step in steps])
+        slanted = torch.stack([sweep.cost(slope * float(step)).clamp_(max=MAX_COST) for step in steps])
         usable = slope > 0.02
         slope = torch.where(usable, slope, torch.ones_like(slope))
         for level, level_cost in zip(levels, cost):
@@ -269,16 +294,18 @@ def _lowest_plane(total: torch.Tensor) -> torch.Tensor:
     return (index + torch.where(inside, parabola_vertex(*adjacent), torch.zeros_like(adjacent[0])))[0]
 
 
-def _refine(sweep: PlaneSweep, inverse_depth: torch.Tensor, step: float, far: float, near: float) -> torch.Tensor:
-    """The best of each pixel's own depth, some steps nearer and farther, and the depths of pixels around it."""
-    hypotheses = [inverse_depth + i * step for i in (-2, -1, 0, 1, 2)]
+def _refine(
+    sweep: PlaneSweep, inverse_depth: torch.Tensor, step: float, reach: int, limits: tuple[float, float]
+) -> torch.Tensor:
+    """The best of each pixel's own depth, `reach` steps nearer and farther, and the depths of pixels around it."""
+    hypotheses = [inverse_depth + i * step for i in range(-reach, reach + 1)]
     padded = F.pad(inverse_depth[None, None], (PROPAGATION_PX,) * 4, mode="replicate")[0, 0]
     height, width = inverse_depth.shape
     for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
         y, x = (1 + dy) * PROPAGATION_PX, (1 + dx) * PROPAGATION_PX
         hypotheses.append(padded[y : y + height, x : x + width])
-    stacked = torch.stack(hypotheses).clamp(far, near)
-    cost = torch.stack([sweep.cost(each).clamp(max=MAX_COST) for each in stacked])
+    stacked = torch.stack(hypotheses).clamp(*limits)
+    cost = torch.stack([sweep.cost(each).clamp_(max=MAX_COST) for each in stacked])
     total = aggregate_hypotheses(cost, stacked, SLOPE_PENALTY / step, _edge_penalty(sweep.grey))
     return stacked.gather(0, total.argmin(0, keepdim=True))[0]
 
@@ -287,20 +314,26 @@ def _smooth_and_interpolate(
     sweep: PlaneSweep, inverse_depth: torch.Tensor, step: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Inverse depth and cost, smoothed where the cost hardly rises, then refined between the last hypotheses."""
+    cost = sweep.cost(inverse_depth)
     for _ in range(SMOOTHING_PASSES):
-        smooth = smooth_planar(inverse_depth, SMOOTHING_RADIUS, 2 * step)
-        accepted = sweep.cost(smooth) <= sweep.cost(inverse_depth) + SMOOTHING_TOLERANCE
+        smooth = smooth_planar(inverse_depth, SMOOTHING_RADIUS, SMOOTHING_STEPS * step)
+        smooth_cost = sweep.cost(smooth)
+        accepted = smooth_cost <= cost + SMOOTHING_TOLERANCE
         inverse_depth = torch.where(accepted, smooth, inverse_depth)
-        costs = [sweep.cost(inverse_depth + i * step) for i in (-1, 0, 1)]
+        cost = torch.where(accepted, smooth_cost, cost)
+        costs = sweep.cost(inverse_depth - step), cost, sweep.cost(inverse_depth + step)
         inverse_depth = inverse_depth + parabola_vertex(*costs) * step
-    inverse_depth = smooth_planar(inverse_depth, FINAL_RADIUS, step)
+    inverse_depth = smooth_planar(inverse_depth, FINAL_RADIUS, SMOOTHING_STEPS / 2 * step)
     return inverse_depth, sweep.cost(inverse_depth)
 
 
 def box_mean(image: torch.Tensor, radius: int) -> torch.Tensor:
-    """(H, W) mean over the (2 radius + 1)^2 window, the border repeated."""
-    padded = F.pad(image[None, None], (radius,) * 4, mode="replicate")[0, 0]
+    """(H, W) mean over the (2 radius + 1)^2 window, the border repeated. On a processor by OpenCV's running sums."""
     size, (height, width) = 2 * radius + 1, image.shape
+    if image.device.type == "cpu":
+        cv2 = optional.require("cv2", "multi-view stereo")
+        return torch.from_numpy(cv2.blur(image.numpy(), (size, size), borderType=cv2.BORDER_REPLICATE))
+    padded = F.pad(image[None, None], (radius,) * 4, mode="replicate")[0, 0]
     rows = padded[:height].clone()
     for i in range(1, size):
         rows += padded[i : i + height]
@@ -332,16 +365,16 @@ def smooth_planar(inverse_depth: torch.Tensor, radius: int, tolerance: float) ->
     Planes are preserved, and nothing is mixed across an edge or a crease.
     """
     height, width = inverse_depth.shape
-    padded = F.pad(inverse_depth[None, None], (radius,) * 4, value=torch.inf)[0, 0]
-    total, count = inverse_depth.clone(), torch.ones_like(inverse_depth)
+    padded = F.pad(inverse_depth[None, None], (radius,) * 4, value=FAR_AWAY)[0, 0]
+    total, count, twice = torch.zeros_like(inverse_depth), torch.zeros_like(inverse_depth), 2 * inverse_depth
     for dy in range(radius + 1):
         for dx in range(-radius if dy else 1, radius + 1):
             one, opposite = (
                 padded[radius + y : radius + y + height, radius + x : radius + x + width]
                 for y, x in ((dy, dx), (-dy, -dx))
             )
-            mean = (one + opposite) / 2
-            near = (mean - inverse_depth).abs() <= tolerance
-            total += torch.where(near, 2 * mean, torch.zeros_like(mean))
-            count += 2 * near
-    return total / count
+            difference = (one + opposite).sub_(twice)
+            near = (difference.abs() <= 2 * tolerance).to(difference.dtype)
+            total.addcmul_(difference, near)
+            count += near
+    return total.div_(count.mul_(2).add_(1)).add_(inverse_depth)

@@ -9,9 +9,9 @@ from dune_cli.errors import UserError
 
 @dataclass(frozen=True)
 class QualityPreset:
-    """`side_px` long side of the depth maps, `planes` at most in the coarse sweep (at half that size), `source_views`
-    of a view, `rounds` of refinement at full size, `directions` besides the camera's own that planes of the coarse
-    sweep face."""
+    """`side_px` long side of the depth maps, `planes` at most in the coarse sweep, `source_views` of a view, `rounds`
+    of refinement at each level of the pyramid below full size, which has one, `directions` besides the camera's own
+    that planes of the coarse sweep face."""
 
     side_px: int
     planes: int
@@ -22,7 +22,7 @@ class QualityPreset:
 
 QUALITIES = {
     "low": QualityPreset(480, 96, 6, 1),
-    "medium": QualityPreset(800, 160, 6, 2),
+    "medium": QualityPreset(800, 160, 6, 1),
     "high": QualityPreset(1280, 256, 8, 2),
 }
 

@@ -3,7 +3,7 @@ PAMI 2008) in torch, for plane sweeps and for depth hypotheses that differ from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,25 +14,27 @@ def aggregate_planes(cost: torch.Tensor, p1: float, p2: torch.Tensor, directions
     """(D, H, W) path costs summed over 4 or 8 `directions`, of the matching `cost` (D, H, W) of ordered planes.
 
     A step to the next plane costs `p1`, any further step `p2` (H, W) >= `p1`, which should be low across image edges.
-    Memory: twice the cost.
+    Memory: four times the cost.
     """
-    total = torch.zeros_like(cost)
-    for dy, dx in DIRECTIONS[:directions]:
-        previous = None
-        for index, line in _scan_lines(cost.shape[1], cost.shape[2], dy, dx):
-            line_cost = cost[index]
-            if previous is None:
-                path = line_cost.clone()
-            else:
-                before = _shift_line(previous, dx if dy else 0)
-                lowest = before.amin(0)
-                step = torch.minimum(before, (lowest + p2[line]).expand_as(before))
-                step[1:] = torch.minimum(step[1:], before[:-1] + p1)
-                step[:-1] = torch.minimum(step[:-1], before[1:] + p1)
-                path = line_cost + step - lowest
-            total[index] += path
-            previous = path
-    return total
+
+    def along_rows(cost: torch.Tensor, p2: torch.Tensor, steps: Sequence[tuple[int, int]]) -> torch.Tensor:
+        total = torch.zeros_like(cost)
+        for dy, dx in steps:
+            path = None
+            for y in _rows(cost.shape[1], dy):
+                if path is None:
+                    path = cost[:, y].clone()
+                else:
+                    before = _shift_line(path, dx)
+                    lowest = before.amin(0)
+                    path = torch.minimum(before, lowest + p2[y])
+                    torch.minimum(path[1:], before[:-1] + p1, out=path[1:])
+                    torch.minimum(path[:-1], before[1:] + p1, out=path[:-1])
+                    path.sub_(lowest).add_(cost[:, y])
+                total[:, y] += path
+        return total
+
+    return _sum_of_directions(along_rows, directions, cost, p2)
 
 
 def aggregate_hypotheses(
@@ -43,31 +45,40 @@ def aggregate_hypotheses(
 
     A step between two hypotheses costs `slope` times their difference, at most `p2` (H, W). Quadratic in K.
     """
-    total = torch.zeros_like(cost)
-    for dy, dx in DIRECTIONS[:directions]:
-        previous, previous_values = None, None
-        for index, line in _scan_lines(cost.shape[1], cost.shape[2], dy, dx):
-            line_cost, values = cost[index], hypotheses[index]
-            if previous is None:
-                path = line_cost.clone()
-            else:
-                before, values_before = (_shift_line(x, dx if dy else 0) for x in (previous, previous_values))
-                step = (values[:, None] - values_before[None]).abs_().mul_(slope)
-                step = torch.minimum(step, p2[line].expand_as(step)).add_(before[None]).amin(1)
-                path = line_cost + step - before.amin(0)
-            total[index] += path
-            previous, previous_values = path, values
-    return total
+
+    def along_rows(
+        cost: torch.Tensor, values: torch.Tensor, p2: torch.Tensor, steps: Sequence[tuple[int, int]]
+    ) -> torch.Tensor:
+        total = torch.zeros_like(cost)
+        pairs = cost.new_empty((len(cost), len(cost), cost.shape[2]))  # of a hypothesis before and one here
+        for dy, dx in steps:
+            path, last = None, 0
+            for y in _rows(cost.shape[1], dy):
+                if path is None:
+                    path = cost[:, y].clone()
+                else:
+                    before, values_before = _shift_line(path, dx), _shift_line(values[:, last], dx)
+                    torch.sub(values[:, y], values_before[:, None], out=pairs).abs_().add_(before[:, None])
+                    lowest = before.amin(0)
+                    path = torch.minimum(pairs.amin(0), lowest + p2[y]).sub_(lowest).add_(cost[:, y])
+                total[:, y] += path
+                last = y
+        return total
+
+    return _sum_of_directions(along_rows, directions, cost, hypotheses * slope, p2)
 
 
-def _scan_lines(height: int, width: int, dy: int, dx: int) -> Iterator[tuple[tuple, tuple]]:
-    """Rows or columns in the order of a path's steps: indices into (D, H, W) and into (H, W)."""
-    if dy:
-        for y in range(height) if dy > 0 else range(height - 1, -1, -1):
-            yield (slice(None), y), (y,)
-    else:
-        for x in range(width) if dx > 0 else range(width - 1, -1, -1):
-            yield (slice(None), slice(None), x), (slice(None), x)
+def _sum_of_directions(along_rows: Callable[..., torch.Tensor], directions: int, *maps: torch.Tensor) -> torch.Tensor:
+    """The sum of `along_rows(*maps, steps)` over the steps that change the row and, of transposed maps, the others, so
+    that a scan line is contiguous in memory."""
+    steps = DIRECTIONS[:directions]
+    total = along_rows(*maps, [step for step in steps if step[0]])
+    transposed = [one.transpose(-1, -2).contiguous() for one in maps]
+    return total + along_rows(*transposed, [(dx, dy) for dy, dx in steps if not dy]).transpose(-1, -2)
+
+
+def _rows(height: int, dy: int) -> range:
+    return range(height) if dy > 0 else range(height - 1, -1, -1)
 
 
 def _shift_line(line: torch.Tensor, dx: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry import cameras, poses
 from dune_cli.io.meshes import Frustum
-from dune_cli.mvs import view_selection
+from dune_cli.mvs import densify, view_selection
 from dune_cli.mvs.densify import estimate_depth_maps
 from dune_cli.mvs.fusion import fuse
 from dune_cli.mvs.meshing import extract_mesh
@@ -164,11 +164,19 @@ def test_what_only_one_view_shows_is_not_confirmed(shots: Shots) -> None:
     assert found.valid[area].mean() < 0.1
 
 
-def test_two_views_confirm_each_other(shots: Shots) -> None:
+def test_two_views_confirm_each_other_with_any_number_of_threads(shots: Shots, monkeypatch: pytest.MonkeyPatch) -> None:
     sparse = SparsePoints(
         shots.sparse.points_world, shots.sparse.colors, shots.sparse.confidence, shots.sparse.observations[:2]
     )
-    found = estimate_depth_maps(shots.rgbs[:2], [K] * 2, POSES[:2], sparse, LOW, Run())
+    by_threads = []
+    for threads in (1, 3):
+        monkeypatch.setattr(densify, "available_threads", lambda threads=threads: threads)
+        by_threads.append(estimate_depth_maps(shots.rgbs[:2], [K] * 2, POSES[:2], sparse, LOW, Run()))
+    found, same = by_threads
+    for one, other in zip(found, same):
+        assert one is not None and other is not None
+        assert one.points_world.tobytes() == other.points_world.tobytes()
+        assert one.confidence.tobytes() == other.confidence.tobytes()
     for one, pose, true in zip(found, POSES, shots.depths):
         assert one is not None and one.valid.mean() > 0.5
         assert np.nanmedian(np.abs(_depth(one, pose) / true - 1)) < 0.005
