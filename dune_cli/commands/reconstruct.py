@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dune_cli import console
 from dune_cli.commands import options
 from dune_cli.commands.checks import weights
+from dune_cli.commands.dense import DenseOptions
 from dune_cli.commands.masks import PhotoMaskOptions
 from dune_cli.commands.matching import (
     NEIGHBOURS,
@@ -126,19 +127,6 @@ class MappingOptions(PhotoMaskOptions, RetrievalOptions, VideoOptions, EngineOpt
     )
 
 
-@options.group("Dense")
-class DenseOptions:
-    dense: bool = option("--dense/--no-dense", "Compute depth maps and a dense point cloud.", default=True)
-    quality: str = option(
-        "--quality [low|medium|high]", "Size of the depth maps. Larger ones take more time.", default="medium"
-    )
-    mesh: str | None = option(
-        "--mesh [tsdf|poisson]",
-        "Method of the surface that is made of all views.",
-        default_text="tsdf for .obj and .glb, none for .ply",
-    )
-
-
 @options.group("Output")
 class SceneOutput(OutputOptions):
     output: str = options.output_to(
@@ -212,6 +200,7 @@ def command(
     if len(paths) == 1 and not videos:
         raise UserError(f"two photos are needed, got 1 ({paths[0].name}); name two or more of one place, or a video")
     targets = output.targets(dense.mesh is not None)
+    textures = dense.texture_files(targets.scene, paths, output.overwrite)
     targets.check_kept([*paths, *([] if mapping.masks is None else [Path(mapping.masks)])])
     stems = iter(unique_stems(videos))
     targets.check_photos([path.with_name(f"{next(stems)}_0.jpg") if is_video(path) else path for path in paths])
@@ -229,7 +218,7 @@ def command(
         raise JobFailed(_no_points(method, matching.min_confidence))
     _note_scene(result.scene)
     document, written = targets.write(result, job.run)
-    output.print_lines(*written)
+    output.print_lines(*written, *textures)
     output.print_json([document])
 
 
@@ -289,6 +278,7 @@ class Job:
             scene = by_method(images, self._cameras_of(images, entries), settings, shared, poses)
         if scene is None:
             return None
+        scene = self.dense.textured(scene, images, self.run)
         if masks is not None:
             scene = replace(scene, sources=(*scene.sources, *masks.sources))
         metadata = {}
@@ -449,7 +439,7 @@ class Job:
             "--no-dense" if one.name == "dense" else one.metadata["names"][0]
             for group in (self.mapping, self.cameras, self.dense)
             for one in fields(group)
-            if one.name not in ("fps", "mesh", "masks", "mask", "intrinsics", "fov_deg", "baseline")
+            if one.name not in ("fps", "mesh", "texture", "masks", "mask", "intrinsics", "fov_deg", "baseline")
             and getattr(group, one.name) != one.default
         ]
         if unused:

@@ -18,12 +18,18 @@ SUFFIXES = (".glb", ".obj", ".ply")
 
 @dataclass(frozen=True)
 class Mesh:
-    """`vertices` (V, 3) in OpenCV axes, `faces` (F, 3) integers, `colors` (V, 3) uint8 sRGB or None, a `name`."""
+    """`vertices` (V, 3) in OpenCV axes, `faces` (F, 3) integers, `colors` (V, 3) uint8 sRGB or None, a `name`.
+
+    A textured mesh has a `texture` (h, w, 3) uint8 sRGB, and of each vertex the place `uv` (V, 2) in it, in [0, 1] from
+    its upper left corner, as glTF has it.
+    """
 
     vertices: np.ndarray
     faces: np.ndarray
     colors: np.ndarray | None = None
     name: str = "mesh"
+    uv: np.ndarray | None = None
+    texture: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.vertices)
@@ -33,6 +39,10 @@ class Mesh:
         if len(self.faces) and not 0 <= self.faces.min() <= self.faces.max() < count:
             raise ValueError(f"{self.name}: faces must name vertices 0 to {count - 1}")
         check_colors(self.colors, count, self.name)
+        if (self.uv is None) != (self.texture is None):
+            raise ValueError(f"{self.name}: uv and texture go together")
+        if self.uv is not None and (self.uv.shape != (count, 2) or not ((self.uv >= 0) & (self.uv <= 1)).all()):
+            raise ValueError(f"{self.name}: uv must be {(count, 2)} in [0, 1], got {self.uv.shape}")
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,8 @@ def read_mesh(path: str | Path) -> Mesh:
     them.
 
     GLB: y up and z backward become OpenCV's axes, and linear colours sRGB. `colors` is None unless all vertices have
-    one. Points, lines and cameras are left out, and so are textures. UserError for another file, a damaged one, one of
-    over 4 GiB, and one without triangles.
+    one. Points, lines and cameras are left out; of a texture the colours at the vertices are kept. UserError for
+    another file, a damaged one, one of over 4 GiB, and one without triangles.
     """
     mesh = find_mesh(path)
     if mesh is None:
@@ -130,6 +140,8 @@ def _vertex_colors(mesh: Any) -> np.ndarray | None:
     """(V, 3) uint8 sRGB; None where there are none. Those of a GLB lie beside its material and are linear."""
     if mesh.visual.kind == "vertex":
         return np.asarray(mesh.visual.vertex_colors)[:, :3]
+    if mesh.visual.kind == "texture" and mesh.visual.uv is not None and _has_image(mesh.visual.material):
+        return np.asarray(mesh.visual.to_color().vertex_colors)[:, :3]
     colors = getattr(mesh.visual, "vertex_attributes", {}).get("color")
     if colors is None:
         return None
@@ -137,6 +149,10 @@ def _vertex_colors(mesh: Any) -> np.ndarray | None:
     if colors.dtype.kind != "f":
         return colors.astype(np.uint8)
     return to_srgb(np.nan_to_num(colors))
+
+
+def _has_image(material: Any) -> bool:
+    return getattr(material, "baseColorTexture", getattr(material, "image", None)) is not None
 
 
 def to_srgb(linear: np.ndarray) -> np.ndarray:

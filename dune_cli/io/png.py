@@ -18,13 +18,20 @@ MAX_CLASSES = 256
 
 def save_png(path: str | Path, image: np.ndarray) -> None:
     """Writes (H, W, 3) uint8 RGB, (H, W) uint8 grey, or (H, W) uint16 grey. ValueError for anything else."""
+    content = png_bytes(image)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """The content of the file that `save_png` writes."""
     from PIL import Image
 
     rgb = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
     grey = image.ndim == 2 and image.dtype in (np.uint8, np.uint16)
     if not (rgb or grey) or 0 in image.shape:
         raise ValueError(f"a PNG takes (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16, got {image.shape} {image.dtype}")
-    _write(path, Image.fromarray(np.ascontiguousarray(image)))
+    return _encoded(Image.fromarray(np.ascontiguousarray(image)))
 
 
 def class_colors(classes: int) -> np.ndarray:
@@ -55,7 +62,9 @@ def write_class_png(path: str | Path, classes: np.ndarray, colors: np.ndarray) -
         raise ValueError(f"class numbers (H, W) must lie below the {len(colors)} colours, at most {MAX_CLASSES}")
     image = Image.fromarray(np.ascontiguousarray(classes, np.uint8), mode="P")
     image.putpalette(np.ascontiguousarray(colors, np.uint8).tobytes())
-    _write(path, image)
+    content = _encoded(image)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def class_overlay(rgb: np.ndarray, classes: np.ndarray, colors: np.ndarray, share: float = 0.5) -> np.ndarray:
@@ -69,9 +78,8 @@ def class_overlay(rgb: np.ndarray, classes: np.ndarray, colors: np.ndarray, shar
     return np.rint(picture).astype(np.uint8)
 
 
-def _write(path: str | Path, image: Image) -> None:
-    """Through memory: Pillow writing to a file hides the reason (a full disk) of a failure."""
+def _encoded(image: Image) -> bytes:
+    """In memory: Pillow writing to a file hides the reason (a full disk) of a failure."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    return buffer.getvalue()

@@ -139,8 +139,8 @@ def estimate_depth_maps(
     free space it violates by at least `min_views`. Its depth is the mean of theirs and its own. Its confidence rises
     with their number and the NCC of the windows. `used_on_map` of a view's index, a map's shape (H, W) and its
     `image_from_map` gives (H, W) bool: elsewhere the view has no depth, and confirms none. ValueError for lists of
-    different lengths. Memory: about 90 bytes a pixel of a map for every view, and for each view at work planes / 16 + 60
-    numbers of 4 bytes.
+    different lengths. Memory: about 90 bytes a pixel of a map for every view, and for each view at work planes / 16 +
+    60 numbers of 4 bytes.
     """
     if not len(Ks) == len(world_from_cams) == len(sparse.observations):
         raise ValueError(f"{len(Ks)} Ks, {len(world_from_cams)} poses, {len(sparse.observations)} observations")

@@ -24,7 +24,7 @@ NOISE_LEVELS = 2.0  # grey levels of 255: windows with less contrast match nothi
 OUTSIDE_COST = 1.0  # where a source view does not see the point: as if uncorrelated
 EDGE_SHARPNESS = 1e6  # of the step between inside and outside a source view, per half its size
 COARSE_SCALE, MIN_COARSE_PX = 0.25, 100  # of the coarsest level: twice that where the long side were shorter
-WINDOW_RADIUS, COARSE_RADIUS = 3, 2  # of the pyramid's levels, and of its coarsest
+WINDOW_RADIUS = 3
 REACH = 2  # steps to either side that a round of refinement tries; one at full size
 MAX_COST = 1.0  # anti-correlated windows are no worse than uncorrelated ones
 P1, P2, SLOPE_PENALTY, EDGE_LEVELS = 0.05, 3.0, 0.08, 20.0  # penalties of the aggregation; grey levels that halve P2
@@ -170,7 +170,7 @@ def sweep_depth(
     far, near = prior.inverse_depth_range
     inverse_depth, step = _coarse_depth(reference, sources, prior, planes, coarse, device)
     for scale in (0.5, 1.0) if coarse < 0.5 else (1.0,):
-        sweep, _ = _plane_sweep(reference, sources, prior, scale, WINDOW_RADIUS, device)
+        sweep, _ = _plane_sweep(reference, sources, prior, scale, device)
         inverse_depth = F.interpolate(inverse_depth[None, None], tuple(sweep.grey.shape), mode="nearest-exact")[0, 0]
         inverse_depth = smooth_planar(inverse_depth, 2, step)
         for _ in range(rounds if scale < 1 else 1):
@@ -189,7 +189,7 @@ def _coarse_depth(
     device: torch.device,
 ) -> tuple[torch.Tensor, float]:
     """(h, w) inverse depth at a `scale` of the reference by all planes and semi-global aggregation, and their step."""
-    sweep, step = _plane_sweep(reference, sources, prior, scale, COARSE_RADIUS, device)
+    sweep, step = _plane_sweep(reference, sources, prior, scale, device)
     far, near = prior.inverse_depth_range
     count = int(np.clip(np.ceil((near - far) / step) + 1, 8, planes))
     levels = torch.linspace(far, near, count, dtype=torch.float32, device=device)
@@ -207,7 +207,6 @@ def _plane_sweep(
     sources: Sequence[SweepImage],
     prior: DepthPrior,
     scale: float,
-    radius: int,
     device: torch.device,
 ) -> tuple[PlaneSweep, float]:
     """The sweep at a `scale` of the reference, source images reduced to its level of detail, and the step of inverse
@@ -223,7 +222,7 @@ def _plane_sweep(
         source_views.append(source_view(source_grey, K_ref, resized_from_source @ source.K, source_from_ref))
     pixels = transform_pixels(resized_from_image, prior.pixels)
     displacements = [np.median(displacement_px(view, pixels, prior.inverse_depths)) for view in source_views]
-    sweep = PlaneSweep(grey, source_views, best=(len(sources) + 1) // 2, radius=radius)
+    sweep = PlaneSweep(grey, source_views, best=(len(sources) + 1) // 2, radius=WINDOW_RADIUS)
     return sweep, float(1 / max(displacements))
 
 

@@ -106,7 +106,8 @@ def test_a_folder_gives_a_scene_and_all_that_was_asked_for(folder: Path, work: P
 @pytest.mark.usefixtures("dense_once")
 @pytest.mark.parametrize("ending", ["glb", "obj", "npz"])
 def test_the_other_endings(folder: Path, work: Path, tmp_path: Path, ending: str) -> None:
-    code, _, err = run(*words(folder, tmp_path / f"scene.{ending}", "--work", work, "--quality", "low"))
+    texture = ["--texture"] if ending == "obj" else []
+    code, out, err = run(*words(folder, tmp_path / f"scene.{ending}", "--work", work, "--quality", "low", *texture))
     assert code == 0, err
     scene = json.loads((tmp_path / "scene.json").read_text())
     if ending == "npz":
@@ -115,6 +116,10 @@ def test_the_other_endings(folder: Path, work: Path, tmp_path: Path, ending: str
         assert arrays["sparse_index3"].max() < len(arrays["sparse_points"])
     else:
         assert scene["mesh"]["faces"] > 1000 and scene["mesh"]["groups"] == ["surface"]
+    if texture:
+        assert scene["mesh"]["texture"]["file"] == "scene.png" and "scene.mtl" in out
+        with Image.open(tmp_path / "scene.png") as image:
+            assert image.size == (scene["mesh"]["texture"]["width"], scene["mesh"]["texture"]["height"])
 
 
 @pytest.mark.slow
@@ -186,6 +191,8 @@ def test_the_preflight_prints_and_stops(folder: Path, tmp_path: Path) -> None:
     ("more", "words_of_it"),
     [
         (("--mesh", "tsdf", "-o", "scene.npz"), ("--mesh makes a surface, which scene.npz does not hold",)),
+        (("--texture", "-o", "scene.ply"), ("--texture gives a picture, which scene.ply does not hold",)),
+        (("--texture", "--no-dense", "-o", "scene.glb"), ("--texture needs a surface, which --no-dense leaves out",)),
         (("--pairs", "absent.txt"), ("cannot read the pairs file absent.txt",)),
         (("--poses", "absent.json"), ("absent.json",)),
         (("--poses", "@poses", "--baseline", "1"), ("--poses and --baseline both set the scale",)),

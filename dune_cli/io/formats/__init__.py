@@ -8,7 +8,9 @@ It returns the names of the fields or arrays in the file. Literals beside it des
 - `CONTENT`: what the file holds of a scene, preferred first: "points", "surface" (triangle meshes) or "arrays";
 - `OFFSET` (default False): coordinates are written less the `world_offset`, for readers that use float32;
 - `AXES` (default ""): the file's axes, where they are not OpenCV's;
-- `UNLIT` (default False): viewers show the colours without a light.
+- `UNLIT` (default False): viewers show the colours without a light;
+- `TEXTURE` (default None): the endings of the files beside it that a textured surface has; None where it holds no
+  texture.
 
 `write_animation(path, data: AnimationData) -> list[Path]` for `dune human` of a video: a file of moving bodies
 (io/animation.py). It returns the files. `ANIMATION_AXES` names their axes.

@@ -21,12 +21,14 @@ from dune_cli.io.animation import AnimationData, SkinnedMotion, strongest_influe
 from dune_cli.io.formats import SceneData
 from dune_cli.io.meshes import Frustum, Mesh, check_colors, check_points
 from dune_cli.io.outputs import atomic_path
+from dune_cli.io.png import png_bytes
 from dune_cli.io.rendering import vertex_normals
 
 CONTENT = ("surface", "points")
 OFFSET = True
 AXES = "GLB: y up, z backward"
 UNLIT = True
+TEXTURE = ()  # inside the file
 
 ANIMATION_AXES = "y up, z backward"
 ANIMATION_NAME = "motion"
@@ -81,7 +83,8 @@ def glb_bytes(
     photo = file.add_material("photo", (1.0, 1.0, 1.0))
     for mesh in meshes:
         shown = None if mesh.colors is None else _linear(mesh.colors)
-        index = file.add_mesh(mesh.name, TRIANGLES, _to_gltf(mesh.vertices), photo, mesh.faces, shown)
+        material = photo if mesh.texture is None else file.add_texture(f"{mesh.name} texture", mesh.texture)
+        index = file.add_mesh(mesh.name, TRIANGLES, _to_gltf(mesh.vertices), material, mesh.faces, shown, mesh.uv)
         file.add_node({"name": mesh.name, "mesh": index})
     if points is not None and len(points):
         check_points(points, "points")
@@ -260,6 +263,8 @@ class GlbFile:
     nodes: list[dict[str, Any]] = field(default_factory=list)
     roots: list[int] = field(default_factory=list)
     skins: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    textures: list[dict[str, Any]] = field(default_factory=list)
     animations: list[dict[str, Any]] = field(default_factory=list)
     accessors: list[dict[str, Any]] = field(default_factory=list)
     views: list[dict[str, Any]] = field(default_factory=list)
@@ -277,6 +282,19 @@ class GlbFile:
         self.materials.append(material if lit else material | {"extensions": {UNLIT_EXTENSION: {}}})
         return len(self.materials) - 1
 
+    def add_texture(self, name: str, image: np.ndarray) -> int:
+        """A material, unlit and double-sided, with the `image` (h, w, 3) uint8 sRGB as its colour, stored as PNG."""
+        content = png_bytes(image)
+        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": len(content)})
+        padded = content + b"\0" * (-len(content) % 4)
+        self.chunks.append(padded)
+        self.length += len(padded)
+        self.images.append({"name": name, "mimeType": "image/png", "bufferView": len(self.views) - 1})
+        self.textures.append({"source": len(self.images) - 1})
+        index = self.add_material(name, (1.0, 1.0, 1.0))
+        self.materials[index]["pbrMetallicRoughness"]["baseColorTexture"] = {"index": len(self.textures) - 1}
+        return index
+
     def add_mesh(
         self,
         name: str,
@@ -285,11 +303,15 @@ class GlbFile:
         material: int,
         indices: np.ndarray | None = None,
         colors: np.ndarray | None = None,
+        uv: np.ndarray | None = None,
     ) -> int:
-        """A mesh of one primitive: `vertices` (V, 3), flat `indices`, `colors` (V, 3) linear RGB in [0, 1]."""
+        """A mesh of one primitive: `vertices` (V, 3), flat `indices`, `colors` (V, 3) linear RGB in [0, 1], `uv`
+        (V, 2) in the material's texture."""
         attributes = {"POSITION": self.add_accessor(vertices.astype("<f4"), "VEC3", ARRAY_BUFFER, bounds=True)}
         if colors is not None:
             attributes["COLOR_0"] = self.add_accessor(colors.astype("<f4"), "VEC3", ARRAY_BUFFER)
+        if uv is not None:
+            attributes["TEXCOORD_0"] = self.add_accessor(uv.astype("<f4"), "VEC2", ARRAY_BUFFER)
         primitive: dict[str, Any] = {"attributes": attributes, "mode": mode, "material": material}
         if indices is not None:
             primitive["indices"] = self.add_accessor(indices.reshape(-1).astype("<u4"), "SCALAR", ELEMENT_ARRAY_BUFFER)
@@ -318,6 +340,8 @@ class GlbFile:
             "nodes": self.nodes,
             "meshes": self.meshes,
             "materials": self.materials,
+            "images": self.images,
+            "textures": self.textures,
             "cameras": self.cameras,
             "skins": self.skins,
             "animations": self.animations,

@@ -49,12 +49,18 @@ def write_scene(scene: Scene, path: Path, surface: bool = False) -> tuple[dict[s
     if meshes:
         data = formats.SceneData(meshes=meshes, cameras=scene.frusta(), world_offset=scene.world_offset)
         formats.of(path).write_scene(path, data)
-        return none, {
+        document = {
             "file": path.name,
             "vertices": sum(len(m.vertices) for m in meshes),
             "faces": sum(len(m.faces) for m in meshes),
             "groups": [m.name for m in meshes],
         }
+        if meshes[0].texture is not None:
+            beside = ".png" in formats.constant(path, "TEXTURE", ())
+            height, width = meshes[0].texture.shape[:2]
+            file = path.with_suffix(".png").name if beside else None
+            document["texture"] = {"file": file, "width": width, "height": height}
+        return none, document
     normals = None if scene.fused is None else scene.fused.normals
     arrays = _arrays(scene) if "arrays" in content else None
     data = formats.SceneData(points, colors, confidence, normals, (), scene.frusta(), arrays, scene.world_offset)

@@ -1,0 +1,58 @@
+"""The dense options of `dune reconstruct`: depth maps, the surface, and its texture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dune_cli.commands import options
+from dune_cli.commands.options import option
+from dune_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from dune_cli.provenance import Run
+    from dune_cli.sfm.scene import Scene
+
+
+@options.group("Dense")
+class DenseOptions:
+    dense: bool = option("--dense/--no-dense", "Compute depth maps and a dense point cloud.", default=True)
+    quality: str = option(
+        "--quality [low|medium|high]", "Size of the depth maps. Larger ones take more time.", default="medium"
+    )
+    mesh: str | None = option(
+        "--mesh [tsdf|poisson]",
+        "Method of the surface that is made of all views.",
+        default_text="tsdf for .obj and .glb, none for .ply",
+    )
+    texture: bool = option(
+        "--texture/--no-texture", "Give the surface a texture from the photos (.glb, .obj).", default=False
+    )
+
+    def texture_files(self, scene: Path, photos: Sequence[Path], overwrite: bool) -> list[Path]:
+        """The files that a textured surface has beside that of the scene. UserError for a format without textures, and
+        for files that cannot be written."""
+        if not self.texture:
+            return []
+        from dune_cli.io import formats, outputs
+
+        suffixes = formats.constant(scene, "TEXTURE", None)
+        if suffixes is None:
+            raise UserError(f"--texture gives a picture, which {scene.name} does not hold; write -o scene.glb or .obj")
+        if not self.dense:
+            raise UserError("--texture needs a surface, which --no-dense leaves out; leave one of them out")
+        files = [outputs.check_output(scene.with_suffix(suffix), (suffix,), overwrite) for suffix in suffixes]
+        inputs = {photo.absolute() for photo in photos}
+        for file in files:
+            if file.absolute() in inputs:
+                raise UserError(f"the texture would replace the photo {file}; give -o another name")
+        return files
+
+    def textured(self, scene: Scene, photos: Sequence[Path], run: Run) -> Scene:
+        """The scene with a texture on its surface, if one was asked for."""
+        if not self.texture:
+            return scene
+        from dune_cli.mvs.texturing import texture_scene
+
+        return texture_scene(scene, photos, run)
