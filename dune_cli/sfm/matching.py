@@ -117,7 +117,7 @@ def _match_by_workers(
     size = max(1, min(PAIRS_A_BLOCK, len(missing) // (2 * cache.engine.workers)))
     blocks = [missing[start : start + size] for start in range(0, len(missing), size)]
     jobs = MatchJobs(load_matcher, cache.place, MEMORY_BYTES // cache.engine.workers)
-    cache.fill(jobs, blocks, (MATCHES,), "matching", f"block of {size} pairs")
+    cache.fill(jobs, blocks, (MATCHES,), "matching", "block")
 
 
 def matches_key(image1: ImageFeatures, image2: ImageFeatures) -> str:

@@ -36,5 +36,5 @@ class SharedWork(WorkFolder):
             for _ in console.progress(self.engine.map(setup, items), what, len(items), unit):
                 pass
         finally:
-            for kind in kinds:
-                self.counts[kind] += len(self.entries(kind)) - before[kind]
+            new = {kind: len(self.entries(kind)) - before[kind] for kind in kinds}
+            self.counts.update({kind: count for kind, count in new.items() if count})

@@ -142,6 +142,25 @@ def test_killed_in_the_middle_it_goes_on_and_writes_the_same_bytes(folder: Path,
     assert scenes[0]["cameras"] == scenes[1]["cameras"] and scenes[0]["quality"] == scenes[1]["quality"]
 
 
+@pytest.mark.parametrize(
+    "more, code, said",
+    [
+        (("--ray-address", "host:6379"), 2, "--ray-address belongs to --engine ray"),
+        (("--engine", "ray", "--ray-address", "host"), 2, "'host' is no address; give HOST:PORT"),
+        (("--engine", "ray", "--ray-address", "127.0.0.1:1"), 1, "no Ray cluster answers at 127.0.0.1:1 within 5 s"),
+        (("--workers", 2, "--matcher", "auto", "--model", "mast3r-vitl"), 2, "--workers belongs to --method matches"),
+        (("--engine", "ray"), 4, "--engine ray needs the package ray, which is not installed; run: pip install"),
+    ],
+)
+def test_engines_that_cannot_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[object, ...], code: int, said: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr("dune_cli.commands.reconstruct.weights", lambda *_: None)
+    found, out, err = run(*words(folder, tmp_path / "scene.ply", "--no-dense", *more))
+    assert (found, out) == (code, "") and said in err.splitlines()[-1]
+
+
 @pytest.mark.slow
 def test_a_video_gives_a_scene_of_its_sharpest_frames(tmp_path: Path) -> None:
     clip = write_video(tmp_path / "walk.avi", [picture(i // 2) for i in range(10)])
