@@ -69,6 +69,8 @@ PACKAGES = (
     Package("ray", "ray", "dune reconstruct --engine ray", extra="ray"),
     Package("faiss", "faiss-cpu", "dune search --engine faiss", extra="search"),
     Package("viser", "viser", "dune view", extra="view"),
+    Package("pyproj", "pyproj", "coordinate systems (dune reconstruct --crs)", extra="geo"),
+    Package("laspy", "laspy", "LAS and LAZ files", extra="geo"),
 )
 
 

@@ -34,7 +34,17 @@ if TYPE_CHECKING:
     from dune_cli.io.intrinsics import PhotoCamera
 
 T = TypeVar("T")
-HEADINGS = ("Input", "Model", "Cameras", "Matching", "Training", "Dense", "Output", "Advanced")  # their order in --help
+HEADINGS = (
+    "Input",
+    "Model",
+    "Cameras",
+    "World",
+    "Matching",
+    "Training",
+    "Dense",
+    "Output",
+    "Advanced",
+)  # their order in --help
 
 
 class FiniteRange(click.FloatRange):

@@ -21,7 +21,9 @@ from dune_cli.commands.matching import (
     mapper_option,
     pairs_option,
 )
-from dune_cli.commands.options import BaselineCameras, OutputOptions, SeededOptions, VideoOptions, option
+from dune_cli.commands.options import SeededOptions, VideoOptions, option
+from dune_cli.commands.scene_files import SceneOfPhotos, SceneOutput, Targets
+from dune_cli.commands.world import WorldCameras
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.provenance import Run
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from dune_cli.io.camera_files import CameraEntry
     from dune_cli.io.intrinsics import PhotoCamera
     from dune_cli.io.photos import PhotoInfo
-    from dune_cli.sfm.masks import PhotoMasks
     from dune_cli.sfm.retrieval import DescriptorExtractor
     from dune_cli.sfm.scene import Scene
     from dune_cli.tasks.reconstruct.config import CamerasOf
@@ -106,7 +107,7 @@ class SceneMatching(MatchingOptions):
 
 
 @options.group("Cameras")
-class SceneCameras(BaselineCameras):
+class SceneCameras(WorldCameras):
     poses: str | None = option(
         "--poses FILE|DIR", "Known camera poses: a JSON file, a COLMAP model, or a TUM or KITTI trajectory."
     )
@@ -127,40 +128,6 @@ class MappingOptions(PhotoMaskOptions, RetrievalOptions, VideoOptions, EngineOpt
     )
 
 
-@options.group("Output")
-class SceneOutput(OutputOptions):
-    output: str = options.output_to(
-        "the scene as .ply (points; with --mesh a surface), .glb (surface and cameras), .obj (surface) or .npz (maps). "
-        "A JSON file is written beside it.",
-        required=True,
-    )
-    colmap: str | None = option("--colmap DIR", "Folder for a COLMAP model.")
-    colmap_format: str = option("--colmap-format [binary|text]", "Format of the COLMAP model.", default="binary")
-    transforms: str | None = option("--transforms FILE", "JSON file for the cameras, as nerfstudio's transforms.json.")
-    depths: str | None = option("--depths DIR", "Folder for the depth map of every view, as 16-bit PNG.")
-    undistort: str | None = option(
-        "--undistort DIR", "Folder for the photos without distortion and their COLMAP model, for splatting tools."
-    )
-
-    def targets(self, surface: bool) -> Targets:
-        """Where all of it goes. UserError for what cannot be written. `surface`: whether --mesh was given."""
-        from dune_cli.io import formats, outputs
-
-        suffixes = [f".{name}" for name in formats.names("write_scene", first="ply")]
-        scene = outputs.check_output(self.output, suffixes, self.overwrite)
-        beside = outputs.check_output(scene.with_suffix(".json"), (".json",), self.overwrite)
-        transforms = None
-        if self.transforms is not None:
-            transforms = outputs.check_output(self.transforms, (".json",), self.overwrite)
-            if transforms.absolute() == beside.absolute():
-                raise UserError(f"--transforms {transforms} is where the scene's own JSON goes; name another file")
-        colmap, depths, undistort = (
-            None if folder is None else outputs.check_output_folder(folder, self.overwrite)
-            for folder in (self.colmap, self.depths, self.undistort)
-        )
-        return Targets(scene, beside, colmap, self.colmap_format == "binary", transforms, depths, surface, undistort)
-
-
 @options.verb()
 def command(
     *,
@@ -175,10 +142,10 @@ def command(
     """Reconstruct a 3-D scene from photos of one place, or from a video.
 
     A scene is its cameras and coloured points or a surface. The first camera is the world frame: x right, y down, z
-    forward. Lengths are in metres with a two-view model, --metric-model or --baseline; with --poses, world frame and
-    lengths are those of the poses. Otherwise the scale is unknown, and the median distance between consecutive cameras
-    is 1. The exit code is 1 if the photos give no scene. With three photos or more, features and matches are cached in
-    --work, from which a second run continues.
+    forward. Lengths are in metres with a two-view model, --metric-model, --baseline, --marker-size or GPS; with
+    --poses, world frame and lengths are those of the poses, and with --crs those of that system. Otherwise the scale is
+    unknown, and the median distance between consecutive cameras is 1. The exit code is 1 if the photos give no scene.
+    With three photos or more, features and matches are cached in --work, from which a second run continues.
 
     \b
     Examples:
@@ -187,6 +154,7 @@ def command(
       dune reconstruct walk.mp4 --fps 3 -o scene.glb --mesh tsdf
       dune reconstruct left.jpg right.jpg -o scene.glb --fov-deg 65 --baseline 0.2
       dune reconstruct left.jpg right.jpg -o scene.ply --model mast3r.pth
+      dune reconstruct flight/ -o scene.laz --crs EPSG:32632 --geojson cameras.geojson
       dune reconstruct photos/ -o scene.glb --model da3-base --metric-model da3metric-large
     """
     from dune_cli.io.inputs import expand, is_video
@@ -223,16 +191,6 @@ def command(
 
 
 @dataclass(frozen=True)
-class Result:
-    """A scene, each photo with its hash, what goes into the provenance besides, and the masks."""
-
-    scene: Scene
-    files: list[tuple[Path, str]]
-    metadata: dict[str, Any]
-    masks: PhotoMasks | None = None
-
-
-@dataclass(frozen=True)
 class Job:
     """One run: the method, the options, and the clock."""
 
@@ -244,7 +202,7 @@ class Job:
     compute: SeededOptions
     run: Run
 
-    def reconstruct(self, paths: list[Path], targets: Targets) -> Result | None:
+    def reconstruct(self, paths: list[Path], targets: Targets) -> SceneOfPhotos | None:
         """The scene of the photos or videos; None after --preflight, which prints its estimate. Two photos of unknown
         poses need no cache."""
         from dune_cli.io.inputs import is_video
@@ -273,6 +231,8 @@ class Job:
             }
         masks = self.mapping.open_masks(images, self.compute, cache, self.run)
         settings |= {"masks": masks}
+        geojson = None if targets.geojson is None else targets.geojson.name
+        placement = self.cameras.placement(images, self.cameras.poses, geojson)
         by_method = self._by_pointmaps if self.method == "pointmap" else self._by_matches
         with self.mapping.shared(cache) as shared:
             scene = by_method(images, self._cameras_of(images, entries), settings, shared, poses)
@@ -281,11 +241,13 @@ class Job:
         scene = self.dense.textured(scene, images, self.run)
         if masks is not None:
             scene = replace(scene, sources=(*scene.sources, *masks.sources))
+        with self.run.stage("place"):
+            scene = placement.apply(scene, images, self.compute)
         metadata = {}
         if cache is not None:
             computed = {kind: count for kind, count in sorted(cache.counts.items()) if not kind.endswith(", found")}
             metadata = {"work": {"folder": cache.folder, "computed": computed}}
-        return Result(scene, [(path, sha256_of(path)) for path in images], metadata, masks)
+        return SceneOfPhotos(scene, [(path, sha256_of(path)) for path in images], metadata, masks)
 
     def _mesh(self, targets: Targets) -> str | None:
         """The method of the surface that the scene's format holds, if it holds one."""
@@ -392,7 +354,7 @@ class Job:
 
     def _settings(self) -> dict[str, Any]:
         """What every method's configuration has."""
-        settings = {"baseline": self.cameras.baseline, "seed": self.compute.seed}
+        settings = {"baseline": self.cameras.first_baseline, "seed": self.compute.seed}
         confidence = self.matching.min_confidence
         return settings if confidence is None else settings | {"min_confidence": confidence}
 
@@ -401,8 +363,6 @@ class Job:
         file = self.cameras.poses
         if file is None:
             return None, {}
-        if self.cameras.baseline is not None:
-            raise UserError("--poses and --baseline both set the scale; give one of them")
         from dune_cli.io.pose_files import read_known_cameras
 
         poses, entries = read_known_cameras(file, [str(image) for image in images])
@@ -439,122 +399,11 @@ class Job:
             "--no-dense" if one.name == "dense" else one.metadata["names"][0]
             for group in (self.mapping, self.cameras, self.dense)
             for one in fields(group)
-            if one.name not in ("fps", "mesh", "texture", "masks", "mask", "intrinsics", "fov_deg", "baseline")
+            if one.name not in ("fps", "mesh", "texture", "masks", "mask", *WorldCameras.__dataclass_fields__)
             and getattr(group, one.name) != one.default
         ]
         if unused:
             console.note(f"two photos do not use {', '.join(unused)}")
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The files and folders of a scene: the scene, the JSON beside it, and what was asked for besides."""
-
-    scene: Path
-    json: Path
-    colmap: Path | None
-    binary: bool
-    transforms: Path | None
-    depths: Path | None
-    surface: bool = False  # of a PLY, which else holds points
-    undistort: Path | None = None
-
-    def check_photos(self, photos: Sequence[Path]) -> None:
-        """UserError for photos whose names one of the files cannot hold and for mirrored ones; notes where the files
-        have other names or pixels."""
-        from dune_cli.io import photo_files, photo_names
-
-        if self.colmap is not None:
-            photo_names.check_names_for_colmap(photo_names.relative_names(photos), self.binary)
-        if self.undistort is not None:
-            names = map(photo_files.written_name, photo_names.relative_names(photos))
-            photo_names.check_names_for_colmap(list(names), binary=True)
-        if self.transforms is not None:
-            photo_names.check_names_for_json(photos, self.transforms)
-        if self.colmap is not None or self.transforms is not None or self.depths is not None:
-            refuse_mirrored(photos)
-        strange = [photo.name for photo in photos if not photo_names.is_utf8(photo)]
-        if strange:
-            console.note(
-                f"{self.json} names {strange[0]!r} with escapes, for its name is not UTF-8; rename the file if the "
-                "scene is to be a --map"
-            )
-
-    def check_kept(self, inputs: Sequence[Path]) -> None:
-        """UserError for photos and masks in a folder that --undistort would replace."""
-        if self.undistort is None:
-            return
-        replaced = [(self.undistort / name).resolve() for name in ("images", "masks", "sparse")]
-        for path in inputs:
-            if any(path.expanduser().resolve().is_relative_to(folder) for folder in replaced):
-                raise UserError(
-                    f"--undistort {self.undistort} would replace {path}, which is read; name another folder"
-                )
-
-    def write(self, result: Result, run: Run) -> tuple[dict[str, Any], list[Path]]:
-        """Writes everything. Returns the content of the JSON file, and the files and folders that were written."""
-        from dune_cli.io import formats
-        from dune_cli.io.json_files import write_json
-        from dune_cli.io.photo_names import common_folder
-        from dune_cli.tasks.reconstruct import export
-
-        scene, photos = result.scene, [path for path, _ in result.files]
-        written = [self.scene, self.json]
-        with run.stage("write"):
-            points, mesh = export.write_scene(scene, self.scene, self.surface)
-            if self.colmap is not None:
-                export.write_colmap_model(scene, self.colmap, self.binary)
-                written.append(self.colmap)
-                if len({path.parent for path in photos}) > 1:
-                    console.note(f"{self.colmap} names its images relative to {common_folder(photos)}")
-            if self.transforms is not None:
-                cloud = self.scene if points["file"] and self.scene.suffix.lower() == ".ply" else None
-                export.write_transforms_json(scene, self.transforms, photos, cloud)
-                written.append(self.transforms)
-            if self.depths is not None and export.write_depths(scene, self.depths):
-                written.append(self.depths)
-            elif self.depths is not None:
-                console.note(f"no view has dense points, so there are no depths in {self.depths}")
-            undistorted = self._write_undistorted(scene, photos, result.masks)
-            written += [self.undistort] if self.undistort is not None else []
-        axes = "; ".join(filter(None, ["OpenCV: x right, y down, z forward", formats.constant(self.scene, "AXES", "")]))
-        units = "metre" if scene.scale == "metric" else "baseline" if scene.world is None else "those of --poses"
-        provenance = run.provenance(list(scene.sources), result.files, units=units, axes=axes, **result.metadata)
-        document = export.scene_json(scene, points, mesh, provenance) | undistorted
-        write_json(self.json, document)
-        return document, written
-
-    def _write_undistorted(self, scene: Scene, photos: Sequence[Path], masks: PhotoMasks | None) -> dict[str, Any]:
-        """Writes the folder of --undistort; the JSON's field about it."""
-        if self.undistort is None:
-            return {}
-        from dune_cli.io.photo_index import relative_path
-        from dune_cli.tasks.reconstruct.undistorted import write_undistorted
-
-        document = write_undistorted(scene, photos, self.undistort, masks)
-        return {"undistorted": {"folder": relative_path(self.json.parent, self.undistort), **document}}
-
-
-def refuse_mirrored(photos: Sequence[Path]) -> None:
-    """UserError for a photo that is stored mirrored; a note where others are turned."""
-    from dune_cli.io.orientation import MIRRORED, UPRIGHT
-    from dune_cli.io.photos import read_header
-
-    headers = [(photo, header) for photo in photos if (header := read_header(photo)) is not None]
-    turned = [photo.name for photo, header in headers if header.orientation != UPRIGHT]
-    for photo, header in headers:
-        if header.orientation in MIRRORED:
-            raise UserError(
-                f"{photo} is stored mirrored (EXIF orientation {header.orientation}), and --colmap, --transforms and "
-                "--depths describe photos as they are stored, which no camera sees so; save it upright first, for "
-                "example with 'magick mogrify -auto-orient', or leave these options out"
-            )
-    if turned:
-        more = f" and {len(turned) - 1} more" if len(turned) > 1 else ""
-        console.note(
-            f"EXIF turns {turned[0]}{more}: --colmap, --transforms and --depths describe the photos as stored, "
-            "the scene's JSON as they are seen upright"
-        )
 
 
 def _no_points(method: str, min_confidence: float | None) -> str:

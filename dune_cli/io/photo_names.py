@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dune_cli.errors import UserError
+from dune_cli.io.safe_read import forward_slashes
 
 VIDEO, MASK = "the moving part of a live photo", "a mask or map"
 BESIDE = re.compile(r"(?:mask|depth)[_.-](?P<after>.+)|(?P<before>.+)[_.-](?:mask|depth)", re.IGNORECASE)
@@ -86,3 +87,47 @@ def companions(images: Iterable[Path], videos: Iterable[Path]) -> dict[Path, str
 
 def _key(path: Path, name: str) -> tuple[Path, str]:
     return path.parent, name.casefold()
+
+
+def matching_keys(names: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
+    """The key of each photo's name that has one: the key with the longest common tail of path parts, else the only one
+    with its stem; if there is none, the same with slashes for backslashes. Of several names with the same best key,
+    only those with the longest tail keep it."""
+    tables = [_KeyTable({key: key for key in keys}), _KeyTable({forward_slashes(key): key for key in keys})]
+    matches: dict[str, tuple[str, int]] = {}
+    longest: dict[str, int] = {}
+    for name in names:
+        match = next((match for match in (table.lookup(name) for table in tables) if match is not None), None)
+        if match is not None:
+            matches[name] = match
+            longest[match[0]] = max(match[1], longest.get(match[0], 0))
+    return {name: key for name, (key, common) in matches.items() if common == longest[key]}
+
+
+class _KeyTable:
+    """Looks up a file's keys by a spelling of them (spelling -> key)."""
+
+    def __init__(self, spelled: Mapping[str, str]) -> None:
+        self._by_name: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+        self._by_stem: dict[str, list[str]] = {}
+        for spelling, key in spelled.items():
+            path = Path(spelling)
+            self._by_name.setdefault(path.name, []).append((path.parts[::-1], key))
+            for stem in {path.stem, spelling}:
+                self._by_stem.setdefault(stem, []).append(key)
+
+    def lookup(self, name: str) -> tuple[str, int] | None:
+        """The key of an image name, and the number of path parts that they have in common."""
+        path = Path(name)
+        parts = path.parts[::-1]
+        same_name = [(_common_length(parts, own), key) for own, key in self._by_name.get(path.name, [])]
+        if same_name:
+            common, key = max(same_name, key=lambda entry: entry[0])
+            return key, common
+        stems = self._by_stem.get(path.stem, [])
+        return (stems[0], 0) if len(stems) == 1 else None
+
+
+def _common_length(one: Sequence[str], two: Sequence[str]) -> int:
+    """The number of equal parts at the beginning."""
+    return next((i for i, (a, b) in enumerate(zip(one, two)) if a != b), min(len(one), len(two)))

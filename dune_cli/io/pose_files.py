@@ -30,8 +30,9 @@ from dune_cli.io.colmap.read import open_model
 from dune_cli.io.json_files import write_json
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.orientation import StoredCamera
+from dune_cli.io.photo_names import matching_keys
 from dune_cli.io.photos import PhotoHeader, read_header
-from dune_cli.io.safe_read import LINES_LIMIT_BYTES, forward_slashes, quoted, read_json, read_text, shown
+from dune_cli.io.safe_read import LINES_LIMIT_BYTES, quoted, read_json, read_text, shown
 
 FORMS = (
     "a JSON file ({\"image\": 4x4 world_from_cam}, dune's scene.json, cameras.json, or nerfstudio's transforms.json), "
@@ -236,7 +237,7 @@ def _pick(path: Path, poses: Given, names: Sequence[str] | None) -> tuple[Poses,
         raise UserError(f"{path} holds no poses; allowed: {FORMS}")
     if names is None:
         return {name: camera.world_from_cam for name, camera in poses.items()}, _entries(poses)
-    keys = _keys_of(names, list(poses))
+    keys = matching_keys(names, list(poses))
     matched = {name: poses[key] for name, key in keys.items()}
     if not matched:
         have = ", ".join(map(shown, list(poses)[:3])) + (", ..." if len(poses) > 3 else "")
@@ -252,50 +253,6 @@ def _pick(path: Path, poses: Given, names: Sequence[str] | None) -> tuple[Poses,
 
 def _entries(given: Given) -> dict[str, CameraEntry]:
     return {name: camera.entry for name, camera in given.items() if camera.entry is not None}
-
-
-def _keys_of(names: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
-    """The key of each name that has one: the key with the longest common tail of path parts, else the only one with its
-    stem; if there is none, the same with slashes for backslashes. Of several names with the same best key, only those
-    with the longest tail keep it."""
-    tables = [_KeyTable({key: key for key in keys}), _KeyTable({forward_slashes(key): key for key in keys})]
-    matches: dict[str, tuple[str, int]] = {}
-    longest: dict[str, int] = {}
-    for name in names:
-        match = next((match for match in (table.lookup(name) for table in tables) if match is not None), None)
-        if match is not None:
-            matches[name] = match
-            longest[match[0]] = max(match[1], longest.get(match[0], 0))
-    return {name: key for name, (key, common) in matches.items() if common == longest[key]}
-
-
-class _KeyTable:
-    """Looks up a file's keys by a spelling of them (spelling -> key)."""
-
-    def __init__(self, spelled: Mapping[str, str]) -> None:
-        self._by_name: dict[str, list[tuple[tuple[str, ...], str]]] = {}
-        self._by_stem: dict[str, list[str]] = {}
-        for spelling, key in spelled.items():
-            path = Path(spelling)
-            self._by_name.setdefault(path.name, []).append((path.parts[::-1], key))
-            for stem in {path.stem, spelling}:
-                self._by_stem.setdefault(stem, []).append(key)
-
-    def lookup(self, name: str) -> tuple[str, int] | None:
-        """The key of an image name, and the number of path parts that they have in common."""
-        path = Path(name)
-        parts = path.parts[::-1]
-        same_name = [(_common_length(parts, own), key) for own, key in self._by_name.get(path.name, [])]
-        if same_name:
-            common, key = max(same_name, key=lambda entry: entry[0])
-            return key, common
-        stems = self._by_stem.get(path.stem, [])
-        return (stems[0], 0) if len(stems) == 1 else None
-
-
-def _common_length(one: Sequence[str], two: Sequence[str]) -> int:
-    """The number of equal parts at the beginning."""
-    return next((i for i, (a, b) in enumerate(zip(one, two)) if a != b), min(len(one), len(two)))
 
 
 def means_stored(given: GivenCamera, photo: PhotoHeader) -> bool:

@@ -41,24 +41,25 @@ def scale_by_motion(scene: Scene, pixel_size: float) -> Scene:
     return scene.scaled(1 / float(np.median(steps[moved])), "arbitrary", scene.scale_note)
 
 
-def scale_by_baseline(scene: Scene, baseline: float, pixel_size: float | None) -> Scene:
-    """The scene in metres, from the `baseline` between its first two cameras. `pixel_size` is None where no pixels were
-    matched. JobFailed where one of the two is not registered, or they are too close to each other."""
-    first, second = scene.views[:2]
+def scale_by_baseline(scene: Scene, baseline: float, pixel_size: float | None, pair: tuple[int, int] = (0, 1)) -> Scene:
+    """The scene in metres, from the `baseline` between a `pair` of its cameras. `pixel_size` is None where no pixels
+    were matched. JobFailed where one of the two is not registered, or they are too close to each other."""
+    which = "the first two photos" if pair == (0, 1) else "two photos"
+    first, second = (scene.views[index] for index in pair)
     for view in (first, second):
         if not view.registered:
             raise JobFailed(
-                f"--baseline is between the first two photos, and {view.image} could not be registered "
-                f"({view.reason}); name two others first, or leave --baseline out"
+                f"--baseline is between {which}, and {view.image} could not be registered ({view.reason}); name two "
+                "others first, or leave --baseline out"
             )
-    length = scene.baseline()
+    length = scene.baseline(pair)
     if pixel_size is not None:
-        least = MIN_BASELINE * _pixel_step(scene, (0, 1), pixel_size)
+        least = MIN_BASELINE * _pixel_step(scene, pair, pixel_size)
     else:
         least = MIN_BASELINE_SHARE * min(_median_depths(first, second), default=0.0)
     if not length > least:
         raise JobFailed(
-            f"--baseline is between the first two photos, and {shown(first.image)} and {shown(second.image)} were "
+            f"--baseline is between {which}, and {shown(first.image)} and {shown(second.image)} were "
             "taken in one place; name two others first, or leave --baseline out"
         )
     return scene.scaled(baseline / length, "metric", None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import transform_pixels
 from dune_cli.geometry.depth_maps import grid_triangles, used_vertices
 from dune_cli.geometry.poses import add_world_offset, inverse, transform_points
+from dune_cli.geometry.sim3 import move_poses, scale_of
+from dune_cli.io.crs import WorldFrame
 from dune_cli.io.meshes import Frustum, Mesh
 from dune_cli.io.orientation import UPRIGHT
 from dune_cli.provenance import Source
@@ -208,6 +211,62 @@ class MaskedKeypoints:
 
 
 @dataclass(frozen=True)
+class ScaleEstimate:
+    """How long a scene's unit is: `metres`. `source`: what tells it, a value of --scale-from. `relative_sd`: its
+    standard deviation as a share of it, None where that is not known. `details`: for the JSON; `notes` are for the
+    user."""
+
+    source: str
+    metres: float
+    relative_sd: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PositionResidual:
+    """A photo with a position: `residual` (3,), where the scene has its camera less the position, in metres along the
+    world's axes; `sd_m` (3,), what the position's standard deviations are taken to be; whether it is an `outlier`,
+    which was not used."""
+
+    image: str
+    residual: np.ndarray
+    sd_m: np.ndarray
+    outlier: bool
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """The place of a scene on earth: its coordinates plus `offset` (3,) are those of `frame`.
+
+    `source`: what the positions are from. `rms_m`: root mean square distance of the positions that were used. `sigma`:
+    standard deviation of a coordinate in units of the `residuals`' `sd_m`. `scale_sd` and `roll_sd_deg`: what the
+    positions leave open of the scale (a share) and of the rotation about the line that is closest to them; `roll_from`
+    what tells it: positions, gimbal or level cameras. `details`: for the JSON.
+    """
+
+    frame: WorldFrame
+    offset: np.ndarray
+    source: str
+    residuals: tuple[PositionResidual, ...]
+    rms_m: float
+    sigma: float
+    scale_sd: float
+    roll_sd_deg: float
+    roll_from: str = "positions"
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def outliers(self) -> list[str]:
+        """The photos whose positions are wrong."""
+        return [one.image for one in self.residuals if one.outlier]
+
+    def geodetic(self, points: np.ndarray) -> np.ndarray:
+        """Latitudes and longitudes in degrees (WGS84) and heights (..., 3) of points of the scene."""
+        return self.frame.to_geodetic(np.asarray(points, np.float64) + self.offset)
+
+
+@dataclass(frozen=True)
 class Scene:
     """The result of `dune reconstruct`: `views` in the order of the photos, unregistered ones among them.
 
@@ -216,7 +275,9 @@ class Scene:
     `components`: the view indices of each connected component of the photos, where there are several; the reconstructed
     one comes first. `fused` and `surface`: the dense points as one cloud and one mesh. `notes` are for the user.
     `sources`: the matcher or model, with its licence. `world_offset` (3,): what was subtracted from all coordinates of
-    the scene, where the world's are large; `in_world` and `pose_in_world` add it for the files. `masked`: what masks
+    the scene, where the world's are large; `in_world` and `pose_in_world` add it for the files. `georeference`: the
+    place on earth, whose own offset the files do not add, LAS and GeoJSON apart. `scale_from`: what told metres, where
+    that was no method's own. `masked`: what masks
     left out, where there were any.
     """
 
@@ -236,6 +297,8 @@ class Scene:
     world: str | None = None
     world_offset: np.ndarray | None = None
     masked: MaskedKeypoints | None = None
+    georeference: Georeference | None = None
+    scale_from: ScaleEstimate | None = None
 
     @property
     def registered(self) -> list[int]:
@@ -307,29 +370,56 @@ class Scene:
 
     def scaled(self, factor: float, scale: str, scale_note: str | None) -> Scene:
         """The same scene with all lengths times `factor`."""
+
+        def move(pose: np.ndarray) -> np.ndarray:
+            scaled = pose.copy()
+            scaled[:3, 3] *= factor
+            return scaled
+
+        moved = self._moved(lambda points: points * factor, move, np.eye(3), factor)
+        return replace(moved, scale=scale, scale_note=scale_note)
+
+    def transformed(self, new_from_old: np.ndarray) -> Scene:
+        """The same scene after a similarity (4, 4), with arrays of the types that they had."""
+
+        def points(old: np.ndarray) -> np.ndarray:
+            return transform_points(new_from_old, old).astype(old.dtype)
+
+        factor = float(scale_of(new_from_old))
+        return self._moved(points, lambda pose: move_poses(new_from_old, pose), new_from_old[:3, :3] / factor, factor)
+
+    def _moved(
+        self,
+        points: Callable[[np.ndarray], np.ndarray],
+        pose: Callable[[np.ndarray], np.ndarray],
+        rotation: np.ndarray,
+        factor: float,
+    ) -> Scene:
+        """With `points` and `pose` applied to all points and poses, in a world rotated by `rotation`, lengths times
+        `factor`."""
         views = []
         for view in self.views:
-            pose = view.world_from_cam.copy()
-            pose[:3, 3] *= factor
-            dense = view.dense and replace(view.dense, points_world=view.dense.points_world * factor)
-            calibration = view.calibration and view.calibration.transformed(np.eye(3), factor)
-            views.append(replace(view, world_from_cam=pose, dense=dense, calibration=calibration))
-        sparse = self.sparse and replace(self.sparse, points_world=self.sparse.points_world * factor)
-        fused = self.fused and replace(self.fused, points_world=self.fused.points_world * factor)
-        surface = self.surface and replace(self.surface, vertices=self.surface.vertices * factor)
+            dense = view.dense and replace(view.dense, points_world=points(view.dense.points_world))
+            calibration = view.calibration and view.calibration.transformed(rotation, factor)
+            moved = pose(view.world_from_cam) if view.registered else view.world_from_cam
+            views.append(replace(view, world_from_cam=moved, dense=dense, calibration=calibration))
+        fused = self.fused
+        if fused is not None:
+            turned = fused.normals if np.array_equal(rotation, np.eye(3)) else fused.normals @ rotation.T
+            turned = turned.astype(fused.normals.dtype)
+            fused = replace(fused, points_world=points(fused.points_world), normals=turned)
         return replace(
             self,
             views=tuple(views),
-            sparse=sparse,
+            sparse=self.sparse and replace(self.sparse, points_world=points(self.sparse.points_world)),
             fused=fused,
-            surface=surface,
-            scale=scale,
-            scale_note=scale_note,
+            surface=self.surface and replace(self.surface, vertices=points(self.surface.vertices)),
         )
 
-    def baseline(self) -> float:
-        """The distance of the first two cameras."""
-        return float(np.linalg.norm(self.views[1].world_from_cam[:3, 3] - self.views[0].world_from_cam[:3, 3]))
+    def baseline(self, pair: tuple[int, int] = (0, 1)) -> float:
+        """The distance of two cameras, the first two by default."""
+        first, second = (self.views[index].world_from_cam[:3, 3] for index in pair)
+        return float(np.linalg.norm(second - first))
 
 
 def _covered(view: View, pixels: np.ndarray) -> np.ndarray:

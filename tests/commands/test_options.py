@@ -38,6 +38,7 @@ DIFFER = {
     "--split": {"help", "type"},  # the test split has no public poses
     "--min-confidence": {"help", "type", "default_text"},  # of points or of poses
     "--preflight": {"help"},
+    "--baseline": {"help", "metavar", "type"},  # reconstruct takes the names of two photos as well
     "--teachers": {"default", "required"},
     "--photos": {"help", "default", "multiple", "metavar"},
     "--data": {"help", "default", "metavar", "required"},  # labelled folders, or any photos

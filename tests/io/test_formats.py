@@ -37,7 +37,7 @@ def xyz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_formats() -> None:
-    assert formats.names("write_scene", first="ply") == ["ply", "glb", "npz", "obj"]
+    assert formats.names("write_scene", first="ply") == ["ply", "glb", "las", "laz", "npz", "obj"]
     assert formats.names("write_scene", first="obj", content="surface") == ["obj", "glb", "ply"]
     assert formats.names("write_animation") == ["bvh", "glb"]
     assert formats.names("write_depth", first="png") == ["png", "exr", "npz", "ply"]
@@ -58,5 +58,5 @@ def test_one_file_is_one_more_format(xyz: None, tmp_path: Path) -> None:
 
 def test_an_unknown_extension_names_the_known_ones(tmp_path: Path) -> None:
     suffixes = [f".{name}" for name in formats.names("write_scene", first="ply")]
-    with pytest.raises(UserError, match=r"the ending \.xyz; allowed: \.ply \.glb \.npz \.obj"):
+    with pytest.raises(UserError, match=r"the ending \.xyz; allowed: \.ply \.glb \.las \.laz \.npz \.obj"):
         check_output(tmp_path / "s.xyz", suffixes, False)

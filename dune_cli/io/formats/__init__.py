@@ -10,7 +10,8 @@ It returns the names of the fields or arrays in the file. Literals beside it des
 - `AXES` (default ""): the file's axes, where they are not OpenCV's;
 - `UNLIT` (default False): viewers show the colours without a light;
 - `TEXTURE` (default None): the endings of the files beside it that a textured surface has; None where it holds no
-  texture.
+  texture;
+- `PACKAGES` (default ()): what it needs of the extra "geo".
 
 `write_animation(path, data: AnimationData) -> list[Path]` for `dune human` of a video: a file of moving bodies
 (io/animation.py). It returns the files. `ANIMATION_AXES` names their axes.
@@ -35,13 +36,18 @@ if TYPE_CHECKING:
     from dune_cli.io.meshes import Frustum, Mesh
 
 
+OPENCV_AXES = "x right, y down, z forward"
+
+
 @dataclass(frozen=True)
 class SceneData:
     """What a format writes of a scene: `points` with what belongs to them, `meshes` (points are None) or `arrays`.
 
     `points` (M, 3), `colors` (M, 3) uint8, `confidence` (M,), `normals` (M, 3); of scenes that were read, the
     `class_colors` (M, 3) uint8 of the points' classes. OpenCV axes. Coordinates are the scene's own: those of the world
-    less `world_offset` (3,), where there is one; `arrays` are in the world.
+    less `world_offset` (3,), where there is one; `arrays` are in the world. A georeferenced scene has `axes` of its
+    own, in words, which may have z up (`z_up`), and `crs_offset` (3,), to be added for the coordinates of the system
+    `crs_wkt` (None for a local one).
     """
 
     points: np.ndarray | None = None
@@ -53,6 +59,10 @@ class SceneData:
     arrays: Mapping[str, np.ndarray] | None = None
     world_offset: np.ndarray | None = None
     class_colors: np.ndarray | None = None
+    axes: str = OPENCV_AXES
+    z_up: bool = False
+    crs_offset: np.ndarray | None = None
+    crs_wkt: str | None = None
 
     def kept(self, chosen: np.ndarray) -> SceneData:
         """The scene with the `chosen` ones of its points, by a mask (M,) or by indices."""

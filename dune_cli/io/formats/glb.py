@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dune_cli.geometry.poses import continuous_quaternions
+from dune_cli.geometry.poses import continuous_quaternions, from_rotation_translation
 from dune_cli.io.animation import AnimationData, SkinnedMotion, strongest_influences
 from dune_cli.io.formats import SceneData
 from dune_cli.io.meshes import Frustum, Mesh, check_colors, check_points
@@ -39,13 +39,21 @@ ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 STILL = 1e-7  # of a quaternion: a joint that never changes by more has no keys
 UNLIT_EXTENSION = "KHR_materials_unlit"
 GLTF_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # y up, z backward; its own inverse
+OPENCV_FROM_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # of a georeferenced scene: north becomes forward
 FRUSTUM_LINES = np.array([0, 1, 0, 2, 0, 3, 0, 4, 1, 2, 2, 3, 3, 4, 4, 1])
 FRUSTUM_COLOR = (0.9, 0.25, 0.05)
 
 
 def write_scene(path: Path, scene: SceneData) -> list[str]:
-    """The surface or the points, and the cameras."""
-    write_glb(path, scene.meshes, scene.points, scene.colors, scene.cameras, scene.world_offset)
+    """The surface or the points, and the cameras. What points up in the scene does so in the file."""
+    meshes, points, cameras = scene.meshes, scene.points, scene.cameras
+    if scene.z_up:
+        turn = OPENCV_FROM_Z_UP
+        meshes = [replace(mesh, vertices=(mesh.vertices @ turn.T).astype(mesh.vertices.dtype)) for mesh in meshes]
+        points = None if points is None else points @ turn.T
+        pose = from_rotation_translation(turn, np.zeros(3))
+        cameras = [replace(camera, world_from_cam=pose @ camera.world_from_cam) for camera in cameras]
+    write_glb(path, meshes, points, scene.colors, cameras, scene.world_offset)
     return ["POSITION", "COLOR_0"]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dune_cli.io.formats import SceneData
+from dune_cli.io.formats import OPENCV_AXES, SceneData
 from dune_cli.io.meshes import Mesh
 from dune_cli.io.outputs import atomic_path
 from dune_cli.io.png import save_png
@@ -25,15 +25,17 @@ LINES_AT_ONCE = 50_000
 
 def write_scene(path: Path, scene: SceneData) -> list[str]:
     """The surface."""
-    write_obj(path, scene.meshes, scene.world_offset)
+    write_obj(path, scene.meshes, scene.world_offset, scene.axes)
     return []
 
 
-def write_obj(path: str | Path, meshes: Sequence[Mesh], world_offset: np.ndarray | None = None) -> None:
-    """One group a mesh (`g NAME`); vertices `x y z` or, with colours, `x y z r g b` in [0, 1]; OpenCV axes.
+def write_obj(
+    path: str | Path, meshes: Sequence[Mesh], world_offset: np.ndarray | None = None, axes: str = OPENCV_AXES
+) -> None:
+    """One group a mesh (`g NAME`); vertices `x y z` or, with colours, `x y z r g b` in [0, 1].
 
-    A textured mesh has its PNG and an MTL beside the OBJ, named like it (`texture_files`). A comment has `world_offset`
-    (3,), to be added to every vertex for coordinates of the world.
+    A textured mesh has its PNG and an MTL beside the OBJ, named like it (`texture_files`). The first comment has the
+    `axes`. Another one has `world_offset` (3,), to be added to every vertex for coordinates of the world.
     """
     path = Path(path)
     textured = [mesh for mesh in meshes if mesh.texture is not None]
@@ -49,7 +51,7 @@ def write_obj(path: str | Path, meshes: Sequence[Mesh], world_offset: np.ndarray
             )
             temporary.write_text(text, encoding="utf-8", newline="\n")
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("# dune: OpenCV axes (x right, y down, z forward)\n")
+        file.write(f"# dune: {f'OpenCV axes ({axes})' if axes == OPENCV_AXES else f'axes {axes}'}\n")
         if world_offset is not None:
             file.write(f"# world_offset {' '.join(map(str, world_offset.tolist()))} (to be added to every vertex)\n")
         if textured:

@@ -12,7 +12,7 @@ import numpy as np
 from dune_cli.errors import UserError
 from dune_cli.geometry.cameras import pixel_grid
 from dune_cli.io.depth_files import valid_depth
-from dune_cli.io.formats import DepthData, SceneData
+from dune_cli.io.formats import OPENCV_AXES, DepthData, SceneData
 from dune_cli.io.meshes import Mesh
 from dune_cli.io.outputs import atomic_path
 from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, read_bytes, shown
@@ -41,9 +41,10 @@ def write_scene(path: Path, scene: SceneData) -> list[str]:
     double = scene.world_offset is not None
     if scene.points is None:
         placed = [replace(mesh, vertices=scene.in_world(mesh.vertices)) for mesh in scene.meshes]
-        write_ply_mesh(path, placed, double)
+        write_ply_mesh(path, placed, double, scene.axes)
         return []
-    write_ply(path, scene.in_world(scene.points), scene.colors, scene.confidence, scene.normals, double)
+    points = scene.in_world(scene.points)
+    write_ply(path, points, scene.colors, scene.confidence, scene.normals, double, scene.axes)
     normals = [] if scene.normals is None else ["nx", "ny", "nz"]
     return ["x", "y", "z", *normals, "red", "green", "blue", "confidence"]
 
@@ -66,12 +67,13 @@ def write_ply(
     confidence: np.ndarray | None = None,
     normals: np.ndarray | None = None,
     double: bool = False,
+    axes: str = OPENCV_AXES,
 ) -> None:
     """Writes `points` (M, 3) and what goes with them: `normals` (M, 3), `colors` (M, 3) uint8, `confidence` (M,).
 
     Properties in this order: x y z, nx ny nz, red green blue, confidence. Colours are uchar, the others float32; x y z
-    are float64 where `double`, for coordinates that float32 does not hold. ValueError for shapes that do not fit and
-    for points that are not finite.
+    are float64 where `double`, for coordinates that float32 does not hold. A comment has the `axes`. ValueError for
+    shapes that do not fit and for points that are not finite.
     """
     count = len(points)
     columns = [*_columns(points, "xyz", "<f8" if double else "<f4", count)]
@@ -89,14 +91,15 @@ def write_ply(
     if not all(np.isfinite(table[axis]).all() for axis in "xyz"):
         raise ValueError("points must be finite: leave out the others first")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(_header(table).encode("ascii"))
+        file.write(_header(table, axes).encode("ascii"))
         file.write(table.data)
 
 
-def write_ply_mesh(path: str | Path, meshes: Sequence[Mesh], doubles: bool = False) -> None:
-    """All `meshes` in one file, OpenCV axes; PLY has no groups, so a vertex carries the number of its `mesh`.
+def write_ply_mesh(path: str | Path, meshes: Sequence[Mesh], doubles: bool = False, axes: str = OPENCV_AXES) -> None:
+    """All `meshes` in one file; PLY has no groups, so a vertex carries the number of its `mesh`.
 
-    Meshes without colours are light grey. Coordinates are float32 or, for large ones, `doubles`.
+    A comment has the `axes`. Meshes without colours are light grey. Coordinates are float32 or, for large ones,
+    `doubles`.
     """
     columns = [(axis, "<f8" if doubles else "<f4") for axis in "xyz"] + _COLOURS + [("mesh", "<i4")]
     vertices = np.empty(sum(len(mesh.vertices) for mesh in meshes), columns)
@@ -116,7 +119,7 @@ def write_ply_mesh(path: str | Path, meshes: Sequence[Mesh], doubles: bool = Fal
     header = [
         "ply",
         "format binary_little_endian 1.0",
-        "comment dune: OpenCV axes (x right, y down, z forward)",
+        _axes_comment(axes),
         f"element vertex {len(vertices)}",
         *(f"property {'double' if doubles else 'float'} {axis}" for axis in "xyz"),
         *(f"property uchar {name}" for name in ("red", "green", "blue")),
@@ -170,7 +173,12 @@ def _columns(
     return [(name, kind, values[:, i]) for i, name in enumerate(names)]
 
 
-def _header(table: np.ndarray) -> str:
+def _axes_comment(axes: str) -> str:
+    """The line of a header on the axes of the coordinates."""
+    return f"comment dune: {f'OpenCV axes ({axes})' if axes == OPENCV_AXES else f'axes {axes}'}"
+
+
+def _header(table: np.ndarray, axes: str) -> str:
     properties = [f"property {TYPE_NAMES[table.dtype[name]]} {name}" for name in table.dtype.names or ()]
-    lines = ["ply", "format binary_little_endian 1.0", "comment dune: OpenCV axes (x right, y down, z forward)"]
+    lines = ["ply", "format binary_little_endian 1.0", _axes_comment(axes)]
     return "\n".join([*lines, f"element vertex {len(table)}", *properties, "end_header", ""])

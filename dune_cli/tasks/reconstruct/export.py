@@ -23,7 +23,7 @@ from dune_cli.io.orientation import UPRIGHT, StoredCamera, quarter_turns, stored
 from dune_cli.io.outputs import atomic_directory, unique_stems
 from dune_cli.io.png import save_png
 from dune_cli.io.pose_files import write_transforms
-from dune_cli.sfm.scene import Scene, View
+from dune_cli.sfm.scene import Georeference, Scene, View
 
 SCHEMA = "dune.scene/1"
 MAX_COLMAP_DENSE_POINTS = 100_000
@@ -47,7 +47,9 @@ def write_scene(scene: Scene, path: Path, surface: bool = False) -> tuple[dict[s
             "or with -o scene.ply and without --mesh"
         )
     if meshes:
-        data = formats.SceneData(meshes=meshes, cameras=scene.frusta(), world_offset=scene.world_offset)
+        data = formats.SceneData(
+            meshes=meshes, cameras=scene.frusta(), world_offset=scene.world_offset, **_place(scene)
+        )
         formats.of(path).write_scene(path, data)
         document = {
             "file": path.name,
@@ -63,9 +65,20 @@ def write_scene(scene: Scene, path: Path, surface: bool = False) -> tuple[dict[s
         return none, document
     normals = None if scene.fused is None else scene.fused.normals
     arrays = _arrays(scene) if "arrays" in content else None
-    data = formats.SceneData(points, colors, confidence, normals, (), scene.frusta(), arrays, scene.world_offset)
+    data = formats.SceneData(
+        points, colors, confidence, normals, (), scene.frusta(), arrays, scene.world_offset, **_place(scene)
+    )
     fields = formats.of(path).write_scene(path, data)
     return {"file": path.name, "count": len(points), "fields": fields}, None
+
+
+def _place(scene: Scene) -> dict[str, Any]:
+    """What a format is told of a georeferenced scene."""
+    placed = scene.georeference
+    if placed is None:
+        return {}
+    frame = placed.frame
+    return {"axes": frame.axes, "z_up": frame.z_up, "crs_offset": placed.offset, "crs_wkt": frame.wkt}
 
 
 def scene_json(
@@ -108,12 +121,63 @@ def scene_json(
             "masked": masked.masked if counted else None,
             "by": {name: count if counted else None for name, count in masked.by.items()},
         }
+    if scene.scale_from is not None:
+        told = scene.scale_from
+        document["scale_from"] = {"source": told.source, "relative_sd": told.relative_sd, **told.details}
+    if scene.georeference is not None:
+        document["georeference"] = georeference_json(scene.georeference)
     if scene.components:
         document["components"] = [[scene.views[index].image for index in group] for group in scene.components]
     unregistered = [view for view in scene.views if not view.registered]
     if unregistered:
         document["unregistered"] = [{"image": view.image, "reason": view.reason} for view in unregistered]
     return document | {"provenance": provenance}
+
+
+def georeference_json(placed: Georeference) -> dict[str, Any]:
+    """Coordinates in `crs` are those of the scene plus `offset`; docs/file-formats.md describes the rest."""
+    return {
+        "crs": placed.frame.name,
+        "axes": placed.frame.axes,
+        "offset": placed.offset,
+        "positions": placed.source,
+        "used": sum(not one.outlier for one in placed.residuals),
+        "rms_m": placed.rms_m,
+        "sigma": placed.sigma,
+        "scale_sd": placed.scale_sd,
+        "roll_sd_deg": min(placed.roll_sd_deg, 180.0),
+        "roll_from": placed.roll_from,
+        "outliers": placed.outliers,
+        "residuals": [
+            {"image": one.image, "residual_m": one.residual, "sd_m": one.sd_m, "outlier": one.outlier}
+            for one in placed.residuals
+        ],
+        **placed.details,
+    }
+
+
+def write_geojson(scene: Scene, path: Path) -> None:
+    """The placed cameras of a georeferenced scene as points of longitude, latitude (WGS84) and height: RFC 7946."""
+    placed = scene.georeference
+    assert placed is not None
+    residuals = {one.image: one for one in placed.residuals}
+    features = []
+    for index in scene.registered:
+        view = scene.views[index]
+        latitude, longitude, height = placed.geodetic(view.world_from_cam[:3, 3]).tolist()
+        properties: dict[str, Any] = {"image": view.image}
+        if view.image in residuals:
+            one = residuals[view.image]
+            properties |= {"residual_m": round(float(np.linalg.norm(one.residual)), 4), "outlier": one.outlier}
+        coordinates = [round(longitude, 9), round(latitude, 9), round(height, 4)]
+        features.append(
+            {
+                "type": "Feature",
+                "geometry": {"type": "Point", "coordinates": coordinates},
+                "properties": properties,
+            }
+        )
+    write_json(path, {"type": "FeatureCollection", "features": features})
 
 
 def _camera_json(view: View, world_from_cam: np.ndarray) -> dict[str, Any]:
@@ -152,7 +216,7 @@ def _camera_model_json(view: View) -> dict[str, Any]:
 def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
     """The cameras of the photos as they are stored; the triangulated matches with their tracks; and at most 100,000
     dense points, evenly spread, each observed by its own view, for splatting to start from. ValueError for a photo that
-    is stored mirrored."""
+    is stored mirrored. The folder of a georeferenced scene has georeference.json, as the scene's JSON has it."""
     views = [scene.views[index] for index in scene.registered]
     cameras = [_stored_camera(scene, view) for view in views]
     to_stored_pixels = [partial(transform_pixels, camera.stored_from_upright) for camera in cameras]
@@ -163,6 +227,10 @@ def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
     ]
     lenses = [_stored_lens(view) for view in views]
     write_colmap(folder, frusta, scene.in_world(points), colors, tracks, binary, lenses)
+    if scene.georeference is not None:
+        write_json(folder / "georeference.json", georeference_json(scene.georeference))
+    else:
+        (folder / "georeference.json").unlink(missing_ok=True)  # of the model that was here
 
 
 def model_points(

@@ -1,0 +1,64 @@
+"""Coordinate systems: round trips, and the systems that a scene cannot be in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dune_cli.errors import UserError
+from dune_cli.io import crs
+from dune_cli.io.crs import EnuFrame, NamelessFrame, open_crs
+
+pytest.importorskip("pyproj")
+MUNICH = np.array([48.137, 11.575, 520.0])
+
+
+@pytest.mark.parametrize(
+    "name", ["EPSG:32632", "EPSG:25832", "EPSG:31468", "EPSG:2154", "EPSG:4978", "EPSG:25832+5783"]
+)
+def test_wgs84_and_back(name: str) -> None:
+    frame = open_crs(name)
+    given = MUNICH + np.random.default_rng(0).uniform(-1, 1, (50, 3)) * [0.05, 0.05, 100]
+    there = frame.from_geodetic(given)
+    back = frame.to_geodetic(there)
+    np.testing.assert_allclose(back[:, :2], given[:, :2], atol=1e-9)  # a tenth of a millimetre
+    np.testing.assert_allclose(back[:, 2], given[:, 2], atol=1e-6)
+    assert frame.axes == ("earth-centred x, y, z" if name == "EPSG:4978" else "x east, y north, z up")
+    if name != "EPSG:4978":
+        north = frame.from_geodetic(MUNICH + np.array([0.001, 0, 0])) - frame.from_geodetic(MUNICH)
+        assert np.hypot(*north[:2]) == pytest.approx(111.2, abs=0.2) and north[1] > 108 and north[2] == 0
+
+
+def test_local_frames() -> None:
+    frame = EnuFrame(MUNICH)
+    points = np.random.default_rng(0).normal(size=(10, 3)) * 100
+    np.testing.assert_allclose(frame.from_geodetic(frame.to_geodetic(points)), points, atol=1e-7)
+    assert frame.wkt is None
+    with pytest.raises(UserError, match="not known where on earth the coordinates that of"):
+        NamelessFrame("that of a.csv").to_geodetic(points)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("EPSG:4326", "EPSG:4326 is geographic, its coordinates are degrees"),
+        ("EPSG:123456", "there is no coordinate system EPSG:123456"),
+        ("utm", "there is no coordinate system utm"),
+        ("", "there is no coordinate system ''"),
+        ("EPSG:" + "9" * 9999, "there is no coordinate system EPSG:999"),
+        ("EPSG:2263", "has the unit US survey foot"),
+        ("EPSG:2046", "has axes to the south and the west"),
+        ("EPSG:5773", "is no place on earth"),
+    ],
+)
+def test_systems_that_a_scene_cannot_be_in(name: str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        open_crs(name)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_projections_that_do_not_keep_lengths_there() -> None:
+    with pytest.raises(UserError, match=r"a metre at the photos is 1\.5 long in EPSG:3857.*EPSG:32632 \(UTM\)"):
+        crs.check_stretch(open_crs("EPSG:3857"), MUNICH)
+    crs.check_stretch(open_crs("EPSG:32632"), MUNICH)
+    assert crs.utm_name(np.array([-33.8, 151.2, 0])) == "EPSG:32756"
