@@ -28,7 +28,10 @@ COLUMNS = {
     "photo": ("photo", "image", "name", "file", "filename", "image_name", "photo_name", "label", "sourcefile"),
     "lat": ("lat", "latitude", "gpslatitude", "latitude_deg"),
     "lon": ("lon", "lng", "long", "longitude", "gpslongitude", "longitude_deg"),
-    "alt": ("alt", "altitude", "height", "elevation", "ele", "gpsaltitude", "altitude_m", "height_m"),
+    "alt": (
+        *("alt", "altitude", "height", "elevation", "ele", "gpsaltitude", "altitude_m", "height_m"),
+        *("altitude_wgs84", "altitude_amsl"),  # senseFly's geoinfo
+    ),
     "x": ("x", "easting", "east", "e", "x_m"),
     "y": ("y", "northing", "north", "n", "y_m"),
     "z": ("z", "z_m", "up", "alt", "altitude", "height", "elevation", "ele"),
