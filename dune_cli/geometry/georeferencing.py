@@ -17,6 +17,7 @@ from dune_cli.geometry.poses import cross_matrix, rotation_from_rotvec, transfor
 from dune_cli.geometry.sim3 import rigid_part, scale_of, similarity_from_points
 
 TRIPLES = 1000  # that are tried at most: with 40 % wrong positions, 200 of them have none
+LEAST_AGREEING = 5  # positions, or all of fewer: three or four fit too well to tell that another one is wrong
 JUDGES = 1000  # positions that a triple is judged by, at most
 AGREE = 4.03  # standard deviations of a coordinate: 1 of 1,000 right positions is farther off (chi, 3 degrees)
 MEDIAN_DISTANCE = 1.538  # the median of a distance in space, in standard deviations of a coordinate
@@ -64,9 +65,9 @@ def fit_positions(
     """The similarity that takes `centres` (N, 3) of the scene to `positions` (N, 3) of the world, N at least 3.
 
     `sds` (N, 3): standard deviations of the coordinates of each position; only their ratios matter to the result.
-    Without `with_scale` the scale is 1. Fewer than half of the positions may be wrong; one within `tolerance` of the
-    world, which the scene itself may be off, is not. Where the positions lie on a
-    line, the rotation about it is arbitrary, and `roll_sd` large.
+    Without `with_scale` the scale is 1. Fewer than half of the positions may be wrong, and of up to five none; one
+    within `tolerance` of the world, which the scene itself may be off, is not. Where the positions lie on a line, the
+    rotation about it is arbitrary, and `roll_sd` large.
     """
     positions, centres = np.asarray(positions, np.float64), np.asarray(centres, np.float64)
     sds = np.asarray(sds, np.float64)
@@ -112,7 +113,7 @@ def _agreeing(
     floor = 1e-9 * max(float(np.abs(positions - positions.mean(axis=0)).max() / sds.max()), 1e-300)
     small = 1 + 5 / max(3 * count - SIMILARITY, 1)
     sigma = max(small * float(scores.min()) / MEDIAN_DISTANCE, floor)
-    agrees, half = np.zeros(count, dtype=bool), min((count + 3) // 2, count)
+    agrees, half = np.zeros(count, dtype=bool), min(max((count + 3) // 2, LEAST_AGREEING), count)
     for _ in range(ROUNDS):
         off = transform_points(fit, centres) - positions
         distances = np.linalg.norm(off / sds, axis=-1)

@@ -160,3 +160,12 @@ def test_photos_held_level_on_the_ground_tell_up() -> None:
         assert (found is not None) == tells
         if found is not None:
             assert np.degrees(poses.rotation_angle(found)) < 0.5
+
+
+def test_few_positions_cannot_say_which_of_them_is_wrong() -> None:
+    """Three on a line fit by themselves: the fourth, beside it, is as good as they are."""
+    truth = np.array([[0, 0, 80], [60, 2, 81], [95, 3, 80], [-40, 70, 79.0]])
+    found = fit(truth + np.random.default_rng(0).normal(size=(4, 3)), truth)
+    assert found.agrees.all() and found.roll_sd < np.radians(6)
+    wrong = truth + np.outer([0, 0, 0, 1], [200, 0, 0])
+    assert fit(wrong, truth).agrees.all() and fit(wrong, truth).scale_sd > 0.1
