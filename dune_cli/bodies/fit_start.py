@@ -124,7 +124,7 @@ def translation(landmarks: np.ndarray, targets: FitTargets) -> np.ndarray:
         weights = targets.point_weights[..., None]
         return ((targets.points - landmarks) * weights).sum(1) / np.maximum(weights.sum(1), 1e-9)
     homogeneous = np.concatenate([targets.pixels, np.ones((*targets.pixels.shape[:2], 1))], -1)
-    rays = homogeneous @ np.linalg.inv(targets.K).T
+    rays = homogeneous @ np.linalg.inv(targets.K).swapaxes(-1, -2)
     rows = np.zeros((len(targets), len(LANDMARKS), 2, 3))
     rows[..., 0, 0] = rows[..., 1, 1] = 1
     rows[..., 2] = -rays[..., :2]

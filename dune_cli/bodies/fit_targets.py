@@ -16,10 +16,10 @@ ASSUMED_STATURE_M, ASSUMED_STATURE_SD_M = 1.70, 0.09  # of adults, women and men
 class FitTargets:
     """Joints of P people, by LANDMARKS; what is not known has weight 0 and any number.
 
-    K (3, 3): the photo's camera. pixels (P, M, 2), pixel_weights (P, M) from 0 to 1: in the photo; both, or neither.
-    points (P, M, 3), point_weights (P, M) from 0 to 1: in 3-D, in the camera's axes. metric: these are positions in
-    metres in the camera's frame; otherwise only their directions from each other count. stature, stature_sd (P,):
-    standing height in metres, and how sure it is.
+    K (3, 3): the photo's camera, or (P, 3, 3): that of each person's photo. pixels (P, M, 2), pixel_weights (P, M) from
+    0 to 1: in the photo; both, or neither. points (P, M, 3), point_weights (P, M) from 0 to 1: in 3-D, in the camera's
+    axes. metric: these are positions in metres in the camera's frame; otherwise only their directions from each other
+    count. stature, stature_sd (P,): standing height in metres, and how sure it is.
     """
 
     stature: np.ndarray
@@ -35,7 +35,7 @@ class FitTargets:
         people = len(self.stature)
         sizes = {
             "stature_sd": (people,),
-            "K": (3, 3),
+            "K": (3, 3) if self.K is None or self.K.ndim == 2 else (people, 3, 3),
             "pixels": (people, len(LANDMARKS), 2),
             "pixel_weights": (people, len(LANDMARKS)),
             "points": (people, len(LANDMARKS), 3),
@@ -56,10 +56,11 @@ class FitTargets:
 
     def __getitem__(self, chosen: np.ndarray) -> FitTargets:
         """Some of the people."""
+        K = self.K if self.K is None or self.K.ndim == 2 else self.K[chosen]
         by_person = {
             name: value[chosen] for name, value in vars(self).items() if isinstance(value, np.ndarray) and name != "K"
         }
-        return FitTargets(**by_person, K=self.K, metric=self.metric)
+        return FitTargets(**by_person, K=K, metric=self.metric)
 
     def size_px(self) -> np.ndarray:
         """(P,): the longer of the torso and the shoulders' width, at least 1; without them a part of the extent."""
