@@ -25,7 +25,7 @@ FOLDERS: dict[str, set[str]] = {
     "models": set(),
     "io": {"geometry"},
     "checkpoints": {"models", "io"},
-    "bodies": {"checkpoints", "geometry", "io"},
+    "bodies": {"checkpoints", *LOW},
     "teachers": {"checkpoints", *LOW},
     "matchers": {"checkpoints", *LOW},
     "sfm": {"matchers", "checkpoints", *LOW},

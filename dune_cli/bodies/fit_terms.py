@@ -217,22 +217,23 @@ def pose_terms(
 
 
 def shape_term(
-    targets: FitTargets,
+    stature: tuple[np.ndarray, np.ndarray],
     config: FitConfig,
     shape: np.ndarray,
     offsets: Offsets,
     slopes: list[Offsets] | None,
     width: int,
 ) -> Term:
-    """The phenotypes about their means, and the standing height about the assumed or given one. width: of the Jacobian,
-    which is left out without `slopes`."""
+    """The phenotypes about their means, and the standing height about the assumed or given one. stature: mean and
+    deviation (P,). width: of the Jacobian, which is left out without `slopes`."""
+    mean, deviation = stature
     values = (shape - [ADULT[name] for name in FREE_SHAPE]) / config.sigma_shape
-    height = (offsets.stature - targets.stature) / targets.stature_sd
+    height = (offsets.stature - mean) / deviation
     values = np.concatenate([values, height[:, None]], 1)
     jacobian = None
     if slopes is not None:
         jacobian = np.zeros((*values.shape, width))
         for number, slope in enumerate(slopes):
             jacobian[:, number, TURNS + number] = 1 / config.sigma_shape[number]
-            jacobian[:, -1, TURNS + number] = slope.stature / targets.stature_sd
+            jacobian[:, -1, TURNS + number] = slope.stature / deviation
     return _term((values**2).sum(1), values, jacobian)

@@ -45,6 +45,7 @@ class FittedBodies:
     rotations (P, J, 3, 3): what `Anny.forward` takes. shape (P, 6). translation (P, 3): the root joint, which is what
     is added to the posed body. landmarks (P, M, 3): LANDMARKS. landmarks_px (P, M, 2): their projections, NaN without a
     camera. cost (P,): the sum of squared residuals; iterations (P,). stature (P,): standing height. start_cost (P,).
+    state: what the fit changed.
     """
 
     rotations: np.ndarray
@@ -56,6 +57,7 @@ class FittedBodies:
     iterations: np.ndarray
     stature: np.ndarray
     start_cost: np.ndarray
+    state: BodyState
 
     def __len__(self) -> int:
         return len(self.cost)
@@ -152,6 +154,7 @@ def fit_anny(
         iterations,
         offsets.stature,
         start_cost,
+        state,
     )
 
 
@@ -244,5 +247,6 @@ def _residuals(problem: FitProblem, state: BodyState, offsets: Offsets, slopes: 
         name = position_term if targets.metric else direction_term
         terms.append(name(targets, config, points, jacobian))
     terms += pose_terms(config, problem.hinges, state.rotations, None if slopes is None else width)
-    terms.append(shape_term(targets, config, state.shape, offsets, slopes, width))
+    stature = targets.stature, targets.stature_sd
+    terms.append(shape_term(stature, config, state.shape, offsets, slopes, width))
     return terms

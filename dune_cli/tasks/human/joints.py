@@ -8,13 +8,14 @@ import numpy as np
 
 from dune_cli.bodies.fit_targets import FitTargets
 from dune_cli.bodies.fitting import fit_anny, shape_of_stature
+from dune_cli.bodies.found_joints import SEEN, fit_confidence
 from dune_cli.bodies.skeleton import INDEX, LANDMARKS
+from dune_cli.bodies.statures import assumed_height
 from dune_cli.errors import UserError
 from dune_cli.io.intrinsics import resolve_intrinsics
 from dune_cli.io.joint_files import JointSet
 from dune_cli.io.photos import Photo
-from dune_cli.tasks.human import fitted
-from dune_cli.tasks.human.fitted import SEEN, BodyFitter
+from dune_cli.tasks.human.fitted import BodyFitter
 from dune_cli.tasks.human.photo import CameraSource, PhotoPeople
 
 MIN_JOINTS = 4  # that a body can be fitted to
@@ -57,7 +58,7 @@ def predict_from_joints(
         )
     known = joints.confidence[:, columns] > 0
     chosen = np.flatnonzero(known.sum(1) >= MIN_JOINTS)
-    assumed = None if joints.metric and heights is None else fitted.assumed_height(heights)
+    assumed = None if joints.metric and heights is None else assumed_height(heights)
     if not len(chosen):
         return PhotoPeople(photo, (), K, source or "given", assumed_height=assumed)
     targets, shape = _targets(fitter, joints, chosen, K, heights)
@@ -76,7 +77,7 @@ def predict_from_joints(
                 "joint_confidence": dict(zip(joints.names, map(float, confidence[k]))),
                 "joints_seen": tuple(name for name, one in zip(joints.names, seen) if one),
                 "fit_residual_px": residual,
-                "fit_confidence": fitted.fit_confidence(float(bodies.cost[k]), 1.0),
+                "fit_confidence": fit_confidence(float(bodies.cost[k]), 1.0),
             }
         )
     scores = confidence[:, columns].mean(1)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from dune_cli.bodies.statures import AssumedHeight, assumed_height
 from dune_cli.errors import UserError
 from dune_cli.io.intrinsics import resolve_intrinsics
 from dune_cli.io.photos import Photo
@@ -16,8 +17,7 @@ from dune_cli.io.preprocess import letterbox
 from dune_cli.io.video import Frame
 from dune_cli.models.multihmr_common import MIN_SCORE
 from dune_cli.provenance import Run
-from dune_cli.tasks.human import fitted
-from dune_cli.tasks.human.fitted import AssumedHeight, FittedHumanModel
+from dune_cli.tasks.human.fitted import FittedHumanModel
 from dune_cli.tasks.human.model import HumanModel, Person
 from dune_cli.tasks.human.tracking import PersonTracker, PersonTrackerConfig
 
@@ -101,7 +101,7 @@ def _predict_fitted(
         ((K, source),) = resolve_intrinsics([photo], None, None)
     joints = model.find_in_photo(photo.rgb, min_score)
     people = tuple(model.fit(joints, K, (photo.width, photo.height), heights))
-    return PhotoPeople(photo, people, K, source or "given", assumed_height=fitted.assumed_height(heights))
+    return PhotoPeople(photo, people, K, source or "given", assumed_height=assumed_height(heights))
 
 
 def select(people: PhotoPeople, selection: str) -> PhotoPeople:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from dune_cli.bodies.found_joints import FoundJoints, fit_confidence
 from dune_cli.errors import UserError
 from dune_cli.io.joint_files import JointSet
 from dune_cli.io.photos import Photo, read_photo
 from dune_cli.models.people_poses import BLAZEPOSE_NAMES
 from dune_cli.tasks import human
-from dune_cli.tasks.human import FittedHumanModel, fitted
-from dune_cli.tasks.human.fitted import FoundJoints
+from dune_cli.tasks.human import FittedHumanModel
 from support.anny_poses import K, posed_people
 
 
@@ -62,7 +62,7 @@ def test_joints_outside_the_photo_are_not_seen(model: FittedHumanModel) -> None:
 
 
 def test_the_confidence_of_a_fit_falls_with_its_cost() -> None:
-    values = [fitted.fit_confidence(cost, 0.9) for cost in (0, 30, 50, 80, 1e6)]
+    values = [fit_confidence(cost, 0.9) for cost in (0, 30, 50, 80, 1e6)]
     assert values == sorted(values, reverse=True) and values[2] == pytest.approx(0.45) and values[4] < 1e-9
 
 
