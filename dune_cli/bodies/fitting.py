@@ -9,6 +9,7 @@ docs/models/people.md gives the terms and what each is worth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,6 +62,18 @@ class FittedBodies:
 
     def __len__(self) -> int:
         return len(self.cost)
+
+    def __getitem__(self, chosen: np.ndarray) -> FittedBodies:
+        """Some of the bodies."""
+        return FittedBodies(**{name: value[chosen] for name, value in vars(self).items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[FittedBodies]) -> FittedBodies:
+        """All bodies of the parts, of which there is at least one."""
+        columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+        states = columns.pop("state")
+        state = BodyState(*(np.concatenate([getattr(one, name) for one in states]) for name in vars(states[0])))
+        return cls(**{name: np.concatenate(values) for name, values in columns.items()}, state=state)
 
 
 @dataclass(frozen=True)
