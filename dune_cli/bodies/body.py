@@ -18,6 +18,11 @@ from dune_cli.provenance import Source
 LIMIT_BYTES = 1024 * MIB  # of a body's .npz file; SMPLX_NEUTRAL.npz unpacks to 250 MB
 
 
+def person_name(number: int) -> str:
+    """The name of a person's mesh."""
+    return f"person_{number:03d}"
+
+
 @dataclass(frozen=True)
 class BodyOutput:
     """A posed body in metres: `vertices (B, V, 3)` and `joints (B, J, 3)`, the joints' centres, in the same axes."""

@@ -24,8 +24,10 @@ _STEP = 0.05  # of the scales tried, natural logarithm
 _SMALLER = np.arange(-3, 13)
 _SMALLER_COST = 0.15 * (_SMALLER * _STEP / 0.4) ** 2
 _EXTENT_M = (0.02, 400.0)  # largest distance between two cameras, metres, of the scales tried
+_DOUBT = 2.5  # factor by which a known scale may be wrong
 _PARTNERS = 16  # views that a view is compared with: the nearest in the sequence, and others evenly
 _POINTS_GAIN, _POINTS_SD = 0.4, 0.15  # of a scale that points on a body tell
+_VIEWS_GAIN = 0.03  # by which a scale must explain the views better than cameras that do not move
 _AT_ONCE = 4_000_000  # projected joints held at a time
 _UNSEEN = 0.3  # what a joint of the moved body counts for that its own view does not see
 
@@ -62,18 +64,21 @@ class Identities:
 
 
 def identify(bodies: SeenBodies, scale: float | None = None) -> Identities:
-    """Which bodies of different views are one person. scale: metres of the scene's unit; None: found on the way.
+    """Which bodies of different views are one person. scale: metres of the scene's unit, which may be wrong by _DOUBT;
+    None: found on the way.
 
     People are numbered by their first view, in the order of its bodies.
     """
     pairs = _pairs_to_compare(bodies.view)
     extent = _extent(bodies.cam_from_world)
-    if scale is None and extent > 0:
-        count = int(np.log(_EXTENT_M[1] / _EXTENT_M[0]) / _STEP)
-        wider = _EXTENT_M[0] / extent * np.exp(_STEP * np.arange(_SMALLER[0], count + _SMALLER[-1] + 1))
+    if extent > 0:
+        low, high = (end / extent for end in _EXTENT_M) if scale is None else (scale / _DOUBT, scale * _DOUBT)
+        count = int(np.log(high / low) / _STEP)
+        wider = low * np.exp(_STEP * np.arange(_SMALLER[0], count + _SMALLER[-1] + 1))
         costs = _symmetric_costs(bodies, pairs, wider)
         costs = np.min([costs[:, k : k + count + 1] + add for k, add in enumerate(_SMALLER_COST)], axis=0)
-        scale = _most_likely(bodies, pairs, wider[-_SMALLER[0] : count + 1 - _SMALLER[0]], costs)
+        still = _symmetric_costs(bodies, pairs, np.zeros(1))
+        scale = _most_likely(bodies, pairs, wider[-_SMALLER[0] : count + 1 - _SMALLER[0]], costs, still) or scale
     elif scale is None and np.isfinite(bodies.log_scale).any():
         scale = float(np.exp(np.nanmedian(bodies.log_scale)))
     near = (1.0 if scale is None else scale) * np.exp(_STEP * _SMALLER)
@@ -152,21 +157,24 @@ def _costs(bodies: SeenBodies, pairs: np.ndarray, scales: np.ndarray) -> np.ndar
     return np.einsum("esm,em->es", apart, weights) / np.maximum(weights.sum(1), 1e-9)[:, None]
 
 
-def _most_likely(bodies: SeenBodies, pairs: np.ndarray, scales: np.ndarray, costs: np.ndarray) -> float | None:
-    """The scale by which most people are found again, of `scales` (S,) with costs (E, S). None where nobody is."""
-    gain = np.maximum(ACCEPTED - costs, 0)
-    total = np.zeros(len(scales))
+def _most_likely(
+    bodies: SeenBodies, pairs: np.ndarray, scales: np.ndarray, costs: np.ndarray, still: np.ndarray
+) -> float | None:
+    """The scale by which most people are found again, of `scales` (S,) with costs (E, S). still (E, 1): the costs for
+    cameras that do not move. None where nobody is found by the views, and no points tell it."""
+    gain = np.maximum(ACCEPTED - np.concatenate([still, costs], 1), 0)
+    total = np.zeros(gain.shape[1])
     of_views = bodies.view[pairs]
-    for views in np.unique(of_views, axis=0):
+    compared = np.unique(of_views, axis=0)
+    for views in compared:
         chosen = np.flatnonzero((of_views == views).all(1))
         table = gain[chosen]
-        first, second = (
-            np.unique(pairs[chosen, 0], return_inverse=True)[1],
-            np.unique(pairs[chosen, 1], return_inverse=True)[1],
-        )
+        first, second = (np.unique(pairs[chosen, side], return_inverse=True)[1] for side in (0, 1))
         by_first, by_second = (_largest(table, index) for index in (first, second))
         mutual = (table == by_first[first]) & (table == by_second[second])
-        total += (table * mutual).sum(0) / len(np.unique(of_views, axis=0))
+        total += (table * mutual).sum(0) / len(compared)
+    # cameras that only turn find them as well: there is no parallax, or the camera follows somebody
+    total = total[1:] if total.max() - total[0] > _VIEWS_GAIN else np.zeros(len(scales))
     told = bodies.log_scale[np.isfinite(bodies.log_scale)]
     for one in told:
         total += _POINTS_GAIN * np.exp(-(((np.log(scales) - one) / _POINTS_SD) ** 2) / 2) / len(told)

@@ -36,6 +36,7 @@ _SCALE_SD, _RAY_M = 0.3, 0.05  # of the scale at the start, and of a landmark ac
 _LARGEST_SCALE_STEP = 0.5
 _DEPTH_ROBUST = 3.0  # deviations of a depth, where its cost levels off
 _AT_ONCE = 300  # observations of one batch
+_DOUBTFUL_COST = 50.0  # of an observation: bodies that fit cost less
 _NO_SCALE_SD = 10.0  # of a scale that nothing tells
 
 
@@ -304,13 +305,16 @@ def _fit_batch(
 
 
 def _scale_sd(problem: WorldFitProblem, state: WorldBodyState) -> np.ndarray:
-    """(P,): standard deviation of the logarithm of the scale, by the inverse of the Gauss-Newton matrix."""
+    """(P,): standard deviation of the logarithm of the scale, by the inverse of the Gauss-Newton matrix, and larger
+    where the views contradict each other."""
     if not problem.scale_free:
         return np.zeros(len(state.shape))
     _, _, matrix = problem.linearise(state)
     matrix = matrix + np.eye(WIDTH) * 1e-6
     matrix[:, -1, -1] += 1 / _NO_SCALE_SD**2
-    return np.sqrt(np.linalg.inv(matrix)[:, -1, -1])
+    person = problem.observations.person
+    cost = np.bincount(person, problem.observation_cost(state)) / np.bincount(person)
+    return np.sqrt(np.linalg.inv(matrix)[:, -1, -1] * np.maximum(1, cost / _DOUBTFUL_COST))
 
 
 def _best_start(problem: WorldFitProblem, single: FittedBodies) -> WorldBodyState:

@@ -73,7 +73,7 @@ def people_in_views(
     )
     found = identify(bodies, scale)
     person, used = found.person, np.ones(len(seen), bool)
-    start = found.scale if scale is None else scale
+    start = found.scale
     if start is None:
         return PeopleTold(person, used, None, None)
     fit = _Fitter(skeleton, seen, assumed)

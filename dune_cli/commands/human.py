@@ -35,7 +35,7 @@ WEIGHTS = (
 )
 BUNDLED = "dune-people"
 SHORT_NAMES = {"bundled": BUNDLED}
-TALLEST_M, SMALLEST_M = 2.3, 0.5
+SMALLEST_M, TALLEST_M = options.HEIGHT_M.min, options.HEIGHT_M.max
 DOUBTFUL = 0.5  # a confidence of the fit that a note tells of
 PREDICT_TASK = "HumanTask"
 FORMATS = [  # of those for scenes, default first

@@ -34,17 +34,8 @@ if TYPE_CHECKING:
     from dune_cli.io.intrinsics import PhotoCamera
 
 T = TypeVar("T")
-HEADINGS = (
-    "Input",
-    "Model",
-    "Cameras",
-    "World",
-    "Matching",
-    "Training",
-    "Dense",
-    "Output",
-    "Advanced",
-)  # their order in --help
+# in the order of --help
+HEADINGS = ("Input", "Model", "Cameras", "World", "Matching", "Training", "Dense", "People", "Output", "Advanced")
 
 
 class FiniteRange(click.FloatRange):
@@ -87,6 +78,7 @@ class PixelList(NameList):
 
 
 COUNT = click.IntRange(1)
+HEIGHT_M = FiniteRange(0.5, 2.3)  # standing, of people
 FRACTION = FiniteRange(0, 1)
 NOT_NEGATIVE = FiniteRange(0)
 POSITIVE_NUMBER = FiniteRange(0, min_open=True)
@@ -395,6 +387,26 @@ class ComputeOptions:
 @group("Advanced")
 class SeededOptions(ComputeOptions):
     seed: int = option("--seed N", "Seed of all random choices.", int, 0)
+
+
+@group("People")
+class ScenePeopleOptions:
+    people: bool = option(
+        "--people",
+        "Find the people in the photos and place their bodies in the scene. A scene of unknown scale gets metres by "
+        "their heights.",
+    )
+    height: float | None = option(
+        "--height METRES",
+        "Standing height of the people, in metres.",
+        HEIGHT_M,
+        default_text="adults of 1.70, deviation 0.09",
+    )
+
+    def check(self) -> None:
+        """UserError for a height of nobody."""
+        if self.height is not None and not self.people:
+            raise UserError(f"--height {self.height:g} is that of the people of --people; give both, or leave it out")
 
 
 @group("Cameras")

@@ -21,7 +21,7 @@ from dune_cli.commands.matching import (
     mapper_option,
     pairs_option,
 )
-from dune_cli.commands.options import SeededOptions, VideoOptions, option
+from dune_cli.commands.options import ScenePeopleOptions, SeededOptions, VideoOptions, option
 from dune_cli.commands.scene_files import SceneOfPhotos, SceneOutput, Targets
 from dune_cli.commands.world import WorldCameras
 from dune_cli.errors import JobFailed, UserError
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from dune_cli.sfm.scene import Scene
     from dune_cli.tasks.reconstruct.config import CamerasOf
 
-NEEDS = ("numpy", "torch", "cv2", "PIL", "pycolmap", "tqdm")
+NEEDS = ("numpy", "torch", "cv2", "PIL", "pycolmap", "scipy", "tqdm")
+PEOPLE = "dune-people"  # the networks that find people, which come with dune
 WEIGHTS = (
     (
         "two views: 3-D, metric poses and depth",
@@ -136,6 +137,7 @@ def command(
     cameras: SceneCameras,
     mapping: MappingOptions,
     dense: DenseOptions,
+    people: ScenePeopleOptions,
     compute: SeededOptions,
     output: SceneOutput,
 ) -> None:
@@ -144,8 +146,9 @@ def command(
     A scene is its cameras and coloured points or a surface. The first camera is the world frame: x right, y down, z
     forward. Lengths are in metres with a two-view model, --metric-model, --baseline, --marker-size or GPS; with
     --poses, world frame and lengths are those of the poses, and with --crs those of that system. Otherwise the scale is
-    unknown, and the median distance between consecutive cameras is 1. The exit code is 1 if the photos give no scene.
-    With three photos or more, features and matches are cached in --work, from which a second run continues.
+    unknown, and the median distance between consecutive cameras is 1; with --people the people's heights give metres.
+    The exit code is 1 if the photos give no scene. With three photos or more, features and matches are cached in
+    --work, from which a second run continues.
 
     \b
     Examples:
@@ -153,6 +156,7 @@ def command(
       dune reconstruct photos/ -o scene.ply --quality high --colmap model/ --transforms transforms.json
       dune reconstruct walk.mp4 --fps 3 -o scene.glb --mesh tsdf
       dune reconstruct left.jpg right.jpg -o scene.glb --fov-deg 65 --baseline 0.2
+      dune reconstruct photos/ -o scene.glb --people
       dune reconstruct left.jpg right.jpg -o scene.ply --model mast3r.pth
       dune reconstruct flight/ -o scene.laz --crs EPSG:32632 --geojson cameras.geojson
       dune reconstruct photos/ -o scene.glb --model da3-base --metric-model da3metric-large
@@ -164,16 +168,17 @@ def command(
     method = matching.resolved_method()
     paths = expand(photos, videos=True)
     mapping.check(paths)
+    people.check()
     videos = [path for path in paths if is_video(path)]
     if len(paths) == 1 and not videos:
         raise UserError(f"two photos are needed, got 1 ({paths[0].name}); name two or more of one place, or a video")
-    targets = output.targets(dense.mesh is not None)
+    targets = output.targets(dense.mesh is not None, people.people)
     textures = dense.texture_files(targets.scene, paths, output.overwrite)
     targets.check_kept([*paths, *([] if mapping.masks is None else [Path(mapping.masks)])])
     stems = iter(unique_stems(videos))
     targets.check_photos([path.with_name(f"{next(stems)}_0.jpg") if is_video(path) else path for path in paths])
 
-    weights(matching.model, matching.encoder, matching.metric_model)
+    weights(matching.model, matching.encoder, matching.metric_model, PEOPLE if people.people else None)
     if method == "matches":
         check_matchers([matching.matcher])
     if method == "matches" or output.colmap is not None:
@@ -184,7 +189,11 @@ def command(
         return
     if not len(result.scene.cloud()[0]):
         raise JobFailed(_no_points(method, matching.min_confidence))
+    if people.people:
+        result = job.with_people(result, people.height)
     _note_scene(result.scene)
+    for text in result.people.notes if result.people is not None else ():
+        console.note(text)
     document, written = targets.write(result, job.run)
     output.print_lines(*written, *textures)
     output.print_json([document])
@@ -248,6 +257,17 @@ class Job:
             computed = {kind: count for kind, count in sorted(cache.counts.items()) if not kind.endswith(", found")}
             metadata = {"work": {"folder": cache.folder, "computed": computed}}
         return SceneOfPhotos(scene, [(path, sha256_of(path)) for path in images], metadata, masks)
+
+    def with_people(self, result: SceneOfPhotos, height: float | None) -> SceneOfPhotos:
+        """The result with the people of its photos. height: standing, metres; None: assumed."""
+        from dune_cli.checkpoints.loader import load_human_network
+        from dune_cli.tasks.reconstruct.people import add_people
+
+        with self.run.stage("load"):
+            network = load_human_network(PEOPLE, self.compute.device)
+        paths, heights = [path for path, _ in result.files], None if height is None else (height,)
+        scene, people = add_people(result.scene, paths, network, heights, self.run)
+        return replace(result, scene=scene, people=people)
 
     def _mesh(self, targets: Targets) -> str | None:
         """The method of the surface that the scene's format holds, if it holds one."""

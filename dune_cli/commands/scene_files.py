@@ -16,6 +16,7 @@ from dune_cli.provenance import Run
 if TYPE_CHECKING:
     from dune_cli.sfm.masks import PhotoMasks
     from dune_cli.sfm.scene import Scene
+    from dune_cli.tasks.reconstruct.people import PeopleInScene
 
 
 @options.group("Output")
@@ -37,8 +38,9 @@ class SceneOutput(OutputOptions):
         "--geojson FILE", "GeoJSON file for the cameras of a scene with --crs or --gps, in longitude and latitude."
     )
 
-    def targets(self, surface: bool) -> Targets:
-        """Where all of it goes. UserError for what cannot be written. `surface`: whether --mesh was given."""
+    def targets(self, surface: bool, people: bool = False) -> Targets:
+        """Where all of it goes. UserError for what cannot be written. `surface`: whether --mesh was given; `people`:
+        whether --people was."""
         from dune_cli import optional
         from dune_cli.io import formats, outputs
 
@@ -61,19 +63,27 @@ class SceneOutput(OutputOptions):
             geojson = outputs.check_output(self.geojson, (".geojson", ".json"), self.overwrite)
             if geojson.absolute() in (beside.absolute(), transforms and transforms.absolute()):
                 raise UserError(f"--geojson {geojson} is where another JSON goes; name another file")
-        return Targets(
-            scene, beside, colmap, self.colmap_format == "binary", transforms, depths, surface, undistort, geojson
-        )
+        bodies = None
+        if people:
+            from dune_cli.tasks.reconstruct.people_files import people_file
+
+            bodies = people_file(scene)
+            if bodies != scene:
+                bodies = outputs.check_output(bodies, (bodies.suffix,), self.overwrite)
+        binary = self.colmap_format == "binary"
+        return Targets(scene, beside, colmap, binary, transforms, depths, surface, undistort, geojson, bodies)
 
 
 @dataclass(frozen=True)
 class SceneOfPhotos:
-    """A scene, each photo with its hash, what goes into the provenance besides, and the masks."""
+    """A scene, each photo with its hash, what goes into the provenance besides, the masks, and the people of
+    --people."""
 
     scene: Scene
     files: list[tuple[Path, str]]
     metadata: dict[str, Any]
     masks: PhotoMasks | None = None
+    people: PeopleInScene | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ class Targets:
     surface: bool = False  # of a PLY, which else holds points
     undistort: Path | None = None
     geojson: Path | None = None
+    people: Path | None = None  # the scene's file, or one beside it
 
     def check_photos(self, photos: Sequence[Path]) -> None:
         """UserError for photos whose names one of the files cannot hold and for mirrored ones; notes where the files
@@ -127,12 +138,17 @@ class Targets:
         from dune_cli.io import formats
         from dune_cli.io.json_files import write_json
         from dune_cli.io.photo_names import common_folder
-        from dune_cli.tasks.reconstruct import export
+        from dune_cli.tasks.reconstruct import export, people_files
 
         scene, photos = result.scene, [path for path, _ in result.files]
         written = [self.scene, self.json]
         with run.stage("write"):
-            points, mesh = export.write_scene(scene, self.scene, self.surface)
+            bodies = [] if result.people is None else people_files.people_meshes(result.people, self.people)
+            beside = self.people != self.scene
+            points, mesh = export.write_scene(scene, self.scene, self.surface, [] if beside else bodies)
+            if bodies and beside:
+                people_files.write_people(bodies, scene, self.people)
+                written.append(self.people)
             if self.colmap is not None:
                 export.write_colmap_model(scene, self.colmap, self.binary)
                 written.append(self.colmap)
@@ -156,7 +172,10 @@ class Targets:
             axes = f"cameras {axes}; world {scene.georeference.frame.axes}"
         units = "metre" if scene.scale == "metric" else "baseline" if scene.world is None else "those of --poses"
         provenance = run.provenance(list(scene.sources), result.files, units=units, axes=axes, **result.metadata)
-        document = export.scene_json(scene, points, mesh, provenance) | undistorted
+        people = None
+        if result.people is not None:
+            people = people_files.people_json(result.people, scene, self.people if bodies else None)
+        document = export.scene_json(scene, points, mesh, provenance, people) | undistorted
         write_json(self.json, document)
         return document, written
 

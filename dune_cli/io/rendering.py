@@ -11,7 +11,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -169,6 +169,15 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         [np.bincount(faces.ravel(), np.repeat(normals[:, k], 3), minlength=len(vertices)) for k in range(3)], 1
     )
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-30)
+
+
+def shaded(mesh: Mesh) -> Mesh:
+    """The mesh with its colours under a light behind the camera, for viewers that show them without a light."""
+    if mesh.colors is None:
+        return mesh
+    light = np.abs(vertex_normals(mesh.vertices, mesh.faces) @ LIGHT_CAM)
+    colors = mesh.colors * (AMBIENT + (1 - AMBIENT) * light[:, None])
+    return replace(mesh, colors=np.rint(colors).astype(np.uint8))
 
 
 def shade(raster: Raster, normals: np.ndarray, colors: np.ndarray, faces: np.ndarray, light: np.ndarray) -> np.ndarray:

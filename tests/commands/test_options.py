@@ -34,6 +34,7 @@ DIFFER = {
     },  # a companion of --model, or the one that is trained on
     "--init": {"default_text"},
     "--fps": {"help", "default_text"},  # every frame, or key frames
+    "--height": {"help", "default", "default_text", "type", "metavar"},  # one for all in a scene
     "--format": {"type", "default_text"},  # of what is written
     "--split": {"help", "type"},  # the test split has no public poses
     "--min-confidence": {"help", "type", "default_text"},  # of points or of poses

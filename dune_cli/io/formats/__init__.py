@@ -11,7 +11,8 @@ It returns the names of the fields or arrays in the file. Literals beside it des
 - `UNLIT` (default False): viewers show the colours without a light;
 - `TEXTURE` (default None): the endings of the files beside it that a textured surface has; None where it holds no
   texture;
-- `PACKAGES` (default ()): what it needs of the extra "geo".
+- `PACKAGES` (default ()): what it needs of the extra "geo";
+- `NAMED` (default False): meshes keep their names, so that people can stand beside the scene's own.
 
 `write_animation(path, data: AnimationData) -> list[Path]` for `dune human` of a video: a file of moving bodies
 (io/animation.py). It returns the files. `ANIMATION_AXES` names their axes.

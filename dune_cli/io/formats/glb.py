@@ -29,6 +29,7 @@ OFFSET = True
 AXES = "GLB: y up, z backward"
 UNLIT = True
 TEXTURE = ()  # inside the file
+NAMED = True
 
 ANIMATION_AXES = "y up, z backward"
 ANIMATION_NAME = "motion"

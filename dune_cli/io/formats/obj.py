@@ -20,6 +20,7 @@ from dune_cli.io.png import save_png
 CONTENT = ("surface",)
 OFFSET = True
 TEXTURE = (".mtl", ".png")
+NAMED = True
 LINES_AT_ONCE = 50_000
 
 

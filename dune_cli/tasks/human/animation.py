@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from dune_cli.bodies.anny import Anny
+from dune_cli.bodies.body import person_name
 from dune_cli.errors import UserError
 from dune_cli.geometry.poses import rotation_from_rotvec
 from dune_cli.geometry.trajectory_smoothing import KalmanSmootherConfig, smooth_rotations, smooth_values
@@ -19,7 +20,7 @@ from dune_cli.io.animation import AnimationData, SkinnedMotion
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.rendering import distinct_color
 from dune_cli.io.video import Frame
-from dune_cli.tasks.human.files import BodiedModel, name_of
+from dune_cli.tasks.human.files import BodiedModel
 from dune_cli.tasks.human.fitted import FittedPerson
 from dune_cli.tasks.human.model import Person
 from dune_cli.tasks.human.photo import PhotoPeople
@@ -188,7 +189,7 @@ def motion_of(body: Anny, number: int, poses: Sequence[PoseSample]) -> SkinnedMo
         )
     local = np.concatenate([local[:, :1] @ upright.T, upright @ local[:, 1:] @ upright.T], 1)
     return SkinnedMotion(
-        name=name_of(number),
+        name=person_name(number),
         id=number,
         color=np.array(distinct_color(number), np.uint8),
         joint_names=body.joint_names,

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from dune_cli.bodies.body import person_name
 from dune_cli.io import formats
 from dune_cli.io.meshes import Frustum, Mesh
 from dune_cli.io.png import save_png
-from dune_cli.io.rendering import AMBIENT, LIGHT_CAM, distinct_color, overlay, top_view, vertex_normals
+from dune_cli.io.rendering import distinct_color, overlay, shaded, top_view
 from dune_cli.tasks.human.fitted import BodyFitter, FittedHumanModel, FittedPerson
 from dune_cli.tasks.human.model import HumanModel, Person
 from dune_cli.tasks.human.photo import PhotoPeople
 
 SCHEMA = "dune.human/1"
 BodiedModel = HumanModel | FittedHumanModel | BodyFitter  # what poses the body of the people's parameters
-
-
-def name_of(number: int) -> str:
-    """The name of a person's mesh."""
-    return f"person_{number:03d}"
 
 
 def meshes(model: BodiedModel, people: Sequence[Person], ids: Sequence[int] | None = None) -> list[Mesh]:
@@ -35,7 +30,7 @@ def meshes(model: BodiedModel, people: Sequence[Person], ids: Sequence[int] | No
             person.vertices.double().numpy(),
             faces,
             np.full((len(person.vertices), 3), distinct_color(number), np.uint8),
-            name_of(number),
+            person_name(number),
         )
         for number, person in zip(range(len(people)) if ids is None else ids, people)
     ]
@@ -46,7 +41,7 @@ def write_meshes(path: Path, meshes: Sequence[Mesh], people: PhotoPeople) -> Non
     without light, the colours are shaded."""
     photo = people.photo
     camera = Frustum(people.K, np.eye(4), photo.width, photo.height, photo.path.stem)
-    written = [_shaded(mesh) for mesh in meshes] if formats.constant(path, "UNLIT", False) else meshes
+    written = [shaded(mesh) for mesh in meshes] if formats.constant(path, "UNLIT", False) else meshes
     formats.of(path).write_scene(path, formats.SceneData(meshes=written, cameras=[camera]))
 
 
@@ -98,7 +93,7 @@ def describe_photo(people: PhotoPeople, mesh_file: Path | None) -> dict[str, Any
         "image": {"file": str(photo.path), "width": photo.width, "height": photo.height},
         "camera": {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2], "source": people.camera_source},
         "people": [
-            _person(number, person, None if mesh_file is None else f"{mesh_file.name}#{name_of(number)}")
+            _person(number, person, None if mesh_file is None else f"{mesh_file.name}#{person_name(number)}")
             for number, person in zip(people.ids, people.people)
         ],
     }
@@ -134,10 +129,3 @@ def _fit(person: FittedPerson) -> dict[str, Any]:
 def _numbers(values: torch.Tensor) -> Any:
     """Float32 values as the shortest decimals that restore them."""
     return np.vectorize(lambda value: float(str(np.float32(value))), otypes=[float])(values.numpy()).tolist()
-
-
-def _shaded(mesh: Mesh) -> Mesh:
-    """The mesh with its colours under a light behind the camera."""
-    light = np.abs(vertex_normals(mesh.vertices, mesh.faces) @ LIGHT_CAM)
-    colors = mesh.colors * (AMBIENT + (1 - AMBIENT) * light[:, None])
-    return replace(mesh, colors=np.rint(colors).astype(np.uint8))

@@ -18,7 +18,7 @@ from dune_cli.io import formats
 from dune_cli.io.colmap.write import Observation, write_colmap
 from dune_cli.io.depth_files import to_png16
 from dune_cli.io.json_files import write_json
-from dune_cli.io.meshes import Frustum
+from dune_cli.io.meshes import Frustum, Mesh
 from dune_cli.io.orientation import UPRIGHT, StoredCamera, quarter_turns, stored_camera, to_stored
 from dune_cli.io.outputs import atomic_directory, unique_stems
 from dune_cli.io.png import save_png
@@ -29,8 +29,12 @@ SCHEMA = "dune.scene/1"
 MAX_COLMAP_DENSE_POINTS = 100_000
 
 
-def write_scene(scene: Scene, path: Path, surface: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def write_scene(
+    scene: Scene, path: Path, surface: bool = False, people: Sequence[Mesh] = ()
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Writes `path` in the format of its extension (dune_cli.io.formats); returns the JSON's `points` and `mesh`.
+
+    people: more meshes, for a format that keeps their names; the JSON does not count them.
 
     The format gets the first of its CONTENT: points, meshes, or everything as arrays; with `surface` the meshes, if it
     takes any. Without meshes it gets the points; JobFailed where it takes nothing but meshes.
@@ -48,7 +52,7 @@ def write_scene(scene: Scene, path: Path, surface: bool = False) -> tuple[dict[s
         )
     if meshes:
         data = formats.SceneData(
-            meshes=meshes, cameras=scene.frusta(), world_offset=scene.world_offset, **_place(scene)
+            meshes=[*people, *meshes], cameras=scene.frusta(), world_offset=scene.world_offset, **_place(scene)
         )
         formats.of(path).write_scene(path, data)
         document = {
@@ -66,7 +70,7 @@ def write_scene(scene: Scene, path: Path, surface: bool = False) -> tuple[dict[s
     normals = None if scene.fused is None else scene.fused.normals
     arrays = _arrays(scene) if "arrays" in content else None
     data = formats.SceneData(
-        points, colors, confidence, normals, (), scene.frusta(), arrays, scene.world_offset, **_place(scene)
+        points, colors, confidence, normals, people, scene.frusta(), arrays, scene.world_offset, **_place(scene)
     )
     fields = formats.of(path).write_scene(path, data)
     return {"file": path.name, "count": len(points), "fields": fields}, None
@@ -82,9 +86,13 @@ def _place(scene: Scene) -> dict[str, Any]:
 
 
 def scene_json(
-    scene: Scene, points: dict[str, Any], mesh: dict[str, Any] | None, provenance: dict[str, Any]
+    scene: Scene,
+    points: dict[str, Any],
+    mesh: dict[str, Any] | None,
+    provenance: dict[str, Any],
+    people: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The `dune.scene/1` object; docs/file-formats.md describes it.
+    """The `dune.scene/1` object; docs/file-formats.md describes it. people: its fields about people.
 
     An unregistered camera has null poses and a `reason`. `radial`, `orientation`, `components` and `unregistered` are
     left out where they are trivial. Sizes, K and poses are those of the upright photos; `orientation` is EXIF's, where
@@ -131,7 +139,7 @@ def scene_json(
     unregistered = [view for view in scene.views if not view.registered]
     if unregistered:
         document["unregistered"] = [{"image": view.image, "reason": view.reason} for view in unregistered]
-    return document | {"provenance": provenance}
+    return document | (people or {}) | {"provenance": provenance}
 
 
 def georeference_json(placed: Georeference) -> dict[str, Any]:
