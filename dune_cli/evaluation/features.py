@@ -32,6 +32,7 @@ from dune_cli.teachers.teacher import CLS, PATCH, Teacher
 from dune_cli.training.common.dataset import centre_crop
 from dune_cli.training.distill.held_out import cosine_sums
 from dune_cli.training.distill.students import TimmStudent, initialise, new_encoder
+from dune_cli.training.distill.teacher_outputs import token_weights
 
 PIXELS = "pixels"
 CELL_PX = 16  # of sources without a patch grid
@@ -337,7 +338,11 @@ def teacher_cosines(
             projector = _projector_name(encoder, name)
             tokens = encoder.project(images, projector)
             predicted = {CLS: tokens.cls, PATCH: tokens.patches}
-            for kind, raw in teacher(images.to(tokens.cls.device), grid).items():
+            outputs = teacher(images.to(tokens.cls.device), grid)
+            for kind in teacher.widths:
+                raw, weights = outputs[kind], token_weights(outputs, kind)
+                if weights is not None:  # tokens that are not valid count as zero ones
+                    raw = raw * (weights > 0)[..., None]
                 norms = encoder.teacher_norms[projector].normalizers if projector in encoder.teacher_norms else {}
                 if kind not in norms:
                     raise UserError(f"{source.name} has no statistics of {name}'s {kind} tokens; leave {name} out")

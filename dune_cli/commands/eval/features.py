@@ -36,7 +36,9 @@ class FeatureData:
     labelled: str | None = option(
         "--labelled DIR", "Folder with a folder of photos for each class, for k-NN and linear probe."
     )
-    photos: str | None = option("--photos DIR", "Folder of photos for the cosine to --teachers, searched recursively.")
+    photos: str | None = option(
+        "--photos DIR", "Folder of photos, searched recursively, on which --teachers are predicted."
+    )
     teachers: tuple[str, ...] = options.changed(SourceOptions, "teachers", required=False, default=())
     pairs: str | None = option(
         "--posed-pairs DIR", "Folder of photo pairs with pairs.json files, for patch matching.", aliases=["--pairs"]
@@ -92,8 +94,9 @@ def command(*, data: FeatureData, settings: FeatureOptions, compute: SeededOptio
     """Evaluate frozen features: k-NN, linear probe, cosine to teachers, patch matching.
 
     The encoders are the columns. k-NN leaves one photo out, and the linear probe has five folds. A folder with train/
-    and val/ uses those instead. Cosines to teachers are those of the projectors' predictions. Patch matching counts
-    mutual nearest patches near the true epipolar line.
+    and val/ uses those instead. Cosines to teachers are those of the projectors' predictions. The linear read-out is
+    the share of the variance of a teacher's patch tokens that ridge regression predicts in photos it was not fitted to,
+    and needs no projectors. Patch matching counts mutual nearest patches near the true epipolar line.
 
     \b
     Example: dune eval features --labelled classes/ --encoders student.safetensors,random:dune-mini,pixels
@@ -184,6 +187,7 @@ def _teachers(
     columns: list[FeatureSource], teachers: dict[str, Teacher], photos: str, settings: FeatureOptions
 ) -> dict[str, list[Any]]:
     from dune_cli.evaluation.features import teacher_cosines
+    from dune_cli.evaluation.teacher_readout import linear_readout
     from dune_cli.io.inputs import IMAGE_SUFFIXES
 
     paths = sorted(p for p in Path(photos).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
@@ -198,9 +202,8 @@ def _teachers(
                 ("cosine, mean removed", found.standardised),
             ):
                 rows.setdefault(f"{found.teacher} {found.kind}: {label}", [None] * len(columns))[index] = value
-    if not rows:
-        raise UserError("--teachers: no column has projectors that predict teachers; name a distilled encoder")
-    return rows
+    readout = linear_readout(columns, teachers, paths, settings.size_px, settings.batch_size)
+    return rows | {f"{name} patch: variance read out linearly": values for name, values in readout.items()}
 
 
 def _pairs(columns: list[FeatureSource], root: str, settings: FeatureOptions) -> dict[str, list[Any]]:
