@@ -323,29 +323,28 @@ class TeacherCosine:
 def teacher_cosines(
     source: FeatureSource, teachers: Mapping[str, Teacher], paths: Sequence[Path], size_px: int, batch_size: int
 ) -> list[TeacherCosine]:
-    """How well a distilled encoder's projectors predict teachers on photos. Empty for encoders without projectors.
+    """How well a distilled encoder's projectors predict teachers on photos.
 
-    UserError for a teacher that the encoder has no projector or no statistics for.
+    Of the teachers that it has projectors and statistics for: a file of a run with PHI-S norms has none.
     """
     encoder = source.distilled
-    if encoder is None:
+    known = {} if encoder is None else {name: _projector_name(encoder, name) for name in teachers}
+    known = {name: projector for name, projector in known.items() if projector in encoder.teacher_norms}
+    if not known:
         return []
     sums: dict[tuple[str, str], torch.Tensor] = {}
     for first in range(0, len(paths), batch_size):
         images = load_crops(paths[first : first + batch_size], size_px, source.cell_px)
         grid = (images.shape[-2] // source.cell_px, images.shape[-1] // source.cell_px)
-        for name, teacher in teachers.items():
-            projector = _projector_name(encoder, name)
+        for name, projector in known.items():
+            teacher, norms = teachers[name], encoder.teacher_norms[projector].normalizers
             tokens = encoder.project(images, projector)
             predicted = {CLS: tokens.cls, PATCH: tokens.patches}
             outputs = teacher(images.to(tokens.cls.device), grid)
-            for kind in teacher.widths:
+            for kind in [kind for kind in teacher.widths if kind in norms]:
                 raw, weights = outputs[kind], token_weights(outputs, kind)
                 if weights is not None:  # tokens that are not valid count as zero ones
                     raw = raw * (weights > 0)[..., None]
-                norms = encoder.teacher_norms[projector].normalizers if projector in encoder.teacher_norms else {}
-                if kind not in norms:
-                    raise UserError(f"{source.name} has no statistics of {name}'s {kind} tokens; leave {name} out")
                 norm = norms[kind]
                 restored = predicted[kind] * norm.std.clamp(min=norm.MIN_STD) + norm.mean
                 pairs = ((restored, raw), (norm.mean.expand_as(raw), raw), (predicted[kind], norm(raw)))
@@ -353,8 +352,6 @@ def teacher_cosines(
     return [TeacherCosine(name, kind, *(total[:3] / total[3]).tolist()) for (name, kind), total in sums.items()]
 
 
-def _projector_name(encoder: DistilledEncoder, teacher: str) -> str:
-    for name in (teacher, PUBLISHED_PROJECTORS.get(teacher, teacher)):
-        if name in encoder.teachers:
-            return name
-    raise UserError(f"this encoder predicts no teacher {teacher!r}; it has: {', '.join(encoder.teachers)}")
+def _projector_name(encoder: DistilledEncoder, teacher: str) -> str | None:
+    names = (teacher, PUBLISHED_PROJECTORS.get(teacher, teacher))
+    return next((name for name in names if name in encoder.teachers), None)
