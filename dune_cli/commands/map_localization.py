@@ -45,7 +45,7 @@ class MapOptions(RetrievalOptions, VideoOptions):
         default_text="as its scene.json says, else arbitrary",
     )
     fps: float | None = options.fps("Frames per second to take from a video, the sharpest of each interval.", "2")
-    workers: int = workers_option("localize queries; the poses do not depend on it", 1)
+    workers: int | None = workers_option("localize queries", "none: this process, with all its threads")
 
     def refuse_without_map(self) -> None:
         """UserError for an option that needs --map."""
@@ -56,7 +56,7 @@ class MapOptions(RetrievalOptions, VideoOptions):
             "--retrieval-model": self.retrieval_model,
             "--work": self.work,
             "--fps": self.fps,
-            "--workers": None if self.workers == 1 else self.workers,
+            "--workers": self.workers,
         }
         for name, value in given.items():
             if value is not None:
@@ -297,7 +297,7 @@ def _jobs(
     )
     return LocalizationJobs(
         photo_map,
-        matcher.reload if map_options.workers > 1 and matcher.reload is not None else lambda: matcher,
+        matcher.reload if map_options.workers is not None and matcher.reload is not None else lambda: matcher,
         encoder,
         count,
         None if cache.folder is None else cache.folder.absolute(),

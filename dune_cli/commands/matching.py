@@ -110,13 +110,12 @@ class RetrievalOptions:
     )
 
 
-def workers_option(what: str, default: int | None, default_text: str | None = None) -> Any:
+def workers_option(what: str, default_text: str) -> Any:
     """--workers. `what` they do."""
     return option(
         "--workers N",
-        f"Number of processes that {what}.",
+        f"Number of processes, of one thread each, that {what}. The results do not depend on it.",
         options.COUNT,
-        default,
         heading="Advanced",
         default_text=default_text,
     )
@@ -125,7 +124,7 @@ def workers_option(what: str, default: int | None, default_text: str | None = No
 @options.group("Advanced")
 class EngineOptions:
     workers: int | None = workers_option(
-        "extract features and match pairs", None, "1; with --engine ray all processors of Ray"
+        "extract features and match pairs", "none: this process; with --engine ray all processors"
     )
     engine: str = option(
         "--engine [processes|ray]",

@@ -76,7 +76,8 @@ class _Job:
 
 
 class ProcessPool(Engine):
-    """`workers` processes on this machine, which share its threads."""
+    """`workers` processes on this machine, of one thread each: networks round by the number of threads, and so the
+    results are the same for any number of workers."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -129,8 +130,7 @@ class ProcessPool(Engine):
 
     def _submit(self, pool: ProcessPoolExecutor, jobs: Iterable[_Job]) -> None:
         """Hands out the jobs that have no result yet. The pool starts its processes here, with this environment."""
-        share = str(max(1, runtime.available_threads() // self.workers))
-        with _environment(dict.fromkeys(THREAD_VARIABLES, share)):
+        with _environment(dict.fromkeys(THREAD_VARIABLES, "1")):
             for job in jobs:
                 if job.future is None or (job.future.done() and not job.has_ended):
                     job.future = pool.submit(_work, job.item)
@@ -292,11 +292,12 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def open_engine(name: str, workers: int | None, ray_address: str | None) -> Iterator[Engine]:
-    """The engine `name`, processes | ray, which is closed after the block. One process is this one."""
+    """The engine `name`, processes | ray, which is closed after the block. Without `workers` it is this process, with
+    all its threads."""
     if name != "ray":
         if ray_address is not None:
             raise UserError("--ray-address belongs to --engine ray; add that, or leave --ray-address out")
-        yield InProcess() if (workers or 1) == 1 else ProcessPool(workers or 1)
+        yield InProcess() if workers is None else ProcessPool(workers)
         return
     engine = RayEngine(ray_address or LOCAL, workers)
     try:
