@@ -35,7 +35,7 @@ from dune_cli.io.json_files import write_json
 from dune_cli.io.photos import Photo, read_photo
 from dune_cli.matchers.filtering import ExtractedImage, extract_image, find_matches
 from dune_cli.matchers.matcher import Matcher, Matches
-from dune_cli.matchers.registry import load_matcher
+from dune_cli.matchers.registry import load_cascade, load_matcher
 from dune_cli.mvs.quality import DenseConfig
 from dune_cli.provenance import Run, Source, sha256_of
 from dune_cli.sfm import relative_pose
@@ -300,8 +300,13 @@ def reconstruct(
     def cameras_of(infos: Sequence[Any]) -> list[PhotoCamera]:
         return resolve_cameras(infos, text, fov_deg)
 
+    fallback = None
+    if matcher == "auto" and not config.is_stereo_pair(paths, None):
+        chosen, fallback, _ = load_cascade(device)
+    else:
+        chosen = _matcher(matcher, device)
     scene = matches.reconstruct(
-        paths, cameras_of, _matcher(matcher, device, len(paths) > 2), config, Run(seed=seed), descriptors=descriptors
+        paths, cameras_of, chosen, config, Run(seed=seed), descriptors=descriptors, fallback=fallback
     )
     return _as(SceneResult, scene, paths=tuple(paths))
 
@@ -356,8 +361,8 @@ def _human(name: str, device: str, dtype: str) -> HumanModel | FittedHumanModel:
 
 
 @lru_cache(maxsize=KEPT_MODELS)
-def _matcher(name: str, device: str, quick: bool = False) -> Matcher:
-    return load_matcher(name, device, quick=quick)
+def _matcher(name: str, device: str) -> Matcher:
+    return load_matcher(name, device)
 
 
 def _extracted(matcher: Matcher, photo: Photo) -> ExtractedImage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,8 @@ NEIGHBOURS = 10
 class MatchingOptions(ModelOptions):
     matcher: str = option(
         "--matcher NAME",
-        "Feature matcher. auto: the best one on this machine, for more than two photos the best of the quick ones; "
-        "'dune doctor' lists all.",
+        "Feature matcher. auto: the best one on this machine; for a scene of more than two photos sift at their size, "
+        "and the best one for those that it leaves out. 'dune doctor' lists all.",
         default="auto",
     )
 
@@ -59,6 +59,16 @@ class MatchingOptions(ModelOptions):
             name, text = registry.choose_auto(quick=photos > 2)
             console.note(text)
         return registry.load_matcher(name, compute.device, compute.dtype, self.model, self.encoder)
+
+    def load_cascade(self, compute: ComputeOptions, many: bool) -> tuple[Matcher, Callable[[], Matcher] | None]:
+        """The matcher, and what loads a second one for photos that the first one leaves out: for "auto" and `many`."""
+        from dune_cli.matchers import registry
+
+        if self.matcher != "auto" or self.model is not None or not many:
+            return self.load_matcher(compute), None
+        matcher, fallback, note = registry.load_cascade(compute.device, compute.dtype)
+        console.note(note)
+        return matcher, fallback
 
     def load_two_view(self, compute: ComputeOptions) -> TwoViewModel:
         """The two-view model, with a note about its licence."""

@@ -332,7 +332,7 @@ class Job:
         side_px, mapper = self.matching.size, self.mapping.mapper
         config = MatchesConfig(stereo_side_px=side_px, mapper=mapper, dense=dense, **settings)
         with self.run.stage("load"):
-            matcher = self.matching.load_matcher(self.compute, len(images))
+            matcher, fallback = self.matching.load_cascade(self.compute, cache is not None)
         if cache is None:
             return matches.reconstruct(images, cameras, matcher, config, self.run)
         descriptors = self._descriptors() if matches.uses_descriptors(len(images), config) else None
@@ -341,7 +341,7 @@ class Job:
 
             console.document(dumps(asdict(preflight(images, matcher, config, cache, descriptors))))
             return None
-        scene = matches.reconstruct(images, cameras, matcher, config, self.run, cache, descriptors, poses)
+        scene = matches.reconstruct(images, cameras, matcher, config, self.run, cache, descriptors, poses, fallback)
         console.note(
             f"{cache.counts['features']} photos and {cache.counts['matches']} pairs were computed; the cache is "
             f"{cache.folder}"

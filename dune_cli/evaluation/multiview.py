@@ -62,22 +62,31 @@ class SetScore:
     scale_error: float
     scale_error_neighbours: float
     seconds: float
+    processor_seconds: float
     reason: str | None
 
 
 def run_method(posed: PosedSet, name: str, method: Method, known_intrinsics: bool) -> SetScore:
     """Reconstructs the set's photos without its poses and scores the cameras; a failed job registers none."""
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     reason = None
     try:
         estimated = method(posed, known_intrinsics)
     except JobFailed as error:
         console.note(f"{posed.name}, {name}: {error}")
         estimated, reason = np.full((len(posed.map.images), 4, 4), np.nan), str(error)
-    return score(posed, name, estimated, time.perf_counter() - start, reason)
+    seconds = time.perf_counter() - start, time.process_time() - processor
+    return score(posed, name, estimated, *seconds, reason)
 
 
-def score(posed: PosedSet, name: str, estimated: np.ndarray, seconds: float, reason: str | None = None) -> SetScore:
+def score(
+    posed: PosedSet,
+    name: str,
+    estimated: np.ndarray,
+    seconds: float,
+    processor_seconds: float = float("nan"),
+    reason: str | None = None,
+) -> SetScore:
     """The score of cameras (N, 4, 4) `world_from_cam` in any world and scale, NaN where not registered."""
     true = posed.world_from_cam
     registered = np.flatnonzero(np.isfinite(estimated).all((1, 2)))
@@ -109,6 +118,7 @@ def score(posed: PosedSet, name: str, estimated: np.ndarray, seconds: float, rea
         scale_error=first,
         scale_error_neighbours=neighbours,
         seconds=seconds,
+        processor_seconds=processor_seconds,
         reason=reason,
     )
 
@@ -116,13 +126,14 @@ def score(posed: PosedSet, name: str, estimated: np.ndarray, seconds: float, rea
 # --- methods ---
 
 
-def matcher_method(matcher: Matcher, config: MatchesConfig) -> Method:
+def matcher_method(matcher: Matcher, config: MatchesConfig, fallback: Callable[[], Matcher] | None = None) -> Method:
     """`dune reconstruct --method matches` without a cache."""
 
     def method(posed: PosedSet, known_intrinsics: bool) -> np.ndarray:
         paths = [image.file for image in posed.map.images]
         cameras = cameras_of(posed, known_intrinsics)
-        return poses_of(matches.reconstruct(paths, cameras, matcher, config, Run(config.seed)))
+        run = Run(config.seed)
+        return poses_of(matches.reconstruct(paths, cameras, matcher, config, run, fallback=fallback))
 
     return method
 

@@ -9,12 +9,14 @@ Example: docs/adding/matcher.md.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 from dune_cli import plugins
 from dune_cli.errors import UserError
+from dune_cli.matchers import sift
 from dune_cli.matchers.matcher import Availability, Matcher
 
 _PACKAGE = "dune_cli.matchers"
@@ -54,6 +56,23 @@ def choose_auto(quick: bool = False) -> tuple[str, str]:
             return plugin.NAME, "; ".join([note, *better])
         better.append(f"{plugin.NAME} would reach {plugin.MEASURED_AUC10:.2f}: {state.cure}")
     raise AssertionError("sift needs nothing and is always ready")
+
+
+def load_cascade(device: str = "auto", dtype: str = "auto") -> tuple[Matcher, Callable[[], Matcher] | None, str]:
+    """The matchers of more than two photos, and a note on them.
+
+    First sift at the photos' size, which is quick and exact, and places most photos; then, for those that it leaves
+    out, the best one that can run here (a function that loads it; None where that is sift).
+    """
+    name, note = choose_auto()
+    first = sift.build_for_many()
+    if name == sift.NAME:
+        return first, None, note
+    return (
+        first,
+        lambda: load_matcher(name, device, dtype),
+        f"matcher {sift.NAME}; for photos that it leaves out {note}",
+    )
 
 
 def load_matcher(

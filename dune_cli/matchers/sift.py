@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 
-from dune_cli.matchers.matcher import Availability, FeatureMatcher, Features, Matcher
+from dune_cli.matchers.matcher import Availability, FeatureMatcher, Features, Matcher, resize
 from dune_cli.provenance import Source
 
 NAME = "sift"
@@ -14,7 +16,8 @@ TAKES_MODEL = False
 
 
 class Sift(FeatureMatcher):
-    """OpenCV's SIFT."""
+    """OpenCV's SIFT. Small photos are enlarged to the working size, which gives several times as many keypoints in
+    several times the time, unless it works `at_own_size`."""
 
     name = NAME
     rotation_invariant = True
@@ -30,9 +33,22 @@ class Sift(FeatureMatcher):
 
         self.working_size_px = working_size_px
         self.ratio = ratio
+        self.enlarges = True
         self.source = Source("OpenCV SIFT", licence="Apache-2.0")
         # without precise upscaling OpenCV's keypoints lie 0.25 px too far to the right and below
         self._sift = cv2.SIFT_create(max_keypoints, contrastThreshold=contrast_threshold, enable_precise_upscale=True)
+
+    def at_own_size(self) -> Sift:
+        """The matcher that enlarges no photo, as COLMAP's does: SIFT itself begins at twice the size."""
+        matcher = copy(self)
+        matcher.enlarges = False
+        matcher.source = Source(f"{self.source.name} at the photo's size", licence=self.source.licence)
+        return matcher
+
+    def extract(self, rgb: np.ndarray) -> Features:
+        size_px = self.working_size_px if self.enlarges else min(self.working_size_px, max(rgb.shape[:2]))
+        photo = resize(rgb, size_px)
+        return Features(photo, *self._detect(photo.rgb))
 
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import cv2
@@ -53,7 +69,7 @@ class Sift(FeatureMatcher):
         return index1[keep], to2[index1[keep]], 1 - ratio[keep]
 
 
-def _two_nearest(queries: np.ndarray, database: np.ndarray, rows: int = 512) -> tuple[np.ndarray, np.ndarray]:
+def _two_nearest(queries: np.ndarray, database: np.ndarray, rows: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Nearest neighbour (N,) of unit descriptors (N, C), and its distance over that of the second nearest."""
     nearest = np.empty(len(queries), dtype=np.int64)
     ratio = np.ones(len(queries), dtype=np.float32)
@@ -75,5 +91,12 @@ def availability() -> Availability:
     return Availability(ready=True)
 
 
-def build(device: str, dtype: str, model: str | None, encoder: str | None) -> Matcher:
+def build(device: str, dtype: str, model: str | None, encoder: str | None) -> Sift:
     return Sift()
+
+
+def build_for_many() -> Matcher:
+    """The first matcher of more than two photos."""
+    matcher = build("auto", "auto", None, None).at_own_size()
+    matcher.reload = build_for_many
+    return matcher

@@ -48,6 +48,20 @@ class Correspondences:
         matches = self.matches[pair] if matches is None else matches
         return self.keypoints[pair[0]][matches[:, 0]], self.keypoints[pair[1]][matches[:, 1]]
 
+    def joined(self, other: Correspondences) -> Correspondences:
+        """With the keypoints and matches of another matcher, of the same photos."""
+        first = [len(keypoints) for keypoints in self.keypoints]
+        matches = dict(self.matches)
+        for (i, j), added in other.matches.items():
+            own = matches.get((i, j), np.zeros((0, 2), np.uint32))
+            matches[i, j] = np.concatenate([own, added + np.array([first[i], first[j]], np.uint32)])
+        return Correspondences(
+            tuple(map(np.concatenate, zip(self.keypoints, other.keypoints))),
+            tuple(map(np.concatenate, zip(self.colors, other.colors))),
+            tuple(map(max, zip(self.pixel_sizes, other.pixel_sizes))),
+            matches,
+        )
+
     @property
     def pixel_size(self) -> float:
         """Pixels of a photo per matched pixel, the median over the matched photos, at least 1: the unit of errors."""

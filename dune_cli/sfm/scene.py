@@ -200,6 +200,12 @@ class MaskedKeypoints:
     by: Mapping[str, int]
     without: tuple[str, ...] = ()
 
+    def joined(self, other: MaskedKeypoints) -> MaskedKeypoints:
+        """With the keypoints of another matcher, of some of the photos."""
+        by = {name: count + other.by.get(name, 0) for name, count in self.by.items()}
+        total = (self.keypoints or 0) + (other.keypoints or 0)
+        return MaskedKeypoints(total, self.masked + other.masked, by, self.without)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences for the user."""

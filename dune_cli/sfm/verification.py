@@ -58,6 +58,19 @@ class VerifiedPairs:
         """All matched pairs."""
         return [ImagePair(pair, *counts, self.confidence.get(pair, 0.0)) for pair, counts in self.counts.items()]
 
+    def joined(self, other: VerifiedPairs) -> VerifiedPairs:
+        """With the pairs of `other`; of those in both, its own only where `other` did not verify them."""
+        return VerifiedPairs(
+            {**self.geometry, **other.geometry},
+            {
+                **self.counts,
+                **{pair: c for pair, c in other.counts.items() if pair in other.geometry or pair not in self.geometry},
+            },
+            self.pure_rotations | other.pure_rotations,
+            {**self.static_matches, **other.static_matches},
+            {**self.confidence, **other.confidence},
+        )
+
     def components(self, count: int) -> list[list[int]]:
         """The connected components of `count` photos, largest first."""
         edges = np.array(list(self.geometry), dtype=np.int64).reshape(-1, 2)

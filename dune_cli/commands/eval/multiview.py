@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dune_cli.evaluation.multiview import Method, SetScore
     from dune_cli.provenance import Source
 
-CONTROL, POINTMAP = "pycolmap-sift", "pointmap"
+CONTROL, POINTMAP, AUTO = "pycolmap-sift", "pointmap", "auto"
 
 
 @options.group("Matching")
@@ -28,8 +28,8 @@ class MethodOptions(MatchersOptions):
         MatchersOptions,
         "matchers",
         default_text="auto; pointmap with --model",
-        help="Feature matchers. auto: the best one on this machine; 'dune doctor' lists all. pointmap: the point maps "
-        "of a two-view --model.",
+        help="Feature matchers. auto: those of 'dune reconstruct', sift and what takes on the photos that it leaves "
+        "out; 'dune doctor' lists all. pointmap: the point maps of a two-view --model.",
     )
     model: str | None = options.model_of(
         "a two-view model for pointmap, or the model of the matcher dune or mast3r", heading="Model"
@@ -71,7 +71,8 @@ def command(
     medians over the registered photos. AUC counts all pairs of photos by the larger of the rotation and the
     translation-direction error, which is 180 degrees for unregistered photos. For sets in metres, the scale error is
     that of lengths once the distance of the first two registered photos is given, and in parentheses the median over
-    all pairs of neighbours. Seconds are those of the whole run with decoding.
+    all pairs of neighbours. Seconds are those of the whole run with decoding,
+    on the clock and of all processors together.
 
     \b
     Example: dune eval multiview data/multiview --matchers sift,xfeat-lighterglue -o table.json
@@ -108,6 +109,7 @@ def command(
 def _load_methods(given: MethodOptions, compute: SeededOptions) -> tuple[dict[str, Method], list[Source]]:
     """The rows by name, in the order asked for, and what runs in them."""
     from dune_cli.evaluation import multiview as benchmark
+    from dune_cli.matchers import registry
     from dune_cli.optional import import_pycolmap
     from dune_cli.sfm.pairs import STRATEGIES
     from dune_cli.tasks.reconstruct.config import MatchesConfig, PointmapsConfig
@@ -115,15 +117,20 @@ def _load_methods(given: MethodOptions, compute: SeededOptions) -> tuple[dict[st
     if given.pairs not in STRATEGIES:
         raise UserError(f"--pairs {given.pairs!r} is unknown here; allowed: {', '.join(STRATEGIES)}")
     import_pycolmap("dune eval multiview")
-    names = given.matchers or ((POINTMAP,) if given.model else ("auto",))
-    matching = tuple(name for name in names if name != POINTMAP)
+    names = given.matchers or ((POINTMAP,) if given.model else (AUTO,))
+    matching = tuple(name for name in names if name not in (POINTMAP, AUTO))
     model = (given.model, given.encoder) if POINTMAP not in names or "mast3r" in names else (None, None)
     matchers = MatchersOptions(matchers=matching, model=model[0], encoder=model[1])
-    columns = matchers.load(compute, quick=True) if matching else {}
+    columns = matchers.load(compute) if matching else {}
     methods: dict[str, Method] = {}
     sources = [matcher.source for matcher in columns.values()]
+    config = MatchesConfig(pairs=given.pairs, mapper=given.mapper, seed=compute.seed)
+    if AUTO in names:
+        first, fallback, note = registry.load_cascade(compute.device, compute.dtype)
+        console.note(note)
+        sources.insert(0, first.source)
+        methods[AUTO] = benchmark.matcher_method(first, config, fallback)
     for name, matcher in columns.items():
-        config = MatchesConfig(pairs=given.pairs, mapper=given.mapper, seed=compute.seed)
         methods[name] = benchmark.matcher_method(matcher, config)
     if POINTMAP in names:
         from dune_cli.checkpoints.loader import load_two_view
@@ -153,6 +160,7 @@ def table(scores: Sequence[SetScore]) -> str:
         "AUC@30",
         "scale off (all)",
         "seconds",
+        "processor s",
     ]
     rows = [
         [
@@ -166,6 +174,7 @@ def table(scores: Sequence[SetScore]) -> str:
             if s.scale_error != s.scale_error
             else f"{100 * s.scale_error:.1f} % ({100 * s.scale_error_neighbours:.1f} %)",
             f"{s.seconds:.1f}",
+            f"{s.processor_seconds:.1f}",
         ]
         for s in scores
     ]

@@ -6,10 +6,8 @@ from motion, and multi-view stereo. Where no three photos connect, the scene is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache as memoized
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,47 +16,35 @@ from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry.poses import inverse, subtract_world_offset, transform_points, vector_angle, world_offset
 from dune_cli.io.cache import WorkFolder
-from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.outputs import scratch_folder
-from dune_cli.io.photo_names import relative_names
-from dune_cli.io.photos import PhotoInfo, read_photo
-from dune_cli.matchers.filtering import Thumbnail
-from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher
+from dune_cli.io.photos import read_photo
+from dune_cli.matchers.matcher import CacheableMatcher, Matcher
 from dune_cli.provenance import Run, Source
 from dune_cli.sfm.calibration import calibration_notes
-from dune_cli.sfm.cameras import PhotoCameras, share_cameras
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
 from dune_cli.sfm.lens_residuals import lens_notes
 from dune_cli.sfm.mapper import MappingConfig, map_photos
-from dune_cli.sfm.matching import Correspondences, match_counts_text, match_pairs
-from dune_cli.sfm.pairs import EXHAUSTIVE_UP_TO, STRATEGIES, PairSelection, read_pairs, select_pairs
-from dune_cli.sfm.retrieval import DescriptorExtractor, vlad_descriptors
+from dune_cli.sfm.matching import match_counts_text
+from dune_cli.sfm.retrieval import DescriptorExtractor
 from dune_cli.sfm.scale import check_distinct_centres, same_viewpoint_notes, scale_by_baseline, scale_by_motion
-from dune_cli.sfm.scene import (
-    LARGE_COORDINATES_NOTE,
-    Calibration,
-    MaskedKeypoints,
-    Observations,
-    Scene,
-    SfmModel,
-    SparsePoints,
-    View,
-)
-from dune_cli.sfm.verification import (
-    MIN_INLIERS,
-    VerifiedPairs,
-    find_pure_rotations,
-    rotate_disconnected_components,
-    verify_pairs,
-)
+from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SfmModel, SparsePoints, View
+from dune_cli.sfm.verification import MIN_INLIERS
 from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
+from dune_cli.tasks.reconstruct.matched_photos import (
+    MatchedPhotos,
+    match_again,
+    match_photos,
+    rotation_note,
+    uses_descriptors,
+    without_pure_rotations,
+)
 from dune_cli.tasks.reconstruct.two_view import reconstruct_matched, reconstruct_pair
 
 SCALE_UNKNOWN = "photos do not tell lengths: the median step between cameras that moved is 1; give --baseline METRES"
 SCALE_OF_POSES = "lengths are those of --poses"
 NO_POSE = np.full((4, 4), np.nan)
 PAIRS_TO_TRY = 3  # where no three photos connect
-NAMES_IN_NOTE = 3
+HELD_BY_POINTS = 30  # a photo that sees fewer points is matched again
 
 
 def reconstruct(
@@ -70,13 +56,14 @@ def reconstruct(
     cache: WorkFolder | None = None,
     descriptors: DescriptorExtractor | None = None,
     known_poses: Mapping[Path, np.ndarray] | None = None,
+    fallback: Callable[[], Matcher] | None = None,
 ) -> Scene:
     """The scene of two or more photos.
 
     `cameras_of` gives the camera of each photo. Of more than two photos: `cache` keeps features and matches
     for the next run (None: nothing is kept); `descriptors` makes the global descriptors of pair retrieval (None:
     keypoints do); `known_poses`, photo -> `world_from_cam` (4, 4), set the world, less the scene's `world_offset` where
-    coordinates are large.
+    coordinates are large; `fallback` loads a second matcher, for the photos that the first one leaves out.
 
     Raises JobFailed where no two photos give a scene. UserError for a matcher that cannot cache features, for pairs
     that do not fit, and for a baseline beside known poses.
@@ -89,11 +76,10 @@ def reconstruct(
     if cache is None:
         with scratch_folder() as folder:
             cache = WorkFolder(folder)
-            return reconstruct(paths, cameras_of, matcher, config, run, cache, descriptors, known_poses)
+            return reconstruct(paths, cameras_of, matcher, config, run, cache, descriptors, known_poses, fallback)
     check_distinct_centres(known_poses or {})
-    if not isinstance(matcher, CacheableMatcher):
-        raise UserError(f"the matcher {matcher.name} compares two photos only; give another --matcher")
-    scene = _reconstruct_many(paths, cameras_of, matcher, config, run, cache, descriptors, known_poses or {})
+    known_poses = known_poses or {}
+    scene = _reconstruct_many(paths, cameras_of, matcher, config, run, cache, descriptors, known_poses, fallback)
     if config.dense is None or scene.is_dense:
         return scene
     from dune_cli.mvs.densify import densify
@@ -102,193 +88,138 @@ def reconstruct(
 
 
 @dataclass(frozen=True)
-class MatchedPhotos:
-    """Photos with their `own` and shared `cameras`; `duplicates`, each with the earlier photo whose
-    file it equals; their correspondences, verified pairs, and what was masked. Photos go by their index."""
+class _Mapped:
+    """Photos matched by the `matcher`, their features, and the models, largest first; `sources`: of all matches."""
 
-    photos: Sequence[PhotoInfo]
-    own: Sequence[PhotoCamera]
-    cameras: PhotoCameras
-    duplicates: Mapping[int, int]
-    correspondences: Correspondences
-    verified: VerifiedPairs
-    masked: MaskedKeypoints | None = None
+    matched: MatchedPhotos
+    images: Sequence[ImageFeatures]
+    models: Sequence[SfmModel]
+    matcher: CacheableMatcher
+    sources: tuple[Source, ...]
+    notes: tuple[str, ...] = ()
 
-    @cached_property
-    def names(self) -> list[str]:
-        return relative_names([photo.path for photo in self.photos])
+    @property
+    def placed(self) -> set[int]:
+        return set(self.models[0].world_from_cam) if self.models else set()
+
+    @property
+    def left_out(self) -> list[int]:
+        """The photos without a pose, or with one that few points hold, which are no copies."""
+        seen = self.models[0].observations if self.models else {}
+        held = {index for index in self.placed if index in seen and len(seen[index][0]) >= HELD_BY_POINTS}
+        return [
+            index for index in range(len(self.images)) if index not in held and index not in self.matched.duplicates
+        ]
+
+
+@dataclass(frozen=True)
+class _ManyPhotos:
+    """The photos of a reconstruction and all that goes with them. `known`: photo -> pose."""
+
+    paths: Sequence[Path]
+    cameras_of: CamerasOf
+    config: MatchesConfig
+    run: Run
+    cache: WorkFolder
+    descriptors: DescriptorExtractor | None
+    known: Mapping[int, np.ndarray]
+
+    def mapped(self, matcher: Matcher) -> _Mapped:
+        """By one matcher. JobFailed where the camera only turned; UserError for a matcher of two photos only."""
+        if not isinstance(matcher, CacheableMatcher):
+            raise UserError(f"the matcher {matcher.name} compares two photos only; give another --matcher")
+        descriptors = self.descriptors if uses_descriptors(len(self.paths), self.config) else None
+        with self.run.stage("features"):
+            images = extract_features(self.paths, matcher, self.cache, descriptors)
+        matched, images = match_photos(images, self.cameras_of, matcher, self.config, self.run, self.cache)
+        matched, models = self._models(matched)
+        return _Mapped(matched, images, models, matcher, (matcher.source,))
+
+    def mapped_again(self, first: _Mapped, fallback: Callable[[], Matcher]) -> _Mapped:
+        """By the fallback as well, where the first matcher left photos out; where it placed less than half of them, by
+        the fallback alone. The result that places more photos."""
+        left_out = first.left_out
+        if not left_out:
+            return first
+        with self.run.stage("load"):
+            matcher = fallback()
+        console.note(f"{first.matcher.name} leaves out {_photos(len(left_out))}, and {matcher.name} matches again")
+        if 2 * len(first.placed) < len(self.paths):
+            second = self.mapped(matcher)
+        else:
+            assert isinstance(matcher, CacheableMatcher)
+            matched, images = match_again(
+                first.matched, first.images, left_out, matcher, self.config, self.run, self.cache
+            )
+            matched, models = self._models(matched)
+            sources = (*first.sources, matcher.source)
+            note = f"{matcher.name} matched what {first.matcher.name} left out: {_photos(len(left_out))}"
+            second = _Mapped(matched, images, models, first.matcher, sources, (note,))
+        return second if (len(second.placed), -len(second.left_out)) > (len(first.placed), -len(left_out)) else first
+
+    def _models(self, matched: MatchedPhotos) -> tuple[MatchedPhotos, list[SfmModel]]:
+        """The models, and what they were made of: without pairs that show no parallax."""
+        if not self.known:
+            matched = without_pure_rotations(matched)
+        models = []
+        with self.run.stage("map", "mapping"):
+            if len(matched.verified.geometry) > 0 or len(self.known) > 1:
+                settings = MappingConfig(self.config.mapper, self.config.seed, self.config.fixed_poses)
+                given = matched.correspondences, matched.verified, matched.cameras
+                models = map_photos(*given, settings, self.cache.folder, self.known)
+        return matched, [model for model in models if self.known or len(model.points_world)]
+
+
+def _photos(count: int) -> str:
+    return "1 photo" if count == 1 else f"{count} photos"
 
 
 def _reconstruct_many(
     paths: Sequence[Path],
     cameras_of: CamerasOf,
-    matcher: CacheableMatcher,
+    matcher: Matcher,
     config: MatchesConfig,
     run: Run,
     cache: WorkFolder,
     descriptors: DescriptorExtractor | None,
     known_poses: Mapping[Path, np.ndarray],
+    fallback: Callable[[], Matcher] | None,
 ) -> Scene:
     """The scene of structure from motion, without dense points, or that of the best pair."""
-    with run.stage("features"):
-        images = extract_features(paths, matcher, cache, descriptors if uses_descriptors(len(paths), config) else None)
-    matched, images = _match_photos(images, cameras_of, matcher, config, run, cache)
     known = {i: known_poses[path] for i, path in enumerate(paths) if path in known_poses}
     offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
     known = {index: subtract_world_offset(pose, offset) for index, pose in known.items()}
-    if not known:
-        matched = _without_pure_rotations(matched)
-    with run.stage("map", "mapping"):
-        models = []
-        if len(matched.verified.geometry) > 0 or len(known) > 1:
-            settings = MappingConfig(config.mapper, config.seed, config.fixed_poses)
-            correspondences, verified = matched.correspondences, matched.verified
-            models = map_photos(correspondences, verified, matched.cameras, settings, cache.folder, known)
-    models = [model for model in models if known or len(model.points_world)]
+    job = _ManyPhotos(paths, cameras_of, config, run, cache, descriptors, known)
+    try:
+        mapped = job.mapped(matcher)
+    except JobFailed:
+        if fallback is None:
+            raise
+        mapped, fallback = job.mapped(fallback()), None
+    if fallback is not None:
+        mapped = job.mapped_again(mapped, fallback)
+    matched, models = mapped.matched, mapped.models
     if known and not models:
         raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")
     if known or (models and len(models[0].world_from_cam) > 2):
-        scene = to_scene(matched, models, matcher.source, bool(known))
+        scene = to_scene(matched, models, mapped.sources, bool(known))
         scene = _scaled(scene, config, bool(known), matched.correspondences.pixel_size)
         notes = [] if offset is None else [LARGE_COORDINATES_NOTE]
         scene = replace(scene, world_offset=offset, notes=(*scene.notes, *notes))
     else:
-        scene = _best_pair_scene(matched, models, images, matcher, config, cache, run)
+        scene = _best_pair_scene(matched, models, mapped.images, mapped.matcher, config, cache, run)
     if config.min_confidence > 0:
         scene = _confident_points(scene, config.min_confidence)
-    notes = filter(None, [_rotation_note(images)])
+    notes = filter(None, [*mapped.notes, rotation_note(mapped.images)])
     lenses = lens_notes(models[0], matched.correspondences, matched.cameras) if models else ()
     viewpoints = same_viewpoint_notes([view.image for view in scene.views], matched.correspondences)
     scene = replace(scene, notes=(*scene.notes, *notes, *viewpoints, *lenses, *calibration_notes(scene.views)))
     return scene.with_masks(matched.masked)
 
 
-def _match_photos(
-    images: Sequence[ImageFeatures],
-    cameras_of: CamerasOf,
-    matcher: CacheableMatcher,
-    config: MatchesConfig,
-    run: Run,
-    cache: WorkFolder,
-) -> tuple[MatchedPhotos, Sequence[ImageFeatures]]:
-    """The verified matches of selected pairs; and the features, in which photos that connect to others only after
-    quarter turns are rotated."""
-    photos = [image.info for image in images]
-    duplicates = _duplicates(photos)
-    if len(photos) - len(duplicates) == 1:
-        raise JobFailed(f"all {len(photos)} photos are the same picture; take photos from different places")
-    own = cameras_of(photos)
-    cameras = share_cameras(own)
-    with run.stage("pair"):
-        selection = _select_pairs(images, duplicates, matcher, config, cache)
-    console.note(f"{len(images)} photos, {len(selection.pairs)} pairs ({selection.strategy})")
-    with run.stage("match"):
-        correspondences, masked = _match_unmasked(images, selection, matcher, config, cache)
-    thumbnail_of = memoized(lambda index: Thumbnail.of(read_photo(photos[index].path).rgb))
-    with run.stage("verify"):
-        verified = verify_pairs(correspondences, cameras, config.seed, thumbnail_of)
-    with run.stage("rotate"):
-        images = rotate_disconnected_components(
-            images, selection.pairs, verified, duplicates, matcher, cache, config.seed
-        )
-        if note := _rotation_note(images):
-            console.note(note)
-            correspondences, masked = _match_unmasked(images, selection, matcher, config, cache)
-            verified = verify_pairs(correspondences, cameras, config.seed, thumbnail_of)
-    return MatchedPhotos(photos, own, cameras, duplicates, correspondences, verified, masked), images
-
-
-def _match_unmasked(
-    images: Sequence[ImageFeatures],
-    selection: PairSelection,
-    matcher: CacheableMatcher,
-    config: MatchesConfig,
-    cache: WorkFolder,
-) -> tuple[Correspondences, MaskedKeypoints | None]:
-    """The matches of the selected pairs, without masked ones, and what was masked."""
-    correspondences = match_pairs(images, selection.pairs, matcher, cache)
-    if config.masks is None:
-        return correspondences, None
-    return config.masks.without_masked(correspondences, [image.info.path for image in images])
-
-
-def uses_descriptors(count: int, config: MatchesConfig) -> bool:
-    """Whether the pairs of `count` photos are retrieved by global descriptors."""
-    return config.pairs == "retrieval" or (config.pairs == "auto" and count > EXHAUSTIVE_UP_TO)
-
-
-def _duplicates(photos: Sequence[PhotoInfo]) -> dict[int, int]:
-    """Photos whose file equals that of an earlier one -> that one."""
-    first: dict[str, int] = {}
-    return {i: first[photo.sha256] for i, photo in enumerate(photos) if first.setdefault(photo.sha256, i) != i}
-
-
-def _select_pairs(
-    images: Sequence[ImageFeatures],
-    duplicates: Mapping[int, int],
-    matcher: Matcher,
-    config: MatchesConfig,
-    cache: WorkFolder,
-) -> PairSelection:
-    """Pairs of the photos that are no duplicates; in a user's list a duplicate stands for its first photo."""
-    paths = [image.info.path for image in images]
-    if config.pairs not in STRATEGIES:
-        named = [(duplicates.get(i, i), duplicates.get(j, j)) for i, j in read_pairs(config.pairs, paths)]
-        pairs = sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]})
-        return PairSelection(pairs, f"from {config.pairs}")
-    distinct = [index for index in range(len(images)) if index not in duplicates]
-    selection = select_pairs(
-        config.pairs,
-        [paths[index] for index in distinct],
-        config.neighbours,
-        config.ordered,
-        lambda: _global_descriptors([images[index] for index in distinct], matcher, cache, config.seed),
-    )
-    return PairSelection([(distinct[i], distinct[j]) for i, j in selection.pairs], selection.strategy)
-
-
-def _global_descriptors(images: Sequence[ImageFeatures], matcher: Matcher, cache: WorkFolder, seed: int) -> np.ndarray:
-    rows = [image.descriptor for image in images if image.descriptor is not None]
-    if len(rows) == len(images):
-        return np.stack(rows)
-    if not isinstance(matcher, FeatureMatcher):
-        raise UserError(
-            f"{len(images)} photos need an encoder to choose pairs, and the matcher {matcher.name} has no keypoints to "
-            "do it with; name one with --retrieval-model, or give --pairs sequential, all or a file"
-        )
-    store = FeatureStore(matcher, cache)
-    return vlad_descriptors(len(images), lambda i: store.descriptors(images[i]), seed)
-
-
-def _rotation_note(images: Sequence[ImageFeatures]) -> str:
-    """Which photos were rotated for matching; empty for none."""
-    parts = []
-    for quarter_turns in sorted({image.quarter_turns for image in images} - {0}):
-        names = [image.info.path.name for image in images if image.quarter_turns == quarter_turns]
-        more = f" and {len(names) - NAMES_IN_NOTE} more" if len(names) > NAMES_IN_NOTE else ""
-        degrees = f"rotated clockwise by {90 * quarter_turns} degrees for matching"
-        parts.append(f"{', '.join(names[:NAMES_IN_NOTE])}{more} were {degrees}")
-    return "; ".join(parts)
-
-
-def _without_pure_rotations(matched: MatchedPhotos) -> MatchedPhotos:
-    """Without the connected components whose camera only rotated; JobFailed where no other component is left."""
-    verified = matched.verified
-    rotations = find_pure_rotations(matched.correspondences, verified, matched.cameras)
-    if not rotations.pairs:
-        return matched
-    rest = {pair: geometry for pair, geometry in verified.geometry.items() if pair not in rotations.pairs}
-    if not rest:
-        photos = len({index for pair in rotations.pairs for index in pair})
-        raise JobFailed(
-            f"the camera only turned between the photos: turning it on the spot explains {rotations.explained} of "
-            f"{rotations.matches} matches of the {photos} photos that connect, so depth cannot be seen; move it "
-            "between photos, a step to the side of about a tenth of the distance"
-        )
-    return replace(matched, verified=replace(verified, geometry=rest, pure_rotations=rotations.pairs))
-
-
-def to_scene(matched: MatchedPhotos, models: Sequence[SfmModel], source: Source, world_given: bool) -> Scene:
+def to_scene(
+    matched: MatchedPhotos, models: Sequence[SfmModel], sources: tuple[Source, ...], world_given: bool
+) -> Scene:
     """The scene of the largest of `models`. The world becomes the first registered camera, unless it is `world_given`,
     that of the known poses."""
     model, cameras, correspondences = models[0], matched.cameras, matched.correspondences
@@ -345,7 +276,7 @@ def to_scene(matched: MatchedPhotos, models: Sequence[SfmModel], source: Source,
         scale_note=SCALE_OF_POSES if world_given else SCALE_UNKNOWN,
         reprojection_error_px=model.error_px if len(points) else float("nan"),
         parallax_deg=_parallax_deg(points, views, observations),
-        sources=(source,),
+        sources=sources,
         components=tuple(components) if len(components) > 1 else (),
         world="that of --poses" if world_given else None,
     )

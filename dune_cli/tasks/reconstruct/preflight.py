@@ -18,7 +18,7 @@ from dune_cli.sfm.matching import MATCHES, match_pairs
 from dune_cli.sfm.pairs import EXHAUSTIVE_UP_TO, STRATEGIES, exhaustive_pairs, read_pairs, sequential_pairs
 from dune_cli.sfm.retrieval import DESCRIPTORS, DescriptorExtractor
 from dune_cli.tasks.reconstruct.config import MatchesConfig
-from dune_cli.tasks.reconstruct.matches import uses_descriptors
+from dune_cli.tasks.reconstruct.matched_photos import uses_descriptors
 
 TIMED_PHOTOS, TIMED_PAIRS = 4, 4
 BASE_BYTES = 1_200_000_000  # the libraries and one decoded photo

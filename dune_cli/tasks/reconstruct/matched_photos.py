@@ -1,0 +1,237 @@
+"""Photos, matched: features, selected pairs, their correspondences, verified; by one matcher, or by a second one where
+the first leaves photos out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache as memoized
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+
+from dune_cli import console
+from dune_cli.errors import JobFailed, UserError
+from dune_cli.io.cache import WorkFolder
+from dune_cli.io.intrinsics import PhotoCamera
+from dune_cli.io.photo_names import relative_names
+from dune_cli.io.photos import PhotoInfo, read_photo
+from dune_cli.matchers.filtering import Thumbnail
+from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher
+from dune_cli.provenance import Run
+from dune_cli.sfm.cameras import PhotoCameras, share_cameras
+from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
+from dune_cli.sfm.matching import Correspondences, match_pairs
+from dune_cli.sfm.pairs import EXHAUSTIVE_UP_TO, STRATEGIES, Pairs, PairSelection, read_pairs, select_pairs
+from dune_cli.sfm.retrieval import vlad_descriptors
+from dune_cli.sfm.scene import MaskedKeypoints
+from dune_cli.sfm.verification import (
+    VerifiedPairs,
+    find_pure_rotations,
+    rotate_disconnected_components,
+    verify_pairs,
+)
+from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
+
+NAMES_IN_NOTE = 3
+NO_PAIRS = VerifiedPairs({}, {})
+
+
+@dataclass(frozen=True)
+class MatchedPhotos:
+    """Photos with their `own` and shared `cameras`; `duplicates`, each with the earlier photo whose file it equals; the
+    selected `pairs`, the correspondences, the verified pairs, and what was masked. Photos go by their index."""
+
+    photos: Sequence[PhotoInfo]
+    own: Sequence[PhotoCamera]
+    cameras: PhotoCameras
+    duplicates: Mapping[int, int]
+    pairs: Pairs
+    correspondences: Correspondences
+    verified: VerifiedPairs
+    masked: MaskedKeypoints | None = None
+
+    @cached_property
+    def names(self) -> list[str]:
+        return relative_names([photo.path for photo in self.photos])
+
+
+def match_photos(
+    images: Sequence[ImageFeatures],
+    cameras_of: CamerasOf,
+    matcher: CacheableMatcher,
+    config: MatchesConfig,
+    run: Run,
+    cache: WorkFolder,
+) -> tuple[MatchedPhotos, Sequence[ImageFeatures]]:
+    """The verified matches of selected pairs; and the features, in which photos that connect to others only after
+    quarter turns are rotated."""
+    photos = [image.info for image in images]
+    duplicates = _duplicates(photos)
+    if len(photos) - len(duplicates) == 1:
+        raise JobFailed(f"all {len(photos)} photos are the same picture; take photos from different places")
+    own = cameras_of(photos)
+    cameras = share_cameras(own)
+    with run.stage("pair"):
+        selection = _select_pairs(images, duplicates, matcher, config, cache)
+    console.note(f"{len(images)} photos, {len(selection.pairs)} pairs ({selection.strategy})")
+    pairs = selection.pairs
+    images, found, verified, masked = _match(images, pairs, cameras, duplicates, matcher, config, run, cache)
+    return MatchedPhotos(photos, own, cameras, duplicates, pairs, found, verified, masked), images
+
+
+def _match(
+    images: Sequence[ImageFeatures],
+    pairs: Pairs,
+    cameras: PhotoCameras,
+    duplicates: Mapping[int, int],
+    matcher: CacheableMatcher,
+    config: MatchesConfig,
+    run: Run,
+    cache: WorkFolder,
+    known: VerifiedPairs = NO_PAIRS,
+) -> tuple[Sequence[ImageFeatures], Correspondences, VerifiedPairs, MaskedKeypoints | None]:
+    """The features, correspondences, verified pairs, and what was masked. Photos that verify with nothing, not even as
+    `known`, are rotated where they verify then."""
+    with run.stage("match"):
+        correspondences, masked = _match_unmasked(images, pairs, matcher, config, cache)
+    with run.stage("verify"):
+        verified = verify_pairs(correspondences, cameras, config.seed, _thumbnails(images))
+    with run.stage("rotate"):
+        rotated = rotate_disconnected_components(
+            images, pairs, known.joined(verified), duplicates, matcher, cache, config.seed
+        )
+        if note := rotation_note(rotated):
+            console.note(note)
+            correspondences, masked = _match_unmasked(rotated, pairs, matcher, config, cache)
+            verified = verify_pairs(correspondences, cameras, config.seed, _thumbnails(images))
+    return rotated, correspondences, verified, masked
+
+
+def _match_unmasked(
+    images: Sequence[ImageFeatures],
+    pairs: Pairs,
+    matcher: CacheableMatcher,
+    config: MatchesConfig,
+    cache: WorkFolder,
+) -> tuple[Correspondences, MaskedKeypoints | None]:
+    """The matches of the pairs, without masked ones, and what was masked."""
+    correspondences = match_pairs(images, pairs, matcher, cache)
+    if config.masks is None:
+        return correspondences, None
+    return config.masks.without_masked(correspondences, [image.info.path for image in images])
+
+
+def _thumbnails(images: Sequence[ImageFeatures]) -> Callable[[int], Thumbnail]:
+    return memoized(lambda index: Thumbnail.of(read_photo(images[index].info.path).rgb))
+
+
+def match_again(
+    matched: MatchedPhotos,
+    images: Sequence[ImageFeatures],
+    left_out: Collection[int],
+    matcher: CacheableMatcher,
+    config: MatchesConfig,
+    run: Run,
+    cache: WorkFolder,
+) -> tuple[MatchedPhotos, Sequence[ImageFeatures]]:
+    """The photos with the matches of another matcher added: those of the selected pairs with a photo of `left_out`, and
+    those of the verified pairs of the photos that it agrees with, whose points in space its matches need."""
+    pairs = [pair for pair in matched.pairs if not set(left_out).isdisjoint(pair)]
+    involved = sorted({index for pair in pairs for index in pair})
+    again = list(images)
+    with run.stage("features"):
+        found = extract_features([images[index].info.path for index in involved], matcher, cache)
+    for index, image in zip(involved, found):
+        again[index] = image
+    cameras, duplicates, known = matched.cameras, matched.duplicates, matched.verified
+    again, _, verified, _ = _match(again, pairs, cameras, duplicates, matcher, config, run, cache, known)
+    partners = {index: {*chain(*(pair for pair in verified.geometry if index in pair))} for index in left_out}
+    links = [pair for pair in known.geometry if any(own.issuperset(pair) for own in partners.values())]
+    with run.stage("match"):
+        correspondences, masked = _match_unmasked(again, sorted({*pairs, *links}), matcher, config, cache)
+    both = matched.correspondences.joined(correspondences)
+    with run.stage("verify"):
+        own = replace(both, matches={pair: both.matches[pair] for pair in correspondences.matches})
+        verified = known.joined(verify_pairs(own, cameras, config.seed, _thumbnails(images)))
+    if masked is not None and matched.masked is not None:
+        masked = matched.masked.joined(masked)
+    return replace(matched, correspondences=both, verified=verified, masked=masked), again
+
+
+def uses_descriptors(count: int, config: MatchesConfig) -> bool:
+    """Whether the pairs of `count` photos are retrieved by global descriptors."""
+    return config.pairs == "retrieval" or (config.pairs == "auto" and count > EXHAUSTIVE_UP_TO)
+
+
+def _duplicates(photos: Sequence[PhotoInfo]) -> dict[int, int]:
+    """Photos whose file equals that of an earlier one -> that one."""
+    first: dict[str, int] = {}
+    return {i: first[photo.sha256] for i, photo in enumerate(photos) if first.setdefault(photo.sha256, i) != i}
+
+
+def _select_pairs(
+    images: Sequence[ImageFeatures],
+    duplicates: Mapping[int, int],
+    matcher: Matcher,
+    config: MatchesConfig,
+    cache: WorkFolder,
+) -> PairSelection:
+    """Pairs of the photos that are no duplicates; in a user's list a duplicate stands for its first photo."""
+    paths = [image.info.path for image in images]
+    if config.pairs not in STRATEGIES:
+        named = [(duplicates.get(i, i), duplicates.get(j, j)) for i, j in read_pairs(config.pairs, paths)]
+        pairs = sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]})
+        return PairSelection(pairs, f"from {config.pairs}")
+    distinct = [index for index in range(len(images)) if index not in duplicates]
+    selection = select_pairs(
+        config.pairs,
+        [paths[index] for index in distinct],
+        config.neighbours,
+        config.ordered,
+        lambda: _global_descriptors([images[index] for index in distinct], matcher, cache, config.seed),
+    )
+    return PairSelection([(distinct[i], distinct[j]) for i, j in selection.pairs], selection.strategy)
+
+
+def _global_descriptors(images: Sequence[ImageFeatures], matcher: Matcher, cache: WorkFolder, seed: int) -> np.ndarray:
+    rows = [image.descriptor for image in images if image.descriptor is not None]
+    if len(rows) == len(images):
+        return np.stack(rows)
+    if not isinstance(matcher, FeatureMatcher):
+        raise UserError(
+            f"{len(images)} photos need an encoder to choose pairs, and the matcher {matcher.name} has no keypoints to "
+            "do it with; name one with --retrieval-model, or give --pairs sequential, all or a file"
+        )
+    store = FeatureStore(matcher, cache)
+    return vlad_descriptors(len(images), lambda i: store.descriptors(images[i]), seed)
+
+
+def rotation_note(images: Sequence[ImageFeatures]) -> str:
+    """Which photos were rotated for matching; empty for none."""
+    parts = []
+    for quarter_turns in sorted({image.quarter_turns for image in images} - {0}):
+        names = [image.info.path.name for image in images if image.quarter_turns == quarter_turns]
+        more = f" and {len(names) - NAMES_IN_NOTE} more" if len(names) > NAMES_IN_NOTE else ""
+        degrees = f"rotated clockwise by {90 * quarter_turns} degrees for matching"
+        parts.append(f"{', '.join(names[:NAMES_IN_NOTE])}{more} were {degrees}")
+    return "; ".join(parts)
+
+
+def without_pure_rotations(matched: MatchedPhotos) -> MatchedPhotos:
+    """Without the connected components whose camera only rotated; JobFailed where no other component is left."""
+    verified = matched.verified
+    rotations = find_pure_rotations(matched.correspondences, verified, matched.cameras)
+    if not rotations.pairs:
+        return matched
+    rest = {pair: geometry for pair, geometry in verified.geometry.items() if pair not in rotations.pairs}
+    if not rest:
+        photos = len({index for pair in rotations.pairs for index in pair})
+        raise JobFailed(
+            f"the camera only turned between the photos: turning it on the spot explains {rotations.explained} of "
+            f"{rotations.matches} matches of the {photos} photos that connect, so depth cannot be seen; move it "
+            "between photos, a step to the side of about a tenth of the distance"
+        )
+    pure_rotations = verified.pure_rotations | rotations.pairs
+    return replace(matched, verified=replace(verified, geometry=rest, pure_rotations=pure_rotations))
