@@ -155,7 +155,7 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_outputs_and_photos_are_checked_before_the_work(dune: Dune, photos: list[Path], tmp_path: Path) -> None:
-    refused(dune(*arguments(photos, tmp_path / "scene.xyz")), 2, ".xyz", ".ply .glb .npz .obj")
+    refused(dune(*arguments(photos, tmp_path / "scene.xyz")), 2, ".xyz", ".ply .glb .las .laz .npz .obj")
     refused(dune(*arguments(photos[:1], tmp_path / "scene.ply")), 2, "two photos are needed, got 1")
     refused(dune(*arguments([photos[0], tmp_path / "none.png"], tmp_path / "scene.ply")), 2, "none.png")
     (tmp_path / "scene.json").write_text("mine")
