@@ -134,4 +134,4 @@ def test_every_teacher_without_a_file_says_what_it_takes() -> None:
     for name, source in named.items():
         default = registry.weights_of(name)
         assert default is None or f'"{default}"' in source, name
-    assert {name for name in named if registry.weights_of(name) is None} == {"timm", "xfeat"}
+    assert {name for name in named if registry.weights_of(name) is None} == {"aliked", "timm", "xfeat"}
