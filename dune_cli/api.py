@@ -16,7 +16,7 @@ JSON that the command writes, and returns its content. Errors are `DuneError`s.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -258,10 +258,7 @@ def relocalize(
         )
     cameras = _cameras(photos, intrinsics, fov_deg)
     depths = (None, None if ref_depth is None else np.asarray(ref_depth, np.float32))
-    images = [
-        CameraImage(photo, own.K, own.source, z, None if own.camera.is_pinhole else own.camera)
-        for photo, own, z in zip(photos, cameras, depths)
-    ]
+    images = [CameraImage.of(*image) for image in zip(photos, cameras, depths)]
     backend = MatcherBackend(_matcher(matcher, device))
     solver = "essential" if ref_depth is None else "pnp"
     config = SolverConfig(solver, baseline, relative_pose.MIN_CONFIDENCE, seed)
@@ -302,7 +299,7 @@ def reconstruct(
 
     fallback = None
     if matcher == "auto" and not config.is_stereo_pair(paths, None):
-        chosen, fallback, _ = load_cascade(device)
+        chosen, fallback = _cascade(device)
     else:
         chosen = _matcher(matcher, device)
     scene = matches.reconstruct(
@@ -363,6 +360,13 @@ def _human(name: str, device: str, dtype: str) -> HumanModel | FittedHumanModel:
 @lru_cache(maxsize=KEPT_MODELS)
 def _matcher(name: str, device: str) -> Matcher:
     return load_matcher(name, device)
+
+
+@lru_cache(maxsize=KEPT_MODELS)
+def _cascade(device: str) -> tuple[Matcher, Callable[[], Matcher] | None]:
+    """The matcher of many photos, and what gives the one for photos that it leaves out, which is loaded once."""
+    first, fallback, _ = load_cascade(device)
+    return first, None if fallback is None else lru_cache(fallback)
 
 
 def _extracted(matcher: Matcher, photo: Photo) -> ExtractedImage:

@@ -207,10 +207,7 @@ def _read_images(paths: Sequence[Path], cameras: CameraOptions, given: Reference
                 f"{photo.width} x {photo.height}; resize one of them so that pixels correspond"
             )
     depths = [None, *maps, *[None] * (len(photos) - 1 - len(maps))]
-    return [
-        CameraImage(photo, own.K, own.source, depth, None if own.camera.model == "PINHOLE" else own.camera)
-        for photo, own, depth in zip(photos, known, depths)
-    ]
+    return [CameraImage.of(*image) for image in zip(photos, known, depths)]
 
 
 def _print_poses(results: list[Any], joint: MultiReferencePose | None, target: Path | None) -> None:

@@ -23,6 +23,7 @@ from dune_cli.geometry.pose_confidence import (
     match_evidence,
     two_view_evidence,
 )
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import Prepared, prepare
 from dune_cli.matchers import mast3r
@@ -58,6 +59,12 @@ class CameraImage:
     focal_source: str
     depth: np.ndarray | None = None
     lens: Camera | None = None
+
+    @classmethod
+    def of(cls, photo: Photo, own: PhotoCamera, depth: np.ndarray | None = None) -> CameraImage:
+        """A photo with its own camera."""
+        lens = None if own.camera.model == "PINHOLE" else own.camera
+        return cls(photo, own.K, own.source, depth, lens)
 
     @property
     def camera(self) -> Camera:

@@ -18,31 +18,22 @@ from PIL import Image
 
 from dune_cli.checkpoints import loader
 from dune_cli.cli import main
-from dune_cli.geometry import cameras
 from dune_cli.io.formats.ply import read_ply
 from dune_cli.io.preprocess import Prepared
 from dune_cli.sfm import multiview
 from dune_cli.tasks.reconstruct import pointmaps
-from support import synthetic_scenes
 from support.command_line import QUICK_SIFT
 from support.exact_models import ExactTwoView
 from support.published_files import Fixture, mast3r_tree, small_two_files
+from support.two_photos import HEIGHT, INTRINSICS, POSES, WIDTH, K, write_photos
 
 Dune = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.usefixtures("quick_sift")
-WIDTH, HEIGHT = 320, 240
-K = cameras.K_from_focal(300.0, WIDTH, HEIGHT)
-POSES = [np.eye(4), synthetic_scenes.pose((0.02, -0.05, 0.01), (0.4, 0.02, 0.03))]
-INTRINSICS = f"300,300,{(WIDTH - 1) / 2},{(HEIGHT - 1) / 2}"
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("photos")
-    paths = [folder / "one.png", folder / "two.png"]
-    for path, pose in zip(paths, POSES):
-        Image.fromarray(synthetic_scenes.render(K, pose, WIDTH, HEIGHT)[0]).save(path)
-    return paths
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 def arguments(photos: list[Path], target: Path, *more: object) -> list[str]:

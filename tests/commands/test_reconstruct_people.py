@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 from dune_cli.bodies.found_joints import FoundJoints
 from dune_cli.bodies.registry import load_anny
@@ -18,23 +17,15 @@ from dune_cli.geometry import cameras
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.models.people_poses import BLAZEPOSE_NAMES
 from dune_cli.tasks.reconstruct import people
-from support import synthetic_scenes
 from support.anny_poses import posed_people
+from support.two_photos import INTRINSICS, POSES, K, write_photos
 
 pytestmark = pytest.mark.usefixtures("quick_sift")
-WIDTH, HEIGHT = 320, 240
-K = cameras.K_from_focal(300.0, WIDTH, HEIGHT)
-POSES = [np.eye(4), synthetic_scenes.pose((0.02, -0.05, 0.01), (0.4, 0.02, 0.03))]
-INTRINSICS = f"300,300,{(WIDTH - 1) / 2},{(HEIGHT - 1) / 2}"
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("photos")
-    paths = [folder / "one.png", folder / "two.png"]
-    for path, pose in zip(paths, POSES):
-        Image.fromarray(synthetic_scenes.render(K, pose, WIDTH, HEIGHT)[0]).save(path)
-    return paths
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 def reconstruct(photos: list[Path], target: Path, *more: str) -> dict[str, object]:

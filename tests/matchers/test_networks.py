@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from dune_cli.checkpoints import weights_folder
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers import aliked_lightglue, registry
-from dune_cli.matchers.matcher import Features, Matcher, ResizedImage
+from dune_cli.matchers.matcher import Features, Matcher, Matches, ResizedImage
 from dune_cli.models.match_head import centre_of_mass
 from support import warped
 from support.kornia_matchers import KorniaAlikedLightGlue, KorniaXFeatLighterGlue
@@ -73,13 +73,8 @@ def test_xfeat_keypoints_are_moved_to_the_centre_of_mass() -> None:
     np.testing.assert_allclose(centre_of_mass(corner[None, None], torch.tensor([[0, 0]])).numpy(), [[0, 0]])
 
 
-@pytest.mark.slow
-@pytest.mark.weights("xfeat", "xfeat-lighterglue")
-def test_xfeat_lighterglue_matches_as_kornia_does(example_photos: Path) -> None:
-    """The bundled float16 weights against kornia on the published float32 ones. Measured: 99.2 % of 1107 matches."""
-    ours, theirs = registry.load_matcher("xfeat-lighterglue", "cpu"), KorniaXFeatLighterGlue()
-    pair = [read_photo(example_photos / f"motorcycle_{side}.png").rgb for side in ("left", "right")]
-    found, wanted = ours.match(*pair), theirs.match(*pair)
+def check_same_matches(found: Matches, wanted: Matches) -> None:
+    """At least 98 % of over 1000 matches are the same, and of equal scores."""
     assert len(wanted.points1) > 1000
     assert abs(len(found.points1) - len(wanted.points1)) <= 0.01 * len(wanted.points1)
     mine, its = (np.hstack([m.points1, m.points2]) for m in (found, wanted))
@@ -87,6 +82,16 @@ def test_xfeat_lighterglue_matches_as_kornia_does(example_photos: Path) -> None:
     same = distance < 0.05  # pixels of both photos together
     assert same.mean() >= 0.98
     assert np.median(np.abs(found.scores[index[same]] - wanted.scores[same])) < 2e-3
+
+
+@pytest.mark.slow
+@pytest.mark.weights("xfeat", "xfeat-lighterglue")
+def test_xfeat_lighterglue_matches_as_kornia_does(example_photos: Path) -> None:
+    """The bundled float16 weights against kornia on the published float32 ones. Measured: 99.2 % of 1107 matches."""
+    ours, theirs = registry.load_matcher("xfeat-lighterglue", "cpu"), KorniaXFeatLighterGlue()
+    pair = [read_photo(example_photos / f"motorcycle_{side}.png").rgb for side in ("left", "right")]
+    found, wanted = ours.match(*pair), theirs.match(*pair)
+    check_same_matches(found, wanted)
 
 
 @pytest.mark.parametrize("name", ["aliked-lightglue", "xfeat-lighterglue"])
@@ -144,13 +149,7 @@ def test_aliked_lightglue_matches_as_kornia_does(aliked: Matcher, example_photos
     aliked.first_keypoints, first = 2048, aliked.first_keypoints
     found, wanted = aliked.match(*pair), theirs.match(*pair)
     aliked.first_keypoints = first
-    assert len(wanted.points1) > 1000
-    assert abs(len(found.points1) - len(wanted.points1)) <= 0.01 * len(wanted.points1)
-    mine, its = (np.hstack([m.points1, m.points2]) for m in (found, wanted))
-    distance, index = cKDTree(mine).query(its)
-    same = distance < 0.05  # pixels of both photos together
-    assert same.mean() >= 0.98
-    assert np.median(np.abs(found.scores[index[same]] - wanted.scores[same])) < 2e-3
+    check_same_matches(found, wanted)
 
 
 def test_aliked_lightglue_gives_the_recorded_matches(

@@ -9,16 +9,13 @@ LightGlue's layers in the names `transformers.N.self_attn`; nothing is left out.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
-from baked import half_but_statistics, report
+from baked import bake_one_file, half_but_statistics
 
 from dune_cli.checkpoints import adapters, weight_files
 from dune_cli.checkpoints.third_party import open_third_party, rename_lightglue
-from dune_cli.errors import DuneError
-from dune_cli.io.outputs import atomic_path, check_output
 
 NAME = "aliked-lightglue-bundled"
 ALIKED, GLUE = "aliked-n16", "aliked-lightglue"
@@ -42,19 +39,5 @@ def bake(path: Path) -> None:
     weight_files.write_safetensors(path, half_but_statistics(tensors), header)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, required=True, help="a .safetensors file")
-    parser.add_argument("--overwrite", action="store_true")
-    options = parser.parse_args()
-    output = check_output(options.output, (".safetensors",), options.overwrite)
-    with atomic_path(output) as path:
-        bake(path)
-    report(output, NAME)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except DuneError as error:
-        raise SystemExit(str(error)) from error
+    bake_one_file(bake, NAME, __doc__.splitlines()[0])

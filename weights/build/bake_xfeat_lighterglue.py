@@ -9,17 +9,14 @@ what matching does not use is left out: XFeat's dense refinement, LighterGlue's 
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
-from baked import half_but_statistics, report
+from baked import bake_one_file, half_but_statistics
 
 from dune_cli.checkpoints import adapters, weight_files
 from dune_cli.checkpoints.adapters import dune_matcher
 from dune_cli.checkpoints.third_party import begin_match_head, fill_stem
-from dune_cli.errors import DuneError
-from dune_cli.io.outputs import atomic_path, check_output
 from dune_cli.models.match_head import MatchHeadConfig
 from dune_cli.models.stems import XFeatStem
 
@@ -46,19 +43,5 @@ def bake(path: Path) -> None:
     weight_files.write_safetensors(path, half_but_statistics(tensors), header)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, required=True, help="a .safetensors file")
-    parser.add_argument("--overwrite", action="store_true")
-    options = parser.parse_args()
-    output = check_output(options.output, (".safetensors",), options.overwrite)
-    with atomic_path(output) as path:
-        bake(path)
-    report(output, NAME)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except DuneError as error:
-        raise SystemExit(str(error)) from error
+    bake_one_file(bake, NAME, __doc__.splitlines()[0])

@@ -1,14 +1,32 @@
-"""What the scripts of this folder share: how they round, and what they say of a file that they have written."""
+"""What the scripts of this folder share: their command line, how they round, and what they say of a written file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from dune_cli.checkpoints import registry
+from dune_cli.errors import DuneError
+from dune_cli.io.outputs import atomic_path, check_output
 from dune_cli.provenance import sha256_of
+
+
+def bake_one_file(bake: Callable[[Path], None], name: str, description: str) -> None:
+    """The command line of a script that writes the registry's file `name` out of files that dune finds by itself."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a .safetensors file")
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args()
+    try:
+        output = check_output(options.output, (".safetensors",), options.overwrite)
+        with atomic_path(output) as path:
+            bake(path)
+        report(output, name)
+    except DuneError as error:
+        raise SystemExit(str(error)) from error
 
 
 def report(output: Path, name: str) -> None:
