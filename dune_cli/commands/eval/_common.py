@@ -70,15 +70,9 @@ def set_files(places: Sequence[PosedSet]) -> list[tuple[Path, str]]:
     return [(file, sha256_of(file)) for place in places for file in place.map.files]
 
 
-def text_table(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
-    """Lines whose columns line up."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return [indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-
-
-def text_blocks(blocks: Mapping[str, Sequence[Sequence[str]]]) -> str:
-    """Tables below their titles."""
-    return "\n\n".join("\n".join([title, *text_table(rows, "  ")]) for title, rows in blocks.items())
+def markdown_blocks(blocks: Mapping[str, Sequence[Sequence[str]]]) -> str:
+    """Markdown tables, whose first rows are their heads, below their titles."""
+    return "\n\n".join(f"{title}\n\n{markdown(head, rows)}" for title, (head, *rows) in blocks.items())
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -220,6 +220,5 @@ def _pairs(columns: list[FeatureSource], root: str, settings: FeatureOptions) ->
 
 
 def _table(columns: list[str], rows: dict[str, list[Any]]) -> str:
-    cells = [["", *columns]]
-    cells += [[name, *("-" if value is None else f"{value:.3f}" for value in values)] for name, values in rows.items()]
-    return "\n".join(common.text_table(cells))
+    cells = [[name, *("-" if value is None else f"{value:.3f}" for value in values)] for name, values in rows.items()]
+    return common.markdown(["", *columns], cells)

@@ -146,7 +146,7 @@ def _calibrate(
         cells = [f"{one.poses}: {one.within5:.2f} {one.within10:.2f}" if one.poses else "0" for one in row]
         rows.append([f"{row[0].low:.2f} to {row[0].high:.2f}", *cells])
     title = f"of {len(pairs)} pairs, poses given out: share within 5 and 10 degrees, by confidence"
-    return result, common.text_blocks({title: rows})
+    return result, common.markdown_blocks({title: rows})
 
 
 def _rows(
@@ -185,7 +185,7 @@ def _table(rows: list[tuple[str, int, int, dict[str, PairSummary]]], columns: li
         for name, size, count, row in rows:
             cells = [show(row[column]) for column in shown]
             tables[title].append([name, str(size or "original"), str(count), *cells])
-    return common.text_blocks(tables)
+    return common.markdown_blocks(tables)
 
 
 def _threads() -> int:

@@ -93,7 +93,7 @@ def command(
             sources, [(one.path, sha256_of(one.path)) for one in read], dtype=compute.dtype, units="shares, mm"
         ),
     }
-    output.finish(result, target, common.text_blocks(blocks))
+    output.finish(result, target, common.markdown_blocks(blocks))
 
 
 def _photo_table(scores: Any) -> list[list[str]]:

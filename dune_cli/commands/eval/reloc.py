@@ -119,4 +119,4 @@ def _table(rows: list[tuple[str, dict[str, LocalizationSummary]]], columns: list
         for name, row in rows:
             cells = [show(row[column]) for column in columns]
             tables[title].append([name, *cells, *([show_control(row[columns[0]])] if show_control else [])])
-    return common.text_blocks(tables)
+    return common.markdown_blocks(tables)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +16,13 @@ from dune_cli.geometry import cameras, poses
 from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import Photo, read_photo
 from dune_cli.matchers.matcher import Matcher
-from dune_cli.matchers.registry import load_matcher
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene
 from dune_cli.tasks.reconstruct import two_view
 from dune_cli.tasks.reconstruct.config import MatchesConfig
-from support import synthetic_scenes
+from support import ROOT, synthetic_scenes
+from support.examples import load_example
 
 WIDTH, HEIGHT = 400, 300
 K = cameras.K_from_fov(60, WIDTH, HEIGHT)
@@ -63,43 +62,13 @@ def pair() -> tuple[Photo, Photo, np.ndarray, np.ndarray, np.ndarray]:
     return photo("a.png", first), photo("b.png", second), depth1, depth2, poses.inverse(world_from_2)
 
 
-def visible_in_right(disparity: np.ndarray) -> np.ndarray:
-    """(H, W) bool: known disparities whose target lies in the right photo and is not hidden by a nearer pixel."""
-    height, width = disparity.shape
-    known = np.isfinite(disparity)
-    target = np.rint(np.arange(width) - np.where(known, disparity, np.inf))
-    inside = known & (target >= 0) & (target < width)
-    nearest = np.full((height, width), -np.inf)
-    rows, columns = np.nonzero(inside)
-    where = (rows, target[inside].astype(int))
-    np.maximum.at(nearest, where, disparity[inside])
-    visible = np.zeros_like(known)
-    visible[rows, columns] = disparity[inside] >= nearest[where] - 1
-    return visible
-
-
-def test_the_motorcycle_pair_meets_its_ground_truth(example_photos: Path) -> None:
-    """Rotation < 0.3 degrees, direction < 2 degrees, 60 % coverage, 2 % median depth error."""
-    photos = [read_photo(example_photos / f"motorcycle_{side}.png") for side in ("left", "right")]
-    table = json.loads((example_photos / "motorcycle_intrinsics.json").read_text())
-    given = [PhotoCamera.of_matrix(np.array(table[p.path.name]), "given", p.width, p.height) for p in photos]
-    scene = two_view.reconstruct_pair(photos, given, load_matcher("sift"), MatchesConfig(), Run())
-    truth = poses.inverse(synthetic_scenes.pose((0, 0, 0), (1, 0, 0)))
-    rotation, direction = errors_deg(cam2_from_cam1(scene), truth)
-    assert rotation < 0.3 and direction < 2
-
-    arrays = np.load(example_photos / "motorcycle_disp.npz")
-    disparity = arrays[arrays.files[0]]
-    depth = scene.views[0].depth
-    assert depth is not None and depth.shape == disparity.shape
-    visible = visible_in_right(disparity)
-    assert 0.8 < visible.mean() < 0.9
-    both = visible & np.isfinite(depth)
-    assert both.sum() >= 0.9 * visible.sum()  # 0.6 is asked for, 0.96 measured
-    true_depth = 0.193001 * 994.978 / (disparity[both] + 31.086)
-    error = np.abs(depth[both] * np.median(true_depth / depth[both]) / true_depth - 1)
-    assert np.median(error) <= 0.005  # 0.02 is asked for, 0.002 measured
-    assert (error > 0.05).mean() < 0.04
+def test_the_motorcycle_pair_meets_its_ground_truth() -> None:
+    """Asked for: rotation < 0.3 degrees, direction < 2 degrees, 60 % coverage, 2 % median depth error."""
+    found = load_example(ROOT / "examples" / "stereo_pair_accuracy.py").score("sift")
+    assert found["rotation_deg"] < 0.3 and found["direction_deg"] < 2
+    assert found["completeness"] >= 0.9  # 0.96 measured
+    assert found["depth_error"] <= 0.005  # 0.002 measured
+    assert found["off"] < 0.04
 
 
 def test_a_rendered_pair_gives_its_pose_depth_and_colours(sift: Matcher, pair) -> None:
