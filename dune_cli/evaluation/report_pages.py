@@ -196,11 +196,21 @@ def _with_data(word: str, data: Path | None) -> str:
     return re.sub(rf"^{DATA}(?=/|$)", lambda _: str(data), word)
 
 
-def run(table: PageTable, data: Path | None) -> tuple[Row, tuple[Row, ...]]:
-    """Head and rows of the table that the command of a table prints now, which are those of the page. Raises UserError
-    where it fails or prints no such table."""
+def run(table: PageTable, data: Path | None, outputs: dict[Row, str]) -> tuple[Row, tuple[Row, ...]]:
+    """Head and rows of the table that the command of a table prints now, in the columns of the page. `outputs` of
+    commands are kept, for other tables of the same one. UserError where it fails or prints no such table."""
     assert table.marker is not None
-    words = [_with_data(word, data) for word in table.marker.command]
+    words = tuple(_with_data(word, data) for word in table.marker.command)
+    if words not in outputs:
+        outputs[words] = _output(words, table.place)
+    printed = printed_table(outputs[words], table.head)
+    if printed is None:
+        raise UserError(f"{table.place}: {shlex.join(words)} prints no table with the columns {', '.join(table.head)}")
+    return printed
+
+
+def _output(words: Row, place: str) -> str:
+    """What a command prints on standard output; it ends with this process's block."""
     start = [sys.executable, "-m", "dune_cli.cli"] if words[0] == "dune" else [sys.executable]
     process = subprocess.Popen(
         [*start, *words[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -208,16 +218,13 @@ def run(table: PageTable, data: Path | None) -> tuple[Row, tuple[Row, ...]]:
     try:
         text, _ = process.communicate()
     finally:
-        if process.poll() is None:  # a signal: what it started ends too
+        if process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode:
-        raise UserError(f"{table.place}: {shlex.join(words)} ended with exit code {process.returncode}")
-    printed = printed_table(text, table.head)
-    if printed is None:
-        raise UserError(f"{table.place}: {shlex.join(words)} prints no table with the columns {', '.join(table.head)}")
-    return printed
+        raise UserError(f"{place}: {shlex.join(words)} ended with exit code {process.returncode}")
+    return text
 
 
 def printed_table(text: str, head: Row) -> tuple[Row, tuple[Row, ...]] | None:

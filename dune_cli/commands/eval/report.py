@@ -63,10 +63,11 @@ def command(
     pages = _pages(paths, chosen.pages)
     tables = [table for page in pages for table in report_pages.read_page(page)]
     run, results, lines = Run(), [], []
+    outputs: dict[tuple[str, ...], str] = {}
     with run.stage("tables"):
         for table in console.progress(tables, "tables", len(tables), "table"):
             why = report_pages.why_not(table.marker, data, chosen.minutes)
-            results.append(_skipped(table, why) if why else _printed(table, data))
+            results.append(_skipped(table, why) if why else _printed(table, data, outputs))
             lines += _lines(results[-1], chosen.check)
     wrong = [one for one in results if one["differences"]]
     result = {
@@ -101,12 +102,12 @@ def _skipped(table: PageTable, why: str) -> dict[str, Any]:
     return {"page": str(table.page), "line": table.line, "skipped": why, "differences": []}
 
 
-def _printed(table: PageTable, data: Path | None) -> dict[str, Any]:
+def _printed(table: PageTable, data: Path | None, outputs: dict[tuple[str, ...], str]) -> dict[str, Any]:
     from dune_cli.evaluation import report_pages
 
     assert table.marker is not None
     console.note(f"{table.place}: {shlex.join(table.marker.command)}")
-    head, rows = report_pages.run(table, data)
+    head, rows = report_pages.run(table, data, outputs)
     different = report_pages.compare(table, rows)
     return {
         "page": str(table.page),
