@@ -133,6 +133,15 @@ def main() -> None:
 
     \b
     Example: dune reconstruct photos/ -o scene.ply
+             dune depth photo.jpg -o depth.png
+
+    \b
+    Exit codes: 0 done; 1 no result (no pose, full disk); 2 wrong use or input; 3 weights missing;
+    4 optional package missing; 130 interrupted; 143 ended by SIGTERM.
+
+    \b
+    Environment: DUNE_WEIGHTS folder of weights; DUNE_OFFLINE=1 forbids downloads;
+    DUNE_DEVICE, DUNE_DTYPE defaults of these options. 'dune config' keeps defaults in files.
     """
 
 

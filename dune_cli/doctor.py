@@ -60,6 +60,7 @@ PACKAGES = (
     Package("scipy", "scipy", "identities over time, KD-trees to compare with"),
     Package("trimesh", "trimesh", "reading meshes (OBJ, GLB, PLY)"),
     Package("tqdm", "tqdm", "progress bars"),
+    Package("tomlkit", "tomlkit", "dune config"),
     Package("yaml", "pyyaml", "calibrations of OpenCV and Kalibr (YAML)"),
     Package("timm", "timm", "encoders by timm name"),
     Package("open3d", "open3d", "meshing of point clouds"),

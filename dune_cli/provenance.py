@@ -17,6 +17,8 @@ from typing import Any
 from dune_cli import __version__
 from dune_cli.progress import working
 
+configured: list[dict[str, Any]] = []  # options of this command that a configuration file set
+
 
 @dataclass(frozen=True)
 class Source:
@@ -50,6 +52,7 @@ class Run:
             "dune": __version__,
             "models": [{"name": s.name, "sha256": s.sha256, "licence": s.licence} for s in sources],
             "command": ["dune", *sys.argv[1:]],
+            **({"config": configured} if configured else {}),
             "inputs": [{"path": str(path), "sha256": sha256} for path, sha256 in inputs],
             "seed": self.seed,
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},

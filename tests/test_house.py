@@ -18,7 +18,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A folder of the package and the folders that it may import besides itself. Modules at the root of the package are in
 # no folder: everyone may import those of GROUND, and they import none.
-GROUND = {"__init__", "errors", "console", "progress", "provenance", "runtime", "optional", "plugins", "signals"}
+GROUND = {
+    "__init__",
+    "errors",
+    "config",
+    "console",
+    "progress",
+    "provenance",
+    "runtime",
+    "optional",
+    "plugins",
+    "signals",
+}
 LOW = {"geometry", "io", "models"}
 FOLDERS: dict[str, set[str]] = {
     "geometry": set(),

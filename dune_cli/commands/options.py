@@ -31,6 +31,8 @@ from dune_cli import console, plugins, runtime
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from dune_cli.io.intrinsics import PhotoCamera
 
 T = TypeVar("T")
@@ -84,6 +86,24 @@ NOT_NEGATIVE = FiniteRange(0)
 POSITIVE_NUMBER = FiniteRange(0, min_open=True)
 
 
+def completions(metavar: str | None, incomplete: str) -> list[CompletionItem]:
+    """What a shell proposes for the value of an option or argument without a list of its own: names of models, and
+    files or folders, which the shell lists."""
+    from click.shell_completion import CompletionItem
+
+    kinds = set((metavar or "").removesuffix("...").removesuffix(",").split("|"))
+    found = []
+    if {"NAME", "FILE"} <= kinds:
+        from dune_cli.checkpoints import registry
+
+        found = [CompletionItem(e.name) for e in registry.all_entries() if e.name.startswith(incomplete)]
+    if kinds & {"FILE", "PATH", "PHOTO", "IMAGE", "PAGE", "DATA", "RESULT", "QUERY", "REFERENCE", "INPUT"}:
+        found.append(CompletionItem(incomplete, type="file"))
+    elif kinds & {"DIR", "ROOT"}:
+        found.append(CompletionItem(incomplete, type="dir"))
+    return found
+
+
 class Option(click.Option):
     """As Click's. `aliases`: old spellings, which work and are not shown; `default_text`: the default in words."""
 
@@ -97,6 +117,9 @@ class Option(click.Option):
         shown, self.opts = self.opts, [*self.opts, *self.aliases]
         super().add_to_parser(parser, ctx)
         self.opts = shown
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return super().shell_complete(ctx, incomplete) or completions(self.metavar, incomplete)
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         extra = super().get_help_extra(ctx)
@@ -112,12 +135,27 @@ class Argument(click.Argument):
         super().__init__(*arguments, **settings)
         self.help = help
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return super().shell_complete(ctx, incomplete) or completions(self.metavar, incomplete)
+
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         return self.human_readable_name, self.help
 
 
 class Command(click.Command):
-    """Lists its options by headings."""
+    """Lists its options by headings. Their defaults may come from files (configured.py)."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        from dune_cli.commands import configured
+
+        if extra.get("resilient_parsing"):  # completion
+            return super().make_context(info_name, args, parent, **extra)
+        found = configured.defaults(self, configured.words_of(info_name, parent), args, parent)
+        ctx = super().make_context(info_name, args, parent, **({"default_map": found.by_parameter} | extra))
+        found.tell(ctx)
+        return ctx
 
     def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """They are among the options, under "Input"."""
@@ -375,12 +413,14 @@ class ComputeOptions:
         "Device of the networks: auto, cpu, cuda, cuda:N or mps. auto: the first available of cuda, mps and cpu.",
         default="auto",
         callback=_checked_device,
+        envvar="DUNE_DEVICE",
     )
     dtype: str = option(
         f"--dtype [{'|'.join(runtime.DTYPES)}]",
         "Number type of matrix products in transformers. auto: float32 for two-view and multi-view models, else a "
         "16-bit type where the device is fast at it.",
         default="auto",
+        envvar="DUNE_DTYPE",
     )
 
 

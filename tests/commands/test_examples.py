@@ -62,6 +62,7 @@ def commands_of(page: Path) -> list[str]:
 def parse(line: str) -> None:
     """click.UsageError where the command line is none."""
     words = shlex.split(line.replace("\n", " "), comments=True)
+    words = words[: words.index(">")] if ">" in words else words
     assert words[0] == "dune"
     context = click.Context(main, info_name="dune")
     command: click.Command = main
