@@ -40,7 +40,7 @@ from dune_cli.mvs.quality import DenseConfig
 from dune_cli.provenance import Run, Source, sha256_of
 from dune_cli.sfm import relative_pose
 from dune_cli.sfm.relative_pose import CameraImage, MatcherBackend, Relocalization, SolverConfig
-from dune_cli.sfm.retrieval import DEFAULT_MODEL, encoder_descriptor_extractor
+from dune_cli.sfm.retrieval import DEFAULT_MODEL, DescriptorExtractor, encoder_descriptor_extractor
 from dune_cli.sfm.scene import Scene
 from dune_cli.tasks import classify as classify_task
 from dune_cli.tasks import depth as depth_task
@@ -290,9 +290,9 @@ def reconstruct(
     text = _intrinsics_text(intrinsics)
     dense_config = DenseConfig(quality, device=device) if dense else None
     config = MatchesConfig(baseline=baseline, seed=seed, dense=dense_config)
-    descriptors = None
-    if matches.uses_descriptors(len(paths), config):
-        descriptors = encoder_descriptor_extractor(_network("encoder", DEFAULT_MODEL, device, "float32"))
+
+    def descriptors() -> DescriptorExtractor:
+        return encoder_descriptor_extractor(_network("encoder", DEFAULT_MODEL, device, "float32"))
 
     def cameras_of(infos: Sequence[Any]) -> list[PhotoCamera]:
         return resolve_cameras(infos, text, fov_deg)

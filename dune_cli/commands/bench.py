@@ -85,7 +85,7 @@ def command(
         if given.architecture is not None or given.size is not None or given.device not in ("auto", "cpu"):
             raise UserError("a search has no network; leave --architecture, --size and --device out")
         if given.threads is not None:
-            raise UserError("the threads of a search are NumPy's; leave --threads out and set OMP_NUM_THREADS")
+            raise UserError("the threads of a search are NumPy's; leave --threads out and set OPENBLAS_NUM_THREADS")
         _search(given, output)
         return
     name = given.architecture or MODELS[part][0]

@@ -177,7 +177,8 @@ def pairs_option(also: str = "") -> Any:
     return option(
         f"--pairs {'NAME|FILE' if also else 'NAME'}",
         "Pairs of photos to match: all; sequential, each with those that follow; retrieval, each with the most similar "
-        f"ones{f'; {also}' if also else ''}. auto: all for up to 20 photos, else retrieval.",
+        f"ones{f'; {also}' if also else ''}. auto: all for up to 20 photos, else those whose largest keypoints match "
+        "best (sift), or retrieval.",
         default="auto",
     )
 

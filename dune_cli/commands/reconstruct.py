@@ -330,18 +330,22 @@ class Job:
 
         dense = DenseConfig(self.dense.quality, device=self.compute.device) if self.dense.dense else None
         side_px, mapper = self.matching.size, self.mapping.mapper
-        config = MatchesConfig(stereo_side_px=side_px, mapper=mapper, dense=dense, **settings)
+        by_descriptors = self.mapping.retrieval_model is not None
+        config = MatchesConfig(
+            stereo_side_px=side_px, mapper=mapper, dense=dense, by_descriptors=by_descriptors, **settings
+        )
         with self.run.stage("load"):
             matcher, fallback = self.matching.load_cascade(self.compute, cache is not None)
         if cache is None:
             return matches.reconstruct(images, cameras, matcher, config, self.run)
-        descriptors = self._descriptors() if matches.uses_descriptors(len(images), config) else None
         if self.mapping.preflight:
             from dune_cli.io.json_files import dumps
 
-            console.document(dumps(asdict(preflight(images, matcher, config, cache, descriptors))))
+            console.document(dumps(asdict(preflight(images, matcher, config, cache, self._descriptors))))
             return None
-        scene = matches.reconstruct(images, cameras, matcher, config, self.run, cache, descriptors, poses, fallback)
+        scene = matches.reconstruct(
+            images, cameras, matcher, config, self.run, cache, self._descriptors, poses, fallback
+        )
         console.note(
             f"{cache.counts['features']} photos and {cache.counts['matches']} pairs were computed; the cache is "
             f"{cache.folder}"

@@ -138,7 +138,10 @@ class Targets:
         from dune_cli.io import formats
         from dune_cli.io.json_files import write_json
         from dune_cli.io.photo_names import common_folder
-        from dune_cli.tasks.reconstruct import export, people_files
+        from dune_cli.tasks.reconstruct import export
+
+        if result.people is not None:
+            from dune_cli.tasks.reconstruct import people_files
 
         scene, photos = result.scene, [path for path, _ in result.files]
         written = [self.scene, self.json]

@@ -44,7 +44,7 @@ def sampson_error_px(
     To first order the distance that the two points of a match must move together to satisfy it (Hartley and Zisserman,
     section 11.4.3). It is measured in each image's own pixels, so that different focal lengths are taken into account.
     """
-    return np.abs(_sampson(points1, points2, fundamental_from_pose(cam2_from_cam1, K1, K2))[0])
+    return np.abs(_sampson(points1, points2, fundamental_from_pose(cam2_from_cam1, K1, K2)))
 
 
 def fundamental_from_pose(cam2_from_cam1: np.ndarray, K1: np.ndarray, K2: np.ndarray) -> np.ndarray:
@@ -115,7 +115,7 @@ def estimate_relative_pose(
     candidates = _essential_magsac(points1, points2, K1, K2, seed)
     best = None
     for E in candidates:
-        inliers = np.abs(_sampson(points1, points2, np.linalg.inv(K2).T @ E @ np.linalg.inv(K1))[0]) <= 1
+        inliers = np.abs(_sampson(points1, points2, np.linalg.inv(K2).T @ E @ np.linalg.inv(K1))) <= 1
         if inliers.sum() < MIN_MATCHES:
             continue
         pose, in_front = _pose_in_front(E, normalised_points(points1, K1), normalised_points(points2, K2), inliers)
@@ -201,29 +201,22 @@ def _refine(
 
     Five parameters: a rotation applied after the pose's own, and a step of the unit translation in its tangent plane.
     """
-    inverse1, inverse2t = np.linalg.inv(K1), np.linalg.inv(K2).T
-    near = np.abs(_sampson(points1, points2, inverse2t @ essential_from_pose(pose) @ inverse1)[0]) <= 3
-    points1, points2 = points1[near], points2[near]
-    generators = poses.cross_matrix(np.eye(3))
+    near = np.abs(_sampson(points1, points2, fundamental_from_pose(pose, K1, K2))) <= 3
+    views = _SampsonOfPose(points1[near], points2[near], K1, K2)
     damping = 1e-4
-    residual, _ = _sampson(points1, points2, inverse2t @ essential_from_pose(pose) @ inverse1)
+    residual, jacobian, tangent = views.linearised(pose)
     cost = np.log1p((2 * residual) ** 2).sum()
     for _ in range(iterations):
-        R, t = pose[:3, :3], pose[:3, 3]
-        tangent = np.linalg.svd(t[None])[2][1:]
-        E = essential_from_pose(pose)
-        dE = np.concatenate([poses.cross_matrix(t) @ generators @ R, poses.cross_matrix(tangent) @ R])
-        residual, jacobian = _sampson(points1, points2, inverse2t @ E @ inverse1, inverse2t @ dE @ inverse1)
         weight = 1 / (1 + (2 * residual) ** 2)
-        normal = (jacobian * weight[:, None]).T @ jacobian
-        gradient = jacobian.T @ (weight * residual)
+        normal = (jacobian * weight) @ jacobian.T
+        gradient = jacobian @ (weight * residual)
         while damping < 1e6:
             step = -np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-12), gradient)
-            new_t = t + step[3:] @ tangent
+            new_t = pose[:3, 3] + step[3:] @ tangent
             new_pose = poses.from_rotation_translation(
-                poses.rotation_from_rotvec(step[:3]) @ R, new_t / np.linalg.norm(new_t)
+                poses.rotation_from_rotvec(step[:3]) @ pose[:3, :3], new_t / np.linalg.norm(new_t)
             )
-            new_residual, _ = _sampson(points1, points2, inverse2t @ essential_from_pose(new_pose) @ inverse1)
+            new_residual, new_jacobian, new_tangent = views.linearised(new_pose)
             new_cost = np.log1p((2 * new_residual) ** 2).sum()
             if new_cost < cost:
                 break
@@ -232,26 +225,52 @@ def _refine(
             break
         converged = cost - new_cost < CONVERGED * cost
         pose, cost, damping = new_pose, new_cost, max(damping / 10, 1e-9)
+        residual, jacobian, tangent = new_residual, new_jacobian, new_tangent
         if converged:
             break
     return pose
 
 
-def _sampson(
-    points1: np.ndarray, points2: np.ndarray, F: np.ndarray, dF: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Signed Sampson distances (..., M), and their derivatives (M, P) along changes dF (P, 3, 3) of F."""
+class _SampsonOfPose:
+    """The Sampson distances of matches (M, 2) as a function of the pose: `_sampson`, with what does not depend on the
+    pose computed once."""
+
+    def __init__(self, points1: np.ndarray, points2: np.ndarray, K1: np.ndarray, K2: np.ndarray) -> None:
+        self.rays1, self.rays2 = normalised_points(points1, K1), normalised_points(points2, K2)
+        self.to_line1, self.to_line2 = (np.linalg.inv(K)[:, :2] for K in (K1, K2))
+        self.generators = poses.cross_matrix(np.eye(3))
+
+    def linearised(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Signed distances (M,), their derivatives (5, M) by a rotation vector applied after the pose's own rotation
+        and by a step along the two `tangent` rows (2, 3) of the unit translation; and these rows."""
+        tangent = _tangent(pose[:3, 3])
+        cross = np.tensordot(np.concatenate([pose[None, :3, 3], tangent]), self.generators, 1)  # of the three vectors
+        E = np.concatenate([cross[:1], cross[0] @ self.generators, cross[1:]]) @ pose[:3, :3]
+        rotated = self.rays1 @ E.transpose(0, 2, 1)  # (6, M, 3)
+        value = np.einsum("kmi,mi->km", rotated, self.rays2)
+        lines = np.concatenate([rotated @ self.to_line2, self.rays2 @ E @ self.to_line1], axis=-1)
+        length = np.sqrt(np.maximum((lines[0] ** 2).sum(-1), np.finfo(np.float64).tiny))
+        distance = value[0] / length
+        dlength = np.einsum("kmi,mi->km", lines[1:], lines[0]) / length
+        return distance, (value[1:] - distance * dlength) / length, tangent
+
+
+def _tangent(direction: np.ndarray) -> np.ndarray:
+    """(2, 3): two unit rows that are orthogonal to a unit direction (3,) and to each other, by a Householder
+    reflection."""
+    axis = int(np.abs(direction).argmax())
+    normal = direction.copy()
+    normal[axis] += np.copysign(1.0, direction[axis])
+    reflection = np.eye(3) - 2 / (normal @ normal) * np.outer(normal, normal)
+    return reflection[[1, 2] if axis == 0 else [0, 2 if axis == 1 else 1]]
+
+
+def _sampson(points1: np.ndarray, points2: np.ndarray, F: np.ndarray) -> np.ndarray:
+    """Signed Sampson distances (..., M)."""
     x1, x2 = _homogeneous(points1), _homogeneous(points2)
     line2, line1 = x1 @ np.swapaxes(F, -1, -2), x2 @ F
-    value = (x2 * line2).sum(-1)
     square = (line2[..., :2] ** 2).sum(-1) + (line1[..., :2] ** 2).sum(-1)
-    length = np.sqrt(np.maximum(square, np.finfo(np.float64).tiny))
-    if dF is None:
-        return value / length, None
-    dline2, dline1 = x1 @ np.swapaxes(dF, -1, -2), x2 @ dF  # (P, M, 3)
-    dvalue = (x2 * dline2).sum(-1)
-    dlength = ((line2 * dline2)[..., :2].sum(-1) + (line1 * dline1)[..., :2].sum(-1)) / length
-    return value / length, ((dvalue - value / length * dlength) / length).T
+    return (x2 * line2).sum(-1) / np.sqrt(np.maximum(square, np.finfo(np.float64).tiny))
 
 
 def _homogeneous(points: np.ndarray) -> np.ndarray:

@@ -162,8 +162,11 @@ class CacheableMatcher(Matcher):
 
 
 class FeatureMatcher(CacheableMatcher):
-    """A matcher of keypoints, which are the same in all pairs of a photo."""
+    """A matcher of keypoints, which are the same in all pairs of a photo. `largest_first`: they come in the order of
+    their size in the photo. `revision`: another number for features that are not those of before."""
 
+    largest_first: bool = False
+    revision: int = 0
     side_multiple: int = 1
     packed_layout: ClassVar[Layout | None] = {
         "points": ("f", ("N", 2)),

@@ -21,6 +21,8 @@ class Sift(FeatureMatcher):
 
     name = NAME
     rotation_invariant = True
+    largest_first = True
+    revision = 1
 
     def __init__(
         self,
@@ -57,7 +59,8 @@ class Sift(FeatureMatcher):
         if not keypoints:
             return np.zeros((0, 2)), np.zeros((0, 128), dtype=np.float32)
         root = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-12))
-        return cv2.KeyPoint.convert(keypoints).astype(np.float64), root
+        order = np.argsort([-keypoint.size for keypoint in keypoints], kind="stable")
+        return cv2.KeyPoint.convert(keypoints).astype(np.float64)[order], root[order]
 
     def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         to2, ratio1 = _two_nearest(features1.descriptors, features2.descriptors)

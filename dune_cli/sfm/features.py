@@ -156,8 +156,10 @@ def _cached_metadata(path: Path, cache: WorkFolder) -> PhotoInfo | None:
 def features_key(sha256: str, matcher: CacheableMatcher, quarter_turns: int = 0) -> str:
     """Of the photo's content, the matcher, its weights and its working size, and of the quarter turns."""
     source = matcher.source
-    rotated = [f"turned {90 * quarter_turns}"] if quarter_turns else []
-    return key_of(sha256, matcher.name, source.name, source.sha256, matcher.working_size_px, *rotated)
+    more = [f"turned {90 * quarter_turns}"] if quarter_turns else []
+    if isinstance(matcher, FeatureMatcher) and matcher.revision:
+        more.append(f"revision {matcher.revision}")
+    return key_of(sha256, matcher.name, source.name, source.sha256, matcher.working_size_px, *more)
 
 
 def pack_features(matcher: CacheableMatcher, rgb: np.ndarray, quarter_turns: int = 0) -> dict[str, np.ndarray]:

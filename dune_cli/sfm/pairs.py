@@ -1,4 +1,5 @@
-"""Pair selection: exhaustive, sequential, by retrieval, or from a user's file."""
+"""Pair selection: exhaustive, sequential, by the matches of the largest keypoints, by retrieval, or from a user's
+file."""
 
 from __future__ import annotations
 
@@ -16,6 +17,10 @@ from dune_cli.sfm.retrieval import BLOCK_ROWS, nearest_neighbours, subtract_mean
 
 EXHAUSTIVE_UP_TO = 20  # photos; beyond their 190 pairs, matching costs more than retrieval
 NEIGHBOURS = 10
+LARGEST = 100, 300  # keypoints of a photo whose matches choose pairs: at least, at most
+LARGEST_PAIRS = 10_000  # of photos, up to which the most are compared
+PREEMPTIVE_UP_TO = 2000  # photos; beyond, global descriptors cost less
+PREEMPTIVE_RATIO = 0.85  # of the distances to the nearest and second nearest descriptor
 MAX_LINE_LENGTH = 16_384  # characters of two paths
 STRATEGIES = ("auto", "retrieval", "sequential", "all")
 LINE_FORMAT = "two image names a line, separated by a space, tab or comma"
@@ -31,12 +36,18 @@ class PairSelection:
 
 
 def select_pairs(
-    strategy: str, images: Sequence[Path], neighbours: int, ordered: bool, descriptors: Callable[[], np.ndarray]
+    strategy: str,
+    images: Sequence[Path],
+    neighbours: int,
+    ordered: bool,
+    descriptors: Callable[[], np.ndarray],
+    match_counts: Callable[[], np.ndarray] | None = None,
 ) -> PairSelection:
     """The pairs of these photos by a `strategy`: one of STRATEGIES, or a pairs file.
 
-    `descriptors` gives the global descriptors, unit rows (N, D); it is called only where they are needed. `ordered`:
-    the photos are consecutive, as a video's frames are.
+    `descriptors` gives the global descriptors, unit rows (N, D), and `match_counts` the `preemptive_match_counts`
+    (N, N), with which auto needs no descriptors; each is called only where it is needed. `ordered`: the photos are
+    consecutive, as a video's frames are.
     """
     count = len(images)
     if strategy == "all" or (strategy == "auto" and count <= EXHAUSTIVE_UP_TO):
@@ -45,10 +56,13 @@ def select_pairs(
         return PairSelection(sequential_pairs(count, neighbours), "sequential")
     if strategy not in STRATEGIES:
         return PairSelection(read_pairs(strategy, images), f"from {strategy}")
-    pairs = retrieval_pairs(descriptors(), neighbours)
+    if strategy == "auto" and match_counts is not None:
+        pairs, name = matching_pairs(match_counts(), neighbours), "the largest keypoints"
+    else:
+        pairs, name = retrieval_pairs(descriptors(), neighbours), "retrieval"
     if strategy == "auto" and ordered:
-        return PairSelection(sorted({*pairs, *sequential_pairs(count, neighbours)}), "retrieval and sequential")
-    return PairSelection(pairs, "retrieval")
+        return PairSelection(sorted({*pairs, *sequential_pairs(count, neighbours)}), f"{name} and sequential")
+    return PairSelection(pairs, name)
 
 
 def exhaustive_pairs(count: int) -> Pairs:
@@ -73,13 +87,59 @@ def retrieval_pairs(descriptors: np.ndarray, neighbours: int = NEIGHBOURS) -> Pa
     indices, _ = nearest_neighbours(rows, neighbours)
     first = np.repeat(np.arange(len(rows)), indices.shape[1])
     found = np.unique(np.sort(np.stack([first, indices.reshape(-1)], axis=1), axis=1), axis=0)
-    return sorted({*map(tuple, found.tolist()), *_connecting_pairs(rows, found)})
+    return sorted(
+        {*map(tuple, found.tolist()), *_connecting_pairs(lambda block: rows[block] @ rows.T, len(rows), found)}
+    )
 
 
-def _connecting_pairs(rows: np.ndarray, pairs: np.ndarray) -> Pairs:
+def preemptive_match_counts(descriptors: Sequence[np.ndarray]) -> np.ndarray:
+    """(N, N) int64, symmetric: how many of the largest keypoints of two photos are mutual nearest neighbours that pass
+    the ratio test. `descriptors`: of each photo unit rows (K, C) float32, those of the largest keypoints first.
+
+    Large keypoints match over the widest changes of scale, and a few hundred of them tell which photos overlap (C. Wu,
+    "Towards linear-time incremental structure from motion", 3DV 2013, section 2). Of many photos fewer are compared.
+    """
+    count = len(descriptors)
+    pairs = max(count * (count - 1) // 2, 1)
+    most = int(np.clip(LARGEST[1] * np.sqrt(LARGEST_PAIRS / pairs), *LARGEST))
+    largest = [np.ascontiguousarray(rows[:most], np.float32) for rows in descriptors]
+    counts = np.zeros((count, count), np.int64)
+    for i in range(count):
+        for j in range(i + 1, count):
+            counts[i, j] = counts[j, i] = _mutual_matches(largest[i], largest[j])
+    return counts
+
+
+def _mutual_matches(rows1: np.ndarray, rows2: np.ndarray) -> int:
+    if min(len(rows1), len(rows2)) < 2:
+        return 0
+    cosine = rows1 @ rows2.T
+    nearest = cosine.argmax(axis=1)
+    own = np.flatnonzero(cosine.argmax(axis=0)[nearest] == np.arange(len(rows1)))
+    mutual = cosine[own]
+    best = np.arange(len(own)), nearest[own]
+    first = mutual[best]
+    mutual[best] = -np.inf
+    second = mutual.max(axis=1, initial=-1.0)
+    return int(np.count_nonzero(1 - first < PREEMPTIVE_RATIO**2 * (1 - second)))
+
+
+def matching_pairs(match_counts: np.ndarray, neighbours: int = NEIGHBOURS) -> Pairs:
+    """Each photo with the `neighbours` that it has most matches with, and the pairs with most matches that connect the
+    graph. Of equal counts (N, N), as chance gives them, those of photos with closer places in the list come first."""
+    count = len(match_counts)
+    place = np.arange(count)
+    similarity = match_counts - np.abs(place[:, None] - place) / count
+    np.fill_diagonal(similarity, -np.inf)
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(neighbours, count - 1)]
+    found = np.sort(np.stack([np.repeat(place, nearest.shape[1]), nearest.reshape(-1)], axis=1), axis=1)
+    found = np.unique(found, axis=0)
+    return sorted({*map(tuple, found.tolist()), *_connecting_pairs(lambda block: similarity[block], count, found)})
+
+
+def _connecting_pairs(similarity_of: Callable[[slice], np.ndarray], count: int, pairs: np.ndarray) -> Pairs:
     """Pairs that connect the components of `pairs` (M, 2), by Borůvka's algorithm: in each round, every component is
-    connected to the photo outside that is most similar to one of its own."""
-    count = len(rows)
+    connected to the photo outside that is most similar to one of its own. `similarity_of` rows: (B, count)."""
     added: Pairs = []
     while True:
         edges = np.concatenate([pairs.reshape(-1, 2), np.array(added, dtype=np.int64).reshape(-1, 2)])
@@ -91,7 +151,7 @@ def _connecting_pairs(rows: np.ndarray, pairs: np.ndarray) -> Pairs:
         nearest = np.zeros(count, np.int64)
         for start in range(0, count, BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
-            cosine = np.where(label[block, None] != label[None], rows[block] @ rows.T, -np.inf)
+            cosine = np.where(label[block, None] != label[None], similarity_of(block), -np.inf)
             nearest[block] = cosine.argmax(axis=1)
             similarity[block] = cosine.max(axis=1)
         for component in range(components):

@@ -88,6 +88,33 @@ def test_the_plan_of_auto_depends_on_how_many_there_are() -> None:
     assert pairing.select_pairs("all", many, 4, False, no_descriptors).pairs == pairing.exhaustive_pairs(60)
 
 
+def test_the_largest_keypoints_tell_which_photos_overlap() -> None:
+    """Photos along a walk: neighbours share half of their keypoints, with noise; one photo shares none."""
+    rng = np.random.default_rng(3)
+    world = rng.standard_normal((40 * 31, 64))
+    photos = [
+        unit(world[40 * i : 40 * (i + 2)] + 0.3 * rng.standard_normal((80, 64))).astype(np.float32) for i in range(30)
+    ]
+    photos[17] = unit(rng.standard_normal((80, 64))).astype(np.float32)
+    photos[20] = photos[20][:1]
+    counts = pairing.preemptive_match_counts(photos)
+    np.testing.assert_array_equal(counts, counts.T)
+    assert not np.diag(counts).any() and not counts[20].any()
+    np.testing.assert_array_equal(
+        counts[2], pairing.preemptive_match_counts([p[rng.permutation(len(p))] for p in photos])[2]
+    )
+    pairs = pairing.matching_pairs(counts, 2)
+    kept = [i for i in range(29) if not {i, i + 1} & {17, 20}]
+    assert {(i, i + 1) for i in kept} <= set(pairs) and len(pairs) <= 30 * 3
+    assert groups(30, pairs) == 1
+    plan = pairing.select_pairs("auto", [Path(f"{i}.png") for i in range(30)], 2, False, no_descriptors, lambda: counts)
+    assert plan.pairs == pairs and plan.strategy == "the largest keypoints"
+
+
+def test_of_equal_counts_the_closer_photos_are_paired() -> None:
+    assert pairing.matching_pairs(np.zeros((5, 5), np.int64), 1) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
 def test_a_file_of_pairs(tmp_path: Path) -> None:
     file = tmp_path / "pairs.txt"
     file.write_text(

@@ -50,12 +50,13 @@ class ReconstructionConfig:
 class MatchesConfig(ReconstructionConfig):
     """`min_confidence` of points in [0, 1]. `stereo_side_px`: long side of the dense map of two photos (None: the
     photo's, at most 1600). Of more than two photos: `mapper` incremental | global; `dense`: multi-view stereo, None for
-    sparse points alone."""
+    sparse points alone; `by_descriptors`: auto retrieves pairs by global descriptors even where keypoints can tell."""
 
     min_confidence: float = 0.0
     stereo_side_px: int | None = None
     mapper: str = "incremental"
     dense: DenseConfig | None = None
+    by_descriptors: bool = False
 
 
 @dataclass(frozen=True)

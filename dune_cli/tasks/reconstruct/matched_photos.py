@@ -23,7 +23,17 @@ from dune_cli.provenance import Run
 from dune_cli.sfm.cameras import PhotoCameras, share_cameras
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
 from dune_cli.sfm.matching import Correspondences, match_pairs
-from dune_cli.sfm.pairs import EXHAUSTIVE_UP_TO, STRATEGIES, Pairs, PairSelection, read_pairs, select_pairs
+from dune_cli.sfm.pairs import (
+    EXHAUSTIVE_UP_TO,
+    LARGEST,
+    PREEMPTIVE_UP_TO,
+    STRATEGIES,
+    Pairs,
+    PairSelection,
+    preemptive_match_counts,
+    read_pairs,
+    select_pairs,
+)
 from dune_cli.sfm.retrieval import vlad_descriptors
 from dune_cli.sfm.scene import MaskedKeypoints
 from dune_cli.sfm.verification import (
@@ -137,8 +147,13 @@ def match_again(
     cache: WorkFolder,
 ) -> tuple[MatchedPhotos, Sequence[ImageFeatures]]:
     """The photos with the matches of another matcher added: those of the selected pairs with a photo of `left_out`, and
-    those of the verified pairs of the photos that it agrees with, whose points in space its matches need."""
-    pairs = [pair for pair in matched.pairs if not set(left_out).isdisjoint(pair)]
+    those of the verified pairs of the photos that it agrees with, whose points in space its matches need. Where the
+    photos have global descriptors, pairs that these retrieve are selected as well."""
+    selected = set(matched.pairs)
+    if any(image.descriptor is not None for image in images):
+        by_retrieval = replace(config, pairs="retrieval")
+        selected.update(_select_pairs(images, matched.duplicates, matcher, by_retrieval, cache).pairs)
+    pairs = sorted(pair for pair in selected if not set(left_out).isdisjoint(pair))
     involved = sorted({index for pair in pairs for index in pair})
     again = list(images)
     with run.stage("features"):
@@ -160,9 +175,17 @@ def match_again(
     return replace(matched, correspondences=both, verified=verified, masked=masked), again
 
 
-def uses_descriptors(count: int, config: MatchesConfig) -> bool:
+def uses_descriptors(count: int, matcher: Matcher, config: MatchesConfig) -> bool:
     """Whether the pairs of `count` photos are retrieved by global descriptors."""
-    return config.pairs == "retrieval" or (config.pairs == "auto" and count > EXHAUSTIVE_UP_TO)
+    if config.pairs != "auto":
+        return config.pairs == "retrieval"
+    return count > EXHAUSTIVE_UP_TO and not _uses_largest_keypoints(count, matcher, config)
+
+
+def _uses_largest_keypoints(count: int, matcher: Matcher, config: MatchesConfig) -> bool:
+    """Whether the matches of the largest keypoints choose the pairs, where auto does not take all."""
+    by_size = isinstance(matcher, FeatureMatcher) and matcher.largest_first
+    return by_size and count <= PREEMPTIVE_UP_TO and not config.by_descriptors
 
 
 def _duplicates(photos: Sequence[PhotoInfo]) -> dict[int, int]:
@@ -185,12 +208,19 @@ def _select_pairs(
         pairs = sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]})
         return PairSelection(pairs, f"from {config.pairs}")
     distinct = [index for index in range(len(images)) if index not in duplicates]
+
+    def by_keypoints() -> np.ndarray:
+        assert isinstance(matcher, FeatureMatcher)
+        store = FeatureStore(matcher, cache)
+        return preemptive_match_counts([store.descriptors(images[index])[: LARGEST[1]].copy() for index in distinct])
+
     selection = select_pairs(
         config.pairs,
         [paths[index] for index in distinct],
         config.neighbours,
         config.ordered,
         lambda: _global_descriptors([images[index] for index in distinct], matcher, cache, config.seed),
+        by_keypoints if _uses_largest_keypoints(len(images), matcher, config) else None,
     )
     return PairSelection([(distinct[i], distinct[j]) for i, j in selection.pairs], selection.strategy)
 

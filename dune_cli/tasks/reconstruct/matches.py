@@ -45,6 +45,7 @@ SCALE_OF_POSES = "lengths are those of --poses"
 NO_POSE = np.full((4, 4), np.nan)
 PAIRS_TO_TRY = 3  # where no three photos connect
 HELD_BY_POINTS = 30  # a photo that sees fewer points is matched again
+LoadDescriptors = Callable[[], DescriptorExtractor | None]  # None where keypoints are to make the descriptors
 
 
 def reconstruct(
@@ -54,16 +55,17 @@ def reconstruct(
     config: MatchesConfig,
     run: Run,
     cache: WorkFolder | None = None,
-    descriptors: DescriptorExtractor | None = None,
+    descriptors: LoadDescriptors | None = None,
     known_poses: Mapping[Path, np.ndarray] | None = None,
     fallback: Callable[[], Matcher] | None = None,
 ) -> Scene:
     """The scene of two or more photos.
 
     `cameras_of` gives the camera of each photo. Of more than two photos: `cache` keeps features and matches
-    for the next run (None: nothing is kept); `descriptors` makes the global descriptors of pair retrieval (None:
-    keypoints do); `known_poses`, photo -> `world_from_cam` (4, 4), set the world, less the scene's `world_offset` where
-    coordinates are large; `fallback` loads a second matcher, for the photos that the first one leaves out.
+    for the next run (None: nothing is kept); `descriptors` loads what makes the global descriptors of pair retrieval,
+    where these are needed (None: keypoints do); `known_poses`, photo -> `world_from_cam` (4, 4), set the world, less
+    the scene's `world_offset` where coordinates are large; `fallback` loads a second matcher, for the photos that the
+    first one leaves out.
 
     Raises JobFailed where no two photos give a scene. UserError for a matcher that cannot cache features, for pairs
     that do not fit, and for a baseline beside known poses.
@@ -121,19 +123,26 @@ class _ManyPhotos:
     config: MatchesConfig
     run: Run
     cache: WorkFolder
-    descriptors: DescriptorExtractor | None
+    descriptors: LoadDescriptors | None
     known: Mapping[int, np.ndarray]
 
     def mapped(self, matcher: Matcher) -> _Mapped:
         """By one matcher. JobFailed where the camera only turned; UserError for a matcher of two photos only."""
         if not isinstance(matcher, CacheableMatcher):
             raise UserError(f"the matcher {matcher.name} compares two photos only; give another --matcher")
-        descriptors = self.descriptors if uses_descriptors(len(self.paths), self.config) else None
+        descriptors = self._descriptors(matcher)
         with self.run.stage("features"):
             images = extract_features(self.paths, matcher, self.cache, descriptors)
         matched, images = match_photos(images, self.cameras_of, matcher, self.config, self.run, self.cache)
         matched, models = self._models(matched)
         return _Mapped(matched, images, models, matcher, (matcher.source,))
+
+    def _descriptors(self, matcher: Matcher) -> DescriptorExtractor | None:
+        """What makes global descriptors, where pairs of the `matcher` need them."""
+        if self.descriptors is None or not uses_descriptors(len(self.paths), matcher, self.config):
+            return None
+        with self.run.stage("load"):
+            return self.descriptors()
 
     def mapped_again(self, first: _Mapped, fallback: Callable[[], Matcher]) -> _Mapped:
         """By the fallback as well, where the first matcher left photos out; where it placed less than half of them, by
@@ -148,14 +157,22 @@ class _ManyPhotos:
             second = self.mapped(matcher)
         else:
             assert isinstance(matcher, CacheableMatcher)
-            matched, images = match_again(
-                first.matched, first.images, left_out, matcher, self.config, self.run, self.cache
-            )
+            before = self._described(first, matcher)
+            matched, images = match_again(first.matched, before, left_out, matcher, self.config, self.run, self.cache)
             matched, models = self._models(matched)
             sources = (*first.sources, matcher.source)
             note = f"{matcher.name} matched what {first.matcher.name} left out: {_photos(len(left_out))}"
             second = _Mapped(matched, images, models, first.matcher, sources, (note,))
         return second if (len(second.placed), -len(second.left_out)) > (len(first.placed), -len(left_out)) else first
+
+    def _described(self, first: _Mapped, matcher: Matcher) -> Sequence[ImageFeatures]:
+        """The features of the first matcher, with the global descriptors that pairs of the other `matcher` need."""
+        descriptors = self._descriptors(matcher)
+        if descriptors is None:
+            return first.images
+        with self.run.stage("features"):
+            found = extract_features(self.paths, first.matcher, self.cache, descriptors)
+        return [replace(image, descriptor=other.descriptor) for image, other in zip(first.images, found)]
 
     def _models(self, matched: MatchedPhotos) -> tuple[MatchedPhotos, list[SfmModel]]:
         """The models, and what they were made of: without pairs that show no parallax."""
@@ -181,7 +198,7 @@ def _reconstruct_many(
     config: MatchesConfig,
     run: Run,
     cache: WorkFolder,
-    descriptors: DescriptorExtractor | None,
+    descriptors: LoadDescriptors | None,
     known_poses: Mapping[Path, np.ndarray],
     fallback: Callable[[], Matcher] | None,
 ) -> Scene:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def preflight(
     matcher: CacheableMatcher,
     config: MatchesConfig,
     cache: WorkFolder,
-    descriptors: DescriptorExtractor | None = None,
+    descriptors: Callable[[], DescriptorExtractor | None] | None = None,
 ) -> ReconstructionEstimate:
     """Extracts the features of a few new photos and matches a few of their pairs, all of which is cached, and
     extrapolates.
@@ -56,7 +56,8 @@ def preflight(
     Raises JobFailed when memory or disk cannot hold the run, and whatever the run itself would raise.
     """
     started = time.perf_counter()
-    retrieval = descriptors if uses_descriptors(len(paths), config) else None
+    uses = descriptors is not None and uses_descriptors(len(paths), matcher, config)
+    retrieval = descriptors() if uses else None
     images = extract_features(paths, matcher, cache, retrieval, limit=TIMED_PHOTOS)
     new_photos = max(cache.counts[FEATURES], cache.counts[DESCRIPTORS], 1)
     seconds_a_photo = (time.perf_counter() - started) / new_photos

@@ -65,7 +65,8 @@ def reconstruct(
 ) -> tuple[Scene, WorkFolder]:
     folder = WorkFolder(work)
     config = MatchesConfig(**settings)
-    scene = matches.reconstruct(paths, intrinsics, matcher or Counting(), config, Run(), folder, describer, poses)
+    load = None if describer is None else lambda: describer
+    scene = matches.reconstruct(paths, intrinsics, matcher or Counting(), config, Run(), folder, load, poses)
     return scene, folder
 
 
