@@ -145,9 +145,18 @@ class Anny(Body):
         self.check_inputs(rotations, shape, expression)
         coefficients = corner_weights(shape) @ self.coefficients
         rest_vertices, rest_joints = self._rest(coefficients)
-        local = self._local_rotations(rotations, coefficients)
-        turned, placed = chain(local, rest_joints, torch.zeros_like(rest_joints[:, 0]), self.parents)
+        turned, placed = self._posed(rotations, coefficients, rest_joints)
         return BodyOutput(skin(rest_vertices, rest_joints, turned, placed, self.weights), placed)
+
+    def posed_joints(self, rotations: Tensor, shape: Tensor) -> Tensor:
+        """The joints of `forward` alone, (B, J, 3): no skin is computed."""
+        self.check_inputs(rotations, shape, None)
+        coefficients = corner_weights(shape) @ self.coefficients
+        return self._posed(rotations, coefficients, self._shaped("joint", coefficients))[1]
+
+    def _posed(self, rotations: Tensor, coefficients: Tensor, rest_joints: Tensor) -> tuple[Tensor, Tensor]:
+        local = self._local_rotations(rotations, coefficients)
+        return chain(local, rest_joints, torch.zeros_like(rest_joints[:, 0]), self.parents)
 
     def rest(self, shape: Tensor) -> BodyOutput:
         """Vertices and joints of shapes (B, 6) at rest, unposed, in the body's axes: what `forward` skins."""

@@ -99,6 +99,13 @@ def _by_joint(table: dict[str, float]) -> np.ndarray:
 
 _PRIOR_OF_JOINT = _by_joint(_PRIOR)
 _LIMIT_OF_JOINT = _by_joint({**_LIMIT, "root": 1e3})
+
+
+def joint_limits() -> np.ndarray:
+    """(F,): radians that each of FREE_JOINTS may turn away from the rest pose before it costs; the root's is large."""
+    return _LIMIT_OF_JOINT.copy()
+
+
 _STARTS = np.array([INDEX[start] for (start, _), _ in BONES])
 _ENDS = np.array([INDEX[end] for (_, end), _ in BONES])
 _SHARES = np.array([share for _, share in BONES])

@@ -29,12 +29,13 @@ from dune_cli.models.mast3r import TwoViewDepth, TwoViewModel
 from dune_cli.models.match_head import MatchHead
 from dune_cli.models.multihmr_anny import MultiHmrAnny
 from dune_cli.models.multihmr_smplx import MultiHmrSmplx
+from dune_cli.models.people_head import HeadedPeople
 from dune_cli.models.people_poses import PeopleNetwork
 from dune_cli.models.precision import set_trunk_dtype
 from dune_cli.provenance import Source
 
 MultiHmr = MultiHmrSmplx | MultiHmrAnny
-HumanNetwork = MultiHmr | PeopleNetwork
+HumanNetwork = MultiHmr | PeopleNetwork | HeadedPeople
 
 SCENE_HEAD = "dune-segment"  # the registry's segmentation head on dune-mini
 
@@ -213,14 +214,16 @@ def _with_scene(model: HeadedEncoder) -> HeadedEncoder:
     return model
 
 
-def load_human_network(name_or_path: str | Path, device: str = "auto", dtype: str = "float32") -> HumanNetwork:
-    """Multi-HMR on SMPL-X or on Anny, our own safetensors of either, or the networks of joints that come with dune;
-    `tasks/human` joins it with its body model.
+def load_human_network(
+    name_or_path: str | Path, device: str = "auto", dtype: str = "float32", encoder: str | Path | None = None
+) -> HumanNetwork:
+    """Multi-HMR on SMPL-X or on Anny, our own safetensors of either, the networks of joints that come with dune, or a
+    head of `dune train human`; `tasks/human` joins it with its body model. `encoder`: of a head, as in `load_depth`.
 
-    Multi-HMR has `size_px` (the square's side), `body` ("smplx" or "anny"), `backbone`, `source` and
+    Multi-HMR and heads have `size_px` (the square's side), `body` ("smplx" or "anny"), `backbone`, `source` and
     `forward(images, K, min_score) -> list[Detections]`. Raises WeightsMissing, CheckpointError, UserError.
     """
-    return load(name_or_path, "human", device, dtype)
+    return load(name_or_path, "human", device, dtype, encoder)
 
 
 def load_match_head(name_or_path: str | Path, device: str = "auto") -> MatchHead:

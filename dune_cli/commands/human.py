@@ -59,9 +59,11 @@ class BodyOptions:
 @options.group("Model")
 class HumanOptions(BodyOptions):
     model: str | None = options.model_of(
-        "Multi-HMR on Anny or SMPL-X, or 'bundled': Anny fitted to the joints of open networks",
+        "Multi-HMR on Anny or SMPL-X, heads of dune train human, or 'bundled': Anny fitted to the joints of open "
+        "networks",
         default_text="multihmr-672-l-anny, else the best Multi-HMR file here, else bundled",
     )
+    encoder: str | None = options.changed(ModelOptions, "encoder")
     heights: tuple[str, ...] = option(
         "--height METRES,...",
         "Standing heights of the people, in metres, which set their sizes and distances: one for all, or one for each "
@@ -82,11 +84,11 @@ class HumanOptions(BodyOptions):
     def chosen_model(self) -> str | None:
         """The model's name or file; None where joints are given. UserError or WeightsMissing where it cannot be."""
         if self.joints is not None:
-            if self.model is not None:
+            if self.model is not None or self.encoder is not None:
                 raise UserError("--model and --joints both say where joints come from; give one of them")
             return None
         model = SHORT_NAMES.get(self.model or "", self.model)
-        return ModelOptions(model=model).choose("human")
+        return ModelOptions(model=model, encoder=self.encoder).choose("human")
 
     def standing_heights(self) -> tuple[float, ...] | None:
         """--height in metres. UserError for what is no height of a person."""
@@ -263,6 +265,7 @@ def command(
     Example: dune human photo.jpg -o people.obj --overlay overlay.png
              dune human photo.jpg --height 1.62,1.80 -o people.glb
              dune human photo.jpg --joints keypoints.json -o people.obj
+             dune human photo.jpg --model run/head.safetensors -o people.obj
              dune human photo.jpg --model multihmr-896-l --body-models ~/models -o people.glb
              dune human photos/ --format glb -o people/ --overlay overlays/
              dune human clip.mp4 --fps 10 -o people/ --overlay overlays/
@@ -306,8 +309,8 @@ def command(
             model, joints = human.load_fitter(), read_joint_file(people.joints)
             sources = [model.body.source]
         else:
-            model = human.load_human(chosen, people.body_models, device=compute.device, dtype=compute.dtype)
-            sources = [model.source, model.body.source]
+            model = human.load_human(chosen, people.body_models, compute.device, compute.dtype, people.encoder)
+            sources = model.sources
     if heights is not None and isinstance(model, human.HumanModel):
         raise UserError(f"{model.source.name} predicts sizes in metres; leave --height out, or take --model bundled")
     for used in sources:
@@ -426,7 +429,7 @@ class HumanTask(PredictTask):
 
         compute = self.settings.compute
         self.people = human.load_human(self.model, self.settings.body_models, compute.device, compute.dtype)
-        self.sources = [self.people.source, self.people.body.source]
+        self.sources = self.people.sources
 
     def slot(self) -> SharedBackboneSlot | None:
         from dune_cli.models.shared_backbone import SharedBackboneSlot

@@ -191,7 +191,8 @@ def run_model(model: HumanModel | FittedHumanModel, name: str) -> Methods:
         photo = Photo(path, rgb, "", None)
         if not isinstance(model, FittedHumanModel):
             found = predict(model, photo, K)
-            return {name: _bodies(found.people, model.body.joint_names)}
+            same_mesh = getattr(model.body, "rig", "") == "light"
+            return {name: _bodies(found.people, model.body.joint_names, with_vertices=same_mesh)}
         size = (photo.width, photo.height)
         camera = K_from_fov(_FOV_DEG, *size) if K is None else K
         joints = model.find_in_photo(rgb)

@@ -50,10 +50,10 @@ class AnnyHeadConfig:
 class MultiHmrAnny(nn.Module):
     """Images (B, 3, S, S) in [0, 1], letterboxed, to the people in each.
 
-    `body` names the body model; `predicts_camera` says whether K is predicted where none is given.
+    `body` names the body model, `rig` the joints of Anny. `predicts_camera`: whether it gives K where none is given.
     """
 
-    body = "anny"
+    body, rig = "anny", "full"
     predicts_camera = True
     source = Source("none")
 

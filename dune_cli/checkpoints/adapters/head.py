@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +24,7 @@ from dune_cli.errors import CheckpointError
 from dune_cli.io.json_files import Fields
 from dune_cli.models import heads
 from dune_cli.models.heads import FeatureHead, FeatureHeadConfig, HeadCard, HeadedEncoder
+from dune_cli.models.people_head import PeopleHeadCard
 from dune_cli.provenance import Source
 
 NAME = "dune-head"
@@ -51,15 +52,11 @@ def checkpoint_of(head: FeatureHead, card: HeadCard, tuned: Mapping[str, torch.T
 def read_config(checkpoint: Mapping[str, Any]) -> FeatureHeadConfig:
     """The head's sizes. CheckpointError for others than a head can have."""
     fields = Fields(checkpoint["config"], "the head's config", CheckpointError)
-    features = tuple(
-        heads.Feature(f.text("name"), f.integer("channels", low=1, high=MOST_CHANNELS), f.integer("scale", low=0))
-        for f in fields.objects("features")
-    )
     try:
         return FeatureHeadConfig(
             task=fields.text("task"),
             kind=fields.text("kind"),
-            features=features,
+            features=read_features(fields),
             outputs=fields.integer("outputs", low=1, high=MOST_OUTPUTS),
             widths=_whole_numbers(fields, "widths", 3, MOST_CHANNELS),
             place=_whole_numbers(fields, "place", 2, MOST_CELLS),
@@ -68,6 +65,14 @@ def read_config(checkpoint: Mapping[str, Any]) -> FeatureHeadConfig:
         )
     except ValueError as error:
         raise CheckpointError(f"the head's config: {error}") from error
+
+
+def read_features(fields: Fields) -> tuple[heads.Feature, ...]:
+    """The features of a head's config. CheckpointError for sizes that no feature has."""
+    return tuple(
+        heads.Feature(f.text("name"), f.integer("channels", low=1, high=MOST_CHANNELS), f.integer("scale", low=0))
+        for f in fields.objects("features")
+    )
 
 
 def _whole_numbers(fields: Fields, name: str, count: int, most: int) -> Any:
@@ -80,19 +85,14 @@ def _whole_numbers(fields: Fields, name: str, count: int, most: int) -> Any:
 def read_card(checkpoint: Mapping[str, Any]) -> HeadCard:
     """What is known of the head. CheckpointError where a field is of another type."""
     fields = Fields(checkpoint["card"], "the head's card", CheckpointError)
-    sha256 = fields.text("encoder_sha256")
-    if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise CheckpointError(f"{fields.where}: encoder_sha256 is not 64 hexadecimal digits")
-    texts = {name: fields.items_of(name, []) for name in ("classes", "data")}
+    sha256, classes, data = encoder_hash(fields), texts_of(fields, "classes"), texts_of(fields, "data")
     palette = fields.items_of("palette", [])
-    if not all(isinstance(text, str) for texts_of in texts.values() for text in texts_of):
-        raise CheckpointError(f"{fields.where}: classes and data must be lists of texts")
     if not all(isinstance(c, (list, tuple)) and len(c) == 3 and set(map(type, c)) == {int} for c in palette):
         raise CheckpointError(f"{fields.where}: palette must be a list of red, green and blue from 0 to 255")
     if any(not 0 <= value <= 255 for color in palette for value in color):
         raise CheckpointError(f"{fields.where}: palette must be a list of red, green and blue from 0 to 255")
     outputs = read_config(checkpoint).outputs
-    for name, values in (("classes", texts["classes"]), ("palette", palette)):
+    for name, values in (("classes", classes), ("palette", palette)):
         if values and len(values) != outputs:
             raise CheckpointError(f"{fields.where}: {len(values)} {name} for a head of {outputs} outputs")
     return HeadCard(
@@ -100,10 +100,37 @@ def read_card(checkpoint: Mapping[str, Any]) -> HeadCard:
         encoder_sha256=sha256,
         size_px=fields.integer("size_px", low=1, high=MOST_CHANNELS),
         licence=fields.text("licence"),
-        classes=tuple(texts["classes"]),
+        classes=classes,
         palette=tuple(map(tuple, palette)),
-        data=tuple(texts["data"]),
+        data=data,
         measured=fields.object("measured").value,
+    )
+
+
+def encoder_hash(fields: Fields) -> str:
+    """The sha256 of the encoder, of a head's card. CheckpointError for what is none."""
+    sha256 = fields.text("encoder_sha256")
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise CheckpointError(f"{fields.where}: encoder_sha256 is not 64 hexadecimal digits")
+    return sha256
+
+
+def texts_of(fields: Fields, name: str) -> tuple[str, ...]:
+    """A list of texts of a head's card, () where it has none. CheckpointError for other values."""
+    texts = fields.items_of(name, [])
+    if not all(isinstance(text, str) for text in texts):
+        raise CheckpointError(f"{fields.where}: {name} must be a list of texts")
+    return tuple(texts)
+
+
+def notes_of(
+    features: Sequence[heads.Feature], card: HeadCard | PeopleHeadCard, tuned: bool = False
+) -> tuple[str, ...]:
+    """What a head's description says of its encoder and its data."""
+    return (
+        f"reads {', '.join(feature.name for feature in features)} of {card.encoder}",
+        f"the encoder's sha256: {card.encoder_sha256}{', tuned with the head' if tuned else ''}",
+        *(f"data: {text}" for text in card.data),
     )
 
 
@@ -118,17 +145,18 @@ def describe(checkpoint: Mapping[str, Any]) -> _common.Description:
         patch=0,
         width=0,
         parameters=count_parameters(checkpoint["head"]),
-        notes=(
-            f"reads {', '.join(feature.name for feature in config.features)} of {card.encoder}",
-            f"the encoder's sha256: {card.encoder_sha256}{', tuned with the head' if checkpoint['encoder'] else ''}",
-            *(f"data: {text}" for text in card.data),
-        ),
+        notes=notes_of(config.features, card, tuned=bool(checkpoint["encoder"])),
     )
 
 
 def encoder_file(checkpoint: Mapping[str, Any], file_name: str) -> str:
     """The published file of the head's encoder, or the name of the file that it was trained on."""
-    entry = registry.find(name := read_card(checkpoint).encoder)
+    return file_of_encoder(read_card(checkpoint).encoder)
+
+
+def file_of_encoder(name: str) -> str:
+    """The file of the encoder that a card names."""
+    entry = registry.find(name)
     return entry.file if entry is not None else name
 
 
@@ -143,20 +171,7 @@ def build(
     config, card = read_config(checkpoint), read_card(checkpoint)
     if task is not None and config.task != task:
         raise CheckpointError(f"it holds a head for {config.task}, not for {task}; {VERBS[config.task]} takes it")
-    found, encoder = encoder.source, heads.bare(encoder)
-    encoder.source = found
-    if found.sha256 != card.encoder_sha256:
-        raise CheckpointError(
-            f"the head was trained on the encoder {card.encoder} (sha256 {card.encoder_sha256[:12]}...); "
-            f"{found.name} (sha256 {str(found.sha256)[:12]}...) has other features: give that encoder with --encoder"
-        )
-    names = [feature.name for feature in config.features]
-    try:
-        given = heads.measure(encoder, names)
-    except ValueError as error:
-        raise CheckpointError(f"the head does not fit the encoder {found.name}: {error}") from error
-    if given != config.features:
-        raise CheckpointError(f"the head reads {list(config.features)[:4]}, the encoder {found.name} gives others")
+    encoder = checked_encoder(encoder, card, config.features)
     head = heads.build_head(config)
     load_strict(head, dict(checkpoint["head"]), WHAT)
     if checkpoint["encoder"]:
@@ -164,6 +179,27 @@ def build(
     if isinstance(head, heads.PyramidHead):
         head.to(memory_format=torch.channels_last)
     return HeadedEncoder(encoder, head, card)
+
+
+def checked_encoder(
+    encoder: nn.Module, card: HeadCard | PeopleHeadCard, features: Sequence[heads.Feature]
+) -> nn.Module:
+    """The network under the encoder's projectors, with its source. CheckpointError unless it is the one that the head
+    was trained on, and gives its features."""
+    found, encoder = encoder.source, heads.bare(encoder)
+    encoder.source = found
+    if found.sha256 != card.encoder_sha256:
+        raise CheckpointError(
+            f"the head was trained on the encoder {card.encoder} (sha256 {card.encoder_sha256[:12]}...); "
+            f"{found.name} (sha256 {str(found.sha256)[:12]}...) has other features: give that encoder with --encoder"
+        )
+    try:
+        given = heads.measure(encoder, [feature.name for feature in features])
+    except ValueError as error:
+        raise CheckpointError(f"the head does not fit the encoder {found.name}: {error}") from error
+    if given != features:
+        raise CheckpointError(f"the head reads {list(features)[:4]}, the encoder {found.name} gives others")
+    return encoder
 
 
 def _tuned(encoder: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -187,16 +223,22 @@ def export(checkpoint: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict
 
 def restore(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The checkpoint again, from what `export` gave."""
-    try:
-        config, card = json.loads(settings["config"]), json.loads(settings["card"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the safetensors header of {WHAT} has no config or card") from error
-    if not isinstance(config, dict) or not isinstance(card, dict):
-        raise CheckpointError(f"the safetensors header of {WHAT} has no config or card")
+    read = read_settings(settings, WHAT)
     parts: dict[str, dict[str, torch.Tensor]] = {"head": {}, "encoder": {}}
     for key, value in tensors.items():
         part, _, name = key.partition(".")
         if part not in parts:
             raise CheckpointError(f"the file does not fit {WHAT}: {key} is unexpected")
         parts[part][name] = value
-    return {**parts, "config": config, "card": card}
+    return {**parts, **read}
+
+
+def read_settings(settings: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Config and card from a safetensors header. CheckpointError, which calls the file `what`, without them."""
+    try:
+        read = {part: json.loads(settings[part]) for part in ("config", "card")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the safetensors header of {what} has no config or card") from error
+    if not all(isinstance(value, dict) for value in read.values()):
+        raise CheckpointError(f"the safetensors header of {what} has no config or card")
+    return read

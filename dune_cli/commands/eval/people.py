@@ -11,7 +11,7 @@ from dune_cli.commands import checks, options
 from dune_cli.commands.eval import _common as common
 from dune_cli.commands.eval._common import BenchmarkOutput, SetOptions
 from dune_cli.commands.human import BUNDLED, SHORT_NAMES, BodyOptions
-from dune_cli.commands.options import ComputeOptions, option
+from dune_cli.commands.options import ComputeOptions, ModelOptions, option
 from dune_cli.provenance import Run, sha256_of
 
 
@@ -27,10 +27,11 @@ class PeopleSets(SetOptions):
 class PeopleModels(BodyOptions):
     models: tuple[str, ...] = option(
         "--model NAME|FILE",
-        "Model: 'bundled', or a Multi-HMR name or file. Repeatable.",
+        "Model: 'bundled', a Multi-HMR name or file, or a head of dune train human. Repeatable.",
         multiple=True,
         default_text="bundled",
     )
+    encoder: str | None = options.changed(ModelOptions, "encoder")
 
 
 @options.verb("people")
@@ -66,7 +67,10 @@ def command(
     read = benchmark.read_sets(Path(root).expanduser(), sets.sets)
     run = Run()
     with run.stage("load"):
-        models = {name: human.load_human(name, chosen.body_models, compute.device, compute.dtype) for name in names}
+        models = {
+            name: human.load_human(name, chosen.body_models, compute.device, compute.dtype, chosen.encoder)
+            for name in names
+        }
         fitter = human.load_fitter()
     methods = {name: benchmark.run_model(model, name) for name, model in models.items()}
     blocks: dict[str, list[list[str]]] = {}
@@ -84,7 +88,7 @@ def command(
         total = (benchmark.total_photos if labels.photos else benchmark.total_poses)(labels, done)
         rows += total
         blocks[labels.name] = (_photo_table if labels.photos else _pose_table)(total)
-    sources = [source for model in models.values() for source in (model.source, model.body.source)]
+    sources = [source for model in models.values() for source in model.sources]
     result = {
         "schema": "dune.eval-people/1",
         "data": root,

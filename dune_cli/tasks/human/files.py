@@ -67,7 +67,7 @@ def document(
 def describe_body(model: BodiedModel) -> dict[str, Any]:
     """The body of the people's parameters, for `dune.human/1`."""
     body = model.body
-    rig = {} if isinstance(model, HumanModel) else {"rig": body.rig}
+    rig = {"rig": body.rig} if getattr(body, "rig", "full") == "light" else {}
     return {
         "name": body.name,
         **rig,

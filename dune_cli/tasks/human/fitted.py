@@ -136,6 +136,11 @@ class FittedHumanModel(nn.Module):
         return self.network.source
 
     @property
+    def sources(self) -> list[Source]:
+        """All weights behind a result: the networks' and the body's."""
+        return [self.source, self.body.source]
+
+    @property
     def vertex_count(self) -> int:
         """V, the vertices of one body."""
         return self.fitter.vertex_count

@@ -17,19 +17,21 @@ def load_human(
     body_models: str | Path | None = None,
     device: str = "auto",
     dtype: str = "float32",
+    encoder: str | Path | None = None,
 ) -> HumanModel | FittedHumanModel:
-    """Multi-HMR, or the networks that come with dune, with their body; from a registry name, a published file, or our
-    own safetensors file.
+    """Multi-HMR, the networks that come with dune, or a head of `dune train human`, with their body; from a registry
+    name, a published file, or our own safetensors file.
 
     body_models: folder with smplx/SMPLX_NEUTRAL.npz, which SMPL-X models need; None: $DUNE_WEIGHTS. Anny is part of
-    this package. The networks that come with dune are float32 whatever `dtype`. Raises WeightsMissing (weights, or the
-    SMPL-X file), CheckpointError, UserError.
+    this package. The networks that come with dune are float32 whatever `dtype`. encoder: name or file of the encoder
+    of a head; None: the one that the head's file names, beside it or among the weights. Raises WeightsMissing (weights,
+    or the SMPL-X file), CheckpointError, UserError.
     """
-    network = load_human_network(name_or_path, device, dtype)
+    network = load_human_network(name_or_path, device, dtype, encoder)
     if isinstance(network, PeopleNetwork):
         return FittedHumanModel(network, load_fitter()).eval()
     if network.body == "anny":
-        body: Body = load_anny("full")
+        body: Body = load_anny(network.rig)
     else:
         config = network.config
         body = load_smplx(body_models, betas=config.betas, expression=config.expression)

@@ -1,6 +1,7 @@
-"""People in a photo, as bodies in metres in front of its camera: Multi-HMR on SMPL-X or Anny (docs/models/multihmr.md).
+"""People in a photo, as bodies in metres in front of its camera: Multi-HMR on SMPL-X or Anny (docs/models/multihmr.md),
+or a head of `dune train human` on Anny (docs/models/people-head.md).
 
-This is what `load_human` gives of Multi-HMR's files, and works on letterboxed squares; `photo.py` works on photos.
+This is what `load_human` gives of their files, and works on letterboxed squares; `photo.py` works on photos.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 from dune_cli.bodies.body import Body, BodyOutput
+from dune_cli.bodies.statures import AssumedHeight
 from dune_cli.checkpoints.loader import MultiHmr
 from dune_cli.models.multihmr_common import MIN_SCORE, Detections, to_rotvec
+from dune_cli.models.people_head import HeadedPeople
 from dune_cli.provenance import Source
 
 HANDS, JAW, EYES = 30, 1, 2
@@ -46,7 +49,7 @@ class Person:
 class HumanModel(nn.Module):
     """A human network with its body model. Runs on the device of its weights, without gradients."""
 
-    def __init__(self, network: MultiHmr, body: Body) -> None:
+    def __init__(self, network: MultiHmr | HeadedPeople, body: Body) -> None:
         super().__init__()
         self.network, self.body = network, body
 
@@ -54,6 +57,19 @@ class HumanModel(nn.Module):
     def source(self) -> Source:
         """The source of the network's weights."""
         return self.network.source
+
+    @property
+    def sources(self) -> list[Source]:
+        """All weights behind a result: the network's, the encoder's of a head, the body's."""
+        encoder = [self.network.encoder.source] if isinstance(self.network, HeadedPeople) else []
+        return [self.source, *encoder, self.body.source]
+
+    @property
+    def assumed_height(self) -> AssumedHeight | None:
+        """The standing height of adults that a head's distances follow from; None where metres are predicted."""
+        if not isinstance(self.network, HeadedPeople):
+            return None
+        return AssumedHeight(self.network.card.assumed_height, self.network.card.assumed_height_sd)
 
     @property
     def size_px(self) -> int:
@@ -100,9 +116,14 @@ class HumanModel(nn.Module):
         """The bodies of one image's detections, each placed at its detected head."""
         if not len(detections):
             return []
-        rotvec = to_rotvec(detections.rotations)
+        rotations = detections.rotations
+        if isinstance(self.network, HeadedPeople):  # it turns some of the joints
+            turned = [self.body.joint_names.index(name) for name in self.network.joints]
+            rest = torch.eye(3, device=rotations.device).repeat(len(rotations), len(self.body.joint_names), 1, 1)
+            rotations = rest.index_copy(1, torch.tensor(turned, device=rest.device), rotations)
+        rotvec = to_rotvec(rotations)
         shape = detections.shape[:, : len(self.body.shape_names)]
-        posed = self.pose(detections.rotations, shape, detections.expression)
+        posed = self.pose(rotations, shape, detections.expression)
         offset = detections.head - posed.joints[:, self.body.head]
         vertices, joints = posed.vertices + offset[:, None], posed.joints + offset[:, None]
         return [

@@ -66,8 +66,8 @@ def predict(
     """The people in a photo, in the network's order; of fitted bodies, from left to right.
 
     K: (3, 3) of the photo, pixel centres at integers; None: predicted (Multi-HMR on Anny), 60 degrees across the long
-    side (SMPL-X), 55 (fitted bodies). source: of K. heights: standing, in metres, of fitted bodies: one for all or one
-    a person; None: assumed. UserError for another number of them, or for a model that predicts sizes.
+    side (SMPL-X), 55 (fitted bodies, heads). source: of K. heights: standing, in metres, of fitted bodies: one for all
+    or one a person; None: assumed. UserError for another number of them, or for a model that predicts sizes.
     """
     if isinstance(model, FittedHumanModel):
         return _predict_fitted(model, photo, K, source, min_score, heights)
@@ -86,7 +86,8 @@ def predict(
         source = "predicted" if model.network.predicts_camera else "default"
     scale = torch.from_numpy(photo_from_network.diagonal()[:2].copy()).float()
     shift = torch.from_numpy(photo_from_network[:2, 2].copy()).float()
-    return PhotoPeople(photo, tuple(_to_photo(person, scale, shift) for person in people), K, source or "given")
+    kept = tuple(_to_photo(person, scale, shift) for person in people)
+    return PhotoPeople(photo, kept, K, source or "given", assumed_height=model.assumed_height)
 
 
 def _predict_fitted(

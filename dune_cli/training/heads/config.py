@@ -77,23 +77,10 @@ class HeadTrainingConfig(TrainingConfig):
             object.__setattr__(self, "kind", "mlp" if self.task == "classification" else "dpt")
         check_choice("--head", self.kind, KINDS_OF[self.task])
         self.check_common()
-        check_minimum(
-            1,
-            {
-                "--views": self.views,
-                "--batch-size": self.batch_size,
-                "--evaluate-every": self.evaluate_every,
-                "--patience": self.patience,
-            },
-        )
+        check_minimum(1, {"--views": self.views})
         check_minimum(32, {"--size": self.size_px})
         check_minimum(8, {"--widths": min(self.widths)})
-        if self.evaluate_every % self.log_every:
-            raise UserError(f"--evaluate-every {self.evaluate_every} is no multiple of --log-every {self.log_every}")
-        if not 0 < self.held_out_fraction < 1:
-            raise UserError(f"--held-out {self.held_out_fraction} must lie between 0 and 1, both excluded")
-        if not 0 <= self.average < 1:
-            raise UserError(f"--average {self.average} must lie between 0 and 1, 1 excluded")
+        check_schedule(self)
         if self.fov_deg is not None and not 0 < self.fov_deg < 180:
             raise UserError(f"--fov-deg {self.fov_deg} must lie between 0 and 180, both excluded")
         if not self.data and not self.photos:
@@ -109,3 +96,21 @@ class HeadTrainingConfig(TrainingConfig):
     def as_json(self) -> dict[str, Any]:
         """As the base class, with lists for the pairs of `set_weights`."""
         return super().as_json() | {"set_weights": [list(pair) for pair in self.set_weights]}
+
+
+def check_schedule(config: Any) -> None:
+    """UserError for settings of the steps that no head's training takes. config: of any kind of head."""
+    check_minimum(
+        1,
+        {
+            "--batch-size": config.batch_size,
+            "--evaluate-every": config.evaluate_every,
+            "--patience": config.patience,
+        },
+    )
+    if config.evaluate_every % config.log_every:
+        raise UserError(f"--evaluate-every {config.evaluate_every} is no multiple of --log-every {config.log_every}")
+    if not 0 < config.held_out_fraction < 1:
+        raise UserError(f"--held-out {config.held_out_fraction} must lie between 0 and 1, both excluded")
+    if not 0 <= config.average < 1:
+        raise UserError(f"--average {config.average} must lie between 0 and 1, 1 excluded")

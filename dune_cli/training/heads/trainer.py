@@ -22,16 +22,8 @@ from dune_cli.models import heads
 from dune_cli.models.heads import FeatureHead, FeatureHeadConfig, Task
 from dune_cli.models.stems import FrozenStem
 from dune_cli.provenance import Source
-from dune_cli.training.common.checkpoints import RunState
 from dune_cli.training.common.dist import Dist, dist_from_environment
-from dune_cli.training.common.loop import (
-    TrainingLoop,
-    autocast,
-    check_finite,
-    set_learning_rate,
-    training_dtype,
-    weight_decay_groups,
-)
+from dune_cli.training.common.loop import autocast, training_dtype, weight_decay_groups
 from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.common.sampler import held_out_mask
 from dune_cli.training.distill.students import initialise
@@ -48,11 +40,10 @@ from dune_cli.training.heads.feature_cache import (
     examples_hash,
 )
 from dune_cli.training.heads.labels import LabelTeacher
+from dune_cli.training.heads.optimise import Optimisation, optimise
 
 TARGET_SCALES = {"depth": 8, "segmentation": 4, "classification": 1}  # cells of a label along a patch's side
 DEPTH_UPSAMPLING = 2
-WARMUP = 0.05
-CLIP = 1.0
 NORM_SAMPLE = 256  # views that the features' statistics are measured on
 LEAST_SCALE = 1e-4  # standard deviation
 SEED_BATCHES, SEED_MIRROR = 1, 2
@@ -101,31 +92,6 @@ class Trainee(nn.Module):
         return self.head(heads.extract(self.encoder, batch[IMAGE].float() / 255, names))
 
 
-class BestWeights(nn.Module):
-    """The averaged weights of the best evaluation so far, its step and loss, and the evaluations since."""
-
-    step: torch.Tensor
-    loss: torch.Tensor
-    since: torch.Tensor
-
-    def __init__(self, average: Trainee) -> None:
-        super().__init__()
-        self.trainee = copy.deepcopy(average)
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("loss", torch.full((), math.inf, dtype=torch.float64))
-        self.register_buffer("since", torch.zeros((), dtype=torch.int64))
-
-    def update(self, average: Trainee, step: int, loss: float) -> None:
-        """Takes the weights if `loss` is the lowest so far."""
-        if loss < float(self.loss):
-            self.trainee.load_state_dict(average.state_dict())
-            self.step.fill_(step)
-            self.loss.fill_(loss)
-            self.since.zero_()
-        else:
-            self.since += 1
-
-
 def train(config: HeadTrainingConfig, output: Path) -> TrainedHead:
     """Trains, or goes on training, the head in `output`.
 
@@ -163,39 +129,20 @@ def _train(config: HeadTrainingConfig, folder: RunFolder, dist: Dist) -> Trained
 
     batches = Batches(config, cache, validation, dist.device)
     trainee = start(config, head_config, encoder, batches).to(dist.device)
-    average = copy.deepcopy(trainee).requires_grad_(False)
-    best = BestWeights(average)
-    optimizer = torch.optim.AdamW(parameter_groups(trainee, config), lr=0.0)
-    state = RunState(trainee, optimizer, {"average": average, "best": best})
-    loop = TrainingLoop(f"{config.task} head", folder, config, state, dist)
-    for step in loop.steps():
-        if int(best.since) >= config.patience:
-            break
-        set_learning_rate(optimizer, step, config.steps, config.learning_rate, warmup_fraction=WARMUP)
-        trainee.train()
+
+    def step_loss(step: int) -> torch.Tensor:
         kind, batch, weights = batches.training(step)
         with autocast(dist.device, dtype):
             result = trainee(batch)
-        loss = (photo_losses(result.float(), batch, kind[2], head_config) * weights).mean()
-        loss.backward()
-        trained = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
-        for parameter in trained:  # checkpoints want a gradient of all
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        norm = nn.utils.clip_grad_norm_(trained, CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        check_finite([float(norm)], step + 1)
-        update_average(average, trainee, min(config.average, (step + 1) / (step + 10)))
+        return (photo_losses(result.float(), batch, kind[2], head_config) * weights).mean()
 
-        numbers = {"loss": float(loss.detach()), "gradient": float(norm)}
-        if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
-            numbers |= (scores := validate(average, batches, head_config))
-            best.update(average, step + 1, scores["validation"])
-        loop.end_step(step, lambda rate, numbers=numbers: numbers)
-        if int(best.since) >= config.patience:
-            state.save(folder.checkpoints, step + 1, dist)
-            console.note(f"stopped at step {step + 1}: no better validation loss since step {int(best.step)}")
+    best, seconds = optimise(
+        Optimisation(f"{config.task} head", config, folder, dist),
+        trainee,
+        parameter_groups(trainee, config),
+        step_loss,
+        lambda average: validate(average, batches, head_config),
+    )
     chosen = best.trainee.eval()
     tuned = encoder if chosen.encoder is None else chosen.encoder
     return TrainedHead(
@@ -208,7 +155,7 @@ def _train(config: HeadTrainingConfig, folder: RunFolder, dist: Dist) -> Trained
         cache,
         int(best.step),
         float(best.loss),
-        loop.seconds,
+        seconds,
         teacher,
     )
 
@@ -419,16 +366,6 @@ def parameter_groups(trainee: Trainee, config: HeadTrainingConfig) -> list[dict[
         tuned = weight_decay_groups(trainee.encoder, config.weight_decay)
         groups += [group | {"lr_scale": config.encoder_lr_scale} for group in tuned]
     return [group for group in groups if group["params"]]
-
-
-@torch.no_grad()
-def update_average(average: Trainee, trainee: Trainee, decay: float) -> None:
-    """average = decay · average + (1 - decay) · trained, of every floating-point value."""
-    for mine, theirs in zip(average.state_dict().values(), trainee.state_dict().values()):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1 - decay)
-        else:
-            mine.copy_(theirs)
 
 
 def photo_losses(result: torch.Tensor, batch: Batch, kind: str, head_config: FeatureHeadConfig) -> torch.Tensor:

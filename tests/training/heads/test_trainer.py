@@ -11,7 +11,7 @@ import torch
 from dune_cli.checkpoints.loader import load_encoder, load_head
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
 from dune_cli.provenance import sha256_of
-from dune_cli.training.heads import trainer
+from dune_cli.training.heads import optimise, trainer
 from dune_cli.training.heads.config import HeadTrainingConfig
 from dune_cli.training.heads.finalize import finish
 from support.labelled_photos import write_class_set, write_depth_set, write_mask_set
@@ -85,7 +85,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 ) -> None:
     config = settings("depth", encoder, depth_set, steps=10, tune=tune, checkpoint_minutes=0.0)
     whole = trainer.train(config, tmp_path / "whole")
-    update = trainer.update_average
+    update = optimise.update_average
     steps = []
 
     def killed(*arguments: object) -> None:
@@ -94,10 +94,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(
             raise KilledError
         update(*arguments)
 
-    monkeypatch.setattr(trainer, "update_average", killed)
+    monkeypatch.setattr(optimise, "update_average", killed)
     with pytest.raises(KilledError):
         trainer.train(config, tmp_path / "killed")
-    monkeypatch.setattr(trainer, "update_average", update)
+    monkeypatch.setattr(optimise, "update_average", update)
     resumed = trainer.train(config, tmp_path / "killed")
     assert resumed.best_step == whole.best_step and resumed.best_loss == whole.best_loss
     assert all(torch.equal(value, weights(resumed)[key]) for key, value in weights(whole).items())
