@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -333,24 +333,34 @@ def start(config: HeadTrainingConfig, head_config: FeatureHeadConfig, encoder: n
     if tuned is not None:
         for parameter in tunable(tuned).values():
             parameter.requires_grad_(True)
-    moments = {f.name: torch.zeros(3, f.channels, dtype=torch.float64) for f in head_config.features}
-    logs = []
-    for kind, batch in batches.sample(NORM_SAMPLE):
-        features = batch if tuned is None else heads.extract(tuned, batch[IMAGE].float() / 255, list(moments))
-        for name, sums in moments.items():
-            values = features[name].detach().double().cpu().transpose(0, 1).flatten(1)
-            sums += torch.stack([torch.full_like(values[:, 0], values.shape[1]), values.sum(1), values.square().sum(1)])
-        if kind[2] == "metric" and bool((batch[TARGET] > 0).any()):
-            logs.append(float((batch[TARGET][batch[TARGET] > 0].float().log()).mean()))
-    for name, (count, total, squares) in moments.items():
-        norm = head.norms[heads.norm_key(name)]
-        mean = total / count
-        norm.mean.copy_(mean)
-        norm.scale.copy_((squares / count - mean.square()).clamp(min=LEAST_SCALE**2).rsqrt())
+    logs: list[float] = []
+
+    def samples() -> Iterator[Batch]:
+        for kind, batch in batches.sample(NORM_SAMPLE):
+            if kind[2] == "metric" and bool((batch[TARGET] > 0).any()):
+                logs.append(float((batch[TARGET][batch[TARGET] > 0].float().log()).mean()))
+            names = [feature.name for feature in head_config.features]
+            yield batch if tuned is None else heads.extract(tuned, batch[IMAGE].float() / 255, names)
+
+    set_statistics(head.norms, head_config.features, samples())
     if config.task == "depth":
         last = head.out[-1] if isinstance(head, heads.PyramidHead) else head.project
         nn.init.constant_(last.bias, float(np.mean(logs)) if logs else math.log(2.0))
     return Trainee(head, tuned)
+
+
+def set_statistics(norms: nn.ModuleDict, features: Sequence[heads.Feature], samples: Iterable[Batch]) -> None:
+    """Gives a head's norms the mean and deviation of each channel over samples of its features."""
+    moments = {f.name: torch.zeros(3, f.channels, dtype=torch.float64) for f in features}
+    for sample in samples:
+        for name, sums in moments.items():
+            values = sample[name].detach().double().cpu().transpose(0, 1).flatten(1)
+            sums += torch.stack([torch.full_like(values[:, 0], values.shape[1]), values.sum(1), values.square().sum(1)])
+    for name, (count, total, squares) in moments.items():
+        norm = norms[heads.norm_key(name)]
+        mean = total / count
+        norm.mean.copy_(mean)
+        norm.scale.copy_((squares / count - mean.square()).clamp(min=LEAST_SCALE**2).rsqrt())
 
 
 def tunable(encoder: nn.Module) -> dict[str, nn.Parameter]:

@@ -23,12 +23,12 @@ from dune_cli.training.common.loop import autocast, training_dtype, weight_decay
 from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.common.sampler import held_out_mask
 from dune_cli.training.heads.optimise import Optimisation, optimise
-from dune_cli.training.heads.trainer import LEAST_SCALE, open_encoder
+from dune_cli.training.heads.trainer import open_encoder, set_statistics
 from dune_cli.training.human.config import PeopleHeadTrainingConfig
 from dune_cli.training.human.feature_cache import PEOPLE, PictureCache, PictureRow
 from dune_cli.training.human.losses import WEIGHTS, PeopleTargets, person_losses, score_loss, targets_of
 from dune_cli.training.human.people import LabelledPeople
-from dune_cli.training.human.pseudo_labels import LabelFolder, BundledPeopleTeacher
+from dune_cli.training.human.pseudo_labels import BundledPeopleTeacher, LabelFolder
 from dune_cli.training.human.synthetic import PictureMaker, pose_bank
 
 NORM_SAMPLE = 128  # pictures that the features' statistics are measured on
@@ -255,15 +255,7 @@ def start(config: PeopleHeadTrainingConfig, head_config: PeopleHeadConfig, batch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = PeopleHead(head_config)
-    moments = {f.name: torch.zeros(3, f.channels, dtype=torch.float64) for f in head_config.features}
-    for batch in batches.sample(NORM_SAMPLE):
-        for name, sums in moments.items():
-            values = batch[name].double().cpu().transpose(0, 1).flatten(1)
-            sums += torch.stack([torch.full_like(values[:, 0], values.shape[1]), values.sum(1), values.square().sum(1)])
-    for name, (count, total, squares) in moments.items():
-        norm = head.norms[heads.norm_key(name)]
-        norm.mean.copy_(total / count)
-        norm.scale.copy_((squares / count - norm.mean.double().square()).clamp(min=LEAST_SCALE**2).rsqrt())
+    set_statistics(head.norms, head_config.features, batches.sample(NORM_SAMPLE))
     poses = torch.from_numpy(batches.cache.maker.bank.rotations)
     if len(poses):
         mean = poses.mean(0)[..., :2].mT.flatten(1)  # the first column, then the second
