@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,15 +13,26 @@ from dune_cli import console, plugins
 from dune_cli.commands import options, videos
 from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, VideoOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings, head_size, sees_whole
+from dune_cli.commands.shards import (
+    BatchShardOptions,
+    compute_shards,
+    each_once,
+    one_camera,
+    row_document,
+    stored_weights,
+    written,
+)
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.io.intrinsics import PhotoCamera
     from dune_cli.io.photos import Photo
+    from dune_cli.io.shards.files import Column
     from dune_cli.io.video import Frame
     from dune_cli.models.shared_backbone import SharedBackboneSlot
     from dune_cli.tasks.depth import Depth
+    from dune_cli.tasks.large_folders.pipeline import PhotoResult
 
 NEEDS = ("numpy", "torch", "timm", "cv2", "PIL")
 WEIGHTS = (
@@ -83,6 +95,7 @@ def command(
     cameras: CameraOptions,
     compute: ComputeOptions,
     output: DepthOutput,
+    shards: BatchShardOptions,
 ) -> None:
     """Estimate the depth of photos and videos.
 
@@ -100,13 +113,22 @@ def command(
     A video gives a folder with one file per frame, named by frame index (000000.png, ...). frames.jsonl holds one line
     per frame, with its time in seconds. video.json holds what is common to all frames, which have one camera.
 
+    --shards writes the depth of large folders as WebDataset tar files, which hold a depth file and a JSON file for each
+    photo. The same command goes on after a kill, and torchrun or --engine ray spread it over GPUs and machines.
+
     \b
     Example: dune depth photo.jpg -o depth.png --colormap
              dune depth photo.jpg -o cloud.ply --model dinov2-vits14-nyu-dpt --fov-deg 65
              dune depth photos/ -o depths/ --format npz --model mast3r-vitl
              dune depth photo.jpg -o depth.png --model da3metric-large --fov-deg 65
              dune depth clip.mp4 -o depths/ --fps 5 --colormap
+             dune depth photos/ -o depths/ --shards
     """
+    if shards.wanted:
+        shards.refuse_with(colormap=output.colormap, fps=video.fps)
+        one_camera(cameras)
+        verb = DepthShards.of(model, cameras, compute, output.kind or FORMATS[0], shards.batch_size)
+        return compute_shards(verb, photos, shards, compute, output)
     from dune_cli.io.inputs import expand, is_video
     from dune_cli.io.outputs import places
 
@@ -240,3 +262,86 @@ class DepthTask(PredictTask):
 
     def verb_options(self) -> dict[str, Any]:
         return {"--encoder": self.settings.encoder}
+
+
+@dataclass(frozen=True)
+class DepthShards:
+    """Depth in shards: a depth file and a JSON file for each photo."""
+
+    model: str
+    encoder: str | None
+    size: int | None
+    flip: bool
+    depth_range: tuple[float, float] | None
+    intrinsics: str | None
+    fov_deg: float | None
+    dtype: str
+    format: str
+    batch_size: int
+
+    name = "depth"
+    kind = "tar"
+
+    @classmethod
+    def of(
+        cls, model: DepthOptions, cameras: CameraOptions, compute: ComputeOptions, format: str, batch_size: int
+    ) -> DepthShards:
+        """UserError or WeightsMissing for a model that is not here."""
+        chosen, encoder = stored_weights(model.choose("depth"), model.encoder)
+        assert chosen is not None
+        given = (model.size, model.flip, model.bounds(), cameras.intrinsics, cameras.fov_deg, compute.dtype)
+        return cls(chosen, encoder, *given, format, batch_size)
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load(self, device: str) -> DepthShardNetwork:
+        from dune_cli.checkpoints.loader import load_depth
+
+        return DepthShardNetwork(load_depth(self.model, self.encoder, device, self.dtype, self.depth_range), self)
+
+
+class DepthShardNetwork:
+    """A depth model as shards use it."""
+
+    columns: Sequence[Column] = ()
+
+    def __init__(self, network: Any, verb: DepthShards) -> None:
+        self.network, self.verb, self.sources = network, verb, network.sources
+        self.cameras = CameraOptions(intrinsics=verb.intrinsics, fov_deg=verb.fov_deg)
+        self.is_head = sees_whole(network)
+
+    def prepare(self, photo: Photo) -> tuple[Hashable, tuple[Photo, PhotoCamera, Any]]:
+        from dune_cli.tasks import depth
+
+        camera = self.cameras.resolve_cameras([photo])[0]
+        if not self.is_head or not camera.camera.is_pinhole:
+            return None, (photo, camera, None)
+        prepared = depth.head_input(self.network, photo, self.verb.size)
+        return prepared.image.shape, (photo, camera, prepared)
+
+    def predict(self, inputs: Sequence[tuple[Photo, PhotoCamera, Any]]) -> list[Any]:
+        from dune_cli.tasks import depth
+
+        if inputs[0][2] is not None:
+            outputs = depth.head_outputs(self.network, [prepared for *_, prepared in inputs], self.verb.flip)
+            return [(camera, prepared, output) for (_, camera, prepared), output in zip(inputs, outputs)]
+        return each_once(self._depth, inputs)
+
+    def _depth(self, given: tuple[Photo, PhotoCamera, Any]) -> Depth:
+        from dune_cli.tasks import depth
+
+        photo, camera, _ = given
+        known = (camera.K, camera.source)
+        return depth.predict(self.network, photo, known, self.verb.size, self.verb.flip, lens=camera.camera)
+
+    def finish(self, photo: Photo, result: Any) -> PhotoResult:
+        from dune_cli.tasks import depth
+        from dune_cli.tasks.large_folders.pipeline import PhotoResult
+
+        if isinstance(result, tuple):
+            camera, prepared, output = result
+            result = depth.depth_of_head(self.network, photo, (camera.K, camera.source), prepared, output)
+        name = f"depth.{self.verb.format}"
+        content, facts = written(name, lambda path: depth.write(result, path))
+        return PhotoResult(files={name: content}, document=row_document(depth.document(result, Path(name), facts, {})))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,17 @@ from dune_cli import console
 from dune_cli.commands import checks, options
 from dune_cli.commands.options import CameraOptions, ComputeOptions, OutputOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.commands.shards import ShardOptions, compute_shards, stored_weights
+from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
+    from dune_cli.io.preprocess import Prepared
+    from dune_cli.io.shards.files import Column
     from dune_cli.models.shared_backbone import SharedBackboneSlot
+    from dune_cli.tasks.encode import EncoderFeatures
+    from dune_cli.tasks.large_folders.pipeline import PhotoResult
 
 NEEDS = ("numpy", "torch")  # packages without which the verb fails; it works without downloaded weights
 WEIGHTS = (
@@ -27,6 +34,7 @@ WEIGHTS = (
 DEFAULT_MODEL = "dune-mini"
 PREDICT_TASK = "FeaturesTask"
 FORMATS = ("npz", "png")
+TOKENS = ("cls", "registers", "patches")
 
 
 @options.group("Model")
@@ -42,6 +50,28 @@ class EncoderOptions:
     batch_size: int = option("--batch-size N", "Number of photos per forward pass.", options.COUNT, 1)
 
 
+@options.group("Shards")
+class FeatureShardOptions(ShardOptions):
+    tokens: tuple[str, ...] = option(
+        "--tokens NAME,...",
+        f"Tokens to keep in shards: {', '.join(TOKENS)}. Patches take hundreds of times as much room as cls.",
+        options.NameList(),
+        default_text=",".join(TOKENS),
+    )
+
+    def kept_tokens(self) -> tuple[str, ...]:
+        """--tokens. UserError for what is none."""
+        unknown = [name for name in self.tokens if name not in TOKENS]
+        if unknown:
+            raise UserError(f"--tokens {','.join(self.tokens)}: {unknown[0]} is unknown; allowed: {', '.join(TOKENS)}")
+        return tuple(name for name in TOKENS if name in self.tokens) or TOKENS
+
+    def refuse_tokens(self) -> None:
+        """UserError for --tokens without --shards."""
+        if self.tokens:
+            raise UserError("--tokens is for shards, an .npz file holds all of them; add --shards, or leave it out")
+
+
 @options.verb()
 def command(
     *,
@@ -52,6 +82,7 @@ def command(
     output: OutputOptions = options.adapt(
         output=options.output_to("a .npz or .png file for one photo, or a folder.", required=True)
     ),
+    shards: FeatureShardOptions,
 ) -> None:
     """Compute encoder features of photos, or a PCA image of them.
 
@@ -59,12 +90,21 @@ def command(
     its patch grid. A JSON file beside each output gives the model, its licence and the pixel transform. The default
     size is the encoder's native one: 336, 448 or 518 px.
 
+    --shards writes the features of large folders as Parquet files, a row for each photo. The same command goes on after
+    a kill, and torchrun or --engine ray spread it over GPUs and machines; the bytes stay the same.
+
     \b
     Example: dune encode photo.jpg -o pca.png
              dune encode photo.jpg --model dune-vitb14-448 -o features.npz
              dune encode photos/ --model dinov2-vits14 --format png -o pca/
              dune encode photo.jpg --model dune-vitb14-448 --teacher dino2reg_vitlarge_14 -o dino.npz
+             dune encode photos/ -o features/ --tokens cls --shards
+             torchrun --nproc-per-node 8 -m dune_cli.cli encode s3://bucket/photos -o features/ --batch-size 64 --shards
     """
+    if shards.wanted:
+        shards.refuse_with(format=kind)
+        return compute_shards(EncodeShards.of(model, compute, shards), photos, shards, compute, output)
+    shards.refuse_tokens()
     from dune_cli.io.inputs import expand
     from dune_cli.io.outputs import targets
 
@@ -99,6 +139,86 @@ def command(
         write_json(target.with_suffix(".json"), documents[-1])
         output.print_lines(target)
     output.print_json(documents)
+
+
+@dataclass(frozen=True)
+class EncodeShards:
+    """Features in shards: a Parquet row for each photo."""
+
+    model: str
+    teacher: str | None
+    size: int | None
+    fit: str
+    batch_size: int
+    dtype: str
+    tokens: tuple[str, ...]
+
+    name = "encode"
+    kind = "parquet"
+
+    @classmethod
+    def of(cls, model: EncoderOptions, compute: ComputeOptions, shards: FeatureShardOptions) -> EncodeShards:
+        """UserError or WeightsMissing for a model that is not here."""
+        (stored,) = stored_weights(model.model)
+        assert stored is not None
+        tokens = shards.kept_tokens()
+        return cls(stored, model.teacher, model.size, model.fit, model.batch_size, compute.dtype, tokens)
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load(self, device: str) -> EncoderShardNetwork:
+        from dune_cli.checkpoints.loader import load_encoder
+        from dune_cli.tasks import encode
+
+        encoder = load_encoder(self.model, device=device, dtype=self.dtype)
+        encode.check_teacher(encoder, self.teacher)
+        return EncoderShardNetwork(encoder, encode.InputFit(self.size, self.fit), self)
+
+
+class EncoderShardNetwork:
+    """An encoder as shards use it."""
+
+    def __init__(self, encoder: Any, fit: Any, verb: EncodeShards) -> None:
+        self.encoder, self.fit, self.verb, self.run = encoder, fit, verb, Run()
+        self.sources = [encoder.source]
+
+    @property
+    def columns(self) -> list[Column]:
+        """Tokens in C order; their last side is `channels`, the patches' first two are `grid_height`, `grid_width`."""
+        from dune_cli.io.shards.files import Column
+
+        numbers = ("network_width", "network_height", "grid_height", "grid_width", "channels")
+        return [
+            *(Column(name, "int32") for name in numbers),
+            Column("network_from_image", "list:float64"),
+            *(Column(name, "list:float32") for name in self.verb.tokens),
+        ]
+
+    def prepare(self, photo: Photo) -> tuple[Hashable, tuple[Photo, Prepared]]:
+        prepared = self.fit.prepared(photo.rgb, self.encoder)
+        return prepared.image.shape, (photo, prepared)
+
+    def predict(self, inputs: Sequence[tuple[Photo, Prepared]]) -> list[EncoderFeatures]:
+        from dune_cli.tasks import encode
+
+        return list(encode.forward(self.encoder, inputs, self.verb.teacher, self.run))
+
+    def finish(self, photo: Photo, features: EncoderFeatures) -> PhotoResult:
+        from dune_cli.tasks.large_folders.pipeline import PhotoResult
+
+        h, w, channels = features.patches.shape
+        return PhotoResult(
+            {
+                "network_width": w * features.patch,
+                "network_height": h * features.patch,
+                "grid_height": h,
+                "grid_width": w,
+                "channels": channels,
+                "network_from_image": features.network_from_image,
+                **{name: getattr(features, name) for name in self.verb.tokens},
+            }
+        )
 
 
 class FeaturesTask(PredictTask):

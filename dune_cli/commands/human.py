@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -13,14 +14,17 @@ from dune_cli import console, plugins
 from dune_cli.commands import options, videos
 from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, VideoOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.commands.shards import ShardOptions, compute_shards, each_once, one_camera, row_document, stored_weights
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
+    from dune_cli.io.shards.files import Column
     from dune_cli.io.video import Frame
     from dune_cli.models.shared_backbone import SharedBackboneSlot
     from dune_cli.tasks.human import AnimationOptions, HumanModel, PhotoPeople
+    from dune_cli.tasks.large_folders.pipeline import PhotoResult
 
     CameraPhoto = tuple[Photo, Any, Any]  # a photo, its camera K or None, and where that came from
 
@@ -239,6 +243,7 @@ def command(
     cameras: CameraOptions,
     compute: ComputeOptions,
     output: HumanOutput,
+    shards: ShardOptions,
 ) -> None:
     """Estimate the bodies of people in photos and videos.
 
@@ -261,6 +266,9 @@ def command(
     one shape per person. walk.jsonl and walk.json hold what frames.jsonl and video.json do. --smooth takes out the
     jitter of the frames. Several photos of one size with --fps are taken as a clip too.
 
+    --shards writes the people of large folders as Parquet files, a row for each photo, without meshes. The same command
+    goes on after a kill, and torchrun or --engine ray spread it over GPUs and machines.
+
     \b
     Example: dune human photo.jpg -o people.obj --overlay overlay.png
              dune human photo.jpg --height 1.62,1.80 -o people.glb
@@ -273,7 +281,16 @@ def command(
              dune human clip.mp4 -o walk.bvh --person longest
              dune human frames/ --fps 25 -o walk.glb
              dune human photo.jpg --json > people.json
+             dune human photos/ -o people/ --shards
     """
+    if shards.wanted:
+        verb = HumanShards.of(people, cameras, compute)
+        names = ("overlay", "top_view", "person", "smooth")
+        shards.refuse_with(
+            joints=people.joints, fps=video.fps, format=output.kind, **{name: getattr(output, name) for name in names}
+        )
+        one_camera(cameras)
+        return compute_shards(verb, photos, shards, compute, output)
     from dune_cli.io.inputs import expand, is_video
 
     paths = expand(photos, videos=True)
@@ -450,3 +467,76 @@ class HumanTask(PredictTask):
 
     def verb_options(self) -> dict[str, Any]:
         return {"--body-models": self.settings.body_models, "--min-score": self.settings.min_score}
+
+
+@dataclass(frozen=True)
+class HumanShards:
+    """People in shards: a Parquet row for each photo, without meshes."""
+
+    model: str
+    body_models: str | None
+    min_score: float
+    heights: tuple[float, ...] | None
+    which: str
+    intrinsics: str | None
+    fov_deg: float | None
+    dtype: str
+
+    name = "human"
+    kind = "parquet"
+    batch_size = 1
+
+    @classmethod
+    def of(cls, people: HumanOptions, cameras: CameraOptions, compute: ComputeOptions) -> HumanShards:
+        """UserError or WeightsMissing for what cannot be computed."""
+        heights = people.standing_heights()
+        if heights is not None and len(heights) > 1:
+            raise UserError("with --shards --height takes one height for all people; give one")
+        (model,) = stored_weights(None if people.joints else people.chosen_model())
+        given = (people.body_models, people.min_score, heights, people.which)
+        return cls(model or "", *given, cameras.intrinsics, cameras.fov_deg, compute.dtype)
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load(self, device: str) -> HumanShardNetwork:
+        from dune_cli.tasks import human
+
+        human.parse_selection(self.which)
+        model = human.load_human(self.model, self.body_models, device=device, dtype=self.dtype)
+        if self.heights is not None and isinstance(model, human.HumanModel):
+            raise UserError(f"{model.source.name} predicts sizes in metres; leave --height out")
+        return HumanShardNetwork(model, self)
+
+
+class HumanShardNetwork:
+    """A model of people as shards use it."""
+
+    def __init__(self, model: HumanModel, verb: HumanShards) -> None:
+        self.model, self.verb = model, verb
+        self.sources = [model.source, model.body.source]
+
+    @property
+    def columns(self) -> list[Column]:
+        from dune_cli.io.shards.files import Column
+
+        return [Column("people", "int32"), Column("document", "string")]
+
+    def prepare(self, photo: Photo) -> tuple[None, CameraPhoto]:
+        from dune_cli.tasks import human
+
+        return None, (photo, *human.cameras([photo], self.verb.intrinsics, self.verb.fov_deg)[0])
+
+    def predict(self, inputs: Sequence[CameraPhoto]) -> list[PhotoPeople]:
+        from dune_cli.tasks import human
+
+        verb = self.verb
+        return each_once(lambda given: human.predict(self.model, *given, verb.min_score, verb.heights), inputs)
+
+    def finish(self, photo: Photo, found: PhotoPeople) -> PhotoResult:
+        from dune_cli.tasks import human
+        from dune_cli.tasks.large_folders.pipeline import PhotoResult
+
+        kept = human.select(found, self.verb.which)
+        document = row_document(human.document(self.model, kept, None, {}))
+        return PhotoResult(columns={"people": len(kept.people)}, document=document)

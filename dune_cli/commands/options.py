@@ -37,7 +37,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # in the order of --help
-HEADINGS = ("Input", "Model", "Cameras", "World", "Matching", "Training", "Dense", "People", "Output", "Advanced")
+HEADINGS = (
+    "Input",
+    "Model",
+    "Cameras",
+    "World",
+    "Matching",
+    "Training",
+    "Dense",
+    "People",
+    "Output",
+    "Shards",
+    "Advanced",
+)
 
 
 class FiniteRange(click.FloatRange):

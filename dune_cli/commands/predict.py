@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,22 @@ from dune_cli.commands import options
 from dune_cli.commands.human import BodyOptions
 from dune_cli.commands.options import CameraOptions, ComputeOptions, OutputOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.commands.shards import (
+    ShardOptions,
+    compute_shards,
+    each_once,
+    one_camera,
+    row_document,
+    stored_weights,
+)
 from dune_cli.errors import UserError
-from dune_cli.provenance import Run
+from dune_cli.provenance import Run, Source
 
 if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
+    from dune_cli.io.shards.files import Column
     from dune_cli.models.shared_backbone import SharedBackbone
+    from dune_cli.tasks.large_folders.pipeline import PhotoResult
 
 NEEDS = ("numpy", "torch", "timm", "cv2", "PIL")
 REPORT = "predict.json"
@@ -78,6 +89,27 @@ class Predictor:
     compute: ComputeOptions
     run: Run
 
+    @classmethod
+    def load(cls, tasks: dict[str, PredictTask], size: int | None, compute: ComputeOptions, run: Run) -> Predictor:
+        """Loads the models of the tasks; those with the same encoder share it."""
+        from dune_cli.models.shared_backbone import share
+
+        with run.stage("load"):
+            for task in tasks.values():
+                task.load()
+            backbones = share([slot for slot in (task.slot() for task in tasks.values()) if slot is not None])
+            for backbone in backbones.values():
+                sharing = [tasks[name] for name, one in backbones.items() if one is backbone]
+                if any(task.whole for task in sharing):
+                    for task in sharing:
+                        task.see_whole()
+        return cls(tasks, backbones, size, compute, run)
+
+    @property
+    def sources(self) -> list[Source]:
+        """Those of all tasks, each once."""
+        return list({source.name: source for task in self.tasks.values() for source in task.sources}.values())
+
     def size_for(self, photo: Photo) -> int | None:
         """--size, or that at which tasks that share an encoder see the same image of this photo."""
         if self.size is not None:
@@ -114,14 +146,13 @@ class Predictor:
         ]
         # what is no ViT is not shared: its task alone runs it, once
         encoders += [{"tasks": [name], "passes": 1} for name in self.tasks if name not in self.backbones]
-        sources = {source.name: source for task in self.tasks.values() for source in task.sources}
         return {
             "schema": "dune.predict/1",
             "image": {"path": str(photo.path), "width": photo.width, "height": photo.height},
             "tasks": entries,
             "encoder_passes": sum(entry["passes"] for entry in encoders),
             "encoders": encoders,
-            "provenance": self.run.provenance(list(sources.values()), inputs, dtype=self.compute.dtype),
+            "provenance": self.run.provenance(self.sources, inputs, dtype=self.compute.dtype),
         }
 
 
@@ -137,6 +168,7 @@ def command(
             "a folder, with a folder for each photo and in it a file and a JSON file for each task.", required=True
         )
     ),
+    shards: ShardOptions,
 ) -> None:
     """Estimate depth, classes, people and features of photos with shared encoder passes.
 
@@ -149,12 +181,19 @@ def command(
     features that share their encoder then do, too (dune encode --fit stretch). The network input of a Multi-HMR model
     is always a square of its own size, so that people share a pass only for photos that are such squares.
 
+    --shards writes the results of large folders as WebDataset tar files, which hold the files of all tasks and one JSON
+    file for each photo. The same command goes on after a kill, and torchrun or --engine ray spread it over machines.
+
     \b
     Example: dune predict photo.jpg -o out/
              dune predict photo.jpg --tasks depth,human -o out/
              dune predict photo.jpg --tasks depth,features --task-model depth=dinov2-vits14-nyu-dpt \\
                  --encoder dinov2-vits14 -o out/
+             dune predict photos/ -o out/ --shards
     """
+    if shards.wanted:
+        one_camera(cameras)
+        return compute_shards(PredictShards.of(chosen, cameras, compute), photos, shards, compute, output)
     from dune_cli.io.inputs import expand
     from dune_cli.io.json_files import write_json
     from dune_cli.io.photos import read_photo
@@ -166,21 +205,10 @@ def command(
     known = cameras.one_by_one(len(paths))
     tasks = {name: TASKS[name](one) for name, one in settings.items()}
 
-    from dune_cli.models.shared_backbone import share
-
     run = Run()
-    with run.stage("load"):
-        for task in tasks.values():
-            task.load()
-        backbones = share([slot for slot in (task.slot() for task in tasks.values()) if slot is not None])
-        for backbone in backbones.values():
-            sharing = [tasks[name] for name, one in backbones.items() if one is backbone]
-            if any(task.whole for task in sharing):
-                for task in sharing:
-                    task.see_whole()
-    for source in {source.name: source for task in tasks.values() for source in task.sources}.values():
+    predictor = Predictor.load(tasks, chosen.size, compute, run)
+    for source in predictor.sources:
         console.note(f"{source.name}, licence: {source.licence}")
-    predictor = Predictor(tasks, backbones, chosen.size, compute, run)
     reports = []
     for path, camera, folder in console.progress(list(zip(paths, known, folders)), "predict", unit="photo"):
         with run.stage("read"):
@@ -204,3 +232,74 @@ def _folders(paths: list[Path], output: OutputOptions, files: list[str]) -> list
             check_output(path, (path.suffix,), output.overwrite)
             check_output(path.with_suffix(".json"), (".json",), output.overwrite)
     return folders
+
+
+@dataclass(frozen=True)
+class PredictShards:
+    """The results of several tasks in shards: the file of each task, and one JSON file, for each photo."""
+
+    models: Mapping[str, str]
+    encoder: str | None
+    body_models: str | None
+    min_score: float
+    size: int | None
+    intrinsics: str | None
+    fov_deg: float | None
+    dtype: str
+
+    name = "predict"
+    kind = "tar"
+    batch_size = 1
+
+    @classmethod
+    def of(cls, chosen: PredictOptions, cameras: CameraOptions, compute: ComputeOptions) -> PredictShards:
+        """UserError or WeightsMissing for models that are not here."""
+        (encoder,) = stored_weights(chosen.encoder)
+        shared = (encoder, chosen.body_models, chosen.min_score)
+        models = {}
+        for name, model in chosen.models().items():
+            (models[name],) = stored_weights(TASKS[name](TaskSettings(model, *shared, compute)).model)
+        return cls(models, *shared, chosen.size, cameras.intrinsics, cameras.fov_deg, compute.dtype)
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load(self, device: str) -> PredictShardNetwork:
+        compute = ComputeOptions(device=device, dtype=self.dtype)
+        shared = (self.encoder, self.body_models, self.min_score, compute)
+        tasks = {name: TASKS[name](TaskSettings(model, *shared)) for name, model in self.models.items()}
+        cameras = CameraOptions(intrinsics=self.intrinsics, fov_deg=self.fov_deg)
+        return PredictShardNetwork(Predictor.load(tasks, self.size, compute, Run()), cameras)
+
+
+class PredictShardNetwork:
+    """Several tasks as shards use them."""
+
+    columns: Sequence[Column] = ()
+
+    def __init__(self, predictor: Predictor, cameras: CameraOptions) -> None:
+        self.predictor, self.cameras, self.sources = predictor, cameras, predictor.sources
+
+    def prepare(self, photo: Photo) -> tuple[None, Photo]:
+        return None, photo
+
+    def predict(self, inputs: Sequence[Photo]) -> list[PhotoResult]:
+        return each_once(self._result, inputs)
+
+    def _result(self, photo: Photo) -> PhotoResult:
+        from dune_cli.io.outputs import scratch_folder
+        from dune_cli.tasks.large_folders.pipeline import PhotoResult
+
+        predictor = self.predictor
+        size = predictor.size_for(photo)
+        files, documents = {}, {}
+        with scratch_folder() as folder:
+            for name, task in predictor.tasks.items():
+                path = folder / task.file
+                documents[name] = row_document(task.predict(photo, self.cameras, size, path, predictor.run))
+                if path.exists():  # classes are in the JSON alone
+                    files[task.file] = path.read_bytes()
+        return PhotoResult(files=files, document=documents)
+
+    def finish(self, photo: Photo, result: PhotoResult) -> PhotoResult:
+        return result

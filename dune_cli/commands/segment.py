@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +13,21 @@ from dune_cli import console
 from dune_cli.commands import options
 from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings, head_size, sees_whole
+from dune_cli.commands.shards import (
+    BatchShardOptions,
+    compute_shards,
+    each_once,
+    row_document,
+    stored_weights,
+    written,
+)
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.io.photos import Photo
+    from dune_cli.io.shards.files import Column
     from dune_cli.models.shared_backbone import SharedBackboneSlot
+    from dune_cli.tasks.large_folders.pipeline import PhotoResult
 
 WEIGHTS = (
     (
@@ -58,6 +70,7 @@ def command(
     output: OutputOptions = options.adapt(
         output=options.output_to("a .png file for one photo, or a folder.", required=True)
     ),
+    shards: BatchShardOptions,
 ) -> None:
     """Segment photos into a class for every pixel.
 
@@ -65,10 +78,19 @@ def command(
     photo, with their colours and shares of the pixels. Names and colours come from the weight file where it has them.
     Without downloads, the head dune-segment comes with dune: ADE20K's 31 commonest classes.
 
+    --shards writes the class maps of large folders as WebDataset tar files, which hold a PNG and a JSON file for each
+    photo. The same command goes on after a kill, and torchrun or --engine ray spread it over GPUs and machines.
+
     \b
     Example: dune segment photo.jpg -o classes.png --color-overlay
              dune segment photos/ -o classes/ --model dinov2-vits14-voc2012-ms
+             dune segment photos/ -o classes/ --shards
     """
+    if shards.wanted:
+        shards.refuse_with(color_overlay=overlay)
+        chosen, encoder = stored_weights(model.choose("segment"), model.encoder)
+        verb = SegmentShards(chosen or "", encoder, size, scales, compute.dtype, shards.batch_size)
+        return compute_shards(verb, photos, shards, compute, output)
     from dune_cli.io.inputs import expand
     from dune_cli.io.outputs import sibling, targets
 
@@ -137,3 +159,64 @@ class SegmentationTask(PredictTask):
         result = segment.predict(self.network, photo, SCALES, size, run)
         segment.write(result, path)
         return segment.document(result, path, None, {})
+
+
+@dataclass(frozen=True)
+class SegmentShards:
+    """Class maps in shards: a PNG and a JSON file for each photo."""
+
+    model: str
+    encoder: str | None
+    size: int | None
+    scales: int
+    dtype: str
+    batch_size: int
+
+    name = "segment"
+    kind = "tar"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load(self, device: str) -> SegmentShardNetwork:
+        from dune_cli.checkpoints.loader import load_segmenter
+
+        return SegmentShardNetwork(load_segmenter(self.model, self.encoder, device, self.dtype), self)
+
+
+class SegmentShardNetwork:
+    """A segmentation model as shards use it."""
+
+    columns: Sequence[Column] = ()
+
+    def __init__(self, network: Any, verb: SegmentShards) -> None:
+        self.network, self.verb, self.sources = network, verb, network.sources
+        self.is_head = sees_whole(network)
+
+    def prepare(self, photo: Photo) -> tuple[Hashable, tuple[Photo, Any]]:
+        from dune_cli.sfm.class_maps import class_input
+
+        if not self.is_head:
+            return None, (photo, None)
+        prepared = class_input(self.network, photo.rgb, self.verb.size)
+        return prepared.image.shape, (photo, prepared)
+
+    def predict(self, inputs: Sequence[tuple[Photo, Any]]) -> list[Any]:
+        from dune_cli.sfm.class_maps import class_logits
+        from dune_cli.tasks import segment
+
+        if self.is_head:
+            logits = class_logits(self.network, [prepared for _, prepared in inputs])
+            return [(prepared, one) for (_, prepared), one in zip(inputs, logits)]
+        verb = self.verb
+        return each_once(lambda given: segment.predict(self.network, given[0], verb.scales, verb.size), inputs)
+
+    def finish(self, photo: Photo, result: Any) -> PhotoResult:
+        from dune_cli.tasks import segment
+        from dune_cli.tasks.large_folders.pipeline import PhotoResult
+
+        if self.is_head:
+            result = segment.class_map_of_head(self.network, photo, *result)
+        name = "classes.png"
+        content, _ = written(name, lambda path: segment.write(result, path))
+        return PhotoResult(files={name: content}, document=row_document(segment.document(result, Path(name), None, {})))

@@ -24,6 +24,7 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "DIB", "PPM", "JPEG2000"
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _T = TypeVar("_T")
 _pillow_limit = threading.Lock()
+_stderr = threading.RLock()  # the file descriptor is the whole process's
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # or its warnings on damaged files go to stderr
 
 
@@ -139,12 +140,14 @@ def _silent_libtiff(image: Image) -> Iterator[None]:
 
 @contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Silences libtiff, libpng and OpenCV, which write warnings on a damaged file to file descriptor 2."""
-    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(devnull, 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(devnull)
+    """Silences libtiff, libpng and OpenCV, which write warnings on a damaged file to file descriptor 2. One thread at a
+    time."""
+    with _stderr:
+        stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(devnull, 2)
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.close(devnull)

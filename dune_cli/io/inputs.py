@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dune_cli import console
 from dune_cli.errors import UserError
+from dune_cli.io.object_stores import is_url
 from dune_cli.io.photo_names import companions
 
 # fmt: off
@@ -50,6 +51,8 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
 def _expand_one(entry: str, videos: bool) -> list[Path]:
     if not entry:
         raise UserError("an input is an empty string; name an image, a folder, or a glob")
+    if is_url(entry):
+        raise UserError(f"{entry} is a URL, which is read with --shards only; add that, or copy the files first")
     path = Path(entry).expanduser()
     try:
         if path.is_dir():

@@ -15,6 +15,8 @@ from dune_cli import signals
 from dune_cli.errors import UserError
 from dune_cli.io.inputs import is_video
 
+_scratch: set[Path] = set()  # folders of this process in the system's temporary one, which go at the end
+
 
 def check_output(path: str | Path, suffixes: Sequence[str], overwrite: bool) -> Path:
     """`path`, if a file can be written there; UserError otherwise. Called before any work.
@@ -57,7 +59,8 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` (same ending) to write to; renamed to `path` on success, removed on failure.
 
-    The file is flushed to the disk before it is renamed. An old file stays until then. Makes missing folders.
+    The file is flushed to the disk before it is renamed, unless it is in a folder of `scratch_folder()`. An old file
+    stays until then. Makes missing folders.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +68,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     with signals.temporary(temporary):
         try:
             yield temporary
-            _flush(temporary)
+            if not _scratch.intersection(target.parents):
+                _flush(temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -108,12 +112,15 @@ def _remove(path: Path) -> None:
 @contextmanager
 def scratch_folder(below: str | Path | None = None, prefix: str = "dune-") -> Iterator[Path]:
     """A folder in `below` (None: the system's temporary folder) that is removed after the block, however it ends."""
-    path = Path(below or tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(6)}"
+    path = Path(below or os.path.realpath(tempfile.gettempdir())) / f"{prefix}{secrets.token_hex(6)}"
     with signals.temporary(path):
         path.mkdir(mode=0o700 if below is None else 0o777)
+        if below is None:
+            _scratch.add(path)
         try:
             yield path
         finally:
+            _scratch.discard(path)
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,19 @@ def decode_photo(data: bytes, name: str | Path) -> np.ndarray:
     if not data:
         raise UserError(f"{path} is empty (0 bytes); copy or download it again")
     return _read(path, io.BytesIO(data))[0]
+
+
+def photo_from_bytes(data: bytes, name: str | Path) -> Photo:
+    """The photo that `read_photo` reads of a file with the content `data`. `name` names it. UserError as there."""
+    path = Path(name)
+    if not data:
+        raise UserError(f"{path} is empty (0 bytes); copy or download it again")
+    file = io.BytesIO(data)
+    rgb, tags, orientation = _read(path, file)
+    height, width = rgb.shape[:2]
+    sha256 = hashlib.sha256(data).hexdigest()
+    focal_px = exif.focal_px(tags, width, height)
+    return Photo(path, rgb, sha256, focal_px, orientation, is_panorama(file, width, height))
 
 
 def _read(path: Path, file: BinaryIO) -> tuple[np.ndarray, dict[int, Any], int]:

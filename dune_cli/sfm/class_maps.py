@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dune_cli.io.preprocess import stretch
+from dune_cli.io.preprocess import Prepared, stretch
 from dune_cli.models.heads import HeadedEncoder
 from dune_cli.provenance import Run
 
@@ -22,17 +24,34 @@ def predict_classes(
     `size_px`: long side of the input (None: as many pixels as the head's training images have). The logits are enlarged
     bilinearly.
     """
-    height, width = rgb.shape[:2]
     with run.stage("prepare"):
-        network_height, network_width = model.input_size(height, width, size_px)
-        prepared = stretch(rgb, network_width, network_height)
-    with run.stage("network"), torch.inference_mode():
-        logits = model(torch.from_numpy(prepared.image)[None])
-    with run.stage("resample"), torch.inference_mode():
-        scale = min(1.0, MAX_LONG_SIDE_PX / max(height, width))
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        classes = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0).cpu().numpy()
-    return classes, (network_height, network_width)
+        prepared = class_input(model, rgb, size_px)
+    with run.stage("network"):
+        (logits,) = class_logits(model, [prepared])
+    with run.stage("resample"):
+        return classes_at(logits, *rgb.shape[:2]), (prepared.height, prepared.width)
+
+
+def class_input(model: HeadedEncoder, rgb: np.ndarray, size_px: int | None) -> Prepared:
+    """A photo (H, W, 3) uint8 as the network takes it; size_px: see `predict_classes`."""
+    height, width = model.input_size(*rgb.shape[:2], size_px)
+    return stretch(rgb, width, height)
+
+
+@torch.inference_mode()
+def class_logits(model: HeadedEncoder, inputs: Sequence[Prepared]) -> list[torch.Tensor]:
+    """The logits (1, classes, h, w) of each of the inputs, which have one size, by one pass."""
+    logits = model(torch.from_numpy(np.stack([prepared.image for prepared in inputs])))
+    return [logits[k, None] for k in range(len(inputs))]
+
+
+@torch.inference_mode()
+def classes_at(logits: torch.Tensor, height: int, width: int) -> np.ndarray:
+    """Class numbers (h, w) int64 of a photo of `height` x `width` px, at its size reduced to at most
+    MAX_LONG_SIDE_PX, by its logits (1, classes, ., .)."""
+    scale = min(1.0, MAX_LONG_SIDE_PX / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0).cpu().numpy()
 
 
 def enlarged(classes: np.ndarray, height: int, width: int) -> np.ndarray:

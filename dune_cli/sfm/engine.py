@@ -187,11 +187,12 @@ def _work_by(key: str, setup: Setup[Any, Any], item: Any) -> tuple[list[Any], li
 class RayEngine(Engine):
     """Ray on this machine, with `workers` of its processors (None: all), or a cluster's `address`, HOST:PORT.
 
-    Every machine of a cluster needs dune, and the photos and the work folder at the same paths. PackageMissing without
-    Ray; UserError for what is no address; JobFailed for one that does not answer.
+    on_gpus: each worker gets a GPU of its own, if the machine or cluster has any. Every machine of a cluster needs
+    dune, and the photos and the work folder at the same paths. PackageMissing without Ray; UserError for what is no
+    address; JobFailed for one that does not answer.
     """
 
-    def __init__(self, address: str = LOCAL, workers: int | None = None) -> None:
+    def __init__(self, address: str = LOCAL, workers: int | None = None, on_gpus: bool = False) -> None:
         if address != LOCAL:
             _check_answers(address)
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -203,7 +204,11 @@ class RayEngine(Engine):
             self._ray._private.worker.print_to_stdstream = _note_of_ray
             settings = local if address == LOCAL else {"address": address}
             self._start({**settings, "log_to_driver": False, "logging_level": logging.ERROR}, address)
-        self.workers = threads if address == LOCAL else max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        resources = self._ray.cluster_resources()
+        self.workers = threads if address == LOCAL else max(1, int(resources.get("CPU", 1)))
+        self._gpus = 1 if on_gpus and resources.get("GPU", 0) >= 1 else 0  # of a worker
+        if self._gpus:
+            self.workers = min(self.workers, int(resources["GPU"]))
 
     def _start(self, settings: dict[str, Any], address: str) -> None:
         """`ray.init`. Where something else than Ray answers at an address, it waits for minutes."""
@@ -232,7 +237,7 @@ class RayEngine(Engine):
 
     def map(self, setup: Setup[T, R], items: Iterable[T]) -> Iterator[R]:
         ray, key = self._ray, secrets.token_hex(8)
-        task = ray.remote(num_cpus=1, max_retries=RETRIES)(_work_by)
+        task = ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=RETRIES)(_work_by)
         shared, source, jobs = ray.put(setup), iter(items), deque[Any]()
         try:
             while True:
@@ -291,15 +296,15 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def open_engine(name: str, workers: int | None, ray_address: str | None) -> Iterator[Engine]:
+def open_engine(name: str, workers: int | None, ray_address: str | None, on_gpus: bool = False) -> Iterator[Engine]:
     """The engine `name`, processes | ray, which is closed after the block. Without `workers` it is this process, with
-    all its threads."""
+    all its threads. on_gpus: of Ray, see `RayEngine`."""
     if name != "ray":
         if ray_address is not None:
             raise UserError("--ray-address belongs to --engine ray; add that, or leave --ray-address out")
         yield InProcess() if workers is None else ProcessPool(workers)
         return
-    engine = RayEngine(ray_address or LOCAL, workers)
+    engine = RayEngine(ray_address or LOCAL, workers, on_gpus)
     try:
         yield engine
     finally:

@@ -7,7 +7,7 @@ its depth is called metric, and gives the expected error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -222,26 +222,51 @@ def _predict_head(
     run: Run,
 ) -> Depth:
     with run.stage("prepare"):
-        height, width = model.input_size(photo.height, photo.width, size_px)
-        prepared = stretch(photo.rgb, width, height)
-        K = prepared.network_from_image @ camera[0]
-    images = torch.from_numpy(prepared.image)[None]
-    with run.stage("network"), torch.inference_mode():
-        result, classes = model.with_scene(images)
-        if flip:
-            result = (result + model(images.flip(-1)).flip(-1)) / 2
-    with run.stage("resample"), torch.inference_mode():
-        canonical = sharpened(result, photo.rgb)
-        depth = canonical * np.float32(np.sqrt(K[0, 0] * K[1, 1]) / model.config.canonical_focal_px)
-        setting = None
-        if classes is not None and model.scene is not None:
-            names = model.scene.class_names
-            setting = "outdoor" if is_outdoor(classes[0], names) else "indoor"
-            if SKY in names:
-                depth[_probable(classes, names.index(SKY), photo)] = np.nan
+        prepared = head_input(model, photo, size_px)
+    with run.stage("network"):
+        (output,) = head_outputs(model, [prepared], flip)
+    with run.stage("resample"):
+        return depth_of_head(model, photo, camera, prepared, output)
+
+
+HeadOutput = tuple[torch.Tensor, torch.Tensor | None]  # (1, 1, h, w) log depth, and the scene head's result
+
+
+def head_input(model: HeadedEncoder, photo: Photo, size_px: int | None = None) -> Prepared:
+    """A photo as a head of `dune train` takes it; size_px: see `predict`."""
+    height, width = model.input_size(photo.height, photo.width, size_px)
+    return stretch(photo.rgb, width, height)
+
+
+@torch.inference_mode()
+def head_outputs(model: HeadedEncoder, inputs: Sequence[Prepared], flip: bool = False) -> list[HeadOutput]:
+    """What such a head gives for inputs of one size, in one pass."""
+    images = torch.from_numpy(np.stack([prepared.image for prepared in inputs]))
+    results, classes = model.with_scene(images)
+    if flip:
+        results = (results + model(images.flip(-1)).flip(-1)) / 2
+    return [(results[k, None], None if classes is None else classes[k, None]) for k in range(len(inputs))]
+
+
+@torch.inference_mode()
+def depth_of_head(
+    model: HeadedEncoder, photo: Photo, camera: tuple[np.ndarray, str], prepared: Prepared, output: HeadOutput
+) -> Depth:
+    """The photo's depth by what such a head gave for its `prepared` input; camera: see `predict`."""
+    K = prepared.network_from_image @ camera[0]
+    result, classes = output
+    canonical = sharpened(result, photo.rgb)
+    depth = canonical * np.float32(np.sqrt(K[0, 0] * K[1, 1]) / model.config.canonical_focal_px)
+    setting = None
+    if classes is not None and model.scene is not None:
+        names = model.scene.class_names
+        setting = "outdoor" if is_outdoor(classes[0], names) else "indoor"
+        if SKY in names:
+            depth[_probable(classes, names.index(SKY), photo)] = np.nan
     expected = expected_error(model.card.measured, setting, camera[1])
     scale = "metric" if expected is None else expected.scale
-    return Depth(photo, depth, None, *camera, prepared.network_from_image, (width, height), expected, scale)
+    size = (prepared.width, prepared.height)
+    return Depth(photo, depth, None, *camera, prepared.network_from_image, size, expected, scale)
 
 
 def _predict_depth_anything(

@@ -5,7 +5,7 @@ The JSON is `dune.features/1` of docs/file-formats.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,16 +100,17 @@ def encode(
         with run.stage("prepare"):
             prepared = fit.prepared(photo.rgb, encoder)
         if batch and (len(batch) == batch_size or batch[0][1].image.shape != prepared.image.shape):
-            yield from _forward(encoder, batch, teacher, run)
+            yield from forward(encoder, batch, teacher, run)
             batch = []
         batch.append((photo, prepared))
     if batch:
-        yield from _forward(encoder, batch, teacher, run)
+        yield from forward(encoder, batch, teacher, run)
 
 
-def _forward(
-    encoder: nn.Module, batch: list[tuple[Photo, Prepared]], teacher: str | None, run: Run
+def forward(
+    encoder: nn.Module, batch: Sequence[tuple[Photo, Prepared]], teacher: str | None, run: Run
 ) -> Iterator[EncoderFeatures]:
+    """Features of photos with their prepared inputs, which have one size, in one pass."""
     images = torch.from_numpy(np.stack([prepared.image for _, prepared in batch]))
     with run.stage("encode"), torch.inference_mode():
         tokens = encoder(images) if teacher is None else encoder.project(images, teacher)

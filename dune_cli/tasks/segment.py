@@ -20,7 +20,7 @@ from dune_cli.io.preprocess import Prepared, fit
 from dune_cli.models.dinov2_heads import Segmenter
 from dune_cli.models.heads import HeadedEncoder
 from dune_cli.provenance import Run
-from dune_cli.sfm.class_maps import MAX_LONG_SIDE_PX, enlarged, predict_classes
+from dune_cli.sfm.class_maps import MAX_LONG_SIDE_PX, classes_at, enlarged, predict_classes
 
 SCHEMA = "dune.classmap/1"
 MAX_ASPECT = 4
@@ -60,8 +60,7 @@ def predict(
     run = run or Run()
     if isinstance(model, HeadedEncoder):
         classes, size = predict_classes(model, photo.rgb, size_px, run)
-        classes = enlarged(classes, photo.height, photo.width)
-        return ClassMap(photo, classes, _colors(model), model.class_names, (size,), False)
+        return _class_map_of_head(model, photo, classes, size)
     prepared = fit(photo.rgb, size_px or MAX_LONG_SIDE_PX)
     sizes = _bounded_sizes(model, photo, prepared, scales)
     with run.stage("network"), torch.inference_mode():
@@ -69,6 +68,17 @@ def predict(
         classes = probabilities[0].argmax(0).cpu().numpy()
     classes = enlarged(classes, photo.height, photo.width)
     return ClassMap(photo, classes, _colors(model), model.class_names, tuple(sizes), model.protocol.flip)
+
+
+def class_map_of_head(model: HeadedEncoder, photo: Photo, prepared: Prepared, logits: torch.Tensor) -> ClassMap:
+    """The class map by a head of `dune train`, of its `prepared` input and logits (1, classes, h, w)."""
+    classes = classes_at(logits, photo.height, photo.width)
+    return _class_map_of_head(model, photo, classes, (prepared.height, prepared.width))
+
+
+def _class_map_of_head(model: HeadedEncoder, photo: Photo, classes: np.ndarray, size: tuple[int, int]) -> ClassMap:
+    classes = enlarged(classes, photo.height, photo.width)
+    return ClassMap(photo, classes, _colors(model), model.class_names, (size,), False)
 
 
 def _colors(model: Segmenter | HeadedEncoder) -> np.ndarray:

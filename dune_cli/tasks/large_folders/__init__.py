@@ -1,0 +1,1 @@
+"""Folders of any size in shards: `--shards` of `dune encode`, `depth`, `segment`, `human` and `predict`."""
