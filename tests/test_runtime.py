@@ -38,18 +38,18 @@ def test_threads_follow_the_mask_the_quota_and_the_users_word(monkeypatch: pytes
 
 
 def test_libraries_are_told_only_where_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "OMP_WAIT_POLICY")
     for name in names:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(runtime, "available_threads", lambda: 8)
     runtime.limit_threads()
-    assert [os.environ.get(name) for name in names] == [None, "1", None, None]
+    assert [os.environ.get(name) for name in names] == [None, "1", None, None, "passive"]
     monkeypatch.setenv("MKL_NUM_THREADS", "1")
     monkeypatch.setattr(runtime, "available_threads", lambda: 2)
     runtime.limit_threads()
-    assert [os.environ[name] for name in names] == ["2", "1", "1", "2"]
+    assert [os.environ[name] for name in names] == ["2", "1", "1", "2", "passive"]
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:0", ""])
