@@ -7,8 +7,9 @@ Sources: the graphs themselves; Bazarevsky et al., "BlazePose", 2020, for its ro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -271,10 +272,15 @@ def refine_poses(
 @dataclass(frozen=True)
 class PeopleSearch:
     """looks: sides of the squares in which MoveNet sees the whole image, in pixels, multiples of 32; small people need
-    a large one. most: people of a look. min_score: MoveNet's. same: two are one person where their joints are on
-    average nearer than this, in body sizes. at_once: people of one pass of BlazePose."""
+    a large one. turns: quarter turns of the image in which it looks, counter-clockwise; 0 is the image as it is. crowd:
+    the number of people from which it also looks at squares of `crowd_looks`. most: people of a look. min_score:
+    MoveNet's. same: two are one person where their joints are on average nearer than this, in body sizes. at_once:
+    people of one pass of BlazePose."""
 
     looks: tuple[int, ...] = (256, 512)
+    turns: tuple[int, ...] = (0,)
+    crowd: int = 8
+    crowd_looks: tuple[int, ...] = (768, 1024)
     most: int = 40
     min_score: float = MIN_PERSON
     same: float = 0.3
@@ -293,23 +299,18 @@ class PeopleNetwork(nn.Module):
     def forward(self, image: torch.Tensor, search: PeopleSearch | None = None) -> Poses:
         """image (3, H, W), RGB in [0, 1]: the people on whom both networks agree, those of higher agreement first.
 
-        MoveNet sees the image once for each of `search.looks`; who is found twice counts once.
+        MoveNet sees the image once for each of `search.looks` and `search.turns`, and of a crowd also for each of
+        `search.crowd_looks`; who is found twice counts once.
         """
         search = search or PeopleSearch()
-        places, joint_scores, scores = [], [], []
-        for side in search.looks:
-            squared, scale, (left, top) = letterbox(image[None], side)
-            people = decode_movenet(self.movenet(squared * 255), search.most, search.min_score)
-            kept = people.scores[0] > search.min_score
-            places.append((people.joints[0, kept] * side - people.joints.new_tensor([left, top])) / scale)
-            joint_scores.append(people.joint_scores[0, kept])
-            scores.append(people.scores[0, kept])
-        joints, detected, order = torch.cat(places), torch.cat(joint_scores), torch.cat(scores).argsort(descending=True)
-        joints, detected = joints[order], detected[order]
-        kept = distinct_people(joints, detected > MIN_JOINT, body_size(joints), search.same)
+        found = [self._look(image, *look, search) for look in product(search.turns, search.looks)]
+        joints, detected = self._distinct(found, search)
+        if len(joints) >= search.crowd:
+            found += [self._look(image, *look, search) for look in product(search.turns, search.crowd_looks)]
+            joints, detected = self._distinct(found, search)
         parts = [
             refine_poses(self.blazepose, image, *both, crop=crop_squares_reduced)
-            for both in zip(joints[kept].split(search.at_once), detected[kept].split(search.at_once))
+            for both in zip(joints.split(search.at_once), detected.split(search.at_once))
         ]
         poses = _joined(parts) if len(parts) > 1 else parts[0]
         order = poses.agreement.mean(1).argsort(descending=True)
@@ -317,6 +318,37 @@ class PeopleNetwork(nn.Module):
         seen = poses.visibility[:, BLAZEPOSE_OF_MOVENET] > 0.5
         kept = distinct_people(poses.landmarks[:, BLAZEPOSE_OF_MOVENET], seen, body_size(poses.joints), search.same)
         return _chosen(poses, kept)
+
+    def _look(
+        self, image: torch.Tensor, turns: int, side: int, search: PeopleSearch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """MoveNet's people in the image after quarter turns, in a square of `side`: joints (P, 17, 2) px of the image,
+        their scores (P, 17), and the people's (P,)."""
+        squared, scale, (left, top) = letterbox(torch.rot90(image, turns, (1, 2))[None], side)
+        people = decode_movenet(self.movenet(squared * 255), search.most, search.min_score)
+        kept = people.scores[0] > search.min_score
+        joints = (people.joints[0, kept] * side - people.joints.new_tensor([left, top])) / scale
+        joints = turned_back(joints, turns, image.shape[2], image.shape[1])
+        return joints, people.joint_scores[0, kept], people.scores[0, kept]
+
+    @staticmethod
+    def _distinct(
+        found: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], search: PeopleSearch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The joints and joint scores of all looks, each person once, those of higher scores first."""
+        joints, joint_scores, scores = (torch.cat(parts) for parts in zip(*found))
+        order = scores.argsort(descending=True)
+        joints, joint_scores = joints[order], joint_scores[order]
+        kept = distinct_people(joints, joint_scores > MIN_JOINT, body_size(joints), search.same)
+        return joints[kept], joint_scores[kept]
+
+
+def turned_back(points: torch.Tensor, turns: int, width: int, height: int) -> torch.Tensor:
+    """Pixels (..., 2) of an image of `width` x `height` px from those of its copy after quarter turns
+    counter-clockwise."""
+    x, y = points.unbind(-1)
+    turned = {0: (x, y), 1: (width - 1 - y, x), 2: (width - 1 - x, height - 1 - y), 3: (y, height - 1 - x)}
+    return torch.stack(turned[turns % 4], -1)
 
 
 def crop_squares_reduced(image: torch.Tensor, image_from_square: torch.Tensor) -> torch.Tensor:

@@ -208,6 +208,22 @@ def test_metres_turn_with_the_picture(network: PeopleNetwork) -> None:
     assert torch.allclose(lying.world[0, 11:13, :2], torch.stack([y, -x], -1), atol=0.05)
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_places_of_a_turned_picture_are_turned_back(turns: int) -> None:
+    picture = torch.zeros(1, 5, 7)
+    picture[0, 1, 4] = 1
+    row, column = torch.rot90(picture, turns, (1, 2))[0].nonzero()[0]
+    assert poses.turned_back(torch.stack([column, row]), turns, 7, 5).tolist() == [4, 1]
+
+
+def test_who_is_upside_down_is_found_in_the_turned_picture(network: PeopleNetwork) -> None:
+    image = torch.rot90(photo(), 2, (1, 2))
+    with torch.inference_mode():
+        found = network(image, PeopleSearch(looks=(256,), turns=(1, 2, 3)))
+    nose = torch.tensor([511.0 - 223, 511 - 127])
+    assert len(found.landmarks) == 1 and (found.landmarks[0, 0] - nose).norm() < 25
+
+
 def test_nobody(network: PeopleNetwork) -> None:
     with torch.inference_mode():
         for image in (photo("coffee.png"), torch.zeros(3, 40, 300), torch.rand(3, 1, 1)):
