@@ -254,7 +254,8 @@ def command(
 
     'bundled' needs no downloads: open networks find joints, and the Anny body is fitted to them. A photo does not tell
     how tall people are, so it assumes adults of 1.70 m, unless --height says otherwise; distances follow from that. The
-    JSON says how sure each joint and each fit is. --joints fits the body to joints from a file.
+    JSON says how sure each joint and each fit is. Statues and people in pictures count as people. --joints fits the
+    body to joints from a file.
 
     A video gives a folder with one mesh file per frame, named by frame index (000000.obj, ...). frames.jsonl holds the
     people of one frame per line, with its time in seconds. video.json holds what is common to all: the camera, the

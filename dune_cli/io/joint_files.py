@@ -24,6 +24,7 @@ from dune_cli.io.safe_read import MIB, parse_json, quoted, read_text
 
 LIMIT_BYTES = 256 * MIB
 LARGEST_PX, LARGEST_M = 1e6, 1e4
+LARGEST_PERSON_M, SMALLEST_PERSON_M, FEW = 5.0, 0.02, 4  # extent of a person's joints, and of how many at least
 MOST_PEOPLE = 10_000  # of one photo
 COCO_NAMES = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
@@ -176,6 +177,11 @@ def _named(fields: Fields) -> JointSet:
         places = finite_array(filled, (len(names), 3), f"{person.where}: xyz")
         if np.abs(places).max() > LARGEST_M:
             raise UserError(f"{person.where}: xyz reaches {np.abs(places).max():g} m; give metres up to {LARGEST_M:g}")
+        extent = float(np.ptp(places[known], axis=0).max()) if known.any() else 0.0
+        if extent > LARGEST_PERSON_M or (known.sum() >= FEW and extent < SMALLEST_PERSON_M):
+            raise UserError(
+                f"{person.where}: xyz extends over {extent:g} m, which is no person; give metres (millimetres / 1000)"
+            )
         people.append((places * ([1, -1, -1] if axes == "y-up" else [1, 1, 1]), known.astype(np.float64)))
     return _set(names, people, 3)
 

@@ -104,6 +104,11 @@ def test_metres(tmp_path: Path) -> None:
         ({"joints": ["nose"], "people": [{"xyz": []}]}, "xyz has 0 joints, and the file names 1"),
         ({"joints": ["nose"], "people": [{"xyz": [[1, 2]]}]}, "is not a list of 1 x 3 numbers"),
         ({"joints": ["nose"], "people": [{"xyz": [[1, 2, 1e6]]}]}, "give metres up to"),
+        (
+            {"joints": ["nose", "left_foot"], "people": [{"xyz": [[0, 0, 9], [0, 1700, 9]]}]},
+            "extends over 1700 m, which is",
+        ),
+        ({"joints": list("abcd"), "people": [{"xyz": [[1, 2, 3]] * 4}]}, "extends over 0 m, which is no person"),
         ({"joints": ["nose"], "axes": "z-up", "people": []}, "allowed: opencv"),
         (3, "an object is needed"),
     ],
