@@ -115,7 +115,7 @@ def _sentence(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, exit_code: int) -> None:
-    click.echo(f"dune: {console.shown(message.strip())}", err=True)
+    click.echo(f"{console.styled('dune:', 'bad', sys.stderr)} {console.shown(message.strip())}", err=True)
     sys.exit(exit_code)
 
 

@@ -30,7 +30,7 @@ PROJECT_FILE = "dune.toml"
 SHARED = ("device", "dtype")  # options of many commands
 TRUSTED_OWNERS = (0,)  # of a project file, beside the user: root
 ENVIRONMENT = {"weights": "DUNE_WEIGHTS", "offline": "DUNE_OFFLINE"}
-ON_COMMAND_LINE_ONLY = ("output", "overwrite", "accept-licence", "quiet", "debug", "help", "json")
+ON_COMMAND_LINE_ONLY = ("output", "overwrite", "accept-licence", "quiet", "profile", "debug", "help", "json")
 MAX_BYTES = 1_000_000
 Options = Callable[[Sequence[str]], Mapping[str, Any] | None]  # words of a command to its options by key
 

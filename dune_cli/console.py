@@ -9,16 +9,18 @@ stderr always, on stdout where that is a terminal; a pipe gets the bytes of the 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from dune_cli import progress as _progress
 from dune_cli.progress import Counter, heartbeat, working
 
 __all__ = [
+    "aligned",
     "bar",
     "collected",
     "document",
@@ -31,9 +33,13 @@ __all__ = [
     "result",
     "set_quiet",
     "shown",
+    "states",
+    "styled",
     "working",
 ]
 T = TypeVar("T")
+STYLES = {"good": "32", "bad": "31", "unsure": "33", "strong": "1"}
+STATES = {"ok": "good", "broken": "bad", "missing": "bad", "not here": "unsure", "unknown": "unsure"}
 Note = tuple[str, str | None]  # a message, and the kind of one that is not repeated
 NOTES_OF_A_KIND = 6
 # C0, DEL and C1 controls, line separators, marks that turn the direction of text, bytes that are no UTF-8
@@ -58,6 +64,30 @@ def _escape(match: re.Match[str]) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is no UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def styled(text: str, style: str, stream: TextIO) -> str:
+    """Text in a style of STYLES, where a stream is a terminal that wants colours (NO_COLOR, TERM=dumb: none)."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+
+
+def states(*lines: str) -> None:
+    """Results whose first words may be a state of STATES, which a terminal shows in its colour."""
+    for line in lines:
+        word = next((word for word in STATES if line.strip().startswith(word)), None)
+        text = shown(line) if sys.stdout.isatty() else line
+        _print(text if word is None else text.replace(word, styled(word, STATES[word], sys.stdout), 1))
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Lines of a table without rules, whose columns line up. right: columns of numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [
+        "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    ]
 
 
 def note(message: str) -> None:

@@ -37,11 +37,13 @@ _SHOWN_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "am
 
 @dataclass(frozen=True)
 class Package:
-    """A package and what it is for. `extra`: the extra of dune-cli that brings it, if a plain install does not."""
+    """A package, what it is for, and what does not work without it. `extra`: the extra of dune-cli that brings it, if a
+    plain install does not."""
 
     module: str
     install: str
     purpose: str
+    without: str = ""
     extra: str | None = None
 
     @property
@@ -50,29 +52,29 @@ class Package:
 
 
 PACKAGES = (
-    Package("click", "click", "the command line"),
-    Package("numpy", "numpy", "arrays"),
-    Package("torch", "torch", "networks and matching"),
-    Package("safetensors", "safetensors", "weight files"),
-    Package("cv2", "opencv-python", "features, poses, stereo"),
-    Package("PIL", "pillow", "reading photos"),
-    Package("pycolmap", "pycolmap", "bundle adjustment, COLMAP models"),
-    Package("scipy", "scipy", "identities over time, KD-trees to compare with"),
-    Package("trimesh", "trimesh", "reading meshes (OBJ, GLB, PLY)"),
-    Package("tqdm", "tqdm", "progress bars"),
-    Package("tomlkit", "tomlkit", "dune config"),
-    Package("yaml", "pyyaml", "calibrations of OpenCV and Kalibr (YAML)"),
-    Package("timm", "timm", "encoders by timm name"),
-    Package("open3d", "open3d", "meshing of point clouds"),
-    Package("libusb_package", "libusb-package", "a library that open3d needs"),
-    Package("smplx", "smplx", "SMPL-X bodies (non-commercial)"),
-    Package("pi_heif", "pi-heif", "HEIC photos", extra="heic"),
-    Package("pyarrow", "pyarrow", "large folders (--shards)", extra="large"),
-    Package("ray", "ray", "--engine ray of dune reconstruct and --shards", extra="ray"),
-    Package("faiss", "faiss-cpu", "dune search --engine faiss", extra="search"),
-    Package("viser", "viser", "dune view", extra="view"),
-    Package("pyproj", "pyproj", "coordinate systems (dune reconstruct --crs)", extra="geo"),
-    Package("laspy", "laspy", "LAS and LAZ files", extra="geo"),
+    Package("click", "click", "the command line", "nothing runs"),
+    Package("numpy", "numpy", "arrays", "nothing runs"),
+    Package("torch", "torch", "networks and matching", "no network runs; matching by sift does"),
+    Package("safetensors", "safetensors", "weight files", "no network runs"),
+    Package("cv2", "opencv-python", "features, poses, stereo", "nothing but encode, classify and segment runs"),
+    Package("PIL", "pillow", "reading photos", "no photo is read"),
+    Package("pycolmap", "pycolmap", "bundle adjustment, COLMAP models", "reconstruct and maps do not run"),
+    Package("scipy", "scipy", "identities over time, KD-trees", "reconstruct, reloc and human do not run"),
+    Package("trimesh", "trimesh", "reading meshes (OBJ, GLB, PLY)", "render, view and eval people read no meshes"),
+    Package("tqdm", "tqdm", "progress bars", "no progress is shown on a terminal, and most commands stop"),
+    Package("tomlkit", "tomlkit", "dune config", "dune config set and unset do not run"),
+    Package("yaml", "pyyaml", "calibrations of OpenCV and Kalibr (YAML)", "--intrinsics reads no YAML"),
+    Package("timm", "timm", "encoders by timm name", "encoders by timm name are not made"),
+    Package("open3d", "open3d", "meshing of point clouds", "reconstruct --mesh poisson and tsdf do not run"),
+    Package("libusb_package", "libusb-package", "a library that open3d needs", "open3d may not start"),
+    Package("smplx", "smplx", "SMPL-X bodies (non-commercial)", "Multi-HMR on SMPL-X does not run"),
+    Package("pi_heif", "pi-heif", "HEIC photos", "HEIC photos are not read", extra="heic"),
+    Package("pyarrow", "pyarrow", "large folders (--shards)", "--shards does not run", extra="large"),
+    Package("ray", "ray", "--engine ray of dune reconstruct and --shards", "one machine only", extra="ray"),
+    Package("faiss", "faiss-cpu", "dune search --engine faiss", "search compares with every photo", extra="search"),
+    Package("viser", "viser", "dune view", "dune view does not run; dune render does", extra="view"),
+    Package("pyproj", "pyproj", "coordinate systems (dune reconstruct --crs)", "--crs does not run", extra="geo"),
+    Package("laspy", "laspy", "LAS and LAZ files", "no LAS or LAZ is written or read", extra="geo"),
 )
 
 
@@ -157,6 +159,7 @@ def _package_facts(package: Package, needed_by: list[str], answer: dict[str, Any
         "installed": version is not None or answer["ok"],
         "optional": package.extra is not None,
         "purpose": package.purpose,
+        "without": package.without or f"no {package.purpose}",
         "error": error,
         "cure": cure,
         "needed_by": needed_by,

@@ -18,6 +18,7 @@ from dune_cli import __version__
 from dune_cli.progress import working
 
 configured: list[dict[str, Any]] = []  # options of this command that a configuration file set
+runs: list[Run] = []  # of this command, for --profile
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,22 @@ class Run:
 
     seed: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    processor_seconds: dict[str, float] = field(default_factory=dict)  # of all threads and ended child processes
+
+    def __post_init__(self) -> None:
+        runs.append(self)
 
     @contextmanager
     def stage(self, name: str, shown: str | None = None) -> Iterator[None]:
         """Adds the seconds spent inside to `seconds[name]`; progress calls a long stage `shown`, else `name`."""
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), processor_seconds()
         try:
             with working(shown or name):
                 yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            spent = processor_seconds() - processor_start
+            self.processor_seconds[name] = self.processor_seconds.get(name, 0.0) + spent
 
     def provenance(self, sources: list[Source], inputs: list[tuple[Path, str]], **extra: Any) -> dict[str, Any]:
         """The JSON object: `sources` the models used, `inputs` (path, sha256) pairs, `extra` such as units or axes."""
@@ -58,6 +65,12 @@ class Run:
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
             **extra,
         }
+
+
+def processor_seconds() -> float:
+    """Of this process so far, all threads, and its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def sha256_of(path: Path) -> str:

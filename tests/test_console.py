@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
-from dune_cli import console
+from dune_cli import console, provenance
 from dune_cli.cli import main
+from dune_cli.commands import _profile
 
 NAMES = {
     "\x1b[2Jcleared.jpg": r"\x1b[2Jcleared.jpg",
@@ -99,3 +101,46 @@ def test_a_photo_of_any_name_is_encoded(example_photos: Path, tmp_path: Path) ->
     assert result.exit_code == 0, result.stderr
     assert len(list((tmp_path / "out").glob("*.npz"))) == len(paths)
     assert "\x1b" not in result.stderr
+
+
+def test_columns_line_up() -> None:
+    rows = [("stage", "seconds"), ("load", "1.5"), ("write", "12.25")]
+    assert console.aligned(rows, right=(1,)) == ["stage  seconds", "load       1.5", "write    12.25"]
+
+
+def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ("  ok       torch", "  not here ray", "packages", "a missing page")
+    console.states(*lines)
+    assert capsys.readouterr().out.splitlines() == list(lines)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    console.states(*lines, "  ok       \x1b[2J")
+    coloured = ["  \x1b[32mok\x1b[0m       torch", "  \x1b[33mnot here\x1b[0m ray", *lines[2:]]
+    assert capsys.readouterr().out.splitlines() == [*coloured, "  \x1b[32mok\x1b[0m       " + r"\x1b[2J"]
+    monkeypatch.setenv("NO_COLOR", "1")
+    console.states(*lines)
+    assert capsys.readouterr().out.splitlines() == list(lines)
+
+
+def test_a_profile_of_stages() -> None:
+    runs = [provenance.Run(seconds={"load": 1.0, "write": 0.5}, processor_seconds={"load": 2.0, "write": 0.25})]
+    assert _profile.table(runs, 3.0, 4.0, 0.5) == [
+        "stage              seconds  processor s  share",
+        "load                  1.00         2.00    33%",
+        "write                 0.50         0.25    17%",
+        "outside of stages     1.50         1.25    50%",
+        "total                 3.00         3.50   100%",
+    ]
+
+
+def test_every_command_has_profile(tmp_path: Path) -> None:
+    photo = tmp_path / "grey.png"
+    Image.new("RGB", (80, 60), "grey").save(photo)
+    words = ["encode", str(photo), "--size", "64", "-o", str(tmp_path / "f.npz"), "--overwrite"]
+    result = CliRunner().invoke(main, [*words, "--profile"])
+    assert result.exit_code == 0, result.output
+    lines = result.stderr.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("stage "))
+    assert [line.split()[0] for line in lines[head:]][-2:] == ["outside", "total"] and len(lines) - head > 3
+    assert "stage " not in CliRunner().invoke(main, words).stderr

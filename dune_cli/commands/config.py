@@ -69,8 +69,7 @@ def show(*, output: JsonOptions) -> None:
     output.print_json([{"schema": "dune.config/1", "values": found}])
     if not rows:
         console.note(f"nothing is set; 'dune config set KEY VALUE' writes {config.user_path()}")
-    width = max((len(key) for key, *_ in rows), default=0)
-    output.print_lines(*(f"{key:{width}}  {_text(value)}  ({place})" for key, value, place in rows))
+    output.print_lines(*console.aligned([(key, _text(value), f"({place})") for key, value, place in rows]))
 
 
 VALUE = options.argument("VALUE", "As on the command line; of a flag true or false.")

@@ -37,8 +37,7 @@ def command(
     if output.as_json:
         console.document(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
-        for line in _lines(facts):
-            console.result(line)
+        console.states(*_lines(facts))
     if not facts["ok"]:
         broken = [f"{verb['verb']} ({verb['why']})" for verb in facts["verbs"] if not verb["ok"]]
         raise JobFailed(f"cannot work on this machine: {'; '.join(broken)}")
@@ -57,6 +56,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         name, version = package["package"], package["version"] or ""
         yield f"  {state:9}{name:{names}}  {version:{versions_width}}  {package['purpose']}"
         if not package["ok"]:
+            yield f"           without it: {package['without']}"
             yield f"           {package['error'] if package['installed'] else 'run: ' + package['cure']}"
     yield ""
     yield "devices"

@@ -281,7 +281,7 @@ def verb(
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """Makes a function a command, of `parent` if that is given. Its parameters are groups, options and arguments.
 
-    `--quiet` and `--debug` are added, which reach no parameter. TypeError where two options have one name.
+    `--quiet`, `--profile` and `--debug` are added, which reach no parameter. TypeError where two options have one name.
     """
 
     def decorate(function: Callable[..., Any]) -> click.Command:
@@ -306,7 +306,7 @@ def verb(
         names = [param.name for param in params]
         if len(set(names)) < len(names):
             raise TypeError(f"{function.__module__} has two options of one name among {', '.join(map(str, names))}")
-        common = [_parameter(None, _QUIET), _parameter(None, _DEBUG)]
+        common = [_parameter(None, one) for one in (_QUIET, _PROFILE, _DEBUG)]
         made = click.command(name, cls=Command, params=[*params, *common], **settings)(run)
         if parent is not None:
             parent.add_command(made)
@@ -334,12 +334,21 @@ def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     console.set_quiet(value)
 
 
+def _set_profile(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    from dune_cli.commands import _profile
+
+    _profile.start(ctx, value)
+
+
 def _checked_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
     runtime.check_device(value)
     return value
 
 
 _QUIET = option("--quiet", "Print no notes and no progress.", expose_value=False, callback=_set_quiet)
+_PROFILE = option(
+    "--profile", "Print what the stages take, on standard error.", expose_value=False, callback=_set_profile
+)
 _DEBUG = option("--debug", "Print the traceback of an error.", expose_value=False, callback=_set_debug)
 
 

@@ -299,6 +299,4 @@ def _print(document: dict[str, Any]) -> None:
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        console.result("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    console.result(*console.aligned(rows))

@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.models.dpt import PointConv2d
 from dune_cli.models.dune_mini import MiniEncoder
+from dune_cli.models.efficientnet_lite import LiteNetwork
 from dune_cli.models.patch_embed import Tokens
-from dune_cli.models.stems import LITE_BLOCKS, LITE_NETWORK
+from dune_cli.models.stems import LITE_BLOCKS
 from dune_cli.provenance import Source
 
 Task = Literal["depth", "segmentation", "classification"]
@@ -353,11 +354,9 @@ class LiteClassifier(FeatureHead):
     """
 
     def __init__(self, config: FeatureHeadConfig) -> None:
-        import timm
-
         super().__init__(config)
         self.norms = nn.ModuleDict()  # the published network takes the map as it is
-        network = timm.create_model(LITE_NETWORK, pretrained=False, num_classes=config.outputs)
+        network = LiteNetwork(config.outputs)
         self.blocks = network.blocks[LITE_BLOCKS:]
         self.conv_head, self.bn2 = network.conv_head, network.bn2
         self.classifier = network.classifier

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dune_cli.models.efficientnet_lite import LiteNetwork
 from dune_cli.models.patch_embed import HALF, IMAGENET_MEAN, IMAGENET_STD, normalise
 
-LITE_NETWORK = "tf_efficientnet_lite2"
-LITE_STAGES = (0, 1, 2, 3)  # strides 2, 4, 8, 16
+LITE_STAGES = (0, 1, 2, 4)  # whose maps are the last at strides 2, 4, 8, 16
 LITE_BLOCKS = 5  # of seven: what comes after stride 16's last map is left out
 
 Maps = dict[int, torch.Tensor]
@@ -140,17 +140,16 @@ class LiteStem(FrozenStem):
     tokens_from = (8, 16)
 
     def __init__(self) -> None:
-        import timm
-
         super().__init__()
-        self.network = timm.create_model(LITE_NETWORK, pretrained=False, features_only=True, out_indices=LITE_STAGES)
+        self.network = LiteNetwork()
         del self.network.blocks[LITE_BLOCKS:]
         self.frozen(self)
 
     def forward(self, images: torch.Tensor) -> Maps:
         with torch.autocast(images.device.type, enabled=False), torch.no_grad():
             x = normalise(images.float(), HALF, HALF).contiguous(memory_format=torch.channels_last)
-            return dict(zip(self.channels, self.network(x)))
+            maps = self.network.maps(x)
+            return {stride: maps[stage] for stride, stage in zip(self.channels, LITE_STAGES)}
 
 
 class BasicLayer(nn.Module):

@@ -134,6 +134,7 @@ def test_the_text_says_what_the_facts_say(monkeypatch: pytest.MonkeyPatch) -> No
                 "installed": version is not None,
                 "optional": optional,
                 "purpose": "p",
+                "without": "less works",
                 "error": f"{name} fails",
                 "cure": f"pip install {name}",
                 "needed_by": [],
@@ -166,6 +167,7 @@ def test_the_text_says_what_the_facts_say(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.exit_code == 1
     for text in (
         "missing  a",
+        "without it: less works",
         "run: pip install a",
         "broken   b",
         "b fails",

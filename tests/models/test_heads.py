@@ -11,7 +11,6 @@ from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.heads import Feature, FeatureHeadConfig, HeadCard, HeadedEncoder
 from dune_cli.models.patch_embed import HALF, normalise
 from dune_cli.models.shared_backbone import SharedBackboneSlot, share
-from dune_cli.models.stems import LITE_NETWORK
 from dune_cli.models.vit import VisionTransformer, VitConfig
 
 CARD = HeadCard("mini", "0" * 64, 64, "apache-2.0")
@@ -171,7 +170,7 @@ def test_the_efficientnet_head_completes_its_stem() -> None:
     import timm
 
     encoder = mini()
-    whole = timm.create_model(LITE_NETWORK, pretrained=False).eval()
+    whole = timm.create_model("tf_efficientnet_lite2", pretrained=False).eval()
     for module in whole.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
