@@ -10,17 +10,19 @@ Each function does what the command of its name does with the same models (`relo
 `people`). A photo is a path, an array (H, W, 3) uint8 RGB, or an `io.photos.Photo`. `model` is a registry name or a
 file; None takes the best one on this machine, and there always is one. Intrinsics are a matrix (3, 3) in pixels with
 centres at integers, or a text as of --intrinsics. Models stay in memory between calls. `save` writes the file and the
-JSON that the command writes, and returns its content. Errors are `DuneError`s.
+JSON that the command writes, and returns its content. Errors are `DuneError`s. `progress` is called with a
+`progress.Progress` (step, done, total, unit) whenever a step begins or has done more, instead of printing it; what it
+raises ends the work.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -36,9 +38,15 @@ from dune_cli.io.photos import Photo, read_photo
 from dune_cli.matchers.filtering import ExtractedImage, extract_image, find_matches
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.matchers.registry import load_cascade, load_matcher
+from dune_cli.models.heads import HeadedEncoder
+from dune_cli.models.people_poses import PeopleNetwork
 from dune_cli.mvs.quality import DenseConfig
+from dune_cli.mvs.texturing import texture_scene
+from dune_cli.progress import Listener, listening
 from dune_cli.provenance import Run, Source, sha256_of
-from dune_cli.sfm import relative_pose
+from dune_cli.sfm import placement, relative_pose
+from dune_cli.sfm.georeference import georeference
+from dune_cli.sfm.masks import PhotoMasks, open_masks
 from dune_cli.sfm.relative_pose import CameraImage, MatcherBackend, Relocalization, SolverConfig
 from dune_cli.sfm.retrieval import DEFAULT_MODEL, DescriptorExtractor, encoder_descriptor_extractor
 from dune_cli.sfm.scene import Scene
@@ -51,15 +59,30 @@ from dune_cli.tasks.classify import ClassScore
 from dune_cli.tasks.depth import Depth
 from dune_cli.tasks.encode import EncoderFeatures
 from dune_cli.tasks.human import FittedHumanModel, HumanModel, PhotoPeople
-from dune_cli.tasks.reconstruct import export, matches
+from dune_cli.tasks.reconstruct import export, matches, people_files
 from dune_cli.tasks.reconstruct.config import MatchesConfig
+from dune_cli.tasks.reconstruct.people import PeopleInScene, add_people
 from dune_cli.tasks.segment import ClassMap
 
 PhotoLike = str | Path | np.ndarray | Photo
 Intrinsics = np.ndarray | str | Path
 AXES = "OpenCV: x right, y down, z forward"
 KEPT_MODELS = 8
+SEGMENTER = "dune-segment"
+PEOPLE_MODEL = "dune-people"
 ResultType = TypeVar("ResultType")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _told(function: Function) -> Function:
+    """The function, whose progress goes to its argument `progress`."""
+
+    @wraps(function)
+    def told(*arguments: Any, **named: Any) -> Any:
+        with listening(named.get("progress")):
+            return function(*arguments, **named)
+
+    return cast(Function, told)
 
 
 # --- results ---
@@ -128,24 +151,32 @@ class PeopleResult(PhotoPeople):
 
 @dataclass(frozen=True)
 class SceneResult(Scene):
-    """A `Scene` with its photos."""
+    """A `Scene` with its photos, and the people of `reconstruct(people=...)`."""
 
     paths: tuple[Path, ...] = ()
+    people: PeopleInScene | None = None
 
     def save(self, path: str | Path, overwrite: bool = False, colmap: str | Path | None = None) -> dict[str, Any]:
-        """Writes .ply, .glb, .obj or .npz, and the JSON `dune.scene/1` beside it. colmap: folder for a COLMAP model."""
+        """Writes .ply, .glb, .obj or .npz, and the JSON `dune.scene/1` beside it. colmap: folder for a COLMAP model.
+        People are in the file, or in an .obj beside one that names no meshes."""
         target = _target(path, formats.names("write_scene"), overwrite)
         folder = None if colmap is None else outputs.check_output_folder(colmap, overwrite)
-        points, mesh = export.write_scene(self, target)
+        file = people_files.people_file(target)
+        bodies = [] if self.people is None else people_files.people_meshes(self.people, file)
+        if bodies and file != target:
+            people_files.write_people(bodies, self, outputs.check_output(file, (file.suffix,), overwrite))
+        points, mesh = export.write_scene(self, target, False, bodies if file == target else [])
         if folder is not None:
             export.write_colmap_model(self, folder, True)
         made = Run().provenance(list(self.sources), [(photo, sha256_of(photo)) for photo in self.paths], axes=AXES)
-        return _with_json(target, export.scene_json(self, points, mesh, made))
+        people = None if self.people is None else people_files.people_json(self.people, self, file if bodies else None)
+        return _with_json(target, export.scene_json(self, points, mesh, made, people))
 
 
 # --- single photos ---
 
 
+@_told
 def depth(
     photo: PhotoLike,
     model: str | Path | None = None,
@@ -155,6 +186,7 @@ def depth(
     size: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    progress: Listener | None = None,
 ) -> DepthResult:
     """Depth z at each pixel of a photo: `depth` (H, W) float32, in metres where `scale` is "metric". size: long side of
     the network's input in pixels."""
@@ -165,6 +197,7 @@ def depth(
     return _as(DepthResult, found, sources=tuple(network.sources))
 
 
+@_told
 def segment(
     photo: PhotoLike,
     model: str | Path | None = None,
@@ -172,6 +205,7 @@ def segment(
     size: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    progress: Listener | None = None,
 ) -> SegmentResult:
     """A class for each pixel of a photo: `classes` (H, W), whose `names` may be known. size: as of --size."""
     network = _network("segmenter", _chosen(model, "segment"), device, dtype)
@@ -179,14 +213,22 @@ def segment(
     return _as(SegmentResult, found, sources=tuple(network.sources))
 
 
+@_told
 def classify(
-    photo: PhotoLike, model: str | Path | None = None, *, top: int = 5, device: str = "auto", dtype: str = "auto"
+    photo: PhotoLike,
+    model: str | Path | None = None,
+    *,
+    top: int = 5,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Listener | None = None,
 ) -> list[ClassScore]:
     """The `top` most probable classes of a photo, best first."""
     network = _network("classifier", _chosen(model, "classify"), device, dtype)
     return classify_task.predict(network, as_photo(photo), top)
 
 
+@_told
 def encode(
     photo: PhotoLike,
     model: str | Path = DEFAULT_MODEL,
@@ -194,6 +236,7 @@ def encode(
     size: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    progress: Listener | None = None,
 ) -> EncodeResult:
     """An encoder's features of a photo: `cls` (D), `registers` (R, D), `patches` (h, w, D). size: long side of the
     network's input in pixels; None: the encoder's own."""
@@ -202,6 +245,7 @@ def encode(
     return _as(EncodeResult, found, sources=(network.source,))
 
 
+@_told
 def people(
     photo: PhotoLike,
     model: str | Path | None = None,
@@ -211,6 +255,7 @@ def people(
     heights: Sequence[float] | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    progress: Listener | None = None,
 ) -> PeopleResult:
     """The bodies of the people in a photo. heights: standing, in metres, one for all or one a person, for the model
     that comes with dune; None: assumed."""
@@ -224,13 +269,22 @@ def people(
 # --- two photos and more ---
 
 
-def match(photo1: PhotoLike, photo2: PhotoLike, matcher: str = "auto", *, device: str = "auto") -> Matches:
+@_told
+def match(
+    photo1: PhotoLike,
+    photo2: PhotoLike,
+    matcher: str = "auto",
+    *,
+    device: str = "auto",
+    progress: Listener | None = None,
+) -> Matches:
     """Pixel correspondences of two photos: `points1`, `points2` (M, 2) and `scores` (M,), not yet verified by
     geometry."""
     chosen = _matcher(matcher, device)
-    return find_matches(chosen, *(_extracted(chosen, as_photo(photo)) for photo in (photo1, photo2)))
+    return find_matches(chosen, _extracted(chosen, as_photo(photo1)), _extracted(chosen, as_photo(photo2)))
 
 
+@_told
 def relocalize(
     query: PhotoLike,
     reference: PhotoLike,
@@ -242,6 +296,7 @@ def relocalize(
     baseline: float | None = None,
     seed: int = 0,
     device: str = "auto",
+    progress: Listener | None = None,
 ) -> Relocalization:
     """The pose of the query's camera in the frame of the reference's: `ref_from_query` (4, 4), or None with a
     `message` where there is none.
@@ -266,6 +321,7 @@ def relocalize(
     return relative_pose.relocalize(found, config)
 
 
+@_told
 def reconstruct(
     photos: str | Path | Sequence[str | Path],
     matcher: str = "auto",
@@ -275,21 +331,42 @@ def reconstruct(
     baseline: float | None = None,
     dense: bool = True,
     quality: str = "medium",
+    mesh: str | None = None,
+    texture: bool = False,
+    masks: str | Path | Sequence[str] | None = None,
+    people: bool | float = False,
+    crs: str | None = None,
+    gps: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
+    progress: Listener | None = None,
 ) -> SceneResult:
     """The scene of photos of one place by feature matches: cameras, points and, unless `dense` is False, depth maps.
 
     photos: paths, folders or globs of two or more photos. baseline: the distance of the first two cameras in metres.
-    quality: low, medium or high, of the depth maps. Raises JobFailed where the photos give no scene.
+    quality: low, medium or high, of the depth maps. mesh: tsdf or poisson, the surface that is made of all views of
+    three photos or more; texture: of the surface, from the photos. masks: a folder of mask images, or classes of the
+    bundled segmentation such as ["sky", "person"], of which nothing is used. people: find the people and place their
+    bodies (`SceneResult.people`); a number is their standing height in metres. crs: "EPSG:N" or "enu", the world of the
+    scene, by the photos' EXIF or the table `gps`, as of --crs and --gps. Raises JobFailed where the photos give no
+    scene.
     """
     named = [photos] if isinstance(photos, (str, Path)) else list(photos)
     paths = expand([str(path) for path in named])
     if len(paths) < 2:
         raise UserError(f"two photos are needed, got {len(paths)}")
+    if texture and not dense:
+        raise UserError("texture needs a surface, which dense=False leaves out; leave one of them out")
+    run = Run(seed=seed)
     text = _intrinsics_text(intrinsics)
+    positions = frame = None
+    if crs is not None or gps is not None:
+        system = placement.named_crs(crs)
+        positions = placement.find_positions(paths, gps, None, system)
+        frame = placement.frame_of(crs, positions, system)
     dense_config = DenseConfig(quality, device=device) if dense else None
-    config = MatchesConfig(baseline=baseline, seed=seed, dense=dense_config)
+    opened = _masks(masks, paths, device, run)
+    config = MatchesConfig(baseline=baseline, seed=seed, dense=dense_config, mesh=mesh, masks=opened)
 
     def descriptors() -> DescriptorExtractor:
         return encoder_descriptor_extractor(_network("encoder", DEFAULT_MODEL, device, "float32"))
@@ -302,10 +379,38 @@ def reconstruct(
         chosen, fallback = _cascade(device)
     else:
         chosen = _matcher(matcher, device)
-    scene = matches.reconstruct(
-        paths, cameras_of, chosen, config, Run(seed=seed), descriptors=descriptors, fallback=fallback
-    )
-    return _as(SceneResult, scene, paths=tuple(paths))
+    scene = matches.reconstruct(paths, cameras_of, chosen, config, run, descriptors=descriptors, fallback=fallback)
+    if texture:
+        scene = texture_scene(scene, paths, run)
+    if opened is not None:
+        scene = replace(scene, sources=(*scene.sources, *opened.sources))
+    if frame is not None and positions is not None:
+        scene = georeference(scene, positions, frame, None, seed)
+    bodies = None
+    if people:
+        heights = None if people is True else (float(people),)
+        scene, bodies = add_people(scene, paths, _people_network(device), heights, run)
+    return _as(SceneResult, scene, paths=tuple(paths), people=bodies)
+
+
+def _masks(given: str | Path | Sequence[str] | None, paths: list[Path], device: str, run: Run) -> PhotoMasks | None:
+    """A folder of masks, or classes of the bundled segmentation."""
+    if given is None:
+        return None
+    folder = given if isinstance(given, (str, Path)) else None
+    classes = () if isinstance(given, (str, Path)) else tuple(given)
+
+    def load_segmenter() -> HeadedEncoder:
+        return loader.load_head(SEGMENTER, "segmentation", None, device, "auto")
+
+    return open_masks(None if folder is None else str(folder), classes, paths, load_segmenter, None, run)
+
+
+@lru_cache(maxsize=1)
+def _people_network(device: str) -> PeopleNetwork:
+    network = loader.load_human_network(PEOPLE_MODEL, device)
+    assert isinstance(network, PeopleNetwork)
+    return network
 
 
 # --- photos, cameras, models ---
@@ -343,13 +448,13 @@ def _chosen(model: str | Path | None, verb: str) -> str:
 
 @lru_cache(maxsize=KEPT_MODELS)
 def _network(kind: str, name: str, device: str, dtype: str) -> Any:
-    load = {
+    loaders: dict[str, Callable[..., Any]] = {
         "encoder": loader.load_encoder,
         "depth": loader.load_depth,
         "segmenter": loader.load_segmenter,
         "classifier": loader.load_classifier,
-    }[kind]
-    return load(name, device=device, dtype=dtype)
+    }
+    return loaders[kind](name, device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=KEPT_MODELS)

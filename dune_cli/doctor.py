@@ -2,13 +2,15 @@
 
 Packages may be broken in ways that crash or block the interpreter. So they are imported by other processes:
 `python -m dune_cli.doctor ITEM...` prints one JSON object per line, in the order of the items: `package:MODULE` (is
-imported), `installed:MODULE` (is only searched for), `verb:MODULE`, `devices`, `matchers`. Whatever else a package
-prints goes to standard error.
+imported), `library:MODULE` (its shared library is loaded, which is what fails, in a tenth of the time),
+`installed:MODULE` (is only searched for), `verb:MODULE`, `devices`, `matchers`. Whatever else a package prints goes to
+standard error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -31,7 +33,8 @@ from dune_cli.errors import DuneError, PackageMissing
 TIMEOUT_SECONDS = 180.0
 VERBS = "dune_cli.commands"
 EVERYWHERE = ("click",)  # what every verb needs
-OFTEN_BROKEN = ("open3d", "libusb_package")  # installed without the system's libraries
+OFTEN_BROKEN = {"open3d": "library", "libusb_package": "package"}  # installed without the system's libraries
+PLAIN_PYTHON = ("trimesh", "tqdm", "tomlkit")  # nothing to fail when they start, and trimesh takes half a second
 _SHOWN_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 
 
@@ -92,7 +95,8 @@ def examine(
     }
     asked = {}
     for module, users in needed_by.items():
-        how = "package" if import_all or users or module in OFTEN_BROKEN else "installed"
+        how = "package" if users and module not in PLAIN_PYTHON else OFTEN_BROKEN.get(module, "installed")
+        how = "package" if import_all else how
         asked[module] = f"{how}:{module}"
     verb_items = {verb: f"verb:{VERBS}.{verb}" for verb in verbs}
     answers = ask([*asked.values(), *verb_items.values(), "devices", "matchers"], timeout_seconds)
@@ -227,7 +231,7 @@ def probe(item: str) -> dict[str, Any]:
     """What became of one item; never raises for a failure of what is probed."""
     kind, _, name = item.partition(":")
     try:
-        if kind == "package":
+        if kind == "package" or (kind == "library" and not _load_library(name)):
             _import(name)
         elif kind == "installed" and importlib.util.find_spec(name) is None:
             raise PackageMissing(f"the package {name} is not installed")
@@ -240,6 +244,22 @@ def probe(item: str) -> dict[str, Any]:
     except Exception as error:  # the point is to learn what a foreign package raises
         lines = str(error).strip().splitlines()
         return {"ok": False, "error": f"{type(error).__name__}: {lines[0] if lines else ''}"}
+
+
+def _load_library(module: str) -> bool:
+    """Loads the shared library of open3d, which is most of it; False where it has none, as other versions may."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return False
+    files = sorted(Path(spec.origin).parent.glob("cpu/pybind*.so"))
+    if not files:
+        return False
+    try:
+        optional.load_libusb("meshing")
+        ctypes.CDLL(os.fspath(files[0]))
+    except OSError as error:
+        raise optional.open3d_error("meshing", error) from error
+    return True
 
 
 def _import(module: str) -> None:

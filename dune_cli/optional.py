@@ -72,20 +72,34 @@ def import_open3d(why: str) -> ModuleType:
 
     Raises PackageMissing naming what is missing and what `why` (the purpose) takes.
     """
-    if importlib.util.find_spec("libusb_package") is not None:
-        libusb_package = require("libusb_package", why)
-        path = libusb_package.get_library_path()
-        if path is not None:
-            ctypes.CDLL(os.fspath(path), mode=ctypes.RTLD_GLOBAL)
+    load_libusb(why)
     try:
         return require("open3d", why)
     except PackageMissing as error:
         if "libusb" not in str(error):
             raise
-        raise PackageMissing(
+        raise open3d_error(why, error) from error
+
+
+def load_libusb(why: str) -> None:
+    """Loads the libusb of the package libusb-package, where that is installed. Raises PackageMissing."""
+    if importlib.util.find_spec("libusb_package") is not None:
+        path = require("libusb_package", why).get_library_path()
+        if path is not None:
+            ctypes.CDLL(os.fspath(path), mode=ctypes.RTLD_GLOBAL)
+
+
+def open3d_error(why: str, error: BaseException) -> PackageMissing:
+    """What to do about an open3d that does not start."""
+    if "libusb" in str(error):
+        return PackageMissing(
             f"{why} needs open3d, which is installed but finds no libusb-1.0.so.0; run: pip install libusb-package "
             "(or, as root: apt install libusb-1.0-0)"
-        ) from error
+        )
+    return PackageMissing(
+        f"{why} needs the package open3d, which is installed but does not start ({_first_line(error)}); run: pip "
+        "install --force-reinstall open3d"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,16 +12,30 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step has done so far. total: None where it is not known; unit: what is counted, "" where nothing is."""
+
+    step: str
+    done: int = 0
+    total: int | None = None
+    unit: str = ""
+
+
+Listener = Callable[[Progress], object]
 LINE_EVERY_S = 27.0  # no log is silent for half a minute
 BEAT_S = 1.0
 STATUS_AFTER_S = 2.0  # on a terminal, for a step without countable items
 quiet = False  # set by console.set_quiet
+_listeners: list[Listener] = []  # the last one is told; see `listening`
 
 
 @dataclass(eq=False)
@@ -131,6 +145,8 @@ class Counter:
 
     def __init__(self, name: str, total: int | None, unit: str) -> None:
         self._bar = self._task = None
+        self._told = Progress(name, 0, total, unit)
+        _tell(self._told)
         if _silent():
             return
         if sys.stderr.isatty():
@@ -140,6 +156,9 @@ class Counter:
 
     def update(self, count: int = 1, shown: Callable[[], str] | None = None) -> None:
         """`count` more; `shown` gives words to put behind."""
+        if _listeners:
+            self._told = replace(self._told, done=self._told.done + count)
+            _tell(self._told)
         if self._bar is not None:
             if shown is not None:
                 self._bar.set_postfix_str(shown(), refresh=False)
@@ -166,7 +185,7 @@ class Counter:
 def counted(items: Iterable[T], name: str, total: int | None, unit: str) -> Iterator[T]:
     """`items`, counted as they are taken."""
     if total is None:
-        total = len(items) if hasattr(items, "__len__") else None
+        total = len(items) if isinstance(items, Sized) else None
     counter = Counter(name, total, unit)
     try:
         for item in items:
@@ -180,10 +199,29 @@ def counted(items: Iterable[T], name: str, total: int | None, unit: str) -> Iter
 def working(name: str) -> Iterator[None]:
     """A step without countable items: its name and seconds are shown where it takes long."""
     task = TRACKER.begin(name)
+    _tell(Progress(name))
     try:
         yield
     finally:
         TRACKER.end(task)
+
+
+@contextmanager
+def listening(listener: Listener | None) -> Iterator[None]:
+    """Within the block progress goes to `listener`, if there is one, not to stderr. What it raises ends the work."""
+    if listener is None:
+        yield
+        return
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def _tell(told: Progress) -> None:
+    if _listeners:
+        _listeners[-1](told)
 
 
 @contextmanager
@@ -249,8 +287,8 @@ def _line_every_s() -> float:
 
 
 def _silent() -> bool:
-    """--quiet, or one of several processes of torchrun that is not the first."""
-    return quiet or os.environ.get("RANK", "0") not in ("", "0")
+    """--quiet, one of several processes of torchrun that is not the first, or somebody else listens."""
+    return quiet or bool(_listeners) or os.environ.get("RANK", "0") not in ("", "0")
 
 
 def _tqdm() -> Any:

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import dune_cli
-from dune_cli import api
+from dune_cli import api, console
 from dune_cli.cli import main
 from dune_cli.errors import DuneError
+from dune_cli.progress import Progress, listening
 from support import ROOT
 
 PHOTOS = ROOT / "examples" / "photos"
@@ -88,6 +89,40 @@ def test_reconstruct(tmp_path: Path) -> None:
     assert {one["path"] for one in document["provenance"]["inputs"]} == {str(LEFT), str(RIGHT)}
     with pytest.raises(DuneError, match="two photos are needed, got 1"):
         dune_cli.reconstruct(LEFT)
+
+
+def test_masks_and_people_of_a_scene(tmp_path: Path) -> None:
+    given = {"intrinsics": K, "baseline": BASELINE_M, "dense": False}
+    scene = dune_cli.reconstruct([LEFT, RIGHT], "sift", masks=["person"], people=1.7, **given)
+    assert "dune-segment" in {source.name for source in scene.sources}
+    document = scene.save(tmp_path / "scene.glb")
+    assert document["people"] == [] and document["assumed_height"]["given"]
+    for wrong, message in (
+        ({"masks": ["unicorn"]}, "unicorn"),
+        ({"masks": tmp_path / "none"}, "none"),
+        ({"texture": True}, "texture needs a surface"),
+        ({"crs": "enu"}, "fewer than three of the 2 photos have a GPS position"),
+    ):
+        with pytest.raises(DuneError, match=message):
+            dune_cli.reconstruct([LEFT, RIGHT], "sift", **given | wrong)
+
+
+def test_progress_goes_to_the_caller(small: np.ndarray, capfd: pytest.CaptureFixture[str]) -> None:
+    told: list[Progress] = []
+    dune_cli.reconstruct([LEFT, RIGHT], "sift", intrinsics=K, dense=False, progress=told.append)
+    assert len(told) > 3 and all(isinstance(one, Progress) and one.step for one in told)
+    assert any("match" in one.step for one in told)
+    with listening(told.append):
+        told.clear()
+        assert list(console.progress([1, 2], "count", 2, "thing")) == [1, 2]
+    assert told == [Progress("count", done, 2, "thing") for done in (0, 1, 2)]
+
+    def stop(one: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dune_cli.reconstruct([LEFT, RIGHT], "sift", intrinsics=K, dense=False, progress=stop)
+    assert "\r" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,10 @@ FOLDERS: dict[str, set[str]] = {
     # untrained controls are the trainer's fresh students
     "evaluation": {"training", "tasks", "sfm", "mvs", "teachers", "matchers", "bodies", "checkpoints", *LOW},
 }
-ROOT_MODULES = {"doctor": {"checkpoints", "matchers"}, "api": {"tasks", "sfm", "mvs", "matchers", "checkpoints", "io"}}
+ROOT_MODULES = {
+    "doctor": {"checkpoints", "matchers"},
+    "api": {"tasks", "sfm", "mvs", "matchers", "checkpoints", "io", "models"},
+}
 UNDER_COMMANDS = {"commands", "doctor", *FOLDERS}
 ON_TOP_OF_COMMANDS = {"__init__", "errors", "console", "runtime", "plugins", "provenance", "signals", "commands"}
 HEAVY = ("torch", "numpy", "cv2", "PIL", "timm", "pycolmap", "open3d", "trimesh")

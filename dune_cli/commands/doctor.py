@@ -22,9 +22,9 @@ def command(
 ) -> None:
     """Check the packages, devices, weights and matchers of this machine.
 
-    Imports the packages of the commands that need no weights, and prints a remedy for each failure. Other packages are
-    only searched for, unless --all is given. The exit code is 1 if a command that needs no weights cannot work. Takes
-    some seconds. Memory is in GB = 10^9 bytes.
+    Imports the packages of the commands that need no weights. For each that fails or is missing it prints what does not
+    work without it, and what to type. Other packages, and those in plain Python, are only searched for, unless --all is
+    given. The exit code is 1 if a command that needs no weights cannot work. Memory is in GB = 10^9 bytes.
 
     \b
     Example: dune doctor --json

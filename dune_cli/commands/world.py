@@ -17,11 +17,10 @@ from dune_cli.commands.options import POSITIVE_NUMBER, BaselineCameras, SeededOp
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
-    from dune_cli.io.crs import CrsFrame, WorldFrame
+    from dune_cli.io.crs import WorldFrame
     from dune_cli.sfm.georeference import CameraPositions
     from dune_cli.sfm.scene import ScaleEstimate, Scene
 
-ENU = "enu"
 MARKER_KINDS = "apriltag-36h11|apriltag-25h9|apriltag-16h5|aruco-original|4x4|5x5|6x6|7x7"
 
 
@@ -149,6 +148,7 @@ class WorldCameras(BaselineCameras):
         """How a scene of these photos gets its metres and its place. UserError for options that contradict each other
         and for positions and systems that are no use; PackageMissing without what a system needs."""
         from dune_cli.sfm import georeference
+        from dune_cli.sfm import placement as placements
 
         source = self._source(poses)
         placed = self.crs is not None or self.gps is not None
@@ -163,9 +163,9 @@ class WorldCameras(BaselineCameras):
                 "and --scale-from gps out"
             )
         self._check_names(photos)
-        crs = self._open_crs()
-        positions = self._positions(photos, crs)
-        frame = self._frame(positions, crs) if placed else None
+        crs = placements.named_crs(self.crs)
+        positions = placements.find_positions(photos, self.gps, self.gps_crs, crs)
+        frame = placements.frame_of(self.crs, positions, crs) if placed else None
         if geojson is not None and frame is not None:
             self._check_geojson(geojson, frame)
         return Placement(self, source, positions, frame)
@@ -207,39 +207,6 @@ class WorldCameras(BaselineCameras):
             if found.count(name) != 1:
                 how = "is none" if name not in found else "are several"
                 raise UserError(f"--baseline names {name}, which {how} of the {len(photos)} photos; name one of them")
-
-    def _open_crs(self) -> CrsFrame | None:
-        from dune_cli.io.crs import open_crs
-
-        return None if self.crs is None or self.crs.lower() == ENU else open_crs(self.crs)
-
-    def _positions(self, photos: Sequence[Path], crs: CrsFrame | None) -> CameraPositions:
-        from dune_cli.io.crs import open_crs
-        from dune_cli.io.positions import read_positions
-        from dune_cli.sfm import georeference
-
-        if self.gps is not None:
-            table = read_positions(self.gps)
-            own = open_crs(self.gps_crs) if self.gps_crs is not None else None
-            if own is None and not table.geodetic and table.crs is None:
-                own = crs
-            return georeference.table_positions(table, photos, own)
-        positions = georeference.exif_positions(photos)
-        if positions is None:
-            raise UserError(
-                f"fewer than three of the {len(photos)} photos have a GPS position with a height in their EXIF or XMP; "
-                "give --gps FILE with positions, or leave --crs and --scale-from gps out"
-            )
-        return positions
-
-    def _frame(self, positions: CameraPositions, crs: CrsFrame | None) -> WorldFrame:
-        from dune_cli.io.crs import EnuFrame
-        from dune_cli.sfm.georeference import choose_frame
-
-        if self.crs is not None and crs is None and not positions.geodetic:
-            assert positions.frame is not None
-            return EnuFrame(positions.frame.to_geodetic(positions.middle()))
-        return choose_frame(positions, crs)
 
     def _check_geojson(self, geojson: str, frame: WorldFrame) -> None:
         from dune_cli.io.crs import NamelessFrame

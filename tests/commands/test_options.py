@@ -22,6 +22,7 @@ MOST_PARAMETERS = 8
 DIFFER = {
     "--engine": {"help", "default", "type"},
     "--workers": {"help", "default", "default_text"},
+    "--threads": {"help", "default_text"},  # torch's, or of all that a method uses
     "--model": {"help", "default", "default_text", "multiple"},  # which kinds of models a verb takes; several compared
     "--output": {"help", "default", "required", "metavar"},  # what is written; a run has a folder
     "--size": {"help", "default", "default_text", "type", "metavar"},  # what is reduced to it; a picture has two sides

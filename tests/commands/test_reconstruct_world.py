@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dune_cli
+from dune_cli.errors import DuneError
 from dune_cli.geometry import poses
 from dune_cli.io.colmap.read import open_model
 from dune_cli.io.crs import open_crs
@@ -43,9 +45,9 @@ def mapped_once(scenes: dict[tuple[Path, ...], Scene], monkeypatch: pytest.Monke
     """The same photos are mapped by the first test that needs them."""
     reconstruct_photos = matches.reconstruct
 
-    def once(paths: Sequence[Path], *arguments: Any) -> Scene:
+    def once(paths: Sequence[Path], *arguments: Any, **named: Any) -> Scene:
         if tuple(paths) not in scenes:
-            scenes[tuple(paths)] = reconstruct_photos(paths, *arguments)
+            scenes[tuple(paths)] = reconstruct_photos(paths, *arguments, **named)
         return scenes[tuple(paths)]
 
     monkeypatch.setattr(matches, "reconstruct", once)
@@ -213,3 +215,15 @@ def test_photos_without_positions_are_told(tmp_path: Path) -> None:
     assert "fewer than three of the 4 photos have a GPS position with a height" in done.stderr
     done = reconstruct(tmp_path / "photos", tmp_path / "s.ply", "--scale-from", "gps")
     assert done.returncode == 2 and "give --gps FILE" in done.stderr
+
+
+def test_python_places_the_scene_as_the_command_does(flight: Path, tmp_path: Path) -> None:
+    given = {"intrinsics": many_photos.INTRINSICS, "dense": False}
+    scene = dune_cli.reconstruct(flight, "sift", crs=CRS, **given)
+    document = scene.save(tmp_path / "python.ply")
+    assert reconstruct(flight, tmp_path / "command.ply", "--crs", CRS).returncode == 0
+    command = scene_of(tmp_path / "command.ply")
+    assert document["georeference"]["crs"] == command["georeference"]["crs"]
+    np.testing.assert_allclose(centres(scene_of(tmp_path / "python.ply")), centres(command), atol=1e-6)
+    with pytest.raises(DuneError, match="is no coordinate system"):
+        dune_cli.reconstruct(flight, "sift", crs="EPSG:1", **given)
