@@ -305,6 +305,7 @@ class DepthShardNetwork:
     """A depth model as shards use it."""
 
     columns: Sequence[Column] = ()
+    keeps_pixels = True
 
     def __init__(self, network: Any, verb: DepthShards) -> None:
         self.network, self.verb, self.sources = network, verb, network.sources

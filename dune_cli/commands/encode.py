@@ -16,7 +16,7 @@ from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
-    from dune_cli.io.photos import Photo
+    from dune_cli.io.photos import Photo, PhotoInfo
     from dune_cli.io.preprocess import Prepared
     from dune_cli.io.shards.files import Column
     from dune_cli.models.shared_backbone import SharedBackboneSlot
@@ -179,6 +179,8 @@ class EncodeShards:
 class EncoderShardNetwork:
     """An encoder as shards use it."""
 
+    keeps_pixels = False
+
     def __init__(self, encoder: Any, fit: Any, verb: EncodeShards) -> None:
         self.encoder, self.fit, self.verb, self.run = encoder, fit, verb, Run()
         self.sources = [encoder.source]
@@ -195,16 +197,16 @@ class EncoderShardNetwork:
             *(Column(name, "list:float32") for name in self.verb.tokens),
         ]
 
-    def prepare(self, photo: Photo) -> tuple[Hashable, tuple[Photo, Prepared]]:
+    def prepare(self, photo: Photo) -> tuple[Hashable, tuple[PhotoInfo, Prepared]]:
         prepared = self.fit.prepared(photo.rgb, self.encoder)
-        return prepared.image.shape, (photo, prepared)
+        return prepared.image.shape, (photo.info, prepared)
 
-    def predict(self, inputs: Sequence[tuple[Photo, Prepared]]) -> list[EncoderFeatures]:
+    def predict(self, inputs: Sequence[tuple[PhotoInfo, Prepared]]) -> list[EncoderFeatures]:
         from dune_cli.tasks import encode
 
         return list(encode.forward(self.encoder, inputs, self.verb.teacher, self.run))
 
-    def finish(self, photo: Photo, features: EncoderFeatures) -> PhotoResult:
+    def finish(self, photo: PhotoInfo, features: EncoderFeatures) -> PhotoResult:
         from dune_cli.tasks.large_folders.pipeline import PhotoResult
 
         h, w, channels = features.patches.shape

@@ -513,6 +513,8 @@ class HumanShards:
 class HumanShardNetwork:
     """A model of people as shards use it."""
 
+    keeps_pixels = False
+
     def __init__(self, model: HumanModel, verb: HumanShards) -> None:
         self.model, self.verb = model, verb
         self.sources = [model.source, model.body.source]

@@ -276,6 +276,7 @@ class PredictShardNetwork:
     """Several tasks as shards use them."""
 
     columns: Sequence[Column] = ()
+    keeps_pixels = False
 
     def __init__(self, predictor: Predictor, cameras: CameraOptions) -> None:
         self.predictor, self.cameras, self.sources = predictor, cameras, predictor.sources

@@ -24,7 +24,7 @@ from dune_cli.commands.shards import (
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
-    from dune_cli.io.photos import Photo
+    from dune_cli.io.photos import Photo, PhotoInfo
     from dune_cli.io.shards.files import Column
     from dune_cli.models.shared_backbone import SharedBackboneSlot
     from dune_cli.tasks.large_folders.pipeline import PhotoResult
@@ -188,30 +188,30 @@ class SegmentShardNetwork:
     """A segmentation model as shards use it."""
 
     columns: Sequence[Column] = ()
+    keeps_pixels = False
 
     def __init__(self, network: Any, verb: SegmentShards) -> None:
         self.network, self.verb, self.sources = network, verb, network.sources
         self.is_head = sees_whole(network)
 
-    def prepare(self, photo: Photo) -> tuple[Hashable, tuple[Photo, Any]]:
+    def prepare(self, photo: Photo) -> tuple[Hashable, Any]:
         from dune_cli.sfm.class_maps import class_input
 
         if not self.is_head:
-            return None, (photo, None)
+            return None, photo
         prepared = class_input(self.network, photo.rgb, self.verb.size)
-        return prepared.image.shape, (photo, prepared)
+        return prepared.image.shape, prepared
 
-    def predict(self, inputs: Sequence[tuple[Photo, Any]]) -> list[Any]:
+    def predict(self, inputs: Sequence[Any]) -> list[Any]:
         from dune_cli.sfm.class_maps import class_logits
         from dune_cli.tasks import segment
 
         if self.is_head:
-            logits = class_logits(self.network, [prepared for _, prepared in inputs])
-            return [(prepared, one) for (_, prepared), one in zip(inputs, logits)]
+            return list(zip(inputs, class_logits(self.network, inputs)))
         verb = self.verb
-        return each_once(lambda given: segment.predict(self.network, given[0], verb.scales, verb.size), inputs)
+        return each_once(lambda photo: segment.predict(self.network, photo, verb.scales, verb.size), inputs)
 
-    def finish(self, photo: Photo, result: Any) -> PhotoResult:
+    def finish(self, photo: PhotoInfo, result: Any) -> PhotoResult:
         from dune_cli.tasks import segment
         from dune_cli.tasks.large_folders.pipeline import PhotoResult
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from dune_cli.errors import UserError
 from dune_cli.io.formats.npz import write_npz
-from dune_cli.io.photos import Photo
+from dune_cli.io.photos import Photo, PhotoInfo
 from dune_cli.io.png import save_png
 from dune_cli.io.preprocess import Prepared, prepare, stretch
 from dune_cli.models.heads import input_size
@@ -108,7 +108,7 @@ def encode(
 
 
 def forward(
-    encoder: nn.Module, batch: Sequence[tuple[Photo, Prepared]], teacher: str | None, run: Run
+    encoder: nn.Module, batch: Sequence[tuple[Photo | PhotoInfo, Prepared]], teacher: str | None, run: Run
 ) -> Iterator[EncoderFeatures]:
     """Features of photos with their prepared inputs, which have one size, in one pass."""
     images = torch.from_numpy(np.stack([prepared.image for _, prepared in batch]))

@@ -14,7 +14,7 @@ import torch
 
 from dune_cli import console
 from dune_cli.io import png
-from dune_cli.io.photos import Photo
+from dune_cli.io.photos import Photo, PhotoInfo
 from dune_cli.io.png import save_png
 from dune_cli.io.preprocess import Prepared, fit
 from dune_cli.models.dinov2_heads import Segmenter
@@ -33,7 +33,7 @@ class ClassMap:
     scales: the (height, width) of the predictions. mirrored: whether they include the horizontally flipped photo.
     """
 
-    photo: Photo
+    photo: Photo | PhotoInfo  # with pixels only for `write_overlay`
     classes: np.ndarray
     colors: np.ndarray
     names: tuple[str, ...]
@@ -70,13 +70,17 @@ def predict(
     return ClassMap(photo, classes, _colors(model), model.class_names, tuple(sizes), model.protocol.flip)
 
 
-def class_map_of_head(model: HeadedEncoder, photo: Photo, prepared: Prepared, logits: torch.Tensor) -> ClassMap:
+def class_map_of_head(
+    model: HeadedEncoder, photo: Photo | PhotoInfo, prepared: Prepared, logits: torch.Tensor
+) -> ClassMap:
     """The class map by a head of `dune train`, of its `prepared` input and logits (1, classes, h, w)."""
     classes = classes_at(logits, photo.height, photo.width)
     return _class_map_of_head(model, photo, classes, (prepared.height, prepared.width))
 
 
-def _class_map_of_head(model: HeadedEncoder, photo: Photo, classes: np.ndarray, size: tuple[int, int]) -> ClassMap:
+def _class_map_of_head(
+    model: HeadedEncoder, photo: Photo | PhotoInfo, classes: np.ndarray, size: tuple[int, int]
+) -> ClassMap:
     classes = enlarged(classes, photo.height, photo.width)
     return ClassMap(photo, classes, _colors(model), model.class_names, (size,), False)
 

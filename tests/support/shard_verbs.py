@@ -59,6 +59,8 @@ class Means:
 class MeansNetwork:
     """`passes`: the shapes of the passes, and how many different photos were in each."""
 
+    keeps_pixels = True
+
     def __init__(self, verb: Means) -> None:
         self.verb, self.seen = verb, 0
         self.sources = [Source("means", verb.weights, "none")]

@@ -20,13 +20,13 @@ from typing import Any, Protocol
 from dune_cli.errors import DuneError, UserError
 from dune_cli.io.image_file import FILE_LIMIT_BYTES
 from dune_cli.io.object_stores import is_url, read_place
-from dune_cli.io.photos import Photo, photo_from_bytes
+from dune_cli.io.photos import Photo, PhotoInfo, photo_from_bytes
 from dune_cli.io.shards.files import Column, ShardRow, Value
 from dune_cli.io.shards.listing import ListedFile
 from dune_cli.io.shards.manifest import ManifestShard
 from dune_cli.provenance import Source
 
-WAIT_BATCHES = 8  # a photo waits for its pass while so many times the batch size follow it
+WAIT_BATCHES = 4  # a photo waits for its pass while so many times the batch size follow it
 AHEAD = 2  # photos a thread that are decoded before the network needs them, or finished before they are written
 
 
@@ -42,11 +42,13 @@ class PhotoResult:
 class PhotoNetwork(Protocol):
     """A verb with its models loaded. `prepare` and `finish` run in several threads, `predict` in one.
 
-    A DuneError of any of them is the error of the photo's row.
+    A DuneError of any of them is the error of the photo's row. keeps_pixels: whether `finish` gets the photo itself, or
+    its `PhotoInfo`, so that photos that wait for their pass take less memory.
     """
 
     sources: Sequence[Source]
     columns: Sequence[Column]
+    keeps_pixels: bool
 
     def prepare(self, photo: Photo) -> tuple[Hashable, Any]:
         """The input of the network, and a key: inputs of one key fit into one pass."""
@@ -56,7 +58,7 @@ class PhotoNetwork(Protocol):
         """The result of each input, of one pass. The inputs may hold one several times."""
         ...
 
-    def finish(self, photo: Photo, result: Any) -> PhotoResult:
+    def finish(self, photo: Any, result: Any) -> PhotoResult:
         """What is kept of a result."""
         ...
 
@@ -81,7 +83,7 @@ class ShardVerb(Protocol):
 class _Item:
     index: int
     file: ListedFile
-    photo: Photo | None = None
+    photo: Photo | PhotoInfo | None = None
     input: Any = None
     key: Hashable = None
     error: str | None = None
@@ -159,8 +161,9 @@ class _Passage:
     def _decode(self, index: int, file: ListedFile) -> _Item:
         item = _Item(index, file)
         try:
-            item.photo = read_listed(file)
-            item.key, item.input = self.network.prepare(item.photo)
+            photo = read_listed(file)
+            item.photo = photo if self.network.keeps_pixels else photo.info
+            item.key, item.input = self.network.prepare(photo)
         except DuneError as error:
             item.error = str(error)
         return item
