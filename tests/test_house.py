@@ -41,6 +41,7 @@ FOLDERS: dict[str, set[str]] = {
     "matchers": {"checkpoints", *LOW},
     "sfm": {"matchers", "checkpoints", *LOW},
     "mvs": {"sfm", *LOW},
+    "export": {"checkpoints", *LOW},
     "tasks": {"sfm", "mvs", "matchers", "bodies", "checkpoints", *LOW},
     "training": {"sfm", "teachers", "matchers", "bodies", "checkpoints", *LOW},
     # untrained controls are the trainer's fresh students

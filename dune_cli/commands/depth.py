@@ -13,6 +13,7 @@ from dune_cli import console, plugins
 from dune_cli.commands import options, videos
 from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, VideoOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings, head_size, sees_whole
+from dune_cli.commands.runtimes import RuntimeOptions
 from dune_cli.commands.shards import (
     BatchShardOptions,
     compute_shards,
@@ -93,7 +94,7 @@ def command(
     model: DepthOptions,
     video: VideoOptions,
     cameras: CameraOptions,
-    compute: ComputeOptions,
+    compute: RuntimeOptions,
     output: DepthOutput,
     shards: BatchShardOptions,
 ) -> None:
@@ -125,7 +126,7 @@ def command(
              dune depth photos/ -o depths/ --shards
     """
     if shards.wanted:
-        shards.refuse_with(colormap=output.colormap, fps=video.fps)
+        shards.refuse_with(colormap=output.colormap, fps=video.fps, runtime=compute.other_runtime)
         one_camera(cameras)
         verb = DepthShards.of(model, cameras, compute, output.kind or FORMATS[0], shards.batch_size)
         return compute_shards(verb, photos, shards, compute, output)
@@ -138,6 +139,7 @@ def command(
     beside = (".json", COLOR_ENDING) if output.colormap else (".json",)
     targets = places(paths, output.output, output.kind, FORMATS, output.overwrite, beside)
     chosen = model.choose("depth")
+    device, dtype = compute.placed
 
     from dune_cli.checkpoints.loader import load_depth
     from dune_cli.io.json_files import write_json
@@ -157,13 +159,14 @@ def command(
     ahead = read()
     first = next(ahead)  # mistakes in photos and cameras show before the weights are read
     with run.stage("load"):
-        network = load_depth(chosen, model.encoder, compute.device, compute.dtype, bounds)
+        loaded = load_depth(chosen, model.encoder, device, dtype, bounds)
+        network, number_type = compute.apply(loaded, "depth", run)
     console.note(f"{network.source.name}, licence of the weights: {network.source.licence}")
 
     def provenance(photo: Photo) -> dict[str, Any]:
         axes = "OpenCV: x right, y down, z forward"
         inputs = [(photo.path, photo.sha256)]
-        return run.provenance(network.sources, inputs, dtype=compute.dtype, flip=model.flip, axes=axes)
+        return run.provenance(network.sources, inputs, **number_type, flip=model.flip, axes=axes)
 
     def predict_video(first: Photo, camera: PhotoCamera, folder: Path) -> dict[str, Any]:
         def write(frame: Frame, result: Depth) -> tuple[dict[str, Any], list[Path]]:

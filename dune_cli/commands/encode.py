@@ -11,6 +11,7 @@ from dune_cli import console
 from dune_cli.commands import checks, options
 from dune_cli.commands.options import CameraOptions, ComputeOptions, OutputOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.commands.runtimes import RuntimeOptions
 from dune_cli.commands.shards import ShardOptions, compute_shards, stored_weights
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
@@ -78,7 +79,7 @@ def command(
     photos: tuple[str, ...] = options.PHOTOS,
     model: EncoderOptions,
     kind: str | None = options.file_format(FORMATS),
-    compute: ComputeOptions,
+    compute: RuntimeOptions,
     output: OutputOptions = options.adapt(
         output=options.output_to("a .npz or .png file for one photo, or a folder.", required=True)
     ),
@@ -97,12 +98,13 @@ def command(
     Example: dune encode photo.jpg -o pca.png
              dune encode photo.jpg --model dune-vitb14-448 -o features.npz
              dune encode photos/ --model dinov2-vits14 --format png -o pca/
+             dune encode photos/ --runtime onnx -o features/
              dune encode photo.jpg --model dune-vitb14-448 --teacher dino2reg_vitlarge_14 -o dino.npz
              dune encode photos/ -o features/ --tokens cls --shards
              torchrun --nproc-per-node 8 -m dune_cli.cli encode s3://bucket/photos -o features/ --batch-size 64 --shards
     """
     if shards.wanted:
-        shards.refuse_with(format=kind)
+        shards.refuse_with(format=kind, runtime=compute.other_runtime)
         return compute_shards(EncodeShards.of(model, compute, shards), photos, shards, compute, output)
     shards.refuse_tokens()
     from dune_cli.io.inputs import expand
@@ -111,6 +113,9 @@ def command(
     paths = expand(photos)
     files = targets(paths, output.output, kind, FORMATS, output.overwrite, (".json",))
     checks.weights(model.model)
+    device, dtype = compute.placed
+    if model.teacher is not None and compute.runtime != "torch":
+        raise UserError("--teacher needs the projectors, which are in no ONNX file; leave --runtime out")
 
     from dune_cli.checkpoints.loader import load_encoder
     from dune_cli.io.json_files import write_json
@@ -119,7 +124,7 @@ def command(
 
     run = Run()
     with run.stage("load"):
-        encoder = load_encoder(model.model, device=compute.device, dtype=compute.dtype)
+        encoder, number_type = compute.apply(load_encoder(model.model, device, dtype), "encoder", run)
     task.check_teacher(encoder, model.teacher)
     console.note(f"{encoder.source.name}, licence of the weights: {encoder.source.licence}")
 
@@ -134,7 +139,7 @@ def command(
     for features, target in zip(results, files):
         with run.stage("write"):
             task.write(features, target)
-        provenance = run.provenance([encoder.source], [(features.path, features.sha256)], dtype=compute.dtype)
+        provenance = run.provenance([encoder.source], [(features.path, features.sha256)], **number_type)
         documents.append(task.document(features, target, provenance))
         write_json(target.with_suffix(".json"), documents[-1])
         output.print_lines(target)

@@ -11,8 +11,9 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import options
-from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, option
+from dune_cli.commands.options import CameraOptions, ModelOptions, OutputOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings, head_size, sees_whole
+from dune_cli.commands.runtimes import RuntimeOptions
 from dune_cli.commands.shards import (
     BatchShardOptions,
     compute_shards,
@@ -66,7 +67,7 @@ def command(
         heading="Output",
         aliases=["--overlay"],
     ),
-    compute: ComputeOptions,
+    compute: RuntimeOptions,
     output: OutputOptions = options.adapt(
         output=options.output_to("a .png file for one photo, or a folder.", required=True)
     ),
@@ -87,7 +88,7 @@ def command(
              dune segment photos/ -o classes/ --shards
     """
     if shards.wanted:
-        shards.refuse_with(color_overlay=overlay)
+        shards.refuse_with(color_overlay=overlay, runtime=compute.other_runtime)
         chosen, encoder = stored_weights(model.choose("segment"), model.encoder)
         verb = SegmentShards(chosen or "", encoder, size, scales, compute.dtype, shards.batch_size)
         return compute_shards(verb, photos, shards, compute, output)
@@ -98,6 +99,7 @@ def command(
     beside = (".json", OVERLAY) if overlay else (".json",)
     files = targets(paths, output.output, None, ("png",), output.overwrite, beside)
     chosen = model.choose("segment")
+    device, dtype = compute.placed
 
     from dune_cli.checkpoints.loader import load_segmenter
     from dune_cli.io.json_files import write_json
@@ -106,7 +108,7 @@ def command(
 
     run = Run()
     with run.stage("load"):
-        network = load_segmenter(chosen, model.encoder, compute.device, compute.dtype)
+        network, number_type = compute.apply(load_segmenter(chosen, model.encoder, device, dtype), "segment", run)
     console.note(f"{network.source.name}, licence of the weights: {network.source.licence}")
     if not network.class_names:
         console.note(f"{network.source.name} carries no names of its {network.classes} classes: numbers are given")
@@ -120,7 +122,7 @@ def command(
             task.write(result, target)
             if picture is not None:
                 task.write_overlay(result, picture)
-        provenance = run.provenance(network.sources, [(photo.path, photo.sha256)], dtype=compute.dtype)
+        provenance = run.provenance(network.sources, [(photo.path, photo.sha256)], **number_type)
         documents.append(task.document(result, target, picture, provenance))
         write_json(sibling(target, ".json"), documents[-1])
         output.print_lines(target)

@@ -43,13 +43,18 @@ class Rope2d:
 
     def __call__(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype = torch.float32) -> Rotation:
         """The rotation for a grid (h, w), row-major, positions counted from 0."""
+        if torch.compiler.is_exporting():  # any grid
+            return self._of_grid(grid, device, dtype)
         key = (*grid, device, dtype)
         if key not in self._cache:
             with torch.inference_mode(False):
-                rows, columns = (torch.arange(n, dtype=torch.float32) for n in grid)
-                positions = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
-                self._cache[key] = self.at(positions, device, dtype)
+                self._cache[key] = self._of_grid(grid, device, dtype)
         return self._cache[key]
+
+    def _of_grid(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Rotation:
+        rows, columns = (torch.arange(n, dtype=torch.float32) for n in grid)
+        positions = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+        return self.at(positions, device, dtype)
 
     def at(self, positions: torch.Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Rotation:
         """The rotation for tokens at `positions` (N, 2), (row, column)."""

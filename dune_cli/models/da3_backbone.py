@@ -80,7 +80,7 @@ class Da3Backbone(VisionTransformer):
             tokens = self.intermediate(images, self.layers)
             return Da3Features(tuple(one.patches for one in tokens), None, tokens[0].grid, 0)
         x, grid = self._embed(images)
-        order = torch.arange(len(x), device=x.device)
+        order = None
         within, across = self._rotations(grid, 1 if alone else len(x), x.device)
         local, taken = x, []
         for index, block in enumerate(self.blocks[: max(self.layers) + 1]):
@@ -88,7 +88,7 @@ class Da3Backbone(VisionTransformer):
                 order = _reference_first(choose_reference_view(x[:, 0], strategy), len(x), x.device)
                 x, local = x[order], local[order]
             if index == self.first_global:
-                x = torch.cat([self._camera_tokens(camera_tokens, len(x), alone)[:, None], x[:, 1:]], 1)
+                x = torch.cat([self._camera_tokens(camera_tokens, x.shape[0], alone)[:, None], x[:, 1:]], 1)
                 local = x
             rotary = self.first_rotary is not None and index >= self.first_rotary
             if index >= self.first_global and index % 2 == 1:
@@ -98,21 +98,23 @@ class Da3Backbone(VisionTransformer):
                 local = x = block(x, within if rotary else None)
             if index in self.layers:
                 taken.append((local, x))
+        levels = tuple(torch.cat([first[:, 1:], self.norm(last)[:, 1:]], -1) for first, last in taken)
+        camera = torch.cat([taken[-1][0][:, 0], taken[-1][1][:, 0]], -1)
+        if order is None:
+            return Da3Features(levels, camera, grid, 0)
         restore = torch.argsort(order)
-        levels = tuple(torch.cat([first[:, 1:], self.norm(last)[:, 1:]], -1)[restore] for first, last in taken)
-        camera = torch.cat([taken[-1][0][:, 0], taken[-1][1][:, 0]], -1)[restore]
-        return Da3Features(levels, camera, grid, int(order[0]))
+        return Da3Features(tuple(level[restore] for level in levels), camera[restore], grid, int(order[0]))
 
     def _camera_tokens(self, given: torch.Tensor | None, count: int, alone: bool) -> torch.Tensor:
         """(V, D): the first entry for the first view of a scene, the second one for all others."""
         if given is not None:
             return given.to(self.camera_token)
         first, others = self.camera_token[0]
-        return torch.stack([first, *[first if alone else others] * (count - 1)])
+        return first.expand(count, -1) if alone else torch.stack([first, *[others] * (count - 1)])
 
     def _rotations(self, grid: tuple[int, int], count: int, device: torch.device) -> tuple[Rotation, Rotation]:
         """Of the tokens of one view, and of all tokens of `count` views, where every patch has the position (1, 1)."""
-        rows, columns = (torch.arange(1.0, n + 1) for n in grid)
+        rows, columns = (torch.arange(n, dtype=torch.float32) + 1 for n in grid)
         patches = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
         slot = torch.zeros(1, 2)
         within = torch.cat([slot, patches])

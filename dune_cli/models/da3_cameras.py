@@ -53,7 +53,7 @@ def decode_cameras(encodings: torch.Tensor, size: tuple[int, int]) -> tuple[torc
     """encodings (V, 9), images of `size` (H, W) -> cam_from_world (V, 4, 4), K (V, 3, 3) with centre (W/2, H/2)."""
     translation, quaternion, fov = encodings.split([3, 4, 2], -1)
     cam_from_world_rotation = rotation_from_xyzw(quaternion).transpose(-1, -2)
-    cam_from_world = torch.eye(4, device=encodings.device, dtype=encodings.dtype).repeat(len(encodings), 1, 1)
+    cam_from_world = torch.eye(4, device=encodings.device, dtype=encodings.dtype).repeat(encodings.shape[0], 1, 1)
     cam_from_world[:, :3, :3] = cam_from_world_rotation
     cam_from_world[:, :3, 3:] = -cam_from_world_rotation @ translation[..., None]
     K = torch.zeros_like(cam_from_world[:, :3, :3])

@@ -82,6 +82,8 @@ class Da3Head(ChannelsLastHead):
 
         `rays`: also the rays, of DualDPT.
         """
+        if torch.compiler.is_exporting():  # any number of views
+            return self._maps(levels, grid, rays)
         parts = [
             self._maps([level[first : first + VIEWS_AT_ONCE] for level in levels], grid, rays)
             for first in range(0, len(levels[0]), VIEWS_AT_ONCE)
@@ -153,8 +155,8 @@ def position_map(channels: int, size: tuple[int, int], aspect: float, device: to
     ends = (aspect / diagonal, 1 / diagonal)
     parts = []
     for cells, end, along in zip(size[::-1], ends, ("columns", "rows")):
-        last = end * (cells - 1) / cells
-        angles = omega[:, None] * torch.linspace(-last, last, cells, dtype=torch.float64)
+        centres = (2 * torch.arange(cells, dtype=torch.float64) + 1) / cells - 1
+        angles = omega[:, None] * (end * centres)
         waves = torch.cat([angles.sin(), angles.cos()])
         waves = waves[:, None, :] if along == "columns" else waves[:, :, None]
         parts.append(waves.expand(-1, *size))

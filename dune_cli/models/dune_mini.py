@@ -128,7 +128,7 @@ class MiniEncoder(nn.Module):
         maps = {name: part(images) for name, part in self.stem.items()}
         patches = self.to_tokens(maps)
         front = (self.cls_token, self.register_tokens)
-        x = torch.cat([*(part.expand(len(images), -1, -1) for part in front), patches.float()], 1)
+        x = torch.cat([*(part.expand(images.shape[0], -1, -1) for part in front), patches.float()], 1)
         return x, self._rotation(grid, x.device), grid, maps
 
     def _rotation(self, grid: tuple[int, int], device: torch.device) -> Rotation:

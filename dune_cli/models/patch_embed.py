@@ -33,15 +33,20 @@ class Tokens:
         return self.patches.unflatten(1, self.grid)
 
 
-@functools.lru_cache(maxsize=64)
 def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        return _per_channel(values, device)
 
 
 def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """images (B, 3, H, W) in [0, 1] -> (x - mean) / std per channel."""
-    return (images - _per_channel(mean, images.device)) / _per_channel(std, images.device)
+    channels = _per_channel if torch.compiler.is_exporting() else _kept_per_channel
+    return (images - channels(mean, images.device)) / channels(std, images.device)
 
 
 def grid_of(images: torch.Tensor, patch: int) -> tuple[int, int]:
@@ -87,6 +92,8 @@ def resample(pos_embed: torch.Tensor, grid: tuple[int, int], policy: str) -> tor
     if grid == (side, side):
         return pos_embed
     cls, patches = pos_embed.float().split([1, side * side], 1)
+    if torch.compiler.is_exporting():  # any grid: F.interpolate fixes a factor
+        return torch.cat([cls, _by_matrices(patches[0], grid, side, policy == "antialias")[None]], 1)
     cells = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     if policy == "antialias":
         cells = F.interpolate(cells, size=grid, mode="bicubic", align_corners=False, antialias=True)
@@ -95,6 +102,48 @@ def resample(pos_embed: torch.Tensor, grid: tuple[int, int], policy: str) -> tor
     else:
         raise ValueError(f"unknown position policy {policy!r}; allowed: offset, antialias")
     return torch.cat([cls, cells.flatten(2).transpose(1, 2)], 1)
+
+
+def bicubic_weights(count: int, cells: int, antialias: bool) -> torch.Tensor:
+    """(count, cells): what each of `count` samples along an axis takes of its `cells`, by `resample`'s two policies.
+
+    Keys, "Cubic convolution interpolation", 1981, a = -0.75 with the border repeated; with `antialias` a = -0.5, the
+    kernel as wide as a step where that is more than a cell, weights renormalised at the border. As F.interpolate does.
+    """
+    step = cells / count if antialias else cells / (count + OFFSET)
+    centres = (torch.arange(count, dtype=torch.float64) + 0.5) * step - 0.5
+    places = torch.arange(cells, dtype=torch.float64)
+    if antialias:
+        width = torch.ones(1, dtype=torch.float64) * step
+        weights = _cubic((places - centres[:, None]) / width.clamp(min=1), -0.5)
+        return (weights / weights.sum(1, keepdim=True)).float()
+    first = centres.floor()
+    weights = torch.zeros_like(centres[:, None] * places)
+    for neighbour in (-1, 0, 1, 2):
+        place = first + neighbour
+        hit = place.clamp(0, cells - 1)[:, None] == places
+        weights = weights + hit * _cubic(place - centres, -0.75)[:, None]
+    return weights.float()
+
+
+def _by_matrices(cells: torch.Tensor, grid: tuple[int, int], side: int, antialias: bool) -> torch.Tensor:
+    """cells (side², D) -> (h·w, D); the native grid as it is, as in `resample`."""
+    rows, columns = (torch.arange(count) for count in grid)
+    native = (torch.full((1,), grid[0]) == side) & (torch.full((1,), grid[1]) == side)
+    along = [
+        torch.where(native, (places[:, None] == torch.arange(side)).float(), bicubic_weights(count, side, antialias))
+        for places, count in zip((rows, columns), grid)
+    ]
+    tall = (along[0] @ cells.reshape(side, -1)).unflatten(1, (side, -1))
+    return (along[1] @ tall).flatten(0, 1)
+
+
+def _cubic(x: torch.Tensor, a: float) -> torch.Tensor:
+    """Keys' kernel of support 2."""
+    x = x.abs()
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
 
 
 def _by_factor(cells: torch.Tensor, grid: tuple[int, int], factor: tuple[float, float]) -> torch.Tensor:
@@ -115,8 +164,10 @@ def pad_to_patches(images: torch.Tensor, patch: int) -> torch.Tensor:
         raise ValueError(f"images must be (B, 3, H, W), RGB in [0, 1]; received {tuple(images.shape)}")
     height, width = images.shape[-2:]
     missing_height, missing_width = -height % patch, -width % patch
+    if not missing_height and not missing_width:
+        return images
     top, left = missing_height // 2, missing_width // 2
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    padded = mean.repeat(len(images), 1, height + missing_height, width + missing_width)
+    padded = mean.repeat(images.shape[0], 1, height + missing_height, width + missing_width)
     padded[..., top : top + height, left : left + width] = images
     return padded

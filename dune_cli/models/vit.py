@@ -105,7 +105,7 @@ class VisionTransformer(nn.Module):
         front = [self.cls_token + positions[:, :1]]
         if self.config.registers:
             front.append(self.register_tokens)
-        return torch.cat([*(part.expand(len(images), -1, -1) for part in front), patches], 1), grid
+        return torch.cat([*(part.expand(images.shape[0], -1, -1) for part in front), patches], 1), grid
 
     def _tokens(self, x: torch.Tensor, grid: tuple[int, int], norm: bool) -> Tokens:
         if norm:
@@ -115,7 +115,7 @@ class VisionTransformer(nn.Module):
 
     def _positions_of(self, grid: tuple[int, int]) -> torch.Tensor:
         """Positions (1, 1 + h·w, D) for a grid; kept per grid while evaluating."""
-        if self.training:
+        if self.training or torch.compiler.is_exporting():
             return resample(self.pos_embed, grid, self.config.position_policy)
         if grid not in self._positions:
             with torch.inference_mode(False), torch.no_grad():
