@@ -71,7 +71,7 @@ PACKAGES = (
     Package("open3d", "open3d", "meshing of point clouds", "reconstruct --mesh poisson and tsdf do not run"),
     Package("libusb_package", "libusb-package", "a library that open3d needs", "open3d may not start"),
     Package("smplx", "smplx", "SMPL-X bodies (non-commercial)", "Multi-HMR on SMPL-X does not run"),
-    Package("pi_heif", "pi-heif", "HEIC photos", "HEIC photos are not read", extra="heic"),
+    Package("pi_heif", "pi-heif", "HEIC photos", "HEIC photos are not read"),
     Package("pyarrow", "pyarrow", "large folders (--shards)", "--shards does not run", extra="large"),
     Package("ray", "ray", "--engine ray of dune reconstruct and --shards", "one machine only", extra="ray"),
     Package("faiss", "faiss-cpu", "dune search --engine faiss", "search compares with every photo", extra="search"),

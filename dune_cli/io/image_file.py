@@ -99,7 +99,7 @@ def _open(path: Path, file: BinaryIO, formats: Sequence[str], allowed: str) -> I
     head = file.read(16)
     file.seek(0)
     if "HEIF" in formats and head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
-        optional.require("pi_heif", f"the HEIC photo {path}", extra="heic").register_heif_opener()
+        optional.require("pi_heif", f"the HEIC photo {path}").register_heif_opener()
     Image.init()
     try:
         with _own_size_limit():

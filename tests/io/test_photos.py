@@ -128,12 +128,11 @@ def test_heic_without_its_package_names_the_cure(tmp_path: Path, monkeypatch: py
     path = tmp_path / "iphone.heic"
     path.write_bytes(base64.b64decode(HEIC.read_text()))
     monkeypatch.setitem(sys.modules, "pi_heif", None)
-    with pytest.raises(PackageMissing, match=r"pip install 'dune-cli\[heic\]'"):
+    with pytest.raises(PackageMissing, match="pip install pi-heif"):
         read_photo(path)
 
 
 def test_heic(tmp_path: Path) -> None:
-    pytest.importorskip("pi_heif")
     path = tmp_path / "iphone.heic"
     path.write_bytes(base64.b64decode(HEIC.read_text()))
     photo = read_photo(path)
@@ -161,3 +160,13 @@ def test_a_panorama_of_the_sphere_is_noticed_and_refused_as_a_photo(tmp_path: Pa
         resolve_cameras([found["sphere"].info], None, None)
     assert resolve_cameras([found["sphere"].info], None, 90.0)[0].source == "given"
     assert resolve_cameras([found["plain"].info], None, None)[0].source == "default"
+
+
+def test_avif(tmp_path: Path) -> None:
+    """By Pillow itself, in a plain install."""
+    halves = np.zeros((64, 48, 3), np.uint8)
+    halves[:32, :, 0], halves[32:, :, 2] = 255, 255
+    path = tmp_path / "photo.avif"
+    Image.fromarray(halves).save(path, quality=90)
+    rgb = read_photo(path).rgb
+    assert rgb.shape == halves.shape and np.abs(rgb.astype(int) - halves)[[4, -4]].max() < 12
