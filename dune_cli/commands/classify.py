@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PREDICT_TASK = "ClassesTask"
 WEIGHTS = (("classes", "dune classify photo.jpg --model NAME", ("dinov2-vits14-linear", "dinov2-vitl14-linear4")),)
 
-NEEDS = ("numpy", "torch", "timm", "cv2", "PIL")
+NEEDS = ("numpy", "torch", "cv2", "PIL")
 
 
 @options.verb()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dune_cli.tasks.depth import Depth
     from dune_cli.tasks.large_folders.pipeline import PhotoResult
 
-NEEDS = ("numpy", "torch", "timm", "cv2", "PIL")
+NEEDS = ("numpy", "torch", "cv2", "PIL")
 WEIGHTS = (
     (
         "depth",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dune_cli.models.shared_backbone import SharedBackbone
     from dune_cli.tasks.large_folders.pipeline import PhotoResult
 
-NEEDS = ("numpy", "torch", "timm", "cv2", "PIL")
+NEEDS = ("numpy", "torch", "cv2", "PIL")
 REPORT = "predict.json"
 VERBS = "dune_cli.commands"
 _MODULES = [plugins.load(VERBS, verb) for verb in plugins.names(VERBS, "PREDICT_TASK")]

@@ -37,7 +37,7 @@ WEIGHTS = (
         ("dinov2-vits14-ade20k-linear", "dinov2-vits14-voc2012-linear"),
     ),
 )
-NEEDS = ("numpy", "torch", "timm", "cv2", "PIL")
+NEEDS = ("numpy", "torch", "cv2", "PIL")
 OVERLAY = "_overlay.png"
 PREDICT_TASK = "SegmentationTask"
 SCALES = 3

@@ -58,7 +58,10 @@ def test_random_weights_keep_the_scale() -> None:
 def test_dune_imports_no_timm_for_it() -> None:
     code = """
 import sys
+import torch
 from dune_cli.models.stems import LiteStem
+with torch.device("meta"):
+    LiteStem()
 LiteStem()
 assert not {"timm", "torchvision", "torch._dynamo"} & set(sys.modules)
 """
