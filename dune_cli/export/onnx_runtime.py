@@ -140,10 +140,9 @@ def on_onnx(model: nn.Module, kind: str, runtime: str, run: Run) -> tuple[Any, d
     that cannot be exported; PackageMissing without the extra `export`.
     """
     network = network_of(kind, model)
-    path = _kept(network, run) if runtime == "onnx" else Path(runtime).expanduser()
-    session = OnnxSession(path)
-    _check_same(session, network, path)
-    facts = {"name": "onnxruntime", "version": session.version, "file": path.name, "sha256": session.sha256}
+    session = _kept(network, run) if runtime == "onnx" else OnnxSession(Path(runtime).expanduser())
+    _check_same(session, network)
+    facts = {"name": "onnxruntime", "version": session.version, "file": session.path.name, "sha256": session.sha256}
     return session_model(model, session), {"runtime": {**facts, "precision": session.facts["precision"]}}
 
 
@@ -153,25 +152,33 @@ def session_model(model: nn.Module, session: OnnxSession) -> Any:
     return make(model, session).eval()
 
 
-def _check_same(session: OnnxSession, network: ExportNetwork, path: Path) -> None:
+def _check_same(session: OnnxSession, network: ExportNetwork) -> None:
     there = [source["sha256"] for source in session.facts["sources"]]
     if session.facts["kind"] != network.kind or there != [source.sha256 for source in network.sources]:
         names = ", ".join(f"{source['name']} ({str(source['sha256'])[:12]})" for source in session.facts["sources"])
         raise UserError(
-            f"{path} holds the {session.facts['kind']} of {names}, and the command runs the {network.kind} of "
+            f"{session.path} holds the {session.facts['kind']} of {names}, and the command runs the {network.kind} of "
             f"{', '.join(source.name for source in network.sources)}; name its own model with --model"
         )
 
 
-def _kept(network: ExportNetwork, run: Run) -> Path:
-    """The float32 file of a network, made if it is not there."""
+def kept_path(network: ExportNetwork) -> Path:
+    """Where `--runtime onnx` keeps the file of a network."""
     key = [__version__, onnx_file.OPSET, network.kind, [source.sha256 for source in network.sources]]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    path = weights_folder.weights_folder() / FOLDER / f"{network.kind}-{digest}.onnx"
+    return weights_folder.weights_folder() / FOLDER / f"{network.kind}-{digest}.onnx"
+
+
+def _kept(network: ExportNetwork, run: Run) -> OnnxSession:
+    """The float32 file of a network, made if it is not there or does not open."""
+    path = kept_path(network)
     if path.is_file():
-        return path
+        try:
+            return OnnxSession(path)
+        except UserError as error:
+            console.note(f"it is made again: {error}")
     console.note(f"the ONNX file of {network.sources[0].name} is made once, and kept as {path}")
     with run.stage("export"), atomic_path(path) as temporary:
         onnx_file.save_onnx(onnx_file.export_program(network), network, temporary)
         onnx_file.compare(network, OnnxSession(temporary))
-    return path
+    return OnnxSession(path)

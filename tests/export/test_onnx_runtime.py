@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from dune_cli.errors import UserError
-from dune_cli.export import measured
+from dune_cli.errors import JobFailed, UserError
+from dune_cli.export import measured, onnx_file
 from dune_cli.export.networks import ExportNetwork, network_of
-from dune_cli.export.onnx_runtime import OnnxEncoder, session_model
+from dune_cli.export.onnx_runtime import OnnxEncoder, kept_path, on_onnx, session_model
 from dune_cli.models.da3_backbone import Da3Backbone, Da3BackboneConfig
 from dune_cli.models.da3_cameras import CameraDecoder
 from dune_cli.models.da3_heads import Da3Head, Da3HeadConfig
@@ -28,6 +29,7 @@ from dune_cli.models.dune_mini import MiniConfig, MiniEncoder
 from dune_cli.models.heads import FeatureHeadConfig, HeadCard, HeadedEncoder, build_head, measure
 from dune_cli.models.mast3r import TwoViewDepth
 from dune_cli.models.vit import VisionTransformer, VitConfig
+from dune_cli.provenance import Run
 
 VIT = VitConfig(
     width=64, depth=4, heads=2, hidden=64, patch=14, registers=2, positions_side=4, position_policy="offset"
@@ -132,3 +134,24 @@ def test_photos_of_the_cosine_are_kept_from_the_calibration() -> None:
     assert (len(split.calibration), len(split.measured), split.held_out) == (16, 8, True)
     assert measured.split(photos[:1]) == measured.PhotoSplit(photos[:1], photos[:1])
     assert not measured.split(photos[:1]).held_out
+
+
+def test_a_kept_file_that_does_not_open_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("DUNE_WEIGHTS", str(tmp_path))
+    model = _seeded(VisionTransformer(VIT))
+    kept = kept_path(network_of("encoder", model))
+    assert kept.is_relative_to(tmp_path)
+    kept.parent.mkdir()
+    kept.write_bytes(b"no ONNX file")
+    made = []
+
+    def save(program: object, network: ExportNetwork, path: Path) -> None:
+        made.append(path)
+        raise JobFailed("made")
+
+    monkeypatch.setattr(onnx_file, "export_program", lambda network: None)
+    monkeypatch.setattr(onnx_file, "save_onnx", save)
+    with pytest.raises(JobFailed, match="made"):
+        on_onnx(model, "encoder", "onnx", Run())
+    assert len(made) == 1
