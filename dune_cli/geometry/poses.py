@@ -5,9 +5,9 @@ Quaternions are (w, x, y, z). Formulas: R. Hartley and A. Zisserman, "Multiple V
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from scipy.spatial import cKDTree
-from scipy.spatial.transform import Rotation
 
 
 def from_rotation_translation(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def vector_angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def quaternion_from_rotation(rotation: np.ndarray) -> np.ndarray:
     """(..., 4) unit quaternions, w >= 0, of rotations (..., 3, 3)."""
     rotation = np.asarray(rotation, dtype=np.float64)
-    quaternion = np.roll(Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_quat(canonical=True), 1, axis=-1)
+    quaternion = np.roll(_rotations().from_matrix(rotation.reshape(-1, 3, 3)).as_quat(canonical=True), 1, axis=-1)
     return quaternion.reshape(*rotation.shape[:-2], 4)
 
 
@@ -85,7 +85,7 @@ def rotation_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
     quaternion = np.asarray(quaternion, dtype=np.float64)
     if not (np.linalg.norm(quaternion, axis=-1) > 0).all():
         raise ValueError("a zero quaternion is no rotation")
-    rotation = Rotation.from_quat(np.roll(quaternion.reshape(-1, 4), -1, axis=-1))
+    rotation = _rotations().from_quat(np.roll(quaternion.reshape(-1, 4), -1, axis=-1))
     return rotation.as_matrix().reshape(*quaternion.shape[:-1], 3, 3)
 
 
@@ -107,7 +107,14 @@ def rotation_from_rotvec(rotvec: np.ndarray) -> np.ndarray:
 def rotvec_from_rotation(rotation: np.ndarray) -> np.ndarray:
     """(..., 3) rotation vectors, angle in [0, pi], of rotations (..., 3, 3)."""
     rotation = np.asarray(rotation, dtype=np.float64)
-    return Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_rotvec().reshape(*rotation.shape[:-2], 3)
+    return _rotations().from_matrix(rotation.reshape(-1, 3, 3)).as_rotvec().reshape(*rotation.shape[:-2], 3)
+
+
+def _rotations() -> Any:
+    """scipy's class of rotations. Its import takes 0.2 processor seconds, which many commands do not need."""
+    from scipy.spatial.transform import Rotation
+
+    return Rotation
 
 
 def cross_matrix(vector: np.ndarray) -> np.ndarray:
@@ -138,6 +145,8 @@ def world_offset(centres: np.ndarray) -> np.ndarray | None:
     centres = np.asarray(centres, dtype=np.float64)
     if len(centres) < 2:
         return None
+    from scipy.spatial import cKDTree
+
     nearest = cKDTree(centres).query(centres, k=2)[0][:, 1]
     distinct = nearest[nearest > 0]
     step = float(np.median(distinct)) if len(distinct) else float(np.ptp(centres, axis=0).max())
