@@ -34,6 +34,7 @@ from dune_cli.io import formats, outputs
 from dune_cli.io.inputs import expand
 from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras
 from dune_cli.io.json_files import write_json
+from dune_cli.io.meshes import Mesh
 from dune_cli.io.photos import Photo, read_photo
 from dune_cli.matchers.filtering import ExtractedImage, extract_image, find_matches
 from dune_cli.matchers.matcher import Matcher, Matches
@@ -47,7 +48,7 @@ from dune_cli.provenance import Run, Source, sha256_of
 from dune_cli.sfm import placement, relative_pose
 from dune_cli.sfm.georeference import georeference
 from dune_cli.sfm.masks import PhotoMasks, open_masks
-from dune_cli.sfm.relative_pose import CameraImage, MatcherBackend, Relocalization, SolverConfig
+from dune_cli.sfm.relative_pose import CameraImage, MatcherBackend, Relocalization, SolverConfig, TwoViewMatches
 from dune_cli.sfm.retrieval import DEFAULT_MODEL, DescriptorExtractor, encoder_descriptor_extractor
 from dune_cli.sfm.scene import Scene
 from dune_cli.tasks import classify as classify_task
@@ -134,19 +135,24 @@ class PeopleResult(PhotoPeople):
 
     model: HumanModel | FittedHumanModel | None = None
 
+    @property
+    def meshes(self) -> list[Mesh]:
+        """The bodies, each with the colour of its person."""
+        assert self.model is not None
+        return human_task.meshes(self.model, self.people, self.ids)
+
     def save(self, path: str | Path, overwrite: bool = False) -> dict[str, Any]:
         """Writes the bodies as .obj, .glb or .ply, and the JSON `dune.human/1` beside them."""
         target = _target(path, formats.names("write_scene", content="surface"), overwrite)
         assert self.model is not None
-        human_task.write_meshes(target, human_task.meshes(self.model, self.people, self.ids), self)
+        human_task.write_meshes(target, self.meshes, self)
         made = _made((self.model.source, self.model.body.source), [self.photo])
         return _with_json(target, human_task.document(self.model, self, target, made))
 
     def save_overlay(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the photo with the bodies over it, as .png."""
-        assert self.model is not None
         target = outputs.check_output(path, (".png",), overwrite)
-        human_task.write_overlay(target, human_task.meshes(self.model, self.people, self.ids), self)
+        human_task.write_overlay(target, self.meshes, self)
 
 
 @dataclass(frozen=True)
@@ -304,6 +310,23 @@ def relocalize(
     Its length is metric with `ref_depth` (H, W), z in metres at the reference's pixels, or `baseline`, the distance of
     the cameras in metres; UserError for both.
     """
+    given = {"intrinsics": intrinsics, "fov_deg": fov_deg, "ref_depth": ref_depth, "baseline": baseline}
+    return match_and_relocalize(query, reference, matcher, **given, seed=seed, device=device)[1]
+
+
+def match_and_relocalize(
+    query: PhotoLike,
+    reference: PhotoLike,
+    matcher: str = "auto",
+    *,
+    intrinsics: Intrinsics | None = None,
+    fov_deg: float | None = None,
+    ref_depth: np.ndarray | None = None,
+    baseline: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> tuple[TwoViewMatches, Relocalization, Source]:
+    """The matches of `relocalize`, its pose, and the matcher's source."""
     if ref_depth is not None and baseline is not None:
         raise UserError("ref_depth and baseline each set the length of the translation; give one of them")
     photos = [as_photo(query), as_photo(reference)]
@@ -318,7 +341,7 @@ def relocalize(
     solver = "essential" if ref_depth is None else "pnp"
     config = SolverConfig(solver, baseline, relative_pose.MIN_CONFIDENCE, seed)
     found = backend.match(backend.extract(images[1]), backend.extract(images[0]))
-    return relative_pose.relocalize(found, config)
+    return found, relative_pose.relocalize(found, config), backend.source
 
 
 @_told

@@ -78,7 +78,8 @@ PACKAGES = (
     Package("onnx", "onnx", "dune export", "no .onnx file is written", extra="export"),
     Package("onnxscript", "onnxscript", "dune export", "no .onnx file is written", extra="export"),
     Package("onnxruntime", "onnxruntime", "dune export, --runtime onnx", "--runtime takes torch only", extra="export"),
-    Package("viser", "viser", "dune view", "dune view does not run; dune render does", extra="view"),
+    Package("viser", "viser", "dune view, dune app", "neither runs; dune render does", extra="view"),
+    Package("flask", "flask", "dune app", "dune app does not run", extra="app"),
     Package("pyproj", "pyproj", "coordinate systems (dune reconstruct --crs)", "--crs does not run", extra="geo"),
     Package("laspy", "laspy", "LAS and LAZ files", "no LAS or LAZ is written or read", extra="geo"),
 )

@@ -49,9 +49,11 @@ FOLDERS: dict[str, set[str]] = {
 }
 ROOT_MODULES = {
     "doctor": {"checkpoints", "matchers"},
+    "previews": {"tasks", "sfm", "io", "geometry"},
     "api": {"tasks", "sfm", "mvs", "matchers", "checkpoints", "io", "models"},
+    "app": {"api", "previews", "tasks", "sfm", "io"},
 }
-UNDER_COMMANDS = {"commands", "doctor", *FOLDERS}
+UNDER_COMMANDS = {"commands", "doctor", "previews", "app", *FOLDERS}
 ON_TOP_OF_COMMANDS = {"__init__", "errors", "console", "runtime", "plugins", "provenance", "signals", "commands"}
 HEAVY = ("torch", "numpy", "cv2", "PIL", "timm", "pycolmap", "open3d", "trimesh")
 LONGEST = 600  # lines of a module: a longer one does more than one thing

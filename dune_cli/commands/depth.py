@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from dune_cli import console, plugins
 from dune_cli.commands import options, videos
-from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, VideoOptions, option
+from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, VideoOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings, head_size, sees_whole
+from dune_cli.commands.preview import PREVIEW, PreviewedOutput
 from dune_cli.commands.runtimes import RuntimeOptions
 from dune_cli.commands.shards import (
     BatchShardOptions,
@@ -76,7 +77,7 @@ class DepthOptions(ModelOptions):
 
 
 @options.group("Output")
-class DepthOutput(OutputOptions):
+class DepthOutput(PreviewedOutput):
     kind: str | None = options.file_format(FORMATS)
     colormap: str | None = option(
         f"--colormap [{'|'.join(COLORMAPS)}]",
@@ -126,7 +127,9 @@ def command(
              dune depth photos/ -o depths/ --shards
     """
     if shards.wanted:
-        shards.refuse_with(colormap=output.colormap, fps=video.fps, runtime=compute.other_runtime)
+        shards.refuse_with(
+            colormap=output.colormap, fps=video.fps, preview=output.preview, runtime=compute.other_runtime
+        )
         one_camera(cameras)
         verb = DepthShards.of(model, cameras, compute, output.kind or FORMATS[0], shards.batch_size)
         return compute_shards(verb, photos, shards, compute, output)
@@ -136,7 +139,8 @@ def command(
     bounds = model.bounds()
     paths = expand(photos, videos=True)
     video.check(paths)
-    beside = (".json", COLOR_ENDING) if output.colormap else (".json",)
+    preview = output.wants_preview(*(f".{name}" for name in FORMATS), pictured=output.colormap is not None)
+    beside = (".json", *[COLOR_ENDING] * bool(output.colormap), *[PREVIEW] * preview)
     targets = places(paths, output.output, output.kind, FORMATS, output.overwrite, beside)
     chosen = model.choose("depth")
     device, dtype = compute.placed
@@ -171,7 +175,7 @@ def command(
     def predict_video(first: Photo, camera: PhotoCamera, folder: Path) -> dict[str, Any]:
         def write(frame: Frame, result: Depth) -> tuple[dict[str, Any], list[Path]]:
             file = frame_file(folder, frame.index, output.kind or FORMATS[0])
-            return task.document(result, file, _write(result, file, output.colormap), {}), [file]
+            return task.document(result, file, _write(result, file, output.colormap, bool(output.preview)), {}), [file]
 
         known = {"camera": (camera.K, camera.source), "lens": camera.camera}
         predict = partial(task.predict_frames, network, **known, size_px=model.size, flip=model.flip, run=run)
@@ -187,7 +191,7 @@ def command(
         known = (camera.K, camera.source)
         result = task.predict(network, photo, known, model.size, model.flip, run, camera.camera)
         with run.stage("write"):
-            facts = _write(result, target, output.colormap)
+            facts = _write(result, target, output.colormap, preview)
         documents.append(task.document(result, target, facts, provenance(photo)))
         if result.expected is not None and str(result.expected) not in told:
             told.add(str(result.expected))
@@ -197,8 +201,8 @@ def command(
     output.print_json(documents)
 
 
-def _write(result: Depth, target: Path, colormap: str | None) -> dict[str, Any]:
-    """Writes the depth, and with `colormap` its image. What the JSON says of them."""
+def _write(result: Depth, target: Path, colormap: str | None, preview: bool) -> dict[str, Any]:
+    """Writes the depth, with `colormap` its image, and its preview. What the JSON says of them."""
     from dune_cli.io.depth_files import colored
     from dune_cli.io.outputs import sibling
     from dune_cli.io.png import save_png
@@ -209,6 +213,10 @@ def _write(result: Depth, target: Path, colormap: str | None) -> dict[str, Any]:
         picture = sibling(target, COLOR_ENDING)
         save_png(picture, colored(result.depth, colormap))
         facts["colormap"] = {"file": picture.name, "name": colormap}
+    if preview:
+        from dune_cli import previews
+
+        facts["preview"] = previews.save(previews.picture(result), sibling(target, PREVIEW))
     return facts
 
 
@@ -261,6 +269,7 @@ class DepthTask(PredictTask):
 
         camera = cameras.resolve_cameras([photo])[0]
         result = depth.predict(self.network, photo, (camera.K, camera.source), size, run=run, lens=camera.camera)
+        self.pictured = (result,)
         return depth.document(result, path, depth.write(result, path), {})
 
     def verb_options(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from dune_cli import console
 from dune_cli.commands import checks, options
-from dune_cli.commands.options import CameraOptions, ComputeOptions, OutputOptions, option
+from dune_cli.commands.options import CameraOptions, ComputeOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.commands.preview import PREVIEW, PreviewedOutput
 from dune_cli.commands.runtimes import RuntimeOptions
 from dune_cli.commands.shards import ShardOptions, compute_shards, stored_weights
 from dune_cli.errors import UserError
@@ -80,7 +81,7 @@ def command(
     model: EncoderOptions,
     kind: str | None = options.file_format(FORMATS),
     compute: RuntimeOptions,
-    output: OutputOptions = options.adapt(
+    output: PreviewedOutput = options.adapt(
         output=options.output_to("a .npz or .png file for one photo, or a folder.", required=True)
     ),
     shards: FeatureShardOptions,
@@ -104,14 +105,17 @@ def command(
              torchrun --nproc-per-node 8 -m dune_cli.cli encode s3://bucket/photos -o features/ --batch-size 64 --shards
     """
     if shards.wanted:
-        shards.refuse_with(format=kind, runtime=compute.other_runtime)
+        shards.refuse_with(format=kind, preview=output.preview, runtime=compute.other_runtime)
         return compute_shards(EncodeShards.of(model, compute, shards), photos, shards, compute, output)
     shards.refuse_tokens()
     from dune_cli.io.inputs import expand
-    from dune_cli.io.outputs import targets
+    from dune_cli.io.outputs import sibling, targets
 
     paths = expand(photos)
-    files = targets(paths, output.output, kind, FORMATS, output.overwrite, (".json",))
+    pictures = (kind or Path(output.output).suffix.removeprefix(".").lower()) == "png"
+    preview = output.wants_preview(*(f".{name}" for name in FORMATS), pictured=pictures)
+    beside = (".json", *[PREVIEW] * preview)
+    files = targets(paths, output.output, kind, FORMATS, output.overwrite, beside)
     checks.weights(model.model)
     device, dtype = compute.placed
     if model.teacher is not None and compute.runtime != "torch":
@@ -141,6 +145,11 @@ def command(
             task.write(features, target)
         provenance = run.provenance([encoder.source], [(features.path, features.sha256)], **number_type)
         documents.append(task.document(features, target, provenance))
+        if preview:
+            from dune_cli import previews
+
+            shown = previews.save(previews.picture(features), sibling(target, PREVIEW))
+            documents[-1]["preview"] = shown
         write_json(target.with_suffix(".json"), documents[-1])
         output.print_lines(target)
     output.print_json(documents)
@@ -269,4 +278,5 @@ class FeaturesTask(PredictTask):
 
         (features,) = encode.encode(self.encoder, [photo], encode.InputFit(size, self.fit), run=run)
         encode.write(features, path)
+        self.pictured = (features,)
         return encode.document(features, path, {})

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from dune_cli import console, plugins
 from dune_cli.commands import options, videos
-from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions, VideoOptions, option
+from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, VideoOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.commands.preview import PREVIEW, PreviewedOutput
 from dune_cli.commands.shards import ShardOptions, compute_shards, each_once, one_camera, row_document, stored_weights
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
@@ -124,7 +125,7 @@ class HumanOptions(BodyOptions):
 
 
 @options.group("Output")
-class HumanOutput(OutputOptions):
+class HumanOutput(PreviewedOutput):
     output: str | None = options.output_to(
         "meshes as .obj (one group per person), .glb (with the camera) or .ply for one photo, an animation as .glb or "
         ".bvh of one video, or a folder."
@@ -138,6 +139,12 @@ class HumanOutput(OutputOptions):
         default_text="all",
     )
     smooth: bool = option("--smooth", "Smooth an animation forwards and backwards (Kalman smoother; no lag).")
+
+    @property
+    def previews(self) -> bool:
+        """Whether photos get previews beside their meshes."""
+        endings = (*(f".{name}" for name in FORMATS), *ANIMATIONS)
+        return self.wants_preview(*endings, pictured=self.overlay is not None)
 
     def animates(self, paths: list[Path]) -> bool:
         """Whether -o names an animation: a file with an ending of ANIMATIONS, of one video or of several photos."""
@@ -181,10 +188,13 @@ class HumanOutput(OutputOptions):
         from dune_cli.io.outputs import places
 
         wanted: dict[str, list[Path]] = {}
+        if self.preview and (self.output is None or self.animates(paths)):
+            raise UserError("--preview goes beside the meshes of -o; name a mesh file or a folder, or take --overlay")
         if self.animates(paths):
             wanted["animation"] = [self._animation_file()]
         elif self.output is not None:
-            wanted["mesh"] = places(paths, self.output, self.kind, FORMATS, self.overwrite, (".json",))
+            beside = (".json", *[PREVIEW] * self.previews)
+            wanted["mesh"] = places(paths, self.output, self.kind, FORMATS, self.overwrite, beside)
         elif any(map(is_video, paths)):
             raise UserError("the people of a video go into a folder of files; name it with -o")
         elif self.kind is not None:
@@ -286,9 +296,13 @@ def command(
     """
     if shards.wanted:
         verb = HumanShards.of(people, cameras, compute)
-        names = ("overlay", "top_view", "person", "smooth")
+        names = ("preview", "overlay", "top_view", "person", "smooth")
         shards.refuse_with(
-            joints=people.joints, fps=video.fps, format=output.kind, **{name: getattr(output, name) for name in names}
+            joints=people.joints,
+            fps=video.fps,
+            preview=output.preview,
+            format=output.kind,
+            **{name: getattr(output, name) for name in names},
         )
         one_camera(cameras)
         return compute_shards(verb, photos, shards, compute, output)
@@ -346,7 +360,7 @@ def command(
         def write(frame: Frame, found: PhotoPeople) -> tuple[dict[str, Any], list[Path]]:
             kept = human.select(found, people.which)
             files = {name: frame_file(folder, frame.index, endings[name]) for name, folder in folders.items()}
-            _write(model, kept, files)
+            _write(model, kept, files, bool(output.preview))
             tracks.add(frame, kept)
             document = human.describe_photo(kept, files.get("mesh"))
             if recorder is not None:
@@ -386,8 +400,8 @@ def command(
         kept = human.select(found, people.which)
         _note_people(found, kept, None if chosen is None else people.min_score)
         with run.stage("write"):
-            _write(model, kept, files)
-        documents.append(human.document(model, kept, files.get("mesh"), provenance(photo)))
+            shown = _write(model, kept, files, output.previews)
+        documents.append(human.document(model, kept, files.get("mesh"), provenance(photo)) | shown)
         if "mesh" in files:
             write_json(files["mesh"].with_suffix(".json"), documents[-1])
         output.print_lines(*files.values())
@@ -422,13 +436,20 @@ def _is_doubtful(person: Any) -> bool:
     return getattr(person, "fit_confidence", 1.0) < DOUBTFUL
 
 
-def _write(model: HumanModel, found: PhotoPeople, files: dict[str, Path]) -> None:
+def _write(model: HumanModel, found: PhotoPeople, files: dict[str, Path], preview: bool) -> dict[str, Any]:
+    """Writes the files, and the preview beside the mesh. What the JSON says of the latter."""
+    from dune_cli.io.outputs import sibling
     from dune_cli.tasks import human
 
     writers = {"mesh": human.write_meshes, "overlay": human.write_overlay, "top view": human.write_top_view}
     meshes = human.meshes(model, found.people, found.ids)
     for name, path in files.items():
         writers[name](path, meshes, found)
+    if not preview or "mesh" not in files:
+        return {}
+    from dune_cli import previews
+
+    return {"preview": previews.save(previews.picture(found, meshes), sibling(files["mesh"], PREVIEW))}
 
 
 class HumanTask(PredictTask):
@@ -463,7 +484,9 @@ class HumanTask(PredictTask):
         known = human.cameras([photo], cameras.intrinsics, cameras.fov_deg)[0]
         with run.stage("network"):
             found = human.predict(self.people, photo, *known, self.settings.min_score)
-        human.write_meshes(path, human.meshes(self.people, found.people), found)
+        meshes = human.meshes(self.people, found.people)
+        human.write_meshes(path, meshes, found)
+        self.pictured = (found, meshes)
         return human.document(self.people, found, path, {})
 
     def verb_options(self) -> dict[str, Any]:

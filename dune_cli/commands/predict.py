@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from dune_cli import console, plugins
 from dune_cli.commands import options
 from dune_cli.commands.human import BodyOptions
-from dune_cli.commands.options import CameraOptions, ComputeOptions, OutputOptions, option
+from dune_cli.commands.options import CameraOptions, ComputeOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings
+from dune_cli.commands.preview import PreviewedOutput
 from dune_cli.commands.shards import (
     ShardOptions,
     compute_shards,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from dune_cli.tasks.large_folders.pipeline import PhotoResult
 
 NEEDS = ("numpy", "torch", "cv2", "PIL")
-REPORT = "predict.json"
+REPORT, SHEET = "predict.json", "preview.png"
+SHEET_PX = 480  # long side of a picture in the preview
 VERBS = "dune_cli.commands"
 _MODULES = [plugins.load(VERBS, verb) for verb in plugins.names(VERBS, "PREDICT_TASK")]
 TASKS: dict[str, type[PredictTask]] = {one.name: one for one in (getattr(m, m.PREDICT_TASK) for m in _MODULES)}
@@ -163,10 +165,13 @@ def command(
     chosen: PredictOptions,
     cameras: CameraOptions,
     compute: ComputeOptions,
-    output: OutputOptions = options.adapt(
+    output: PreviewedOutput = options.adapt(
+        preview=options.changed(
+            PreviewedOutput, "preview", help="Also write preview.png, the results side by side.", default_text="preview"
+        ),
         output=options.output_to(
             "a folder, with a folder for each photo and in it a file and a JSON file for each task.", required=True
-        )
+        ),
     ),
     shards: ShardOptions,
 ) -> None:
@@ -201,7 +206,8 @@ def command(
     shared = (chosen.encoder, chosen.body_models, chosen.min_score, compute)
     settings = {name: TaskSettings(model, *shared) for name, model in chosen.models().items()}
     paths = expand(photos)
-    folders = _folders(paths, output, [TASKS[name].file for name in settings])
+    preview = output.preview is not False
+    folders = _folders(paths, output, [*(TASKS[name].file for name in settings), *[SHEET] * preview])
     known = cameras.one_by_one(len(paths))
     tasks = {name: TASKS[name](one) for name, one in settings.items()}
 
@@ -214,6 +220,13 @@ def command(
         with run.stage("read"):
             photo = read_photo(path)
         report = predictor.predict(photo, camera, folder)
+        shown = [task.pictured for task in tasks.values() if task.pictured is not None]
+        if preview and shown:
+            from dune_cli import previews
+
+            with run.stage("preview"):
+                sheet = previews.side_by_side([previews.small(previews.picture(*one), SHEET_PX) for one in shown])
+                report["preview"] = previews.save(sheet, folder / SHEET)
         write_json(folder / REPORT, report)
         reports.append(report)
         passes = report["encoder_passes"]
@@ -222,7 +235,7 @@ def command(
     output.print_json(reports)
 
 
-def _folders(paths: list[Path], output: OutputOptions, files: list[str]) -> list[Path]:
+def _folders(paths: list[Path], output: PreviewedOutput, files: list[str]) -> list[Path]:
     """A folder for each photo, whose files can be written."""
     from dune_cli.io.outputs import check_output, unique_stems
 

@@ -47,8 +47,9 @@ class PredictTask(ABC):
 
     `name` on the command line; `file` of the output, in the folder of the photo; `sized`: whether --size applies;
     `with_camera`: whether intrinsics do. `whole`: whether its network sees the whole photo, stretched to whole patches,
-    as heads of `dune train` do; others crop the border. `model` is the one that is used, `sources` are those of the
-    loaded networks.
+    as heads of `dune train` do; others crop the border. `pictured`: the last result, as arguments of
+    `previews.picture`; None where there is no picture of it. `model` is the one that is used, `sources` are those of
+    the loaded networks.
     """
 
     name: ClassVar[str]
@@ -56,6 +57,7 @@ class PredictTask(ABC):
     sized: ClassVar[bool] = True
     with_camera: ClassVar[bool] = True
     whole: bool = False
+    pictured: tuple[Any, ...] | None = None
     model: str
     sources: list[Source]
 

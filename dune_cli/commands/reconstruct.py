@@ -156,7 +156,7 @@ def command(
       dune reconstruct photos/ -o scene.ply --quality high --colmap model/ --transforms transforms.json
       dune reconstruct walk.mp4 --fps 3 -o scene.glb --mesh tsdf
       dune reconstruct left.jpg right.jpg -o scene.glb --fov-deg 65 --baseline 0.2
-      dune reconstruct photos/ -o scene.glb --people
+      dune reconstruct photos/ -o scene.glb --people --preview
       dune reconstruct left.jpg right.jpg -o scene.ply --model mast3r.pth
       dune reconstruct flight/ -o scene.laz --crs EPSG:32632 --geojson cameras.geojson
       dune reconstruct photos/ -o scene.glb --model da3-base --metric-model da3metric-large

@@ -12,7 +12,8 @@ from dune_cli import console
 from dune_cli.commands import options
 from dune_cli.commands.map_localization import AXES, MapOptions, RelocMatching, locate_in_map
 from dune_cli.commands.matching import solver_option
-from dune_cli.commands.options import BaselineCameras, CameraOptions, OutputOptions, SeededOptions, option
+from dune_cli.commands.options import BaselineCameras, CameraOptions, SeededOptions, option
+from dune_cli.commands.preview import PREVIEW, PreviewedOutput
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.provenance import Run
 
@@ -52,8 +53,14 @@ def command(
     matching: RelocMatching,
     cameras: BaselineCameras,
     compute: SeededOptions,
-    output: OutputOptions = options.adapt(
-        output=options.output_to("a .json file; with --map also .jsonl, one line per query.")
+    output: PreviewedOutput = options.adapt(
+        preview=options.changed(
+            PreviewedOutput,
+            "preview",
+            help="Also write the matches with the best reference beside -o, as NAME_preview.png.",
+            default_text="no preview",
+        ),
+        output=options.output_to("a .json file; with --map also .jsonl, one line per query."),
     ),
 ) -> None:
     """Estimate the camera pose of a photo relative to other photos, or in a map.
@@ -72,7 +79,7 @@ def command(
 
     \b
     Example: dune reloc query.jpg reference.jpg --fov-deg 65
-             dune reloc query.jpg reference.jpg --ref-depth reference_depth.png -o pose.json
+             dune reloc query.jpg reference.jpg --ref-depth reference_depth.png -o pose.json --preview
              dune reloc query.jpg one.jpg two.jpg --model dunemast3r-vitb --json
              dune reloc --map colmap/ --images photos/ queries/ -o poses.jsonl
              dune reloc --map colmap/ clip.mp4 --fps 2 --workers 4 -o poses.jsonl
@@ -89,6 +96,7 @@ def command(
         "--depth-scale": reference_options.depth_scale,
         "--baseline": cameras.baseline,
         "--size": matching.size,
+        "--preview": output.preview or None,
     }
     for name, value in given.items():
         if value is not None:
@@ -103,7 +111,7 @@ def locate_by_references(
     matching: RelocMatching,
     cameras: BaselineCameras,
     compute: SeededOptions,
-    output: OutputOptions,
+    output: PreviewedOutput,
 ) -> None:
     """Prints and writes the poses; JobFailed where there is none."""
     from dune_cli.io.inputs import expand
@@ -116,6 +124,7 @@ def locate_by_references(
     metric = matching.model is not None or bool(reference_options.ref_depths)
     _check_options(reference_options, matching, cameras.baseline, len(paths[1]))
     target = output.file(".json")
+    preview = _preview_file(target, output)
     matching.check_present()
 
     from dune_cli.sfm import multi_reference, relative_pose
@@ -163,6 +172,11 @@ def locate_by_references(
         axes=AXES,
     )
     document = reloc.document(results, provenance, joint)
+    if preview is not None:
+        from dune_cli import previews
+
+        shown = reloc.best_of(results)
+        document["preview"] = previews.save(previews.match_picture(matches[results.index(shown)], shown), preview)
     if target is not None:
         write_json(target, document)
     if not output.as_json:
@@ -170,6 +184,17 @@ def locate_by_references(
     output.print_json([document])
     if not best.success:
         raise JobFailed(best.message if len(results) == 1 else f"none of {len(results)} references: {best.message}")
+
+
+def _preview_file(target: Path | None, output: PreviewedOutput) -> Path | None:
+    """Where the preview goes, if one is wanted. UserError without -o."""
+    from dune_cli.io.outputs import check_output, sibling
+
+    if not output.preview:
+        return None
+    if target is None:
+        raise UserError("--preview goes beside the file of -o; name one, such as -o pose.json")
+    return check_output(sibling(target, PREVIEW), (".png",), output.overwrite)
 
 
 def _check_options(given: ReferenceOptions, matching: RelocMatching, baseline: float | None, references: int) -> None:

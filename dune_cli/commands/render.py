@@ -16,9 +16,6 @@ from dune_cli.provenance import Run
 if TYPE_CHECKING:
     import numpy as np
 
-    from dune_cli.geometry.framing import VirtualCamera
-    from dune_cli.io.results import StoredResult
-
 NEEDS = ("numpy", "scipy", "PIL", "cv2", "trimesh")
 SCHEMA = "dune.render/1"
 PICTURES, VIDEOS = (".png",), (".mp4", ".webm", ".gif")
@@ -129,11 +126,13 @@ def command(
     assert target is not None
     background = output.colour()
 
+    import numpy as np
+
     from dune_cli.geometry.framing import up_direction
     from dune_cli.io.png import save_png
     from dune_cli.io.results import joined, read_result, result_files
     from dune_cli.io.scene_colors import recolored
-    from dune_cli.io.scene_pictures import draw, orbit
+    from dune_cli.io.scene_pictures import draw, orbit, picture_size, view_of
     from dune_cli.io.video_output import write_video
     from dune_cli.provenance import sha256_of
 
@@ -147,10 +146,11 @@ def command(
     with run.stage("read"):
         results = [read_result(path) for path in paths]
     video = target.suffix.lower() in VIDEOS
-    size = output.size or _default_size(results[0])
+    cameras = results[0].data.cameras
+    size = output.size or picture_size(cameras, LONG_SIDE_PX)
     if target.suffix.lower() in (".mp4", ".webm") and (size[0] % 2 or size[1] % 2):
         raise UserError(f"--size {size[0]},{size[1]}: the sides of a video are even numbers; change one by a pixel")
-    camera, framed_by = _camera(results, size)
+    camera, framed_by = view_of(np.concatenate([result.positions for result in results]), cameras, size)
     camera = camera.farther(view.distance).turned(view.azimuth_deg, view.elevation_deg)
     fps = output.fps or VIDEO_FPS
     count = max(1, round(output.seconds * fps)) if video else 1
@@ -182,25 +182,3 @@ def command(
     }
     output.print_lines(target)
     output.print_json([document])
-
-
-def _default_size(result: StoredResult) -> tuple[int, int]:
-    """960 pixels long in the shape of the first camera's photo, else 4:3; even numbers."""
-    cameras = result.data.cameras
-    width, height = (cameras[0].width, cameras[0].height) if len(cameras) else (4, 3)
-    scale = LONG_SIDE_PX / max(width, height)
-    return max(16, 2 * round(width * scale / 2)), max(16, 2 * round(height * scale / 2))
-
-
-def _camera(results: list[StoredResult], size: tuple[int, int]) -> tuple[VirtualCamera, str]:
-    """The camera that shows the results, and what it follows: "camera NAME", or "extent"."""
-    import numpy as np
-
-    from dune_cli.geometry.framing import frame_camera, frame_extent
-
-    points = np.concatenate([result.positions for result in results])
-    first = next(iter(results[0].data.cameras), None)
-    if first is None:
-        return frame_extent(points, size), "extent"
-    shape = (first.width, first.height)
-    return frame_camera(first.K, first.world_from_cam, shape, size, points), f"camera {first.name}"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dune_cli import console
 from dune_cli.commands import options
-from dune_cli.commands.options import OutputOptions, option
+from dune_cli.commands.options import option
+from dune_cli.commands.preview import PREVIEW, PreviewedOutput
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 
 @options.group("Output")
-class SceneOutput(OutputOptions):
+class SceneOutput(PreviewedOutput):
+    preview: bool | None = options.changed(PreviewedOutput, "preview", default_text="no preview")
     output: str = options.output_to(
         "the scene as .ply (points; with --mesh a surface), .las or .laz (points), .glb (surface and cameras), .obj "
         "(surface) or .npz (maps). "
@@ -70,8 +72,11 @@ class SceneOutput(OutputOptions):
             bodies = people_file(scene)
             if bodies != scene:
                 bodies = outputs.check_output(bodies, (bodies.suffix,), self.overwrite)
+        preview = None
+        if self.preview:
+            preview = outputs.check_output(outputs.sibling(scene, PREVIEW), (".png",), self.overwrite)
         binary = self.colmap_format == "binary"
-        return Targets(scene, beside, colmap, binary, transforms, depths, surface, undistort, geojson, bodies)
+        return Targets(scene, beside, colmap, binary, transforms, depths, surface, undistort, geojson, bodies, preview)
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class Targets:
     undistort: Path | None = None
     geojson: Path | None = None
     people: Path | None = None  # the scene's file, or one beside it
+    preview: Path | None = None
 
     def check_photos(self, photos: Sequence[Path]) -> None:
         """UserError for photos whose names one of the files cannot hold and for mirrored ones; notes where the files
@@ -180,6 +186,13 @@ class Targets:
             people = people_files.people_json(result.people, scene, self.people if bodies else None)
         document = export.scene_json(scene, points, mesh, provenance, people) | undistorted
         write_json(self.json, document)
+        if self.preview is not None:  # drawn with the cameras of the JSON
+            from dune_cli import previews
+
+            with run.stage("preview"):
+                document["preview"] = previews.save(previews.scene_picture(scene, self.scene), self.preview)
+            write_json(self.json, document)
+            written.append(self.preview)
         return document, written
 
     def _write_undistorted(self, scene: Scene, photos: Sequence[Path], masks: PhotoMasks | None) -> dict[str, Any]:

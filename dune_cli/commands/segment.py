@@ -11,8 +11,9 @@ import click
 
 from dune_cli import console
 from dune_cli.commands import options
-from dune_cli.commands.options import CameraOptions, ModelOptions, OutputOptions, option
+from dune_cli.commands.options import CameraOptions, ModelOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings, head_size, sees_whole
+from dune_cli.commands.preview import PREVIEW, PreviewedOutput
 from dune_cli.commands.runtimes import RuntimeOptions
 from dune_cli.commands.shards import (
     BatchShardOptions,
@@ -68,7 +69,7 @@ def command(
         aliases=["--overlay"],
     ),
     compute: RuntimeOptions,
-    output: OutputOptions = options.adapt(
+    output: PreviewedOutput = options.adapt(
         output=options.output_to("a .png file for one photo, or a folder.", required=True)
     ),
     shards: BatchShardOptions,
@@ -84,11 +85,11 @@ def command(
 
     \b
     Example: dune segment photo.jpg -o classes.png --color-overlay
-             dune segment photos/ -o classes/ --model dinov2-vits14-voc2012-ms
+             dune segment photos/ -o classes/ --model dinov2-vits14-voc2012-ms --no-preview
              dune segment photos/ -o classes/ --shards
     """
     if shards.wanted:
-        shards.refuse_with(color_overlay=overlay, runtime=compute.other_runtime)
+        shards.refuse_with(color_overlay=overlay, preview=output.preview, runtime=compute.other_runtime)
         chosen, encoder = stored_weights(model.choose("segment"), model.encoder)
         verb = SegmentShards(chosen or "", encoder, size, scales, compute.dtype, shards.batch_size)
         return compute_shards(verb, photos, shards, compute, output)
@@ -96,7 +97,8 @@ def command(
     from dune_cli.io.outputs import sibling, targets
 
     paths = expand(photos)
-    beside = (".json", OVERLAY) if overlay else (".json",)
+    preview = output.wants_preview(".png", pictured=overlay)
+    beside = (".json", *[OVERLAY] * overlay, *[PREVIEW] * preview)
     files = targets(paths, output.output, None, ("png",), output.overwrite, beside)
     chosen = model.choose("segment")
     device, dtype = compute.placed
@@ -124,6 +126,11 @@ def command(
                 task.write_overlay(result, picture)
         provenance = run.provenance(network.sources, [(photo.path, photo.sha256)], **number_type)
         documents.append(task.document(result, target, picture, provenance))
+        if preview:
+            from dune_cli import previews
+
+            shown = previews.save(previews.picture(result), sibling(target, PREVIEW))
+            documents[-1]["preview"] = shown
         write_json(sibling(target, ".json"), documents[-1])
         output.print_lines(target)
     output.print_json(documents)
@@ -160,6 +167,7 @@ class SegmentationTask(PredictTask):
 
         result = segment.predict(self.network, photo, SCALES, size, run)
         segment.write(result, path)
+        self.pictured = (result,)
         return segment.document(result, path, None, {})
 
 

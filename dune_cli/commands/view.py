@@ -78,14 +78,20 @@ def command(
             return
         console.result(shown.url)
         console.note("Ctrl-C ends the page")
-        if not page.no_browser and _has_screen():
-            import webbrowser
-
-            webbrowser.open(shown.url)
+        if not page.no_browser:
+            open_browser(shown.url)
         console.rest()
         threading.Event().wait()
     finally:
         shown.close()
+
+
+def open_browser(address: str) -> None:
+    """Opens a page in the browser of this machine, if there is one with a window."""
+    if _has_screen():
+        import webbrowser
+
+        webbrowser.open(address)
 
 
 def _has_screen() -> bool:

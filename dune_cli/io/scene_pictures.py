@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dune_cli.geometry.framing import VirtualCamera
+from dune_cli.geometry.framing import VirtualCamera, frame_camera, frame_extent
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.canvas import Canvas
 from dune_cli.io.formats import SceneData
@@ -55,6 +55,24 @@ def draw(
             lines = transform_points(cam_from_world, _outline(one, length, max(camera.width, camera.height)))
             canvas.add_points(lines, np.broadcast_to(np.uint8(FRUSTUM_COLOR), lines.shape), fine)
     return canvas.reduced(fine)
+
+
+def picture_size(cameras: Sequence[Frustum], long_side_px: int) -> tuple[int, int]:
+    """Width and height of a picture `long_side_px` long in the shape of the first camera's photo, else 4:3; even
+    numbers."""
+    width, height = (cameras[0].width, cameras[0].height) if len(cameras) else (4, 3)
+    scale = long_side_px / max(width, height)
+    return max(16, 2 * round(width * scale / 2)), max(16, 2 * round(height * scale / 2))
+
+
+def view_of(points: np.ndarray, cameras: Sequence[Frustum], size: tuple[int, int]) -> tuple[VirtualCamera, str]:
+    """The camera that shows the points (N, 3) in a picture of `size`, and what it follows: "camera NAME", the first of
+    `cameras`, or "extent"."""
+    if not len(cameras):
+        return frame_extent(points, size), "extent"
+    first = cameras[0]
+    view = frame_camera(first.K, first.world_from_cam, (first.width, first.height), size, points)
+    return view, f"camera {first.name}"
 
 
 def orbit(camera: VirtualCamera, frames: int, degrees: float) -> Iterator[VirtualCamera]:

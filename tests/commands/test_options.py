@@ -58,6 +58,8 @@ DIFFER = {
     "--steps": {"default"},
     "--held-out": {"default"},
     "--checkpoint-minutes": {"default"},
+    "--port": {"help", "default"},  # each page has its own; the one that takes photos does not go on to the next
+    "--preview": {"help", "default_text"},  # of a photo, of a scene or of several tasks
     "--overwrite": {"help"},  # of downloads, or of an index
     "--all": {"help"},
     "--top": {"help", "default"},  # classes or photos
