@@ -142,7 +142,7 @@ def _compute(jobs: ShardJobs, ranks: Ranks, shards: ShardOptions, output: Output
         alone = workers == 1 and shards.engine == "processes"
         name, count = shards.engine, None if alone else workers
         engine = stack.enter_context(open_engine(name, count, shards.ray_address, on_gpus=jobs.device != "cpu"))
-        _follow(engine, jobs, ranks, manifest.photos)
+        _follow(engine, jobs, ranks)
     ranks.wait()
     if ranks.is_first:
         summary = summarise(jobs)
@@ -152,21 +152,28 @@ def _compute(jobs: ShardJobs, ranks: Ranks, shards: ShardOptions, output: Output
         output.print_json([summary])
 
 
-def _follow(engine: Engine, jobs: ShardJobs, ranks: Ranks, photos: int) -> None:
+def _follow(engine: Engine, jobs: ShardJobs, ranks: Ranks) -> None:
     """Does the shards and shows the progress. The speed is that without loading the models."""
     from dune_cli.tasks.large_folders.shards import LOAD
 
     start = time.perf_counter()
     seconds: dict[str, float] = {}
     computed = 0
-    bar = console.bar(photos if ranks.size == 1 else -(-photos // ranks.size), jobs.verb.name, "photo")
+    manifest = jobs.run.manifest(jobs.folder)
+    there = jobs.there()
+    if there and ranks.is_first:
+        how = "checksums" if jobs.verify else "sizes"
+        console.note(f"{len(there)} of {manifest.shards} shards are there; those whose {how} fit are kept")
+    left = manifest.photos - sum(manifest.photos_in(number) for number in there if number < manifest.shards)
+    bar = console.bar(-(-left // ranks.size), jobs.verb.name, "photo")
     # in an object store nobody sees what another process is at
-    tasks = ranks.tasks(jobs.run.manifest(jobs.folder).shards, helps=jobs.folder.is_local)
+    tasks = ranks.tasks(manifest.shards, helps=jobs.folder.is_local)
     try:
         with closing(engine.map(jobs, tasks)) as results:
             for step in results:
-                bar.update(step.photos)
-                computed += step.photos if step.computed else 0
+                if step.computed:
+                    bar.update(step.photos)
+                    computed += step.photos
                 for name, value in step.seconds.items():
                     seconds[name] = seconds.get(name, 0.0) + value
     finally:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from dune_cli import __version__, console
@@ -93,12 +94,17 @@ class ShardJobs:
             return None
         return facts
 
+    def there(self) -> set[int]:
+        """The numbers of the shards that seem to be done."""
+        name = f"{self.verb.name}-"
+        stems = (Path(file).stem for file in self.folder.names("shards") if file.endswith(".json"))
+        return {int(stem.removeprefix(name)) for stem in stems if stem.startswith(name)}
+
     def first_models(self) -> tuple[dict[str, Any], ...] | None:
         """The models of the first shard that is done."""
-        done = [name for name in self.folder.names("shards") if name.endswith(".json")]
-        if not done:
+        number = min(self.there(), default=None)
+        if number is None:
             return None
-        number = int(min(done).removesuffix(".json").rpartition("-")[2])
         facts = self.facts_if_done(self.run.manifest(self.folder), number, False)
         return None if facts is None else facts.models
 
