@@ -68,8 +68,8 @@ def command(
     run = Run()
     with run.stage("load"):
         models = {
-            name: human.load_human(name, chosen.body_models, compute.device, compute.dtype, chosen.encoder)
-            for name in names
+            name: human.load_human(name, chosen.body_models, compute.device, compute.dtype, encoder)
+            for name, encoder in ((name, None if name == BUNDLED else chosen.encoder) for name in names)
         }
         fitter = human.load_fitter()
     methods = {name: benchmark.run_model(model, name) for name, model in models.items()}
