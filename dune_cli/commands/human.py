@@ -426,9 +426,10 @@ def _note_people(found: PhotoPeople, kept: PhotoPeople, min_score: float | None)
         console.note(f"{name}: the body of person {', '.join(doubtful)} may be wrong (confidence of the fit)")
     assumed = found.assumed_height
     if assumed is not None and not assumed.given:
+        settable = "; --height sets it" if hasattr(found.people[0], "height") else ""
         console.note(
             f"{name}: sizes and distances assume adults of {assumed.mean:.2f} m (deviation {assumed.sd:.2f} m): "
-            "children come out too tall and too far away; --height sets it"
+            f"children come out too tall and too far away{settable}"
         )
 
 
