@@ -197,6 +197,7 @@ def command(
              dune predict photos/ -o out/ --shards
     """
     if shards.wanted:
+        shards.refuse_with(preview=output.preview)
         one_camera(cameras)
         return compute_shards(PredictShards.of(chosen, cameras, compute), photos, shards, compute, output)
     from dune_cli.io.inputs import expand

@@ -199,10 +199,11 @@ class ViewPage:
             self._distance = gui.add_text("Distance", "", disabled=True)
 
         def click(event: SceneClickEvent) -> None:
+            before = self._marks
             length = self.measure(np.array(event.ray_origin), np.array(event.ray_direction))
             if length is not None:
                 self._distance.value = f"{length:.4g} {self._unit}"
-            elif len(self._marks) != 1:
+            elif self._marks is before:
                 self._distance.value = "nothing is there"
             else:
                 self._distance.value = "click the second place"
@@ -250,8 +251,9 @@ class ViewPage:
         """The sliders over all of what is shown."""
         self._crops.value = False
         for slider, low, high in zip(self._ranges, *self._bounds()):
-            slider.min, slider.max, slider.step = float(low), float(high), float((high - low) / STEPS)
-            slider.value = (float(low), float(high))
+            ends = tuple(float(f"{end:.10g}") for end in (low, high))
+            slider.min, slider.max, slider.step = *ends, float((high - low) / STEPS)
+            slider.value = ends
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """The lowest and highest coordinates of what is shown, a little apart where they are equal."""
@@ -261,7 +263,8 @@ class ViewPage:
         points = np.concatenate(clouds)
         low, high = points.min(0), points.max(0)
         margin = 1e-3 * max(float((high - low).max()), 1e-6)
-        return low - margin, high + margin
+        digit = 10.0 ** np.floor(np.log10(margin))  # the sliders' ends are read
+        return np.floor((low - margin) / digit) * digit, np.ceil((high + margin) / digit) * digit
 
     def _show_box(self) -> None:
         scene, box = self.server.scene, self.look.box
