@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,10 +116,12 @@ def locate_in_map(
     if note:
         console.note(note)
     queries = _query_photos(paths, known, map_options.fps, cache)
-    matcher = matching.load_matcher(compute)
+    matcher, fallback = matching.load_cascade(compute, many=True)
     jobs = _jobs(photo_map, matcher, cache, map_options, matching, compute)
+    if fallback is not None:
+        jobs = replace(jobs, load_fallback=fallback)
     settings = {
-        "matcher": [matcher.name, matcher.source.name, matcher.source.sha256],
+        "matcher": [matcher.name, matcher.source.name, matcher.source.sha256, matching.matcher],
         "retrieval": map_options.retrieval_model,
         "device": compute.device,
         "dtype": compute.dtype,

@@ -26,8 +26,8 @@ NEIGHBOURS = 10
 class MatchingOptions(ModelOptions):
     matcher: str = option(
         "--matcher NAME",
-        "Feature matcher. auto: the best one on this machine; for a scene of more than two photos sift at their size, "
-        "and the best one for those that it leaves out. 'dune doctor' lists all.",
+        "Feature matcher. auto: the best one on this machine; for a scene of more than two photos, and for queries in "
+        "a map, sift at their size, and the best one for those that it leaves out. 'dune doctor' lists all.",
         default="auto",
     )
 

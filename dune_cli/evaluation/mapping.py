@@ -22,12 +22,14 @@ import numpy as np
 from dune_cli.errors import UserError
 from dune_cli.evaluation.metrics import camera_errors, extent
 from dune_cli.geometry.poses import inverse
+from dune_cli.io.camera_checks import rigid_pose
+from dune_cli.io.json_files import Fields
 from dune_cli.io.outputs import scratch_folder
-from dune_cli.io.pose_files import read_poses
+from dune_cli.io.safe_read import read_json
 from dune_cli.sfm.verification import quiet_pycolmap
 
 DUNE, CONTROL = "dune", "pycolmap"
-TRUTH = "cameras.json"
+TRUTH, POSE_KEYS = "cameras.json", ("T_cam_to_world", "world_from_cam")
 MESSAGE_CHARACTERS = 300  # of what a failed process says
 
 
@@ -72,13 +74,22 @@ class PhotoFolder:
 
 
 def read_folder(folder: Path, photos: Sequence[Path]) -> PhotoFolder:
-    """The set of these photos of a folder, with the poses of its cameras.json. UserError where two photos have one
-    name, for fewer than three photos, and for a damaged file."""
+    """The set of these photos of a folder, with the poses of its cameras.json, in which a frame has `T_cam_to_world` or
+    `world_from_cam` or neither. UserError where two photos have one name, for fewer than three photos, and for a
+    damaged file."""
     if len(photos) < 3 or len({photo.name for photo in photos}) < len(photos):
         raise UserError(f"{folder} needs three photos or more with different names, to be mapped; it has {len(photos)}")
-    file = folder / TRUTH
-    poses = read_poses(file, [photo.name for photo in photos]) if file.is_file() else {}
-    return PhotoFolder(folder, tuple(photos), poses)
+    return PhotoFolder(folder, tuple(photos), _true_poses(folder / TRUTH) if (folder / TRUTH).is_file() else {})
+
+
+def _true_poses(file: Path) -> dict[str, np.ndarray]:
+    """The poses of the frames that have one, by file name."""
+    poses = {}
+    for frame in Fields(read_json(file), str(file)).objects("frames"):
+        given = [frame[key] for key in POSE_KEYS if frame.get(key) is not None]
+        if given:
+            poses[Path(frame.text("file")).name] = rigid_pose(given[0], frame.where)
+    return poses
 
 
 def map_folder(given: PhotoFolder, options: Sequence[str], threads: int, seed: int) -> Iterator[MappedSet]:

@@ -49,7 +49,7 @@ def write_cached(path: str | Path, schema: str, fingerprint: str, arrays: Mappin
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     metadata = {"schema": schema, "made_of": fingerprint, "sha256": _checksum(contiguous)}
     content = save(contiguous, {_HEADER: json.dumps(metadata)})
-    with atomic_path(path) as temporary:
+    with atomic_path(path, flush=False) as temporary:  # its checksum tells whether a power failure damaged it
         temporary.write_bytes(content)
 
 

@@ -56,11 +56,11 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, flush: bool = True) -> Iterator[Path]:
     """A temporary path beside `path` (same ending) to write to; renamed to `path` on success, removed on failure.
 
-    The file is flushed to the disk before it is renamed, unless it is in a folder of `scratch_folder()`. An old file
-    stays until then. Makes missing folders.
+    With `flush` the file is flushed to the disk before it is renamed, unless it is in a folder of `scratch_folder()`;
+    else it may be damaged after a power failure. An old file stays until then. Makes missing folders.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     with signals.temporary(temporary):
         try:
             yield temporary
-            if not _scratch.intersection(target.parents):
+            if flush and not _scratch.intersection(target.parents):
                 _flush(temporary)
             temporary.replace(target)
         finally:

@@ -109,10 +109,9 @@ def _from_json(path: Path) -> Given:
         return _with_entries(path, document, listed)
     if isinstance(document.get("frames"), list):
         frames = document["frames"]
-        for key in ("T_cam_to_world", "world_from_cam"):
-            if any(isinstance(frame, dict) and key in frame for frame in frames):
-                listed = _listed(path, frames, ("file", key, "width", "height"), np.eye(4), False)
-                return listed if key == "world_from_cam" else _with_entries(path, document, listed)
+        if any(isinstance(frame, dict) and "T_cam_to_world" in frame for frame in frames):
+            listed = _listed(path, frames, ("file", "T_cam_to_world", "width", "height"), np.eye(4), False)
+            return _with_entries(path, document, listed)
         keys = ("file_path", "transform_matrix", "w", "h")
         shared = {key: document.get(key) for key in keys[2:]}
         frames = [shared | frame if isinstance(frame, dict) else frame for frame in frames]

@@ -70,7 +70,7 @@ def load_cascade(device: str = "auto", dtype: str = "auto") -> tuple[Matcher, Ca
         return first, None, note
     return (
         first,
-        lambda: load_matcher(name, device, dtype),
+        partial(load_matcher, name, device, dtype),
         f"matcher {sift.NAME}; for photos that it leaves out {note}",
     )
 

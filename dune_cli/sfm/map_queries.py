@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ SEGMENT = 32  # frames of a video that are localized one after the other
 HELD_BYTES = 256_000_000  # of decoded photos of a batch; the others are decoded again
 PRIOR_FRAMES = 2  # localized frames before a frame, whose map photos are among its candidates
 PRIOR_PHOTOS = 3  # of each of them: those with most inliers
+CONFIDENT = 0.8  # a pose of the first matcher, from which on the fallback is not asked
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def batches(queries: Sequence[QueryPhoto], done: int = 0) -> list[QueryBatch]:
 @dataclass(frozen=True)
 class LocalizationJobs:
     """For an engine: localizes the queries of a `QueryBatch` in a map, each with `neighbours` of its photos. `work` is
-    the folder of the cache; with None nothing is kept."""
+    the folder of the cache; with None nothing is kept. `load_fallback` loads a second matcher, for queries that the
+    first one does not localize with CONFIDENT."""
 
     photo_map: PhotoMap
     load_matcher: Callable[[], Matcher]
@@ -106,13 +109,18 @@ class LocalizationJobs:
     work: Path | None
     landmarks: LandmarkConfig
     config: LocalizationConfig
+    load_fallback: Callable[[], Matcher] | None = None
 
     def __call__(self) -> Callable[[QueryBatch], Iterator[LocatedQuery]]:
-        return MapLocalizer(self.open_landmarks(), self.open_retriever(), self.config).localize
+        fallback = None if self.load_fallback is None else partial(self._open, self.load_fallback)
+        return MapLocalizer(self.open_landmarks(), self.open_retriever(), self.config, fallback).localize
 
     def open_landmarks(self) -> Landmarks:
         """The map's landmarks."""
-        return Landmarks(self.photo_map, self.load_matcher(), self.landmarks, WorkFolder(self.work))
+        return self._open(self.load_matcher)
+
+    def _open(self, load_matcher: Callable[[], Matcher]) -> Landmarks:
+        return Landmarks(self.photo_map, load_matcher(), self.landmarks, WorkFolder(self.work))
 
     def open_retriever(self) -> ImageRetriever:
         """What chooses photos of the map."""
@@ -158,10 +166,23 @@ def prepare_map(jobs: LocalizationJobs, engine: Engine, queries: int) -> None:
 
 
 class MapLocalizer:
-    """Localizes batches of queries."""
+    """Localizes batches of queries. `open_fallback` opens the landmarks of a second matcher, which are needed for
+    queries that the first one does not localize with CONFIDENT."""
 
-    def __init__(self, landmarks: Landmarks, retriever: ImageRetriever, config: LocalizationConfig) -> None:
+    def __init__(
+        self,
+        landmarks: Landmarks,
+        retriever: ImageRetriever,
+        config: LocalizationConfig,
+        open_fallback: Callable[[], Landmarks] | None = None,
+    ) -> None:
         self.landmarks, self.retriever, self.config = landmarks, retriever, config
+        self._open_fallback = open_fallback
+
+    @cached_property
+    def fallback(self) -> Landmarks | None:
+        """The landmarks of the second matcher, if there is one."""
+        return None if self._open_fallback is None else self._open_fallback()
 
     def localize(self, batch: QueryBatch) -> Iterator[LocatedQuery]:
         """The results in the order of the queries; an error of a query itself is a failed pose. Those of photos one
@@ -208,20 +229,36 @@ class MapLocalizer:
             yield query, found.get(number, []), held.pop(number, None)
 
     def _localize(self, query: QueryPhoto, candidates: Candidates, photo: Photo | None) -> LocatedQuery:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), self.landmarks
         try:
             photo = photo or read_photo(query.path)
             own = resolve_cameras([photo], query.intrinsics, query.fov_deg)[0]
         except UserError as error:
             result, sha256 = failed_localization(str(query.path), self.landmarks.map, str(error)), None
         else:
-            result, sha256 = self._localize_photo(photo, own, candidates), photo.sha256
+            result, used = self._by_cascade(photo, own, candidates)
+            sha256 = photo.sha256
         encoder = self.retriever.encoder
-        sources = [self.landmarks.matcher.source, *([] if encoder is None else [encoder.source])]
+        sources = [used.matcher.source, *([] if encoder is None else [encoder.source])]
         seconds = time.perf_counter() - start
         return LocatedQuery(replace(result, map=None), sha256, tuple(sources), seconds)  # type: ignore[arg-type]
 
-    def _localize_photo(self, photo: Photo, own: PhotoCamera, candidates: Candidates) -> LocalizationResult:
+    def _by_cascade(
+        self, photo: Photo, own: PhotoCamera, candidates: Candidates
+    ) -> tuple[LocalizationResult, Landmarks]:
+        """The result of the first matcher where that is CONFIDENT, else the more confident one of both matchers', and
+        the landmarks that gave it."""
+        first = self._localize_photo(photo, own, candidates, self.landmarks)
+        if (first.success and first.confidence >= CONFIDENT) or self.fallback is None:
+            return first, self.landmarks
+        second = self._localize_photo(photo, own, candidates, self.fallback)
+        if first.success and (not second.success or first.confidence > second.confidence):
+            return first, self.landmarks
+        return second, self.fallback
+
+    def _localize_photo(
+        self, photo: Photo, own: PhotoCamera, candidates: Candidates, landmarks: Landmarks
+    ) -> LocalizationResult:
         """A photo that says nothing of its camera, and has the size of the map's photos, is first tried with theirs."""
         query = Query(photo, own.camera, own.source)
         of_map = self.landmarks.map.camera_of_size(photo.width, photo.height)
@@ -232,17 +269,17 @@ class MapLocalizer:
             )
             query = Query(photo, own.camera.with_lens_of(of_map), own.source)
         if of_map is not None and own.source == "default":
-            result = self._localize_query(Query(photo, of_map, "map"), candidates)
+            result = self._localize_query(Query(photo, of_map, "map"), candidates, landmarks)
             if result.success:
                 console.note(
                     f"{photo.path.name} says nothing of its camera and has the size of the map's photos: their camera "
                     f"is taken ({of_map.model}); give --intrinsics or --fov-deg if another one took it"
                 )
                 return result
-        return self._localize_query(query, candidates)
+        return self._localize_query(query, candidates, landmarks)
 
-    def _localize_query(self, query: Query, candidates: Candidates) -> LocalizationResult:
-        return localize(query, self.landmarks, candidates, self.config, self.retriever.retrieve)
+    def _localize_query(self, query: Query, candidates: Candidates, landmarks: Landmarks) -> LocalizationResult:
+        return localize(query, landmarks, candidates, self.config, self.retriever.retrieve)
 
 
 def _most_inliers(result: LocalizationResult) -> list[str]:

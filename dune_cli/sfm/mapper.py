@@ -28,6 +28,7 @@ from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.scene import SfmModel
 from dune_cli.sfm.verification import MIN_INLIERS, VerifiedPairs, quiet_pycolmap
 
+InitialPair = tuple[float, float]
 INITIAL_PAIRS = ((16.0, 0.95), (4.0, 0.95), (8.0, 1.0))  # least angle in degrees, most forward motion: tried in turn
 COMPLETE_SHARE, GOOD_ERROR = 0.95, 0.8  # of the photos, of a matched pixel: then no other initial pair is tried
 TWO_VIEW_TRACKS_UP_TO = 50  # photos: few photos need the points that only two of them see
@@ -67,8 +68,10 @@ def map_photos(
     centre_sd = float(np.sqrt(_prior_variance(known_poses))) if centres else 1.0
     calibrated: dict[int, Camera] = {}
     models: list[SfmModel] = []
+    initial_pairs: Sequence[InitialPair] = INITIAL_PAIRS
     for _ in range(CALIBRATION_ROUNDS):
-        again = _Mapping(correspondences, verified, cameras, config, known_poses, calibrated).run(scratch)
+        mapping = _Mapping(correspondences, verified, cameras, config, known_poses, calibrated, initial_pairs)
+        again, initial_pairs = mapping.run(scratch)
         if models and (not again or len(again[0].world_from_cam) < len(models[0].world_from_cam)):
             break
         models = again
@@ -106,7 +109,8 @@ def _prior_variance(known_poses: Mapping[int, np.ndarray]) -> float:
 
 @dataclass(frozen=True)
 class _Mapping:
-    """One run of COLMAP's mapper. The `calibrated` cameras, by their index, are kept."""
+    """One run of COLMAP's mapper. The `calibrated` cameras, by their index, are kept. `initial_pairs` are tried in
+    turn."""
 
     correspondences: Correspondences
     verified: VerifiedPairs
@@ -114,6 +118,7 @@ class _Mapping:
     config: MappingConfig
     known_poses: Mapping[int, np.ndarray]
     calibrated: Mapping[int, Camera]
+    initial_pairs: Sequence[InitialPair]
 
     @cached_property
     def pycolmap(self) -> Any:
@@ -123,16 +128,18 @@ class _Mapping:
     def threads(self) -> int:
         return 1 if len(self.cameras.ids) <= ONE_THREAD_UP_TO else runtime.available_threads()
 
-    def run(self, scratch: Path) -> list[SfmModel]:
+    def run(self, scratch: Path) -> tuple[list[SfmModel], Sequence[InitialPair]]:
+        """The models, largest first, and the initial pairs to try the next time: those of the best result."""
         if self.known_poses and self.config.fixed_poses:
-            return self._on_known_poses(scratch)
+            return self._on_known_poses(scratch), self.initial_pairs
         with self.pycolmap.Database.open(":memory:") as database:
             self._fill(database, self.known_poses)
             if self.config.mapper == "global":
-                return self._largest_first(self._run(self.pycolmap.GlobalPipeline, self._global_options(), database))
+                models = self._largest_first(self._run(self.pycolmap.GlobalPipeline, self._global_options(), database))
+                return models, self.initial_pairs
             return self._incremental(database)
 
-    def _incremental(self, database: Any) -> list[SfmModel]:
+    def _incremental(self, database: Any) -> tuple[list[SfmModel], Sequence[InitialPair]]:
         """Incremental mapping from several initial pairs until a model is complete and accurate, else the result with
         the highest score.
 
@@ -140,18 +147,19 @@ class _Mapping:
         camera that moves along its optical axis has no pair that COLMAP would begin with by default.
         """
         best: list[SfmModel] = []
+        best_pair = self.initial_pairs
         pixel_size = self.correspondences.pixel_size
-        for min_angle_deg, forward_motion in INITIAL_PAIRS:
+        for min_angle_deg, forward_motion in self.initial_pairs:
             options = self._incremental_options()
             options.mapper.init_min_tri_angle, options.mapper.init_max_forward_motion = min_angle_deg, forward_motion
             options.use_prior_position = bool(self.known_poses)
             models = self._largest_first(self._run(self.pycolmap.IncrementalPipeline, options, database))
             if models and (not best or models[0].score(pixel_size) > best[0].score(pixel_size)):
-                best = models
+                best, best_pair = models, ((min_angle_deg, forward_motion),)
             complete = best and len(best[0].world_from_cam) >= COMPLETE_SHARE * len(self.cameras.ids)
             if complete and best[0].error_px < GOOD_ERROR * pixel_size:
                 break
-        return best
+        return best, best_pair
 
     def _run(self, pipeline: Any, options: Any, database: Any) -> list[SfmModel]:
         manager = self.pycolmap.ReconstructionManager()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.io.json_files import json_line
 from dune_cli.matchers.sift import Sift
+from dune_cli.sfm import map_queries
 from dune_cli.sfm.engine import InProcess, ProcessPool
 from dune_cli.sfm.landmarks import LandmarkConfig
 from dune_cli.sfm.localization import LocalizationConfig
@@ -93,3 +95,26 @@ def test_candidates_of_frames_are_also_what_localized_the_frames_before(jobs: Lo
         (single,) = result
         assert together.retrieved[0].name == single.result.retrieved[0].name
         assert together.retrieved[0].similarity == pytest.approx(single.result.retrieved[0].similarity, abs=1e-5)
+
+
+def test_the_second_matcher_is_asked_only_where_the_first_is_not_sure(
+    jobs: LocalizationJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def fallback() -> Sift:
+        loaded.append(Sift(synthetic_maps.WIDTH, 1200))
+        loaded[-1].source = replace(loaded[-1].source, name="second")
+        return loaded[-1]
+
+    cascade, queries = replace(jobs, load_fallback=fallback), [photo(str(jobs.photo_map.folder / "query.png"))]
+    alone = lines(jobs, InProcess().map(jobs, batches(queries)))
+    assert lines(cascade, InProcess().map(cascade, batches(queries))) == alone and not loaded
+    elsewhere = [*queries, photo(str(jobs.photo_map.folder / "elsewhere.png"))]
+    found = list(InProcess().map(cascade, batches(elsewhere)))
+    assert [one.result.success for one in found] == [True, False] and len(loaded) == 1
+    assert [one.sources[0].name for one in found] == ["OpenCV SIFT", "second"]
+    monkeypatch.setattr(map_queries, "CONFIDENT", 1.0)
+    unsure = next(iter(InProcess().map(cascade, batches(queries))))
+    confidence = json.loads(alone[0])["confidence"]
+    assert len(loaded) == 2 and unsure.result.success and unsure.result.confidence >= confidence - 1e-6
