@@ -19,7 +19,7 @@ Dune = Callable[..., subprocess.CompletedProcess[str]]
 def test_a_row_a_method_with_errors_and_costs(dune: Dune, tmp_path: Path) -> None:
     folder, output = write_set(tmp_path) / "made", tmp_path / "table.json"
     processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    done = dune("eval", "mapping", folder, "--matcher", "sift", "--threads", "1", "-o", output)
+    done = dune("eval", "mapping", folder, "--threads", "1", "-o", output)
     assert done.returncode == 0, done.stderr
     assert not processors or os.sched_getaffinity(0) == processors
     assert [line.split("|")[2].strip() for line in done.stdout.splitlines()[2:]] == ["pycolmap", "dune"]
