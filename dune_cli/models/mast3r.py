@@ -277,8 +277,9 @@ class TwoViewModel(nn.Module):
         self, view1: ViewFeatures, view2: ViewFeatures, descriptors: bool = True, points: bool = True
     ) -> TwoViewOutput:
         """Features of both views (same B, their grids may differ) -> TwoViewOutput."""
-        if len(view1.tokens) != len(view2.tokens):
-            raise ValueError(f"both views need one batch size; received {len(view1.tokens)} and {len(view2.tokens)}")
+        batches = view1.tokens.shape[0], view2.tokens.shape[0]  # open in an export, where len() would fix them
+        if batches[0] != batches[1]:
+            raise ValueError(f"both views need one batch size; received {batches[0]} and {batches[1]}")
         keep = self.hooks if points or not self.head1.config.own_descriptor_confidence else self.hooks[-1:]
         items1, items2 = self.decoder(view1.tokens, view1.grid, view2.tokens, view2.grid, keep)
         one = self.head1(items1, self.hooks, view1.grid, descriptors, points)
