@@ -81,10 +81,14 @@ def main() -> None:
     parser.add_argument("--leave-out", action="append", default=[], type=Path, help="pairs.json of a benchmark")
     parser.add_argument("--photos", type=int, help="how many of the folder's photos (all)")
     parser.add_argument("--depth", type=Path, help="photos of rooms: a folder with an index.jsonl of photos with depth")
+    parser.add_argument("--depth-photos", type=int, help="how many of the photos of rooms (all)")
     parser.add_argument("--teachers", default=",".join(RECIPE["teachers"]), help="%(default)s")
     parser.add_argument("--crops", default=RECIPE["crops"], type=int, help="fixed crops of each photo (%(default)s)")
     parser.add_argument("--cache", help="folder for the teachers' answers")
     parser.add_argument("--steps", default=1600, type=int, help="%(default)s")
+    parser.add_argument("--batch-size", default=RECIPE["batch_size"], type=int, help="%(default)s")
+    parser.add_argument("--learning-rate", default=RECIPE["learning_rate"], type=float, help="per 256 images (%(default)s)")
+    parser.add_argument("--seed", default=0, type=int, help="%(default)s")
     parser.add_argument("--init", help="student to go on from, for a further stage")
     parser.add_argument("--norm", default=RECIPE["norm"], help="of the teachers' outputs (%(default)s)")
     parser.add_argument("--student", default=RECIPE["student"], help="%(default)s")
@@ -94,9 +98,10 @@ def main() -> None:
     photos = options.output.parent / f"{options.output.name}-photos.txt"
     photos.parent.mkdir(parents=True, exist_ok=True)
     chosen = subset(photo_list(options.corpus, options.leave_out), options.photos)
-    chosen += depth_photos(options.depth) if options.depth else []
+    chosen += subset(depth_photos(options.depth), options.depth_photos) if options.depth else []
     photos.write_text("\n".join(chosen) + "\n")
-    settings = RECIPE | {name: getattr(options, name) for name in ("student", "steps", "init", "norm", "crops")}
+    changed = ("student", "steps", "init", "norm", "crops", "batch_size", "learning_rate", "seed")
+    settings = RECIPE | {name: getattr(options, name) for name in changed}
     settings["teachers"] = tuple(options.teachers.split(","))
     config = DistillConfig(data=(str(photos),), cache=options.cache, **settings)
     result = distill(config, options.output)
