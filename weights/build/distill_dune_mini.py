@@ -87,7 +87,8 @@ def main() -> None:
     parser.add_argument("--cache", help="folder for the teachers' answers")
     parser.add_argument("--steps", default=1600, type=int, help="%(default)s")
     parser.add_argument("--batch-size", default=RECIPE["batch_size"], type=int, help="%(default)s")
-    parser.add_argument("--learning-rate", default=RECIPE["learning_rate"], type=float, help="per 256 images (%(default)s)")
+    rate = RECIPE["learning_rate"]
+    parser.add_argument("--learning-rate", default=rate, type=float, help="for 256 images (%(default)s)")
     parser.add_argument("--seed", default=0, type=int, help="%(default)s")
     parser.add_argument("--init", help="student to go on from, for a further stage")
     parser.add_argument("--norm", default=RECIPE["norm"], help="of the teachers' outputs (%(default)s)")
