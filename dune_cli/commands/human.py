@@ -296,7 +296,7 @@ def command(
     """
     if shards.wanted:
         verb = HumanShards.of(people, cameras, compute)
-        names = ("preview", "overlay", "top_view", "person", "smooth")
+        names = ("overlay", "top_view", "person", "smooth")
         shards.refuse_with(
             joints=people.joints,
             fps=video.fps,

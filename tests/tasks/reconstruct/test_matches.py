@@ -141,11 +141,11 @@ def test_a_full_disk_keeps_what_was_finished(
 ) -> None:
     real, written = cache.atomic_path, []
 
-    def full(path: Path):
+    def full(path: Path, **settings: bool):
         written.append(path)
         if len(written) > 9:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return real(path)
+        return real(path, **settings)
 
     monkeypatch.setattr(cache, "atomic_path", full)
     with pytest.raises(OSError, match="No space left"):
