@@ -9,32 +9,25 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dune_cli import console
 from dune_cli.console import progress
 from dune_cli.errors import DuneError, JobFailed, UserError
-from dune_cli.io.cache import check_cached, read_cached, write_cached
+from dune_cli.io.cache import read_cached, write_cached
 from dune_cli.io.photos import Photo, read_header, read_photo
-from dune_cli.models.heads import extract
 from dune_cli.training.heads.datasets import Example
+from dune_cli.training.heads.feature_shards import ROWS, FeatureShards, encoded
 from dune_cli.training.heads.labels import LabelMap, LabelTeacher, read_label
 from dune_cli.training.heads.views import draw_view, nearest_label, smooth_label, view_image, view_size
 
 SCHEMA = "dune.head-features/1"
 LABEL_SCHEMA = "dune.head-labels/1"
-ROWS = 32  # views a shard
-OPEN_SHARDS = 512
-BATCH = 8  # views a pass of the encoder
-LARGEST_HALF = 6e4
 IMAGE, TARGET, FOCAL = "image", "target", "focal_px"
 
 
@@ -99,58 +92,31 @@ class FeatureCache:
         teacher: LabelTeacher | None = None,
         label_folder: Path | None = None,
     ) -> None:
-        self.folder, self.key, self.examples = folder / key.folder, key, tuple(examples)
+        self.key, self.examples = key, tuple(examples)
+        self._shards = FeatureShards(folder / key.folder, SCHEMA, "--views")
         self.teacher, self.label_folder = teacher, label_folder
         self.rows: dict[tuple[int, int, str], list[Row]] = {}
         self.kinds: dict[int, str] = {}
         self.left_out: dict[str, str] = {}
-        self._paths: list[Path] = []
-        self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open)
 
     def fill(self, encoder: nn.Module) -> None:
         """Computes what is missing or damaged. A shard holds views of one set, so that other sets do not change it.
 
         UserError for a label that does not fit its photo; JobFailed where a shard cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for number, part in enumerate(progress(self._plan(), "features", unit="shard")):
-            path = self._paths[number]
-            if check_cached(path, SCHEMA, path.stem):
-                continue
-            arrays = self._compute(encoder, part)
-            try:
-                write_cached(path, SCHEMA, path.stem, arrays)
-            except OSError as error:
-                raise JobFailed(
-                    f"cannot write the features {path} ({error.strerror or error}); make room, or use fewer --views, "
-                    "and run the same command again"
-                ) from error
+        self._shards.fill(self._plan(), lambda part: self._compute(encoder, part))
 
     def read(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """The features (or "image") by name, "target" and "focal_px" of rows of one kind, stacked, as stored.
 
         JobFailed for a shard that cannot be read.
         """
-        parts: dict[str, list[torch.Tensor]] = {}
-        for row in rows:
-            try:
-                file = self._shard(row.shard)
-                for name in file.keys():  # noqa: SIM118
-                    parts.setdefault(name, []).append(file.get_slice(name)[row.place])
-            except (OSError, SafetensorError, IndexError) as error:
-                raise JobFailed(
-                    f"cannot read the features {self._paths[row.shard]} ({error}), which were whole when the run "
-                    "began; run the same command again, which computes them anew"
-                ) from error
-        return {name: torch.stack(values) for name, values in parts.items()}
+        return self._shards.read((row.shard, row.place) for row in rows)
 
     @property
     def bytes(self) -> int:
         """What the shards take on the disk."""
-        return sum(path.stat().st_size for path in self._paths if path.exists())
-
-    def _open(self, number: int) -> Any:
-        return safe_open(self._paths[number], framework="pt")
+        return self._shards.bytes
 
     def _plan(self) -> list[list[tuple[int, int]]]:
         """The (example, view) pairs of each shard; fills `rows`, `kinds` and `left_out`."""
@@ -177,7 +143,7 @@ class FeatureCache:
                 if self.examples[part[0][0]].label is None:
                     texts.append(self._teacher_identity())
                 digest = hashlib.sha256("\1".join([set_name, *texts]).encode(errors="surrogateescape")).hexdigest()
-                self._paths.append(self.folder / f"{digest[:32]}.safetensors")
+                self._shards.paths.append(self._shards.folder / f"{digest[:32]}.safetensors")
                 shards.append(part)
         return shards
 
@@ -245,14 +211,7 @@ class FeatureCache:
         images = torch.stack(pictures)
         if not self.key.features:
             return arrays | {IMAGE: images.numpy()}
-        device = next(encoder.parameters()).device
-        parts: dict[str, list[np.ndarray]] = {}
-        for batch in images.split(BATCH):
-            with torch.inference_mode():
-                features = extract(encoder, batch.to(device).float() / 255, self.key.features)
-            for name, value in features.items():
-                parts.setdefault(name, []).append(value.clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu().numpy())
-        return arrays | {name: np.concatenate(values) for name, values in parts.items()}
+        return arrays | encoded(encoder, images, self.key.features)
 
     def _view(self, index: int, number: int, photo: Photo, label: LabelMap) -> tuple[torch.Tensor, np.ndarray, float]:
         """The picture, the label and the focal length (NaN: not known) of a view."""

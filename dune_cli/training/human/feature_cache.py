@@ -6,21 +6,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dune_cli.console import progress
-from dune_cli.errors import JobFailed
-from dune_cli.io.cache import check_cached, write_cached
 from dune_cli.io.photos import read_photo
-from dune_cli.models.heads import extract
-from dune_cli.training.heads.feature_cache import BATCH, LARGEST_HALF, OPEN_SHARDS, ROWS
+from dune_cli.training.heads.feature_shards import ROWS, FeatureShards, encoded
 from dune_cli.training.human.people import LabelledPeople
 from dune_cli.training.human.synthetic import PictureMaker
 from dune_cli.training.human.views import draw_view
@@ -57,17 +51,17 @@ class PictureCache:
         rows: Sequence[PictureRow],
     ) -> None:
         digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=list).encode()).hexdigest()
-        self.folder, self.photos, self.maker = folder / digest[:16], photos, maker
+        self.photos, self.maker = photos, maker
         self.names = tuple(made_of["features"])
         self.rows = tuple(rows)
         self._bank = _digest(maker.bank.rotations.tobytes(), *(str(path).encode() for path in maker.bank.backgrounds))
-        self._paths = [self._path(part) for part in self._parts()]
-        self._open = lru_cache(maxsize=OPEN_SHARDS)(lambda number: safe_open(self._paths[number], framework="pt"))
+        self._shards = FeatureShards(folder / digest[:16], SCHEMA, "--views or --synthetic")
+        self._shards.paths += [self._path(part) for part in self._parts()]
 
     @property
     def bytes(self) -> int:
         """What the shards take on the disk."""
-        return sum(path.stat().st_size for path in self._paths if path.exists())
+        return self._shards.bytes
 
     def picture(self, row: PictureRow) -> tuple[np.ndarray, LabelledPeople]:
         """The picture (S, S, 3) uint8 of a row, drawn anew, and its people."""
@@ -79,36 +73,14 @@ class PictureCache:
 
     def fill(self, encoder: nn.Module) -> None:
         """Computes the shards that are missing or damaged. JobFailed where one cannot be written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path, part in progress(list(zip(self._paths, self._parts())), "features", unit="shard"):
-            if check_cached(path, SCHEMA, path.stem):
-                continue
-            try:
-                write_cached(path, SCHEMA, path.stem, self._compute(encoder, part))
-            except OSError as error:
-                raise JobFailed(
-                    f"cannot write the features {path} ({error.strerror or error}); make room, or use fewer --views "
-                    "or --synthetic, and run the same command again"
-                ) from error
+        self._shards.fill(self._parts(), lambda part: self._compute(encoder, part))
 
     def read(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
         """Features by name, and the arrays of `LabelledPeople.arrays` after PEOPLE, of rows by number, stacked.
 
         JobFailed for a shard that cannot be read.
         """
-        parts: dict[str, list[torch.Tensor]] = {}
-        for number in numbers:
-            shard, place = divmod(number, ROWS)
-            try:
-                file = self._open(shard)
-                for name in file.keys():  # noqa: SIM118
-                    parts.setdefault(name, []).append(file.get_slice(name)[place])
-            except (OSError, SafetensorError, IndexError) as error:
-                raise JobFailed(
-                    f"cannot read the features {self._paths[shard]} ({error}), which were whole when the run began; "
-                    "run the same command again, which computes them anew"
-                ) from error
-        return {name: torch.stack(values) for name, values in parts.items()}
+        return self._shards.read(divmod(number, ROWS) for number in numbers)
 
     def _parts(self) -> list[Sequence[PictureRow]]:
         return [self.rows[first : first + ROWS] for first in range(0, len(self.rows), ROWS)]
@@ -123,7 +95,7 @@ class PictureCache:
                 label = _digest(*(np.ascontiguousarray(v).tobytes() for v in people.by_person().values()))
                 texts.append(f"{path} {path.stat().st_size} {label} {row.number}")
         name = hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()[:32]
-        return self.folder / f"{name}.safetensors"
+        return self._shards.folder / f"{name}.safetensors"
 
     def _compute(self, encoder: nn.Module, part: Sequence[PictureRow]) -> dict[str, np.ndarray]:
         pictures, people = [], []
@@ -131,15 +103,8 @@ class PictureCache:
             rgb, labelled = self.picture(row)
             pictures.append(torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1))))
             people.append(labelled.arrays())
-        device = next(encoder.parameters()).device
-        parts: dict[str, list[np.ndarray]] = {}
-        for batch in torch.stack(pictures).split(BATCH):
-            with torch.inference_mode():
-                features = extract(encoder, batch.to(device).float() / 255, self.names)
-            for name, value in features.items():
-                parts.setdefault(name, []).append(value.clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu().numpy())
         labels = {f"{PEOPLE}{name}": np.stack([one[name] for one in people]) for name in people[0]}
-        return labels | {name: np.concatenate(values) for name, values in parts.items()}
+        return labels | encoded(encoder, torch.stack(pictures), self.names)
 
 
 def _digest(*parts: bytes) -> str:
