@@ -270,8 +270,6 @@ def _query_photos(
         if not is_video(path):
             queries.append(QueryPhoto(path, camera.intrinsics, camera.fov_deg))
             continue
-        if cache.folder is None:
-            raise UserError(f"the frames of {path.name} are kept in a work folder; name one with --work")
         for frame in extract_keyframes([path], fps, cache):
             number = int(frame.stem.rpartition("_")[2])
             queries.append(QueryPhoto(frame, camera.intrinsics, camera.fov_deg, path, number))
@@ -303,7 +301,7 @@ def _jobs(
         matcher.reload if map_options.workers is not None and matcher.reload is not None else lambda: matcher,
         encoder,
         count,
-        None if cache.folder is None else cache.folder.absolute(),
+        cache.place,
         LandmarkConfig(seed=compute.seed),
         LocalizationConfig(min_confidence=matching.least_confidence(), seed=compute.seed),
     )

@@ -113,8 +113,8 @@ class RetrievalOptions:
         default_text="dune-mini",
     )
     work: str | None = option(
-        "--work DIR",
-        "Cache folder. A later run reuses the features and matches in it.",
+        "--work DIR|URL",
+        "Cache: a folder, or a URL of an object store (s3://bucket/work). A later run reuses its features and matches.",
         heading="Advanced",
         default_text="beside the output or in the map",
     )
@@ -160,14 +160,14 @@ class EngineOptions:
         from dune_cli.sfm.engine import InProcess, open_engine
         from dune_cli.sfm.shared_work import SharedWork
 
-        if cache is None or cache.folder is None:
+        if cache is None or cache.place is None:
             yield cache
             return
         with open_engine(self.engine, self.workers, self.ray_address) as engine:
             if isinstance(engine, InProcess):
                 yield cache
                 return
-            shared = SharedWork(cache.folder, engine)
+            shared = SharedWork(cache.place, engine)
             shared.counts = cache.counts
             yield shared
 

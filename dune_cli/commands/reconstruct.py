@@ -255,7 +255,7 @@ class Job:
         metadata = {}
         if cache is not None:
             computed = {kind: count for kind, count in sorted(cache.counts.items()) if not kind.endswith(", found")}
-            metadata = {"work": {"folder": cache.folder, "computed": computed}}
+            metadata = {"work": {"folder": cache.folder or cache.place, "computed": computed}}
         return SceneOfPhotos(scene, [(path, sha256_of(path)) for path in images], metadata, masks)
 
     def with_people(self, result: SceneOfPhotos, height: float | None) -> SceneOfPhotos:
@@ -348,7 +348,7 @@ class Job:
         )
         console.note(
             f"{cache.counts['features']} photos and {cache.counts['matches']} pairs were computed; the cache is "
-            f"{cache.folder}"
+            f"{cache.folder or cache.place}"
         )
         return scene
 

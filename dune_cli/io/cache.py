@@ -12,8 +12,10 @@ import hashlib
 import json
 import os
 import stat
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ import numpy as np
 from dune_cli import __version__, console
 from dune_cli.errors import DuneError, UserError
 from dune_cli.io.json_files import json_line
-from dune_cli.io.outputs import atomic_path, check_output_folder
+from dune_cli.io.object_stores import is_url
+from dune_cli.io.outputs import atomic_path, check_output_folder, scratch_folder
 from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, MIB, open_regular, parse_json, read_bytes
+from dune_cli.io.work_objects import WorkObjects
 
 Layout = Mapping[str, tuple[str, tuple[int | str, ...]]]
 SCHEMA = "dune.work/1"  # of a work folder's entries
@@ -33,6 +37,7 @@ CHECK = "check"  # the key of a line's checksum
 LINES_LIMIT_BYTES = 2048 * MIB
 LINE_LIMIT_BYTES = MIB
 _HEADER = "dune"
+_COUNTING = threading.Lock()
 _DTYPES = {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
     "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "F32": np.float32, "F64": np.float64,
@@ -44,13 +49,18 @@ def write_cached(path: str | Path, schema: str, fingerprint: str, arrays: Mappin
 
     `schema` names the layout of the arrays and its version. OSError (a full disk) passes.
     """
+    content = cache_bytes(schema, fingerprint, arrays)
+    with atomic_path(path, flush=False) as temporary:  # its checksum tells whether a power failure damaged it
+        temporary.write_bytes(content)
+
+
+def cache_bytes(schema: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The content of the file that `write_cached` writes."""
     from safetensors.numpy import save
 
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     metadata = {"schema": schema, "made_of": fingerprint, "sha256": _checksum(contiguous)}
-    content = save(contiguous, {_HEADER: json.dumps(metadata)})
-    with atomic_path(path, flush=False) as temporary:  # its checksum tells whether a power failure damaged it
-        temporary.write_bytes(content)
+    return save(contiguous, {_HEADER: json.dumps(metadata)})
 
 
 def read_cached(
@@ -65,15 +75,22 @@ def read_cached(
     A note names a file that is damaged, of another schema, changed since it was written, or without the arrays of
     `layout` (see `check_layout`). A file with another fingerprint is passed over without a note.
     """
-    from safetensors import deserialize
-
     path = Path(path)
     if not os.path.lexists(path):
         return None
+    return cached_arrays(lambda: read_bytes(path, "a cache file", limit_bytes), path, schema, fingerprint, layout)
+
+
+def cached_arrays(
+    read: Callable[[], bytes], place: Path | str, schema: str, fingerprint: str, layout: Layout | None = None
+) -> dict[str, np.ndarray] | None:
+    """`read_cached` of the content that `read` gives of a `place`, a path or URL, which notes name."""
+    from safetensors import deserialize
+
     try:
-        content = read_bytes(path, "a cache file", limit_bytes)
+        content = read()
         metadata = _metadata(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        if not _is_current(metadata, schema, fingerprint, path):
+        if not _is_current(metadata, schema, fingerprint, place):
             return None
         arrays = {
             name: np.frombuffer(bytearray(tensor["data"]), _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
@@ -84,7 +101,7 @@ def read_cached(
         if layout is not None:
             check_layout(arrays, layout)
     except Exception as error:  # damaged bytes provoke anything
-        note_damaged(path, error)
+        note_damaged(place, error)
         return None
     return arrays
 
@@ -134,7 +151,7 @@ def check_cached(path: str | Path, schema: str, fingerprint: str, limit_bytes: i
     return True
 
 
-def note_damaged(path: Path, reason: object) -> None:
+def note_damaged(path: Path | str, reason: object) -> None:
     """A note that a cached file is not used, and why."""
     text = " ".join(str(reason).split())[:120]
     console.note(f"{path} is damaged ({text}); it is computed again")
@@ -159,7 +176,7 @@ def _metadata(header: bytes) -> dict[str, str]:
     return metadata
 
 
-def _is_current(metadata: dict[str, str], schema: str, fingerprint: str, path: Path) -> bool:
+def _is_current(metadata: dict[str, str], schema: str, fingerprint: str, path: Path | str) -> bool:
     if metadata["schema"] != schema:
         console.note(f"{path} was written by another version of dune; it is computed again")
         return False
@@ -254,27 +271,50 @@ def _json_checksum(plain: Mapping[str, Any], fingerprint: str) -> str:
 class WorkFolder:
     """Arrays by kind and key, one file each, `KIND/ab/KEY.safetensors`, so that a second or interrupted run continues.
 
-    `counts` has the number of entries that this run computed ("KIND") and read ("KIND, found"). With `folder` None
-    nothing is kept.
+    The files are in a folder, or under a URL of an object store (s3://bucket/work), with the same names and bytes.
+    `counts` has the number of entries that this run computed ("KIND") and read ("KIND, found"). `place` is the absolute
+    path or the URL, `folder` the path, which a URL has none of; both are None where nothing is kept. Several threads
+    may use it.
     """
 
-    def __init__(self, folder: str | Path | None) -> None:
-        """UserError where `folder` is a file or cannot be written to."""
-        self.folder = None if folder is None else Path(folder).expanduser()
+    def __init__(self, place: str | Path | None) -> None:
+        """UserError where the folder `place` is a file or cannot be written to, and for a URL that cannot be used."""
         self.counts: Counter[str] = Counter()
-        if self.folder is None:
-            return
+        self.folder: Path | None = None
+        self._objects: WorkObjects | None = None
+        self.place: Path | str | None = None
+        if place is not None and is_url(str(place)):
+            self._objects = WorkObjects(str(place))
+            self.place = self._objects.url
+        elif place is not None:
+            self.folder = Path(place).expanduser()
+            self._make_folder(self.folder)
+            self.place = self.folder.absolute()
+
+    @staticmethod
+    def _make_folder(folder: Path) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise UserError(
-                f"the work folder {self.folder} cannot be made: {error.strerror}; name another one with --work"
+                f"the work folder {folder} cannot be made: {error.strerror}; name another one with --work"
             ) from error
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on this machine for temporary files: the work folder, else one of the system's that is removed."""
+        if self.folder is not None:
+            yield self.folder
+            return
+        with scratch_folder() as folder:
+            yield folder
 
     def has(self, kind: str, key: str) -> bool:
         """Whether there is such a file; `read` checks its content."""
+        if self._objects is not None:
+            return self._objects.has(kind, _name(key))
         return self.folder is not None and self._path(kind, key).is_file()
 
     def read(self, kind: str, key: str, layout: Layout | None = None) -> dict[str, np.ndarray] | None:
@@ -283,26 +323,33 @@ class WorkFolder:
         An entry that is damaged, was changed, or lacks the arrays of `layout` (see `check_layout`) is removed with a
         note.
         """
-        if self.folder is None:
+        if self.place is None:
             return None
-        path = self._path(kind, key)
-        arrays = read_cached(path, f"{SCHEMA} {kind}", key, layout=layout)
+        schema = f"{SCHEMA} {kind}"
+        if self._objects is not None:
+            if not self._objects.has(kind, _name(key)):
+                return None
+            read = partial(self._objects.read, kind, _name(key))
+            arrays = cached_arrays(read, f"{self.place}/{kind}/{_name(key)}", schema, key, layout)
+        else:
+            arrays = read_cached(self._path(kind, key), schema, key, layout=layout)
         if arrays is None:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            self._remove(kind, key)
             return None
-        self.counts[f"{kind}, found"] += 1
+        self._count(f"{kind}, found")
         return arrays
 
     def write(self, kind: str, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes an entry. OSError (a full disk) passes; earlier entries stay."""
-        self.counts[kind] += 1
-        if self.folder is None:
-            return
-        path = self._path(kind, key)
-        if path.is_dir():
-            raise UserError(f"{path} is a folder where the work folder keeps a file; remove it")
-        write_cached(path, f"{SCHEMA} {kind}", key, arrays)
+        self._count(kind)
+        schema = f"{SCHEMA} {kind}"
+        if self._objects is not None:
+            self._objects.write(kind, _name(key), cache_bytes(schema, key, arrays))
+        elif self.folder is not None:
+            path = self._path(kind, key)
+            if path.is_dir():
+                raise UserError(f"{path} is a folder where the work folder keeps a file; remove it")
+            write_cached(path, schema, key, arrays)
 
     def arrays(
         self,
@@ -312,7 +359,7 @@ class WorkFolder:
         layout: Layout | None = None,
     ) -> Mapping[str, np.ndarray]:
         """The entry `key()` as `read` gives it; where there is none, what `make()` returns, which is then written."""
-        if self.folder is None:
+        if self.place is None:
             return make()
         name = key()
         arrays = self.read(kind, name, layout)
@@ -321,22 +368,40 @@ class WorkFolder:
             self.write(kind, name, arrays)
         return arrays
 
-    def entries(self, kind: str) -> list[Path]:
-        """The files of a kind."""
-        return [] if self.folder is None else list((self.folder / kind).glob("*/[!.]*.safetensors"))
+    def sizes(self, kind: str) -> list[int]:
+        """The bytes of each entry of a kind."""
+        if self._objects is not None:
+            return list(self._objects.sizes(kind).values())
+        if self.folder is None:
+            return []
+        return [path.stat().st_size for path in (self.folder / kind).glob("*/[!.]*.safetensors")]
 
-    def bytes_of(self, kind: str) -> int:
-        """The size of a kind's entries on the disk."""
-        return sum(path.stat().st_size for path in self.entries(kind))
+    def _count(self, kind: str) -> None:
+        with _COUNTING:
+            self.counts[kind] += 1
+
+    def _remove(self, kind: str, key: str) -> None:
+        if self._objects is not None:
+            self._objects.remove(kind, _name(key))
+            return
+        with contextlib.suppress(OSError):
+            self._path(kind, key).unlink(missing_ok=True)
 
     def _path(self, kind: str, key: str) -> Path:
         assert self.folder is not None
-        return self.folder / kind / key[:2] / f"{key}.safetensors"
+        return self.folder / kind / _name(key)
+
+
+def _name(key: str) -> str:
+    """The file of an entry below its kind."""
+    return f"{key[:2]}/{key}.safetensors"
 
 
 def open_work(path: str | Path | None, parent: Path) -> tuple[WorkFolder, str]:
-    """The work folder `path` (UserError if it cannot be written); for None, "dune-work" in `parent`. Where `parent` is
-    read-only nothing is kept, and the second value is a note on that."""
+    """The work folder `path`, or that of a URL (UserError if it cannot be written); for None, "dune-work" in `parent`.
+    Where `parent` is read-only nothing is kept, and the second value is a note on that."""
+    if path is not None and is_url(str(path)):
+        return WorkFolder(path), ""
     if path is not None:
         return WorkFolder(check_output_folder(path, overwrite=True)), ""
     try:

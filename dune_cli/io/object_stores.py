@@ -118,6 +118,33 @@ class ObjectStore:
         except Exception as error:
             raise self._error(path, error) from error
 
+    def write(self, path: str, content: bytes) -> None:
+        """Writes a file. The store shows it when it is whole. UserError where it cannot be written."""
+        try:
+            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._files.pipe_file(path, content)
+        except Exception as error:
+            raise self._error(path, error) from error
+
+    def remove(self, path: str) -> None:
+        """Removes a file, if it is there."""
+        try:
+            self._files.rm_file(path)
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise self._error(path, error) from error
+
+    def find(self, folder: str) -> dict[str, int]:
+        """The paths of all files below a folder, and their bytes. Empty where it is not there."""
+        try:
+            rows = self._files.find(folder, detail=True)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:
+            raise self._error(folder, error) from error
+        return {path: int(row.get("size") or 0) for path, row in rows.items()}
+
     def _error(self, path: str, error: Exception) -> UserError:
         return UserError(f"cannot use {self.url(path)}: {_sentence(error)}; check the URL and the credentials")
 

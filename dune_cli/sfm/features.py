@@ -59,6 +59,7 @@ def extract_features(
     if isinstance(cache, SharedWork) and matcher.reload is not None and limit is None:
         load_descriptors = None if descriptors is None else descriptors.reload
         missing = [path.absolute() for path in paths if not _is_extracted(path, matcher, cache, descriptors)]
+        assert cache.place is not None
         jobs = FeatureJobs(matcher.reload, load_descriptors, cache.place)
         cache.fill(jobs, missing, (PHOTOS, FEATURES, DESCRIPTORS), "extracting features", "photo")
     images = []
@@ -74,11 +75,11 @@ def extract_features(
 
 @dataclass(frozen=True)
 class FeatureJobs:
-    """For an engine: extracts what is missing of a photo into the work folder `work`."""
+    """For an engine: extracts what is missing of a photo into the work folder `work`, a path or URL."""
 
     load_matcher: Callable[[], Matcher]
     load_descriptors: Callable[[], DescriptorExtractor] | None
-    work: Path
+    work: Path | str
 
     def __call__(self) -> Callable[[Path], Sequence[Path]]:
         matcher, cache = self.load_matcher(), WorkFolder(self.work)

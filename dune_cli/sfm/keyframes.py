@@ -42,6 +42,8 @@ def extract_keyframes(paths: Sequence[Path], fps: float | None, cache: WorkFolde
 
 
 def _keyframes_of(path: Path, stem: str, fps: float, cache: WorkFolder) -> list[Path]:
+    if cache.folder is None:
+        raise UserError(f"the frames of {path.name} are files of a work folder; name one of this machine with --work")
     with Video(path) as video:  # raises for a broken file before it is hashed
         folder = cache.folder / "frames" / key_of(sha256_of(path), fps, stem)
         if not _is_complete(folder):

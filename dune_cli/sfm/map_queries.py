@@ -99,14 +99,14 @@ def batches(queries: Sequence[QueryPhoto], done: int = 0) -> list[QueryBatch]:
 @dataclass(frozen=True)
 class LocalizationJobs:
     """For an engine: localizes the queries of a `QueryBatch` in a map, each with `neighbours` of its photos. `work` is
-    the folder of the cache; with None nothing is kept. `load_fallback` loads a second matcher, for queries that the
-    first one does not localize with CONFIDENT."""
+    the folder or URL of the cache; with None nothing is kept. `load_fallback` loads a second matcher, for queries that
+    the first one does not localize with CONFIDENT."""
 
     photo_map: PhotoMap
     load_matcher: Callable[[], Matcher]
     load_encoder: Callable[[], nn.Module]
     neighbours: int
-    work: Path | None
+    work: Path | str | None
     landmarks: LandmarkConfig
     config: LocalizationConfig
     load_fallback: Callable[[], Matcher] | None = None

@@ -100,11 +100,11 @@ def match_pairs(
 
 @dataclass(frozen=True)
 class MatchJobs:
-    """For an engine: matches pairs of photos into the work folder `work`. Up to about `memory_bytes` of features are
-    held."""
+    """For an engine: matches pairs of photos into the work folder `work`, a path or URL. Up to about `memory_bytes` of
+    features are held."""
 
     load_matcher: Callable[[], Matcher]
-    work: Path
+    work: Path | str
     memory_bytes: int
 
     def __call__(self) -> Callable[[PairBlock], Sequence[int]]:
@@ -130,6 +130,7 @@ def _match_by_workers(
     missing = [(plain[i], plain[j]) for i, j in pairs if not cache.has(MATCHES, matches_key(images[i], images[j]))]
     size = max(1, min(PAIRS_A_BLOCK, len(missing) // (2 * cache.engine.workers)))
     blocks = [missing[start : start + size] for start in range(0, len(missing), size)]
+    assert cache.place is not None
     jobs = MatchJobs(load_matcher, cache.place, MEMORY_BYTES // cache.engine.workers)
     cache.fill(jobs, blocks, (MATCHES,), "matching", "block")
 

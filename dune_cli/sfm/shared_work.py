@@ -14,27 +14,21 @@ T = TypeVar("T")
 
 
 class SharedWork(WorkFolder):
-    """The work folder of an `engine`, on a file system that all its workers see."""
+    """The work folder of an `engine`, on a file system or in an object store that all its workers see."""
 
-    def __init__(self, folder: str | Path, engine: Engine) -> None:
-        super().__init__(folder)
+    def __init__(self, place: str | Path, engine: Engine) -> None:
+        super().__init__(place)
         self.engine = engine
-
-    @property
-    def place(self) -> Path:
-        """The folder's absolute path."""
-        assert self.folder is not None
-        return self.folder.absolute()
 
     def fill(self, setup: Setup[T, object], items: Sequence[T], kinds: Sequence[str], what: str, unit: str) -> None:
         """Runs the jobs, each of which writes entries of `kinds`, and counts the new entries. `what` and `unit` are
         for progress. Raises what a job raises; what is done stays."""
         if not items:
             return
-        before = {kind: len(self.entries(kind)) for kind in kinds}
+        before = {kind: len(self.sizes(kind)) for kind in kinds}
         try:
             for _ in console.progress(self.engine.map(setup, items), what, len(items), unit):
                 pass
         finally:
-            new = {kind: len(self.entries(kind)) - before[kind] for kind in kinds}
+            new = {kind: len(self.sizes(kind)) - before[kind] for kind in kinds}
             self.counts.update({kind: count for kind, count in new.items() if count})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import os
 import socket
 from pathlib import Path
 
@@ -64,7 +65,12 @@ def test_addresses_and_options() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_RAY, reason="needs Ray: pip install 'dune-cli[ray]'")
-def test_ray_gives_the_same_and_does_again_what_a_killed_worker_did(tmp_path: Path) -> None:
+def test_ray_gives_the_same_and_does_again_what_a_killed_worker_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray's workers import the jobs by themselves, without pytest's search path
+    tests = str(Path(__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])]))
     with open_engine("ray", 2, None) as engine:
         assert list(engine.map(Squares(tmp_path, kill=7), NUMBERS)) == EXPECTED
         with pytest.raises(UserError, match="5 is bad"):

@@ -183,7 +183,8 @@ class _ManyPhotos:
             if len(matched.verified.geometry) > 0 or len(self.known) > 1:
                 settings = MappingConfig(self.config.mapper, self.config.seed, self.config.fixed_poses)
                 given = matched.correspondences, matched.verified, matched.cameras
-                models = map_photos(*given, settings, self.cache.folder, self.known)
+                with self.cache.scratch() as folder:
+                    models = map_photos(*given, settings, folder, self.known)
         return matched, [model for model in models if self.known or len(model.points_world)]
 
 

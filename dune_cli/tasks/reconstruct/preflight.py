@@ -29,7 +29,7 @@ VERIFY_SECONDS, MAP_SECONDS = 0.04, 0.25  # a pair; a photo, and more where ther
 @dataclass(frozen=True)
 class ReconstructionEstimate:
     """Photos and pairs; how many of each the cache has already; minutes for the rest; bytes of memory and disk that are
-    needed and that are available."""
+    needed and that are available (None: an object store does not say)."""
 
     photos: int
     pairs: int
@@ -40,7 +40,7 @@ class ReconstructionEstimate:
     memory_bytes: int
     memory_available_bytes: int
     disk_bytes: int
-    disk_free_bytes: int
+    disk_free_bytes: int | None
 
 
 def preflight(
@@ -66,8 +66,7 @@ def preflight(
     correspondences = match_pairs(images, timed_pairs, matcher, cache, limit=TIMED_PAIRS)
     seconds_a_pair = (time.perf_counter() - started) / max(cache.counts[MATCHES], 1)
     photos, pairs = len(paths), pair_count(paths, config)
-    feature_bytes = cache.bytes_of(FEATURES) / max(len(cache.entries(FEATURES)), 1)
-    match_bytes = cache.bytes_of(MATCHES) / max(len(cache.entries(MATCHES)), 1)
+    feature_bytes, match_bytes = (mean_bytes(cache.sizes(kind)) for kind in (FEATURES, MATCHES))
     counts = [len(keypoints) for keypoints in correspondences.keypoints if len(keypoints)]
     keypoints = sum(counts) / max(len(counts), 1)
     remaining = max(photos - len(images), 0)
@@ -88,10 +87,15 @@ def preflight(
         ),
         memory_available_bytes=available_memory(),
         disk_bytes=int(remaining * feature_bytes + pairs * match_bytes),
-        disk_free_bytes=shutil.disk_usage(cache.folder).free,
+        disk_free_bytes=None if cache.folder is None else shutil.disk_usage(cache.folder).free,
     )
     _check_fits(estimate, cache)
     return estimate
+
+
+def mean_bytes(sizes: Sequence[int]) -> float:
+    """The mean of the sizes; 0 for none."""
+    return sum(sizes) / max(len(sizes), 1)
 
 
 def pair_count(paths: Sequence[Path], config: MatchesConfig) -> int:
@@ -122,7 +126,7 @@ def available_memory() -> int:
 
 
 def _check_fits(estimate: ReconstructionEstimate, cache: WorkFolder) -> None:
-    if estimate.disk_bytes > estimate.disk_free_bytes:
+    if estimate.disk_free_bytes is not None and estimate.disk_bytes > estimate.disk_free_bytes:
         raise JobFailed(
             f"{estimate.photos} photos and {estimate.pairs} pairs need {_gb(estimate.disk_bytes)} in {cache.folder}, "
             f"whose disk has {_gb(estimate.disk_free_bytes)} free; name another disk with --work, or fewer --neighbours"
