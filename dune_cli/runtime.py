@@ -16,14 +16,24 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def cpu_flags() -> frozenset[str]:
     """The processor's feature flags as Linux lists them; empty where /proc/cpuinfo is absent."""
+    return frozenset(_cpu_field("flags", "Features").split())
+
+
+def cpu_vendor() -> str:
+    """The processor's maker as Linux names it ("AuthenticAMD", "GenuineIntel"); empty where it does not."""
+    return _cpu_field("vendor_id").strip()
+
+
+def _cpu_field(*names: str) -> str:
+    """The value of the first line of /proc/cpuinfo with one of these names; empty without such a line."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:  # noqa: PTH123
             for line in file:
-                if line.startswith(("flags", "Features")):
-                    return frozenset(line.partition(":")[2].split())
+                if line.startswith(names):
+                    return line.partition(":")[2]
     except OSError:
         pass
-    return frozenset()
+    return ""
 
 
 def cpu_has_fast_bfloat16() -> bool:

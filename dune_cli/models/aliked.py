@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dune_cli.models.cpu_products import linear
 from dune_cli.models.lightglue import LightGlue, LightGlueConfig
 from dune_cli.provenance import Source
 
@@ -55,7 +56,7 @@ class Keypoints:
 class DeformableConv2d(nn.Module):
     """A 3 x 3 convolution whose taps are moved by offsets that another one gives; zero outside the map.
 
-    As torchvision.ops.deform_conv2d, but by grid_sample, which every device has.
+    As torchvision.ops.deform_conv2d, but by `sampled`, which every device has.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -64,26 +65,36 @@ class DeformableConv2d(nn.Module):
         self.regular_conv = nn.Conv2d(inputs, outputs, TAPS, padding=1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        count, channels, height, width = x.shape
+        count, _, height, width = x.shape
         limit = max(height, width) / 4
-        offsets = self.offset_conv(x).clamp(-limit, limit).unflatten(1, (TAPS * TAPS, 2))  # y and x of every tap
+        # (B, H, W, 9, 2): y and x of every tap
+        offsets = self.offset_conv(x).clamp(-limit, limit).permute(0, 2, 3, 1).unflatten(-1, (-1, 2))
         steps = torch.arange(TAPS, device=x.device) - 1
-        base_y = torch.arange(height, device=x.device)[:, None] + steps.repeat_interleave(TAPS)[:, None, None]
-        base_x = torch.arange(width, device=x.device) + steps.repeat(TAPS)[:, None, None]
-        grid = torch.stack(
-            [_to_grid(offsets[:, :, 1] + base_x, width), _to_grid(offsets[:, :, 0] + base_y, height)], -1
-        )
-        taps = F.grid_sample(x, grid.flatten(1, 2), align_corners=True)  # (B, C, 9 height, width)
-        columns = taps.view(count, channels * TAPS * TAPS, height * width)
-        out = self.regular_conv.weight.flatten(1) @ columns
-        if self.regular_conv.bias is not None:
-            out = out + self.regular_conv.bias[:, None]
-        return out.view(count, -1, height, width)
+        tap_y = offsets[..., 0] + torch.arange(height, device=x.device)[:, None, None] + steps.repeat_interleave(TAPS)
+        tap_x = offsets[..., 1] + torch.arange(width, device=x.device)[:, None] + steps.repeat(TAPS)
+        rows = x.permute(0, 2, 3, 1)
+        columns = torch.stack([sampled(*one) for one in zip(rows, tap_x, tap_y)])  # (B, H, W, 9, C)
+        weight = self.regular_conv.weight.permute(0, 2, 3, 1).flatten(1)
+        out = linear(columns.view(count * height * width, -1), weight, self.regular_conv.bias)
+        return out.view(count, height, width, -1).permute(0, 3, 1, 2)
 
 
-def _to_grid(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """Pixels along an axis of `side` -> [-1, 1] between the centres of the first and the last."""
-    return 2 * positions / max(side - 1, 1) - 1
+def sampled(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """rows (H, W, C) at pixels x, y (...): bilinear, zero outside, (..., C)."""
+    height, width, channels = rows.shape
+    left, above = x.floor(), y.floor()
+    shares = (left + 1 - x, x - left), (above + 1 - y, y - above)
+    index, weights = [], []
+    for step_y in (0, 1):
+        for step_x in (0, 1):
+            column, row = left + step_x, above + step_y
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index.append(row.clamp(0, height - 1) * width + column.clamp(0, width - 1))
+            weights.append(shares[0][step_x] * shares[1][step_y] * inside)
+    corners = torch.stack([at.flatten() for at in index], 1).long()
+    weight = torch.stack([at.flatten() for at in weights], 1)
+    out = F.embedding_bag(corners, rows.reshape(-1, channels), per_sample_weights=weight, mode="sum")
+    return out.view(*x.shape, channels)
 
 
 class ConvBlock(nn.Module):
@@ -109,11 +120,18 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.bn2(self.conv2(_selu(self.bn1(self.conv1(x)))))
-        return _selu(self.downsample(x).add_(out))
+        return _selu(_pointwise(x, self.downsample.weight, self.downsample.bias).add_(out))
 
 
 def _conv(inputs: int, outputs: int, deformable: bool) -> nn.Module:
     return DeformableConv2d(inputs, outputs) if deformable else nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+
+
+def _pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """A 1 x 1 convolution of x (B, C, H, W) as a matrix product of its pixels, which channels_last has in rows."""
+    count, channels, height, width = x.shape
+    out = linear(x.permute(0, 2, 3, 1).reshape(-1, channels), weight.flatten(1).contiguous(), bias)
+    return out.view(count, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _selu(x: torch.Tensor) -> torch.Tensor:
@@ -139,40 +157,39 @@ class SparseDeformableDescriptorHead(nn.Module):
         self.agg_weights = nn.Parameter(torch.rand(SAMPLES, WIDTH, WIDTH))
 
     def offsets(self, windows: torch.Tensor, limit: float) -> torch.Tensor:
-        """Windows (128, N, 9) -> (N, 16, 2) pixels, at most `limit`."""
+        """Windows (N, 9, 128) -> (N, 16, 2) pixels, at most `limit`."""
         first, _, second = self.offset_conv
-        hidden = F.selu(F.linear(windows.permute(1, 0, 2).flatten(1), first.weight.flatten(1), first.bias))
-        out = F.linear(hidden, second.weight.flatten(1), second.bias).clamp(-limit, limit)
+        hidden = linear(windows.flatten(1), first.weight.permute(0, 2, 3, 1).flatten(1), first.bias)
+        out = linear(F.selu(hidden), second.weight.flatten(1), second.bias).clamp(-limit, limit)
         return out.unflatten(1, (2, SAMPLES)).transpose(1, 2)
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        """Samples (128, N, 16) -> descriptors (N, 128)."""
-        features = F.selu(self.sf_conv.weight.flatten(1) @ samples.flatten(1)).view_as(samples)
-        joined = features.permute(1, 2, 0).flatten(1) @ self.agg_weights.flatten(0, 1)
+        """Samples (N, 16, 128) -> descriptors (N, 128)."""
+        features = _selu(linear(samples.flatten(0, 1), self.sf_conv.weight.flatten(1)))
+        joined = linear(features.view(len(samples), -1), self.agg_weights.flatten(0, 1).T.contiguous())
         return F.normalize(joined, dim=1)
 
 
 @dataclass(frozen=True)
 class MapParts:
-    """The map of one photo, in parts: `rows` (H x W, 32) of stride 1 and `coarse`, (1, 32, h, w) each, all of the
-    padded photo of `padded` (H, W), whose first pixel is `origin` (x, y) pixels before that of the photo of `size`
-    (width, height)."""
+    """The map of one photo, in parts (h, w, 32), the first of stride 1, all of the padded photo, whose first pixel is
+    `origin` (x, y) pixels before that of the photo of `size` (width, height)."""
 
-    rows: torch.Tensor
-    coarse: tuple[torch.Tensor, ...]
-    padded: tuple[int, int]
+    parts: tuple[torch.Tensor, ...]
     origin: tuple[int, int]
     size: tuple[int, int]
 
     def at(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The map (128, P) before it is brought to unit length, and its length (P,), at whole pixels (P, 2)."""
-        whole = pixels + torch.tensor(self.origin, device=pixels.device)
-        height, width = self.padded
-        index = whole[:, 1].long() * width + whole[:, 0].long()
-        grid = torch.stack([_to_grid(whole[:, 0], width), _to_grid(whole[:, 1], height)], -1)[None, :, None]
-        parts = [F.grid_sample(part, grid, align_corners=True)[0, :, :, 0] for part in self.coarse]
-        values = torch.cat([self.rows.index_select(0, index).T, *parts])
-        return values, (values * values).sum(0).sqrt_().clamp_(min=1e-12)
+        """The map (P, 128) before it is brought to unit length, and its length (P,), at whole pixels (P, 2)."""
+        x, y = (pixels + torch.tensor(self.origin, device=pixels.device)).T
+        first, *coarse = self.parts
+        height, width = first.shape[:2]
+        values = [first.reshape(-1, PART).index_select(0, y.long() * width + x.long())]
+        for part in coarse:
+            h, w = part.shape[:2]
+            values.append(sampled(part, x * ((w - 1) / (width - 1)), y * ((h - 1) / (height - 1))))
+        joined = torch.cat(values, 1)
+        return joined, torch.linalg.vector_norm(joined, dim=1).clamp_(min=1e-12)
 
 
 class Aliked(nn.Module):
@@ -211,8 +228,7 @@ class Aliked(nn.Module):
         x, y = origin
         scores = self._scores(parts)[0, 0, y : y + height, x : x + width]
         xy, best = detect(scores, max_keypoints, threshold)
-        rows = parts[0][0].permute(1, 2, 0).flatten(0, 1).contiguous()
-        maps = MapParts(rows, tuple(parts[1:]), (padded.shape[-2], padded.shape[-1]), origin, (width, height))
+        maps = MapParts(tuple(part[0].permute(1, 2, 0).contiguous() for part in parts), origin, (width, height))
         described = [self._describe(maps, some) for some in xy.split(CHUNK)] if len(xy) else [xy.new_zeros(0, WIDTH)]
         return Keypoints(xy, best, torch.cat(described))
 
@@ -228,13 +244,13 @@ class Aliked(nn.Module):
         x, parts = images.contiguous(memory_format=torch.channels_last), []
         for index, pooled in enumerate(POOLED, 1):
             x = getattr(self, f"block{index}")(F.avg_pool2d(x, pooled) if pooled > 1 else x)
-            parts.append(_selu(getattr(self, f"conv{index}")(x)))
+            parts.append(_selu(_pointwise(x, getattr(self, f"conv{index}").weight)))
         return parts
 
     def _scores(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """(B, 1, H, W) in (0, 1)."""
         first, *coarse = [
-            F.conv2d(part, weight) for part, weight in zip(parts, self.score_head[0].weight.split(PART, dim=1))
+            _pointwise(part, weight) for part, weight in zip(parts, self.score_head[0].weight.split(PART, dim=1))
         ]
         x = reduce(torch.Tensor.add_, (_enlarge(part, first.shape[-2:]) for part in coarse), first)
         for layer in self.score_head[2::2]:
@@ -249,7 +265,7 @@ class Aliked(nn.Module):
         taps = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
         corner = (xy.floor() - 1).clamp(min=0).minimum((last - TAPS).clamp(min=0))
         values, length = maps.at((corner[:, None] + taps).flatten(0, 1))
-        windows = (values / length).view(WIDTH, len(xy), -1)
+        windows = (values / length[:, None]).view(len(xy), -1, WIDTH)
         positions = xy[:, None] + self.desc_head.offsets(windows, max(maps.size) / 4)
         base = positions.floor()
         share = positions - base
@@ -257,8 +273,9 @@ class Aliked(nn.Module):
         corners = base + steps  # (4, N, 16, 2)
         weights = torch.where(steps == 1, share, 1 - share).prod(-1) * ((corners >= 0) & (corners <= last)).all(-1)
         values, length = maps.at(corners.clamp(min=0).minimum(last).flatten(0, 2))
-        weighted = values.view(WIDTH, len(steps), -1) * (weights.flatten() / length).view(len(steps), -1)
-        return self.desc_head(weighted.sum(1).view(WIDTH, len(xy), SAMPLES))
+        share = (weights.flatten() / length).view(len(steps), -1, 1)
+        samples = (values.view(len(steps), -1, WIDTH) * share).sum(0)
+        return self.desc_head(samples.view(len(xy), SAMPLES, WIDTH))
 
 
 class AlikedLightGlueNetwork(nn.Module):

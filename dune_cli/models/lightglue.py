@@ -145,9 +145,18 @@ class AssignmentHead(nn.Module):
 
     def forward(self, x0: torch.Tensor, x1: torch.Tensor) -> Assignment:
         similarity = (self.final_proj(x0) @ self.final_proj(x1).T).float() / x0.shape[-1] ** 0.5
-        z0, z1 = (self.matchability(x).float()[:, 0] for x in (x0, x1))
-        both = similarity.log_softmax(1) + similarity.log_softmax(0)
-        return Assignment(both + F.logsigmoid(z0)[:, None] + F.logsigmoid(z1), F.logsigmoid(-z0), F.logsigmoid(-z1))
+        return assignment_of(similarity, *(self.matchability(x).float()[:, 0] for x in (x0, x1)))
+
+    def keeps(self, x: torch.Tensor, prune_below: float) -> torch.Tensor:
+        """x (N, width) -> (N,) bool: the points that are more matchable than `prune_below`."""
+        return self.matchability(x)[:, 0].sigmoid() > prune_below
+
+
+def assignment_of(similarity: torch.Tensor, matchable0: torch.Tensor, matchable1: torch.Tensor) -> Assignment:
+    """similarity (M, N), and the logits (M,), (N,) that a point has a match."""
+    pairs = similarity.log_softmax(1) + similarity.log_softmax(0)
+    pairs = pairs.add_(F.logsigmoid(matchable0)[:, None]).add_(F.logsigmoid(matchable1))
+    return Assignment(pairs, F.logsigmoid(-matchable0), F.logsigmoid(-matchable1))
 
 
 class TokenConfidence(nn.Module):
@@ -207,7 +216,7 @@ class LightGlue(nn.Module):
                 break
             unsure0 = unsure1 = None
             if self.depth_confidence > 0:
-                min_confidence = 0.8 + 0.1 * exp(-4 * index / self.config.layers)
+                min_confidence = least_confidence(index, self.config.layers)
                 confidence0, confidence1 = (self.token_confidence[index](x) for x in (x0, x1))
                 unsure0, unsure1 = confidence0 <= min_confidence, confidence1 <= min_confidence
                 points = len(embedded0) + len(embedded1)
@@ -219,17 +228,23 @@ class LightGlue(nn.Module):
                 x1, encoding1, left1 = x1[keep1], encoding1[:, :, keep1], left1[keep1]
         if len(x0) == 0 or len(x1) == 0:
             return left0[:0], left1[:0], x0.new_zeros(0, dtype=torch.float32)
-        return _mutual(head(x0, x1).pairs, left0, left1, threshold)
+        return mutual(head(x0, x1).pairs, left0, left1, threshold)
 
     def _keep(self, head: AssignmentHead, x: torch.Tensor, unsure: torch.Tensor | None) -> torch.Tensor:
         """Indices of the points that go on to the next layer: matchable ones, and those that are still unsure."""
-        keep = head.matchability(x)[:, 0].sigmoid() > self.config.prune_below
+        keep = head.keeps(x, self.config.prune_below)
         return (keep if unsure is None else keep | unsure).nonzero()[:, 0]
 
 
-def _mutual(
+def least_confidence(layer: int, layers: int) -> float:
+    """Up to which confidence a point's match is not final after `layer`, the first of which is 0."""
+    return 0.8 + 0.1 * exp(-4 * layer / layers)
+
+
+def mutual(
     pairs: torch.Tensor, left0: torch.Tensor, left1: torch.Tensor, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of log-probabilities (M, N) of the points `left0` (M,), `left1` (N,): as `LightGlue.match`."""
     best, to1 = pairs.max(1)
     to0 = pairs.max(0).indices
     row = torch.arange(len(pairs), device=pairs.device)

@@ -57,13 +57,12 @@ def test_activation_in_blocks_is_selu() -> None:
 
 def test_samples_are_those_of_the_whole_map(network: Aliked, image: torch.Tensor) -> None:
     padded, origin = aliked._pad(image)
-    first, *coarse = network._parts(padded)
-    maps = MapParts(first[0].permute(1, 2, 0).flatten(0, 1), tuple(coarse), (96, 96), origin, (91, 70))
+    maps = MapParts(tuple(part[0].permute(1, 2, 0) for part in network._parts(padded)), origin, (91, 70))
     pixels = torch.cartesian_prod(torch.arange(0.0, 91, 9), torch.arange(0.0, 70, 3))
     values, length = maps.at(pixels)
-    whole = network.dense_map(image)[0, :, pixels[:, 1].long(), pixels[:, 0].long()]
+    whole = network.dense_map(image)[0, :, pixels[:, 1].long(), pixels[:, 0].long()].T
     assert (padded.shape[-2:], origin) == ((96, 96), (2, 13))
-    torch.testing.assert_close(values / length, whole, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(values / length[:, None], whole, atol=1e-5, rtol=1e-3)
 
 
 def test_descriptors_are_the_published_ones(network: Aliked, image: torch.Tensor) -> None:
