@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -31,10 +32,12 @@ from dune_cli.checkpoints.default_models import MODELS
 from dune_cli.checkpoints.weights_folder import default_model
 from dune_cli.errors import UserError
 from dune_cli.io import formats, outputs
+from dune_cli.io.cache import WorkFolder
 from dune_cli.io.inputs import expand
-from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras
+from dune_cli.io.intrinsics import PhotoCamera, find_panoramas, resolve_cameras
 from dune_cli.io.json_files import write_json
 from dune_cli.io.meshes import Mesh
+from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photos import Photo, read_photo
 from dune_cli.matchers.filtering import ExtractedImage, extract_image, find_matches
 from dune_cli.matchers.matcher import Matcher, Matches
@@ -389,22 +392,27 @@ def reconstruct(
         frame = placement.frame_of(crs, positions, system)
     dense_config = DenseConfig(quality, device=device) if dense else None
     opened = _masks(masks, paths, device, run)
-    config = MatchesConfig(baseline=baseline, seed=seed, dense=dense_config, mesh=mesh, masks=opened)
+    spheres = find_panoramas(paths, text, fov_deg)
+    config = MatchesConfig(baseline=baseline, seed=seed, dense=dense_config, mesh=mesh, masks=opened, spheres=spheres)
 
     def descriptors() -> DescriptorExtractor:
         return encoder_descriptor_extractor(_network("encoder", DEFAULT_MODEL, device, "float32"))
 
     def cameras_of(infos: Sequence[Any]) -> list[PhotoCamera]:
-        return resolve_cameras(infos, text, fov_deg)
+        return resolve_cameras(infos, text, fov_deg, panoramas=True)
 
     fallback = None
     if matcher == "auto" and not config.is_stereo_pair(paths, None):
         chosen, fallback = _cascade(device)
     else:
         chosen = _matcher(matcher, device)
-    scene = matches.reconstruct(paths, cameras_of, chosen, config, run, descriptors=descriptors, fallback=fallback)
-    if texture:
-        scene = texture_scene(scene, paths, run)
+    with ExitStack() as until_textured:  # the views of panoramas are files, which the texture reads again
+        cache = WorkFolder(until_textured.enter_context(scratch_folder())) if spheres else None
+        scene = matches.reconstruct(
+            paths, cameras_of, chosen, config, run, cache, descriptors=descriptors, fallback=fallback
+        )
+        if texture:
+            scene = texture_scene(scene, paths, run)
     if opened is not None:
         scene = replace(scene, sources=(*scene.sources, *opened.sources))
     if frame is not None and positions is not None:

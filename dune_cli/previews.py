@@ -12,7 +12,7 @@ from dune_cli.geometry.epipolar import sampson_error_px
 from dune_cli.geometry.framing import up_direction
 from dune_cli.io.depth_files import colored
 from dune_cli.io.formats import SceneData
-from dune_cli.io.meshes import Frustum, Mesh
+from dune_cli.io.meshes import Mesh
 from dune_cli.io.png import class_overlay, save_png
 from dune_cli.io.rendering import overlay
 from dune_cli.io.results import SUFFIXES, read_result
@@ -56,7 +56,7 @@ def scene_picture(scene: Scene, file: Path | None) -> np.ndarray:
     else:
         positions, colors, _ = scene.cloud()
         views = [scene.views[index] for index in scene.registered]
-        cameras = tuple(Frustum(view.K, view.world_from_cam, view.width, view.height, view.image) for view in views)
+        cameras = tuple(view.frustum for view in views)
         data = SceneData(positions, colors, cameras=cameras)
     camera = view_of(positions, data.cameras, picture_size(data.cameras, LONG_SIDE_PX))[0]
     up = up_direction([one.world_from_cam for one in data.cameras])

@@ -476,7 +476,8 @@ class CameraOptions:
         "--intrinsics FILE|FX,FY,CX,CY",
         "Cameras, in pixels of the original photo: four numbers, or a COLMAP camera such as "
         "OPENCV,WIDTH,HEIGHT,PARAMS, for all photos, or one for each separated by ';'; a JSON file {\"image name\": "
-        "3x3 matrix}; cameras.txt, a COLMAP model, transforms.json, or a calibration of OpenCV or Kalibr.",
+        "3x3 matrix}; cameras.txt, a COLMAP model, transforms.json, or a calibration of OpenCV or Kalibr. "
+        "EQUIRECTANGULAR: photos twice as wide as high are panoramas of the whole sphere.",
         default_text="from --fov-deg",
     )
     fov_deg: float | None = option(
@@ -493,11 +494,12 @@ class CameraOptions:
 
         return resolve_intrinsics(photos, self.intrinsics, self.fov_deg)
 
-    def resolve_cameras(self, photos: Any, entries: Any = None) -> list[PhotoCamera]:
-        """The camera of each photo; `entries` as in `io.intrinsics.resolve_cameras`. UserError as `resolve`."""
+    def resolve_cameras(self, photos: Any, entries: Any = None, panoramas: bool = False) -> list[PhotoCamera]:
+        """The camera of each photo; `entries` and `panoramas` as in `io.intrinsics.resolve_cameras`. UserError as
+        `resolve`."""
         from dune_cli.io.intrinsics import resolve_cameras
 
-        return resolve_cameras(photos, self.intrinsics, self.fov_deg, entries)
+        return resolve_cameras(photos, self.intrinsics, self.fov_deg, entries, panoramas)
 
     def one_by_one(self, count: int) -> list[CameraOptions]:
         """The options for each of `count` photos that are read one after the other."""

@@ -28,6 +28,7 @@ from dune_cli.errors import JobFailed, UserError
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
+    from dune_cli.geometry.camera_models import Camera
     from dune_cli.io.cache import WorkFolder
     from dune_cli.io.camera_files import CameraEntry
     from dune_cli.io.intrinsics import PhotoCamera
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from dune_cli.tasks.reconstruct.config import CamerasOf
 
 NEEDS = ("numpy", "torch", "cv2", "PIL", "pycolmap", "scipy", "tqdm")
+SPHERE = "EQUIRECTANGULAR"
 PEOPLE = "dune-people"  # the networks that find people, which come with dune
 WEIGHTS = (
     (
@@ -220,7 +222,8 @@ class Job:
 
         images, cache, poses, settings = paths, None, None, self._settings()
         entries: Mapping[Path, CameraEntry] = {}
-        if len(paths) == 2 and not any(map(is_video, paths)) and self.cameras.poses is None:
+        pair = len(paths) == 2 and not any(map(is_video, paths)) and self.cameras.poses is None
+        if pair and not self._spheres(paths, entries):
             self._note_unused()
         else:
             mesh = self._mesh(targets)
@@ -238,6 +241,7 @@ class Job:
                 "fixed_poses": self.cameras.pose_use == "fixed",
                 "mesh": mesh,
             }
+        settings |= {"spheres": self._spheres(images, entries)}
         masks = self.mapping.open_masks(images, self.compute, cache, self.run)
         settings |= {"masks": masks}
         geojson = None if targets.geojson is None else targets.geojson.name
@@ -297,23 +301,30 @@ class Job:
     def _cameras_of(self, images: list[Path], entries: Mapping[Path, CameraEntry]) -> CamerasOf:
         """Gives the camera of each photo; `entries`: those that a file of poses has. Given cameras are checked now,
         before anything is loaded."""
-        from dune_cli.io.photos import PhotoInfo, read_header
+        from dune_cli.io.photos import read_infos
 
         def resolve(photos: Sequence[PhotoInfo]) -> list[PhotoCamera]:
-            return self.cameras.resolve_cameras(photos, entries)
+            return self.cameras.resolve_cameras(photos, entries, panoramas=True)
 
-        if self.cameras.intrinsics is None and self.cameras.fov_deg is None:
+        if self.cameras.fov_deg is None and (self.cameras.intrinsics or SPHERE).strip().upper() == SPHERE:
+            return resolve  # what the photos say themselves counts as well
+        infos = read_infos(images)
+        if infos is None:
             return resolve
-        headers = [read_header(path) for path in images]
-        if None in headers:
-            return resolve
-        infos = [
-            PhotoInfo(path, one.width, one.height, "", None, one.orientation)
-            for path, one in zip(images, headers)
-            if one is not None
-        ]
         cameras = resolve(infos)
         return lambda _: cameras
+
+    def _spheres(self, images: list[Path], entries: Mapping[Path, CameraEntry]) -> dict[int, Camera]:
+        """The panoramas among the photos, by their index."""
+        from dune_cli.io.intrinsics import find_panoramas
+
+        spheres = find_panoramas(images, self.cameras.intrinsics, self.cameras.fov_deg, entries)
+        if spheres and self.method == "pointmap":
+            raise UserError(
+                f"{images[next(iter(spheres))].name} is a panorama of the whole sphere, which --model does not take; "
+                "leave --model out"
+            )
+        return spheres
 
     def _by_matches(
         self,

@@ -73,7 +73,7 @@ def _by_markers(request: ScaleRequest) -> ScaleEstimate:
 
     size = request.cameras.marker_size
     assert size is not None
-    return scale_by_markers(request.scene, request.photos, size, request.cameras.marker_dictionary)
+    return scale_by_markers(*request.scene.in_perspective(request.photos), size, request.cameras.marker_dictionary)
 
 
 def _by_baseline(request: ScaleRequest) -> ScaleEstimate:

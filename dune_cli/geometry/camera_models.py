@@ -58,6 +58,7 @@ MODELS = {
     "EUCM": _model(16, "fx fy cx cy alpha beta", shape="eucm"),
     "EQUIRECTANGULAR": _model(17, "width height", shape="sphere"),
 }
+SPHERE = "EQUIRECTANGULAR"
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE")
 WIDEST_DEG = 88.0  # from the optical axis: beyond it a pinhole camera's pixels are too far out to be of use
 STEEPEST_DEG = 89.5  # of perspective models
@@ -142,6 +143,11 @@ class Camera:
     def pinhole(cls, K: np.ndarray, width: int, height: int) -> Camera:
         """From `K` (3, 3) without skew."""
         return cls("PINHOLE", tuple(map(float, (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))), width, height)
+
+    @classmethod
+    def sphere(cls, width: int, height: int) -> Camera:
+        """Of a panorama of the whole sphere of `width` x `height` px."""
+        return cls(SPHERE, (float(width), float(height)), width, height)
 
     @classmethod
     def brown(cls, K: np.ndarray, distortion: Sequence[float], width: int, height: int) -> Camera:

@@ -19,13 +19,15 @@ import numpy as np
 
 from dune_cli import optional
 from dune_cli.errors import UserError
-from dune_cli.geometry.camera_models import MODELS, Camera
+from dune_cli.geometry.camera_models import MODELS, SPHERE, Camera
 from dune_cli.io.camera_checks import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix
 from dune_cli.io.colmap.read import ColmapCamera, model_folder, open_model, read_cameras
 from dune_cli.io.json_files import Fields, finite_array
+from dune_cli.io.photos import is_sphere_shaped
 from dune_cli.io.safe_read import is_file, quoted, read_text, shown
 
 CALIBRATION_LIMIT_BYTES = 1 << 20  # of a YAML or XML file
+SMALLEST_SPHERE_PX = 16
 CAMERA_FILES = ("cameras.txt", "cameras.bin")
 ROS_MODELS = {
     "plumb_bob": "radtan",
@@ -135,6 +137,8 @@ def camera_object(value: Any, where: str, size: tuple[int, int] | None = None, s
     model = fields.text("model")
     if model not in MODELS:
         raise UserError(f"{where}: the camera model {shown(model)} is unknown; allowed: {', '.join(MODELS)}")
+    if model == SPHERE and fields.get("params") is None:
+        return CameraEntry(SPHERE, (2.0, 1.0), size, stored)  # of any size
     count = len(MODELS[model].parameters)
     params = fields.items_of("params")
     if len(params) != count:
@@ -161,6 +165,8 @@ def frame_entry(frame: dict[str, Any], where: str) -> CameraEntry | None:
     size = None
     if "w" in fields and "h" in fields:
         size = _size([fields.number("w"), fields.number("h")], where)
+    if fields.text("camera_model", "").upper() == SPHERE and size is not None:
+        return _entry(SPHERE, (float(size[0]), float(size[1])), size, where, stored=True)
     if "fl_x" in fields or "fl_y" in fields:
         fx = fields.number("fl_x", None)
         fy = fields.number("fl_y", None)
@@ -184,7 +190,7 @@ def frame_entry(frame: dict[str, Any], where: str) -> CameraEntry | None:
     if model not in ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE", "FULL_OPENCV"):
         raise UserError(
             f"{where}: the camera_model {shown(model)} is not read; allowed: PINHOLE, SIMPLE_RADIAL, RADIAL, OPENCV, "
-            "OPENCV_FISHEYE"
+            "OPENCV_FISHEYE, EQUIRECTANGULAR"
         )
     return _brown((fx, fy, *centre), [k[0], k[1], p[0], p[1], k[2], k[3]], size, where, stored=True)
 
@@ -371,7 +377,12 @@ def _entry(
         raise UserError(f"{where} has parameters that are not finite; give finite ones")
     focals = MODELS[model].focals
     if not focals:
-        raise UserError(f"{where} is a panorama ({model}); photos of a camera with a focal length are needed")
+        width, height = params
+        if not (2 * SMALLEST_SPHERE_PX <= width <= LARGEST_SIDE_PX and is_sphere_shaped(*params)):
+            raise UserError(
+                f"{where} is a panorama ({model}) of {width:g} x {height:g} px; a sphere is twice as wide as high"
+            )
+        return CameraEntry(model, (float(width), float(height)), size, stored)
     if min(params[:focals]) <= 0:
         raise UserError(f"{where} has a focal length of {min(params[:focals]):g}; it must be positive pixels")
     if max(map(abs, params[focals + 2 :]), default=0.0) > LARGEST_RADIAL:

@@ -12,7 +12,7 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import UserError
-from dune_cli.geometry.camera_models import MODELS, Camera
+from dune_cli.geometry.camera_models import MODELS, SPHERE, Camera
 from dune_cli.geometry.cameras import K_from_focal
 from dune_cli.io.camera_checks import pinhole_matrix
 from dune_cli.io.camera_files import (
@@ -26,7 +26,7 @@ from dune_cli.io.camera_files import (
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.json_files import finite_array
 from dune_cli.io.orientation import MIRRORED, UPRIGHT, quarter_turns, swapped
-from dune_cli.io.photos import Photo, PhotoInfo
+from dune_cli.io.photos import Photo, PhotoInfo, is_sphere_shaped, read_infos
 from dune_cli.io.safe_read import forward_slashes, is_file, is_folder, quoted, read_json, shown
 
 DEFAULT_FOV_DEG = 55.0
@@ -63,6 +63,7 @@ def resolve_cameras(
     intrinsics: str | None,
     fov_deg: float | None,
     entries: Mapping[Path, CameraEntry] | None = None,
+    panoramas: bool = False,
 ) -> list[PhotoCamera]:
     """The camera of each photo, in its upright pixels.
 
@@ -70,11 +71,29 @@ def resolve_cameras(
     separated by ";" in the order of the photos) or by `fov_deg`, the field of view across the long side in degrees, or
     by `entries` (of a file of poses, by the photo's path); "exif"; "default", 55 degrees. Without `intrinsics` and
     `entries` the principal point is the image's centre. Four numbers and a 3 x 3 matrix say nothing about the lens; a
-    camera with a model does. UserError for `intrinsics` and `fov_deg` at once, and for values that are no camera of the
-    photo.
+    camera with a model does. A photo whose XMP says that it is a panorama has a sphere, and by the `intrinsics`
+    EQUIRECTANGULAR all photos that are twice as wide as high have one. UserError for `intrinsics` and `fov_deg` at
+    once, for values that are no camera of the photo, and for a panorama unless `panoramas` are taken.
     """
+    cameras = _resolve(photos, intrinsics, fov_deg, entries)
+    for photo, own in zip(photos, cameras):
+        if own.camera.is_panorama and not panoramas:
+            raise _no_panorama(photo, own)
+    if panoramas and intrinsics is None and fov_deg is None:
+        _note_untold_spheres(photos, cameras)
+    return cameras
+
+
+def _resolve(
+    photos: Sequence[Photo | PhotoInfo],
+    intrinsics: str | None,
+    fov_deg: float | None,
+    entries: Mapping[Path, CameraEntry] | None,
+) -> list[PhotoCamera]:
     if intrinsics is not None and fov_deg is not None:
         raise UserError("--intrinsics and --fov-deg both say what the camera is; give one of them")
+    if intrinsics is not None and intrinsics.strip().upper() == SPHERE:
+        return _spheres(photos)
     if intrinsics is not None:
         found = _from_text_or_file(intrinsics, photos)
         cameras = [_fitted(entry, photo) for photo, entry in zip(photos, found)]
@@ -89,6 +108,60 @@ def resolve_cameras(
     return [_without_intrinsics(photo, fov_deg) for photo in photos]
 
 
+def _spheres(photos: Sequence[Photo | PhotoInfo]) -> list[PhotoCamera]:
+    """A sphere for each photo that is twice as wide as high. UserError where none is."""
+    if not any(is_sphere_shaped(photo.width, photo.height) for photo in photos):
+        photo = photos[0]
+        raise UserError(
+            f"--intrinsics {SPHERE} is for panoramas, which are twice as wide as high, and {photo.path.name} has "
+            f"{photo.width} x {photo.height} px; give the camera of these photos"
+        )
+    return [
+        PhotoCamera(Camera.sphere(photo.width, photo.height), "given", lens_known=True)
+        if is_sphere_shaped(photo.width, photo.height)
+        else _without_intrinsics(photo, None)
+        for photo in photos
+    ]
+
+
+def _no_panorama(photo: Photo | PhotoInfo, own: PhotoCamera) -> UserError:
+    why = "its XMP says equirectangular" if photo.panorama else f"its camera is {own.camera.model}"
+    return UserError(
+        f"{photo.path.name} is a panorama of the whole sphere ({why}), which no camera with a focal length took; 'dune "
+        "reconstruct' and 'dune reloc --map' take panoramas; else cut it into pictures first, for example by 'ffmpeg "
+        "-i IN -vf v360=e:flat:yaw=0 OUT', or give --fov-deg if it is none"
+    )
+
+
+def _note_untold_spheres(photos: Sequence[Photo | PhotoInfo], cameras: Sequence[PhotoCamera]) -> None:
+    names = [
+        photo.path.name
+        for photo, own in zip(photos, cameras)
+        if own.source == "default" and is_sphere_shaped(photo.width, photo.height)
+    ]
+    if names:
+        more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
+        console.note(
+            f"{names[0]}{more} twice as wide as high and say nothing of the camera: a panorama of the whole sphere is "
+            f"taken for one with --intrinsics {SPHERE}"
+        )
+
+
+def find_panoramas(
+    paths: Sequence[Path],
+    intrinsics: str | None,
+    fov_deg: float | None,
+    entries: Mapping[Path, CameraEntry] | None = None,
+) -> dict[int, Camera]:
+    """The panoramas among photos, by their index, as `resolve_cameras` tells them. UserError as there."""
+    infos = read_infos(paths)
+    if infos is None or not any(is_sphere_shaped(info.width, info.height) for info in infos):
+        return {}
+    with console.collected():  # the notes come where the cameras are used
+        cameras = resolve_cameras(infos, intrinsics, fov_deg, entries, panoramas=True)
+    return {index: own.camera for index, own in enumerate(cameras) if own.camera.is_panorama}
+
+
 def resolve_intrinsics(
     photos: Sequence[Photo | PhotoInfo], intrinsics: str | None, fov_deg: float | None
 ) -> list[tuple[np.ndarray, str]]:
@@ -99,6 +172,8 @@ def resolve_intrinsics(
 
 def pinhole_of(camera: PhotoCamera, photo: Photo | PhotoInfo) -> tuple[np.ndarray, str]:
     """(K, source) of a camera without distortion. UserError for a lens with distortion."""
+    if camera.camera.is_panorama:
+        raise _no_panorama(photo, camera)
     if not camera.camera.is_pinhole:
         raise UserError(
             f"{photo.path.name} has the lens {camera.camera.model}, and this works on photos without distortion; "
@@ -114,9 +189,12 @@ def _fitted(entry: CameraEntry, photo: Photo | PhotoInfo) -> PhotoCamera:
     name, turns = photo.path.name, 0
     size = (photo.width, photo.height)
     if not MODELS[entry.model].focals:
-        raise UserError(
-            f"the camera of {name} is a panorama ({entry.model}); photos of a camera with a focal length are needed"
-        )
+        if not is_sphere_shaped(*size):
+            raise UserError(
+                f"the camera of {name} is a panorama ({entry.model}), and the photo has {size[0]} x {size[1]} px; a "
+                "sphere is twice as wide as high"
+            )
+        return PhotoCamera(Camera.sphere(*size), "given", lens_known=True)
     if photo.orientation != UPRIGHT and entry.size is not None and _is_of_stored_size(entry, photo):
         if photo.orientation in MIRRORED:
             raise UserError(
@@ -197,11 +275,7 @@ def _wrong_count(cameras: int, photos: int) -> UserError:
 
 def _without_intrinsics(photo: Photo | PhotoInfo, fov_deg: float | None) -> PhotoCamera:
     if fov_deg is None and photo.panorama:
-        raise UserError(
-            f"{photo.path.name} is a panorama of the whole sphere (its XMP says equirectangular), which no camera with "
-            "a focal length took; cut it into pictures first, for example by 'ffmpeg -i IN -vf v360=e:flat:yaw=0 OUT', "
-            "or give --fov-deg if it is none"
-        )
+        return PhotoCamera(Camera.sphere(photo.width, photo.height), "given", lens_known=True)
     if fov_deg is None and photo.exif_focal_px is not None:
         K = K_from_focal(photo.exif_focal_px, photo.width, photo.height)
         return PhotoCamera.of_matrix(K, "exif", photo.width, photo.height)

@@ -55,6 +55,14 @@ class Frustum:
     height: int
     name: str = "camera"
 
+    @classmethod
+    def of_sphere(cls, world_from_cam: np.ndarray, width: int, name: str) -> Frustum:
+        """Of a panorama `width` px wide: a square picture of 90 degrees along its axis, with pixels as large as the
+        panorama's."""
+        side = max(2, round(width / np.pi))
+        K = np.array([[side / 2, 0, (side - 1) / 2], [0, side / 2, (side - 1) / 2], [0, 0, 1.0]])
+        return cls(K, world_from_cam, side, side, name)
+
 
 def check_points(points: np.ndarray, name: str) -> None:
     """ValueError unless `points` are (M, 3) and finite."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -71,11 +72,13 @@ class PhotoInfo:
 
 @dataclass(frozen=True)
 class PhotoHeader:
-    """The size in pixels of the upright photo, and the EXIF orientation (1 to 8) of its stored pixels."""
+    """The size in pixels of the upright photo, the EXIF orientation (1 to 8) of its stored pixels, and whether its XMP
+    says that it is a sphere."""
 
     width: int
     height: int
     orientation: int
+    panorama: bool = False
 
 
 def read_photo(path: str | Path) -> Photo:
@@ -109,22 +112,39 @@ def read_header(path: str | Path) -> PhotoHeader | None:
             (width, height), format, orientation = header(
                 Path(path), file, lambda image: (image.size, image.format, exif.stored_orientation(image))
             )
+            panorama = is_panorama(file, width, height)
     except (DuneError, OSError):
         return None
     if format != "TIFF":  # Pillow gives the size of the upright TIFF
         width, height = turned_size(width, height, orientation)
-    return PhotoHeader(width, height, orientation)
+    return PhotoHeader(width, height, orientation, panorama)
+
+
+def read_infos(paths: Sequence[Path]) -> list[PhotoInfo] | None:
+    """What the photos' headers tell, without hashes and EXIF; None where one cannot be read (`read_photo` says why)."""
+    headers = [(path, read_header(path)) for path in paths]
+    found = [
+        PhotoInfo(path, one.width, one.height, "", None, one.orientation, one.panorama)
+        for path, one in headers
+        if one is not None
+    ]
+    return found if len(found) == len(headers) else None
 
 
 def is_panorama(file: BinaryIO, width: int, height: int) -> bool:
     """Whether an image of `width` x `height` px is an equirectangular panorama of the whole sphere: twice as wide as
     high, and its XMP says so (Google, "Photo Sphere XMP Metadata": GPano:ProjectionType)."""
-    if abs(width - 2 * height) > 0.01 * width:
+    if not is_sphere_shaped(width, height):
         return False
     file.seek(0)
     head = file.read(XMP_WITHIN_BYTES)
     at = head.find(b"GPano:ProjectionType")
     return at >= 0 and b"equirectangular" in head[at : at + 100].lower()
+
+
+def is_sphere_shaped(width: int, height: int) -> bool:
+    """Whether an image can be an equirectangular panorama of the whole sphere: twice as wide as high."""
+    return abs(width - 2 * height) <= 0.01 * width
 
 
 def decode_photo(data: bytes, name: str | Path) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import UserError
-from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.camera_models import SPHERE, Camera
 from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.io import orientation as orientations
 from dune_cli.io.camera_checks import FARTHEST, rigid_pose
@@ -321,8 +321,9 @@ def write_transforms(
     (docs/file-formats.md, "transforms.json").
 
     `views` have OpenCV axes and K with pixel centres at integers. `points_file`: a PLY of the same world. `lenses`:
-    the camera of each photo, whose pinhole part is its K; None for pinhole cameras. ValueError for another number of
-    photos. UserError for lenses that the format does not have, and for fisheye lenses beside others.
+    the camera of each photo, whose pinhole part is its K; None for pinhole cameras. Panoramas have nerfstudio's
+    EQUIRECTANGULAR camera, with half the width as fl_x and the height as fl_y. ValueError for another number of photos.
+    UserError for lenses that the format does not have, and for fisheye lenses and panoramas beside others.
     """
     path = Path(path)
     if len(views) != len(image_paths):
@@ -330,12 +331,12 @@ def write_transforms(
     if lenses is None:
         lenses = [Camera.pinhole(np.asarray(view.K, np.float64), view.width, view.height) for view in views]
     terms = [nerfstudio_distortion(lens, name) for lens, name in zip(lenses, image_paths)]
-    kinds = {lens.kind.fisheye for lens in lenses}
-    if len(kinds) > 1:
+    models = {_nerfstudio_model(lens) for lens in lenses}
+    if len(models) > 1:
         raise UserError(
-            f"{path}: fisheye lenses and others do not fit into one transforms.json; write --colmap instead"
+            f"{path}: fisheye lenses, panoramas and others do not fit into one transforms.json; write --colmap instead"
         )
-    document: dict[str, Any] = {"camera_model": "OPENCV_FISHEYE" if True in kinds else "OPENCV"}
+    document: dict[str, Any] = {"camera_model": models.pop() if models else "OPENCV"}
     if points_file is not None:
         document["ply_file_path"] = _relative(points_file, path)
     document["applied_transform"] = np.eye(3, 4)
@@ -343,9 +344,15 @@ def write_transforms(
     write_json(path, document)
 
 
+def _nerfstudio_model(lens: Camera) -> str:
+    return SPHERE if lens.is_panorama else "OPENCV_FISHEYE" if lens.kind.fisheye else "OPENCV"
+
+
 def nerfstudio_distortion(lens: Camera, name: object) -> dict[str, float]:
     """The distortion of a frame of transforms.json: k1 to k3, p1, p2, or k1 to k4 of a fisheye lens. UserError (with
     the photo's `name`) for lenses that have other terms."""
+    if lens.is_panorama:
+        return {}
     terms = dict(zip(lens.kind.parameters, lens.params))
     names = ("k1", "k2", "k3", "k4") if lens.kind.fisheye else ("k1", "k2", "k3", "p1", "p2")
     own = lens.kind.parameters[lens.kind.focals + 2 :]
@@ -358,6 +365,9 @@ def nerfstudio_distortion(lens: Camera, name: object) -> dict[str, float]:
 
 def _frame(view: StoredCamera | Frustum, file_path: str, distortion: Mapping[str, float]) -> dict[str, Any]:
     K = np.asarray(view.K, np.float64)
+    if not np.isfinite(K).all():  # a panorama: the longitude is pi (x - cx) / fl_x
+        width, height = view.width, view.height
+        K = np.array([[width / 2, 0, (width - 1) / 2], [0, height, (height - 1) / 2], [0, 0, 1.0]])
     return {
         "file_path": file_path,
         "w": view.width,

@@ -25,7 +25,7 @@ from dune_cli.io.glb_input import GlbInput
 from dune_cli.io.inputs import natural_key
 from dune_cli.io.json_files import Fields
 from dune_cli.io.meshes import Frustum, damaged, find_mesh
-from dune_cli.io.photos import read_photo
+from dune_cli.io.photos import is_sphere_shaped, read_photo
 from dune_cli.io.safe_read import ARRAYS_LIMIT_BYTES, is_file, open_zip, read_bytes, read_json, read_npz
 
 SUFFIXES = (".ply", ".glb", ".obj", ".npz", ".png", ".json")
@@ -222,6 +222,10 @@ def _read_described(fields: Fields, schema: str, path: Path) -> _Described:
             pose = rigid_pose(one.get("world_from_cam"), f"{one.where}: world_from_cam")
             pose[:3, 3] -= offset
             name = one.text("image")
+            if one.get("K") is None and is_sphere_shaped(*size):  # a panorama
+                cameras.append(Frustum.of_sphere(pose, size[0], name))
+                photos.append(None)
+                continue
             cameras.append(Frustum(pinhole_matrix(one.get("K"), f"{one.where}: K", *size), pose, *size, name))
             photos.append(_photo([*(given for given in inputs if given.endswith(name)), name], path))
     else:

@@ -1,4 +1,4 @@
-"""Photos with a lens as a pinhole camera would have taken them, and maps of those back in the photo."""
+"""Photos with a lens, and panoramas, as a pinhole camera would have taken them, and maps of those back in the photo."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from dune_cli.geometry.cameras import pixel_grid, project, transform_pixels
 WIDEST_DEG = 60.0  # from the optical axis: what a straightened photo shows at most
 BORDER_SAMPLES = 64  # of each side of the photo
 NOWHERE_PX = -1e4  # a pixel outside every image
+WRAPPED_PX = 2  # of a panorama beside its seam, as far as interpolation reaches
 ROWS = 256  # of an image whose pixels are computed at once
 
 
 @dataclass(frozen=True)
 class StraightPhoto:
     """The view of a photo's camera by the pinhole camera `K` (3, 3), whose image has `size` (width, height) in pixels;
-    None: the photo's."""
+    None: the photo's. `rotation` (3, 3): the pinhole camera's axes from those of the photo's camera; None: the same."""
 
     camera: Camera
     K: np.ndarray
     size: tuple[int, int] | None = None
+    rotation: np.ndarray | None = None
 
     @property
     def width(self) -> int:
@@ -61,7 +63,11 @@ class StraightPhoto:
     def image(self, rgb: np.ndarray) -> np.ndarray:
         """The photo `rgb` (H, W, 3) as the pinhole camera sees it; outside the photo its border goes on."""
         cv2 = optional.require("cv2", "undistorting photos")
-        return cv2.remap(rgb, *self._photo_pixels(), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        if not self.camera.is_panorama:
+            return cv2.remap(rgb, *self._photo_pixels(), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        around = np.concatenate([rgb[:, -WRAPPED_PX:], rgb, rgb[:, :WRAPPED_PX]], axis=1)
+        x, y = self._photo_pixels()
+        return cv2.remap(around, x + WRAPPED_PX, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
     def mask(self, used: np.ndarray) -> np.ndarray:
         """A photo's mask (H, W) bool as the pinhole camera sees it, by the nearest pixel; False outside the photo."""
@@ -81,7 +87,7 @@ class StraightPhoto:
 
     def pixels_of(self, pixels: np.ndarray) -> np.ndarray:
         """(..., 2) pixels of the pinhole camera that show pixels (..., 2) of the photo; NaN outside its image."""
-        rays = self.camera.unproject(pixels)
+        rays = self._turned(self.camera.unproject(pixels))
         with np.errstate(all="ignore"):
             found = project(rays, self.K)
             edge = np.array([self.width, self.height]) - 0.5
@@ -91,12 +97,17 @@ class StraightPhoto:
     def pixels_in_photo(self, pixels: np.ndarray) -> np.ndarray:
         """(..., 2) pixels of the photo that pixels (..., 2) of the pinhole camera show; NaN for none."""
         plane = transform_pixels(np.linalg.inv(self.K), np.asarray(pixels, dtype=np.float64))
-        return self.camera.project(np.concatenate([plane, np.ones_like(plane[..., :1])], axis=-1))
+        rays = np.concatenate([plane, np.ones_like(plane[..., :1])], axis=-1)
+        return self.camera.project(rays if self.rotation is None else rays @ self.rotation)
+
+    def _turned(self, rays: np.ndarray) -> np.ndarray:
+        """Rays (..., 3) of the photo's camera in the axes of the pinhole camera."""
+        return rays if self.rotation is None else rays @ self.rotation.T
 
     def map_in_photo(self, values: np.ndarray) -> np.ndarray:
         """A map (H, W) of the pinhole camera's image at the photo's pixels, float32, bilinear; NaN outside."""
         cv2 = optional.require("cv2", "undistorting photos")
-        rays = self.camera.unproject(pixel_grid(self.camera.height, self.camera.width))
+        rays = self._turned(self.camera.unproject(pixel_grid(self.camera.height, self.camera.width)))
         with np.errstate(all="ignore"):
             pixels = project(rays, self.K)
             seen = rays[..., 2] >= np.cos(np.radians(WIDEST_DEG))

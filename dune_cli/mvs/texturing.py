@@ -56,7 +56,11 @@ class _Chart:
 
 def texture_scene(scene: Scene, paths: Sequence[Path], run: Run) -> Scene:
     """The scene with a texture on its surface; `paths`: the photos of its views. Meshes of single views become one.
-    Without a surface the scene stays as it is, and a note says so."""
+    Without a surface the scene stays as it is, and a note says so. Of panoramas, the photos are their perspective
+    views."""
+    if scene.perspective is not None:
+        textured = texture_scene(*scene.in_perspective(paths), run)
+        return replace(scene, surface=textured.surface, notes=textured.notes)
     meshes = scene.meshes()
     if not meshes:
         return replace(scene, notes=(*scene.notes, "there is no surface to texture"))

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dune_cli import optional
+from dune_cli.errors import UserError
 from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.rigs import NO_RIGS, Rigs
 from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.matchers.matcher import Matches
 
@@ -77,20 +79,23 @@ def from_colmap(camera: pycolmap.Camera) -> Camera:
 
 @dataclass(frozen=True)
 class PhotoCameras:
-    """The cameras of photos: the `shared` ones, and of each photo the index of its own among them, `ids`."""
+    """The cameras of photos: the `shared` ones, and of each photo the index of its own among them, `ids`; and the
+    `rigs` that hold them."""
 
     shared: tuple[SharedCamera, ...]
     ids: tuple[int, ...]
+    rigs: Rigs = NO_RIGS
 
     def of(self, photo: int) -> SharedCamera:
         return self.shared[self.ids[photo]]
 
 
-def share_cameras(cameras: Sequence[PhotoCamera]) -> PhotoCameras:
+def share_cameras(cameras: Sequence[PhotoCamera], rigs: Rigs = NO_RIGS) -> PhotoCameras:
     """The shared cameras of photos.
 
     Photos with the same given or EXIF camera share it. Of unknown focal length, photos of one size share a camera where
-    most photos have one size (a video, one camera's folder); else each has its own (pictures of many people).
+    most photos have one size (a video, one camera's folder); else each has its own (pictures of many people). Each
+    sensor of a rig has a camera of its own, which its photos share. UserError where these have different sizes.
     """
     sizes = [(own.camera.width, own.camera.height) for own in cameras]
     most = max(sizes.count(size) for size in set(sizes)) / len(sizes)
@@ -99,11 +104,19 @@ def share_cameras(cameras: Sequence[PhotoCamera]) -> PhotoCameras:
     ids = []
     for index, own in enumerate(cameras):
         key: object = index if own.source == "default" and most < SAME_SIZE_SHARE else own
+        mount = rigs.mounts.get(index)
+        if mount is not None:
+            key = (mount.rig, mount.sensor)
         if key not in index_of:
             index_of[key] = len(shared)
             shared.append(SharedCamera(own.camera, own.source == "given", own.source == "exif", own.lens_known))
         ids.append(index_of[key])
-    return PhotoCameras(tuple(shared), tuple(ids))
+        if mount is not None and (shared[ids[-1]].width, shared[ids[-1]].height) != sizes[index]:
+            raise UserError(
+                f"the photos of sensor {mount.sensor} of a rig have {shared[ids[-1]].width} x {shared[ids[-1]].height} "
+                f"px and {sizes[index][0]} x {sizes[index][1]} px; a sensor of a rig takes photos of one size"
+            )
+    return PhotoCameras(tuple(shared), tuple(ids), rigs)
 
 
 def undistort_matches(matches: Matches, camera1: Camera, camera2: Camera) -> tuple[Matches, np.ndarray]:

@@ -1,7 +1,8 @@
 """Mapping: structure from motion by pycolmap on verified matches, incremental or global, then calibration.
 
 Pixels have their centres at integers; COLMAP's half pixel is added on the way in and subtracted on the way out. In
-COLMAP's database and models, camera n has the number n + 1, and photo i is image i + 1 named by i.
+COLMAP's database and models, camera n has the number n + 1, and photo i is image i + 1 named by i. A camera of no rig
+has the rig of its own number; a rig has that of its reference sensor.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dune_cli import console, runtime
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.geometry.poses import add_world_offset, from_rotation_translation, inverse, subtract_world_offset
+from dune_cli.geometry.rigs import NO_RIGS, Rigs
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.sfm.calibration import calibrate, implausible_cameras
 from dune_cli.sfm.cameras import PhotoCameras, from_colmap, to_colmap
@@ -35,7 +37,7 @@ TWO_VIEW_TRACKS_UP_TO = 50  # photos: few photos need the points that only two o
 CALIBRATION_ROUNDS = 3
 SETTLED = 0.01  # change of the logarithm of a focal length, below which the model is not mapped again
 ONE_THREAD_UP_TO = 200  # photos: above, several threads make results differ in their last digits
-MIN_PHOTOS = 3  # of an incremental model
+MIN_PHOTOS = 3  # of an incremental model; of rigs, frames
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def map_photos(
         if not calibrated and (reset := implausible_cameras(models[0].cameras, cameras.shared)):
             calibrated = reset
             continue
-        better = calibrate(models[0], correspondences, cameras, fixed_poses.keys(), centres, centre_sd)
+        held = {*fixed_poses, *cameras.rigs.mounts}  # what fixes photos to one another is not adjusted twice
+        better = calibrate(models[0], correspondences, cameras, held, centres, centre_sd)
         if better is None:
             break
         before, models = models[0], [better, *models[1:]]
@@ -166,7 +169,7 @@ class _Mapping:
         mapper = pipeline(options, database, manager)
         counter = None
         if pipeline is self.pycolmap.IncrementalPipeline:  # the global mapper registers all photos at once
-            counter = console.bar(database.num_images(), "mapping", "photo")
+            counter = console.bar(database.num_frames(), "mapping", "photo")
             events = self.pycolmap.IncrementalPipelineCallback
             mapper.add_callback(int(events.INITIAL_IMAGE_PAIR_REG_CALLBACK), lambda: counter.update(2))
             mapper.add_callback(int(events.NEXT_IMAGE_REG_CALLBACK), counter.update)
@@ -198,17 +201,35 @@ class _Mapping:
         return self._largest_first(in_world)
 
     def _triangulate_and_extend(self, database: Path, known_poses: Mapping[int, np.ndarray]) -> list[Any]:
-        model = self.pycolmap.Reconstruction()
-        for number in range(len(self.cameras.shared)):
-            model.add_camera_with_trivial_rig(self._colmap_camera(number))
-        for index in sorted(known_poses):
-            image = self.pycolmap.Image(
-                name=image_name(index),
-                keypoints=self.correspondences.keypoints[index] + HALF_PIXEL,
-                camera_id=self.cameras.ids[index] + 1,
-                image_id=index + 1,
-            )
-            model.add_image_with_trivial_frame(image, self.pycolmap.Rigid3d(inverse(known_poses[index])[:3]))
+        model, rigs, ids = self.pycolmap.Reconstruction(), self.cameras.rigs, self.cameras.ids
+        cameras = [self._colmap_camera(number) for number in range(len(self.cameras.shared))]
+        for camera in cameras:
+            model.add_camera(camera)
+        for rig in _colmap_rigs(cameras, ids, rigs):
+            model.add_rig(rig)
+        for photos in rigs.moments(len(ids)):
+            posed = [index for index in photos if index in known_poses]
+            if not posed:
+                continue
+            frame = self.pycolmap.Frame(frame_id=photos[0] + 1, rig_id=_rig_id(photos[0], ids, rigs))
+            images = []
+            for index in photos:
+                image = self.pycolmap.Image(
+                    name=image_name(index),
+                    keypoints=self.correspondences.keypoints[index] + HALF_PIXEL,
+                    camera_id=ids[index] + 1,
+                    image_id=index + 1,
+                )
+                image.frame_id = frame.frame_id
+                frame.add_data_id(image.data_id)
+                images.append(image)
+            mount = rigs.mounts.get(posed[0])
+            own = np.eye(4) if mount is None else inverse(mount.sensor_from_rig)
+            frame.rig_from_world = self.pycolmap.Rigid3d((own @ inverse(known_poses[posed[0]]))[:3])
+            model.add_frame(frame)
+            for image in images:
+                model.add_image(image)
+            model.register_frame(frame.frame_id)
         options = self._incremental_options()
         refine = any(not camera.fixed and n not in self.calibrated for n, camera in enumerate(self.cameras.shared))
         folder = database.parent
@@ -218,7 +239,7 @@ class _Mapping:
         model = self.pycolmap.triangulate_points(
             model, database, folder, triangulated, options=options, refine_intrinsics=refine
         )
-        if len(known_poses) == len(self.cameras.ids):
+        if model.num_reg_frames() == len(rigs.moments(len(ids))):
             return [model]
         model.write(triangulated)
         options.fix_existing_frames = options.mapper.fix_existing_frames = True
@@ -232,7 +253,7 @@ class _Mapping:
         pycolmap = self.pycolmap
         with pycolmap.DatabaseTransaction(database):
             cameras = [self._colmap_camera(number) for number in range(len(self.cameras.shared))]
-            write_images(database, cameras, self.cameras.ids, self.correspondences.keypoints)
+            write_images(database, cameras, self.cameras.ids, self.correspondences.keypoints, self.cameras.rigs)
             for index, pose in positions.items():
                 prior = pycolmap.PosePrior()
                 prior.corr_data_id = database.read_image(index + 1).data_id
@@ -259,7 +280,8 @@ class _Mapping:
 
     def _incremental_options(self) -> Any:
         options = self.pycolmap.IncrementalPipelineOptions()
-        options.min_model_size = MIN_PHOTOS
+        options.min_model_size = 2 if self.cameras.rigs.mounts else MIN_PHOTOS
+        options.ba_refine_sensor_from_rig = False
         options.extract_colors = False
         options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = self.config.seed
         options.num_threads = options.mapper.num_threads = self.threads
@@ -278,6 +300,7 @@ class _Mapping:
         options = self.pycolmap.GlobalPipelineOptions()
         options.random_seed = options.mapper.random_seed = self.config.seed
         options.num_threads = options.mapper.num_threads = self.threads
+        options.mapper.bundle_adjustment.refine_sensor_from_rig = False
         if len(self._constant_cameras()) == len(self.cameras.shared):
             options.mapper.bundle_adjustment.refine_focal_length = False
             options.mapper.bundle_adjustment.refine_extra_params = False
@@ -314,24 +337,57 @@ def _align_to_known_poses(model: SfmModel, known_poses: Mapping[int, np.ndarray]
 
 
 def write_images(
-    database: Any, cameras: Sequence[Any], camera_ids: Sequence[int], keypoints: Sequence[np.ndarray]
+    database: Any,
+    cameras: Sequence[Any],
+    camera_ids: Sequence[int],
+    keypoints: Sequence[np.ndarray],
+    rigs: Rigs = NO_RIGS,
 ) -> None:
     """Writes `cameras` (pycolmap.Camera) into a pycolmap.Database, and an image for each entry of `keypoints` (K, 2),
-    with the camera of its entry in `camera_ids`."""
+    with the camera of its entry in `camera_ids`, and the frames of `rigs`."""
     pycolmap = quiet_pycolmap()
     for number, camera in enumerate(cameras, 1):
         camera.camera_id = number
         database.write_camera(camera, use_camera_id=True)
-        rig = pycolmap.Rig(rig_id=number)
-        rig.add_ref_sensor(camera.sensor_id)
+    for rig in _colmap_rigs(cameras, camera_ids, rigs):
         database.write_rig(rig, use_rig_id=True)
+    images = []
     for index, (number, points) in enumerate(zip(camera_ids, keypoints)):
-        image = pycolmap.Image(name=image_name(index), camera_id=number + 1, image_id=index + 1)
-        database.write_image(image, use_image_id=True)
-        frame = pycolmap.Frame(frame_id=index + 1, rig_id=number + 1)
-        frame.add_data_id(image.data_id)
-        database.write_frame(frame, use_frame_id=True)
+        images.append(pycolmap.Image(name=image_name(index), camera_id=number + 1, image_id=index + 1))
+        database.write_image(images[-1], use_image_id=True)
         database.write_keypoints(index + 1, (points + HALF_PIXEL).astype(np.float32))
+    for photos in rigs.moments(len(images)):
+        frame = pycolmap.Frame(frame_id=photos[0] + 1, rig_id=_rig_id(photos[0], camera_ids, rigs))
+        for index in photos:
+            frame.add_data_id(images[index].data_id)
+        database.write_frame(frame, use_frame_id=True)
+
+
+def _rig_id(photo: int, camera_ids: Sequence[int], rigs: Rigs) -> int:
+    """The number of a photo's rig in COLMAP: that of its reference sensor's camera."""
+    mount = rigs.mounts.get(photo)
+    if mount is None:
+        return camera_ids[photo] + 1
+    return 1 + min(camera_ids[other] for other, one in rigs.mounts.items() if (one.rig, one.sensor) == (mount.rig, 0))
+
+
+def _colmap_rigs(cameras: Sequence[Any], camera_ids: Sequence[int], rigs: Rigs) -> list[Any]:
+    """The rigs as pycolmap has them, and a rig for each camera that is in none."""
+    pycolmap = quiet_pycolmap()
+    made, in_rigs = [], {camera_ids[photo] for photo in rigs.mounts}
+    for number, camera in enumerate(cameras):
+        if number not in in_rigs:
+            made.append(pycolmap.Rig(rig_id=number + 1))
+            made[-1].add_ref_sensor(camera.sensor_id)
+    for own in rigs.numbers:
+        camera_of = {m.sensor: cameras[camera_ids[photo]] for photo, m in rigs.mounts.items() if m.rig == own}
+        made.append(pycolmap.Rig(rig_id=camera_of[0].camera_id))
+        for sensor, sensor_from_rig in rigs.sensors(own).items():
+            if sensor == 0:
+                made[-1].add_ref_sensor(camera_of[0].sensor_id)
+            else:
+                made[-1].add_sensor(camera_of[sensor].sensor_id, pycolmap.Rigid3d(sensor_from_rig[:3]))
+    return made
 
 
 def registered_images(reconstruction: Any) -> Iterator[tuple[int, Any, np.ndarray, np.ndarray]]:

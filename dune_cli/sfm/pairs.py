@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dune_cli.errors import UserError
+from dune_cli.geometry.rigs import NO_RIGS, Rigs
 from dune_cli.io.safe_read import LINES_LIMIT_BYTES, forward_slashes, quoted, read_text
 from dune_cli.sfm.retrieval import BLOCK_ROWS, nearest_neighbours, subtract_mean
 
@@ -42,26 +43,35 @@ def select_pairs(
     ordered: bool,
     descriptors: Callable[[], np.ndarray],
     match_counts: Callable[[], np.ndarray] | None = None,
+    rigs: Rigs = NO_RIGS,
 ) -> PairSelection:
     """The pairs of these photos by a `strategy`: one of STRATEGIES, or a pairs file.
 
     `descriptors` gives the global descriptors, unit rows (N, D), and `match_counts` the `preemptive_match_counts`
     (N, N), with which auto needs no descriptors; each is called only where it is needed. `ordered`: the photos are
-    consecutive, as a video's frames are.
+    consecutive, as a video's frames are. Photos of one frame of the `rigs` are not paired, and frames of rigs are
+    consecutive, not their photos.
     """
     count = len(images)
+
+    def consecutive() -> Pairs:
+        moments = rigs.moments(count)
+        frames = sequential_pairs(len(moments), neighbours)
+        return sorted({(min(i, j), max(i, j)) for one, two in frames for i in moments[one] for j in moments[two]})
+
     if strategy == "all" or (strategy == "auto" and count <= EXHAUSTIVE_UP_TO):
-        return PairSelection(exhaustive_pairs(count), "all")
+        return PairSelection(rigs.between_frames(exhaustive_pairs(count)), "all")
     if strategy == "sequential":
-        return PairSelection(sequential_pairs(count, neighbours), "sequential")
+        return PairSelection(consecutive(), "sequential")
     if strategy not in STRATEGIES:
         return PairSelection(read_pairs(strategy, images), f"from {strategy}")
     if strategy == "auto" and match_counts is not None:
         pairs, name = matching_pairs(match_counts(), neighbours), "the largest keypoints"
     else:
         pairs, name = retrieval_pairs(descriptors(), neighbours), "retrieval"
+    pairs = rigs.between_frames(pairs)
     if strategy == "auto" and ordered:
-        return PairSelection(sorted({*pairs, *sequential_pairs(count, neighbours)}), f"{name} and sequential")
+        return PairSelection(sorted({*pairs, *consecutive()}), f"{name} and sequential")
     return PairSelection(pairs, name)
 
 

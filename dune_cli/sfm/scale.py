@@ -98,9 +98,9 @@ def _pixel_step(scene: Scene, pair: tuple[int, int], pixel_size: float) -> float
     for number in pair:
         view, (index, _) = scene.views[number], scene.sparse.observations[number]
         if len(index):
-            z = transform_points(inverse(view.world_from_cam), scene.sparse.points_world[index])[:, 2]
-            focal_px = float(np.sqrt(view.K[0, 0] * view.K[1, 1]))
-            lengths.append(pixel_size * float(np.median(np.abs(z))) / focal_px)
+            points = transform_points(inverse(view.world_from_cam), scene.sparse.points_world[index])
+            z = np.linalg.norm(points, axis=1) if view.is_panorama else np.abs(points[:, 2])
+            lengths.append(pixel_size * float(np.median(z)) / view.focal_px)
     return min(lengths, default=0.0)
 
 

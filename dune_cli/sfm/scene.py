@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import transform_pixels
 from dune_cli.geometry.depth_maps import grid_triangles, used_vertices
 from dune_cli.geometry.poses import add_world_offset, inverse, transform_points
+from dune_cli.geometry.rigs import NO_RIGS, Rigs
 from dune_cli.geometry.sim3 import move_poses, scale_of
 from dune_cli.io.crs import WorldFrame
 from dune_cli.io.meshes import Frustum, Mesh
 from dune_cli.io.orientation import UPRIGHT
 from dune_cli.provenance import Source
 
+NO_K = np.full((3, 3), np.nan)  # of a panorama
 LARGE_COORDINATES_NOTE = (
     "the poses' coordinates are large: PLY and NPZ have them in double precision, GLB and OBJ less the world_offset "
     "that the JSON names"
@@ -110,7 +113,8 @@ class View:
 
     A photo that could not be registered has `registered` False, the `reason`, and a `world_from_cam` of NaN. `lens`:
     the camera with its distortion, whose pinhole part is K; None for a pinhole camera. Size, K, lens, pose and maps are
-    those of the upright photo; `orientation` is that of its file's pixels (EXIF).
+    those of the upright photo; `orientation` is that of its file's pixels (EXIF). A panorama has its sphere as `lens`,
+    and NO_K.
     """
 
     image: str
@@ -130,6 +134,24 @@ class View:
     def camera(self) -> Camera:
         """The lens, or the pinhole camera of K."""
         return Camera.pinhole(self.K, self.width, self.height) if self.lens is None else self.lens
+
+    @property
+    def is_panorama(self) -> bool:
+        return self.lens is not None and self.lens.is_panorama
+
+    @property
+    def focal_px(self) -> float:
+        """The geometric mean of the focal lengths; of a panorama that of a picture with its pixels' size."""
+        if self.is_panorama:
+            return self.width / (2 * np.pi)
+        return float(np.sqrt(self.K[0, 0] * self.K[1, 1]))
+
+    @property
+    def frustum(self) -> Frustum:
+        """The camera to draw; of a panorama a square picture of 90 degrees along its axis."""
+        if not self.is_panorama:
+            return Frustum(self.K, self.world_from_cam, self.width, self.height, self.image)
+        return Frustum.of_sphere(self.world_from_cam, self.width, self.image)
 
     @property
     def radial(self) -> float:
@@ -283,8 +305,8 @@ class Scene:
     `sources`: the matcher or model, with its licence. `world_offset` (3,): what was subtracted from all coordinates of
     the scene, where the world's are large; `in_world` and `pose_in_world` add it for the files. `georeference`: the
     place on earth, whose own offset the files do not add, LAS and GeoJSON apart. `scale_from`: what told metres, where
-    that was no method's own. `masked`: what masks
-    left out, where there were any.
+    that was no method's own. `masked`: what masks left out, where there were any. `rigs`: what holds photos together,
+    by their view's index. `perspective`: of a scene with panoramas, the same scene of perspective views.
     """
 
     method: str
@@ -305,6 +327,16 @@ class Scene:
     masked: MaskedKeypoints | None = None
     georeference: Georeference | None = None
     scale_from: ScaleEstimate | None = None
+    rigs: Rigs = NO_RIGS
+    perspective: PerspectiveScene | None = None
+
+    def in_perspective(self, photos: Sequence[Path]) -> tuple[Scene, Sequence[Path]]:
+        """The scene of perspective views and the file of each, from the `photos` of this one: itself, unless it has
+        panoramas. It has the surface of this one, and its notes."""
+        if self.perspective is None:
+            return self, photos
+        flat = self.perspective
+        return replace(flat.scene, fused=self.fused, surface=self.surface, notes=self.notes), flat.files
 
     @property
     def registered(self) -> list[int]:
@@ -313,12 +345,17 @@ class Scene:
 
     @property
     def is_dense(self) -> bool:
-        return any(view.dense is not None for view in self.views)
+        return any(view.dense is not None for view in self._mapped_views)
+
+    @property
+    def _mapped_views(self) -> tuple[View, ...]:
+        """The views that dense maps belong to."""
+        return self.views if self.perspective is None else self.perspective.scene.views
 
     @property
     def coverage(self) -> float:
         """The share of the dense maps' pixels that have a point; 0 without dense maps."""
-        valid = [view.dense.valid for view in self.views if view.dense is not None]
+        valid = [view.dense.valid for view in self._mapped_views if view.dense is not None]
         return float(np.concatenate([v.ravel() for v in valid]).mean()) if valid else 0.0
 
     def cloud(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -326,6 +363,8 @@ class Scene:
         views, and the sparse points where no view has a dense point."""
         if self.fused is not None:
             return self.fused.points_world, self.fused.colors, self.fused.confidence
+        if self.perspective is not None:
+            return self.perspective.scene.cloud()
         parts = [
             (m.points_world[m.valid], m.colors[m.valid], m.confidence[m.valid])
             for m in (view.dense for view in self.views)
@@ -343,6 +382,8 @@ class Scene:
         """The fused surface; without one a mesh of each dense map that has triangles, cut at depth edges."""
         if self.surface is not None:
             return [self.surface]
+        if self.perspective is not None:
+            return self.perspective.scene.meshes()
         meshes = []
         for view in self.views:
             depth = view.depth
@@ -368,11 +409,7 @@ class Scene:
 
     def frusta(self) -> list[Frustum]:
         """The registered cameras."""
-        return [
-            Frustum(view.K, view.world_from_cam, view.width, view.height, view.image)
-            for view in self.views
-            if view.registered
-        ]
+        return [view.frustum for view in self.views if view.registered]
 
     def scaled(self, factor: float, scale: str, scale_note: str | None) -> Scene:
         """The same scene with all lengths times `factor`."""
@@ -420,12 +457,24 @@ class Scene:
             sparse=self.sparse and replace(self.sparse, points_world=points(self.sparse.points_world)),
             fused=fused,
             surface=self.surface and replace(self.surface, vertices=points(self.surface.vertices)),
+            perspective=self.perspective
+            and replace(self.perspective, scene=self.perspective.scene._moved(points, pose, rotation, factor)),
         )
 
     def baseline(self, pair: tuple[int, int] = (0, 1)) -> float:
         """The distance of two cameras, the first two by default."""
         first, second = (self.views[index].world_from_cam[:3, 3] for index in pair)
         return float(np.linalg.norm(second - first))
+
+
+@dataclass(frozen=True)
+class PerspectiveScene:
+    """The `scene` of the perspective views that stand for panoramas, and of the other photos; `files` of its views, and
+    their masks."""
+
+    scene: Scene
+    files: tuple[Path, ...]
+    masks: Any = None  # sfm.masks.PhotoMasks, which imports this file
 
 
 def _covered(view: View, pixels: np.ndarray) -> np.ndarray:

@@ -45,7 +45,8 @@ class VerifiedPairs:
     `geometry`: pycolmap's two-view geometry of each verified pair. `counts`: the matches and inliers of every matched
     pair. `pure_rotations`: verified pairs that are not in `geometry`, because their connected component shows no
     parallax. `static_matches`: how many matches of a pair were left out because they lie at the same pixels of both
-    photos. `confidence`: the pose confidence of each pair in `geometry`.
+    photos. `confidence`: the pose confidence of each pair in `geometry`. `links`: pairs of photos that a rig fixes to
+    each other, which connect without matches.
     """
 
     geometry: dict[tuple[int, int], Any]
@@ -53,6 +54,7 @@ class VerifiedPairs:
     pure_rotations: frozenset[tuple[int, int]] = frozenset()
     static_matches: Mapping[tuple[int, int], int] = field(default_factory=dict)
     confidence: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    links: tuple[tuple[int, int], ...] = ()
 
     def pairs(self) -> list[ImagePair]:
         """All matched pairs."""
@@ -69,11 +71,12 @@ class VerifiedPairs:
             self.pure_rotations | other.pure_rotations,
             {**self.static_matches, **other.static_matches},
             {**self.confidence, **other.confidence},
+            self.links or other.links,
         )
 
     def components(self, count: int) -> list[list[int]]:
         """The connected components of `count` photos, largest first."""
-        edges = np.array(list(self.geometry), dtype=np.int64).reshape(-1, 2)
+        edges = np.array([*self.geometry, *self.links], dtype=np.int64).reshape(-1, 2)
         return [component.tolist() for component in view_graph.components(count, edges)]
 
 
@@ -125,7 +128,8 @@ def verify_pairs(
                 agree = np.isin(matches[:, 0], np.asarray(estimate.inlier_matches)[:, 0])
                 confidence[i, j] = _confidence(pixels1, pixels2, agree, camera1, camera2, pixel_size, seed)
         counts[i, j] = (len(matches), inliers)
-    return VerifiedPairs(geometry, counts, static_matches=static, confidence=confidence)
+    links = tuple(cameras.rigs.links())
+    return VerifiedPairs(geometry, counts, static_matches=static, confidence=confidence, links=links)
 
 
 def _agree(

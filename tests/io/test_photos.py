@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from dune_cli.errors import PackageMissing, UserError
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.io import photos
 from dune_cli.io.intrinsics import resolve_cameras
-from dune_cli.io.photos import read_photo
+from dune_cli.io.photos import read_header, read_photo
 from support.odd_photos import BAD, GOOD, huge_png
 
 # A 48 x 64 HEIC file that this project made with pillow-heif: red above, blue below.
@@ -158,6 +159,9 @@ def test_a_panorama_of_the_sphere_is_noticed_and_refused_as_a_photo(tmp_path: Pa
     }  # fmt: skip
     with pytest.raises(UserError, match=r"sphere\.jpg is a panorama of the whole sphere .* cut it into pictures first"):
         resolve_cameras([found["sphere"].info], None, None)
+    assert resolve_cameras([found["sphere"].info], None, None, panoramas=True)[0].camera == Camera.sphere(128, 64)
+    header = read_header(sphere)
+    assert header is not None and header.panorama
     assert resolve_cameras([found["sphere"].info], None, 90.0)[0].source == "given"
     assert resolve_cameras([found["plain"].info], None, None)[0].source == "default"
 

@@ -4,11 +4,13 @@ model."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.rigs import NO_RIGS, Rigs
 from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import PhotoInfo
 from dune_cli.mvs.quality import DenseConfig
@@ -28,7 +30,8 @@ class ReconstructionConfig:
     more than two photos: `pairs` auto | retrieval | sequential | all, or a file; `neighbours` of a photo in retrieved
     and sequential pairs; `ordered`: the photos follow one another, as a video's frames do; `fixed_poses`: known poses
     are kept, else they are priors; `mesh` tsdf | poisson: the surface that is made of all views, None for none.
-    `masks`: what is not used of the photos.
+    `masks`: what is not used of the photos. `rigs`: what fixes photos to one another. `spheres`: the panoramas among
+    the photos, by their index. `names` of the photos in the scene; None: relative to their common folder.
     """
 
     baseline: float | None = None
@@ -39,11 +42,14 @@ class ReconstructionConfig:
     fixed_poses: bool = True
     mesh: str | None = None
     masks: PhotoMasks | None = None
+    rigs: Rigs = NO_RIGS
+    spheres: Mapping[int, Camera] = field(default_factory=dict)
+    names: tuple[str, ...] | None = None
 
     def is_stereo_pair(self, paths: Sequence[Path], known_poses: Mapping[Path, np.ndarray] | None) -> bool:
         """Whether the photos are solved as a single pair, without a mapper or a global alignment: two photos of unknown
         poses that are no frames of a video."""
-        return len(paths) == 2 and not known_poses and not self.ordered
+        return len(paths) == 2 and not known_poses and not self.ordered and not self.rigs.mounts and not self.spheres
 
 
 @dataclass(frozen=True)

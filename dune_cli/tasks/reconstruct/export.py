@@ -94,10 +94,10 @@ def scene_json(
 ) -> dict[str, Any]:
     """The `dune.scene/1` object; docs/file-formats.md describes it. people: its fields about people.
 
-    An unregistered camera has null poses and a `reason`. `radial`, `orientation`, `components` and `unregistered` are
-    left out where they are trivial. Sizes, K and poses are those of the upright photos; `orientation` is EXIF's, where
-    a photo is stored otherwise. Poses are in the world's own coordinates; where these are large, `world_offset` is to
-    be added to those of the output file."""
+    An unregistered camera has null poses and a `reason`; a panorama has a null K. `radial`, `orientation`,
+    `components` and `unregistered` are left out where they are trivial. Sizes, K and poses are those of the upright
+    photos; `orientation` is EXIF's, where a photo is stored otherwise. Poses are in the world's own coordinates;
+    where these are large, `world_offset` is to be added to those of the output file."""
     pairs = [
         {"images": list(p.images), "matches": p.matches, "inliers": p.inliers, "confidence": round(p.confidence, 6)}
         for p in scene.pairs
@@ -193,7 +193,7 @@ def _camera_json(view: View, world_from_cam: np.ndarray) -> dict[str, Any]:
         "image": view.image,
         "width": view.width,
         "height": view.height,
-        "K": view.K,
+        "K": None if view.is_panorama else view.K,
         "focal_source": view.focal_source,
         "world_from_cam": world_from_cam if view.registered else None,
         "cam_from_world": inverse(world_from_cam) + 0.0 if view.registered else None,  # no -0.0
@@ -234,7 +234,8 @@ def write_colmap_model(scene: Scene, folder: Path, binary: bool) -> None:
         for camera, view in zip(cameras, views)
     ]
     lenses = [_stored_lens(view) for view in views]
-    write_colmap(folder, frusta, scene.in_world(points), colors, tracks, binary, lenses)
+    rigs = scene.rigs.renumbered({index: row for row, index in enumerate(scene.registered)})
+    write_colmap(folder, frusta, scene.in_world(points), colors, tracks, binary, lenses, rigs)
     if scene.georeference is not None:
         write_json(folder / "georeference.json", georeference_json(scene.georeference))
     else:
@@ -292,7 +293,10 @@ def write_transforms_json(scene: Scene, path: Path, photos: Sequence[Path], poin
 def write_depths(scene: Scene, folder: Path) -> int:
     """The depth map of every dense view as NAME.png (16 bits, 0 = none), and depths.json with each map's file, size, K,
     and `png_scale` (depth = value / png_scale, in the scene's units). Maps are oriented as the photos are stored.
-    Returns the number of maps. ValueError for a photo that is stored mirrored."""
+    Returns the number of maps. ValueError for a photo that is stored mirrored. Those of a panorama are the maps of its
+    perspective views, whose poses depths.json then has as well."""
+    turned = scene.perspective is not None
+    scene, _ = scene.in_perspective(())
     dense = [(view, view.dense, view.depth) for view in scene.views if view.dense is not None]
     if not dense:
         return 0
@@ -305,6 +309,7 @@ def write_depths(scene: Scene, folder: Path) -> int:
             camera = stored_camera(K, view.world_from_cam, depth.shape[1], depth.shape[0], view.orientation)
             pixels, png_scale = to_png16(np.ascontiguousarray(to_stored(depth, view.orientation)))
             save_png(temporary / f"{name}.png", pixels)
+            pose = {"world_from_cam": scene.pose_in_world(view)} if turned else {}
             frames.append(
                 {
                     "image": view.image,
@@ -315,6 +320,7 @@ def write_depths(scene: Scene, folder: Path) -> int:
                     "K": camera.K,
                     "radial": view.radial,
                     "camera": {"model": _stored_lens(view).model, "params": list(_stored_lens(view).params)},
+                    **pose,
                 }
             )
         document = {"schema": "dune.depths/1", "scale": scene.scale, "invalid": 0, "undistorted": True}

@@ -61,9 +61,12 @@ class MatchedPhotos:
     correspondences: Correspondences
     verified: VerifiedPairs
     masked: MaskedKeypoints | None = None
+    given_names: tuple[str, ...] | None = None
 
     @cached_property
     def names(self) -> list[str]:
+        if self.given_names is not None:
+            return list(self.given_names)
         return relative_names([photo.path for photo in self.photos])
 
 
@@ -82,13 +85,14 @@ def match_photos(
     if len(photos) - len(duplicates) == 1:
         raise JobFailed(f"all {len(photos)} photos are the same picture; take photos from different places")
     own = cameras_of(photos)
-    cameras = share_cameras(own)
+    cameras = share_cameras(own, config.rigs)
     with run.stage("pair"):
         selection = _select_pairs(images, duplicates, matcher, config, cache)
     console.note(f"{len(images)} photos, {len(selection.pairs)} pairs ({selection.strategy})")
     pairs = selection.pairs
     images, found, verified, masked = _match(images, pairs, cameras, duplicates, matcher, config, run, cache)
-    return MatchedPhotos(photos, own, cameras, duplicates, pairs, found, verified, masked), images
+    matched = MatchedPhotos(photos, own, cameras, duplicates, pairs, found, verified, masked, config.names)
+    return matched, images
 
 
 def _match(
@@ -205,14 +209,18 @@ def _select_pairs(
     paths = [image.info.path for image in images]
     if config.pairs not in STRATEGIES:
         named = [(duplicates.get(i, i), duplicates.get(j, j)) for i, j in read_pairs(config.pairs, paths)]
-        pairs = sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]})
+        pairs = config.rigs.between_frames(sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]}))
         return PairSelection(pairs, f"from {config.pairs}")
     distinct = [index for index in range(len(images)) if index not in duplicates]
+    rigs = config.rigs.renumbered({index: row for row, index in enumerate(distinct)})
 
     def by_keypoints() -> np.ndarray:
         assert isinstance(matcher, FeatureMatcher)
         store = FeatureStore(matcher, cache)
-        return preemptive_match_counts([store.descriptors(images[index])[: LARGEST[1]].copy() for index in distinct])
+        counts = preemptive_match_counts([store.descriptors(images[index])[: LARGEST[1]].copy() for index in distinct])
+        for photos in rigs.frames.values():  # what overlaps in a frame says nothing about other frames
+            counts[np.ix_(photos, photos)] = 0
+        return counts
 
     selection = select_pairs(
         config.pairs,
@@ -221,6 +229,7 @@ def _select_pairs(
         config.ordered,
         lambda: _global_descriptors([images[index] for index in distinct], matcher, cache, config.seed),
         by_keypoints if _uses_largest_keypoints(len(images), matcher, config) else None,
+        rigs,
     )
     return PairSelection([(distinct[i], distinct[j]) for i, j in selection.pairs], selection.strategy)
 

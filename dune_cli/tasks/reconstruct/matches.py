@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ from dune_cli.tasks.reconstruct.matched_photos import (
     uses_descriptors,
     without_pure_rotations,
 )
+from dune_cli.tasks.reconstruct.panoramas import reconstruct_panoramas
 from dune_cli.tasks.reconstruct.two_view import reconstruct_matched, reconstruct_pair
 
 SCALE_UNKNOWN = "photos do not tell lengths: the median step between cameras that moved is 1; give --baseline METRES"
@@ -79,6 +81,12 @@ def reconstruct(
         with scratch_folder() as folder:
             cache = WorkFolder(folder)
             return reconstruct(paths, cameras_of, matcher, config, run, cache, descriptors, known_poses, fallback)
+    if config.spheres:
+
+        def of_parts(parts: Sequence[Path], cameras: CamerasOf, settings: MatchesConfig, known: Any) -> Scene:
+            return reconstruct(parts, cameras, matcher, settings, run, cache, descriptors, known, fallback)
+
+        return reconstruct_panoramas(paths, cameras_of, config, cache, known_poses, of_parts)
     check_distinct_centres(known_poses or {})
     known_poses = known_poses or {}
     scene = _reconstruct_many(paths, cameras_of, matcher, config, run, cache, descriptors, known_poses, fallback)
@@ -108,7 +116,13 @@ class _Mapped:
     def left_out(self) -> list[int]:
         """The photos without a pose, or with one that few points hold, which are no copies."""
         seen = self.models[0].observations if self.models else {}
-        held = {index for index in self.placed if index in seen and len(seen[index][0]) >= HELD_BY_POINTS}
+        rigs = self.matched.cameras.rigs
+        points = {index: len(seen[index][0]) for index in self.placed if index in seen}
+        held = {
+            index
+            for index in self.placed
+            if sum(points.get(other, 0) for other in rigs.of_frame(index)) >= HELD_BY_POINTS
+        }
         return [
             index for index in range(len(self.images)) if index not in held and index not in self.matched.duplicates
         ]

@@ -2,9 +2,10 @@
 tools load (3DGS, Brush, nerfstudio, OpenMVS).
 
 FOLDER/images/NAME, FOLDER/masks/NAME.png where there are masks (0: not used), and FOLDER/sparse/0, a COLMAP model with
-a PINHOLE camera for every image. The cameras are those of `pycolmap.undistort_camera`: the photo's focal length, and no
-pixel that the photo does not show. `pycolmap.undistort_images` is not used: it reads neither HEIC, nor 16 bits, nor
-EXIF's orientation, which the tools that load its folder then apply or not, and it knows no masks.
+a PINHOLE camera for every image; of photos in rigs with rigs and frames, and FOLDER/rig_config.json. Panoramas are
+there as perspective views, images/DIRECTION/NAME. The cameras are those of `pycolmap.undistort_camera`: the photo's
+focal length, and no pixel that the photo does not show. `pycolmap.undistort_images` is not used: it reads neither HEIC,
+nor 16 bits, nor EXIF's orientation, which the tools that load its folder then apply or not, and it knows no masks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from dune_cli import console, optional
 from dune_cli.errors import UserError
 from dune_cli.geometry.camera_models import Camera
+from dune_cli.io.colmap.rigs import CONFIG, write_rig_config
 from dune_cli.io.colmap.write import write_colmap
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.outputs import atomic_directory
@@ -46,6 +48,9 @@ def write_undistorted(
     float32. `images`, `masks` and `sparse` of an existing folder are replaced. UserError for a lens that shows nothing
     within 60 degrees of its axis.
     """
+    if scene.perspective is not None and masks is not None:
+        masks = scene.perspective.masks
+    scene, photos = scene.in_perspective(photos)
     views = [scene.views[index] for index in scene.registered]
     straight = [straight_photo(view.camera) for view in views]
     names = [written_name(view.image) for view in views]
@@ -56,8 +61,10 @@ def write_undistorted(
     ]
     files = [photos[index] for index in scene.registered]
     copied = 0
-    with atomic_directory(folder, replaces=[IMAGES, MASKS, "sparse"]) as temporary:
-        write_colmap(temporary / MODEL, frusta, points, colors, tracks)
+    with atomic_directory(folder, replaces=[IMAGES, MASKS, "sparse", CONFIG]) as temporary:
+        rigs = scene.rigs.renumbered({index: row for row, index in enumerate(scene.registered)})
+        write_colmap(temporary / MODEL, frusta, points, colors, tracks, rigs=rigs)
+        write_rig_config(temporary, rigs)
         for file, one, name in zip(console.progress(files, "undistorting", len(files), "photo"), straight, names):
             target = temporary / IMAGES / name
             target.parent.mkdir(parents=True, exist_ok=True)
