@@ -185,9 +185,10 @@ def cut(paths: Sequence[Path], spheres: Mapping[int, Camera], cache: WorkFolder)
     """The photos with the panoramas among them (`spheres`, by their index) cut into views, which the cache keeps:
     FOLDER/panoramas/KEY/DIRECTION/NAME.
 
-    Raises what `read_photo` does; UserError for a panorama that EXIF turns.
+    Raises what `read_photo` does; UserError for a panorama that EXIF turns, and for a cache without a folder.
     """
-    assert cache.folder is not None
+    if cache.folder is None:
+        raise UserError("the views of panoramas are files of a work folder; name one of this machine with --work")
     parts: list[PerspectivePhoto] = []
     frames, groups, sizes = [], [], sorted({(camera.width, camera.height) for camera in spheres.values()})
     progress = iter(console.progress(sorted(spheres), "cutting panoramas", len(spheres), "panorama"))
