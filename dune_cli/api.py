@@ -49,7 +49,7 @@ from dune_cli.mvs.texturing import texture_scene
 from dune_cli.progress import Listener, listening
 from dune_cli.provenance import Run, Source, sha256_of
 from dune_cli.sfm import placement, relative_pose
-from dune_cli.sfm.georeference import georeference
+from dune_cli.sfm.georeference import PositionPriors, georeference
 from dune_cli.sfm.masks import PhotoMasks, open_masks
 from dune_cli.sfm.relative_pose import CameraImage, MatcherBackend, Relocalization, SolverConfig, TwoViewMatches
 from dune_cli.sfm.retrieval import DEFAULT_MODEL, DescriptorExtractor, encoder_descriptor_extractor
@@ -393,7 +393,16 @@ def reconstruct(
     dense_config = DenseConfig(quality, device=device) if dense else None
     opened = _masks(masks, paths, device, run)
     spheres = find_panoramas(paths, text, fov_deg)
-    config = MatchesConfig(baseline=baseline, seed=seed, dense=dense_config, mesh=mesh, masks=opened, spheres=spheres)
+    priors = None if positions is None else PositionPriors(positions)
+    config = MatchesConfig(
+        baseline=baseline,
+        seed=seed,
+        dense=dense_config,
+        mesh=mesh,
+        masks=opened,
+        spheres=spheres,
+        positions=priors,
+    )
 
     def descriptors() -> DescriptorExtractor:
         return encoder_descriptor_extractor(_network("encoder", DEFAULT_MODEL, device, "float32"))

@@ -246,7 +246,10 @@ class Job:
         settings |= {"masks": masks}
         geojson = None if targets.geojson is None else targets.geojson.name
         placement = self.cameras.placement(images, self.cameras.poses, geojson)
-        by_method = self._by_pointmaps if self.method == "pointmap" else self._by_matches
+        by_method = self._by_pointmaps
+        if self.method == "matches":
+            by_method = self._by_matches
+            settings |= {"positions": placement.priors(images, self.cameras.poses) if cache is not None else None}
         with self.mapping.shared(cache) as shared:
             scene = by_method(images, self._cameras_of(images, entries), settings, shared, poses)
         if scene is None:

@@ -18,7 +18,7 @@ from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
     from dune_cli.io.crs import WorldFrame
-    from dune_cli.sfm.georeference import CameraPositions
+    from dune_cli.sfm.georeference import CameraPositions, PositionPriors
     from dune_cli.sfm.scene import ScaleEstimate, Scene
 
 MARKER_KINDS = "apriltag-36h11|apriltag-25h9|apriltag-16h5|aruco-original|4x4|5x5|6x6|7x7"
@@ -226,6 +226,17 @@ class Placement:
     source: str | None
     positions: CameraPositions | None
     frame: WorldFrame | None
+
+    def priors(self, photos: Sequence[Path], poses: str | None) -> PositionPriors | None:
+        """The positions that the cameras are adjusted to: those that place the scene, else those of EXIF, where they
+        are good and nothing else tells the scale."""
+        from dune_cli.sfm.georeference import PositionPriors
+
+        if self.positions is not None:
+            return PositionPriors(self.positions)
+        if self.source is None and poses is None and self.cameras.baseline is None:
+            return PositionPriors.unasked(photos)
+        return None
 
     def apply(self, scene: Scene, photos: Sequence[Path], compute: SeededOptions) -> Scene:
         """The scene in metres, and in its place. JobFailed where the source does not tell them."""

@@ -21,6 +21,8 @@ from dune_cli.geometry.poses import cross_matrix, rotation_from_rotvec
 MODE_SIZE = 10  # log of the focal factor, radial term, principal point; rotation vector, centre
 MAX_STEPS = 200
 MIN_GAIN, MIN_DAMPING = 0.05, 1e-10
+PRIOR_DAMPING = 1e-8  # with priors of centres, which leave the turn about them open where they lie on a line
+PROBES = 16  # random vectors that estimate a trace (M. Hutchinson, 1990)
 POINT_STEPS = 4  # of the points alone
 CORRELATION = 2.0  # factor on the error of a match: errors of one keypoint in several matches are correlated
 MIN_SIGMA_PX = 0.15
@@ -34,15 +36,15 @@ class Priors:
 
     `log_focal_sd` (C,): of the logarithm of each camera's focal length about its start (0: it is fixed).
     `distortion_sd` (C, 4): of each term of its distortion about 0 (0: it is fixed). `pose_fixed` (V,): views whose pose
-    is kept (None: no view's). `centres` (V, 3): of the views' centres, NaN without one, with `centre_sd` (None: there
-    are none).
+    is kept (None: no view's). `centres` (V, 3): of the views' centres, NaN without one, with `centre_sd`, one number or
+    (V, 3) (None: there are none).
     """
 
     log_focal_sd: np.ndarray
     distortion_sd: np.ndarray
     pose_fixed: np.ndarray | None = None
     centres: np.ndarray | None = None
-    centre_sd: float = 1.0
+    centre_sd: float | np.ndarray = 1.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class AdjustedBundle:
     (M, V, 10): independent errors of the cameras, one standard deviation each, as they change every view: its camera's
     log focal, radial term (the k1 alone that acts most like the change of k1 and k2; 0 for a fisheye lens) and
     principal point in pixels, the rotation vector about the world's axes and the centre, the views aligned as well as a
-    similarity can. `sigma_px`: standard deviation of a coordinate.
+    similarity can. `sigma_px`: standard deviation of a coordinate. `centre_freedom`: how many degrees of freedom the
+    priors of the centres gave away: the trace of the solution's covariance in units of theirs.
     """
 
     bundle: Bundle
@@ -86,6 +89,7 @@ class AdjustedBundle:
     distortion_sd: np.ndarray
     modes: np.ndarray
     sigma_px: float
+    centre_freedom: float = 0.0
 
 
 def adjust_bundle(
@@ -107,11 +111,28 @@ def adjust_bundle(
     try:
         problem.solve(steps, min_gain)
         sds, modes = problem.uncertainty()
+        freedom = problem.centre_freedom()
     except np.linalg.LinAlgError:
         return None
     modes[:, :, 7:] *= length
     adjusted = _rescaled(problem.bundle, -middle / length, length)
-    return AdjustedBundle(adjusted, sds[:, 0], sds[:, 1:], modes, problem.sigma_px)
+    return AdjustedBundle(adjusted, sds[:, 0], sds[:, 1:], modes, problem.sigma_px, freedom)
+
+
+def carry_points(after: Bundle, before: Bundle) -> Bundle:
+    """`after` with the points of `before`, which has its observations: moved with the first view that sees each, then
+    each adjusted alone."""
+    order = np.argsort(after.point, kind="stable")
+    _, first = np.unique(after.point[order], return_index=True)
+    view, point = after.view[order][first], after.point[order][first]
+    old, new = before.world_from_cam[view], after.world_from_cam[view]
+    in_cam = np.einsum("nji,nj->ni", old[:, :3, :3], before.points_world[point] - old[:, :3, 3])
+    points = before.points_world.copy()
+    points[point] = np.einsum("nij,nj->ni", new[:, :3, :3], in_cam) + new[:, :3, 3]
+    carried = replace(after, points_world=points)
+    cameras = len(after.K)
+    problem = _Problem(carried, Priors(np.zeros(cameras), np.zeros((cameras, CAMERA - 1))), after.K)
+    return problem._with_refined_points(carried)
 
 
 def _normalising_frame(world_from_cam: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:
@@ -215,19 +236,21 @@ class _Problem:
         self.centres = np.full((views, 3), np.nan) if priors.centres is None else priors.centres
         has_prior = np.isfinite(self.centres).all(-1)
         centre_weight = np.zeros((views, POSE))
-        centre_weight[has_prior, 3:] = 1 / priors.centre_sd**2
+        centre_weight[has_prior, 3:] = 1 / np.broadcast_to(priors.centre_sd, (views, 3))[has_prior] ** 2
         sds = np.concatenate([priors.log_focal_sd[:, None], priors.distortion_sd], axis=1)
         self.free = np.concatenate([(sds > 0).ravel(), pose_free.ravel()])
         with np.errstate(divide="ignore"):
             self.prior_weight = np.concatenate([np.where(sds > 0, 1 / sds**2, 0).ravel(), centre_weight.ravel()])
         self.first_pose, self.cameras = CAMERA * cameras, cameras
-        self.has_gauge = not fixed.any() and not has_prior.any()
+        self.movable = not fixed.any()
+        self.has_gauge = self.movable and not has_prior.any()
+        self.least_damping = PRIOR_DAMPING if self.movable and has_prior.any() else MIN_DAMPING
         self.sigma_px, self.kernel_px = MIN_SIGMA_PX, MIN_SIGMA_PX
         self._estimate_sigma()
 
     def solve(self, steps: int, min_gain: float) -> None:
         for _ in range(2):  # the second time with the sigma that the first fit leaves
-            damping, cost = MIN_DAMPING, self._cost(self.bundle)
+            damping, cost = self.least_damping, self._cost(self.bundle)
             for _ in range(steps):
                 equations = self._normal_equations()
                 improved = False
@@ -246,15 +269,15 @@ class _Problem:
                     break
                 gain, cost = cost - new_cost, new_cost
                 # so small a gain is nothing, unless damping kept the step short
-                done = gain < min_gain and damping <= MIN_DAMPING
-                self.bundle, damping = after, max(damping / 8, MIN_DAMPING)
+                done = gain < min_gain and damping <= self.least_damping
+                self.bundle, damping = after, max(damping / 8, self.least_damping)
                 if done:
                     break
             self._estimate_sigma()
 
     def uncertainty(self) -> tuple[np.ndarray, np.ndarray]:
         """(C, 5) standard deviations and (M, V, 10) modes, in the problem's own unit."""
-        equations = self._normal_equations()
+        equations = self._normal_equations(self.movable)
         camera_count = CAMERA * self.cameras
         columns = np.flatnonzero(self.free[:camera_count])
         views = len(self.bundle.world_from_cam)
@@ -285,6 +308,16 @@ class _Problem:
         modes = np.concatenate([intrinsics[:, self.bundle.camera_ids], poses], axis=-1)
         weight = (whole**2).sum(1)
         return np.sqrt(total).reshape(self.cameras, CAMERA), modes[np.argsort(-weight, kind="stable")[:MAX_MODES]]
+
+    def centre_freedom(self) -> float:
+        """The trace of the centres' covariance in units of their priors'; 0 without priors."""
+        root = np.sqrt(self.prior_weight)
+        root[: self.first_pose] = 0
+        if not root.any():
+            return 0.0
+        probes = np.random.default_rng(0).choice([-1.0, 1.0], (len(root), PROBES)) * root[:, None]
+        solved = self._normal_equations().covariance_times(probes, self.least_damping)
+        return float((probes * solved).sum() / PROBES)
 
     def _k2_as_k1(self) -> np.ndarray:
         """(C,) the k1 that moves the observed pixels most like a k2 of 1."""
@@ -387,7 +420,8 @@ class _Problem:
             rotation = np.swapaxes(bundle.world_from_cam[bundle.view][:, :3, :3], 1, 2)  # cam from world
             return residuals, weight, F @ by_plane @ plane_by_point @ rotation, plane, pixels, F
 
-    def _normal_equations(self) -> NormalEquations:
+    def _normal_equations(self, align: bool = False) -> NormalEquations:
+        """align: hold the world, which priors of the centres leave more or less open."""
         bundle = self.bundle
         residuals, weight, by_point, plane, pixels, F = self._by_point(bundle)
         camera = bundle.camera_ids[bundle.view]
@@ -407,7 +441,7 @@ class _Problem:
             bundle.point,
         )
         # a similarity of the world changes nothing, unless something fixes the poses
-        gauge_centres = bundle.world_from_cam[:, :3, 3] if self.has_gauge else None
+        gauge_centres = bundle.world_from_cam[:, :3, 3] if (self.has_gauge or align) else None
         prior_gradient = self.prior_weight * self._prior_residuals(bundle)
         return NormalEquations(derivatives, self.free, self.prior_weight, prior_gradient, self.cameras, gauge_centres)
 

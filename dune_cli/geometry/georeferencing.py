@@ -61,17 +61,22 @@ def fit_positions(
     with_scale: bool = True,
     seed: int = 0,
     tolerance: float = 0.0,
+    agrees: np.ndarray | None = None,
 ) -> PositionFit:
     """The similarity that takes `centres` (N, 3) of the scene to `positions` (N, 3) of the world, N at least 3.
 
     `sds` (N, 3): standard deviations of the coordinates of each position; only their ratios matter to the result.
     Without `with_scale` the scale is 1. Fewer than half of the positions may be wrong, and of up to five none; one
-    within `tolerance` of the world, which the scene itself may be off, is not. Where the positions lie on a line, the
-    rotation about it is arbitrary, and `roll_sd` large.
+    within `tolerance` of the world, which the scene itself may be off, is not. `agrees` (N,) bool: the right ones,
+    where that is known. Where the positions lie on a line, the rotation about it is arbitrary, and `roll_sd` large.
     """
     positions, centres = np.asarray(positions, np.float64), np.asarray(centres, np.float64)
     sds = np.asarray(sds, np.float64)
-    agrees, free = _agreeing(positions, centres, sds, seed, tolerance)
+    if agrees is None:
+        agrees, free = _agreeing(positions, centres, sds, seed, tolerance)
+    else:
+        start = similarity_from_points(positions[agrees], centres[agrees])
+        free = _weighted(positions[agrees], centres[agrees], sds[agrees], start, True)
     residuals = transform_points(free, centres) - positions
     sigma = _sigma(residuals[agrees] / sds[agrees])
     fit = free if with_scale else _weighted(positions[agrees], centres[agrees], sds[agrees], free, False)

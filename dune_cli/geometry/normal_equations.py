@@ -100,10 +100,13 @@ class NormalEquations:
 
     def covariance_columns(self, columns: np.ndarray) -> np.ndarray:
         """(parameters, len(columns)) of the covariance."""
-        solve, _ = self._solver(0.0)
         right = np.zeros((self.total, len(columns)))
         right[columns, np.arange(len(columns))] = 1
-        return solve(right)
+        return self.covariance_times(right)
+
+    def covariance_times(self, right: np.ndarray, damping: float = 0.0) -> np.ndarray:
+        """The covariance times `right` (parameters, M); `damping` where it is not finite."""
+        return self._solver(damping)[0](right)
 
     def principal_point_sensitivity(self, principal_sd_px: np.ndarray) -> np.ndarray:
         """(parameters, 2 C) the change of the solution with an error of one standard deviation in each coordinate of

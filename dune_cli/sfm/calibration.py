@@ -69,11 +69,9 @@ def calibrate(
     views = sorted(model.world_from_cam)
     used = sorted({cameras.ids[index] for index in views})
     shared = [cameras.shared[n] for n in used]
-    bundle = _bundle(model, correspondences, cameras, views, used)
-    start_K = np.stack([initial_camera(camera).K for camera in shared])
-    has_prior = np.array([camera.prior for camera in shared])
+    bundle = bundle_of(model, correspondences, cameras, views, used)
+    start_K, focal_sd, has_prior = focal_priors(shared)
     is_fixed = np.array([camera.fixed for camera in shared])
-    focal_sd = np.where(is_fixed, 0.0, np.where(has_prior, EXIF_SD, GUESS_SD))
     priors = Priors(
         focal_sd,
         np.zeros((len(used), TERMS)),
@@ -83,11 +81,11 @@ def calibrate(
     )
     in_front = np.isfinite(bundle.residuals_px()).all(-1)
     every = np.ones(len(bundle.points_world), bool)
-    selected = _longest_tracks(bundle, MAX_OBSERVATIONS) if len(bundle.view) > MAX_OBSERVATIONS else every
-    part, _, _ = _restrict(bundle, in_front, selected)
+    selected = longest_tracks(bundle, MAX_OBSERVATIONS) if len(bundle.view) > MAX_OBSERVATIONS else every
+    part, _, _ = restrict(bundle, in_front, selected)
     if len(part.points_world) < MIN_POINTS:
         return None
-    problem = _LensProblem(part, priors, start_K, shared)
+    problem = LensProblem(part, priors, start_K, shared)
     chosen = _choose_lens(problem, [model.cameras[n] for n in used])
     if chosen is None or (is_fixed.all() and chosen[0] == NO_LENS):
         return None
@@ -104,24 +102,37 @@ def calibrate(
     calibrated = replace(
         model,
         cameras=model.cameras | dict(zip(used, found)),
-        camera_sd={
-            n: (
-                float(adjusted.log_focal_sd[row]),
-                tuple(map(float, adjusted.distortion_sd[row]))[: len(camera.distortion)],
-            )
-            for row, (n, camera) in enumerate(zip(used, found))
-            if not (shared[row].fixed and shared[row].lens_known)
-        },
+        camera_sd=camera_sds(adjusted, shared, found, used),
         modes={index: adjusted.modes[:, row] for row, index in enumerate(views)},
     )
     if not selected.all():  # the points that were left out would not fit other poses
         return calibrated
     limit_px = MAX_ERROR_PX * correspondences.pixel_size
     fitted = replace(bundle, fisheye=adjusted.bundle.fisheye)
-    return _with_adjusted_points(calibrated, fitted, in_front, adjusted.bundle, views, limit_px)
+    return with_adjusted_points(calibrated, fitted, in_front, adjusted.bundle, views, limit_px)
 
 
-def _bundle(
+def camera_sds(
+    adjusted: AdjustedBundle, shared: Sequence[SharedCamera], found: Sequence[Camera], used: Sequence[int]
+) -> dict[int, tuple[float, tuple[float, ...]]]:
+    """`SfmModel.camera_sd` of the cameras that were `found`, whose indices are `used`."""
+    return {
+        n: (float(adjusted.log_focal_sd[row]), tuple(map(float, adjusted.distortion_sd[row]))[: len(camera.distortion)])
+        for row, (n, camera) in enumerate(zip(used, found))
+        if not (shared[row].fixed and shared[row].lens_known)
+    }
+
+
+def focal_priors(shared: Sequence[SharedCamera]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of C cameras: K before calibration (C, 3, 3), the standard deviation of the logarithm of the focal length (C,), 0
+    where it is fixed, and whether it has a prior (C,)."""
+    has_prior = np.array([camera.prior for camera in shared])
+    is_fixed = np.array([camera.fixed for camera in shared])
+    focal_sd = np.where(is_fixed, 0.0, np.where(has_prior, EXIF_SD, GUESS_SD))
+    return np.stack([initial_camera(camera).K for camera in shared]), focal_sd, has_prior
+
+
+def bundle_of(
     model: SfmModel,
     correspondences: Correspondences,
     cameras: PhotoCameras,
@@ -186,7 +197,7 @@ LEAST_SEEN = 0.95  # of a photo's pixels, that a lens must have rays for
 
 
 @dataclass(frozen=True)
-class _LensProblem:
+class LensProblem:
     """A bundle with the priors of its poses and focal lengths, and the `shared` cameras that are estimated in it."""
 
     bundle: Bundle
@@ -247,7 +258,7 @@ def _camera(lens: str, K: np.ndarray, terms: np.ndarray, width: int, height: int
     return Camera(lens, (*focals, cx, cy, *map(float, terms[:count])), width, height)
 
 
-def _choose_lens(problem: _LensProblem, before: Sequence[Camera]) -> tuple[str, Bundle] | None:
+def _choose_lens(problem: LensProblem, before: Sequence[Camera]) -> tuple[str, Bundle] | None:
     """The lens of the cameras whose lens is not known, and a start for it; None where the points do not determine it.
 
     Each model is adjusted, from the solution of the simpler one. The one with the least Bayesian information criterion
@@ -257,7 +268,7 @@ def _choose_lens(problem: _LensProblem, before: Sequence[Camera]) -> tuple[str, 
     base = NO_LENS if all(camera.fixed for camera in problem.shared) else "SIMPLE_RADIAL"
     whole = problem.bundle
     if len(whole.view) > CHOICE_OBSERVATIONS:
-        few, _, _ = _restrict(whole, np.ones(len(whole.view), bool), _longest_tracks(whole, CHOICE_OBSERVATIONS))
+        few, _, _ = restrict(whole, np.ones(len(whole.view), bool), longest_tracks(whole, CHOICE_OBSERVATIONS))
         problem = replace(problem, bundle=few)
     previous = next((camera.model for camera in before if camera.model in FISHEYES), None)
     if previous is not None:
@@ -291,7 +302,7 @@ def _choose_lens(problem: _LensProblem, before: Sequence[Camera]) -> tuple[str, 
     return best, solutions[best].bundle
 
 
-def _try_lens(problem: _LensProblem, lens: str, start: Bundle, solutions: dict[str, AdjustedBundle]) -> None:
+def _try_lens(problem: LensProblem, lens: str, start: Bundle, solutions: dict[str, AdjustedBundle]) -> None:
     """Adds the solution with `lens`, unless there is none, or one whose cameras do not see most of their photos."""
     found = problem.adjusted(lens, start, CHOICE_STEPS, CHOICE_GAIN)
     if found is not None and all(_seen_share(camera) >= LEAST_SEEN for camera in problem.cameras(lens, found.bundle)):
@@ -318,7 +329,7 @@ def _seen_share(camera: Camera) -> float:
 # Parts of a bundle.
 
 
-def _restrict(bundle: Bundle, valid: np.ndarray, selected: np.ndarray) -> tuple[Bundle, np.ndarray, np.ndarray]:
+def restrict(bundle: Bundle, valid: np.ndarray, selected: np.ndarray) -> tuple[Bundle, np.ndarray, np.ndarray]:
     """The `valid` (N,) observations of those `selected` (P,) points that have two of them or more; masks of the
     observations and of the points that are kept."""
     track_length = np.bincount(bundle.point[valid], minlength=len(bundle.points_world))
@@ -335,7 +346,7 @@ def _restrict(bundle: Bundle, valid: np.ndarray, selected: np.ndarray) -> tuple[
     return part, keep, keep_points
 
 
-def _longest_tracks(bundle: Bundle, most: int) -> np.ndarray:
+def longest_tracks(bundle: Bundle, most: int) -> np.ndarray:
     """(P,) bool: the points with the longest tracks, up to `most` observations."""
     track_length = np.bincount(bundle.point, minlength=len(bundle.points_world))
     order = np.argsort(-track_length, kind="stable")
@@ -344,12 +355,12 @@ def _longest_tracks(bundle: Bundle, most: int) -> np.ndarray:
     return selected
 
 
-def _with_adjusted_points(
+def with_adjusted_points(
     model: SfmModel, before: Bundle, valid: np.ndarray, after: Bundle, views: Sequence[int], limit_px: float
 ) -> SfmModel:
     """The model with the poses and points of `after`, which has the `valid` observations of `before`, without the
     observations whose error is above the limit."""
-    _, used, used_points = _restrict(before, valid, np.ones(len(before.points_world), bool))
+    _, used, used_points = restrict(before, valid, np.ones(len(before.points_world), bool))
     errors_px = np.linalg.norm(after.residuals_px(), axis=1)
     keep = np.zeros(len(valid), bool)
     keep[np.flatnonzero(used)[errors_px <= limit_px]] = True

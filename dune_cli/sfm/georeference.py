@@ -17,7 +17,17 @@ from dune_cli.io.crs import CrsFrame, EnuFrame, NamelessFrame, WorldFrame
 from dune_cli.io.gps import SD_M, read_whereabouts
 from dune_cli.io.positions import PositionTable
 from dune_cli.io.safe_read import shown
-from dune_cli.sfm.scene import Georeference, PositionResidual, ScaleEstimate, Scene
+from dune_cli.sfm.cameras import PhotoCameras
+from dune_cli.sfm.matching import Correspondences
+from dune_cli.sfm.positioned import MeasuredCentres, adjust_to_positions
+from dune_cli.sfm.scene import (
+    Georeference,
+    PositionAdjustment,
+    PositionResidual,
+    ScaleEstimate,
+    Scene,
+    SfmModel,
+)
 
 MIN_POSITIONS = 3
 MAX_SCALE_SD = 0.1  # standard deviation of the scale, above which it is refused
@@ -52,6 +62,25 @@ class CameraPositions:
         """(3,) the median of the coordinates."""
         return np.median(np.stack(list(self.coordinates.values())), axis=0)
 
+    def cartesian(self) -> dict[int, np.ndarray]:
+        """The positions (3,) in metres about their middle: east, north, up, or the axes of an unknown world."""
+        if self.geodetic:
+            return self.in_frame(EnuFrame(self.middle()))
+        assert self.frame is not None
+        middle = self.middle()
+        if isinstance(self.frame, NamelessFrame):
+            return {index: value - middle for index, value in self.coordinates.items()}
+        return self.in_frame(EnuFrame(self.frame.to_geodetic(middle)))
+
+    def own_tolerance(self, sds: np.ndarray) -> float:
+        """The distance in metres that is no error of positions with standard deviations (N, 3)."""
+        return float(np.median(np.linalg.norm(sds, axis=1))) if self.stated or self.source == EXIF else 0.0
+
+    def tolerance(self, places: np.ndarray, sds: np.ndarray) -> float:
+        """The same where the scene may be off as well. places: (N, 3)."""
+        extent = 2 * float(np.median(np.linalg.norm(places - np.median(places, axis=0), axis=1)))
+        return max(SCENE_ERROR * extent, self.own_tolerance(sds))
+
     def in_frame(self, frame: WorldFrame) -> dict[int, np.ndarray]:
         """The positions (3,) in a frame."""
         indices, values = list(self.coordinates), np.stack(list(self.coordinates.values()))
@@ -60,6 +89,48 @@ class CameraPositions:
         elif self.frame is not None and self.frame.name != frame.name:
             values = frame.from_geodetic(self.frame.to_geodetic(values))
         return dict(zip(indices, values))
+
+
+@dataclass(frozen=True)
+class PositionPriors:
+    """Positions that cameras are adjusted to, if these tell the scale to `scale_sd`."""
+
+    positions: CameraPositions
+    scale_sd: float = MAX_SCALE_SD
+
+    @classmethod
+    def unasked(cls, photos: Sequence[Path]) -> PositionPriors | None:
+        """Those of the photos' EXIF, which nobody asked for."""
+        positions = exif_positions(photos)
+        return None if positions is None else cls(positions, AUTO_SCALE_SD)
+
+    def adjust(
+        self, model: SfmModel, correspondences: Correspondences, cameras: PhotoCameras, seed: int
+    ) -> tuple[SfmModel, PositionAdjustment | None, tuple[str, ...]]:
+        """The model adjusted to the positions, what that changed, and notes; as it is where they tell too little, and
+        where rigs hold photos together."""
+        positions = self.positions
+        indices = [index for index in sorted(model.world_from_cam) if index in positions.coordinates]
+        if len(indices) < MIN_POSITIONS or cameras.rigs.mounts:  # a rig's photos would move apart
+            return model, None, ()
+        known = positions.cartesian()
+        places = np.stack([known[index] for index in indices])
+        sds = np.stack([positions.sds_m[index] for index in indices])
+        centres = np.stack([model.world_from_cam[index][:3, 3] for index in indices])
+        fit = fit_positions(places, centres, sds, True, seed, positions.tolerance(places, sds))
+        if fit.scale_sd > self.scale_sd:
+            return model, None, ()
+        measured = MeasuredCentres(
+            dict(zip(indices, places)),
+            dict(zip(indices, sds)),
+            positions.stated,
+            positions.own_tolerance(sds),
+            positions.source,
+        )
+        done = adjust_to_positions(model, correspondences, cameras, measured, fit)
+        if isinstance(done, str):
+            return model, None, (f"the cameras were not adjusted to the positions ({positions.source}): {done}",)
+        return done[0], done[1], (_adjustment_note(done[1], positions),)
 
 
 def exif_positions(photos: Sequence[Path]) -> CameraPositions | None:
@@ -169,7 +240,13 @@ def georeference(
         offset,
         positions.source,
         tuple(
-            PositionResidual(scene.views[index].image, residual, positions.sds_m[index], not agrees)
+            PositionResidual(
+                scene.views[index].image,
+                residual,
+                positions.sds_m[index],
+                not agrees,
+                scene.adjustment.before_m.get(index) if scene.adjustment is not None else None,
+            )
             for index, residual, agrees in zip(indices, residuals, fit.agrees)
         ),
         fit.rms,
@@ -213,11 +290,15 @@ def _fit(
     centres = np.stack([scene.views[index].world_from_cam[:3, 3] for index in indices])
     sds = np.stack([positions.sds_m[index] for index in indices])
     places = np.stack([known[index] for index in indices])
-    extent = 2 * float(np.median(np.linalg.norm(places - np.median(places, axis=0), axis=1)))
-    tolerance = SCENE_ERROR * extent
-    if positions.stated or positions.source == EXIF:
-        tolerance = max(tolerance, float(np.median(np.linalg.norm(sds, axis=1))))
-    return indices, fit_positions(places, centres, sds, with_scale, seed, tolerance)
+    tolerance, adjusted = positions.tolerance(places, sds), scene.adjustment
+    if adjusted is None or adjusted.source != positions.source or set(indices) != set(adjusted.agrees):
+        return indices, fit_positions(places, centres, sds, with_scale, seed, tolerance)
+    agrees = np.array([adjusted.agrees[index] for index in indices])
+    fit = fit_positions(places, centres, sds, with_scale, seed, tolerance, agrees)
+    larger = max(
+        adjusted.sigma / max(fit.sigma, 1e-300), 1.0
+    )  # the residuals, which the adjustment made small, hide it
+    return indices, replace(fit, sigma=fit.sigma * larger, scale_sd=fit.scale_sd * larger, roll_sd=fit.roll_sd * larger)
 
 
 def _check_scale(scene: Scene, positions: CameraPositions, fit: PositionFit, most: float) -> None:
@@ -288,6 +369,16 @@ def _details(positions: CameraPositions, frame: WorldFrame, fit: PositionFit) ->
             details["metre_in_crs"] = frame.stretch(positions.middle())
         details["wkt"] = frame.wkt
     return details
+
+
+def _adjustment_note(done: PositionAdjustment, positions: CameraPositions) -> str:
+    used = sum(done.agrees.values())
+    return (
+        f"the cameras were adjusted to {used} of {len(done.agrees)} positions ({positions.source}): "
+        f"{done.rms_before_m:.3g} -> {done.rms_after_m:.3g} m off (root mean square), reprojection error "
+        f"{done.error_before_px:.2f} -> {done.error_after_px:.2f} px (median); the camera that moved most moved "
+        f"{done.moved_m:.3g} m"
+    )
 
 
 def _summary(placed: Georeference) -> str:

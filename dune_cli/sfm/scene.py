@@ -252,15 +252,37 @@ class ScaleEstimate:
 
 
 @dataclass(frozen=True)
+class PositionAdjustment:
+    """What the adjustment of a model to positions of its cameras changed.
+
+    `source`: what the positions are from. Of each photo with one, by its index: whether the position `agrees` and was
+    used, and its distance in metres before, after one similarity. `sigma`: standard deviation of a coordinate of a
+    position, in units of the stated or assumed one. Root mean square distances of those used, before and after;
+    `moved_m`: the farthest that a camera went; median reprojection errors.
+    """
+
+    source: str
+    agrees: Mapping[int, bool]
+    before_m: Mapping[int, float]
+    sigma: float
+    rms_before_m: float
+    rms_after_m: float
+    moved_m: float
+    error_before_px: float
+    error_after_px: float
+
+
+@dataclass(frozen=True)
 class PositionResidual:
     """A photo with a position: `residual` (3,), where the scene has its camera less the position, in metres along the
     world's axes; `sd_m` (3,), what the position's standard deviations are taken to be; whether it is an `outlier`,
-    which was not used."""
+    which was not used; `before_m`, the distance before the cameras were adjusted to the positions, where they were."""
 
     image: str
     residual: np.ndarray
     sd_m: np.ndarray
     outlier: bool
+    before_m: float | None = None
 
 
 @dataclass(frozen=True)
@@ -306,7 +328,8 @@ class Scene:
     the scene, where the world's are large; `in_world` and `pose_in_world` add it for the files. `georeference`: the
     place on earth, whose own offset the files do not add, LAS and GeoJSON apart. `scale_from`: what told metres, where
     that was no method's own. `masked`: what masks left out, where there were any. `rigs`: what holds photos together,
-    by their view's index. `perspective`: of a scene with panoramas, the same scene of perspective views.
+    by their view's index. `perspective`: of a scene with panoramas, the same scene of perspective views. `adjustment`:
+    what the positions changed in the cameras, where they were adjusted to them.
     """
 
     method: str
@@ -329,6 +352,7 @@ class Scene:
     scale_from: ScaleEstimate | None = None
     rigs: Rigs = NO_RIGS
     perspective: PerspectiveScene | None = None
+    adjustment: PositionAdjustment | None = None
 
     def in_perspective(self, photos: Sequence[Path]) -> tuple[Scene, Sequence[Path]]:
         """The scene of perspective views and the file of each, from the `photos` of this one: itself, unless it has

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,17 @@ def scenes() -> dict[tuple[Path, ...], Scene]:
     return {}
 
 
+MAP = matches.reconstruct
+
+
 @pytest.fixture(autouse=True)
 def mapped_once(scenes: dict[tuple[Path, ...], Scene], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same photos are mapped by the first test that needs them."""
-    reconstruct_photos = matches.reconstruct
+    """The same photos are mapped by the first test that needs them, and not adjusted to their positions."""
 
-    def once(paths: Sequence[Path], *arguments: Any, **named: Any) -> Scene:
+    def once(paths: Sequence[Path], cameras: Any, matcher: Any, config: Any, *arguments: Any, **named: Any) -> Scene:
         if tuple(paths) not in scenes:
-            scenes[tuple(paths)] = reconstruct_photos(paths, *arguments, **named)
+            config = replace(config, positions=None)
+            scenes[tuple(paths)] = MAP(paths, cameras, matcher, config, *arguments, **named)
         return scenes[tuple(paths)]
 
     monkeypatch.setattr(matches, "reconstruct", once)
@@ -139,6 +143,27 @@ def test_a_table_of_positions_some_of_them_wrong(flight: Path, tmp_path: Path) -
     assert np.abs(origin - gps_photos.geodetic(3)).max() < 2
     assert b"axes x east, y north, z up" in (tmp_path / "s.ply").read_bytes()[:300]
     assert np.isfinite(read_ply(tmp_path / "s.ply")["x"]).all()
+
+
+def test_the_cameras_are_adjusted_to_the_positions(
+    flight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the positions is wrong and has no part; the residuals are told before and after."""
+    monkeypatch.setattr(matches, "reconstruct", MAP)
+    rng = np.random.default_rng(0)
+    known = {index: gps_photos.enu(index) + 0.05 * rng.normal(size=3) for index in PLACES}
+    known[2] = known[2] + [0, 30, 0]
+    table = gps_photos.table(tmp_path / "p.csv", {i: [*place, 0.05] for i, place in known.items()}, "photo,x,y,z,sd")
+    done = reconstruct(flight, tmp_path / "s.ply", "--gps", table)
+    assert done.returncode == 0, done.stderr
+    assert f"the cameras were adjusted to 6 of 7 positions ({table}): " in done.stderr
+    scene = scene_of(tmp_path / "s.ply")
+    adjusted, placed = scene["position_adjustment"], scene["georeference"]
+    assert adjusted["used"] == 6 and adjusted["outliers"] == placed["outliers"] == ["p2.jpg"]
+    assert adjusted["rms_m"][1] == pytest.approx(placed["rms_m"], rel=1e-3) and adjusted["rms_m"][1] < 0.2
+    assert all(one["before_m"] >= 0 for one in placed["residuals"])
+    true = np.stack([gps_photos.enu(index) for index in PLACES])
+    assert np.linalg.norm(centres(scene) + placed["offset"] - true, axis=1).max() < 0.25  # of 60 m
 
 
 def test_a_baseline_of_two_named_photos(flight: Path, tmp_path: Path) -> None:

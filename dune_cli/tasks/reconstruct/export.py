@@ -132,6 +132,15 @@ def scene_json(
     if scene.scale_from is not None:
         told = scene.scale_from
         document["scale_from"] = {"source": told.source, "relative_sd": told.relative_sd, **told.details}
+    if (adjusted := scene.adjustment) is not None:
+        document["position_adjustment"] = {
+            "used": sum(adjusted.agrees.values()),
+            "outliers": [scene.views[index].image for index, agrees in adjusted.agrees.items() if not agrees],
+            "sigma": adjusted.sigma,
+            "rms_m": [adjusted.rms_before_m, adjusted.rms_after_m],
+            "error_px": [adjusted.error_before_px, adjusted.error_after_px],
+            "moved_m": adjusted.moved_m,
+        }
     if scene.georeference is not None:
         document["georeference"] = georeference_json(scene.georeference)
     if scene.components:
@@ -158,6 +167,7 @@ def georeference_json(placed: Georeference) -> dict[str, Any]:
         "outliers": placed.outliers,
         "residuals": [
             {"image": one.image, "residual_m": one.residual, "sd_m": one.sd_m, "outlier": one.outlier}
+            | ({} if one.before_m is None else {"before_m": one.before_m})
             for one in placed.residuals
         ],
         **placed.details,

@@ -234,10 +234,15 @@ def _reconstruct_many(
     if known and not models:
         raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")
     if known or (models and len(models[0].world_from_cam) > 2):
+        adjustment, notes = None, [] if offset is None else [LARGE_COORDINATES_NOTE]
+        if config.positions is not None:
+            with run.stage("positions"):
+                given = matched.correspondences, matched.cameras, config.seed
+                model, adjustment, told = config.positions.adjust(models[0], *given)
+            models, notes = [model, *models[1:]], [*notes, *told]
         scene = to_scene(matched, models, mapped.sources, bool(known))
         scene = _scaled(scene, config, bool(known), matched.correspondences.pixel_size)
-        notes = [] if offset is None else [LARGE_COORDINATES_NOTE]
-        scene = replace(scene, world_offset=offset, notes=(*scene.notes, *notes))
+        scene = replace(scene, world_offset=offset, adjustment=adjustment, notes=(*scene.notes, *notes))
     else:
         scene = _best_pair_scene(matched, models, mapped.images, mapped.matcher, config, cache, run)
     if config.min_confidence > 0:

@@ -52,7 +52,7 @@ def reconstruct_panoramas(
     if masks is not None:
         masks = PhotoMasks(tuple(ViewMasks.of(part, photos) for part in masks.parts))
     names = tuple(photos.names)
-    settings = replace(config, spheres={}, rigs=photos.rigs, names=names, masks=masks, baseline=None)
+    settings = replace(config, spheres={}, rigs=photos.rigs, names=names, masks=masks, baseline=None, positions=None)
     known = None if known_poses is None else photos.poses(known_poses)
     scene = with_panoramas(reconstruct(photos.paths, cameras_of_parts, settings, known), photos)
     if scene.perspective is not None:
