@@ -93,6 +93,7 @@ def locate_in_map(
     from dune_cli.io.cache import open_work
     from dune_cli.io.inputs import expand, is_video
     from dune_cli.sfm.engine import open_engine
+    from dune_cli.sfm.panorama_maps import in_perspective
     from dune_cli.sfm.photo_map import open_map
 
     paths = expand(inputs, videos=True)
@@ -106,7 +107,7 @@ def locate_in_map(
         raise UserError(f"{several} do not fit into {target}; name a .jsonl file, which gets a line each")
     matching.check_combination()
     matching.check_present()
-    photo_map = open_map(map_options.map_folder, map_options.images, map_options.scale)
+    photo_map = open_map(map_options.map_folder, map_options.images, map_options.scale, panoramas=True)
     if not photo_map.knows_calibration:
         console.note(
             "the map does not state the uncertainty of its cameras: standard deviations are those of the matches alone "
@@ -115,6 +116,7 @@ def locate_in_map(
     cache, note = open_work(map_options.work, photo_map.folder)
     if note:
         console.note(note)
+    photo_map = in_perspective(photo_map, cache)
     queries = _query_photos(paths, known, map_options.fps, cache)
     matcher, fallback = matching.load_cascade(compute, many=True)
     jobs = _jobs(photo_map, matcher, cache, map_options, matching, compute)

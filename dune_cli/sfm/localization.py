@@ -129,7 +129,7 @@ def localize(
     Where there is none, and the matcher takes upright photos only, the query is rotated by quarter turns, and the turn
     with the most inliers is returned. `retrieve` gives the candidates of a rotated photo, if they are not the same.
     """
-    matches, static = _match_landmarks(query, landmarks, [index for index, _ in candidates])
+    matches, static = match_landmarks(query, landmarks, [index for index, _ in candidates])
     upright = localize_from_matches(matches, query, landmarks.map, candidates, config, static_matches=static)
     matcher = landmarks.matcher
     if upright.success or matcher.rotation_invariant or not isinstance(matcher, CacheableMatcher):
@@ -138,14 +138,14 @@ def localize(
     for turns in range(1, QUARTER_TURNS):
         if retrieve is not None:
             candidates = retrieve(np.ascontiguousarray(np.rot90(query.photo.rgb, -turns)))
-        matches, static = _match_landmarks(query, landmarks, [index for index, _ in candidates], turns)
+        matches, static = match_landmarks(query, landmarks, [index for index, _ in candidates], turns)
         rotated = localize_from_matches(matches, query, landmarks.map, candidates, config, 90 * turns, static)
         if rotated.success and (not best.success or rotated.inliers > best.inliers):
             best = rotated
     return best
 
 
-def _match_landmarks(
+def match_landmarks(
     query: Query, landmarks: Landmarks, indices: Sequence[int], quarter_turns: int = 0
 ) -> tuple[Matches2D3D, int]:
     """Matches of the query, rotated clockwise by quarter turns, with the points of map images; and how many static

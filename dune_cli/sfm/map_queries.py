@@ -26,6 +26,7 @@ from dune_cli.provenance import Source
 from dune_cli.sfm.engine import Engine
 from dune_cli.sfm.landmarks import LandmarkConfig, Landmarks
 from dune_cli.sfm.localization import LocalizationConfig, LocalizationResult, Query, failed_localization, localize
+from dune_cli.sfm.panorama_queries import localize_panorama
 from dune_cli.sfm.photo_map import PhotoMap
 from dune_cli.sfm.retrieval import Candidates, ImageRetriever
 
@@ -232,7 +233,7 @@ class MapLocalizer:
         start, used = time.perf_counter(), self.landmarks
         try:
             photo = photo or read_photo(query.path)
-            own = resolve_cameras([photo], query.intrinsics, query.fov_deg)[0]
+            own = resolve_cameras([photo], query.intrinsics, query.fov_deg, panoramas=True)[0]
         except UserError as error:
             result, sha256 = failed_localization(str(query.path), self.landmarks.map, str(error)), None
         else:
@@ -259,7 +260,11 @@ class MapLocalizer:
     def _localize_photo(
         self, photo: Photo, own: PhotoCamera, candidates: Candidates, landmarks: Landmarks
     ) -> LocalizationResult:
-        """A photo that says nothing of its camera, and has the size of the map's photos, is first tried with theirs."""
+        """A photo that says nothing of its camera, and has the size of the map's photos, is first tried with theirs. A
+        panorama is localized by its views."""
+        if own.camera.is_panorama:
+            retrieve = None if self.retriever.takes_all else self.retriever.retrieve
+            return localize_panorama(photo, own.camera, landmarks, candidates, self.config, retrieve)
         query = Query(photo, own.camera, own.source)
         of_map = self.landmarks.map.camera_of_size(photo.width, photo.height)
         if of_map is not None and own.source == "given" and not own.lens_known and own.camera.is_like(of_map):

@@ -19,7 +19,6 @@ from dune_cli.geometry.poses import subtract_world_offset, world_offset
 from dune_cli.io.camera_checks import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.camera_files import camera_object
 from dune_cli.io.colmap.read import ColmapModel, model_files, model_folder, open_model
-from dune_cli.io.colmap.records import FOCALS
 from dune_cli.io.json_files import Fields
 from dune_cli.io.orientation import quarter_turns, stored_cam_from_cam
 from dune_cli.io.pose_files import GivenCamera, stored_orientations
@@ -92,12 +91,15 @@ class PhotoMap:
         return float(np.linalg.norm(centres.max(0) - centres.min(0)))
 
 
-def open_map(folder: str | Path, images: str | Path | None = None, scale: str | None = None) -> PhotoMap:
+def open_map(
+    folder: str | Path, images: str | Path | None = None, scale: str | None = None, panoramas: bool = False
+) -> PhotoMap:
     """The map in `folder`: a COLMAP model (in it, in its sparse/0 or sparse), else a scene's JSON.
 
     Photos are in `images`, else in the folder, its images/, or where the scene's JSON has its inputs. `scale` (metric |
     arbitrary) overrides that of the scene's JSON. UserError for a missing or broken model, for one without images, and
-    where fewer than two of its photos are found; a note names the photos that are left out.
+    where fewer than two of its photos are found; a note names the photos that are left out. UserError for a map with
+    panoramas, unless `panoramas` are taken.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -123,6 +125,12 @@ def open_map(folder: str | Path, images: str | Path | None = None, scale: str | 
         entries, files = _from_scene(path, scene), [path]
     if not entries:
         raise UserError(f"the map {folder} has no registered images; name another model, or reconstruct it again")
+    sphere = next((entry for entry in entries if entry.camera.is_panorama), None)
+    if sphere is not None and not panoramas:
+        raise UserError(
+            f"the image {shown(sphere.name)} of the map {folder} is a panorama ({sphere.camera.model}); photos of a "
+            "camera with a focal length are needed"
+        )
     found = _with_photos(_with_equal_modes(entries), folder, images, list(scenes.values()))
     centres = np.stack([image.world_from_cam[:3, 3] for image in found])
     if np.ptp(centres, axis=0).max() <= SAME_CENTRE * max(float(np.abs(centres).max()), 1.0):
@@ -159,11 +167,6 @@ def _from_colmap(folder: Path) -> list[_ModelImage]:
     entries = []
     for image, near in zip(images, neighbours):
         colmap = image.camera
-        if not FOCALS[colmap.model_name]:
-            raise UserError(
-                f"the image {shown(image.name)} of the map {folder} is a panorama ({colmap.model_name}); photos of a "
-                "camera with a focal length are needed"
-            )
         camera = Camera.from_colmap(colmap.model_name, colmap.params, colmap.width, colmap.height)
         entries.append(_ModelImage(image.name, camera, image.world_from_cam, near, stored=True))
     return entries
@@ -209,12 +212,12 @@ def _from_scene(path: Path, scene: dict[str, Any]) -> list[_ModelImage]:
             if name in entries:
                 raise UserError(f"{fields.where} names the image {shown(name)} a second time")
             width, height = (fields.integer(side, low=1, high=LARGEST_SIDE_PX) for side in ("width", "height"))
-            K = pinhole_matrix(fields.items_of("K"), f"{fields.where}: K", width, height)
             lens = fields.object("camera", None)
             pose = rigid_pose(fields.items_of("world_from_cam"), f"{fields.where}: world_from_cam")
             if lens is not None and lens.get("model") is not None:
                 camera = camera_object(lens.value, lens.where, (width, height)).camera(width, height)
             else:
+                K = pinhole_matrix(fields.items_of("K"), f"{fields.where}: K", width, height)
                 k1 = fields.number("radial", 0.0, -LARGEST_RADIAL, LARGEST_RADIAL)
                 camera = Camera.brown(K, [k1], width, height)
             stored = scene.get("image_size_is") == "stored"

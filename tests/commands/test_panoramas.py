@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dune_cli.cli import main
-from dune_cli.evaluation.metrics import camera_errors, extent
+from dune_cli.evaluation.metrics import camera_errors, extent, fit_cameras
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.poses import rotation_angle, vector_angle
+from dune_cli.geometry.sim3 import move_poses
 from dune_cli.io.png import save_png
 from dune_cli.io.pose_files import read_known_cameras
 from support import rendered_rooms as room
@@ -168,3 +169,25 @@ def test_what_is_no_panorama_and_what_takes_none_is_said(folder: Path, tmp_path:
     tagged = folder / "all" / "pano0.jpg"
     depth = CliRunner().invoke(main, ["depth", str(tagged), "-o", str(tmp_path / "d.npz")])
     assert depth.exit_code == 2 and "pano0.jpg is a panorama of the whole sphere" in depth.output
+
+
+def test_panoramas_and_photos_are_localized_in_a_map_of_panoramas(scene: Path, tmp_path: Path) -> None:
+    queries = {"query.jpg": room.place(2.5, 40), "photo.png": room.place(1.6)}
+    room.write_panorama(tmp_path / "query.jpg", room.render(SPHERE, queries["query.jpg"], 1))
+    save_png(tmp_path / "photo.png", room.render(PHOTO, queries["photo.png"], 1))
+    given = ("reloc", "--map", scene.parent, "--images", scene.parent / "all", *(tmp_path / name for name in queries))
+    run(*given, "--matcher", "sift", "--neighbours", "30", "-o", tmp_path / "poses.jsonl", "--work", tmp_path / "work")
+    cameras = {c["image"]: np.array(c["world_from_cam"]) for c in json.loads(scene.read_text())["cameras"]}
+    fit = fit_cameras(np.stack([true_poses()[n] for n in spheres(cameras)]), np.stack(list(spheres(cameras).values())))
+    found = [json.loads(line) for line in (tmp_path / "poses.jsonl").read_text().splitlines()]
+    limits = {"query.jpg": (0.1, 0.005), "photo.png": (1.0, 0.06)}  # degrees, metres
+    for (name, true), one in zip(queries.items(), found):
+        assert one["success"], one["message"]
+        pose = move_poses(fit, np.array(one["world_from_query"]))
+        rotation_deg = np.degrees(rotation_angle(pose[:3, :3].T @ true[:3, :3]))
+        off = np.linalg.norm(pose[:3, 3] - true[:3, 3])
+        assert rotation_deg < limits[name][0] and off < limits[name][1], (name, rotation_deg, off)
+        assert one["confidence"] > 0.5
+    sphere = found[0]["query"]
+    assert sphere["K"] is None and sphere["camera"] == {"model": "EQUIRECTANGULAR", "params": [400, 200]}
+    assert max(found[0]["position_std"]) < 0.02
