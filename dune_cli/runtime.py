@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -50,6 +56,29 @@ def available_threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     limits = [allowed, _cgroup_processors(), int(asked) if asked.isdecimal() else None]
     return max(1, min(limit for limit in limits if limit))
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
+    """`function(item)` of all items in their order, in `threads` threads (None: the available ones).
+
+    The items are taken in the caller's thread, three a thread ahead of their results. What a call raises is raised when
+    its turn comes, and calls that have not begun are dropped.
+    """
+    threads = threads or available_threads()
+    if threads == 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 3 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _cgroup_processors(root: str = "/sys/fs/cgroup") -> int | None:

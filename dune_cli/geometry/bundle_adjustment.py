@@ -23,6 +23,8 @@ MAX_STEPS = 200
 MIN_GAIN, MIN_DAMPING = 0.05, 1e-10
 PRIOR_DAMPING = 1e-8  # with priors of centres, which leave the turn about them open where they lie on a line
 PROBES = 16  # random vectors that estimate a trace (M. Hutchinson, 1990)
+NEAR = 0.05  # gain of a step as a share of the cost, below which the loss's second derivative is used
+LEAST_BEND = 0.3  # of the loss's curvature along a residual, which is negative for outliers
 POINT_STEPS = 4  # of the points alone
 CORRELATION = 2.0  # factor on the error of a match: errors of one keypoint in several matches are correlated
 MIN_SIGMA_PX = 0.15
@@ -250,30 +252,36 @@ class _Problem:
 
     def solve(self, steps: int, min_gain: float) -> None:
         for _ in range(2):  # the second time with the sigma that the first fit leaves
-            damping, cost = self.least_damping, self._cost(self.bundle)
+            damping, cost, bent = self.least_damping, self._cost(self.bundle), False
             for _ in range(steps):
-                equations = self._normal_equations()
-                improved = False
-                while damping < 1e8:
-                    step, point_step = equations.step(damping)
-                    after = self._after_step(step, point_step)
-                    new_cost = self._cost(after)
-                    if not new_cost < cost:
-                        after = self._with_refined_points(after)
-                        new_cost = self._cost(after)
-                    if new_cost < cost:
-                        improved = True
+                after, new_cost, damping = self._best_step(cost, damping, bent)
+                if not new_cost < cost:
+                    if not bent:
                         break
-                    damping *= 8
-                if not improved:
-                    break
+                    bent = False
+                    continue
                 gain, cost = cost - new_cost, new_cost
                 # so small a gain is nothing, unless damping kept the step short
                 done = gain < min_gain and damping <= self.least_damping
                 self.bundle, damping = after, max(damping / 8, self.least_damping)
                 if done:
                     break
+                bent = gain < NEAR * cost
             self._estimate_sigma()
+
+    def _best_step(self, cost: float, damping: float, bent: bool) -> tuple[Bundle, float, float]:
+        """The bundle after a step, its cost, and the damping with which it is less than `cost`. It is not less where no
+        damping does, and where a step with the `bent` loss does not with the given one."""
+        equations = self._normal_equations(bent)
+        while True:
+            after = self._after_step(*equations.step(damping))
+            new_cost = self._cost(after)
+            if not new_cost < cost:
+                after = self._with_refined_points(after)
+                new_cost = self._cost(after)
+            if new_cost < cost or bent or damping >= 1e8:
+                return after, new_cost, damping
+            damping *= 8
 
     def uncertainty(self) -> tuple[np.ndarray, np.ndarray]:
         """(C, 5) standard deviations and (M, V, 10) modes, in the problem's own unit."""
@@ -420,8 +428,9 @@ class _Problem:
             rotation = np.swapaxes(bundle.world_from_cam[bundle.view][:, :3, :3], 1, 2)  # cam from world
             return residuals, weight, F @ by_plane @ plane_by_point @ rotation, plane, pixels, F
 
-    def _normal_equations(self, align: bool = False) -> NormalEquations:
-        """align: hold the world, which priors of the centres leave more or less open."""
+    def _normal_equations(self, align: bool = False, bent: bool = False) -> NormalEquations:
+        """align: hold the world, which priors of the centres leave more or less open. bent: with the second derivative
+        of the loss as well (Triggs et al., section 4.3), with which the steps converge in half of their number."""
         bundle = self.bundle
         residuals, weight, by_point, plane, pixels, F = self._by_point(bundle)
         camera = bundle.camera_ids[bundle.view]
@@ -431,6 +440,16 @@ class _Problem:
         by_focal = pixels - bundle.K[camera][:, :2, 2]
         by_camera = np.concatenate([by_focal[:, :, None], F @ _distortion_by_terms(plane, fisheye)], axis=-1)
         root = np.sqrt(weight)
+        if bent:
+            square = (residuals**2).sum(-1)
+            share = square / self.kernel_px**2
+            bend = np.sqrt(np.maximum((1 - share) / (1 + share), LEAST_BEND))  # along the residual, in the errors' unit
+            along = residuals * ((1 - bend) / np.maximum(square, 1e-300))[:, None]
+            by_point, by_camera, by_pose = (
+                by - along[:, :, None] * np.einsum("nk,nkp->np", residuals, by)[:, None]
+                for by in (by_point, by_camera, by_pose)
+            )
+            residuals = residuals / bend[:, None]
         derivatives = Derivatives(
             residuals * root[:, None],
             np.concatenate([by_camera, by_pose], axis=-1) * root[:, None, None],

@@ -108,11 +108,13 @@ class Availability:
 
 
 class Matcher(ABC):
-    """Base of all matchers. `rotation_invariant`: it matches rotated photos as well as upright ones. `reload`: loads
-    the same matcher in another process; None where only this object is known."""
+    """Base of all matchers. `rotation_invariant`: it matches rotated photos as well as upright ones. `one_thread`: a
+    call works in one thread, and several threads may call at once. `reload`: loads the same matcher in another process;
+    None where only this object is known."""
 
     name: str
     rotation_invariant: bool = False
+    one_thread: bool = False
     working_size_px: int
     source: Source
     reload: Callable[[], Matcher] | None = None

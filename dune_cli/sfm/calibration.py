@@ -26,10 +26,11 @@ from dune_cli.sfm.scene import SfmModel, View
 GUESS_SD, EXIF_SD = 0.4, 0.05
 RADIAL_SD = 0.1  # of COLMAP's k of SIMPLE_RADIAL; phones and reflex cameras are within 0.1, action cameras at -0.25
 IMPLAUSIBLE_RADIAL = 0.4
-IMPLAUSIBLE = 2.5  # standard deviations, beyond which COLMAP is taken to have diverged
+IMPLAUSIBLE = 3.0  # standard deviations, beyond which COLMAP is taken to have diverged
 OUTLYING_PRIOR = 3.0  # standard deviations beyond which a prior is dropped: a cropped photo keeps the original's EXIF
 MAX_OBSERVATIONS = 300_000  # above, only the points with the longest tracks are used
 MIN_POINTS = 6
+LEAST_OBSERVATIONS = 20  # of a view, where only some of the points are used: few leave its pose undetermined
 MAX_ERROR_PX = 4.0  # of a point, in matched pixels, as in COLMAP
 
 
@@ -347,11 +348,15 @@ def restrict(bundle: Bundle, valid: np.ndarray, selected: np.ndarray) -> tuple[B
 
 
 def longest_tracks(bundle: Bundle, most: int) -> np.ndarray:
-    """(P,) bool: the points with the longest tracks, up to `most` observations."""
+    """(P,) bool: the points with the longest tracks, up to `most` observations; and of each view with less than
+    LEAST_OBSERVATIONS of them, more of its own."""
     track_length = np.bincount(bundle.point, minlength=len(bundle.points_world))
     order = np.argsort(-track_length, kind="stable")
     selected = np.zeros(len(track_length), bool)
     selected[order[np.cumsum(track_length[order]) <= most]] = True
+    for view in np.flatnonzero(np.bincount(bundle.view, selected[bundle.point]) < LEAST_OBSERVATIONS):
+        own = bundle.point[bundle.view == view]
+        selected[own[np.lexsort((-track_length[own], ~selected[own]))][:LEAST_OBSERVATIONS]] = True
     return selected
 
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from dune_cli import console
+from dune_cli import console, runtime
 from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.photos import Photo, PhotoInfo, read_photo
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher
@@ -62,15 +62,20 @@ def extract_features(
         assert cache.place is not None
         jobs = FeatureJobs(matcher.reload, load_descriptors, cache.place)
         cache.fill(jobs, missing, (PHOTOS, FEATURES, DESCRIPTORS), "extracting features", "photo")
+    threads = None if matcher.one_thread and descriptors is None and limit is None else 1
+    extracted = runtime.ordered_map(lambda path: _extract(path, matcher, cache, descriptors), paths, threads)
     images = []
-    new = 0
-    for path in console.progress(paths, "extracting features", len(paths), "photo"):
-        before = sum(cache.counts[kind] for kind in (FEATURES, DESCRIPTORS))
-        images.append(_extract(path, matcher, cache, descriptors))
-        new += sum(cache.counts[kind] for kind in (FEATURES, DESCRIPTORS)) > before
+    new, computed = 0, _computed(cache)
+    for image in console.progress(extracted, "extracting features", len(paths), "photo"):
+        images.append(image)
+        new, computed = new + (_computed(cache) > computed), _computed(cache)
         if limit is not None and new >= limit:
             break
     return images
+
+
+def _computed(cache: WorkFolder) -> int:
+    return sum(cache.counts[kind] for kind in (FEATURES, DESCRIPTORS))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dune_cli import console
+from dune_cli import console, runtime
 from dune_cli.errors import UserError
 from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.photos import read_photo
@@ -85,14 +86,16 @@ def match_pairs(
     if isinstance(cache, SharedWork) and matcher.reload is not None and limit is None:
         _match_by_workers(images, pairs, matcher.reload, cache)
     store = FeatureStore(matcher, cache)
+    jobs = (_PairJob.read(images[i], images[j], matcher, store, cache) for i, j in pairs)
+    threads = None if matcher.one_thread and limit is None else 1
     arrays: PairArrays = {}
     new = 0
-    for i, j in console.progress(pairs, "matching", len(pairs), "pair"):
+    found = zip(pairs, runtime.ordered_map(lambda job: (job, job.matches(matcher)), jobs, threads))
+    for pair, (job, matches) in console.progress(found, "matching", len(pairs), "pair"):
+        arrays[pair] = job.keep(matches, cache)
+        new += job.known is None
         if limit is not None and new >= limit:
             break
-        before = cache.counts[MATCHES]
-        arrays[i, j] = _match_pair(images[i], images[j], matcher, store, cache)
-        new += cache.counts[MATCHES] > before
     if isinstance(matcher, FeatureMatcher):
         return _from_indices(images, arrays, store)
     return _merge_keypoints(len(images), arrays)
@@ -114,7 +117,8 @@ class MatchJobs:
 
         def match(block: PairBlock) -> Sequence[int]:
             for image1, image2 in block:
-                _match_pair(image1, image2, matcher, store, cache)
+                job = _PairJob.read(image1, image2, matcher, store, cache)
+                job.keep(job.matches(matcher), cache)
             return (len(block),)
 
         return match
@@ -140,30 +144,55 @@ def matches_key(image1: ImageFeatures, image2: ImageFeatures) -> str:
     return key_of(*sorted((image1.key, image2.key)))
 
 
-def _match_pair(
-    image1: ImageFeatures, image2: ImageFeatures, matcher: CacheableMatcher, store: FeatureStore, cache: WorkFolder
-) -> dict[str, np.ndarray]:
-    """The arrays of a pair. It is matched and cached in the order of the photos' keys, whichever comes first here."""
-    first, second = sorted((image1, image2), key=lambda image: image.key)
-    key = matches_key(first, second)
-    arrays = cache.read(MATCHES, key, INDEX_LAYOUT if isinstance(matcher, FeatureMatcher) else PIXEL_LAYOUT)
-    if arrays is None:
-        features = store.load(first), store.load(second)
+@dataclass(frozen=True)
+class _PairJob:
+    """A pair of photos to be matched in the order of their keys, `swapped` where that is not the caller's order.
+    `known`: its cached arrays; else it has the `features`."""
+
+    images: tuple[ImageFeatures, ImageFeatures]
+    swapped: bool
+    known: dict[str, np.ndarray] | None
+    features: tuple[Any, Any] | None
+
+    @classmethod
+    def read(
+        cls,
+        image1: ImageFeatures,
+        image2: ImageFeatures,
+        matcher: CacheableMatcher,
+        store: FeatureStore,
+        cache: WorkFolder,
+    ) -> _PairJob:
+        first, second = sorted((image1, image2), key=lambda image: image.key)
+        layout = INDEX_LAYOUT if isinstance(matcher, FeatureMatcher) else PIXEL_LAYOUT
+        known = cache.read(MATCHES, matches_key(first, second), layout)
+        features = (store.load(first), store.load(second)) if known is None else None
+        return cls((first, second), first is not image1, known, features)
+
+    def matches(self, matcher: CacheableMatcher) -> dict[str, np.ndarray]:
+        """The cached arrays, or those that the matcher finds."""
+        if self.features is None:
+            assert self.known is not None
+            return self.known
         if isinstance(matcher, FeatureMatcher):
-            index1, index2, scores = matcher.match_indices(*features)
-            arrays = {"1": index1.astype(np.uint32), "2": index2.astype(np.uint32), "scores": scores}
-        else:
-            matches = matcher.match_features(*features)
-            arrays = {"1": matches.points1, "2": matches.points2, "scores": matches.scores}
-            arrays["sizes"] = np.array([matches.pixel_size1, matches.pixel_size2])
-            for side, image in (("1", first), ("2", second)):
-                arrays[f"colors{side}"] = colors_at(read_photo(image.info.path).rgb, arrays[side])
-        cache.write(MATCHES, key, arrays)
-    if first is image1:
+            index1, index2, scores = matcher.match_indices(*self.features)
+            return {"1": index1.astype(np.uint32), "2": index2.astype(np.uint32), "scores": scores}
+        matches = matcher.match_features(*self.features)
+        arrays = {"1": matches.points1, "2": matches.points2, "scores": matches.scores}
+        arrays["sizes"] = np.array([matches.pixel_size1, matches.pixel_size2])
+        for side, image in zip("12", self.images):
+            arrays[f"colors{side}"] = colors_at(read_photo(image.info.path).rgb, arrays[side])
         return arrays
-    swapped = {"1": "2", "2": "1", "colors1": "colors2", "colors2": "colors1"}
-    arrays = {swapped.get(name, name): array for name, array in arrays.items()}
-    return arrays | ({"sizes": arrays["sizes"][::-1]} if "sizes" in arrays else {})
+
+    def keep(self, arrays: dict[str, np.ndarray], cache: WorkFolder) -> dict[str, np.ndarray]:
+        """Writes new arrays into the cache; returns them in the caller's order of the photos."""
+        if self.known is None:
+            cache.write(MATCHES, matches_key(*self.images), arrays)
+        if not self.swapped:
+            return arrays
+        other = {"1": "2", "2": "1", "colors1": "colors2", "colors2": "colors1"}
+        arrays = {other.get(name, name): array for name, array in arrays.items()}
+        return arrays | ({"sizes": arrays["sizes"][::-1]} if "sizes" in arrays else {})
 
 
 def _from_indices(images: Sequence[ImageFeatures], arrays: PairArrays, store: FeatureStore) -> Correspondences:

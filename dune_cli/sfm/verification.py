@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dune_cli import console, optional
+from dune_cli import console, optional, runtime
 from dune_cli.geometry import epipolar, two_view, view_graph
 from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.geometry.pose_confidence import MatchedPixels, confidence_from_evidence, two_view_evidence
@@ -97,39 +97,59 @@ def verify_pairs(
     options.ransac.random_seed = seed
     options.ransac.max_error = threshold_px
     colmap_cameras = [camera.to_colmap() for camera in cameras.shared]
-    geometry, counts, static, confidence = {}, {}, {}, {}
-    pairs = correspondences.matches.items()
-    for (i, j), matches in console.progress(pairs, "verifying", len(pairs), "pair"):
-        inliers = 0
-        if len(matches) >= MIN_INLIERS:
-            camera1, camera2 = cameras.of(i), cameras.of(j)
-            sizes = (camera1.width, camera1.height), (camera2.width, camera2.height)
-            photos = (LazyThumbnail(size, partial(thumbnail_of, index)) for size, index in zip(sizes, (i, j)))
-            pixels = correspondences.pixels((i, j))
-            keep = non_static_matches(*pixels, (pixel_size, pixel_size), *photos, seed)
-            if not keep.all():
-                static[i, j] = int(np.count_nonzero(~keep))
-                matches = matches[keep]
-            points1, points2 = (correspondences.keypoints[index] + HALF_PIXEL for index in (i, j))
-            agree = _agree(correspondences.pixels((i, j), matches), camera1, camera2, threshold_px, seed)
-            estimate = pycolmap.estimate_two_view_geometry(
-                colmap_cameras[cameras.ids[i]],
-                points1,
-                colmap_cameras[cameras.ids[j]],
-                points2,
-                matches[agree],
-                options,
-            )
-            inliers = len(estimate.inlier_matches)
-            log10_nfa = two_view.log10_nfa_epipolar(inliers, len(matches), (threshold_px, threshold_px), sizes)
-            if inliers >= MIN_INLIERS and log10_nfa <= MAX_LOG10_NFA:
-                geometry[i, j] = estimate
-                pixels1, pixels2 = correspondences.pixels((i, j), matches)
-                agree = np.isin(matches[:, 0], np.asarray(estimate.inlier_matches)[:, 0])
-                confidence[i, j] = _confidence(pixels1, pixels2, agree, camera1, camera2, pixel_size, seed)
-        counts[i, j] = (len(matches), inliers)
-    links = tuple(cameras.rigs.links())
-    return VerifiedPairs(geometry, counts, static_matches=static, confidence=confidence, links=links)
+
+    def verify(item: tuple[tuple[int, int], np.ndarray]) -> _VerifiedPair:
+        (i, j), matches = item
+        if len(matches) < MIN_INLIERS:
+            return _VerifiedPair((i, j), len(matches), 0)
+        camera1, camera2 = cameras.of(i), cameras.of(j)
+        sizes = (camera1.width, camera1.height), (camera2.width, camera2.height)
+        photos = (LazyThumbnail(size, partial(thumbnail_of, index)) for size, index in zip(sizes, (i, j)))
+        pixels = correspondences.pixels((i, j))
+        keep = non_static_matches(*pixels, (pixel_size, pixel_size), *photos, seed)
+        static = int(np.count_nonzero(~keep))
+        matches = matches[keep]
+        points1, points2 = (correspondences.keypoints[index] + HALF_PIXEL for index in (i, j))
+        agree = _agree(correspondences.pixels((i, j), matches), camera1, camera2, threshold_px, seed)
+        estimate = pycolmap.estimate_two_view_geometry(
+            colmap_cameras[cameras.ids[i]],
+            points1,
+            colmap_cameras[cameras.ids[j]],
+            points2,
+            matches[agree],
+            options,
+        )
+        inliers = len(estimate.inlier_matches)
+        log10_nfa = two_view.log10_nfa_epipolar(inliers, len(matches), (threshold_px, threshold_px), sizes)
+        if inliers < MIN_INLIERS or log10_nfa > MAX_LOG10_NFA:
+            return _VerifiedPair((i, j), len(matches), inliers, static)
+        agree = np.isin(matches[:, 0], np.asarray(estimate.inlier_matches)[:, 0])
+        pixels = correspondences.pixels((i, j), matches)
+        confidence = _confidence(*pixels, agree, camera1, camera2, pixel_size, seed)
+        return _VerifiedPair((i, j), len(matches), inliers, static, estimate, confidence)
+
+    pairs = correspondences.matches
+    found = list(console.progress(runtime.ordered_map(verify, pairs.items()), "verifying", len(pairs), "pair"))
+    good = [pair for pair in found if pair.geometry is not None]
+    return VerifiedPairs(
+        {pair.photos: pair.geometry for pair in good},
+        {pair.photos: (pair.matches, pair.inliers) for pair in found},
+        static_matches={pair.photos: pair.static_matches for pair in found if pair.static_matches},
+        confidence={pair.photos: pair.confidence for pair in good},
+        links=tuple(cameras.rigs.links()),
+    )
+
+
+@dataclass(frozen=True)
+class _VerifiedPair:
+    """One matched pair. `geometry`: pycolmap's two-view geometry; None where the pair is not verified."""
+
+    photos: tuple[int, int]
+    matches: int
+    inliers: int
+    static_matches: int = 0
+    geometry: Any = None
+    confidence: float = 0.0
 
 
 def _agree(

@@ -1,13 +1,11 @@
-"""Photos, matched: features, selected pairs, their correspondences, verified; by one matcher, or by a second one where
-the first leaves photos out."""
+"""Photos, matched: features, selected pairs, their correspondences, verified."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as memoized
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from dune_cli.matchers.filtering import Thumbnail
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher
 from dune_cli.provenance import Run
 from dune_cli.sfm.cameras import PhotoCameras, share_cameras
-from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
+from dune_cli.sfm.features import FeatureStore, ImageFeatures
 from dune_cli.sfm.matching import Correspondences, match_pairs
 from dune_cli.sfm.pairs import (
     EXHAUSTIVE_UP_TO,
@@ -45,7 +43,6 @@ from dune_cli.sfm.verification import (
 from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
 
 NAMES_IN_NOTE = 3
-NO_PAIRS = VerifiedPairs({}, {})
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def match_photos(
     own = cameras_of(photos)
     cameras = share_cameras(own, config.rigs)
     with run.stage("pair"):
-        selection = _select_pairs(images, duplicates, matcher, config, cache)
+        selection = select_photo_pairs(images, duplicates, matcher, config, cache)
     console.note(f"{len(images)} photos, {len(selection.pairs)} pairs ({selection.strategy})")
     pairs = selection.pairs
     images, found, verified, masked = _match(images, pairs, cameras, duplicates, matcher, config, run, cache)
@@ -104,26 +101,23 @@ def _match(
     config: MatchesConfig,
     run: Run,
     cache: WorkFolder,
-    known: VerifiedPairs = NO_PAIRS,
 ) -> tuple[Sequence[ImageFeatures], Correspondences, VerifiedPairs, MaskedKeypoints | None]:
-    """The features, correspondences, verified pairs, and what was masked. Photos that verify with nothing, not even as
-    `known`, are rotated where they verify then."""
+    """The features, correspondences, verified pairs, and what was masked. Photos that verify with nothing are rotated
+    where they verify then."""
     with run.stage("match"):
-        correspondences, masked = _match_unmasked(images, pairs, matcher, config, cache)
+        correspondences, masked = match_unmasked(images, pairs, matcher, config, cache)
     with run.stage("verify"):
-        verified = verify_pairs(correspondences, cameras, config.seed, _thumbnails(images))
+        verified = verify_pairs(correspondences, cameras, config.seed, thumbnails_of(images))
     with run.stage("rotate"):
-        rotated = rotate_disconnected_components(
-            images, pairs, known.joined(verified), duplicates, matcher, cache, config.seed
-        )
+        rotated = rotate_disconnected_components(images, pairs, verified, duplicates, matcher, cache, config.seed)
         if note := rotation_note(rotated):
             console.note(note)
-            correspondences, masked = _match_unmasked(rotated, pairs, matcher, config, cache)
-            verified = verify_pairs(correspondences, cameras, config.seed, _thumbnails(images))
+            correspondences, masked = match_unmasked(rotated, pairs, matcher, config, cache)
+            verified = verify_pairs(correspondences, cameras, config.seed, thumbnails_of(images))
     return rotated, correspondences, verified, masked
 
 
-def _match_unmasked(
+def match_unmasked(
     images: Sequence[ImageFeatures],
     pairs: Pairs,
     matcher: CacheableMatcher,
@@ -137,46 +131,8 @@ def _match_unmasked(
     return config.masks.without_masked(correspondences, [image.info.path for image in images])
 
 
-def _thumbnails(images: Sequence[ImageFeatures]) -> Callable[[int], Thumbnail]:
+def thumbnails_of(images: Sequence[ImageFeatures]) -> Callable[[int], Thumbnail]:
     return memoized(lambda index: Thumbnail.of(read_photo(images[index].info.path).rgb))
-
-
-def match_again(
-    matched: MatchedPhotos,
-    images: Sequence[ImageFeatures],
-    left_out: Collection[int],
-    matcher: CacheableMatcher,
-    config: MatchesConfig,
-    run: Run,
-    cache: WorkFolder,
-) -> tuple[MatchedPhotos, Sequence[ImageFeatures]]:
-    """The photos with the matches of another matcher added: those of the selected pairs with a photo of `left_out`, and
-    those of the verified pairs of the photos that it agrees with, whose points in space its matches need. Where the
-    photos have global descriptors, pairs that these retrieve are selected as well."""
-    selected = set(matched.pairs)
-    if any(image.descriptor is not None for image in images):
-        by_retrieval = replace(config, pairs="retrieval")
-        selected.update(_select_pairs(images, matched.duplicates, matcher, by_retrieval, cache).pairs)
-    pairs = sorted(pair for pair in selected if not set(left_out).isdisjoint(pair))
-    involved = sorted({index for pair in pairs for index in pair})
-    again = list(images)
-    with run.stage("features"):
-        found = extract_features([images[index].info.path for index in involved], matcher, cache)
-    for index, image in zip(involved, found):
-        again[index] = image
-    cameras, duplicates, known = matched.cameras, matched.duplicates, matched.verified
-    again, _, verified, _ = _match(again, pairs, cameras, duplicates, matcher, config, run, cache, known)
-    partners = {index: {*chain(*(pair for pair in verified.geometry if index in pair))} for index in left_out}
-    links = [pair for pair in known.geometry if any(own.issuperset(pair) for own in partners.values())]
-    with run.stage("match"):
-        correspondences, masked = _match_unmasked(again, sorted({*pairs, *links}), matcher, config, cache)
-    both = matched.correspondences.joined(correspondences)
-    with run.stage("verify"):
-        own = replace(both, matches={pair: both.matches[pair] for pair in correspondences.matches})
-        verified = known.joined(verify_pairs(own, cameras, config.seed, _thumbnails(images)))
-    if masked is not None and matched.masked is not None:
-        masked = matched.masked.joined(masked)
-    return replace(matched, correspondences=both, verified=verified, masked=masked), again
 
 
 def uses_descriptors(count: int, matcher: Matcher, config: MatchesConfig) -> bool:
@@ -198,7 +154,7 @@ def _duplicates(photos: Sequence[PhotoInfo]) -> dict[int, int]:
     return {i: first[photo.sha256] for i, photo in enumerate(photos) if first.setdefault(photo.sha256, i) != i}
 
 
-def _select_pairs(
+def select_photo_pairs(
     images: Sequence[ImageFeatures],
     duplicates: Mapping[int, int],
     matcher: Matcher,

@@ -22,18 +22,19 @@ from dune_cli.io.photos import read_photo
 from dune_cli.matchers.matcher import CacheableMatcher, Matcher
 from dune_cli.provenance import Run, Source
 from dune_cli.sfm.calibration import calibration_notes
+from dune_cli.sfm.cameras import PhotoCameras
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
 from dune_cli.sfm.lens_residuals import lens_notes
-from dune_cli.sfm.mapper import MappingConfig, map_photos
-from dune_cli.sfm.matching import match_counts_text
+from dune_cli.sfm.mapper import FEW, Draft, MappingConfig, map_once, map_photos
+from dune_cli.sfm.matching import Correspondences, match_counts_text
 from dune_cli.sfm.retrieval import DescriptorExtractor
 from dune_cli.sfm.scale import check_distinct_centres, same_viewpoint_notes, scale_by_baseline, scale_by_motion
 from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SfmModel, SparsePoints, View
-from dune_cli.sfm.verification import MIN_INLIERS
+from dune_cli.sfm.verification import MIN_INLIERS, VerifiedPairs
 from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
+from dune_cli.tasks.reconstruct.matched_again import SecondMatcher, weakly_tied
 from dune_cli.tasks.reconstruct.matched_photos import (
     MatchedPhotos,
-    match_again,
     match_photos,
     rotation_note,
     uses_descriptors,
@@ -46,6 +47,7 @@ SCALE_UNKNOWN = "photos do not tell lengths: the median step between cameras tha
 SCALE_OF_POSES = "lengths are those of --poses"
 NO_POSE = np.full((4, 4), np.nan)
 PAIRS_TO_TRY = 3  # where no three photos connect
+WEAK_UP_TO = 0.3  # of the photos, for which another matcher is tried before the first one's cameras are calibrated
 HELD_BY_POINTS = 30  # a photo that sees fewer points is matched again
 LoadDescriptors = Callable[[], DescriptorExtractor | None]  # None where keypoints are to make the descriptors
 
@@ -99,7 +101,8 @@ def reconstruct(
 
 @dataclass(frozen=True)
 class _Mapped:
-    """Photos matched by the `matcher`, their features, and the models, largest first; `sources`: of all matches."""
+    """Photos matched by the `matcher`, their features, and the models, largest first; `sources`: of all matches.
+    `draft`: the models are those of one run of the mapper, not calibrated yet."""
 
     matched: MatchedPhotos
     images: Sequence[ImageFeatures]
@@ -107,6 +110,7 @@ class _Mapped:
     matcher: CacheableMatcher
     sources: tuple[Source, ...]
     notes: tuple[str, ...] = ()
+    draft: Draft | None = None
 
     @property
     def placed(self) -> set[int]:
@@ -141,15 +145,46 @@ class _ManyPhotos:
     known: Mapping[int, np.ndarray]
 
     def mapped(self, matcher: Matcher) -> _Mapped:
-        """By one matcher. JobFailed where the camera only turned; UserError for a matcher of two photos only."""
+        """By one matcher. Raises as `matched`."""
+        return self._calibrated(self.matched(matcher))
+
+    def matched(self, matcher: Matcher) -> _Mapped:
+        """Without models. JobFailed where the camera only turned; UserError for a matcher of two photos only."""
         if not isinstance(matcher, CacheableMatcher):
             raise UserError(f"the matcher {matcher.name} compares two photos only; give another --matcher")
         descriptors = self._descriptors(matcher)
         with self.run.stage("features"):
             images = extract_features(self.paths, matcher, self.cache, descriptors)
         matched, images = match_photos(images, self.cameras_of, matcher, self.config, self.run, self.cache)
-        matched, models = self._models(matched)
-        return _Mapped(matched, images, models, matcher, (matcher.source,))
+        return _Mapped(self._with_parallax(matched), images, [], matcher, (matcher.source,))
+
+    def _drafted(self, mapped: _Mapped) -> _Mapped:
+        """Many photos only as a draft, few with calibrated models."""
+        if self.known or len(self.paths) <= FEW or not mapped.matched.verified.geometry:
+            return self._calibrated(mapped)
+        with self.run.stage("map", "mapping"), self.cache.scratch() as folder:
+            draft = map_once(*self._given(mapped), folder)
+        return replace(mapped, models=_with_points(draft[0]), draft=draft)
+
+    def finished(self, mapped: _Mapped) -> _Mapped:
+        """With calibrated models."""
+        return mapped if mapped.draft is None else self._calibrated(mapped)
+
+    def _calibrated(self, mapped: _Mapped) -> _Mapped:
+        models: list[SfmModel] = []
+        with self.run.stage("map", "mapping"):
+            if len(mapped.matched.verified.geometry) > 0 or len(self.known) > 1:
+                with self.cache.scratch() as folder:
+                    models = map_photos(*self._given(mapped), folder, self.known, mapped.draft)
+        return replace(mapped, models=models if self.known else _with_points(models), draft=None)
+
+    def _given(self, mapped: _Mapped) -> tuple[Correspondences, VerifiedPairs, PhotoCameras, MappingConfig]:
+        """What the mapper takes."""
+        settings = MappingConfig(self.config.mapper, self.config.seed, self.config.fixed_poses)
+        return mapped.matched.correspondences, mapped.matched.verified, mapped.matched.cameras, settings
+
+    def _with_parallax(self, matched: MatchedPhotos) -> MatchedPhotos:
+        return matched if self.known else without_pure_rotations(matched)
 
     def _descriptors(self, matcher: Matcher) -> DescriptorExtractor | None:
         """What makes global descriptors, where pairs of the `matcher` need them."""
@@ -161,23 +196,42 @@ class _ManyPhotos:
     def mapped_again(self, first: _Mapped, fallback: Callable[[], Matcher]) -> _Mapped:
         """By the fallback as well, where the first matcher left photos out; where it placed less than half of them, by
         the fallback alone. The result that places more photos."""
-        left_out = first.left_out
+        left_out = self._weakly_tied(first.matched)
         if not left_out:
-            return first
+            first = self._drafted(first)
+            if first.draft is not None and len(first.left_out) > WEAK_UP_TO * len(self.paths):
+                first = self.finished(first)
+            left_out = first.left_out
+        if not left_out:
+            return self.finished(first)
         with self.run.stage("load"):
             matcher = fallback()
-        console.note(f"{first.matcher.name} leaves out {_photos(len(left_out))}, and {matcher.name} matches again")
-        if 2 * len(first.placed) < len(self.paths):
-            second = self.mapped(matcher)
-        else:
-            assert isinstance(matcher, CacheableMatcher)
-            before = self._described(first, matcher)
-            matched, images = match_again(first.matched, before, left_out, matcher, self.config, self.run, self.cache)
-            matched, models = self._models(matched)
-            sources = (*first.sources, matcher.source)
-            note = f"{matcher.name} matched what {first.matcher.name} left out: {_photos(len(left_out))}"
-            second = _Mapped(matched, images, models, first.matcher, sources, (note,))
-        return second if (len(second.placed), -len(second.left_out)) > (len(first.placed), -len(left_out)) else first
+        counted = _photos(len(left_out))
+        console.note(f"{first.matcher.name} leaves out {counted}, and {matcher.name} matches again")
+        if first.models and 2 * len(first.placed) < len(self.paths):
+            return _better(first, self.mapped(matcher))
+        assert isinstance(matcher, CacheableMatcher)
+        images = self._described(first, matcher)
+        second = SecondMatcher(first.matched, images, matcher, self.config, self.run, self.cache)
+        sources = (*first.sources, matcher.source)
+        note = f"{matcher.name} matched what {first.matcher.name} left out: {counted}"
+        best = first
+        for every in (False, False, True):
+            before = len(second.tried)
+            matched, again = second.match(best.left_out if best.models else left_out, every)
+            if len(second.tried) > before:
+                mapped = _Mapped(self._with_parallax(matched), again, [], first.matcher, sources, (note,))
+                best = _better(best, self._drafted(mapped))
+            if best.models and not best.left_out:
+                break
+        return self.finished(best if best.models else self._drafted(first))
+
+    def _weakly_tied(self, matched: MatchedPhotos) -> list[int]:
+        """The photos that the mapper would hardly place, of many photos that are well tied otherwise."""
+        if self.known or len(self.paths) <= FEW or matched.cameras.rigs.mounts:
+            return []
+        weak = weakly_tied(matched)
+        return weak if len(weak) <= WEAK_UP_TO * len(self.paths) else []
 
     def _described(self, first: _Mapped, matcher: Matcher) -> Sequence[ImageFeatures]:
         """The features of the first matcher, with the global descriptors that pairs of the other `matcher` need."""
@@ -188,18 +242,15 @@ class _ManyPhotos:
             found = extract_features(self.paths, first.matcher, self.cache, descriptors)
         return [replace(image, descriptor=other.descriptor) for image, other in zip(first.images, found)]
 
-    def _models(self, matched: MatchedPhotos) -> tuple[MatchedPhotos, list[SfmModel]]:
-        """The models, and what they were made of: without pairs that show no parallax."""
-        if not self.known:
-            matched = without_pure_rotations(matched)
-        models = []
-        with self.run.stage("map", "mapping"):
-            if len(matched.verified.geometry) > 0 or len(self.known) > 1:
-                settings = MappingConfig(self.config.mapper, self.config.seed, self.config.fixed_poses)
-                given = matched.correspondences, matched.verified, matched.cameras
-                with self.cache.scratch() as folder:
-                    models = map_photos(*given, settings, folder, self.known)
-        return matched, [model for model in models if self.known or len(model.points_world)]
+
+def _better(first: _Mapped, second: _Mapped) -> _Mapped:
+    """The one that places more photos, or holds more of them firmly."""
+    counts = [(len(mapped.placed), -len(mapped.left_out)) for mapped in (first, second)]
+    return second if counts[1] > counts[0] else first
+
+
+def _with_points(models: Sequence[SfmModel]) -> list[SfmModel]:
+    return [model for model in models if len(model.points_world)]
 
 
 def _photos(count: int) -> str:
@@ -222,14 +273,15 @@ def _reconstruct_many(
     offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
     known = {index: subtract_world_offset(pose, offset) for index, pose in known.items()}
     job = _ManyPhotos(paths, cameras_of, config, run, cache, descriptors, known)
-    try:
+    if fallback is None:
         mapped = job.mapped(matcher)
-    except JobFailed:
-        if fallback is None:
-            raise
-        mapped, fallback = job.mapped(fallback()), None
-    if fallback is not None:
-        mapped = job.mapped_again(mapped, fallback)
+    else:
+        try:
+            mapped = job.matched(matcher)
+        except JobFailed:
+            mapped = job.mapped(fallback())
+        else:
+            mapped = job.mapped_again(mapped, fallback)
     matched, models = mapped.matched, mapped.models
     if known and not models:
         raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")
