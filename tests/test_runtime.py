@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,28 @@ def test_names_that_are_no_device(name: str) -> None:
 def test_names_that_are_devices() -> None:
     for name in (*runtime.DEVICES, "cuda:1"):
         runtime.check_device(name)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_results_in_the_order_of_their_items_and_errors_at_their_turn(threads: int) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(40):
+            taken.append(item)
+            yield item
+
+    def function(item: int) -> int:
+        time.sleep(0.002 * (item % 3))
+        if item == 25:
+            raise UserError("the 26th")
+        return item * item
+
+    found = runtime.ordered_map(function, items(), threads)
+    assert next(found) == 0 and len(taken) <= 3 * threads  # memory stays bounded
+    got = [0]
+    with pytest.raises(UserError, match="the 26th"):
+        for square in found:
+            got.append(square)
+    assert got == [item * item for item in range(25)]
+    assert list(runtime.ordered_map(abs, [-3, 2], threads)) == [3, 2] and not list(runtime.ordered_map(abs, [], 2))
