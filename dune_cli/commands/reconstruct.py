@@ -29,6 +29,7 @@ from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
     from dune_cli.geometry.camera_models import Camera
+    from dune_cli.geometry.rigs import Rigs
     from dune_cli.io.cache import WorkFolder
     from dune_cli.io.camera_files import CameraEntry
     from dune_cli.io.intrinsics import PhotoCamera
@@ -114,6 +115,10 @@ class SceneCameras(WorldCameras):
     poses: str | None = option(
         "--poses FILE|DIR", "Known camera poses: a JSON file, a COLMAP model, or a TUM or KITTI trajectory."
     )
+    rig: str | None = option(
+        "--rig FILE",
+        "Rigs: cameras that are fixed to one another, as COLMAP's rig_config.json. Their lengths set the scale.",
+    )
     pose_use: str = option(
         "--pose-use [fixed|prior]",
         "Use of the known poses. fixed: they stay as they are. prior: their positions are start values.",
@@ -159,6 +164,8 @@ def command(
       dune reconstruct walk.mp4 --fps 3 -o scene.glb --mesh tsdf
       dune reconstruct left.jpg right.jpg -o scene.glb --fov-deg 65 --baseline 0.2
       dune reconstruct photos/ -o scene.glb --people --preview
+      dune reconstruct 360/*.jpg -o scene.ply --intrinsics EQUIRECTANGULAR --undistort splat/
+      dune reconstruct left/ right/ -o scene.ply --rig rig_config.json
       dune reconstruct left.jpg right.jpg -o scene.ply --model mast3r.pth
       dune reconstruct flight/ -o scene.laz --crs EPSG:32632 --geojson cameras.geojson
       dune reconstruct photos/ -o scene.glb --model da3-base --metric-model da3metric-large
@@ -222,7 +229,8 @@ class Job:
 
         images, cache, poses, settings = paths, None, None, self._settings()
         entries: Mapping[Path, CameraEntry] = {}
-        pair = len(paths) == 2 and not any(map(is_video, paths)) and self.cameras.poses is None
+        alone = self.cameras.poses is None and self.cameras.rig is None
+        pair = len(paths) == 2 and not any(map(is_video, paths)) and alone
         if pair and not self._spheres(paths, entries):
             self._note_unused()
         else:
@@ -233,6 +241,8 @@ class Job:
             if self.method == "pointmap":
                 self.mapping.refuse(self.method)
             poses, entries = self._known_cameras(images)
+            rigs, of_rigs = self._rigs(images)
+            entries = {**of_rigs, **entries}
             check_pairs(self.mapping.pairs, images)
             settings |= {
                 "pairs": self.mapping.pairs,
@@ -240,6 +250,7 @@ class Job:
                 "ordered": all(map(is_video, paths)),
                 "fixed_poses": self.cameras.pose_use == "fixed",
                 "mesh": mesh,
+                "rigs": rigs,
             }
         settings |= {"spheres": self._spheres(images, entries)}
         masks = self.mapping.open_masks(images, self.compute, cache, self.run)
@@ -395,6 +406,22 @@ class Job:
         settings = {"baseline": self.cameras.first_baseline, "seed": self.compute.seed}
         confidence = self.matching.min_confidence
         return settings if confidence is None else settings | {"min_confidence": confidence}
+
+    def _rigs(self, images: list[Path]) -> tuple[Rigs, dict[Path, CameraEntry]]:
+        """The rigs of --rig, and the cameras that its file has."""
+        from dune_cli.geometry.rigs import NO_RIGS
+        from dune_cli.io.rig_files import read_rigs
+
+        if self.cameras.rig is None:
+            return NO_RIGS, {}
+        if self.method == "pointmap":
+            raise UserError("--rig goes with --method matches; leave --rig or --model out")
+        if self.cameras.poses is not None:
+            raise UserError("--poses and --rig both say where photos are to one another; give one of them")
+        given = read_rigs(self.cameras.rig, images)
+        frames = len(given.rigs.frames)
+        console.note(f"{len(given.rigs.mounts)} photos of rigs, taken at {frames} moments")
+        return given.rigs, given.entries
 
     def _known_cameras(self, images: list[Path]) -> tuple[dict[Path, Any] | None, dict[Path, CameraEntry]]:
         """The known poses, and the cameras that their file has as well, which are used unless others are given."""

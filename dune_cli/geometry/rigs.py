@@ -11,6 +11,8 @@ import numpy as np
 
 from dune_cli.geometry.poses import inverse
 
+SAME_CENTRE = 1e-9  # in the rig's unit
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -69,13 +71,31 @@ class Rigs:
         """Pairs of photos that connect the photos of each frame."""
         return [(photos[0], other) for photos in self.frames.values() for other in photos[1:]]
 
-    def between_frames(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The pairs without those of one frame."""
-        return [pair for pair in pairs if not self.in_one_frame(*pair)]
+    def apart(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The pairs without those of one frame that have one centre, and so no parallax."""
+        return [pair for pair in pairs if not (self.in_one_frame(*pair) and self._share_centre(*pair))]
+
+    def _share_centre(self, one: int, two: int) -> bool:
+        centres = [inverse(self.mounts[photo].sensor_from_rig)[:3, 3] for photo in (one, two)]
+        return bool(np.linalg.norm(centres[1] - centres[0]) < SAME_CENTRE)
 
     def moments(self, count: int) -> list[list[int]]:
         """The `count` photos by frame, those in no rig alone, in the order of each one's first photo."""
         return [photos for index in range(count) if (photos := self.of_frame(index))[0] == index]
+
+    def scale_of(self, world_from_cam: Mapping[int, np.ndarray]) -> float | None:
+        """How many of the rigs' units a unit of the poses is: the median over pairs of photos of one frame. None where
+        no rig has a baseline."""
+        factors = []
+        for photos in self.frames.values():
+            posed = [photo for photo in photos if photo in world_from_cam]
+            for other in posed[1:]:
+                own = [inverse(self.mounts[photo].sensor_from_rig)[:3, 3] for photo in (posed[0], other)]
+                length = float(np.linalg.norm(own[1] - own[0]))
+                found = float(np.linalg.norm(world_from_cam[other][:3, 3] - world_from_cam[posed[0]][:3, 3]))
+                if length > SAME_CENTRE and found > 0:
+                    factors.append(length / found)
+        return float(np.median(factors)) if factors else None
 
     def rig_poses(self, world_from_cam: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
         """Frame -> `world_from_rig` (4, 4), from the pose of its first photo that has one."""

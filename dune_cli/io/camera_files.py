@@ -150,6 +150,15 @@ def camera_object(value: Any, where: str, size: tuple[int, int] | None = None, s
     return _entry(model, tuple(finite_array(params, (count,), f"{where}: params").tolist()), size, where, stored)
 
 
+def colmap_camera_entry(model: str, params: Sequence[float], where: str) -> CameraEntry:
+    """The entry of a COLMAP model and parameters as COLMAP has them, of images of any size. UserError for others."""
+    name = model.upper()
+    if name not in MODELS:
+        raise UserError(f"{where}: the camera model {shown(model)} is unknown; allowed: {', '.join(MODELS)}")
+    values = finite_array(list(params), (len(MODELS[name].parameters),), f"{where}: parameters of {name}").tolist()
+    return _entry(name, _from_colmap(name, values), None, where, stored=True)
+
+
 def colmap_entry(camera: ColmapCamera) -> CameraEntry:
     """The entry of a COLMAP model's camera."""
     params = _from_colmap(camera.model_name, camera.params)

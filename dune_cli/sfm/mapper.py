@@ -211,7 +211,8 @@ class _Mapping:
         finally:
             if counter is not None:
                 counter.close()
-        return [_read_model(manager.get(index)) for index in range(manager.size())]
+        models = [_read_model(manager.get(index)) for index in range(manager.size())]
+        return [_in_unit_of_rigs(model, self.cameras.rigs) for model in models]
 
     def _on_known_poses(self, scratch: Path) -> list[SfmModel]:
         """Points triangulated with the known poses, which are kept, then the other photos registered to them."""
@@ -452,6 +453,18 @@ def _read_model(reconstruction: Any) -> SfmModel:
         np.array([max(point.error, 0.0) for point in points]),
         observations,
     )
+
+
+def _in_unit_of_rigs(model: SfmModel, rigs: Rigs) -> SfmModel:
+    """The model with the rigs' lengths: COLMAP scales its models, and the rigs with them."""
+    factor = rigs.scale_of(model.world_from_cam)
+    if factor is None:
+        return model
+    poses = {
+        index: from_rotation_translation(pose[:3, :3], factor * pose[:3, 3])
+        for index, pose in model.world_from_cam.items()
+    }
+    return replace(model, world_from_cam=poses, points_world=factor * model.points_world)
 
 
 def image_name(index: int) -> str:

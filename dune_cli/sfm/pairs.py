@@ -47,10 +47,10 @@ def select_pairs(
 ) -> PairSelection:
     """The pairs of these photos by a `strategy`: one of STRATEGIES, or a pairs file.
 
-    `descriptors` gives the global descriptors, unit rows (N, D), and `match_counts` the `preemptive_match_counts`
-    (N, N), with which auto needs no descriptors; each is called only where it is needed. `ordered`: the photos are
-    consecutive, as a video's frames are. Photos of one frame of the `rigs` are not paired, and frames of rigs are
-    consecutive, not their photos.
+    `descriptors` gives the global descriptors, unit rows (N, D), and `match_counts` the `preemptive_match_counts` (N,
+    N), with which auto needs no descriptors; each is called only where it is needed. `ordered`: the photos are
+    consecutive, as a video's frames are. Photos of one frame and centre of the `rigs` are not paired, and frames of
+    rigs are consecutive, not their photos.
     """
     count = len(images)
 
@@ -60,7 +60,7 @@ def select_pairs(
         return sorted({(min(i, j), max(i, j)) for one, two in frames for i in moments[one] for j in moments[two]})
 
     if strategy == "all" or (strategy == "auto" and count <= EXHAUSTIVE_UP_TO):
-        return PairSelection(rigs.between_frames(exhaustive_pairs(count)), "all")
+        return PairSelection(rigs.apart(exhaustive_pairs(count)), "all")
     if strategy == "sequential":
         return PairSelection(consecutive(), "sequential")
     if strategy not in STRATEGIES:
@@ -69,7 +69,7 @@ def select_pairs(
         pairs, name = matching_pairs(match_counts(), neighbours), "the largest keypoints"
     else:
         pairs, name = retrieval_pairs(descriptors(), neighbours), "retrieval"
-    pairs = rigs.between_frames(pairs)
+    pairs = rigs.apart(pairs)
     if strategy == "auto" and ordered:
         return PairSelection(sorted({*pairs, *consecutive()}), f"{name} and sequential")
     return PairSelection(pairs, name)

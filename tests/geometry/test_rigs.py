@@ -18,7 +18,8 @@ RIGS = Rigs({index: Mount(0, index % 2, index // 2, SENSOR if index % 2 else np.
 
 def test_frames_are_moments_and_photos_in_no_rig_stand_alone() -> None:
     assert RIGS.frames == {0: [0, 1], 1: [2, 3]} and RIGS.moments(6) == [[0, 1], [2, 3], [4], [5]]
-    assert RIGS.between_frames([(0, 1), (1, 2), (2, 3), (3, 4)]) == [(1, 2), (3, 4)]
+    turned = Rigs({index: Mount(0, index, 0, pose(0, index, 0, 0, 0, 0)) for index in range(2)})
+    assert turned.apart([(0, 1), (1, 2)]) == [(1, 2)] and RIGS.apart([(0, 1), (1, 2)]) == [(0, 1), (1, 2)]
     assert RIGS.links() == [(0, 1), (2, 3)] and RIGS.has_baseline and not NO_RIGS.has_baseline
     assert RIGS.renumbered({2: 0, 3: 1}).frames == {1: [0, 1]}
 

@@ -28,6 +28,7 @@ from dune_cli.sfm.pairs import (
     STRATEGIES,
     Pairs,
     PairSelection,
+    exhaustive_pairs,
     preemptive_match_counts,
     read_pairs,
     select_pairs,
@@ -87,6 +88,8 @@ def match_photos(
         selection = select_photo_pairs(images, duplicates, matcher, config, cache)
     console.note(f"{len(images)} photos, {len(selection.pairs)} pairs ({selection.strategy})")
     pairs = selection.pairs
+    if not pairs:
+        raise JobFailed("all photos were taken from one place; take photos from different places")
     images, found, verified, masked = _match(images, pairs, cameras, duplicates, matcher, config, run, cache)
     matched = MatchedPhotos(photos, own, cameras, duplicates, pairs, found, verified, masked, config.names)
     return matched, images
@@ -165,7 +168,7 @@ def select_photo_pairs(
     paths = [image.info.path for image in images]
     if config.pairs not in STRATEGIES:
         named = [(duplicates.get(i, i), duplicates.get(j, j)) for i, j in read_pairs(config.pairs, paths)]
-        pairs = config.rigs.between_frames(sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]}))
+        pairs = config.rigs.apart(sorted({(min(pair), max(pair)) for pair in named if pair[0] != pair[1]}))
         return PairSelection(pairs, f"from {config.pairs}")
     distinct = [index for index in range(len(images)) if index not in duplicates]
     rigs = config.rigs.renumbered({index: row for row, index in enumerate(distinct)})
@@ -174,8 +177,10 @@ def select_photo_pairs(
         assert isinstance(matcher, FeatureMatcher)
         store = FeatureStore(matcher, cache)
         counts = preemptive_match_counts([store.descriptors(images[index])[: LARGEST[1]].copy() for index in distinct])
-        for photos in rigs.frames.values():  # what overlaps in a frame says nothing about other frames
-            counts[np.ix_(photos, photos)] = 0
+        for photos in rigs.frames.values():  # what overlaps about one centre says nothing about other frames
+            for i, j in exhaustive_pairs(len(photos)):
+                if not rigs.apart([(photos[i], photos[j])]):
+                    counts[photos[i], photos[j]] = counts[photos[j], photos[i]] = 0
         return counts
 
     selection = select_pairs(

@@ -45,6 +45,7 @@ from dune_cli.tasks.reconstruct.two_view import reconstruct_matched, reconstruct
 
 SCALE_UNKNOWN = "photos do not tell lengths: the median step between cameras that moved is 1; give --baseline METRES"
 SCALE_OF_POSES = "lengths are those of --poses"
+SCALE_OF_RIGS = "lengths are those of --rig: metres where its translations are"
 NO_POSE = np.full((4, 4), np.nan)
 PAIRS_TO_TRY = 3  # where no three photos connect
 WEAK_UP_TO = 0.3  # of the photos, for which another matcher is tried before the first one's cameras are calibrated
@@ -293,7 +294,10 @@ def _reconstruct_many(
                 model, adjustment, told = config.positions.adjust(models[0], *given)
             models, notes = [model, *models[1:]], [*notes, *told]
         scene = to_scene(matched, models, mapped.sources, bool(known))
-        scene = _scaled(scene, config, bool(known), matched.correspondences.pixel_size)
+        if not known and matched.cameras.rigs.has_baseline:
+            scene = _with_scale_of_rigs(scene, config)
+        else:
+            scene = _scaled(scene, config, bool(known), matched.correspondences.pixel_size)
         scene = replace(scene, world_offset=offset, adjustment=adjustment, notes=(*scene.notes, *notes))
     else:
         scene = _best_pair_scene(matched, models, mapped.images, mapped.matcher, config, cache, run)
@@ -368,6 +372,7 @@ def to_scene(
         sources=sources,
         components=tuple(components) if len(components) > 1 else (),
         world="that of --poses" if world_given else None,
+        rigs=matched.cameras.rigs,
     )
 
 
@@ -463,6 +468,12 @@ def _scaled(scene: Scene, config: MatchesConfig, world_given: bool, pixel_size: 
     if config.baseline is not None:
         raise UserError("--poses and --baseline both set the scale; give one of them")
     return scene
+
+
+def _with_scale_of_rigs(scene: Scene, config: MatchesConfig) -> Scene:
+    if config.baseline is not None:
+        raise UserError("--rig and --baseline both set the scale; give one of them")
+    return replace(scene, scale_note=SCALE_OF_RIGS)
 
 
 def _confident_points(scene: Scene, min_confidence: float) -> Scene:

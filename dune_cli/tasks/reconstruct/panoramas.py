@@ -11,6 +11,7 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.rigs import NO_RIGS
 from dune_cli.io.cache import WorkFolder
 from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photo_names import relative_names
@@ -86,6 +87,7 @@ def with_panoramas(scene: Scene, photos: PerspectivePhotos) -> Scene:
         sparse=None if scene.sparse is None else _sparse(scene.sparse, photos, parts),
         components=tuple(components) if len(components) > 1 else (),
         perspective=PerspectiveScene(perspective, tuple(photos.paths)),
+        rigs=NO_RIGS,
         notes=(*scene.notes, _note(len(photos.spheres))),
     )
 
