@@ -62,13 +62,15 @@ def fit_positions(
     seed: int = 0,
     tolerance: float = 0.0,
     agrees: np.ndarray | None = None,
+    sigma: float = 0.0,
 ) -> PositionFit:
     """The similarity that takes `centres` (N, 3) of the scene to `positions` (N, 3) of the world, N at least 3.
 
     `sds` (N, 3): standard deviations of the coordinates of each position; only their ratios matter to the result.
     Without `with_scale` the scale is 1. Fewer than half of the positions may be wrong, and of up to five none; one
     within `tolerance` of the world, which the scene itself may be off, is not. `agrees` (N,) bool: the right ones,
-    where that is known. Where the positions lie on a line, the rotation about it is arbitrary, and `roll_sd` large.
+    where that is known; `sigma`: what their standard deviation in units of `sds` is known to be at least. Where the
+    positions lie on a line, the rotation about it is arbitrary, and `roll_sd` large.
     """
     positions, centres = np.asarray(positions, np.float64), np.asarray(centres, np.float64)
     sds = np.asarray(sds, np.float64)
@@ -78,7 +80,7 @@ def fit_positions(
         start = similarity_from_points(positions[agrees], centres[agrees])
         free = _weighted(positions[agrees], centres[agrees], sds[agrees], start, True)
     residuals = transform_points(free, centres) - positions
-    sigma = _sigma(residuals[agrees] / sds[agrees])
+    sigma = max(_sigma(residuals[agrees] / sds[agrees]), sigma)
     fit = free if with_scale else _weighted(positions[agrees], centres[agrees], sds[agrees], free, False)
     if not with_scale:
         residuals = transform_points(fit, centres) - positions

@@ -167,6 +167,12 @@ def table_positions(table: PositionTable, photos: Sequence[Path], crs: CrsFrame 
     if not table.geodetic:
         frame = systems.open_crs(table.crs) if crs is None and table.crs is not None else crs
         frame = frame or NamelessFrame(f"that of {table.path.name}")
+        xy = np.array([one.coordinates[:2] for one in given.values()])
+        if isinstance(frame, CrsFrame) and np.abs(xy).max() <= 180:
+            raise UserError(
+                f"{table.path} has x and y of at most {np.abs(xy).max():.4g}, which are degrees and no metres of "
+                f"{frame.name}; name these columns lat and lon, or leave the system out"
+            )
     by_index = {index: given[str(photo)] for index, photo in enumerate(photos) if str(photo) in given}
     sds = {index: np.array(one.sd_m or (TABLE_SD_M,) * 3) for index, one in by_index.items()}
     attitudes = {index: read_whereabouts(photos[index]).enu_from_cam for index in by_index}
@@ -294,11 +300,8 @@ def _fit(
     if adjusted is None or adjusted.source != positions.source or set(indices) != set(adjusted.agrees):
         return indices, fit_positions(places, centres, sds, with_scale, seed, tolerance)
     agrees = np.array([adjusted.agrees[index] for index in indices])
-    fit = fit_positions(places, centres, sds, with_scale, seed, tolerance, agrees)
-    larger = max(
-        adjusted.sigma / max(fit.sigma, 1e-300), 1.0
-    )  # the residuals, which the adjustment made small, hide it
-    return indices, replace(fit, sigma=fit.sigma * larger, scale_sd=fit.scale_sd * larger, roll_sd=fit.roll_sd * larger)
+    # the residuals, which the adjustment made small, do not tell the error
+    return indices, fit_positions(places, centres, sds, with_scale, seed, tolerance, agrees, adjusted.sigma)
 
 
 def _check_scale(scene: Scene, positions: CameraPositions, fit: PositionFit, most: float) -> None:

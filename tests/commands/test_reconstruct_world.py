@@ -220,13 +220,35 @@ def test_positions_that_do_not_place_the_scene(flight: Path, tmp_path: Path) -> 
         (("--baseline", "p0.jpg,2"), "PHOTO,PHOTO,METRES"),
         (("--crs", "enu", "--poses", "poses.json"), "--poses and --crs both set the scale"),
         (("--gps", "none.csv"), "none.csv"),
+        (("--gps", "degrees.csv", "--crs", CRS), "which are degrees and no metres of EPSG:32632; name these columns"),
+        (("--gps", "degrees.csv", "--gps-crs", "EPSG:4326"), "EPSG:4326 is geographic"),
+        (("--gps", "latlon.csv", "--gps-crs", CRS), "has latitudes and longitudes, which are WGS84's"),
+        (("--gps", "others.csv"), "has a position for none of the 7 photos; it names q0.jpg"),
+        (("--gps", "two.csv"), "has a position for 2 of the 7 photos; 3 or more are needed"),
+        (("--gps", "photos"), "is a folder; a file of positions"),
+        (("--crs", "EPSG:32610"), "a metre at the photos is 1.14 long in EPSG:32610"),
+        (("--crs", "EPSG:5773"), "EPSG:5773 is no place on earth"),
+        (("--marker-size", "0"), "0.0 is not in the range x>0"),
+        (("--marker-size", "nan"), "nan is not a finite number"),
+        (("--marker-dictionary", "4x4"), "--marker-dictionary goes with --marker-size"),
+        (("--baseline", "p0.jpg,p0.jpg,2"), "METRES between the first two cameras, or PHOTO,PHOTO,METRES"),
+        (("--baseline", "p0.jpg,p1.jpg,-2"), "-2.0 is not in the range x>0"),
+        (("--scale-from", "moon"), "'moon' is not one of 'gps', 'marker', 'baseline'"),
     ],
 )
 def test_bad_words_are_one_sentence(more: tuple[str, ...], sentence: str, flight: Path, tmp_path: Path) -> None:
     (tmp_path / "poses.json").write_text(
         json.dumps({f"p{index}.jpg": many_photos.arc(index).tolist() for index in PLACES})
     )
-    words = [str(tmp_path / word) if word.endswith((".json", ".geojson")) else word for word in more]
+    places = [gps_photos.geodetic(index) for index in PLACES]
+    gps_photos.table(tmp_path / "degrees.csv", dict(enumerate(places)), "photo,x,y,z")
+    gps_photos.table(tmp_path / "latlon.csv", dict(enumerate(places)))
+    gps_photos.table(tmp_path / "two.csv", dict(enumerate(places[:2])))
+    others = (tmp_path / "latlon.csv").read_text().replace("\np", "\nq")
+    (tmp_path / "others.csv").write_text(others)
+    (tmp_path / "photos").mkdir()
+    files = (".json", ".geojson", ".csv", "photos")
+    words = [str(tmp_path / word) if word.endswith(files) else word for word in more]
     done = reconstruct(flight, tmp_path / "s.ply", *words)
     assert done.returncode == 2 and done.stdout == "", done.stderr
     assert sentence in done.stderr and "Traceback" not in done.stderr

@@ -169,3 +169,16 @@ def test_few_positions_cannot_say_which_of_them_is_wrong() -> None:
     assert found.agrees.all() and found.roll_sd < np.radians(6)
     wrong = truth + np.outer([0, 0, 0, 1], [200, 0, 0])
     assert fit(wrong, truth).agrees.all() and fit(wrong, truth).scale_sd > 0.1
+
+
+def test_what_is_known_of_the_positions_is_not_estimated_again() -> None:
+    """Of five positions that an adjustment made the cameras follow: the scale is as uncertain as they are."""
+    truth = flight()[:5, :3, 3]
+    agrees = np.array([True, True, False, True, True])
+    positions = truth.copy()
+    positions[2] += 40
+    found = fit(positions, truth, agrees=agrees, sigma=0.2)
+    extent = np.sqrt(((truth[agrees] - truth[agrees].mean(axis=0)) ** 2).sum())
+    assert found.sigma == 0.2 and found.agrees is agrees
+    assert found.scale_sd == pytest.approx(1.0 / extent)  # so few do not tell that they are better than stated
+    np.testing.assert_allclose(found.world_from_scene, np.linalg.inv(scene_from_world()), atol=1e-6)

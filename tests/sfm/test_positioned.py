@@ -166,6 +166,7 @@ def test_few_positions_without_a_stated_error_are_not_taken_for_exact() -> None:
     for seed in range(4):
         positions, right = measured(few, 2.0, 0, seed)
         model, done, _ = few.adjusted(positions, 1.0, stated=False)
+        assert model is not few.model
         assert done is not None and done.sigma > 0.7 and done.error_after_px < 1.1 * done.error_before_px
         shapes = (few.off(one, few.centres, right) for one in (few.model, model))
         for found, off in zip((before, after), shapes):
