@@ -73,6 +73,7 @@ Intrinsics = np.ndarray | str | Path
 AXES = "OpenCV: x right, y down, z forward"
 KEPT_MODELS = 8
 SEGMENTER = "dune-segment"
+FILLING = "dune-depth"  # the head that fills depth maps, which comes with dune as well
 PEOPLE_MODEL = "dune-people"
 ResultType = TypeVar("ResultType")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -357,6 +358,7 @@ def reconstruct(
     baseline: float | None = None,
     dense: bool = True,
     quality: str = "medium",
+    fill: bool = False,
     mesh: str | None = None,
     texture: bool = False,
     masks: str | Path | Sequence[str] | None = None,
@@ -370,12 +372,12 @@ def reconstruct(
     """The scene of photos of one place by feature matches: cameras, points and, unless `dense` is False, depth maps.
 
     photos: paths, folders or globs of two or more photos. baseline: the distance of the first two cameras in metres.
-    quality: low, medium or high, of the depth maps. mesh: tsdf or poisson, the surface that is made of all views of
-    three photos or more; texture: of the surface, from the photos. masks: a folder of mask images, or classes of the
-    bundled segmentation such as ["sky", "person"], of which nothing is used. people: find the people and place their
-    bodies (`SceneResult.people`); a number is their standing height in metres. crs: "EPSG:N" or "enu", the world of the
-    scene, by the photos' EXIF or the table `gps`, as of --crs and --gps. Raises JobFailed where the photos give no
-    scene.
+    quality: low, medium or high, of the depth maps; fill: their holes by the bundled depth network. mesh: tsdf or
+    poisson, the surface that is made of all views of three photos or more; texture: of the surface, from the photos.
+    masks: a folder of mask images, or classes of the bundled segmentation such as ["sky", "person"], of which nothing
+    is used. people: find the people and place their bodies (`SceneResult.people`); a number is their standing height in
+    metres. crs: "EPSG:N" or "enu", the world of the scene, by the photos' EXIF or the table `gps`, as of --crs and
+    --gps. Raises JobFailed where the photos give no scene.
     """
     named = [photos] if isinstance(photos, (str, Path)) else list(photos)
     paths = expand([str(path) for path in named])
@@ -383,6 +385,8 @@ def reconstruct(
         raise UserError(f"two photos are needed, got {len(paths)}")
     if texture and not dense:
         raise UserError("texture needs a surface, which dense=False leaves out; leave one of them out")
+    if fill and not dense:
+        raise UserError("fill needs depth maps, which dense=False leaves out; leave one of them out")
     run = Run(seed=seed)
     text = _intrinsics_text(intrinsics)
     positions = frame = None
@@ -392,12 +396,14 @@ def reconstruct(
         frame = placement.frame_of(crs, positions, system)
     dense_config = DenseConfig(quality, device=device) if dense else None
     opened = _masks(masks, paths, device, run)
+    network = depth_task.filling_network(_network("depth", FILLING, device, "float32")) if fill else None
     spheres = find_panoramas(paths, text, fov_deg)
     priors = None if positions is None else PositionPriors(positions)
     config = MatchesConfig(
         baseline=baseline,
         seed=seed,
         dense=dense_config,
+        fill=network,
         mesh=mesh,
         masks=opened,
         spheres=spheres,

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dune_cli import console
 from dune_cli.commands import options
-from dune_cli.commands.options import option
+from dune_cli.commands.options import ComputeOptions, option
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
+    from dune_cli.mvs.depth_fill import DepthNetwork
     from dune_cli.provenance import Run
     from dune_cli.sfm.scene import Scene
+
+FILLING = "dune-depth"  # which comes with dune
 
 
 @options.group("Dense")
@@ -20,6 +24,12 @@ class DenseOptions:
     dense: bool = option("--dense/--no-dense", "Compute depth maps and a dense point cloud.", default=True)
     quality: str = option(
         "--quality [low|medium|high]", "Size of the depth maps. Larger ones take more time.", default="medium"
+    )
+    fill: bool = option(
+        "--fill/--no-fill",
+        "Fill the holes of the depth maps by the depth network that comes with dune, where it fits the measured depth. "
+        "Filled points have a confidence below 0.2.",
+        default=False,
     )
     mesh: str | None = option(
         "--mesh [tsdf|poisson]",
@@ -48,6 +58,30 @@ class DenseOptions:
             if file.absolute() in inputs:
                 raise UserError(f"the texture would replace the photo {file}; give -o another name")
         return files
+
+    def check_fill(self, method: str) -> None:
+        """UserError for --fill without dense maps of feature matches."""
+        if self.fill and not self.dense:
+            raise UserError("--fill fills dense depth maps, which --no-dense leaves out; leave one of them out")
+        if self.fill and method != "matches":
+            raise UserError(
+                "--fill goes with --method matches: the point maps of a --model are a network's depth; leave one of "
+                "them out"
+            )
+
+    def load_fill(self, compute: ComputeOptions, run: Run) -> DepthNetwork | None:
+        """The network that fills depth maps, with a note about its licence; None without --fill."""
+        if not self.fill:
+            return None
+        from dune_cli.checkpoints.loader import load_depth
+        from dune_cli.models.heads import HeadedEncoder
+        from dune_cli.tasks.depth import filling_network
+
+        with run.stage("load"):
+            network = load_depth(FILLING, device=compute.device, dtype=compute.dtype)
+        assert isinstance(network, HeadedEncoder)
+        console.note(f"holes are filled by {network.source.name}, licence {network.source.licence}")
+        return filling_network(network)
 
     def textured(self, scene: Scene, photos: Sequence[Path], run: Run) -> Scene:
         """The scene with a texture on its surface, if one was asked for."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dune_cli import console
 from dune_cli.commands import options
 from dune_cli.commands.checks import weights
-from dune_cli.commands.dense import DenseOptions
+from dune_cli.commands.dense import FILLING, DenseOptions
 from dune_cli.commands.masks import PhotoMaskOptions
 from dune_cli.commands.matching import (
     NEIGHBOURS,
@@ -162,6 +162,7 @@ def command(
       dune reconstruct left.jpg right.jpg -o scene.ply
       dune reconstruct photos/ -o scene.ply --quality high --colmap model/ --transforms transforms.json
       dune reconstruct walk.mp4 --fps 3 -o scene.glb --mesh tsdf
+      dune reconstruct photos/ -o scene.glb --fill
       dune reconstruct left.jpg right.jpg -o scene.glb --fov-deg 65 --baseline 0.2
       dune reconstruct photos/ -o scene.glb --people --preview
       dune reconstruct 360/*.jpg -o scene.ply --intrinsics EQUIRECTANGULAR --undistort splat/
@@ -178,6 +179,7 @@ def command(
     paths = expand(photos, videos=True)
     mapping.check(paths)
     people.check()
+    dense.check_fill(method)
     videos = [path for path in paths if is_video(path)]
     if len(paths) == 1 and not videos:
         raise UserError(f"two photos are needed, got 1 ({paths[0].name}); name two or more of one place, or a video")
@@ -187,7 +189,13 @@ def command(
     stems = iter(unique_stems(videos))
     targets.check_photos([path.with_name(f"{next(stems)}_0.jpg") if is_video(path) else path for path in paths])
 
-    weights(matching.model, matching.encoder, matching.metric_model, PEOPLE if people.people else None)
+    weights(
+        matching.model,
+        matching.encoder,
+        matching.metric_model,
+        PEOPLE if people.people else None,
+        FILLING if dense.fill else None,
+    )
     if method == "matches":
         check_matchers([matching.matcher])
     if method == "matches" or output.colmap is not None:
@@ -354,10 +362,11 @@ class Job:
         from dune_cli.tasks.reconstruct.preflight import preflight
 
         dense = DenseConfig(self.dense.quality, device=self.compute.device) if self.dense.dense else None
+        fill = self.dense.load_fill(self.compute, self.run)
         side_px, mapper = self.matching.size, self.mapping.mapper
         by_descriptors = self.mapping.retrieval_model is not None
         config = MatchesConfig(
-            stereo_side_px=side_px, mapper=mapper, dense=dense, by_descriptors=by_descriptors, **settings
+            stereo_side_px=side_px, mapper=mapper, dense=dense, fill=fill, by_descriptors=by_descriptors, **settings
         )
         with self.run.stage("load"):
             matcher, fallback = self.matching.load_cascade(self.compute, cache is not None)
@@ -464,7 +473,7 @@ class Job:
             "--no-dense" if one.name == "dense" else one.metadata["names"][0]
             for group in (self.mapping, self.cameras, self.dense)
             for one in fields(group)
-            if one.name not in ("fps", "mesh", "texture", "masks", "mask", *WorldCameras.__dataclass_fields__)
+            if one.name not in ("fps", "mesh", "texture", "fill", "masks", "mask", *WorldCameras.__dataclass_fields__)
             and getattr(group, one.name) != one.default
         ]
         if unused:
@@ -487,6 +496,8 @@ def _note_scene(scene: Scene) -> None:
     for text in scene.notes:
         console.note(text)
     kind = f"dense, {scene.coverage:.0%} of the map" if scene.is_dense else "matched points only"
+    if scene.filled_share is not None:
+        kind += f", {scene.filled_share:.0%} filled by the depth network"
     rest = (
         f"reprojection error {scene.reprojection_error_px:.2f} px, parallax {scene.parallax_deg:.2f} deg, "
         f"{len(scene.cloud()[0])} points ({kind}), scale {scene.scale}"

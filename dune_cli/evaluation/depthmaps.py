@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import ndimage
 from scipy.spatial import KDTree
 
 from dune_cli import console
@@ -25,13 +26,15 @@ from dune_cli.io.json_files import Fields
 from dune_cli.io.safe_read import is_file, read_json, shown
 from dune_cli.matchers.matcher import Matcher
 from dune_cli.mvs.densify import estimate_depth_maps, undistorted_photos
+from dune_cli.mvs.depth_fill import DepthNetwork, fill_views, robust_line
 from dune_cli.mvs.quality import DenseConfig
 from dune_cli.provenance import Run
-from dune_cli.sfm.scene import Scene, View
+from dune_cli.sfm.scene import PointMap, Scene, View
 from dune_cli.tasks.reconstruct import matches
 from dune_cli.tasks.reconstruct.config import MatchesConfig
 
 MEDIAN, NEAREST = "median depth", "nearest sparse point"
+MIN_INTERPOLATION_WEIGHT = 0.05
 DepthMaps = list[np.ndarray | None]  # (H, W) metres at the photo's pixels, NaN where there is none; None: no map
 
 
@@ -46,9 +49,17 @@ class ViewScore:
 
 
 def score_set(
-    posed: PosedSet, matcher: Matcher, qualities: Sequence[str], device: str, seed: int
+    posed: PosedSet,
+    matcher: Matcher,
+    qualities: Sequence[str],
+    device: str,
+    seed: int,
+    fill: DepthNetwork | None = None,
 ) -> Iterator[tuple[str, float, list[ViewScore]]]:
-    """Each method's name, seconds (without matching) and scores of the photos; nothing for a set without depth."""
+    """Each method's name, seconds (without matching) and scores of the photos; nothing for a set without depth.
+
+    `fill`: of each quality also the maps that the network fills, the filled pixels alone, and controls there.
+    """
     true = true_depths(posed)
     if true is None:
         return
@@ -57,8 +68,31 @@ def score_set(
         yield name, 0.0, _scores(posed, name, maps, true)
     for quality in qualities:
         start = time.perf_counter()
-        maps = dense_maps(scene, posed, DenseConfig(quality, device=device))
-        yield f"dense {quality}", time.perf_counter() - start, _scores(posed, f"dense {quality}", maps, true)
+        views = dense_views(scene, posed, DenseConfig(quality, device=device))
+        seconds = time.perf_counter() - start
+        yield f"dense {quality}", seconds, _scores(posed, f"dense {quality}", _photo_depths(views), true)
+        if fill is None:
+            continue
+        start, points = time.perf_counter(), scene.sparse
+        assert points is not None
+        filled_maps = fill_views(views, points, fill)
+        filled = [replace(view, dense=one) for view, one in zip(views, filled_maps)]
+        seconds += time.perf_counter() - start
+        yield f"{quality}, filled", seconds, _scores(posed, f"{quality}, filled", _photo_depths(filled), true)
+        alone = _photo_depths([replace(view, dense=_filled_alone(view.dense)) for view in filled])
+        there = [
+            None if depth is None else np.where(np.isfinite(depth if one is None else one), depth, 0)
+            for depth, one in zip(true, alone)
+        ]
+        there = [None if depth is None or not (depth > 0).any() else depth for depth in there]
+        compared = {
+            "filled pixels": alone,
+            f"there, {NEAREST}": controls(scene, true)[NEAREST],
+            "there, interpolated": [_interpolated(depth) for depth in _photo_depths(views)],
+            "there, network fitted to sparse points": fitted_to_points(scene, posed, fill),
+        }
+        for name, maps in compared.items():
+            yield f"{quality}: {name}", 0.0, _scores(posed, f"{quality}: {name}", maps, there)
 
 
 def true_depths(posed: PosedSet) -> DepthMaps | None:
@@ -104,8 +138,8 @@ def sparse_scene(posed: PosedSet, matcher: Matcher, seed: int) -> Scene:
     return matches.reconstruct(paths, cameras, matcher, config, Run(seed), known_poses=world_from_cam)
 
 
-def dense_maps(scene: Scene, posed: PosedSet, config: DenseConfig) -> DepthMaps:
-    """Dense depth of multi-view stereo, resampled to the photos' pixels."""
+def dense_views(scene: Scene, posed: PosedSet, config: DenseConfig) -> list[View]:
+    """The views with their maps of multi-view stereo."""
     assert scene.sparse is not None
     views = scene.views
     maps = estimate_depth_maps(
@@ -116,7 +150,49 @@ def dense_maps(scene: Scene, posed: PosedSet, config: DenseConfig) -> DepthMaps:
         config,
         Run(),
     )
-    return [None if one is None else at_photo_pixels(replace(view, dense=one)) for view, one in zip(views, maps)]
+    return [replace(view, dense=one) for view, one in zip(views, maps)]
+
+
+def _photo_depths(views: Sequence[View]) -> DepthMaps:
+    return [None if view.dense is None else at_photo_pixels(view) for view in views]
+
+
+def _filled_alone(dense: PointMap | None) -> PointMap | None:
+    return dense and replace(dense, valid=dense.valid & ~dense.measured)
+
+
+def _interpolated(depth: np.ndarray | None) -> np.ndarray | None:
+    """(H, W) depth carried smoothly into its holes: inverse depth by averages of ever larger windows."""
+    if depth is None or not np.isfinite(depth).any():
+        return None
+    known = np.isfinite(depth)
+    result, missing = np.where(known, 1 / np.where(known, depth, 1), 0.0), ~known
+    for sigma in (2, 4, 8, 16, 32, 64, 128, 256):
+        total = ndimage.gaussian_filter(np.where(known, 1 / np.where(known, depth, 1), 0.0), sigma)
+        weight = ndimage.gaussian_filter(known.astype(np.float64), sigma)
+        new = missing & (weight > MIN_INTERPOLATION_WEIGHT)
+        result[new], missing = total[new] / weight[new], missing & ~new
+    return np.where(missing, np.nan, 1 / np.where(missing, 1, result))
+
+
+def fitted_to_points(scene: Scene, posed: PosedSet, network: DepthNetwork) -> DepthMaps:
+    """The network's depth of each photo, its inverse fitted by a factor and a shift to that of the sparse points."""
+    assert scene.sparse is not None
+    maps: DepthMaps = []
+    photos = undistorted_photos(scene.views, [image.file for image in posed.map.images])
+    for view, (index, pixels), rgb in zip(scene.views, scene.sparse.observations, photos):
+        predicted = network.predict(rgb, view.K)
+        depth = transform_points(inverse(view.world_from_cam), scene.sparse.points_world[index])[:, 2]
+        x, y = np.rint(view.camera.undistort(pixels)).astype(int).T
+        at_points = predicted[y.clip(0, view.height - 1), x.clip(0, view.width - 1)]
+        known = np.isfinite(at_points) & (depth > 0)
+        if known.sum() < 2:
+            maps.append(None)
+            continue
+        factor, shift = robust_line(1 / at_points[known], 1 / depth[known])
+        fitted = factor / predicted + shift
+        maps.append(np.where(fitted > 0, 1 / np.where(fitted > 0, fitted, 1), np.nan))
+    return maps
 
 
 def at_photo_pixels(view: View) -> np.ndarray:

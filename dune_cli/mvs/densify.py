@@ -19,7 +19,8 @@ from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import read_photo
 from dune_cli.io.undistortion import undistort_image
 from dune_cli.mvs.consistency import PosedDepth, consistent_pixels, free_space_violations, remove_speckles, reproject
-from dune_cli.mvs.fusion import fuse
+from dune_cli.mvs.depth_fill import DepthNetwork, fill_views, surface_maps
+from dune_cli.mvs.fusion import fuse, fuse_measured_first
 from dune_cli.mvs.meshing import extract_mesh
 from dune_cli.mvs.plane_sweep import DepthPrior, SweepImage, sweep_depth
 from dune_cli.mvs.quality import DenseConfig
@@ -52,11 +53,13 @@ def densify(
     run: Run,
     min_confidence: float = 0.0,
     masks: PhotoMasks | None = None,
+    fill: DepthNetwork | None = None,
 ) -> Scene:
     """The scene with depth maps, the cloud fused from them and, where `mesh` is tsdf or poisson, a surface.
 
     `paths`: the photos of the views, read again one by one; `min_confidence` of dense points, in [0, 1]; `masks`: what
-    is not used of the photos. Where no view has dense points the scene stays as it is, and a note says so.
+    is not used of the photos; `fill`: the network whose depth fills the maps. Where no view has dense points the scene
+    stays as it is, and a note says so.
     """
     assert scene.sparse is not None
     views = scene.views
@@ -77,6 +80,17 @@ def densify(
     if not any(one is not None and one.valid.any() for one in maps):
         return replace(scene, notes=(*scene.notes, "no dense points: no view's depth is confirmed by another"))
     views = tuple(replace(view, dense=one) for view, one in zip(views, maps))
+    if fill is not None:
+        with run.stage("fill"):
+            maps = fill_views(views, scene.sparse, fill)
+            for i, one in enumerate(maps):
+                if one is not None and one.filled is not None:
+                    unwanted = one.confidence < min_confidence
+                    if masks is not None:
+                        unwanted |= ~used_on_map(i, one.valid.shape, one.image_from_map)
+                    maps[i] = one.without_filled(unwanted)
+        views = tuple(replace(view, dense=one) for view, one in zip(views, maps))
+        scene = replace(scene, sources=(*scene.sources, *fill.sources))
     return fuse_scene(replace(scene, views=views), mesh, run)
 
 
@@ -85,7 +99,11 @@ def fuse_scene(scene: Scene, mesh: str | None, run: Run) -> Scene:
     maps = [view.dense for view in scene.views]
     cameras = [Frustum(view.K, view.world_from_cam, view.width, view.height, view.image) for view in scene.views]
     with run.stage("fuse", "fusing"):
-        cloud = fuse(maps, cameras)
+        if scene.sparse is not None and scene.filled_share:
+            maps = surface_maps(scene.views, scene.sparse)
+            cloud = fuse_measured_first(maps, cameras)
+        else:
+            cloud = fuse(maps, cameras)
     with run.stage("mesh", "meshing"):
         surface = None if mesh is None else extract_mesh(maps, cameras, cloud, mesh)
     return replace(scene, fused=cloud, surface=surface)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from dune_cli.sfm.scene import FusedCloud, PointMap
 
 MAX_DEPTH_ERROR = 0.01  # of the depth: nearer points of two views are duplicates
 MIN_COSINE = 0.5  # of their normals
+MAX_FILLED_ERROR = 0.05  # of the depth: nearer points that a network filled in two views are duplicates
 OVERLAP_SAMPLES, MIN_OVERLAP = 400, 0.02
 
 
@@ -56,9 +57,24 @@ def fusion_views(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustu
     return views
 
 
-def fuse(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum]) -> FusedCloud:
+def fuse_measured_first(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum]) -> FusedCloud:
+    """As `fuse`, of maps of which a network filled a part: the measured points as if nothing were filled, then the
+    filled ones, among which duplicates lie farther apart. No filled point moves or colours a measured one."""
+    measured = fuse([one and replace(one, valid=one.measured) for one in point_maps], cameras)
+    filled = [one and replace(one, valid=one.valid & ~one.measured) for one in point_maps]
+    if not any(one is not None and one.valid.any() for one in filled):
+        return measured
+    parts = measured, fuse(filled, cameras, MAX_FILLED_ERROR)
+    names = ("points_world", "colors", "normals", "confidence")
+    return FusedCloud(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def fuse(
+    point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum], max_depth_error: float = MAX_DEPTH_ERROR
+) -> FusedCloud:
     """The points of all maps, duplicates merged: at the place and in the detail of the view with the smallest pixels
-    on the surface, with the mean colour and normal, weighted by confidence, and the highest confidence.
+    on the surface, with the mean colour and normal, weighted by confidence, and the highest confidence. Points within
+    `max_depth_error`, a share of the depth, are duplicates.
 
     `cameras` have K in the photos' pixels, as `Scene.frusta` gives them. Points without a normal are left out. The
     order of the views changes only the order of the points. Raises JobFailed without any point. Memory: about 40 bytes
@@ -67,7 +83,9 @@ def fuse(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum]) -> F
     views = fusion_views(point_maps, cameras)
     views.sort(key=lambda view: (view.pixel_size, -int(view.map.valid.sum()), *view.world_from_cam[:3, 3]))
     done = [~(view.map.valid & np.isfinite(view.normals).all(-1)) for view in views]
-    overlapping = [_overlapping(i, views) for i in console.progress(range(len(views)), "overlaps", unit="view")]
+    overlapping = [
+        _overlapping(i, views, max_depth_error) for i in console.progress(range(len(views)), "overlaps", unit="view")
+    ]
     clouds = []
     for i, view in enumerate(console.progress(views, "fusing", unit="view")):
         remaining = ~done[i]
@@ -76,7 +94,7 @@ def fuse(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum]) -> F
         weight = np.maximum(confidence, 1e-3)
         colors, normals = view.map.colors[remaining] * weight[:, None], view.normals[remaining] * weight[:, None]
         for j in overlapping[i]:
-            index, (y, x) = _duplicates(points, view.normals[remaining], views[j], done[j])
+            index, (y, x) = _duplicates(points, view.normals[remaining], views[j], done[j], max_depth_error)
             if not len(index):
                 continue
             other_confidence = views[j].map.confidence[y, x].astype(np.float64)
@@ -95,7 +113,7 @@ def fuse(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustum]) -> F
     return FusedCloud(points, colors, normals.astype(np.float32), confidence.astype(np.float32))
 
 
-def _overlapping(index: int, views: Sequence[FusionView]) -> list[int]:
+def _overlapping(index: int, views: Sequence[FusionView], max_depth_error: float) -> list[int]:
     """The later views that show some of this view's surface."""
     view = views[index]
     usable = view.map.valid & np.isfinite(view.normals).all(-1)
@@ -106,12 +124,13 @@ def _overlapping(index: int, views: Sequence[FusionView]) -> list[int]:
         j
         for j in range(index + 1, len(views))
         if len(points)
-        and len(_duplicates(points, normals, views[j], ~views[j].map.valid)[0]) >= MIN_OVERLAP * len(points)
+        and len(_duplicates(points, normals, views[j], ~views[j].map.valid, max_depth_error)[0])
+        >= MIN_OVERLAP * len(points)
     ]
 
 
 def _duplicates(
-    points: np.ndarray, normals: np.ndarray, other: FusionView, done: np.ndarray
+    points: np.ndarray, normals: np.ndarray, other: FusionView, done: np.ndarray, max_depth_error: float
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """The indices of points that lie on another view's surface where it is not `done` (h, w), and its pixels (y, x)
     there."""
@@ -123,6 +142,6 @@ def _duplicates(
     index = np.flatnonzero(inside)
     x, y = x[index], y[index]
     with np.errstate(invalid="ignore"):
-        same = ~done[y, x] & (np.abs(other.depth[y, x] / points_cam[index, 2] - 1) <= MAX_DEPTH_ERROR)
+        same = ~done[y, x] & (np.abs(other.depth[y, x] / points_cam[index, 2] - 1) <= max_depth_error)
         same &= (other.normals[y, x] * normals[index]).sum(-1) >= MIN_COSINE
     return index[same], (y[same], x[same])

@@ -172,7 +172,7 @@ class PhotoMasks:
     def on_map(self, dense: PointMap, photo: Path, camera: Camera | None = None) -> PointMap:
         """A view's map without the points that show masked pixels. `camera` of the photo, if it has distortion."""
         used = self.used_on_grid(photo, dense.valid.shape, dense.image_from_map, camera)
-        return replace(dense, valid=dense.valid & used)
+        return replace(dense.without_filled(~used), valid=dense.valid & used)
 
     def used_on_grid(
         self, photo: Path, shape: tuple[int, ...], image_from_map: np.ndarray, camera: Camera | None = None

@@ -63,7 +63,8 @@ class PointMap:
 
     `points_world` (h, w, 3), `confidence` (h, w). `valid` (h, w) bool: the other points are NaN or below the requested
     confidence. `colors` (h, w, 3) uint8. `image_from_map` (3, 3): the photo's pixels from the map's; those of the
-    undistorted photo, where the view's `lens` has distortion.
+    undistorted photo, where the view's `lens` has distortion. `filled` (h, w) bool: valid pixels whose depth is a
+    network's, not measured (mvs.depth_fill); None where nothing was to be filled.
     """
 
     points_world: np.ndarray
@@ -71,6 +72,19 @@ class PointMap:
     valid: np.ndarray
     colors: np.ndarray
     image_from_map: np.ndarray
+    filled: np.ndarray | None = None
+
+    @property
+    def measured(self) -> np.ndarray:
+        """(h, w) bool: the valid pixels that no network filled."""
+        return self.valid if self.filled is None else self.valid & ~self.filled
+
+    def without_filled(self, dropped: np.ndarray) -> PointMap:
+        """Without those filled pixels that are `dropped` (h, w)."""
+        if self.filled is None:
+            return self
+        dropped = dropped & self.filled
+        return replace(self, valid=self.valid & ~dropped, filled=self.filled & ~dropped)
 
 
 @dataclass(frozen=True)
@@ -378,9 +392,19 @@ class Scene:
 
     @property
     def coverage(self) -> float:
-        """The share of the dense maps' pixels that have a point; 0 without dense maps."""
-        valid = [view.dense.valid for view in self._mapped_views if view.dense is not None]
-        return float(np.concatenate([v.ravel() for v in valid]).mean()) if valid else 0.0
+        """The share of the dense maps' pixels that have a measured point; 0 without dense maps."""
+        return self._share(lambda dense: dense.measured)
+
+    @property
+    def filled_share(self) -> float | None:
+        """The share of the dense maps' pixels that a network filled; None where that was not asked for."""
+        if all(view.dense is None or view.dense.filled is None for view in self._mapped_views):
+            return None
+        return self._share(lambda dense: dense.valid & ~dense.measured)
+
+    def _share(self, chosen: Callable[[PointMap], np.ndarray]) -> float:
+        maps = [chosen(view.dense).ravel() for view in self._mapped_views if view.dense is not None]
+        return float(np.concatenate(maps).mean()) if maps else 0.0
 
     def cloud(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Points (M, 3), colours (M, 3) uint8, confidence (M,): the fused cloud. Without one: the dense points of all

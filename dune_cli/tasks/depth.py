@@ -37,6 +37,7 @@ from dune_cli.models.guided_filter import guided_upsample
 from dune_cli.models.heads import HeadedEncoder
 from dune_cli.models.mast3r import TwoViewDepth
 from dune_cli.models.mosaic import is_outdoor
+from dune_cli.mvs.depth_fill import DepthNetwork
 from dune_cli.provenance import Run
 from dune_cli.sfm.multiview import K_to_centres
 
@@ -267,6 +268,16 @@ def depth_of_head(
     scale = "metric" if expected is None else expected.scale
     size = (prepared.width, prepared.height)
     return Depth(photo, depth, None, *camera, prepared.network_from_image, size, expected, scale)
+
+
+def filling_network(model: HeadedEncoder) -> DepthNetwork:
+    """Such a head as what fills the holes of dense maps; it sees no depth in the sky where it has the bundled
+    segmentation head as its scene."""
+
+    def predict_depth(rgb: np.ndarray, K: np.ndarray) -> np.ndarray:
+        return _predict_head(model, Photo(Path(), rgb, ""), (K, "given"), None, False, Run()).depth
+
+    return DepthNetwork(predict_depth, tuple(model.sources))
 
 
 def _predict_depth_anything(

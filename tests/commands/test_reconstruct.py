@@ -129,6 +129,8 @@ def test_a_degenerate_pair_ends_with_one_sentence_and_no_file(dune: Dune, photos
         (("--colmap", "x"), ("different image names", "twice")),
         (("--model", "no_such.pth"), ("no_such.pth",)),
         (("--baseline", "0"), ("--baseline",)),
+        (("--fill", "--no-dense"), ("--fill fills dense depth maps", "--no-dense")),
+        (("--fill", "--model", "x.pth"), ("--fill goes with --method matches",)),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dune_cli import console
 from dune_cli.commands import options
+from dune_cli.commands.dense import DenseOptions
 from dune_cli.commands.eval import _common as common
 from dune_cli.commands.eval._common import BenchmarkOutput, SetOptions
 from dune_cli.commands.matching import MatchersOptions, MatchingOptions, check_matchers
@@ -22,6 +23,12 @@ class QualityOptions(SetOptions):
         options.NameList(),
         "medium",
         aliases=["--quality"],
+    )
+
+    fill: bool = options.option(
+        "--fill/--no-fill",
+        "Also score the maps whose holes the bundled depth network has filled, and controls there.",
+        default=False,
     )
 
     def check(self) -> None:
@@ -66,9 +73,10 @@ def command(
     with run.stage("load"):
         matcher = matching.load_matcher(compute, photos=max(len(place.map.images) for place in places))
     rows: list[tuple[str, str, float, list[benchmark.ViewScore]]] = []
+    fill = DenseOptions(fill=sets.fill).load_fill(compute, run)
     with run.stage("evaluate"):
         for place in console.progress(places, "sets", len(places), "set"):
-            scored = list(benchmark.score_set(place, matcher, sets.qualities, compute.device, compute.seed))
+            scored = list(benchmark.score_set(place, matcher, sets.qualities, compute.device, compute.seed, fill))
             if not scored:
                 console.note(f"{place.name} has no measured depth")
             rows += [(place.name, *row) for row in scored]
@@ -88,7 +96,9 @@ def command(
             for *_, scores in rows
             for score in scores
         ],
-        "provenance": run.provenance([matcher.source], common.set_files(places), units="shares; seconds"),
+        "provenance": run.provenance(
+            [matcher.source, *(() if fill is None else fill.sources)], common.set_files(places), units="shares; seconds"
+        ),
     }
     head = ["set", "method", "photos", "completeness", "AbsRel", "< 1.25", "within 5 %", "of all pixels", "seconds"]
     body = [

@@ -13,6 +13,7 @@ from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.rigs import NO_RIGS, Rigs
 from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import PhotoInfo
+from dune_cli.mvs.depth_fill import DepthNetwork
 from dune_cli.mvs.quality import DenseConfig
 from dune_cli.sfm.georeference import PositionPriors
 from dune_cli.sfm.masks import PhotoMasks
@@ -56,14 +57,15 @@ class ReconstructionConfig:
 @dataclass(frozen=True)
 class MatchesConfig(ReconstructionConfig):
     """`min_confidence` of points in [0, 1]. `stereo_side_px`: long side of the dense map of two photos (None: the
-    photo's, at most 1600). Of more than two photos: `mapper` incremental | global; `dense`: multi-view stereo, None for
-    sparse points alone; `by_descriptors`: auto retrieves pairs by global descriptors even where keypoints can tell;
+    photo's, at most 1600). `fill`: the network whose depth fills the dense maps, None for measured depth alone. Of more
+    than two photos: `mapper` incremental | global; `dense`: multi-view stereo, None for sparse points alone; `by_descriptors`: auto retrieves pairs by global descriptors even where keypoints can tell;
     `positions` that the cameras are adjusted to."""
 
     min_confidence: float = 0.0
     stereo_side_px: int | None = None
     mapper: str = "incremental"
     dense: DenseConfig | None = None
+    fill: DepthNetwork | None = None
     by_descriptors: bool = False
     positions: PositionPriors | None = None
 

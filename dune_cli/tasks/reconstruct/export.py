@@ -119,6 +119,8 @@ def scene_json(
             "total": len(scene.views),
         },
     }
+    if (filled := scene.filled_share) is not None:
+        document["quality"] |= {"measured_share": round(scene.coverage, 6), "filled_share": round(filled, 6)}
     if scene.world_offset is not None:
         relative = formats.constant(Path((mesh or points)["file"]), "OFFSET", False)
         document["world_offset"] = scene.world_offset if relative else np.zeros(3)
@@ -302,9 +304,10 @@ def write_transforms_json(scene: Scene, path: Path, photos: Sequence[Path], poin
 
 def write_depths(scene: Scene, folder: Path) -> int:
     """The depth map of every dense view as NAME.png (16 bits, 0 = none), and depths.json with each map's file, size, K,
-    and `png_scale` (depth = value / png_scale, in the scene's units). Maps are oriented as the photos are stored.
-    Returns the number of maps. ValueError for a photo that is stored mirrored. Those of a panorama are the maps of its
-    perspective views, whose poses depths.json then has as well."""
+    and `png_scale` (depth = value / png_scale, in the scene's units); with --fill also filled/NAME.png, the
+    `filled` file: 255 where a network's depth is, else 0. Maps are oriented as the photos are stored. Returns the
+    number of maps. ValueError for a photo that is stored mirrored. Those of a panorama are the maps of its perspective
+    views, whose poses depths.json then has as well."""
     turned = scene.perspective is not None
     scene, _ = scene.in_perspective(())
     dense = [(view, view.dense, view.depth) for view in scene.views if view.dense is not None]
@@ -320,10 +323,16 @@ def write_depths(scene: Scene, folder: Path) -> int:
             pixels, png_scale = to_png16(np.ascontiguousarray(to_stored(depth, view.orientation)))
             save_png(temporary / f"{name}.png", pixels)
             pose = {"world_from_cam": scene.pose_in_world(view)} if turned else {}
+            filled = {} if one.filled is None else {"filled": f"filled/{name}.png"}
+            if one.filled is not None:
+                mask = np.where(one.filled, np.uint8(255), np.uint8(0))
+                (temporary / "filled").mkdir(exist_ok=True)
+                save_png(temporary / filled["filled"], np.ascontiguousarray(to_stored(mask, view.orientation)))
             frames.append(
                 {
                     "image": view.image,
                     "file": f"{name}.png",
+                    **filled,
                     "png_scale": png_scale,
                     "width": camera.width,
                     "height": camera.height,
@@ -353,10 +362,10 @@ def _arrays(scene: Scene) -> dict[str, np.ndarray]:
     For each view N, upright: viewN_K, viewN_world_from_cam, where it has distortion viewN_camera_model (text) and
     viewN_camera_params (pixel centres at integers), viewN_radial for SIMPLE_RADIAL, viewN_orientation
     (EXIF) where the photo is stored otherwise, and with dense points viewN_points (h, w, 3) in the world, viewN_depth,
-    viewN_confidence, viewN_valid (h, w), viewN_colors (h, w, 3), viewN_image_from_map (3, 3). The fused cloud:
-    fused_points (F, 3), fused_normals, fused_colors, fused_confidence. The triangulated matches: sparse_points (M, 3),
-    sparse_colors, sparse_confidence, and of each view N the observed points sparse_indexN (K,) at sparse_pixelsN
-    (K, 2)."""
+    viewN_confidence, viewN_valid (h, w), viewN_colors (h, w, 3), viewN_image_from_map (3, 3), with --fill viewN_filled
+    (h, w). The fused cloud: fused_points (F, 3), fused_normals, fused_colors, fused_confidence. The triangulated
+    matches: sparse_points (M, 3), sparse_colors, sparse_confidence, and of each view N the observed points
+    sparse_indexN (K,) at sparse_pixelsN (K, 2)."""
     arrays: dict[str, np.ndarray] = {}
     for index, view in enumerate(scene.views):
         arrays[f"view{index}_K"] = view.K
@@ -375,6 +384,8 @@ def _arrays(scene: Scene) -> dict[str, np.ndarray]:
             arrays[f"view{index}_valid"] = view.dense.valid
             arrays[f"view{index}_colors"] = view.dense.colors
             arrays[f"view{index}_image_from_map"] = view.dense.image_from_map
+            if view.dense.filled is not None:
+                arrays[f"view{index}_filled"] = view.dense.filled
     if scene.fused is not None:
         for name in ("points_world", "normals", "colors", "confidence"):
             arrays[f"fused_{name.removesuffix('_world')}"] = getattr(scene.fused, name)

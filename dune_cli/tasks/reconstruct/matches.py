@@ -97,7 +97,7 @@ def reconstruct(
         return scene
     from dune_cli.mvs.densify import densify
 
-    return densify(scene, paths, config.dense, config.mesh, run, config.min_confidence, config.masks)
+    return densify(scene, paths, config.dense, config.mesh, run, config.min_confidence, config.masks, config.fill)
 
 
 @dataclass(frozen=True)

@@ -224,8 +224,8 @@ def _points_in_view(scene: Scene, index: int) -> tuple[np.ndarray, np.ndarray]:
     dense map, else of the matched points."""
     view = scene.views[index]
     depth = view.depth
-    if view.dense is not None and depth is not None and np.count_nonzero(depth > 0) >= _MIN_POINTS:
-        pick = np.flatnonzero(depth > 0)
+    if view.dense is not None and depth is not None and np.count_nonzero(view.dense.measured) >= _MIN_POINTS:
+        pick = np.flatnonzero(view.dense.measured)
         pick = pick[:: max(1, len(pick) // _MAX_POINTS)]
         grid = pixel_grid(*depth.shape).reshape(-1, 2)[pick]
         return transform_pixels(view.dense.image_from_map, grid), depth.ravel()[pick]

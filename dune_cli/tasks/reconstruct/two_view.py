@@ -21,6 +21,7 @@ from dune_cli.io.undistortion import undistort_image
 from dune_cli.matchers.filtering import LazyThumbnail, extract_image, find_matches, without_static_matches
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.mvs import stereo
+from dune_cli.mvs.depth_fill import fill_map
 from dune_cli.provenance import Run, Source
 from dune_cli.sfm.cameras import undistort_matches
 from dune_cli.sfm.features import colors_at
@@ -87,6 +88,10 @@ def reconstruct_matched(
     with run.stage("dense"):
         straight = undistort_image(first.rgb, lens1), undistort_image(second.rgb, lens2)
         dense, reason = _dense_map(*straight, K1, K2, sparse, config)
+        if dense is not None and config.fill is not None:
+            K1_map = np.linalg.inv(dense.image_from_map) @ K1
+            dense = fill_map(dense, K1_map, np.eye(4), sparse.points_cam1, config.fill)
+            dense = dense.without_filled(dense.confidence < config.min_confidence)
         if dense is not None and config.masks is not None:
             dense = config.masks.on_map(dense, first.path, lens1)
     notes = [] if dense is not None else [f"no dense points, only the {len(sparse.points_cam1)} matched ones: {reason}"]
@@ -125,7 +130,7 @@ def reconstruct_matched(
         scale_note="two photos do not tell lengths: the distance between the cameras is 1; give --baseline METRES",
         reprojection_error_px=sparse.error_px,
         parallax_deg=sparse.parallax_deg,
-        sources=(source,),
+        sources=(source, *(() if config.fill is None or dense is None else config.fill.sources)),
         notes=tuple(notes),
     )
     return scene if config.baseline is None else scene.scaled(config.baseline, "metric", None)

@@ -317,6 +317,23 @@ def test_transforms_and_depths_of_the_placed_photos(scene: Scene, tmp_path: Path
     assert export.write_depths(sparse_only(scene), tmp_path / "none") == 0 and not (tmp_path / "none").exists()
 
 
+def test_what_a_network_filled_is_marked_everywhere(scene: Scene, tmp_path: Path) -> None:
+    dense = scene.views[0].dense
+    assert dense is not None
+    filled = dense.valid & (np.arange(dense.valid.shape[1]) % 2 == 0)
+    views = (replace(scene.views[0], dense=replace(dense, filled=filled)), *scene.views[1:])
+    marked = replace(scene, views=views)
+    assert marked.coverage + marked.filled_share == pytest.approx(scene.coverage) and scene.filled_share is None
+    tree = export.scene_json(marked, {"file": "s.npz"}, None, {})
+    assert tree["quality"]["filled_share"] == pytest.approx(filled.sum() / filled.size, rel=0.6)
+    assert "filled_share" not in export.scene_json(scene, {"file": "s.npz"}, None, {})["quality"]
+    export.write_depths(marked, tmp_path / "depths")
+    entry = json.loads((tmp_path / "depths" / "depths.json").read_text())["depths"][0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "depths" / entry["filled"])) == 255, filled)
+    export.write_scene(marked, tmp_path / "s.npz")
+    assert np.array_equal(np.load(tmp_path / "s.npz")["view0_filled"], filled)
+
+
 def test_points_of_many_views_are_dense_where_any_view_is(scene: Scene) -> None:
     """A matched point goes where one of the views that see it has a dense point there."""
     both = many(scene)
