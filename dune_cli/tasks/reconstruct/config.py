@@ -57,9 +57,10 @@ class ReconstructionConfig:
 @dataclass(frozen=True)
 class MatchesConfig(ReconstructionConfig):
     """`min_confidence` of points in [0, 1]. `stereo_side_px`: long side of the dense map of two photos (None: the
-    photo's, at most 1600). `fill`: the network whose depth fills the dense maps, None for measured depth alone. Of more
-    than two photos: `mapper` incremental | global; `dense`: multi-view stereo, None for sparse points alone; `by_descriptors`: auto retrieves pairs by global descriptors even where keypoints can tell;
-    `positions` that the cameras are adjusted to."""
+    photo's, at most 1600). `fill`: the network whose depth fills the dense maps, None for measured depth alone. Of
+    more than two photos: `mapper` incremental | global; `dense`: multi-view stereo, None for sparse points alone;
+    `by_descriptors`: auto retrieves pairs by global descriptors even where keypoints can tell; `positions` that the
+    cameras are adjusted to."""
 
     min_confidence: float = 0.0
     stereo_side_px: int | None = None
