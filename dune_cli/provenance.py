@@ -17,6 +17,7 @@ from typing import Any
 from dune_cli import __version__
 from dune_cli.progress import working
 
+MOST_WORDS = 100  # of a command
 configured: list[dict[str, Any]] = []  # options of this command that a configuration file set
 runs: list[Run] = []  # of this command, for --profile
 
@@ -58,13 +59,21 @@ class Run:
         return {
             "dune": __version__,
             "models": [{"name": s.name, "sha256": s.sha256, "licence": s.licence} for s in sources],
-            "command": ["dune", *sys.argv[1:]],
+            "command": ["dune", *_shortened(sys.argv[1:])],
             **({"config": configured} if configured else {}),
             "inputs": [{"path": str(path), "sha256": sha256} for path, sha256 in inputs],
             "seed": self.seed,
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
             **extra,
         }
+
+
+def _shortened(words: list[str]) -> list[str]:
+    """A command's words; of thousands of photos the first and last, as each line of a JSON Lines file has them."""
+    if len(words) <= MOST_WORDS:
+        return words
+    half = MOST_WORDS // 2
+    return [*words[:half], f"... {len(words) - 2 * half} more ...", *words[-half:]]
 
 
 def processor_seconds() -> float:

@@ -132,7 +132,9 @@ class MappingOptions(PhotoMaskOptions, RetrievalOptions, VideoOptions, EngineOpt
     pairs: str = pairs_option("or a file with two names per line")
     mapper: str = mapper_option()
     preflight: bool = option(
-        "--preflight", "Time a few photos, print the estimated pairs, memory and minutes, and stop.", heading="Advanced"
+        "--preflight",
+        "Reconstruct some of the photos, print the estimated pairs, memory and minutes, and stop.",
+        heading="Advanced",
     )
 
 
@@ -375,7 +377,8 @@ class Job:
         if self.mapping.preflight:
             from dune_cli.io.json_files import dumps
 
-            console.document(dumps(asdict(preflight(images, matcher, config, cache, self._descriptors))))
+            given = images, cameras, matcher, config, cache, self._descriptors, fallback
+            console.document(dumps(asdict(preflight(*given))))
             return None
         scene = matches.reconstruct(
             images, cameras, matcher, config, self.run, cache, self._descriptors, poses, fallback

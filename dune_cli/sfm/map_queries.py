@@ -268,17 +268,19 @@ class MapLocalizer:
         query = Query(photo, own.camera, own.source)
         of_map = self.landmarks.map.camera_of_size(photo.width, photo.height)
         if of_map is not None and own.source == "given" and not own.lens_known and own.camera.is_like(of_map):
-            console.note(
+            console.note_once(
                 f"the intrinsics of {photo.path.name} say nothing of its lens and are those of the map's photos: their "
-                f"lens is taken ({of_map.model}); give PINHOLE,FX,FY,CX,CY for a photo without distortion"
+                f"lens is taken ({of_map.model}); give PINHOLE,FX,FY,CX,CY for a photo without distortion",
+                "lenses of queries",
             )
             query = Query(photo, own.camera.with_lens_of(of_map), own.source)
         if of_map is not None and own.source == "default":
             result = self._localize_query(Query(photo, of_map, "map"), candidates, landmarks)
             if result.success:
-                console.note(
+                console.note_once(
                     f"{photo.path.name} says nothing of its camera and has the size of the map's photos: their camera "
-                    f"is taken ({of_map.model}); give --intrinsics or --fov-deg if another one took it"
+                    f"is taken ({of_map.model}); give --intrinsics or --fov-deg if another one took it",
+                    "cameras of queries",
                 )
                 return result
         return self._localize_query(query, candidates, landmarks)

@@ -109,15 +109,19 @@ def preemptive_match_counts(descriptors: Sequence[np.ndarray]) -> np.ndarray:
     Large keypoints match over the widest changes of scale, and a few hundred of them tell which photos overlap (C. Wu,
     "Towards linear-time incremental structure from motion", 3DV 2013, section 2). Of many photos fewer are compared.
     """
-    count = len(descriptors)
-    pairs = max(count * (count - 1) // 2, 1)
-    most = int(np.clip(LARGEST[1] * np.sqrt(LARGEST_PAIRS / pairs), *LARGEST))
+    count, most = len(descriptors), largest_keypoints(len(descriptors))
     largest = [np.ascontiguousarray(rows[:most], np.float32) for rows in descriptors]
     counts = np.zeros((count, count), np.int64)
     for i in range(count):
         for j in range(i + 1, count):
             counts[i, j] = counts[j, i] = _mutual_matches(largest[i], largest[j])
     return counts
+
+
+def largest_keypoints(count: int) -> int:
+    """How many keypoints of each of `count` photos are compared to choose pairs."""
+    pairs = max(count * (count - 1) // 2, 1)
+    return int(np.clip(LARGEST[1] * np.sqrt(LARGEST_PAIRS / pairs), *LARGEST))
 
 
 def _mutual_matches(rows1: np.ndarray, rows2: np.ndarray) -> int:

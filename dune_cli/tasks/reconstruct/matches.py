@@ -101,7 +101,7 @@ def reconstruct(
 
 
 @dataclass(frozen=True)
-class _Mapped:
+class MappedPhotos:
     """Photos matched by the `matcher`, their features, and the models, largest first; `sources`: of all matches.
     `draft`: the models are those of one run of the mapper, not calibrated yet."""
 
@@ -134,7 +134,7 @@ class _Mapped:
 
 
 @dataclass(frozen=True)
-class _ManyPhotos:
+class ManyPhotos:
     """The photos of a reconstruction and all that goes with them. `known`: photo -> pose."""
 
     paths: Sequence[Path]
@@ -145,11 +145,11 @@ class _ManyPhotos:
     descriptors: LoadDescriptors | None
     known: Mapping[int, np.ndarray]
 
-    def mapped(self, matcher: Matcher) -> _Mapped:
+    def mapped(self, matcher: Matcher) -> MappedPhotos:
         """By one matcher. Raises as `matched`."""
         return self._calibrated(self.matched(matcher))
 
-    def matched(self, matcher: Matcher) -> _Mapped:
+    def matched(self, matcher: Matcher) -> MappedPhotos:
         """Without models. JobFailed where the camera only turned; UserError for a matcher of two photos only."""
         if not isinstance(matcher, CacheableMatcher):
             raise UserError(f"the matcher {matcher.name} compares two photos only; give another --matcher")
@@ -157,9 +157,9 @@ class _ManyPhotos:
         with self.run.stage("features"):
             images = extract_features(self.paths, matcher, self.cache, descriptors)
         matched, images = match_photos(images, self.cameras_of, matcher, self.config, self.run, self.cache)
-        return _Mapped(self._with_parallax(matched), images, [], matcher, (matcher.source,))
+        return MappedPhotos(self._with_parallax(matched), images, [], matcher, (matcher.source,))
 
-    def _drafted(self, mapped: _Mapped) -> _Mapped:
+    def _drafted(self, mapped: MappedPhotos) -> MappedPhotos:
         """Many photos only as a draft, few with calibrated models."""
         if self.known or len(self.paths) <= FEW or not mapped.matched.verified.geometry:
             return self._calibrated(mapped)
@@ -167,11 +167,11 @@ class _ManyPhotos:
             draft = map_once(*self._given(mapped), folder)
         return replace(mapped, models=_with_points(draft[0]), draft=draft)
 
-    def finished(self, mapped: _Mapped) -> _Mapped:
+    def finished(self, mapped: MappedPhotos) -> MappedPhotos:
         """With calibrated models."""
         return mapped if mapped.draft is None else self._calibrated(mapped)
 
-    def _calibrated(self, mapped: _Mapped) -> _Mapped:
+    def _calibrated(self, mapped: MappedPhotos) -> MappedPhotos:
         models: list[SfmModel] = []
         with self.run.stage("map", "mapping"):
             if len(mapped.matched.verified.geometry) > 0 or len(self.known) > 1:
@@ -179,7 +179,7 @@ class _ManyPhotos:
                     models = map_photos(*self._given(mapped), folder, self.known, mapped.draft)
         return replace(mapped, models=models if self.known else _with_points(models), draft=None)
 
-    def _given(self, mapped: _Mapped) -> tuple[Correspondences, VerifiedPairs, PhotoCameras, MappingConfig]:
+    def _given(self, mapped: MappedPhotos) -> tuple[Correspondences, VerifiedPairs, PhotoCameras, MappingConfig]:
         """What the mapper takes."""
         settings = MappingConfig(self.config.mapper, self.config.seed, self.config.fixed_poses)
         return mapped.matched.correspondences, mapped.matched.verified, mapped.matched.cameras, settings
@@ -194,7 +194,7 @@ class _ManyPhotos:
         with self.run.stage("load"):
             return self.descriptors()
 
-    def mapped_again(self, first: _Mapped, fallback: Callable[[], Matcher]) -> _Mapped:
+    def mapped_again(self, first: MappedPhotos, fallback: Callable[[], Matcher]) -> MappedPhotos:
         """By the fallback as well, where the first matcher left photos out; where it placed less than half of them, by
         the fallback alone. The result that places more photos."""
         left_out = self._weakly_tied(first.matched)
@@ -221,7 +221,7 @@ class _ManyPhotos:
             before = len(second.tried)
             matched, again = second.match(best.left_out if best.models else left_out, every)
             if len(second.tried) > before:
-                mapped = _Mapped(self._with_parallax(matched), again, [], first.matcher, sources, (note,))
+                mapped = MappedPhotos(self._with_parallax(matched), again, [], first.matcher, sources, (note,))
                 best = _better(best, self._drafted(mapped))
             if best.models and not best.left_out:
                 break
@@ -234,7 +234,7 @@ class _ManyPhotos:
         weak = weakly_tied(matched)
         return weak if len(weak) <= WEAK_UP_TO * len(self.paths) else []
 
-    def _described(self, first: _Mapped, matcher: Matcher) -> Sequence[ImageFeatures]:
+    def _described(self, first: MappedPhotos, matcher: Matcher) -> Sequence[ImageFeatures]:
         """The features of the first matcher, with the global descriptors that pairs of the other `matcher` need."""
         descriptors = self._descriptors(matcher)
         if descriptors is None:
@@ -244,7 +244,7 @@ class _ManyPhotos:
         return [replace(image, descriptor=other.descriptor) for image, other in zip(first.images, found)]
 
 
-def _better(first: _Mapped, second: _Mapped) -> _Mapped:
+def _better(first: MappedPhotos, second: MappedPhotos) -> MappedPhotos:
     """The one that places more photos, or holds more of them firmly."""
     counts = [(len(mapped.placed), -len(mapped.left_out)) for mapped in (first, second)]
     return second if counts[1] > counts[0] else first
@@ -273,7 +273,7 @@ def _reconstruct_many(
     known = {i: known_poses[path] for i, path in enumerate(paths) if path in known_poses}
     offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
     known = {index: subtract_world_offset(pose, offset) for index, pose in known.items()}
-    job = _ManyPhotos(paths, cameras_of, config, run, cache, descriptors, known)
+    job = ManyPhotos(paths, cameras_of, config, run, cache, descriptors, known)
     if fallback is None:
         mapped = job.mapped(matcher)
     else:

@@ -1,18 +1,25 @@
-"""What many photos will take: pairs counted, a few photos timed, and what cannot fit refused."""
+"""What many photos will take: pairs counted, some photos reconstructed, and what cannot fit refused."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dune_cli.errors import JobFailed
 from dune_cli.io.cache import WorkFolder
+from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras
+from dune_cli.io.photos import PhotoInfo
 from dune_cli.matchers.sift import Sift
+from dune_cli.sfm.features import extract_features
 from dune_cli.tasks.reconstruct import preflight
 from dune_cli.tasks.reconstruct.config import MatchesConfig
-from support.many_photos import write
+from support.many_photos import INTRINSICS, write
 
 
 @pytest.fixture(scope="module")
@@ -20,29 +27,46 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write(tmp_path_factory.mktemp("photos"), range(6))
 
 
+def cameras_of(infos: Sequence[PhotoInfo]) -> list[PhotoCamera]:
+    """Those of all photos, whichever are asked for, as of given intrinsics."""
+    return resolve_cameras([replace(infos[0]) for _ in range(6)], INTRINSICS, None)
+
+
 def ask(photos: list[Path], work: Path, **settings) -> preflight.ReconstructionEstimate:
-    folder = WorkFolder(work)
-    return preflight.preflight(photos, Sift(working_size_px=320, max_keypoints=500), MatchesConfig(**settings), folder)
+    matcher = Sift(working_size_px=320, max_keypoints=500)
+    return preflight.preflight(photos, cameras_of, matcher, MatchesConfig(**settings), WorkFolder(work))
 
 
-def test_a_few_photos_are_timed_and_kept(photos: list[Path], tmp_path: Path) -> None:
+def test_some_photos_are_reconstructed(photos: list[Path], tmp_path: Path) -> None:
     first = ask(photos, tmp_path / "work")
-    assert (first.photos, first.pairs, first.photos_done) == (6, 15, 0)
-    assert first.seconds_a_photo > 0 and first.seconds_a_pair > 0 and 0 < first.minutes < 10
-    assert first.memory_available_bytes > first.memory_bytes > 1e9
-    kept = list((tmp_path / "work" / "features").rglob("*.safetensors"))
-    assert len(kept) == preflight.TIMED_PHOTOS
-    size = kept[0].stat().st_size
-    assert 0.5 * size * 2 < first.disk_bytes < 6 * size * 2 + 15 * 20_000
-    assert ask(photos, tmp_path / "work").photos_done == 4
+    assert (first.photos, first.pairs, first.photos_done, first.sample_photos) == (6, 15, 0, 4)
+    assert first.sample_placed >= 3 and not list((tmp_path / "work").rglob("*.safetensors"))
+    assert first.seconds_a_photo > 0 and first.seconds_a_pair > 0 and 0 < first.processor_minutes < 10
+    assert {"features", "match", "verify", "map"} <= first.stages.keys() <= {*preflight.STAGES, "again"}
+    assert first.minutes == pytest.approx(sum(stage.minutes for stage in first.stages.values()), abs=0.02)
+    cache = WorkFolder(tmp_path / "work")
+    images = extract_features(photos[:3], Sift(working_size_px=320, max_keypoints=500), cache)
+    assert first.disk_bytes == pytest.approx(2 * sum(cache.sizes("features")) + 15 * 2500, rel=0.5) and len(images) == 3
+    second = ask(photos, tmp_path / "work")
+    assert second.photos_done == 3 and second.disk_bytes < 0.8 * first.disk_bytes
+
+
+def test_photos_of_different_places_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange = [tmp_path / f"{seed}.png" for seed in range(6)]
+    for seed, path in enumerate(strange):
+        pixels = np.random.default_rng(seed).integers(0, 256, (240, 320, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    estimate = ask(strange, tmp_path / "work")
+    assert estimate.sample_placed == 0 and "map" not in estimate.stages
+    assert "0 of 4 photos that follow each other, from 1.png on, got a pose" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("count", "settings", "pairs"),
     [
         (20, {}, 190),
-        (1000, {}, 10_000),
-        (10_000, {"neighbours": 20}, 200_000),
+        (1000, {}, 6000),
+        (10_000, {"neighbours": 20}, 120_000),
         (1000, {"pairs": "all"}, 499_500),
         (30, {"pairs": "retrieval", "neighbours": 100}, 435),
     ],
@@ -53,8 +77,8 @@ def test_pairs_are_counted_without_looking(count: int, settings: dict, pairs: in
 
 
 def test_what_cannot_fit_is_refused(photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "available_memory", lambda: 500_000_000)
-    with pytest.raises(JobFailed, match=r"6 photos need about 1\.\d\d GB of memory, and 0\.50 GB are available"):
+    monkeypatch.setattr(preflight, "available_memory", lambda: 50_000_000)
+    with pytest.raises(JobFailed, match=r"6 photos need about \d\.\d\d GB of memory, and 0\.05 GB are available"):
         ask(photos, tmp_path / "work")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage._replace(free=1000))
