@@ -133,7 +133,7 @@ class MappingOptions(PhotoMaskOptions, RetrievalOptions, VideoOptions, EngineOpt
     mapper: str = mapper_option()
     preflight: bool = option(
         "--preflight",
-        "Reconstruct some of the photos, print the estimated pairs, memory and minutes, and stop.",
+        "Time some of the photos, print the estimated pairs, memory and minutes, and stop.",
         heading="Advanced",
     )
 
