@@ -61,7 +61,7 @@ def refine_central_pose(
     inverse_normal = units @ np.linalg.inv(rows.T @ rows) @ units
     # a shift of a point changes its pixel as the opposite shift of the camera does
     moved = np.einsum("mik,mjk->mij", jacobian[near][..., 3:], shifts[near])
-    steps = inverse_normal @ jacobian[near].reshape(-1, PARAMETERS).T @ moved.reshape(-1, moved.shape[-1])
+    steps = inverse_normal @ jacobian[near].reshape(-1, PARAMETERS).T @ moved.reshape(2 * len(moved), moved.shape[-1])
     from_calibration = steps @ steps.T
     errors = np.where(np.isfinite(residuals).all(-1), np.linalg.norm(residuals, axis=1), np.inf)
     covariance = sigma**2 * inverse_normal + from_calibration

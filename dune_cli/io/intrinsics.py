@@ -140,10 +140,10 @@ def _note_untold_spheres(photos: Sequence[Photo | PhotoInfo], cameras: Sequence[
         if own.source == "default" and is_sphere_shaped(photo.width, photo.height)
     ]
     if names:
-        more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
+        more, say = (f" and {len(names) - 1} more are", "say") if len(names) > 1 else (" is", "says")
         console.note(
-            f"{names[0]}{more} twice as wide as high and say nothing of the camera: a panorama of the whole sphere is "
-            f"taken for one with --intrinsics {SPHERE}"
+            f"{names[0]}{more} twice as wide as high and {say} nothing of the camera: a panorama of the whole sphere "
+            f"is taken for one with --intrinsics {SPHERE}"
         )
 
 
@@ -230,7 +230,7 @@ def _note_sideways(
     sideways = [
         photo.path.name
         for photo, entry, camera in zip(photos, entries, cameras)
-        if entry.size is None and _is_of_stored(camera.K, photo)
+        if entry.size is None and not camera.camera.is_panorama and _is_of_stored(camera.K, photo)
     ]
     if sideways:
         more = f" and {len(sideways) - 1} more" if len(sideways) > 1 else ""

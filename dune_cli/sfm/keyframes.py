@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,11 +10,10 @@ import numpy as np
 
 from dune_cli import console, optional
 from dune_cli.errors import UserError
-from dune_cli.io.cache import WorkFolder, key_of, note_damaged
+from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.inputs import is_video
-from dune_cli.io.json_files import Fields, write_json
+from dune_cli.io.listed_folder import is_whole, write_list
 from dune_cli.io.outputs import atomic_directory, unique_stems
-from dune_cli.io.safe_read import read_bytes, read_json
 from dune_cli.io.video import Frame, Video
 from dune_cli.provenance import sha256_of
 
@@ -46,9 +43,8 @@ def _keyframes_of(path: Path, stem: str, fps: float, cache: WorkFolder) -> list[
         raise UserError(f"the frames of {path.name} are files of a work folder; name one of this machine with --work")
     with Video(path) as video:  # raises for a broken file before it is hashed
         folder = cache.folder / "frames" / key_of(sha256_of(path), fps, stem)
-        if not _is_complete(folder):
+        if not is_whole(folder, LIST, SCHEMA):
             cv2 = optional.require("cv2", f"the video {path}")
-            hashes = {}
             with atomic_directory(folder) as temporary:
                 frames = console.progress(iter(video), f"frames of {path.name}", video.expected, "frame")
                 for frame in sharpest_frames(frames, fps):
@@ -58,28 +54,8 @@ def _keyframes_of(path: Path, stem: str, fps: float, cache: WorkFolder) -> list[
                     assert success, "a frame can be encoded"
                     file = temporary / f"{stem}_{frame.index:06d}.jpg"
                     file.write_bytes(data.tobytes())
-                    hashes[file.name] = hashlib.sha256(data.tobytes()).hexdigest()
-                write_json(temporary / LIST, {"schema": SCHEMA, "sha256": hashes})
+                write_list(temporary, LIST, SCHEMA)
     return sorted(folder.glob("*.jpg"))
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether `folder` holds the frames of its list; if not, it is removed, with a note."""
-    if not folder.exists():
-        return False
-    try:
-        fields = Fields(read_json(folder / LIST), str(folder / LIST))
-        hashes = fields.object("sha256")
-        if fields.text("schema") != SCHEMA or set(hashes) != {file.name for file in folder.glob("*.jpg")}:
-            raise UserError("its frames are not those of its list")
-        for name in hashes:
-            if hashlib.sha256(read_bytes(folder / name, "a frame")).hexdigest() != hashes.text(name):
-                raise UserError(f"{name} was changed")
-    except UserError as error:
-        note_damaged(folder, error)
-        shutil.rmtree(folder, ignore_errors=True)
-        return False
-    return True
 
 
 def sharpest_frames(frames: Iterator[Frame], fps: float) -> Iterator[Frame]:

@@ -6,8 +6,6 @@ baseline holds those of one panorama together.
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +16,14 @@ from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.rigs import Mount, Rigs
-from dune_cli.io.cache import WorkFolder, key_of, note_damaged
+from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.intrinsics import PhotoCamera
-from dune_cli.io.json_files import Fields, write_json
+from dune_cli.io.listed_folder import is_whole, write_list
 from dune_cli.io.orientation import UPRIGHT
 from dune_cli.io.outputs import atomic_directory
 from dune_cli.io.photo_files import write_photo
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import PhotoInfo, read_photo
-from dune_cli.io.safe_read import read_bytes, read_json
 from dune_cli.io.undistortion import StraightPhoto
 from dune_cli.provenance import sha256_of
 from dune_cli.sfm.masks import Ignored, MaskFiles, MaskSource
@@ -212,7 +209,7 @@ def _cut_one(path: Path, views: Mapping[str, StraightPhoto], work: Path) -> dict
     folder = work / "panoramas" / key_of(sha256_of(path), path.name, FIELD_OF_VIEW_DEG)
     name = f"{path.stem}.jpg"
     files = {direction: folder / direction / name for direction in views}
-    if not _is_complete(folder, files):
+    if not is_whole(folder, LIST, SCHEMA):
         photo = read_photo(path)
         if photo.orientation != UPRIGHT:
             raise UserError(
@@ -220,30 +217,9 @@ def _cut_one(path: Path, views: Mapping[str, StraightPhoto], work: Path) -> dict
                 "save it upright first, for example with 'magick mogrify -auto-orient'"
             )
         with atomic_directory(folder) as temporary:
-            hashes = {}
             for direction, view in views.items():
                 file = temporary / direction / name
                 file.parent.mkdir()
                 write_photo(file, view.image(photo.rgb))
-                hashes[direction] = hashlib.sha256(file.read_bytes()).hexdigest()
-            write_json(temporary / LIST, {"schema": SCHEMA, "sha256": hashes})
+            write_list(temporary, LIST, SCHEMA)
     return files
-
-
-def _is_complete(folder: Path, files: Mapping[str, Path]) -> bool:
-    """Whether `folder` holds the views of its list; if not, it is removed, with a note."""
-    if not folder.exists():
-        return False
-    try:
-        fields = Fields(read_json(folder / LIST), str(folder / LIST))
-        hashes = fields.object("sha256")
-        if fields.text("schema") != SCHEMA or set(hashes) != set(files):
-            raise UserError("its views are not those of its list")
-        for direction, file in files.items():
-            if hashlib.sha256(read_bytes(file, "a view")).hexdigest() != hashes.text(direction):
-                raise UserError(f"{file.name} was changed")
-    except UserError as error:
-        note_damaged(folder, error)
-        shutil.rmtree(folder, ignore_errors=True)
-        return False
-    return True

@@ -156,21 +156,6 @@ def test_two_panoramas_without_a_tag_are_a_scene_when_told(scene: Path, tmp_path
     assert entries["pano1.jpg"].camera(400, 200) == SPHERE
 
 
-def test_what_is_no_panorama_and_what_takes_none_is_said(folder: Path, tmp_path: Path) -> None:
-    wide = room.write_panorama(tmp_path / "wide.jpg", room.render(SPHERE, room.place(0), 1), tagged=False)
-    other = room.write_panorama(tmp_path / "other.jpg", room.render(SPHERE, room.place(1), 1), tagged=False)
-    photo = folder / "all" / "photo0.png"
-    target = ("-o", tmp_path / "s.ply", "--no-dense", "--matcher", "sift", "--overwrite")
-    untold = CliRunner().invoke(main, list(map(str, ["reconstruct", wide, other, *target])))
-    assert "panorama of the whole sphere is taken for one with --intrinsics EQUIRECTANGULAR" in untold.output
-    wrong = ["reconstruct", photo, folder / "all" / "photo1.png", *target, "--intrinsics", "EQUIRECTANGULAR"]
-    refused = CliRunner().invoke(main, list(map(str, wrong)))
-    assert refused.exit_code == 2 and "photo0.png has 240 x 180 px" in refused.output
-    tagged = folder / "all" / "pano0.jpg"
-    depth = CliRunner().invoke(main, ["depth", str(tagged), "-o", str(tmp_path / "d.npz")])
-    assert depth.exit_code == 2 and "pano0.jpg is a panorama of the whole sphere" in depth.output
-
-
 def test_panoramas_and_photos_are_localized_in_a_map_of_panoramas(scene: Path, tmp_path: Path) -> None:
     queries = {"query.jpg": room.place(2.5, 40), "photo.png": room.place(1.6)}
     room.write_panorama(tmp_path / "query.jpg", room.render(SPHERE, queries["query.jpg"], 1))

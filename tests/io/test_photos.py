@@ -12,7 +12,7 @@ from PIL import Image
 from dune_cli.errors import PackageMissing, UserError
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.io import photos
-from dune_cli.io.intrinsics import resolve_cameras
+from dune_cli.io.intrinsics import find_panoramas, resolve_cameras
 from dune_cli.io.photos import read_header, read_photo
 from support.odd_photos import BAD, GOOD, huge_png
 
@@ -164,6 +164,25 @@ def test_a_panorama_of_the_sphere_is_noticed_and_refused_as_a_photo(tmp_path: Pa
     assert header is not None and header.panorama
     assert resolve_cameras([found["sphere"].info], None, 90.0)[0].source == "given"
     assert resolve_cameras([found["plain"].info], None, None)[0].source == "default"
+
+
+def test_who_says_that_a_photo_is_a_panorama(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide, photo = tmp_path / "wide.jpg", tmp_path / "photo.jpg"
+    Image.new("RGB", (128, 64)).save(wide)
+    Image.new("RGB", (96, 64)).save(photo)
+    infos = [read_photo(path).info for path in (wide, photo)]
+    assert [own.camera.model for own in resolve_cameras(infos, None, None, panoramas=True)] == ["PINHOLE"] * 2
+    assert "wide.jpg is twice as wide as high and says nothing of the camera" in capsys.readouterr().err
+    told = resolve_cameras(infos, "equirectangular", None, panoramas=True)
+    assert [own.camera.model for own in told] == ["EQUIRECTANGULAR", "PINHOLE"]
+    assert find_panoramas([photo, wide], "EQUIRECTANGULAR", None) == {1: Camera.sphere(128, 64)}
+    cameras = tmp_path / "cameras.json"
+    cameras.write_text('{"wide.jpg": {"model": "EQUIRECTANGULAR"}, "photo.jpg": [[60, 0, 48], [0, 60, 32], [0, 0, 1]]}')
+    assert resolve_cameras(infos, str(cameras), None, panoramas=True)[0].camera == Camera.sphere(128, 64)
+    with pytest.raises(UserError, match=r"photo\.jpg has 96 x 64 px"):
+        resolve_cameras(infos[1:], "EQUIRECTANGULAR", None, panoramas=True)
+    with pytest.raises(UserError, match="a sphere is twice as wide as high"):
+        resolve_cameras(infos[1:], "EQUIRECTANGULAR,128,64,128,64", None, panoramas=True)
 
 
 def test_avif(tmp_path: Path) -> None:

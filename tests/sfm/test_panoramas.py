@@ -55,6 +55,6 @@ def test_cut_views_are_kept_and_damaged_ones_cut_again(tmp_path: Path, capsys: p
     found.paths[3].write_bytes(found.paths[4].read_bytes())
     again = panoramas.cut([photo, sphere], {1: SPHERE}, WorkFolder(tmp_path / "work"))
     assert again.paths == found.paths and np.array_equal(read_photo(again.paths[3]).rgb, before)
-    assert "pano.jpg was changed" in capsys.readouterr().err
+    assert "back/pano.jpg was changed" in capsys.readouterr().err
     with pytest.raises(UserError, match="too small"):
         panoramas.perspective_view(Camera.sphere(32, 16), "front")

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dune_cli.geometry import cameras, poses
+from dune_cli.geometry import poses
 from dune_cli.geometry.camera_models import Camera
 from support.shared import shared_file
-from support.synthetic_scenes import texture
+from support.synthetic_scenes import seen, texture
 
 TEXELS_A_METRE = 60
 GPANO = (
@@ -61,14 +61,8 @@ def render(camera: Camera, world_from_cam: np.ndarray, samples: int = 2) -> np.n
     words = [camera.model, camera.params, camera.width, camera.height, np.ravel(world_from_cam).tolist(), samples]
 
     def write(path: Path) -> None:
-        total, grid = np.zeros((camera.height, camera.width, 3)), cameras.pixel_grid(camera.height, camera.width)
-        for dy in range(samples):
-            for dx in range(samples):
-                shift = (np.array([dx, dy]) + 0.5) / samples - 0.5
-                rays = camera.unproject(grid + shift) @ world_from_cam[:3, :3].T
-                total += _colours(rays.reshape(-1, 3), world_from_cam[:3, 3]).reshape(total.shape)
         with path.open("wb") as file:
-            np.save(file, np.rint(total / samples**2).astype(np.uint8))
+            np.save(file, seen(camera, world_from_cam, samples, _colours))
 
     return np.load(shared_file(f"room-{hashlib.sha256(repr(words).encode()).hexdigest()[:24]}.npy", write))
 
@@ -80,7 +74,8 @@ def write_panorama(path: Path, rgb: np.ndarray, tagged: bool = True) -> Path:
     return path
 
 
-def _colours(rays: np.ndarray, origin: np.ndarray) -> np.ndarray:
+def _colours(picture: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    rays = picture.reshape(-1, 3)
     nearest, colour = np.full(len(rays), np.inf), np.zeros((len(rays), 3))
     for number, (corner, u, v) in enumerate(faces()):
         normal = np.cross(u, v)
@@ -92,9 +87,9 @@ def _colours(rays: np.ndarray, origin: np.ndarray) -> np.ndarray:
         texel = np.stack([a[hit] * np.linalg.norm(u), b[hit] * np.linalg.norm(v)], -1) * TEXELS_A_METRE
         x, y = np.floor(texel).astype(int).T
         fx, fy = np.modf(texel)[0].T[..., None]
-        picture = texture(7, number)
+        image = texture(7, number)
         nearest[hit] = z[hit]
-        colour[hit] = (picture[y, x] * (1 - fx) + picture[y, x + 1] * fx) * (1 - fy) + (
-            picture[y + 1, x] * (1 - fx) + picture[y + 1, x + 1] * fx
+        colour[hit] = (image[y, x] * (1 - fx) + image[y, x + 1] * fx) * (1 - fy) + (
+            image[y + 1, x] * (1 - fx) + image[y + 1, x + 1] * fx
         ) * fy
-    return colour
+    return colour.reshape(picture.shape)

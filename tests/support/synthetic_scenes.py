@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -80,16 +81,23 @@ def render_lens(camera: Camera, world_from_cam: np.ndarray, seed: int = 0, sampl
     words = [camera.model, camera.params, camera.width, camera.height, np.ravel(world_from_cam).tolist(), seed, samples]
 
     def write(path: Path) -> None:
-        colour, grid = np.zeros((camera.height, camera.width, 3)), cameras.pixel_grid(camera.height, camera.width)
-        for dy in range(samples):
-            for dx in range(samples):
-                shift = (np.array([dx, dy]) + 0.5) / samples - 0.5
-                rays = camera.unproject(grid + shift) @ world_from_cam[:3, :3].T
-                colour += _hit(rays, world_from_cam[:3, 3], seed)[0]
         with path.open("wb") as file:
-            np.save(file, np.rint(colour / samples**2).astype(np.uint8))
+            np.save(file, seen(camera, world_from_cam, samples, lambda rays, origin: _hit(rays, origin, seed)[0]))
 
     return np.load(shared_file(f"{hashlib.sha256(repr(words).encode()).hexdigest()[:24]}.npy", write))
+
+
+def seen(
+    camera: Camera, world_from_cam: np.ndarray, samples: int, colours: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """(H, W, 3) uint8 of a camera of any model; `colours` (H, W, 3) of rays (H, W, 3) from an origin (3,)."""
+    total, grid = np.zeros((camera.height, camera.width, 3)), cameras.pixel_grid(camera.height, camera.width)
+    for dy in range(samples):
+        for dx in range(samples):
+            shift = (np.array([dx, dy]) + 0.5) / samples - 0.5
+            rays = camera.unproject(grid + shift) @ world_from_cam[:3, :3].T
+            total += colours(rays, world_from_cam[:3, 3])
+    return np.rint(total / samples**2).astype(np.uint8)
 
 
 def _cast(K: np.ndarray, world_from_cam: np.ndarray, pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
