@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from dune_cli.io.photos import read_photo
 from dune_cli.matchers.matcher import Matcher
 from dune_cli.sfm.landmarks import LandmarkConfig, Landmarks
 from dune_cli.sfm.localization import LocalizationConfig, Query, localize
+from dune_cli.sfm.map_queries import is_confident, is_preferred
 from dune_cli.sfm.photo_map import MapImage
 from dune_cli.sfm.retrieval import Candidates
 
@@ -93,6 +94,18 @@ def score_set(
     for other in others:
         for image in other.map.images:
             yield _score_query(image, landmarks, posed, other.name, config)
+
+
+def cascaded(first: Sequence[QueryScore], second: Sequence[QueryScore]) -> list[QueryScore]:
+    """The scores of a cascade, as `dune reloc --map` has it with --matcher auto, from those of its two matchers."""
+    scores = []
+    for quick, best in zip(first, second, strict=True):
+        if is_confident(quick):
+            scores.append(quick)
+        else:
+            used = quick if is_preferred(quick, best) else best
+            scores.append(replace(used, seconds=quick.seconds + best.seconds))
+    return scores
 
 
 def summarise(scores: Sequence[QueryScore], sets: Sequence[PosedSet]) -> LocalizationSummary:

@@ -29,14 +29,14 @@ def prefers_onednn() -> bool:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x (M, K), weight (N, K), bias (N,) -> (M, N): `F.linear` without gradients."""
+    """x (..., K), weight (N, K), bias (N,) -> (..., N): `F.linear`."""
     if not _by_onednn(x):
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keys: int | None = None) -> torch.Tensor:
-    """q (heads, M, D), k, v (heads, N, D) -> (M, heads x D); of the keys the first `keys` count, without gradients."""
+    """q (heads, M, D), k, v (heads, N, D) -> (M, heads x D); of the keys the first `keys` count."""
     heads, points, width = q.shape
     keys = k.shape[1] if keys is None else keys
     if not _by_onednn(q):
@@ -54,4 +54,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keys: int | Non
 
 
 def _by_onednn(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and prefers_onednn() and not torch.is_grad_enabled()
+    """Where it is quicker, and nobody asks for gradients, or for a graph that other libraries have to read."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled() or not prefers_onednn():
+        return False
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())

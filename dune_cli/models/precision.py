@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+
+from dune_cli.models.cpu_products import linear
 
 
 class TrunkLinear(nn.Linear):
     """A linear layer of a transformer trunk: casts its input to its weights' type and answers in that type."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class AutocastTrunk(nn.Module):

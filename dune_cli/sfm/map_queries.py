@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -250,12 +250,10 @@ class MapLocalizer:
         """The result of the first matcher where that is CONFIDENT, else the more confident one of both matchers', and
         the landmarks that gave it."""
         first = self._localize_photo(photo, own, candidates, self.landmarks)
-        if (first.success and first.confidence >= CONFIDENT) or self.fallback is None:
+        if is_confident(first) or self.fallback is None:
             return first, self.landmarks
         second = self._localize_photo(photo, own, candidates, self.fallback)
-        if first.success and (not second.success or first.confidence > second.confidence):
-            return first, self.landmarks
-        return second, self.fallback
+        return (first, self.landmarks) if is_preferred(first, second) else (second, self.fallback)
 
     def _localize_photo(
         self, photo: Photo, own: PhotoCamera, candidates: Candidates, landmarks: Landmarks
@@ -287,6 +285,26 @@ class MapLocalizer:
 
     def _localize_query(self, query: Query, candidates: Candidates, landmarks: Landmarks) -> LocalizationResult:
         return localize(query, landmarks, candidates, self.config, self.retriever.retrieve)
+
+
+class Localized(Protocol):
+    """What the cascade compares: whether there is a pose, and its confidence."""
+
+    @property
+    def success(self) -> bool: ...
+
+    @property
+    def confidence(self) -> float: ...
+
+
+def is_confident(first: Localized) -> bool:
+    """Whether the first matcher's result is enough, and the fallback is not asked."""
+    return first.success and first.confidence >= CONFIDENT
+
+
+def is_preferred(first: Localized, second: Localized) -> bool:
+    """Whether the first matcher's result counts, and not that of the fallback: the more confident pose."""
+    return first.success and (not second.success or first.confidence > second.confidence)
 
 
 def _most_inliers(result: LocalizationResult) -> list[str]:

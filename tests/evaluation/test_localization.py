@@ -95,6 +95,22 @@ def test_left_out_photos_are_found_and_others_refused(sets: list[PosedSet]) -> N
     assert np.isnan(localization.summarise(own, sets).refused)
 
 
+def test_a_cascade_asks_the_second_matcher_where_the_first_is_not_confident(sets: list[PosedSet]) -> None:
+    here, _ = sets
+    first = list(localization.score_set(Sift(synthetic_maps.WIDTH, 1200), here, [], LocalizationConfig()))
+    quick = [
+        replace(score, success=success, confidence=confidence, seconds=1.0)
+        for score, (success, confidence) in zip(first, [(True, 0.9), (True, 0.6), (True, 0.6), (False, 0.0)])
+    ]
+    best = [
+        replace(score, success=success, confidence=confidence, seconds=5.0)
+        for score, (success, confidence) in zip(first, [(True, 0.95), (True, 0.5), (True, 0.7), (False, 0.1)])
+    ]
+    found = localization.cascaded(quick, best)
+    assert [score.confidence for score in found] == [0.9, 0.6, 0.7, 0.1]
+    assert [score.seconds for score in found] == [1.0, 6.0, 6.0, 6.0]
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -171,6 +187,10 @@ def test_table_and_json(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert document["rows"][2]["scores"]["sift"]["near"] == 1.0 and len(document["provenance"]["inputs"]) == 2
     again = CliRunner().invoke(main, words)
     assert again.exit_code == 2 and "--overwrite" in again.stderr
+    monkeypatch.setattr("dune_cli.matchers.registry.choose_auto", lambda: ("sift", "matcher sift"))
+    monkeypatch.setattr(sift, "build_for_many", lambda: sift.Sift(synthetic_maps.WIDTH, 1200))
+    cascade = CliRunner().invoke(main, [*words[:3], "--set", "here", "--json"])
+    assert json.loads(cascade.stdout)["rows"][0]["scores"]["auto"]["located"] == 4, cascade.output
     one = CliRunner().invoke(main, [*words[:5], "--set", "here", "--min-confidence", "1", "--json"])
     (row,) = json.loads(one.stdout)["rows"]
     assert row["scores"]["sift"]["located"] == 0 and row["scores"]["sift"]["rotation_deg"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dune_cli import console
@@ -17,8 +18,9 @@ from dune_cli.provenance import Run
 if TYPE_CHECKING:
     from dune_cli.evaluation.localization import LocalizationSummary, QueryScore
     from dune_cli.evaluation.posed_sets import PosedSet
+    from dune_cli.matchers.matcher import Matcher
 
-ALL = "all"
+ALL, AUTO = "all", "auto"
 
 
 @options.verb("reloc")
@@ -38,8 +40,12 @@ def command(
     Then the photos of every other set are localized in the map, where they are not. The control is the pose of the map
     photo with the most matches. Queries without a pose count as infinite errors in the medians.
 
+    The column "auto" is the cascade of dune reloc --map: sift at the photos' size, and the best matcher where that
+    gives no confident pose.
+
     \b
     Example: dune eval reloc data/multiview --matchers sift,xfeat-lighterglue -o table.json
+             dune eval reloc data/multiview --matchers auto,sift,aliked-lightglue
     """
     from dune_cli.evaluation import localization
     from dune_cli.evaluation.posed_sets import read_posed_sets
@@ -52,13 +58,18 @@ def command(
     config = LocalizationConfig(seed=compute.seed, **confidence)
     run = Run(seed=compute.seed)
     with run.stage("load"):
-        columns = matchers.load(compute)
-    scores: dict[str, list[QueryScore]] = {name: [] for name in columns}
+        columns, parts = _load(matchers, compute)
+    loaded = dict.fromkeys(matcher for members in parts.values() for matcher in members)
+    found: dict[Matcher, list[QueryScore]] = {matcher: [] for matcher in loaded}
     with run.stage("evaluate"):
-        jobs = [(name, place) for name in columns for place in places]
-        for name, place in console.progress(jobs, "places", len(jobs), "place"):
+        jobs = [(matcher, place) for matcher in found for place in places]
+        for matcher, place in console.progress(jobs, "places", len(jobs), "place"):
             others = [other for other in places if other is not place]
-            scores[name] += localization.score_set(columns[name], place, others, config)
+            found[matcher] += localization.score_set(matcher, place, others, config)
+    scores = {
+        name: found[members[0]] if len(members) == 1 else localization.cascaded(*(found[m] for m in members))
+        for name, members in parts.items()
+    }
     rows = _rows(places, scores)
     result = {
         "schema": "dune.eval-reloc/1",
@@ -72,12 +83,34 @@ def command(
         ],
         "queries": {name: [common.rounded(score) for score in found] for name, found in scores.items()},
         "provenance": run.provenance(
-            [matcher.source for matcher in columns.values()],
+            [matcher.source for matcher in loaded],
             common.set_files(places),
             units="degrees; metres or the set's own unit; seconds",
         ),
     }
     output.finish(result, target, _table(rows, list(columns)))
+
+
+def _load(
+    matchers: MatchersOptions, compute: SeededOptions
+) -> tuple[dict[str, Matcher], dict[str, tuple[Matcher, ...]]]:
+    """The matcher of each column, for "auto" the cascade's last one, and the matchers that it is made of."""
+    from dune_cli.matchers import registry
+
+    if matchers.model is not None or (matchers.matchers and AUTO not in matchers.matchers):
+        columns = matchers.load(compute)
+        return columns, {name: (matcher,) for name, matcher in columns.items()}
+    names = list(matchers.matchers) or [AUTO]
+    first, load_last, note = registry.load_cascade(compute.device, compute.dtype)
+    console.note(note)
+    single = [name for name in names if name != AUTO]
+    columns = replace(matchers, matchers=tuple(single)).load(compute) if single else {}
+    parts: dict[str, tuple[Matcher, ...]] = {name: (matcher,) for name, matcher in columns.items()}
+    best = registry.choose_auto()[0]
+    last = None if load_last is None else columns.get(best) or load_last()
+    parts[AUTO] = (first,) if last is None else (first, last)
+    columns[AUTO] = parts[AUTO][-1]
+    return {name: columns[name] for name in names}, {name: parts[name] for name in names}
 
 
 def _rows(
