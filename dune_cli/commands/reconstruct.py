@@ -167,6 +167,7 @@ def command(
       dune reconstruct photos/ -o scene.glb --fill
       dune reconstruct left.jpg right.jpg -o scene.glb --fov-deg 65 --baseline 0.2
       dune reconstruct photos/ -o scene.glb --people --preview
+      dune reconstruct photos/ -o scene.glb --upright
       dune reconstruct 360/*.jpg -o scene.ply --intrinsics EQUIRECTANGULAR --undistort splat/
       dune reconstruct left/ right/ -o scene.ply --rig rig_config.json
       dune reconstruct left.jpg right.jpg -o scene.ply --model mast3r.pth

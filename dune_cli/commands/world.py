@@ -132,6 +132,11 @@ class WorldCameras(BaselineCameras):
     gps_crs: str | None = option(
         "--gps-crs EPSG:N", "Coordinate system of x, y, z in --gps.", default_text="that of the file, else --crs"
     )
+    upright: bool = option(
+        "--upright",
+        "Turn the world of the first camera so that y points down along gravity, by the gimbal's angles in XMP, "
+        "vertical edges in the photos, or the photos' level.",
+    )
     marker_size: float | None = option(
         "--marker-size METRES", "Edge of the black square of ArUco or AprilTag markers, in metres.", POSITIVE_NUMBER
     )
@@ -151,6 +156,8 @@ class WorldCameras(BaselineCameras):
         from dune_cli.sfm import placement as placements
 
         source = self._source(poses)
+        if self.upright and (taken := self._own_world(poses)) is not None:
+            raise UserError(f"{taken} has a world of its own, which --upright would turn; give one of them")
         placed = self.crs is not None or self.gps is not None
         if geojson is not None and not placed:
             raise UserError(f"--geojson {geojson} needs a place on earth; add --crs or --gps")
@@ -191,6 +198,11 @@ class WorldCameras(BaselineCameras):
         if self.gps_crs is not None and self.gps is None:
             raise UserError("--gps-crs is the system of x, y, z in --gps; add that file, or leave it out")
         return source
+
+    def _own_world(self, poses: str | None) -> str | None:
+        """The option that sets the world's axes."""
+        given = {"--poses": poses, "--crs": self.crs, "--gps": self.gps}
+        return next((name for name, value in given.items() if value is not None), None)
 
     def _value(self, name: str) -> Any:
         return getattr(self, name.replace("-", "_"))
@@ -239,6 +251,13 @@ class Placement:
         return None
 
     def apply(self, scene: Scene, photos: Sequence[Path], compute: SeededOptions) -> Scene:
+        """The scene in metres, and upright or in its place. JobFailed where nothing tells these."""
+        from dune_cli.sfm.upright import upright
+
+        scene = self._in_metres(scene, photos, compute)
+        return upright(scene, photos, compute.seed) if self.cameras.upright else scene
+
+    def _in_metres(self, scene: Scene, photos: Sequence[Path], compute: SeededOptions) -> Scene:
         """The scene in metres, and in its place. JobFailed where the source does not tell them."""
         from dune_cli.sfm.georeference import exif_positions, georeference, scale_by_positions
 

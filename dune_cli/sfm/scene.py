@@ -266,6 +266,17 @@ class ScaleEstimate:
 
 
 @dataclass(frozen=True)
+class Gravity:
+    """The direction `down` (3,) in the world; what told it: gimbal, vertical edges or level photos; its standard
+    deviation; and how many `photos` were asked."""
+
+    down: np.ndarray
+    source: str
+    sd_deg: float
+    photos: int
+
+
+@dataclass(frozen=True)
 class PositionAdjustment:
     """What the adjustment of a model to positions of its cameras changed.
 
@@ -343,7 +354,8 @@ class Scene:
     place on earth, whose own offset the files do not add, LAS and GeoJSON apart. `scale_from`: what told metres, where
     that was no method's own. `masked`: what masks left out, where there were any. `rigs`: what holds photos together,
     by their view's index. `perspective`: of a scene with panoramas, the same scene of perspective views. `adjustment`:
-    what the positions changed in the cameras, where they were adjusted to them.
+    what the positions changed in the cameras, where they were adjusted to them. `gravity`: of a world that was turned
+    upright.
     """
 
     method: str
@@ -367,6 +379,7 @@ class Scene:
     rigs: Rigs = NO_RIGS
     perspective: PerspectiveScene | None = None
     adjustment: PositionAdjustment | None = None
+    gravity: Gravity | None = None
 
     def in_perspective(self, photos: Sequence[Path]) -> tuple[Scene, Sequence[Path]]:
         """The scene of perspective views and the file of each, from the `photos` of this one: itself, unless it has

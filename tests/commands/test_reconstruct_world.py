@@ -86,6 +86,16 @@ def test_exif_gives_metres_where_it_tells_them(flight: Path, tmp_path: Path) -> 
     assert scene["provenance"]["units"] == "metre"
 
 
+def test_a_world_that_stands_upright(flight: Path, tmp_path: Path) -> None:
+    done = reconstruct(flight, tmp_path / "s.glb", "--upright")
+    assert done.returncode == 0, done.stderr
+    scene = scene_of(tmp_path / "s.glb")
+    assert scene["world"] == "camera 0, turned upright" and scene["gravity"]["down"] == [0, 1, 0]
+    assert scene["scale"] == "metric" and "upright by" in done.stderr
+    poses_of = np.array([camera["world_from_cam"] for camera in scene["cameras"]])
+    assert np.abs(poses_of[:, 1, 0]).max() < 0.1 and np.linalg.norm(poses_of[0, :3, 3]) < 1e-9
+
+
 def test_a_scene_in_a_projected_system(flight: Path, tmp_path: Path) -> None:
     laspy = pytest.importorskip("laspy")
     target = tmp_path / "s.laz"
@@ -219,6 +229,8 @@ def test_positions_that_do_not_place_the_scene(flight: Path, tmp_path: Path) -> 
         (("--baseline", "p0.jpg,x.jpg,2"), "--baseline names x.jpg, which is none of the 7 photos"),
         (("--baseline", "p0.jpg,2"), "PHOTO,PHOTO,METRES"),
         (("--crs", "enu", "--poses", "poses.json"), "--poses and --crs both set the scale"),
+        (("--upright", "--crs", "enu"), "--crs has a world of its own, which --upright would turn"),
+        (("--upright", "--poses", "poses.json"), "--poses has a world of its own"),
         (("--gps", "none.csv"), "none.csv"),
         (("--gps", "degrees.csv", "--crs", CRS), "which are degrees and no metres of EPSG:32632; name these columns"),
         (("--gps", "degrees.csv", "--gps-crs", "EPSG:4326"), "EPSG:4326 is geographic"),

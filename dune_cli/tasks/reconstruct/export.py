@@ -108,7 +108,7 @@ def scene_json(
     document |= {
         "method": scene.method,
         "image_size_is": "upright",
-        "world": scene.world or f"camera {next(iter(scene.registered), 0)}",
+        "world": _world(scene),
         "cameras": [_camera_json(view, scene.pose_in_world(view)) for view in scene.views],
         "pairs": pairs,
         "points": points,
@@ -134,6 +134,13 @@ def scene_json(
     if scene.scale_from is not None:
         told = scene.scale_from
         document["scale_from"] = {"source": told.source, "relative_sd": told.relative_sd, **told.details}
+    if (gravity := scene.gravity) is not None:
+        document["gravity"] = {
+            "down": gravity.down,
+            "source": gravity.source,
+            "sd_deg": gravity.sd_deg,
+            "photos": gravity.photos,
+        }
     if (adjusted := scene.adjustment) is not None:
         document["position_adjustment"] = {
             "used": sum(adjusted.agrees.values()),
@@ -151,6 +158,11 @@ def scene_json(
     if unregistered:
         document["unregistered"] = [{"image": view.image, "reason": view.reason} for view in unregistered]
     return document | (people or {}) | {"provenance": provenance}
+
+
+def _world(scene: Scene) -> str:
+    camera = f"camera {next(iter(scene.registered), 0)}"
+    return scene.world or (camera if scene.gravity is None else f"{camera}, turned upright")
 
 
 def georeference_json(placed: Georeference) -> dict[str, Any]:
