@@ -271,7 +271,11 @@ class Job:
         by_method = self._by_pointmaps
         if self.method == "matches":
             by_method = self._by_matches
-            settings |= {"positions": placement.priors(images, self.cameras.poses) if cache is not None else None}
+            if cache is not None:
+                settings |= {
+                    "positions": placement.priors(images, self.cameras.poses),
+                    "check": lambda scene: placement.check(scene, images, self.compute),
+                }
         with self.mapping.shared(cache) as shared:
             scene = by_method(images, self._cameras_of(images, entries), settings, shared, poses)
         if scene is None:

@@ -250,6 +250,11 @@ class Placement:
             return PositionPriors.unasked(photos)
         return None
 
+    def check(self, scene: Scene, photos: Sequence[Path], compute: SeededOptions) -> None:
+        """JobFailed for a scene that its positions do not place. Its points do not matter."""
+        if self.positions is not None and self.source == "gps":
+            self._in_metres(replace(scene, sparse=None), photos, compute)
+
     def apply(self, scene: Scene, photos: Sequence[Path], compute: SeededOptions) -> Scene:
         """The scene in metres, and upright or in its place. JobFailed where nothing tells these."""
         from dune_cli.sfm.upright import upright

@@ -18,6 +18,7 @@ from dune_cli.geometry import poses
 from dune_cli.io.colmap.read import open_model
 from dune_cli.io.crs import open_crs
 from dune_cli.io.formats.ply import read_ply
+from dune_cli.mvs import densify
 from dune_cli.sfm.scene import Scene
 from dune_cli.tasks.reconstruct import matches
 from support import gps_photos, many_photos
@@ -212,6 +213,17 @@ def test_positions_that_do_not_place_the_scene(flight: Path, tmp_path: Path) -> 
         lines = [line for line in done.stderr.splitlines() if line.startswith("dune: ")]
 
         assert re.search(sentence, lines[-1]), lines
+
+
+def test_a_place_that_is_refused_is_refused_before_the_depth_maps(
+    flight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matches, "reconstruct", MAP)
+    monkeypatch.setattr(densify, "densify", None)
+    rng = np.random.default_rng(0)
+    table = gps_photos.table(tmp_path / "p.csv", {i: rng.normal(size=3) for i in PLACES}, "photo,x,y,z")
+    done = reconstruct(flight, tmp_path / "s.ply", "--gps", table, "--dense")
+    assert done.returncode == 1 and "do not tell the scale" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from dune_cli.mvs.quality import DenseConfig
 from dune_cli.sfm.georeference import PositionPriors
 from dune_cli.sfm.masks import PhotoMasks
 from dune_cli.sfm.pairs import NEIGHBOURS
+from dune_cli.sfm.scene import Scene
 
 Intrinsics = Sequence[tuple[np.ndarray, str]]  # of each photo K (3, 3) and its source: given | exif | default
 IntrinsicsOf = Callable[[Sequence[PhotoInfo]], Intrinsics]
@@ -69,6 +70,7 @@ class MatchesConfig(ReconstructionConfig):
     fill: DepthNetwork | None = None
     by_descriptors: bool = False
     positions: PositionPriors | None = None
+    check: Callable[[Scene], object] | None = None
 
 
 @dataclass(frozen=True)

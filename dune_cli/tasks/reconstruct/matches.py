@@ -95,6 +95,8 @@ def reconstruct(
     scene = _reconstruct_many(paths, cameras_of, matcher, config, run, cache, descriptors, known_poses, fallback)
     if config.dense is None or scene.is_dense:
         return scene
+    if config.check is not None:
+        config.check(scene)
     from dune_cli.mvs.densify import densify
 
     return densify(scene, paths, config.dense, config.mesh, run, config.min_confidence, config.masks, config.fill)

@@ -53,7 +53,9 @@ def reconstruct_panoramas(
     if masks is not None:
         masks = PhotoMasks(tuple(ViewMasks.of(part, photos) for part in masks.parts))
     names = tuple(photos.names)
-    settings = replace(config, spheres={}, rigs=photos.rigs, names=names, masks=masks, baseline=None, positions=None)
+    settings = replace(
+        config, spheres={}, rigs=photos.rigs, names=names, masks=masks, baseline=None, positions=None, check=None
+    )
     known = None if known_poses is None else photos.poses(known_poses)
     scene = with_panoramas(reconstruct(photos.paths, cameras_of_parts, settings, known), photos)
     if scene.perspective is not None:
