@@ -21,6 +21,9 @@ from dune_cli.geometry.poses import cross_matrix, rotation_from_rotvec
 MODE_SIZE = 10  # log of the focal factor, radial term, principal point; rotation vector, centre
 MAX_STEPS = 200
 MIN_GAIN, MIN_DAMPING = 0.05, 1e-10
+MANY_VIEWS = 50
+ROUGH = 1e-3  # of the cost, that the first fit's last step gains
+SMALL_GAINS = 6  # one after the other, in which the damping falls by 8 each time, end the adjustment
 PRIOR_DAMPING = 1e-8  # with priors of centres, which leave the turn about them open where they lie on a line
 PROBES = 16  # random vectors that estimate a trace (M. Hutchinson, 1990)
 NEAR = 0.05  # gain of a step as a share of the cost, below which the loss's second derivative is used
@@ -99,7 +102,7 @@ def adjust_bundle(
 ) -> AdjustedBundle | None:
     """Minimises the reprojection errors under a Cauchy loss, weighted against the priors; those of the focal lengths
     are about `start_K` (C, 3, 3). At most `steps`, twice, until one gains less than `min_gain` of the cost, which is a
-    chi square.
+    chi square; of more than MANY_VIEWS as much more as there are more of them.
 
     The covariance is the inverse of the normal matrix at the solution. The principal points, which are not estimated,
     enter it with PRINCIPAL_SD (a consider covariance: S. Schmidt, 1966). None where the points do not determine the
@@ -111,7 +114,7 @@ def adjust_bundle(
         priors = replace(priors, centres=centres, centre_sd=priors.centre_sd / length)
     problem = _Problem(_rescaled(bundle, middle, 1 / length), priors, start_K)
     try:
-        problem.solve(steps, min_gain)
+        problem.solve(steps, min_gain * max(1.0, len(bundle.world_from_cam) / MANY_VIEWS))
         sds, modes = problem.uncertainty()
         freedom = problem.centre_freedom()
     except np.linalg.LinAlgError:
@@ -251,9 +254,10 @@ class _Problem:
         self._estimate_sigma()
 
     def solve(self, steps: int, min_gain: float) -> None:
-        for _ in range(2):  # the second time with the sigma that the first fit leaves
-            damping, cost, bent = self.least_damping, self._cost(self.bundle), False
+        for rough in (ROUGH, 0.0):  # the second time with the sigma that the first fit leaves
+            damping, cost, bent, small = self.least_damping, self._cost(self.bundle), False, 0
             for _ in range(steps):
+                before = damping
                 after, new_cost, damping = self._best_step(cost, damping, bent)
                 if not new_cost < cost:
                     if not bent:
@@ -261,18 +265,21 @@ class _Problem:
                     bent = False
                     continue
                 gain, cost = cost - new_cost, new_cost
+                small = small + 1 if gain < max(min_gain, rough * cost) else 0
                 # so small a gain is nothing, unless damping kept the step short
-                done = gain < min_gain and damping <= self.least_damping
-                self.bundle, damping = after, max(damping / 8, self.least_damping)
+                done = small == SMALL_GAINS or (small > 0 and damping <= self.least_damping)
+                self.bundle = after
                 if done:
                     break
                 bent = gain < NEAR * cost
+                if damping <= before:
+                    damping = max(damping / 8, self.least_damping)
             self._estimate_sigma()
 
     def _best_step(self, cost: float, damping: float, bent: bool) -> tuple[Bundle, float, float]:
         """The bundle after a step, its cost, and the damping with which it is less than `cost`. It is not less where no
         damping does, and where a step with the `bent` loss does not with the given one."""
-        equations = self._normal_equations(bent)
+        equations = self._normal_equations(bent=bent)
         while True:
             after = self._after_step(*equations.step(damping))
             new_cost = self._cost(after)

@@ -123,6 +123,10 @@ class Matcher(ABC):
     def match(self, rgb1: np.ndarray, rgb2: np.ndarray) -> Matches:
         """Matches of two photos (H, W, 3) uint8 at their original resolution."""
 
+    def for_many(self) -> Matcher:
+        """A quicker setting of the matcher, where each photo of many has many neighbours; itself where it has none."""
+        return self
+
 
 class CacheableMatcher(Matcher):
     """A matcher with an extraction step for each photo alone, whose results many pairs share and a cache can hold.

@@ -209,6 +209,8 @@ class ManyPhotos:
             return self.finished(first)
         with self.run.stage("load"):
             matcher = fallback()
+            if len(self.paths) > FEW:
+                matcher = matcher.for_many()
         counted = _photos(len(left_out))
         console.note(f"{first.matcher.name} leaves out {counted}, and {matcher.name} matches again")
         if first.models and 2 * len(first.placed) < len(self.paths):
