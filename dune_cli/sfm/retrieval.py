@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "dune-mini"
 DESCRIPTORS = "descriptors"  # kind of cache entry
 DESCRIPTOR_LAYOUT = {"descriptor": ("f", ("D",))}
+MAP_INDEX = "map-index"  # kind of cache entry: the descriptors of all photos of a map
+MAP_INDEX_LAYOUT = {"descriptors": ("f", ("N", "D"))}
 SIZE_PX = 224
 BLOCK_ROWS = 512
 CLUSTERS = 32
@@ -236,12 +238,20 @@ class ImageRetriever:
         return [[(int(i), float(c)) for i, c in zip(*found)] for found in zip(indices, cosines)]
 
     def _describe_map(self, encoder: nn.Module) -> np.ndarray:
-        """(N, D) descriptors of the map's photos, from the cache where they are there."""
+        """(N, D) descriptors of the map's photos, from the cache where they are there. All of them are one entry, which
+        is read without the photos as long as their files keep size and time: a map of thousands is opened at once."""
         extractor = encoder_descriptor_extractor(encoder)
-        images = console.progress(self.map.images, "map", total=len(self.map.images), unit="photo")
-        return np.stack(
-            [
+
+        def described() -> dict[str, np.ndarray]:
+            images = console.progress(self.map.images, "map", total=len(self.map.images), unit="photo")
+            rows = [
                 cached_descriptor(image.sha256, extractor, self.cache, lambda file=image.file: read_photo(file).rgb)
                 for image in images
             ]
-        )
+            return {"descriptors": np.stack(rows)}
+
+        def key() -> str:
+            files = [(image.name, image.file.absolute(), image.file.stat()) for image in self.map.images]
+            return key_of(*extractor.key, [(name, file, stat.st_size, stat.st_mtime_ns) for name, file, stat in files])
+
+        return self.cache.arrays(MAP_INDEX, key, described, MAP_INDEX_LAYOUT)["descriptors"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,11 +14,15 @@ import pytest
 import torch
 from torch import nn
 
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.io.cache import WorkFolder
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers.registry import names
 from dune_cli.matchers.sift import Sift
 from dune_cli.models.patch_embed import Tokens
+from dune_cli.provenance import Source
 from dune_cli.sfm import retrieval
+from dune_cli.sfm.photo_map import MapImage, PhotoMap
 
 
 class Pixels(nn.Module):
@@ -109,6 +115,37 @@ def test_ten_thousand_photos_take_little_memory() -> None:
     tracemalloc.stop()
     assert indices.shape == (10_000, 10)
     assert peak < 150e6 and time.process_time() - start < 30
+
+
+def test_a_map_is_opened_without_its_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    images = []
+    for index in range(5):
+        file = tmp_path / f"{index}.png"
+        cv2.imwrite(str(file), rng.integers(0, 256, (64, 64, 3)).astype(np.uint8))
+        camera = Camera.pinhole(np.diag([64.0, 64.0, 1.0]), 64, 64)
+        images.append(MapImage(file.name, file, camera, np.eye(4)))
+
+    def retrieve(number: int) -> list[int]:
+        encoder = Pixels()
+        encoder.source = Source("pixels", "0" * 64)  # type: ignore[assignment]
+        fresh = tuple(replace(image) for image in images)  # their hashes are not known
+        photo_map = PhotoMap(tmp_path, fresh, "metric", None)
+        retriever = retrieval.ImageRetriever(photo_map, 2, lambda: encoder, WorkFolder(tmp_path / "work"))
+        found = retriever.retrieve(read_photo(images[number].file).rgb)
+        passes.append(len(encoder.shapes))
+        return [index for index, _ in found]
+
+    passes: list[int] = []
+    first = retrieve(3)
+    assert first[0] == 3 and passes == [6]
+    hashed: list[Path] = []
+    monkeypatch.setattr("dune_cli.sfm.photo_map.sha256_of", hashed.append)
+    assert retrieve(3) == first and passes == [6, 1] and not hashed
+    monkeypatch.undo()
+    images[3].file.write_bytes(images[4].file.read_bytes())
+    os.utime(images[3].file, ns=(1, 1))
+    assert sorted(retrieve(4)) == [3, 4] and passes[-1] == 1  # of the query: the photos' own entries are there
 
 
 def test_retrieval_is_no_matcher() -> None:
