@@ -24,7 +24,7 @@ from dune_cli.models.lightglue import (
     mutual,
 )
 
-STEP = 64
+STEP = 128
 
 
 @dataclass(frozen=True)
