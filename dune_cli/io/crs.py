@@ -19,6 +19,7 @@ from dune_cli.io.safe_read import shown
 
 ENU = "enu"
 WGS84_3D, EARTH_CENTRED = "EPSG:4979", "EPSG:4978"
+OUTSIDE_DEG = 10.0  # of a system's area of use: neighbouring UTM zones are in use
 LARGEST_STRETCH = 0.01  # of lengths by a projection: Web Mercator's are 1.4 times too long at 45 degrees
 UPWARD = "x east, y north, z up"
 LONGEST_NAME = 4000
@@ -175,13 +176,29 @@ def utm_name(geodetic: np.ndarray) -> str:
 
 
 def check_stretch(frame: CrsFrame, geodetic: np.ndarray) -> None:
-    """UserError for a projection that does not keep lengths at a place (3,)."""
+    """UserError for a projection that is made for another place than (3,), or does not keep lengths there."""
+    area = frame.crs.area_of_use
+    if area is not None and _outside_deg(area.bounds, geodetic) > OUTSIDE_DEG:
+        raise UserError(
+            f"{frame.name} is made for {shown(area.name.rstrip('.'), 60)}, and the photos are at latitude "
+            f"{geodetic[0]:.4g} and longitude {geodetic[1]:.4g}; name a system of the region, such as "
+            f"{utm_name(geodetic)} (UTM)"
+        )
     stretch = frame.stretch(geodetic)
     if not abs(stretch - 1) <= LARGEST_STRETCH:  # and infinite ones
         raise UserError(
             f"a metre at the photos is {stretch:.3g} long in {frame.name}, which is made for another place or for web "
             f"maps; name a system of the region, such as {utm_name(geodetic)} (UTM)"
         )
+
+
+def _outside_deg(bounds: tuple[float, float, float, float], geodetic: np.ndarray) -> float:
+    """How far a place is outside of west, south, east, north; west is east of east where the area has the date line."""
+    west, south, east, north = bounds
+    longitude = (geodetic[1] - west) % 360
+    width = (east - west) % 360 or 360.0
+    beside = max(min(longitude - width, 360 - longitude), 0.0)
+    return float(max(beside, south - geodetic[0], geodetic[0] - north))
 
 
 def _pyproj() -> Any:

@@ -250,7 +250,10 @@ def test_a_place_that_is_refused_is_refused_before_the_depth_maps(
         (("--gps", "others.csv"), "has a position for none of the 7 photos; it names q0.jpg"),
         (("--gps", "two.csv"), "has a position for 2 of the 7 photos; 3 or more are needed"),
         (("--gps", "photos"), "is a folder; a file of positions"),
-        (("--crs", "EPSG:32610"), "a metre at the photos is 1.14 long in EPSG:32610"),
+        (
+            ("--crs", "EPSG:32610"),
+            "and the photos are at latitude 48.14 and longitude 11.58; name a system of the region",
+        ),
         (("--crs", "EPSG:5773"), "EPSG:5773 is no place on earth"),
         (("--marker-size", "0"), "0.0 is not in the range x>0"),
         (("--marker-size", "nan"), "nan is not a finite number"),

@@ -60,5 +60,25 @@ def test_systems_that_a_scene_cannot_be_in(name: str, sentence: str) -> None:
 def test_projections_that_do_not_keep_lengths_there() -> None:
     with pytest.raises(UserError, match=r"a metre at the photos is 1\.5 long in EPSG:3857.*EPSG:32632 \(UTM\)"):
         crs.check_stretch(open_crs("EPSG:3857"), MUNICH)
-    crs.check_stretch(open_crs("EPSG:32632"), MUNICH)
+    for name in ("EPSG:32632", "EPSG:32633", "EPSG:25832", "EPSG:4978"):
+        crs.check_stretch(open_crs(name), MUNICH)
     assert crs.utm_name(np.array([-33.8, 151.2, 0])) == "EPSG:32756"
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("EPSG:32701", MUNICH),  # the other side of the earth, where a metre is a metre again
+        ("EPSG:32732", MUNICH),  # the southern hemisphere's zone
+        ("EPSG:2193", np.array([48.1, 11.6, 0])),  # New Zealand, across the date line
+        ("EPSG:32632", np.array([-33.8, 151.2, 0])),
+    ],
+)
+def test_systems_of_another_region(name: str, place: np.ndarray) -> None:
+    with pytest.raises(UserError, match=f"{name} is made for .*, and the photos are at latitude"):
+        crs.check_stretch(open_crs(name), place)
+
+
+def test_a_region_across_the_date_line() -> None:
+    crs.check_stretch(open_crs("EPSG:2193"), np.array([-41.3, 174.8, 0]))
+    crs.check_stretch(open_crs("EPSG:32701"), np.array([-13.8, 179.9, 0]))
