@@ -264,6 +264,8 @@ class Job:
                 "rigs": rigs,
             }
         settings |= {"spheres": self._spheres(images, entries)}
+        if self.mapping.preflight and (settings["spheres"] or self.cameras.rig is not None):
+            raise UserError("--preflight estimates photos that stand alone; leave it out with panoramas and --rig")
         masks = self.mapping.open_masks(images, self.compute, cache, self.run)
         settings |= {"masks": masks}
         geojson = None if targets.geojson is None else targets.geojson.name

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from dune_cli.cli import main
 from dune_cli.evaluation.metrics import camera_errors, extent
 from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.poses import from_rotation_translation, rotation_from_rotvec
 from dune_cli.io.camera_files import colmap_entry
 from dune_cli.io.colmap.read import open_model
 from dune_cli.io.colmap.write import write_colmap
@@ -22,6 +23,7 @@ from dune_cli.io.intrinsics import resolve_cameras
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import read_photo
 from dune_cli.io.png import save_png
+from support import rendered_rooms as room
 from support import synthetic_scenes
 from support.many_photos import arc
 
@@ -235,3 +237,28 @@ def test_verbs_that_take_no_lens_say_so(barrel: Path, tmp_path: Path) -> None:
         main, ["human", str(photo), "-o", str(tmp_path / "d.obj"), "--intrinsics", colmap_words(BARREL)]
     )
     assert result.exit_code == 2 and "OPENCV" in result.stderr
+
+
+CROPPED = Camera("OPENCV", (240.0, 241.0, 110.0, 150.0, *BARREL.distortion), *SIZE)  # its centre is off the middle
+LENSES = {"fisheye": (FISHEYE,), "cropped, of several sizes": (CROPPED, CROPPED.resized(240, 180))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cameras", LENSES.values(), ids=list(LENSES))
+def test_given_lenses_of_every_kind_place_photos_in_a_room(cameras: tuple[Camera, ...], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    true = {}
+    for number in range(5):
+        turn = rotation_from_rotvec(np.array([0.08 * np.sin(2 * number), 0.4 * np.sin(1.3 * number), 0.05]))
+        centre = np.array([0.45 * number - 1.0, 0.3 * np.sin(1.7 * number), -2.2 + 0.3 * np.cos(number)])
+        true[f"p{number}.png"] = from_rotation_translation(turn, centre)
+        camera = cameras[number % len(cameras)]
+        save_png(tmp_path / "photos" / f"p{number}.png", room.render(camera, true[f"p{number}.png"]))
+    reconstruct(tmp_path, tmp_path / "scene.ply", "--intrinsics", colmap_words(cameras[0]))
+    scene = json.loads((tmp_path / "scene.json").read_text())["cameras"]
+    found = camera_errors(np.stack(list(true.values())), np.array([camera["world_from_cam"] for camera in scene]))
+    off = found.centre / extent(np.stack(list(true.values())))
+    assert np.median(found.rotation_deg) < 0.05 and np.median(off) < 0.001
+    assert found.rotation_deg.max() < 0.1 and off.max() < 0.003  # photos of 240 and 320 px
+    sizes = [(camera.width, camera.height) for camera in cameras]
+    assert {(camera["width"], camera["height"]) for camera in scene} == set(sizes)

@@ -13,6 +13,7 @@ from dune_cli.io.cache import WorkFolder
 from dune_cli.io.photos import read_photo
 from dune_cli.io.png import save_png
 from dune_cli.sfm import panoramas
+from dune_cli.sfm.masks import MaskFiles
 from support import rendered_rooms as room
 
 SPHERE = Camera.sphere(400, 200)
@@ -42,6 +43,19 @@ def test_a_view_is_what_a_camera_turned_that_way_sees(direction: str) -> None:
     off = np.abs(cut - true)
     moved = np.abs(np.roll(cut, 1, axis=1) - true)  # by one pixel
     assert off.mean() < 12 and off.mean() < 0.6 * moved.mean()
+
+
+def test_a_panorama_s_mask_is_that_of_its_views(tmp_path: Path) -> None:
+    sphere = tmp_path / "pano.png"
+    save_png(sphere, room.render(SPHERE, room.place(2), 2))
+    used = np.full((200, 400), 255, np.uint8)
+    used[150:] = 0  # the tripod
+    (tmp_path / "masks").mkdir()
+    save_png(tmp_path / "masks" / "pano.png.png", used)
+    photos = panoramas.cut([sphere], {0: SPHERE}, WorkFolder(tmp_path / "work"))
+    masks = panoramas.ViewMasks.of(MaskFiles(tmp_path / "masks", [sphere]), photos)
+    left_out = {part.direction: masks.ignored(part.path)["--masks"].mean() for part in photos.parts}
+    assert left_out["up"] == 0 and left_out["down"] > 0.5 and 0 < left_out["front"] < 0.2
 
 
 def test_cut_views_are_kept_and_damaged_ones_cut_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
