@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,6 +13,7 @@ from dune_cli.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+K = TypeVar("K")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -79,6 +80,25 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int | N
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class LaterValues(Mapping[K, R]):
+    """The values of `jobs`, key -> function, which a thread of its own computes; a value that is asked for is waited
+    for. With one thread available they are computed at once."""
+
+    def __init__(self, jobs: Mapping[K, Callable[[], R]]) -> None:
+        pool = ThreadPoolExecutor(1)
+        self._values = {key: pool.submit(job) for key, job in jobs.items()}
+        pool.shutdown(wait=available_threads() == 1)
+
+    def __getitem__(self, key: K) -> R:
+        return self._values[key].result()
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 def _cgroup_processors(root: str = "/sys/fs/cgroup") -> int | None:

@@ -88,3 +88,12 @@ def test_results_in_the_order_of_their_items_and_errors_at_their_turn(threads: i
             got.append(square)
     assert got == [item * item for item in range(25)]
     assert list(runtime.ordered_map(abs, [-3, 2], threads)) == [3, 2] and not list(runtime.ordered_map(abs, [], 2))
+
+
+def test_later_values_are_those_of_their_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads in (1, 2):
+        monkeypatch.setattr(runtime, "available_threads", lambda threads=threads: threads)
+        later = runtime.LaterValues({"a": lambda: 1, "b": lambda: 1 // 0})
+        assert later["a"] == 1 and list(later) == ["a", "b"] and runtime.LaterValues({"a": lambda: 1}) == {"a": 1}
+        with pytest.raises(ZeroDivisionError):
+            later["b"]

@@ -6,6 +6,7 @@ Photos go by their index. Thresholds are in units of `Correspondences.pixel_size
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -70,7 +71,7 @@ class VerifiedPairs:
             },
             self.pure_rotations | other.pure_rotations,
             {**self.static_matches, **other.static_matches},
-            {**self.confidence, **other.confidence},
+            ChainMap(dict[tuple[int, int], float](), other.confidence, self.confidence),  # waits for none
             self.links or other.links,
         )
 
@@ -84,7 +85,8 @@ def verify_pairs(
     correspondences: Correspondences, cameras: PhotoCameras, seed: int, thumbnail_of: Callable[[int], Thumbnail]
 ) -> VerifiedPairs:
     """COLMAP's two-view geometry (calibrated, uncalibrated, planar or panoramic) of each pair, estimated on the inliers
-    of a MAGSAC fundamental matrix. A pair that chance explains has none (a-contrario test).
+    of a MAGSAC fundamental matrix. A pair that chance explains has none (a-contrario test). The confidences are
+    computed while the mapper works, which does not need them.
 
     Static matches (a caption on all photos) are left out; `thumbnail_of` gives the thumbnails of photos with such
     matches.
@@ -123,9 +125,11 @@ def verify_pairs(
         log10_nfa = two_view.log10_nfa_epipolar(inliers, len(matches), (threshold_px, threshold_px), sizes)
         if inliers < MIN_INLIERS or log10_nfa > MAX_LOG10_NFA:
             return _VerifiedPair((i, j), len(matches), inliers, static)
-        agree = np.isin(matches[:, 0], np.asarray(estimate.inlier_matches)[:, 0])
-        pixels = correspondences.pixels((i, j), matches)
-        confidence = _confidence(*pixels, agree, camera1, camera2, pixel_size, seed)
+
+        def confidence() -> float:
+            agree = np.isin(matches[:, 0], np.asarray(estimate.inlier_matches)[:, 0])
+            return _confidence(*correspondences.pixels((i, j), matches), agree, camera1, camera2, pixel_size, seed)
+
         return _VerifiedPair((i, j), len(matches), inliers, static, estimate, confidence)
 
     pairs = correspondences.matches
@@ -135,21 +139,22 @@ def verify_pairs(
         {pair.photos: pair.geometry for pair in good},
         {pair.photos: (pair.matches, pair.inliers) for pair in found},
         static_matches={pair.photos: pair.static_matches for pair in found if pair.static_matches},
-        confidence={pair.photos: pair.confidence for pair in good},
+        confidence=runtime.LaterValues({pair.photos: pair.confidence for pair in good}),
         links=tuple(cameras.rigs.links()),
     )
 
 
 @dataclass(frozen=True)
 class _VerifiedPair:
-    """One matched pair. `geometry`: pycolmap's two-view geometry; None where the pair is not verified."""
+    """One matched pair. `geometry`: pycolmap's two-view geometry; None where the pair is not verified. `confidence`
+    computes that of the pose."""
 
     photos: tuple[int, int]
     matches: int
     inliers: int
     static_matches: int = 0
     geometry: Any = None
-    confidence: float = 0.0
+    confidence: Callable[[], float] = float
 
 
 def _agree(
