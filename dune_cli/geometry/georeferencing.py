@@ -17,8 +17,9 @@ from dune_cli.geometry.poses import cross_matrix, rotation_from_rotvec, transfor
 from dune_cli.geometry.sim3 import rigid_part, scale_of, similarity_from_points
 
 TRIPLES = 1000  # that are tried at most: with 40 % wrong positions, 200 of them have none
-LEAST_AGREEING = 5  # positions, or all of fewer: three or four fit too well to tell that another one is wrong
+LEAST_AGREEING = 5  # positions, or all of fewer: three or four fit too well to tell that another one is a bit wrong
 JUDGES = 1000  # positions that a triple is judged by, at most
+BEYOND_DOUBT = 1000.0  # of F with 3 and 5 degrees of freedom: 1 in a million right fives has it
 AGREE = 4.03  # standard deviations of a coordinate: 1 of 1,000 right positions is farther off (chi, 3 degrees)
 MEDIAN_DISTANCE = 1.538  # the median of a distance in space, in standard deviations of a coordinate
 ROUNDS, STEPS = 30, 20
@@ -67,10 +68,10 @@ def fit_positions(
     """The similarity that takes `centres` (N, 3) of the scene to `positions` (N, 3) of the world, N at least 3.
 
     `sds` (N, 3): standard deviations of the coordinates of each position; only their ratios matter to the result.
-    Without `with_scale` the scale is 1. Fewer than half of the positions may be wrong, and of up to five none; one
-    within `tolerance` of the world, which the scene itself may be off, is not. `agrees` (N,) bool: the right ones,
-    where that is known; `sigma`: what their standard deviation in units of `sds` is known to be at least. Where the
-    positions lie on a line, the rotation about it is arbitrary, and `roll_sd` large.
+    Without `with_scale` the scale is 1. Fewer than half of the positions may be wrong, of five one that is far off, and
+    of four none; one within `tolerance` of the world, which the scene itself may be off, is not. `agrees` (N,) bool:
+    the right ones, where that is known; `sigma`: what their standard deviation in units of `sds` is known to be at least.
+    Where the positions lie on a line, the rotation about it is arbitrary, and `roll_sd` large.
     """
     positions, centres = np.asarray(positions, np.float64), np.asarray(centres, np.float64)
     sds = np.asarray(sds, np.float64)
@@ -121,6 +122,8 @@ def _agreeing(
     small = 1 + 5 / max(3 * count - SIMILARITY, 1)
     sigma = max(small * float(scores.min()) / MEDIAN_DISTANCE, floor)
     agrees, half = np.zeros(count, dtype=bool), min(max((count + 3) // 2, LEAST_AGREEING), count)
+    if count == LEAST_AGREEING and (found := _far_one(positions, centres, sds, fit, tolerance)) is not None:
+        return found
     for _ in range(ROUNDS):
         off = transform_points(fit, centres) - positions
         distances = np.linalg.norm(off / sds, axis=-1)
@@ -134,6 +137,29 @@ def _agreeing(
         residuals = (transform_points(fit, centres) - positions)[agrees] / sds[agrees]
         sigma = max(_sigma(residuals), floor)
     return agrees, fit
+
+
+def _far_one(
+    positions: np.ndarray, centres: np.ndarray, sds: np.ndarray, start: np.ndarray, tolerance: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of five positions the four that agree (N,) and their similarity, where all of them fit worse beyond doubt (an F
+    test)."""
+
+    def fitted(agrees: np.ndarray) -> tuple[float, np.ndarray]:
+        fit = _weighted(positions[agrees], centres[agrees], sds[agrees], start, True)
+        off = (transform_points(fit, centres) - positions)[agrees] / sds[agrees]
+        return float((off**2).sum()), fit
+
+    count = len(positions)
+    whole, _ = fitted(np.ones(count, bool))
+    parts = [fitted(np.arange(count) != index) for index in range(count)]
+    best = int(np.argmin([squares for squares, _ in parts]))
+    squares, fit = parts[best]
+    freedom = 3 * (count - 1) - SIMILARITY
+    off = float(np.linalg.norm(transform_points(fit, centres[best]) - positions[best]))
+    if off <= tolerance or (whole - squares) / 3 <= BEYOND_DOUBT * squares / freedom:
+        return None
+    return np.arange(count) != best, fit
 
 
 def _triples(count: int, seed: int) -> np.ndarray:

@@ -182,3 +182,19 @@ def test_what_is_known_of_the_positions_is_not_estimated_again() -> None:
     assert found.sigma == 0.2 and found.agrees is agrees
     assert found.scale_sd == pytest.approx(1.0 / extent)  # so few do not tell that they are better than stated
     np.testing.assert_allclose(found.world_from_scene, np.linalg.inv(scene_from_world()), atol=1e-6)
+
+
+def test_of_five_one_that_is_far_off_is_found_and_one_that_is_not_is_not() -> None:
+    truth = flight()[::13, :3, 3]
+    assert len(truth) == 5
+    named = 0
+    bent = truth.copy()
+    bent[2, 2] += 0.5
+    assert fit(bent, truth, tolerance=1.0).agrees.all() and not fit(bent, truth).agrees[2]
+    for seed in range(200):
+        noise = np.random.default_rng(seed).normal(size=truth.shape)
+        assert fit(truth + noise, truth, seed=seed).agrees.all()
+        wrong = truth + noise
+        wrong[3] += [0, 300, 0]
+        named += np.array_equal(np.flatnonzero(~fit(wrong, truth, seed=seed).agrees), [3])
+    assert named > 190
