@@ -38,7 +38,7 @@ from dune_cli.sfm.masks import PhotoMasks
 from dune_cli.sfm.scene import PointMap, Scene, SparsePoints, View
 
 VIOLATION_SHARE = 0.05  # of the depth, beyond which another view's surface contradicts a point
-SPECKLE_SHARE, SPECKLE_MIN_PIXELS = 2e-4, 12  # of the map: smaller components are removed
+SPECKLE_SHARE, SPECKLE_MIN_PIXELS = 8e-4, 12  # of the map: smaller components are removed
 SPECKLE_STEP = 0.02  # of the inverse depth, between adjacent pixels of a component
 MAX_VIEWS_AT_ONCE = 8
 
