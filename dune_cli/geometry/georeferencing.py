@@ -70,8 +70,8 @@ def fit_positions(
     `sds` (N, 3): standard deviations of the coordinates of each position; only their ratios matter to the result.
     Without `with_scale` the scale is 1. Fewer than half of the positions may be wrong, of five one that is far off, and
     of four none; one within `tolerance` of the world, which the scene itself may be off, is not. `agrees` (N,) bool:
-    the right ones, where that is known; `sigma`: what their standard deviation in units of `sds` is known to be at least.
-    Where the positions lie on a line, the rotation about it is arbitrary, and `roll_sd` large.
+    the right ones, where that is known; `sigma`: what their standard deviation in units of `sds` is at least, where
+    that is known. Where the positions lie on a line, the rotation about it is arbitrary, and `roll_sd` large.
     """
     positions, centres = np.asarray(positions, np.float64), np.asarray(centres, np.float64)
     sds = np.asarray(sds, np.float64)
