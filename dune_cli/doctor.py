@@ -78,6 +78,7 @@ PACKAGES = (
     Package("onnx", "onnx", "dune export", "no .onnx file is written", extra="export"),
     Package("onnxscript", "onnxscript", "dune export", "no .onnx file is written", extra="export"),
     Package("onnxruntime", "onnxruntime", "dune export, --runtime onnx", "--runtime takes torch only", extra="export"),
+    Package("huggingface_hub", "huggingface-hub", "weights of the hub (hf://)", "no hf:// runs", extra="hub"),
     Package("viser", "viser", "dune view, dune app", "neither runs; dune render does", extra="view"),
     Package("flask", "flask", "dune app", "dune app does not run", extra="app"),
     Package("pyproj", "pyproj", "coordinate systems (dune reconstruct --crs)", "--crs does not run", extra="geo"),

@@ -18,6 +18,7 @@ INSTALL_NAMES = {
     "pi_heif": "pi-heif",
     "libusb_package": "libusb-package",
     "faiss": "faiss-cpu",
+    "huggingface_hub": "huggingface-hub",
 }
 
 

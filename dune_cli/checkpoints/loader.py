@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from dune_cli import runtime
-from dune_cli.checkpoints import adapters, registry, timm_models, weight_files, weights_folder
+from dune_cli.checkpoints import adapters, hub, registry, timm_models, weight_files, weights_folder
 from dune_cli.checkpoints.weight_files import WeightFile, naming_file
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
 from dune_cli.models.aliked import AlikedLightGlueNetwork
@@ -307,7 +307,9 @@ def _build(opened: OpenedCheckpoint, encoder: str | Path | None, **options: Any)
 
 
 def _find_encoder(path: Path, encoder_file: str) -> str | Path:
-    """Where the encoder that the file at `path` needs lies: beside it, else among the weights."""
+    """Where the encoder that the file at `path` needs lies: on the hub, beside it, else among the weights."""
+    if hub.is_hub(encoder_file):
+        return encoder_file
     entry = registry.find_file(encoder_file)
     names = [
         encoder_file,

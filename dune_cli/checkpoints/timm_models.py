@@ -1,6 +1,6 @@
 """timm's ViTs by name: `timm:NAME` with the weights in the Hugging Face cache, `timm:NAME=FILE` with a state dict file.
 
-Nothing is downloaded here.
+Nothing is downloaded here, but for FILE of `hf://owner/name/file`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dune_cli.checkpoints import weight_files, weights_folder
+from dune_cli.checkpoints import hub, weight_files, weights_folder
 from dune_cli.checkpoints.state_dict import find_state_dict, load_strict
 from dune_cli.errors import CheckpointError, PackageMissing, UserError, WeightsMissing
 from dune_cli.models.timm_encoder import TimmEncoder
@@ -66,9 +66,12 @@ def load(spec: str) -> tuple[TimmEncoder, Source]:
 
 def _fill(network: nn.Module, name: str, given: str) -> Source:
     """The weights of the file `given`, or of the Hugging Face cache, into the network."""
-    path = Path(given) if given else _cached(name, network.pretrained_cfg)
-    file = weight_files.read_located(weights_folder.LocatedFile(path, None))
-    with weight_files.naming_file(path):
+    if hub.is_hub(given):
+        file = weight_files.open_weights(given)
+    else:
+        path = Path(given) if given else _cached(name, network.pretrained_cfg)
+        file = weight_files.read_located(weights_folder.LocatedFile(path, None))
+    with weight_files.naming_file(file.path):
         load_strict(network, _used(network, find_state_dict(file.checkpoint)), f"timm's {name}")
     own = None if given else network.pretrained_cfg.get("license")
     return Source(f"{PREFIX}{name}", file.sha256, file.metadata.get("dune.licence") or own or "unknown")

@@ -21,6 +21,7 @@ from dune_cli.provenance import Source, sha256_of
 if TYPE_CHECKING:
     import torch
 
+    from dune_cli.checkpoints.hub import HubFile
     from dune_cli.checkpoints.registry import Entry
     from dune_cli.checkpoints.weights_folder import LocatedFile
 
@@ -31,7 +32,8 @@ class WeightFile:
 
     `checkpoint`: the dictionary as it lies in the file (containers, state dicts, scalars); for safetensors the flat
     state dict. `metadata`: the strings of a safetensors header; empty for PyTorch files. `entry`: the registry's, of a
-    published file. Tensors are on the CPU and, where the format allows, mapped: their bytes are read when used.
+    published file. `hub`: of a file of the Hugging Face hub. Tensors are on the CPU and, where the format allows,
+    mapped: their bytes are read when used.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class WeightFile:
     checkpoint: dict[str, Any]
     metadata: dict[str, str] = field(default_factory=dict)
     entry: Entry | None = None
+    hub: HubFile | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -55,6 +58,8 @@ class WeightFile:
         """Its names and what lies beside it."""
         path = self.path.absolute()
         registered = () if self.entry is None else (self.entry.name, self.entry.file)
+        if self.hub is not None:
+            registered += (self.hub.repository.partition("/")[2],)
         folders = (folder.name for folder in path.parents)
         return Surroundings((*registered, path.name, *folders), path.parent)
 
@@ -65,8 +70,10 @@ class WeightFile:
 
     @property
     def source(self) -> Source:
-        """The weights behind a result: registry name (else file name), hash, licence."""
-        return Source(self.entry.name if self.entry is not None else self.path.name, self.sha256, self.licence)
+        """The weights behind a result: registry name or place on the hub with its commit, else file name; hash,
+        licence."""
+        published = self.entry.name if self.entry is not None else None if self.hub is None else str(self.hub)
+        return Source(published or self.path.name, self.sha256, self.licence)
 
 
 def open_weights(name_or_path: str | Path) -> WeightFile:
@@ -121,8 +128,10 @@ def read_located(located: LocatedFile, remember: bool = True) -> WeightFile:
     the pinned file, or as `read_weights`.
     """
     path = located.path
+    if located.hub is not None and sniff(path) != "safetensors":
+        raise CheckpointError(f"{located.hub} is a pickle under the name of safetensors, which is not read")
     if not path.is_file() or not weights_folder.has_hash(located):
-        return replace(read_weights(path), entry=located.entry)
+        return replace(read_weights(path), entry=located.entry, hub=located.hub)
     try:
         sha256 = sha256_of(path)
     except OSError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dune_cli import console
-from dune_cli.checkpoints import registry
+from dune_cli.checkpoints import hub, registry
 from dune_cli.checkpoints.default_models import DefaultModels
 from dune_cli.checkpoints.registry import Entry
 from dune_cli.errors import CheckpointError, UserError, WeightsMissing
@@ -23,6 +23,7 @@ from dune_cli.io.safe_read import MIB, quoted, read_json
 from dune_cli.provenance import sha256_of
 
 if TYPE_CHECKING:
+    from dune_cli.checkpoints.hub import HubFile
     from dune_cli.io.json_files import Fields
 
 LOCK_FILE = "lock.json"  # the first hash seen of each file
@@ -32,11 +33,15 @@ _SUFFIXES = {".pth", ".pt", ".safetensors", ".ckpt", ".bin"}
 
 @dataclass(frozen=True)
 class LocatedFile:
-    """A weight file on this machine; `entry` if it is a published one; `origin` says where it was found, in words."""
+    """A weight file on this machine; `entry` if it is a published one; `origin` says where it was found, in words.
+
+    `hub`: the file of the Hugging Face hub that it is, with its commit.
+    """
 
     path: Path
     entry: Entry | None
     origin: str = "file"
+    hub: HubFile | None = None
 
 
 def weights_folder() -> Path:
@@ -59,11 +64,15 @@ def is_offline() -> bool:
 
 
 def locate(name_or_path: str | Path) -> LocatedFile:
-    """The file behind a path, a registry name or a published file name.
+    """The file behind a path, a registry name, a published file name, or `hf://owner/name/file[@revision]`.
 
-    Raises WeightsMissing (what to pull, size, licence) for published weights that are not here, UserError for what is
-    neither a name nor a file (with the nearest names).
+    A file of the hub is downloaded where it is not in its cache (hub.fetch, which says what that raises). Raises
+    WeightsMissing (what to pull, size, licence) for published weights that are not here, UserError for what is neither
+    a name nor a file (with the nearest names).
     """
+    if hub.is_hub(name_or_path):
+        fetched = hub.fetch(str(name_or_path))
+        return LocatedFile(fetched.path, None, "Hugging Face hub", fetched.pinned)
     path = Path(name_or_path).expanduser()
     if path.is_file():
         entry = registry.find_file(path.name)

@@ -23,7 +23,12 @@ def weights(*names: str | None) -> None:
 
 
 def stored_name(name: str) -> str:
-    """A model as --model takes it, for another run in another folder: the whole path of a file."""
+    """A model as --model takes it, for another run in another folder: the whole path of a file, the commit of one on
+    the hub."""
+    from dune_cli.checkpoints import hub
+
+    if hub.is_hub(name):
+        return str(hub.fetch(name).pinned)
     path = Path(name).expanduser()
     return str(path.absolute()) if not name.startswith(OTHER_MODELS) and path.is_file() else name
 

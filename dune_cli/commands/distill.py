@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dune_cli import console
-from dune_cli.commands import checks, options
-from dune_cli.commands.options import RunOutput, SeededOptions, TrainingOptions, option
+from dune_cli.commands import checks, options, publishing
+from dune_cli.commands.options import SeededOptions, TrainingOptions, option
+from dune_cli.commands.publishing import RunOutput
 from dune_cli.errors import UserError
 
 WEIGHTS = (
@@ -109,6 +110,7 @@ def command(
     Example: dune distill --teachers dinov2,mast3r,multihmr --data photos/ -o student/
              dune distill --teachers xfeat,efficientnet-lite2 --data photos/ --student dune-mini:xfeat+lite \\
                           --size 224 --batch-size 32 --cache cache/ -o mini/
+             dune distill --teachers dinov2 --data photos/ -o student/ --push hf://me/my-student
              torchrun --nproc-per-node 8 -m dune_cli.cli distill --teachers … --data … -o student/
     """
     from dataclasses import asdict
@@ -123,6 +125,7 @@ def command(
     checks.teachers(sources.teachers)
     checks.data(sources.data, sources.teachers)
     checks.weights(sources.init)
+    publishing.check(output.push)
 
     from dune_cli.training.distill.distiller import distill
     from dune_cli.training.distill.finalize import finalize
@@ -142,6 +145,7 @@ def command(
     done = finalize(result, folder)
     if done.document["photos"]["broken_count"]:
         console.note(f"{done.document['photos']['broken_count']} photos could not be read; the report lists them")
+    publishing.push(output.push, (done.student, done.student_half), done.document)
     output.print_json([done.document])
     if output.as_json:
         return

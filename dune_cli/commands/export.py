@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import checks, options
-from dune_cli.commands.options import OutputOptions, option
+from dune_cli.commands import checks, options, publishing
+from dune_cli.commands.options import option
+from dune_cli.commands.publishing import PublishedOutput
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
@@ -39,7 +40,7 @@ def command(
     *,
     kind: str = options.argument("KIND", f"What to export: {', '.join(KINDS)}.", type=click.Choice(KINDS)),
     model: ExportOptions,
-    output: OutputOptions = options.adapt(
+    output: PublishedOutput = options.adapt(
         output=options.output_to(
             "a .onnx file for ONNX Runtime and others, or a .pt2 file of torch.export.", required=True
         )
@@ -60,6 +61,7 @@ def command(
              dune export encoder --model dinov2-vits14 --int8 photos/ -o dinov2-int8.onnx
              dune export depth --model da3-small -o depth.onnx
              dune export segment -o segment.pt2
+             dune export encoder --model hf://me/my-student/student.safetensors -o student.onnx --push hf://me/my-onnx
     """
     from dune_cli.io.inputs import expand
     from dune_cli.io.outputs import check_output, sibling
@@ -69,6 +71,11 @@ def command(
     check_output(sibling(target, ".json"), (".json",), output.overwrite)
     if model.int8 is not None and target.suffix.lower() != ".onnx":
         raise UserError(f"--int8 is written as .onnx, and the output is {target}; name a .onnx file, or leave it out")
+    if output.push is not None and target.suffix.lower() != ".onnx":
+        raise UserError(
+            f"--push takes .onnx files, as {target.suffix} can hold pickles; name a .onnx file, or leave it out"
+        )
+    publishing.check(output.push)
     paths = [] if model.int8 is None else expand((model.int8,))
     chosen = _chosen(kind, model)
     if target.suffix.lower() == ".onnx":
@@ -89,6 +96,7 @@ def command(
     facts, inputs = export_file(network, target, paths, model.size, run)
     document = {"schema": SCHEMA, "file": target.name, **facts, "provenance": run.provenance(network.sources, inputs)}
     write_json(sibling(target, ".json"), document)
+    publishing.push(output.push, (target,), document)
     for line in _lines(document):
         console.note(line)
     output.print_lines(target)

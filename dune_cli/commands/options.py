@@ -366,7 +366,7 @@ BEST_MODEL = "the best one on this machine"
 
 def model_of(kinds: str, **settings: Any) -> Any:
     """--model. `kinds`: the kinds of models that the verb takes."""
-    text = f"Model: a name of 'dune weights list', or a weight file. Takes {kinds}."
+    text = f"Model: a name of 'dune weights list', a weight file, or hf://OWNER/NAME/FILE. Takes {kinds}."
     return option("--model NAME|FILE", text, **settings)
 
 
@@ -570,19 +570,6 @@ class TrainingOptions:
         "--checkpoint-minutes MINUTES", "Minutes between checkpoints.", NOT_NEGATIVE, 10.0, heading="Advanced"
     )
     log_every: int = option("--log-every N", "Steps between lines of the log.", COUNT, 10, heading="Advanced")
-
-
-@group("Output")
-class RunOutput(Printer):
-    output: str = option(
-        "-o, --output DIR", "Output folder of the run. The same command resumes the run in it.", required=True
-    )
-    as_json: bool = changed(JsonOptions, "as_json")
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return Path(self.output).expanduser()
 
 
 def init_from(default_text: str) -> Any:

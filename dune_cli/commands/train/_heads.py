@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import checks, options
-from dune_cli.commands.options import RunOutput, SeededOptions, TrainingOptions, option
+from dune_cli.commands import checks, options, publishing
+from dune_cli.commands.options import SeededOptions, TrainingOptions, option
+from dune_cli.commands.publishing import RunOutput
 from dune_cli.errors import UserError
 
 
@@ -86,6 +87,7 @@ def run(
     **more: Any,
 ) -> None:
     """Trains the head, writes its files and prints their paths."""
+    publishing.check(output.push)
     settings = options.values(data, head, training, compute) | more
     settings["set_weights"] = tuple(map(_weight, data.set_weights))
     for folder in data.data:
@@ -99,6 +101,7 @@ def run(
     from dune_cli.training.heads.trainer import train
 
     done = finish(train(HeadTrainingConfig(task, **settings), output.folder), output.folder)
+    publishing.push(output.push, (done.head, done.head_half), done.document)
     output.print_json([done.document])
     if output.as_json:
         return

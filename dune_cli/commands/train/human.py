@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from dune_cli import console
-from dune_cli.commands import checks, options
-from dune_cli.commands.options import RunOutput, SeededOptions, option
+from dune_cli.commands import checks, options, publishing
+from dune_cli.commands.options import SeededOptions, option
+from dune_cli.commands.publishing import RunOutput
 from dune_cli.commands.train._heads import HeadModelOptions, HeadTrainingOptions, LabelledOptions
 
 TEACHER = "dune-people"
@@ -67,6 +68,7 @@ def command(
              dune eval people data/people-joints --model bundled --model people-head/head.safetensors
     """
     checks.weights(head.encoder.removeprefix("random:"), TEACHER)
+    publishing.check(output.push)
 
     from dune_cli.training.human.config import PeopleHeadTrainingConfig
     from dune_cli.training.human.finalize import finish
@@ -74,6 +76,7 @@ def command(
 
     settings = options.values(data, head, training, compute)
     done = finish(train(PeopleHeadTrainingConfig(**settings), output.folder), output.folder)
+    publishing.push(output.push, (done.head, done.head_half), done.document)
     output.print_json([done.document])
     if output.as_json:
         return

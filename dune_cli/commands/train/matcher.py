@@ -7,8 +7,9 @@ import math
 import click
 
 from dune_cli import console
-from dune_cli.commands import checks, options
-from dune_cli.commands.options import RunOutput, SeededOptions, TrainingOptions, option
+from dune_cli.commands import checks, options, publishing
+from dune_cli.commands.options import SeededOptions, TrainingOptions, option
+from dune_cli.commands.publishing import RunOutput
 from dune_cli.errors import UserError
 
 
@@ -92,6 +93,7 @@ def command(
     if compute.dtype == "float16":
         raise UserError("--dtype float16 is too narrow for training; allowed: auto, float32, bfloat16")
     checks.weights(head.encoder, head.init)
+    publishing.check(output.push)
     for name, folders in (("--scenes", scenes.data), ("--photos", scenes.photos)):
         for folder in folders:
             checks.folder(folder, name)
@@ -106,6 +108,7 @@ def command(
         settings["teacher_minutes"] = math.inf
     config = MatcherConfig(bfloat16=str(dtype) == "torch.bfloat16", **settings)
     done = finalize(train(config, output.folder), output.folder)
+    publishing.push(output.push, (done.head, done.head_half), done.document)
     output.print_json([done.document])
     if output.as_json:
         return

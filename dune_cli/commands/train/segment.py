@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dune_cli.commands import options
-from dune_cli.commands.options import RunOutput, SeededOptions
+from dune_cli.commands.options import SeededOptions
+from dune_cli.commands.publishing import RunOutput
 from dune_cli.commands.train import _heads
 from dune_cli.commands.train._heads import HeadModelOptions, HeadTrainingOptions, TaughtOptions
 
