@@ -12,6 +12,7 @@ from dune_cli.checkpoints.registry import format_bytes
 from dune_cli.provenance import sha256_of
 
 SCORES = ("held_out", "validation", "compared")  # of a report
+PLACES = ("data", "photos", "scenes", "labels", "cache")  # settings that name folders here
 FACTS = ("steps", "images", "hours", "seconds", "best_step", "validation_loss")
 TAGS = {
     "dune.distill/1": ("image-feature-extraction", "An image encoder, distilled"),
@@ -91,7 +92,11 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
         if _plain(value)
     ]
     rows += [("learned from", text) for text in report.get("data", ()) if isinstance(text, str)]
-    rows += [(f"setting {key}", value) for key, value in _mapping(report, "config").items() if _plain(value)]
+    rows += [
+        (f"setting {key}", value)
+        for key, value in _mapping(report, "config").items()
+        if _plain(value) and key not in PLACES
+    ]
     rows = [(key, value) for key, value in rows if not _is_path(value)]
     if rows:
         yield from ("", "## Training" if "config" in report else "## Facts", "")
