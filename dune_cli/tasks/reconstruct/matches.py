@@ -521,7 +521,7 @@ def _best_pair_scene(
         if config.masks is not None:
             matches, _ = config.masks.matches_without_masked(matches, [photo.path for photo in decoded])
         baseline = config.baseline if pair == (0, 1) else None
-        settings = MatchesConfig(baseline=baseline, seed=config.seed, masks=config.masks)
+        settings = MatchesConfig(baseline=baseline, seed=config.seed, masks=config.masks, fill=config.fill)
         try:
             scene = reconstruct_matched(decoded, cameras, matches, matcher.source, settings, run)
         except JobFailed as error:
