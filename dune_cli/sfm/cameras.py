@@ -98,7 +98,8 @@ def share_cameras(cameras: Sequence[PhotoCamera], rigs: Rigs = NO_RIGS) -> Photo
     sensor of a rig has a camera of its own, which its photos share. UserError where these have different sizes.
     """
     sizes = [(own.camera.width, own.camera.height) for own in cameras]
-    most = max(sizes.count(size) for size in set(sizes)) / len(sizes)
+    alone = [size for index, size in enumerate(sizes) if index not in rigs.mounts]
+    most = max((alone.count(size) for size in set(alone)), default=0) / max(len(alone), 1)
     shared: list[SharedCamera] = []
     index_of: dict[object, int] = {}
     ids = []

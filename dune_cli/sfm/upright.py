@@ -51,7 +51,7 @@ def _gravity(scene: Scene, photos: Sequence[Path], seed: int) -> tuple[Gravity, 
             return Gravity(down, "gimbal", sd, len(known)), note
     rotations = np.stack([scene.views[index].world_from_cam[:3, :3] for index in registered])
     guess, off_deg, told = level_down(rotations)
-    found = _by_edges(scene, photos, guess, seed)
+    found = _by_edges(*scene.in_perspective(photos), guess, seed)
     if found is not None:
         note = f"upright by {found.lines} vertical edges in the photos"
         return Gravity(found.down, "vertical edges", found.sd_deg, len(registered)), note
@@ -66,9 +66,7 @@ def _gravity(scene: Scene, photos: Sequence[Path], seed: int) -> tuple[Gravity, 
 
 
 def _by_edges(scene: Scene, photos: Sequence[Path], guess: np.ndarray, seed: int) -> Vertical | None:
-    registered = [i for i in scene.registered if not scene.views[i].camera.is_panorama]  # whose lines are bent
-    if not registered:
-        return None
+    registered = scene.registered
     spread = np.unique(np.linspace(0, len(registered) - 1, min(PHOTOS, len(registered))).round().astype(int))
     chosen = [registered[index] for index in spread]
     normals, weights = [], []

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from dune_cli.errors import UserError
 from dune_cli.geometry import cameras
+from dune_cli.geometry.rigs import Mount, Rigs
 from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import PhotoInfo
 from dune_cli.sfm.cameras import share_cameras
@@ -35,3 +40,11 @@ def test_cameras_are_shared_by_size_and_focal_length() -> None:
     assert given.ids == (0, 1, 0, 2) and given.of(0).fixed
     exif = share_cameras([owned(photos(WIDE), "exif", f)[0] for f in (500.0, 500.0, 700.0)])
     assert exif.ids == (0, 0, 1) and exif.of(0).prior
+
+
+def test_sensors_of_rigs_have_cameras_of_their_own_and_photos_beside_them_share_theirs() -> None:
+    mounts = {index: Mount(0, index % 2, index // 2, np.eye(4)) for index in range(4)}
+    beside = photos(WIDE, WIDE, WIDE, WIDE, TALL, TALL)
+    assert share_cameras(owned(beside, "default"), Rigs(mounts)).ids == (0, 1, 0, 1, 2, 2)
+    with pytest.raises(UserError, match="a sensor of a rig takes photos of one size"):
+        share_cameras(owned(photos(WIDE, WIDE, TALL, WIDE), "default"), Rigs(mounts))
