@@ -24,6 +24,7 @@ from dune_cli.provenance import Run, Source
 from dune_cli.sfm.calibration import calibration_notes
 from dune_cli.sfm.cameras import PhotoCameras
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
+from dune_cli.sfm.global_mapping import map_globally
 from dune_cli.sfm.lens_residuals import lens_notes
 from dune_cli.sfm.mapper import FEW, Draft, MappingConfig, map_once, map_photos
 from dune_cli.sfm.matching import Correspondences, match_counts_text
@@ -163,11 +164,18 @@ class ManyPhotos:
 
     def _drafted(self, mapped: MappedPhotos) -> MappedPhotos:
         """Many photos only as a draft, few with calibrated models."""
-        if self.known or len(self.paths) <= FEW or not mapped.matched.verified.geometry:
+        if not self._is_drafted(mapped):
             return self._calibrated(mapped)
         with self.run.stage("map", "mapping"), self.cache.scratch() as folder:
-            draft = map_once(*self._given(mapped), folder)
+            draft = self._draft(mapped, folder)
         return replace(mapped, models=_with_points(draft[0]), draft=draft)
+
+    def _is_drafted(self, mapped: MappedPhotos) -> bool:
+        return not self.known and len(self.paths) > FEW and len(mapped.matched.verified.geometry) > 0
+
+    def _draft(self, mapped: MappedPhotos, folder: Path) -> Draft:
+        once = map_globally if self.config.mapper == "global" else map_once
+        return once(*self._given(mapped), folder)
 
     def finished(self, mapped: MappedPhotos) -> MappedPhotos:
         """With calibrated models."""
@@ -178,7 +186,10 @@ class ManyPhotos:
         with self.run.stage("map", "mapping"):
             if len(mapped.matched.verified.geometry) > 0 or len(self.known) > 1:
                 with self.cache.scratch() as folder:
-                    models = map_photos(*self._given(mapped), folder, self.known, mapped.draft)
+                    draft = mapped.draft
+                    if draft is None and self.config.mapper == "global" and self._is_drafted(mapped):
+                        draft = self._draft(mapped, folder)
+                    models = map_photos(*self._given(mapped), folder, self.known, draft)
         return replace(mapped, models=models if self.known else _with_points(models), draft=None)
 
     def _given(self, mapped: MappedPhotos) -> tuple[Correspondences, VerifiedPairs, PhotoCameras, MappingConfig]:
