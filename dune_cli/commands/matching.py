@@ -196,7 +196,12 @@ def solver_option() -> Any:
 
 def mapper_option() -> Any:
     """--mapper."""
-    return option("--mapper [incremental|global]", "Mapper of pycolmap.", default="incremental")
+    return option(
+        "--mapper [incremental|global]",
+        "Mapper of pycolmap. incremental: one photo after the other. global: all photos at once, for thousands; the "
+        "cameras of more than 50 are calibrated on a part of them before.",
+        default="incremental",
+    )
 
 
 @options.group("Model")
