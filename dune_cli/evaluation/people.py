@@ -101,22 +101,23 @@ class LabelledPhotoScore:
     people: int
     found: float
     precision: float | None
-    pck_torso: float
+    pck_torso: float | None
     pck_head: float | None
-    pck_found: float
+    pck_found: float | None
 
 
 @dataclass(frozen=True)
 class LabelledPoseScore:
     """A method on rendered poses. Errors in mm over the people found: mpjpe_mm after moving the hips' middle onto the
-    true one, pa_mpjpe_mm after the best similarity, pve_mm of vertices as mpjpe_mm; None where it has none."""
+    true one, pa_mpjpe_mm after the best similarity, pve_mm of vertices as mpjpe_mm; None where it has none, or found
+    nobody."""
 
     set: str
     method: str
     people: int
     found: float
-    mpjpe_mm: float
-    pa_mpjpe_mm: float
+    mpjpe_mm: float | None
+    pa_mpjpe_mm: float | None
     pve_mm: float | None
 
 
@@ -301,15 +302,15 @@ def total_photos(labels: JointSetFile, scored: Sequence[tuple[LabelledPhoto, dic
                 matched / max(len(scored), 1) if with_people else 1.0,
                 matched / max(count, 1) if labels.complete and with_people else None,
                 _mean(torso),
-                _mean(head) if head else None,
+                _mean(head),
                 _mean(common),
             )
         )
     return scores
 
 
-def _mean(parts: Sequence[np.ndarray]) -> float:
-    return float(np.concatenate(parts).mean()) if parts else float("nan")
+def _mean(parts: Sequence[np.ndarray]) -> float | None:
+    return float(np.concatenate(parts).mean()) if parts else None
 
 
 def _mean_poses(photos: Sequence[LabelledPhoto]) -> list[np.ndarray]:
@@ -427,8 +428,7 @@ def total_poses(labels: JointSetFile, scored: Sequence[tuple[RenderedPose, dict]
                 name,
                 len(scored),
                 len(joint) / max(len(scored), 1),
-                *(1000 * float(np.mean(values)) if values else float("nan") for values in (joint, aligned)),
-                1000 * float(np.mean(surface)) if surface else None,
+                *(1000 * float(np.mean(values)) if values else None for values in (joint, aligned, surface)),
             )
         )
     return scores

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dune_cli.commands.eval.people import _photo_table, _pose_table
 from dune_cli.errors import UserError
 from dune_cli.evaluation import people as benchmark
 from dune_cli.evaluation.people import HINGED, LabelledPhoto, MethodPeople
@@ -65,7 +67,7 @@ def test_scores_of_photos(root: Path) -> None:
     for name in ("elsewhere", "nobody"):
         assert (rows[name].found, rows[name].pck_torso) == (0, 0)
     assert rows[benchmark.MEAN_POSE].pck_torso > 0.9  # all stand alike
-    assert np.isnan(right.pck_found)  # nobody was found by all methods
+    assert right.pck_found is None  # nobody was found by all methods
 
 
 def test_errors_after_alignment() -> None:
@@ -135,3 +137,18 @@ def test_the_best_match_needs_overlap() -> None:
     assert benchmark._matched(photo, np.stack([true + 60, true + 2])) is not None
     assert benchmark._matched(photo, true[None] + [60, 0]) is None
     assert benchmark._matched(photo, np.full((1, 12, 2), np.nan)) is None
+
+
+def test_a_method_that_finds_nobody_has_no_numbers(root: Path) -> None:
+    def nobody(*_: object) -> dict[str, MethodPeople]:
+        return {"m": MethodPeople(np.zeros((0, 12, 2)))}
+
+    labels = benchmark.read_sets(root)[0]
+    assert labels.photos
+    control, row = benchmark.total_photos(labels, list(benchmark.score_photos(labels, {"m": nobody})))
+    assert (row.found, row.pck_torso, row.pck_found, control.pck_found) == (0, 0, None, None)
+    assert "nan" not in str(_photo_table([control, row]))
+    picture = SimpleNamespace(points=np.random.default_rng(0).random((12, 3)), residual_mm=(1.0, 1.0))
+    poses = benchmark.total_poses(labels, [(picture, {"m": None}), (picture, {"m": None})])
+    assert (poses[-1].found, poses[-1].mpjpe_mm, poses[-1].pa_mpjpe_mm, poses[-1].pve_mm) == (0, None, None, None)
+    assert _pose_table(poses)[-1][2:] == ["0.000", "", "", ""]

@@ -108,9 +108,9 @@ def _photo_table(scores: Any) -> list[list[str]]:
             str(s.people),
             f"{s.found:.3f}",
             _shown(s.precision),
-            f"{s.pck_torso:.3f}",
+            _shown(s.pck_torso),
             _shown(s.pck_head),
-            f"{s.pck_found:.3f}",
+            _shown(s.pck_found),
         ]
         for s in scores
     ]
@@ -119,7 +119,7 @@ def _photo_table(scores: Any) -> list[list[str]]:
 def _pose_table(scores: Any) -> list[list[str]]:
     head = ["method", "people", "found", "MPJPE mm", "PA-MPJPE mm", "PVE mm"]
     return [head] + [
-        [s.method, str(s.people), f"{s.found:.3f}", f"{s.mpjpe_mm:.1f}", f"{s.pa_mpjpe_mm:.1f}", _shown(s.pve_mm, 1)]
+        [s.method, str(s.people), f"{s.found:.3f}", *(_shown(mm, 1) for mm in (s.mpjpe_mm, s.pa_mpjpe_mm, s.pve_mm))]
         for s in scores
     ]
 
