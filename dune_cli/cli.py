@@ -93,7 +93,8 @@ def _of_a_signal(error: BaseException | None) -> bool:
 
 
 def _printable(error: click.ClickException) -> click.ClickException:
-    error.message = console.shown(error.message)
+    if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # the text of a help, with its lines
+        error.message = console.shown(error.message)
     return error
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from dune_cli import console
 from dune_cli.errors import UserError
+from dune_cli.runtime import check_device
 
 PROJECT_FILE = "dune.toml"
 SHARED = ("device", "dtype")  # options of many commands
@@ -163,6 +164,11 @@ def _converted(key: str, value: Any, option: Any, place: str) -> Any:
         option.type_cast_value(click.Context(click.Command("config"), resilient_parsing=True), given)
     except click.UsageError as error:
         raise UserError(f"{place}: {key} is {_toml(value)}: {' '.join(error.message.split())}") from None
+    if option.name == "device":
+        try:
+            check_device(given)
+        except UserError as error:
+            raise UserError(f"{place}: {key} is {_toml(value)}: {error}") from None
     return given
 
 

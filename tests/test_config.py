@@ -98,6 +98,7 @@ def test_a_commands_own_table_wins_within_a_file_and_the_project_over_it(files: 
         ("[depth]\noverwrite = true", "depth.overwrite is unknown"),
         ("[weights.pull]\naccept-licence = true", "weights.pull.accept-licence is unknown"),
         ("dtype = 'float8'", "dtype is 'float8': 'float8' is not one of"),
+        ("device = 'gpu'", "device is 'gpu': unknown device 'gpu'; allowed: auto"),
         ("offline = 'no'", "offline is 'no'; allowed is true or false"),
         ("= 3", "is no TOML file"),
         ("weights = '/data'", "weights is set in the user's file only"),

@@ -90,6 +90,19 @@ def test_errors_of_the_command_line_show_no_controls(tmp_path: Path) -> None:
         assert result.exit_code == 2 and result.stderr.count("\n") == 1 and shown in result.stderr
 
 
+@pytest.mark.parametrize("words", [[], ["train"], ["eval"], ["config"]])
+def test_a_group_alone_prints_its_help(words: list[str]) -> None:
+    shown = CliRunner().invoke(main, words)
+    assert shown.exit_code == 2 and "\n  -h, --help" in shown.stderr and r"\x0a" not in shown.stderr
+
+
+def test_a_wrong_command_is_answered_with_the_nearest() -> None:
+    for words, near in (("reconstuct", "'reconstruct'"), ("train dept", "'depth'"), ("zzz", "")):
+        shown = CliRunner().invoke(main, words.split())
+        assert shown.exit_code == 2 and f"No such command {words.split()[-1]!r}." in shown.stderr
+        assert shown.stderr.count("Did you mean") == bool(near) and near in shown.stderr
+
+
 def test_a_photo_of_any_name_is_encoded(example_photos: Path, tmp_path: Path) -> None:
     photo = next(path for path in sorted(example_photos.rglob("*.jpg")))
     paths = [tmp_path / name for name in NAMES if name.endswith(".jpg")]

@@ -33,7 +33,9 @@ AXES = "OpenCV: x right, y down, z forward"
 @options.group("Input")
 class MapOptions(RetrievalOptions, VideoOptions):
     map_folder: str | None = option(
-        "--map DIR", "Map to localize the queries in: a folder with a COLMAP model or a scene.json."
+        "--map DIR|FILE",
+        "Map to localize the queries in: a folder with a COLMAP model or a scene.json, or a scene, such as scene.ply "
+        "with its JSON beside it.",
     )
     images: str | None = option(
         "--images DIR",

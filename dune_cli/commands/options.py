@@ -17,6 +17,7 @@ A group may inherit from another and redeclare a field. The default of a group's
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import typing
@@ -202,6 +203,17 @@ class FolderGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         known = cmd_name in self.list_commands(ctx)
         return plugins.load(self.package, cmd_name).command if known else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As Click's, whose suggestions know no command that is not imported."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            error.message += f" Did you mean {near[0]!r}?" if near else ""
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, plugins.summary(self.package, name, "command")) for name in self.list_commands(ctx)]

@@ -96,19 +96,22 @@ def open_map(
 ) -> PhotoMap:
     """The map in `folder`: a COLMAP model (in it, in its sparse/0 or sparse), else a scene's JSON.
 
-    Photos are in `images`, else in the folder, its images/, or where the scene's JSON has its inputs. `scale` (metric |
-    arbitrary) overrides that of the scene's JSON. UserError for a missing or broken model, for one without images, and
+    `folder` may also be a scene itself: its JSON, or the file beside that. Photos are in `images`, else in the folder,
+    its images/, or where the scene's JSON has its inputs. `scale` (metric | arbitrary) overrides that of the scene's
+    JSON. UserError for a missing or broken model, for one without images, and
     where fewer than two of its photos are found; a note names the photos that are left out. UserError for a map with
     panoramas, unless `panoramas` are taken.
     """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        kind = "a file" if folder.exists() else "no folder"
-        raise UserError(f"the map {folder} is {kind}; name the folder of a COLMAP model or of a scene.json")
+    given = Path(folder).expanduser()
+    of_scene = not given.is_dir()
+    scenes = _scene_files([given.with_suffix(".json")] if of_scene else sorted(given.glob("*.json")))
+    if of_scene and not (given.exists() and scenes):
+        kind = "a file without a scene's JSON" if given.exists() else "no folder"
+        raise UserError(f"the map {given} is {kind}; name the folder of a COLMAP model, or a scene of dune reconstruct")
+    folder = given.parent if of_scene else given
     if images is not None and not Path(images).expanduser().is_dir():
         raise UserError(f"--images {images} is no folder; name the one with the map's photos")
-    scenes = _scene_files(folder)
-    model = model_folder(folder)
+    model = None if of_scene else model_folder(folder)
     if model is None and not scenes:
         raise UserError(
             f"{folder} holds no map: neither a COLMAP model (cameras, images and points3D as .bin or .txt, in it or "
@@ -116,7 +119,7 @@ def open_map(
         )
     if model is None and len(scenes) > 1:
         names = ", ".join(path.name for path in list(scenes)[:3])
-        raise UserError(f"{folder} holds several scenes ({names}); give each its own folder")
+        raise UserError(f"{folder} holds several scenes ({names}); name one of them")
     if model is not None:
         entries, files = _from_colmap(model), model_files(model)
         entries = _with_modes(entries, [entry for scene in scenes.items() for entry in _from_scene(*scene)])
@@ -189,10 +192,10 @@ def _neighbours_by_points(model: ColmapModel, ids: Sequence[int]) -> list[tuple[
     return neighbours
 
 
-def _scene_files(folder: Path) -> dict[Path, dict[str, Any]]:
-    """The `dune.scene/1` JSON files directly in the folder."""
+def _scene_files(paths: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """The `dune.scene/1` JSON files among the paths."""
     scenes = {}
-    for path in sorted(path for path in folder.glob("*.json") if is_file(path)):
+    for path in filter(is_file, paths):
         with open_regular(path, "a scene's JSON") as file:
             is_scene = b'"dune.scene/1"' in file.read(4096)
         if is_scene:

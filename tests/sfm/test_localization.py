@@ -359,6 +359,11 @@ def test_a_scene_that_reconstruct_wrote(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "scene.json").write_text(json.dumps(scene_json(folder), indent=2))
     (tmp_path / "other.json").write_text("{}")
     found = open_map(tmp_path)  # its photos are where the scene saw them
+    (tmp_path / "scene.ply").touch()
+    for named in ("scene.json", "scene.ply"):
+        again = open_map(tmp_path / named)
+        assert [image.file for image in again.images] == [image.file for image in found.images]
+        assert (again.folder, again.files) == (tmp_path, found.files)
     assert len(found.images) == 4 and (found.scale, found.scale_note) == ("metric", None)
     np.testing.assert_allclose(found.images[3].world_from_cam, synthetic_maps.POSES["d.png"])
     assert open_map(tmp_path, scale="arbitrary").scale == "arbitrary"
