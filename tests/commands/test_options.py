@@ -33,6 +33,7 @@ DIFFER = {
         "required",
         "default_text",
     },  # a companion of --model, or the one that is trained on
+    "--fill": {"help"},  # what is scored
     "--init": {"default_text"},
     "--fps": {"help", "default_text"},  # every frame, or key frames
     "--height": {"help", "default", "default_text", "type", "metavar"},  # one for all in a scene

@@ -231,7 +231,7 @@ def test_retrieval_needs_an_encoder(place: Path) -> None:
         (["-o", "pose.txt"], "allowed: .json .jsonl"),
         (["elsewhere.png", "-o", "pose.json"], "2 queries do not fit into pose.json; name a .jsonl file"),
         (["none.png"], "no such file or folder: none.png"),
-        (["--map", "elsewhere.png"], "is a file; name the folder"),
+        (["--map", "elsewhere.png"], "is a file without a scene"),
         (["--map", "."], "holds no map"),
     ],
 )

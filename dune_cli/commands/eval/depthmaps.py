@@ -27,7 +27,7 @@ class QualityOptions(SetOptions):
 
     fill: bool = options.option(
         "--fill/--no-fill",
-        "Also score the maps whose holes the bundled depth network has filled, and controls there.",
+        "Fill the holes of the maps too, and score what is filled beside controls.",
         default=False,
     )
 
