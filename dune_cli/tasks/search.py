@@ -11,9 +11,9 @@ import numpy as np
 
 from dune_cli import console
 from dune_cli.errors import DuneError, UserError
-from dune_cli.io.contact_sheet import SheetRow, Tile, reduced
+from dune_cli.io.contact_sheet import TILE_PX, SheetRow, Tile, reduced
 from dune_cli.io.photo_index import IndexRow, PhotoIndex, located, relative_path
-from dune_cli.io.photos import Photo, PhotoInfo, read_photo
+from dune_cli.io.photos import Photo, PhotoInfo, read_small
 from dune_cli.io.video import Video
 from dune_cli.provenance import Run
 from dune_cli.sfm.global_descriptors import GlobalDescriptor
@@ -165,7 +165,7 @@ def _name(path: Path) -> str:
 
 def _photo(path: Path) -> np.ndarray | None:
     try:
-        return reduced(read_photo(path).rgb)
+        return reduced(read_small(path, TILE_PX))
     except DuneError as error:
         return _no_picture(path, error)
 

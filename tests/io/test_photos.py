@@ -12,8 +12,9 @@ from PIL import Image
 from dune_cli.errors import PackageMissing, UserError
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.io import photos
+from dune_cli.io.contact_sheet import reduced
 from dune_cli.io.intrinsics import find_panoramas, resolve_cameras
-from dune_cli.io.photos import read_header, read_photo
+from dune_cli.io.photos import read_header, read_photo, read_small
 from support.odd_photos import BAD, GOOD, huge_png
 
 # A 48 x 64 HEIC file that this project made with pillow-heif: red above, blue below.
@@ -193,3 +194,20 @@ def test_avif(tmp_path: Path) -> None:
     Image.fromarray(halves).save(path, quality=90)
     rgb = read_photo(path).rgb
     assert rgb.shape == halves.shape and np.abs(rgb.astype(int) - halves)[[4, -4]].max() < 12
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_photo_to_look_at_is_the_photo_reduced(orientation: int, example_photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "photo.jpg"
+    with Image.open(example_photos / "chelsea.png") as picture:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture.convert("RGB").resize((1800, 1200), Image.Resampling.BICUBIC).save(file, quality=92, exif=exif)
+    small, whole = read_small(file, 192), read_photo(file).rgb
+    assert max(small.shape) == 450 and (small.shape[0] > small.shape[1]) == (whole.shape[0] > whole.shape[1])
+    off = np.abs(reduced(small).astype(float) - reduced(whole))
+    assert reduced(small).shape == reduced(whole).shape and off.mean() < 1 and off.max() < 32
+    np.testing.assert_array_equal(read_small(file, 1200), whole)
+    np.testing.assert_array_equal(
+        read_small(example_photos / "chelsea.png", 64), read_photo(example_photos / "chelsea.png").rgb
+    )

@@ -12,11 +12,11 @@ from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry.framing import hit_triangle, nearest_to_ray
 from dune_cli.geometry.poses import quaternion_from_rotation
-from dune_cli.io.contact_sheet import reduced
+from dune_cli.io.contact_sheet import TILE_PX, reduced
 from dune_cli.io.formats import SceneData
 from dune_cli.io.formats.glb import glb_bytes
 from dune_cli.io.meshes import Frustum, Mesh
-from dune_cli.io.photos import read_photo
+from dune_cli.io.photos import read_small
 from dune_cli.io.results import StoredResult
 from dune_cli.io.scene_colors import colorings, recolored
 
@@ -66,7 +66,7 @@ class SceneLayer:
         pictures = {}
         for index in console.progress(here[::step], "photos of the cameras", unit="photo"):
             try:
-                pictures[index] = reduced(read_photo(self._photos[index]).rgb)  # type: ignore[arg-type]
+                pictures[index] = reduced(read_small(self._photos[index], TILE_PX))  # type: ignore[arg-type]
             except UserError as error:
                 console.note(f"a camera without its photo: {error}")
         return pictures
