@@ -10,7 +10,7 @@ from pathlib import Path
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.io.object_stores import is_url
-from dune_cli.io.photo_names import companions
+from dune_cli.io.photo_names import companions, results_among
 
 # fmt: off
 IMAGE_SUFFIXES = (  # what photos.py reads
@@ -110,12 +110,13 @@ def _photos_among(files: Sequence[Path], where: str, videos: bool) -> list[Path]
     """The images (and `videos`) among the files; notes name the files that are left out."""
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     films = [path for path in files if is_video(path)]
-    beside = companions(images, films)
+    results = results_among(images)
+    beside = companions(images, films) | (results if len(results) < len(images) else {})
     photos = [path for path in files if path not in beside and path.suffix.lower() in _suffixes(videos)]
     if photos:
         for kind in dict.fromkeys(beside.values()):
             names = [path.name for path, own in beside.items() if own == kind]
-            _note(f"{where}: left out as {kind} beside a photo (named one by one, it is read)", names)
+            _note(f"{where}: left out as {kind} beside photos (named one by one, it is read)", names)
         left = [path.name for path in films if not videos and path not in beside]
         if left:
             _note(f"{where}: left out as videos, which are not read here", left)

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dune_cli.errors import UserError
-from dune_cli.io.safe_read import forward_slashes
+from dune_cli.io.safe_read import forward_slashes, is_file, read_json
 
-VIDEO, MASK = "the moving part of a live photo", "a mask or map"
+VIDEO, MASK, RESULT = "the moving part of a live photo", "a mask or map", "a result of dune"
+RESULT_LIMIT_BYTES = 4_000_000  # the JSON of a picture takes some kilobytes
 BESIDE = re.compile(r"(?:mask|depth)[_.-](?P<after>.+)|(?P<before>.+)[_.-](?:mask|depth)", re.IGNORECASE)
 
 
@@ -83,6 +84,32 @@ def companions(images: Iterable[Path], videos: Iterable[Path]) -> dict[Path, str
         if _key(image, image.stem) in names or (other and (_key(image, other) in stems or _key(image, other) in names)):
             beside[image] = MASK
     return beside
+
+
+def results_among(images: Iterable[Path]) -> dict[Path, str]:
+    """The images that dune wrote, maps and pictures of them (`depth.png`, `depth_preview.png`), and what they are.
+
+    They are those that the JSON file beside a result (`depth.json`) names as its file, preview or overlay.
+    """
+    found = {}
+    for image in images:
+        stem = image.stem.removesuffix("_preview")
+        documents = (image.with_name(f"{stem}.json"), image.with_suffix(".json"))
+        if any(is_file(document) and image.name in _pictures_in(document) for document in dict.fromkeys(documents)):
+            found[image] = RESULT
+    return found
+
+
+def _pictures_in(document: Path) -> set[str]:
+    """The names of the files that the JSON of a result names as its own; none of another or an unreadable file."""
+    try:
+        fields = read_json(document, limit_bytes=RESULT_LIMIT_BYTES)
+    except UserError:
+        return set()
+    if not isinstance(fields, dict) or not str(fields.get("schema")).startswith("dune."):
+        return set()
+    values = (fields.get(key) for key in ("file", "preview", "overlay"))
+    return {Path(value).name for value in values if isinstance(value, str)}
 
 
 def _key(path: Path, name: str) -> tuple[Path, str]:

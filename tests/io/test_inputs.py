@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,19 @@ def test_a_folder_of_raw_files(tmp_path: Path) -> None:
     touch(tmp_path, "a.CR2", "b.CR2")
     with pytest.raises(UserError, match=r"holds 2 raw files \(a\.CR2, \.\.\.\) but no images that are read"):
         expand([tmp_path])
+
+
+def test_results_of_dune_among_photos_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("a.jpg", "b.png", "map.png", "map_preview.png", "c_preview.png")
+    for name in names:
+        (tmp_path / name).touch()
+    document = {"schema": "dune.depth/1", "file": "map.png", "preview": "map_preview.png"}
+    (tmp_path / "map.json").write_text(json.dumps(document))
+    (tmp_path / "a.json").write_text('{"schema": "dune.people/1", "image": {"file": "a.jpg"}}')  # of the photo, not it
+    (tmp_path / "b.json").write_text('{"file": "b.png"}')
+    (tmp_path / "c.json").write_text("no JSON")
+    assert [path.name for path in expand([str(tmp_path)])] == ["a.jpg", "b.png", "c_preview.png"]
+    assert "left out as a result of dune" in capsys.readouterr().err
+    for name in ("a.jpg", "b.png", "c_preview.png"):
+        (tmp_path / name).unlink()
+    assert len(expand([str(tmp_path)])) == 2
