@@ -17,6 +17,7 @@ first dune.toml in the working directory or above it. What writes files or accep
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,7 +144,9 @@ def check_value(key: str, value: Any, options_of: Options, place: str, of_projec
     if name not in options:
         known = sorted([*options, *(() if words else ENVIRONMENT)])
         where = f" in [{'.'.join(words)}]" if words else " outside of tables"
-        raise UserError(f"{place}: {key} is unknown; allowed{where}: {', '.join(known)}")
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{place}: {key} is unknown; allowed{where}: {', '.join(known)}{hint}")
     return _converted(key, value, options[name], place)
 
 

@@ -91,7 +91,7 @@ def test_a_commands_own_table_wins_within_a_file_and_the_project_over_it(files: 
         ("size = 3", "size is unknown; allowed outside of tables: device, dtype, offline, weights"),
         ("[dpeth]\nsize = 3", "dpeth is no command of dune, so dpeth.size cannot be set"),
         ("[eval]\nsize = 3", "eval is no command of dune"),
-        ("[depth]\nsise = 3", "depth.sise is unknown; allowed in [depth]: "),
+        ("[depth]\nsise = 3", "workers; did you mean size?"),
         ("[depth]\nsize = 3", "depth.size is 3: 3 is not in the range"),
         ("[depth]\nsize = true", "depth.size is true; allowed is PX"),
         ("[depth]\nflip = 1", "depth.flip is 1; allowed is true or false"),

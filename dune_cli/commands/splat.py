@@ -6,7 +6,6 @@ from dune_cli.commands import options
 from dune_cli.commands.options import COUNT, OutputOptions, option
 from dune_cli.provenance import Run
 
-NEEDS = ("numpy",)
 STEPS = 30_000
 
 
