@@ -60,7 +60,7 @@ def save_onnx(program: Any, network: ExportNetwork, path: Path) -> None:
             f"the weights of {network.sources[0].name} have {size / 1e9:.1f} GB, and an ONNX file holds 2 GB; write a "
             ".pt2 file"
         )
-    # assertions on sizes, of which an ONNX file has none: of a two-view model their algebra did not end in eight minutes
+    # an ONNX file has no assertions on sizes; of a two-view model their algebra did not end in eight minutes
     with _quiet(), torch._dynamo.config.patch(do_not_emit_runtime_asserts=True):
         try:
             exported = torch.onnx.export(
