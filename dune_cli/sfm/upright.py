@@ -24,6 +24,10 @@ MAX_LEVEL_DEG = 15.0  # of the photos' x axes from the horizontal
 PHOTOS = 24  # that are searched for edges, evenly spread
 SIDE_PX, SHORTEST = 1000, 0.04  # of the photo that is searched; an edge, as a share of its long side
 PITCH_SD_DEG = 15.0  # of photos that look one way
+ONE_WAY = (
+    "all photos look one way, and are taken to look ahead: if they look straight down, as a drone's, this is wrong; "
+    "--crs with their positions is right then"
+)
 
 
 def upright(scene: Scene, photos: Sequence[Path], seed: int) -> Scene:
@@ -52,15 +56,16 @@ def _gravity(scene: Scene, photos: Sequence[Path], seed: int) -> tuple[Gravity, 
     rotations = np.stack([scene.views[index].world_from_cam[:3, :3] for index in registered])
     guess, off_deg, told = level_down(rotations)
     found = _by_edges(*scene.in_perspective(photos), guess, seed)
+    caution = "" if told else f"; {ONE_WAY}"
     if found is not None:
-        note = f"upright by {found.lines} vertical edges in the photos"
+        note = f"upright by {found.lines} vertical edges in the photos{caution}"
         return Gravity(found.down, "vertical edges", found.sd_deg, len(registered)), note
     if off_deg > MAX_LEVEL_DEG:
         raise JobFailed(
             f"nothing tells what is down: there are no vertical edges, and the photos are turned by {off_deg:.0f} deg "
             "about their axes; leave --upright out"
         )
-    rest = "" if told else f"; their pitch is taken to be 0, which is good to some {PITCH_SD_DEG:.0f} deg"
+    rest = "" if told else f"; their pitch is taken to be 0, which is good to some {PITCH_SD_DEG:.0f} deg{caution}"
     sd = max(off_deg, 1.0) if told else PITCH_SD_DEG
     return Gravity(guess, "level photos", sd, len(registered)), f"upright by the photos' level{rest}"
 

@@ -89,7 +89,7 @@ def test_level_photos_leave_the_pitch_open_and_turned_ones_tell_nothing(tmp_path
     paths = photos_of(tmp_path, 4, False)
     scene = upright(scene_of(4), paths, seed=0)
     assert scene.gravity is not None and scene.gravity.sd_deg == 15.0
-    assert "their pitch is taken to be 0" in scene.notes[-1]
+    assert "their pitch is taken to be 0" in scene.notes[-1] and "straight down" in scene.notes[-1]
     rng = np.random.default_rng(1)
     thrown = [replace(view, world_from_cam=thrown_pose(rng)) for view in scene_of(4).views]
     with pytest.raises(JobFailed, match="nothing tells what is down"):
