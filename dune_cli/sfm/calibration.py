@@ -15,6 +15,7 @@ from dune_cli.geometry.bundle_adjustment import (
     Bundle,
     Priors,
     adjust_bundle,
+    carry_points,
 )
 from dune_cli.geometry.camera_models import MODELS, Camera
 from dune_cli.geometry.normal_equations import TERMS
@@ -28,7 +29,8 @@ RADIAL_SD = 0.1  # of COLMAP's k of SIMPLE_RADIAL; phones and reflex cameras are
 IMPLAUSIBLE_RADIAL = 0.4
 IMPLAUSIBLE = 3.0  # standard deviations, beyond which COLMAP is taken to have diverged
 OUTLYING_PRIOR = 3.0  # standard deviations beyond which a prior is dropped: a cropped photo keeps the original's EXIF
-MAX_OBSERVATIONS = 300_000  # above, only the points with the longest tracks are used
+MAX_OBSERVATIONS = 60_000  # above, the points with the longest tracks alone calibrate the cameras
+LAST_STEPS = 2  # of all the points together
 MIN_POINTS = 6
 LEAST_OBSERVATIONS = 20  # of a view, where only some of the points are used: few leave its pose undetermined
 MAX_ERROR_PX = 4.0  # of a point, in matched pixels, as in COLMAP
@@ -97,8 +99,14 @@ def calibrate(
     change = np.abs(np.log(adjusted.bundle.K[:, 0, 0] / start_K[:, 0, 0]))
     outlying = has_prior & (change > OUTLYING_PRIOR * focal_sd)
     if outlying.any():
-        loose = replace(problem, priors=replace(priors, log_focal_sd=np.where(outlying, GUESS_SD, focal_sd)))
-        adjusted = loose.adjusted(lens, adjusted.bundle) or adjusted
+        problem = replace(problem, priors=replace(priors, log_focal_sd=np.where(outlying, GUESS_SD, focal_sd)))
+        adjusted = problem.adjusted(lens, adjusted.bundle) or adjusted
+    if not selected.all():  # the other points follow the cameras, and have their part in the last steps
+        whole, _, _ = restrict(bundle, in_front, every)
+        problem = replace(problem, bundle=whole)
+        adjusted = problem.adjusted(lens, carry_points(problem.started(adjusted.bundle), whole), LAST_STEPS)
+        if adjusted is None:
+            return None
     found = problem.cameras(lens, adjusted.bundle)
     calibrated = replace(
         model,
@@ -106,8 +114,6 @@ def calibrate(
         camera_sd=camera_sds(adjusted, shared, found, used),
         modes={index: adjusted.modes[:, row] for row, index in enumerate(views)},
     )
-    if not selected.all():  # the points that were left out would not fit other poses
-        return calibrated
     limit_px = MAX_ERROR_PX * correspondences.pixel_size
     fitted = replace(bundle, fisheye=adjusted.bundle.fisheye)
     return with_adjusted_points(calibrated, fitted, in_front, adjusted.bundle, views, limit_px)

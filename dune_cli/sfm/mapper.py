@@ -42,6 +42,7 @@ MIN_PHOTOS = 3  # of an incremental model; of rigs, frames
 # growth of the model between two adjustments of all of it. COLMAP's 1.1 took 12 to 24 % longer on three sets of 20 to
 # 49 photos, for points and errors that differ by less than 1 %
 GLOBAL_ADJUSTMENT_RATIO = 1.3
+MANY_INLIERS = 100_000  # of all pairs, above which points that add nothing have no part in these adjustments
 
 
 @dataclass(frozen=True)
@@ -320,6 +321,8 @@ class _Mapping:
         options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = self.config.seed
         options.num_threads = options.mapper.num_threads = self.threads
         options.constant_cameras = {number + 1 for number in self._constant_cameras()}
+        inliers = sum(len(geometry.inlier_matches) for geometry in self.verified.geometry.values())
+        options.mapper.ba_global_ignore_redundant_points3D = inliers > MANY_INLIERS
         options.ba_global_frames_ratio = options.ba_global_points_ratio = GLOBAL_ADJUSTMENT_RATIO
         options.mapper.abs_pose_min_num_inliers = MIN_INLIERS
         options.triangulation.ignore_two_view_tracks = len(self.cameras.ids) > FEW
