@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from dune_cli.geometry import poses
+from dune_cli.geometry.bundle_adjustment import Bundle
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.io.intrinsics import PhotoCamera
+from dune_cli.sfm import calibration
 from dune_cli.sfm.calibration import calibrate
 from dune_cli.sfm.cameras import share_cameras
 from dune_cli.sfm.matching import Correspondences
@@ -70,3 +72,22 @@ def test_a_known_focal_length_without_distortion_is_left_alone() -> None:
     assert calibrated(true, start_of((300.0, 301.0), "given")) is None
     found = calibrated(true, start_of((330.0, 330.0), "default"))
     assert found is not None and found.cameras[0].model == "SIMPLE_RADIAL"
+
+
+def test_some_of_many_points_calibrate_and_all_are_adjusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Camera("SIMPLE_RADIAL", (300.0, *CENTRE, -0.08), *SIZE)
+    whole = calibrated(true, start_of((330.0, 330.0), "default"))
+    monkeypatch.setattr(calibration, "MAX_OBSERVATIONS", 500)
+    part = calibrated(true, start_of((330.0, 330.0), "default"))
+    assert whole is not None and part is not None and len(part.points_world) == len(whole.points_world)
+    np.testing.assert_allclose(part.cameras[0].params, whole.cameras[0].params, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(part.errors_px, whole.errors_px, atol=0.02)
+    assert part.camera_sd[0][0] == pytest.approx(whole.camera_sd[0][0], rel=0.05)  # that of all points
+
+
+def test_few_points_leave_no_view_without_its_own() -> None:
+    point = np.concatenate([np.repeat(np.arange(50), 4), np.repeat(np.arange(50, 80), 2)])
+    view = np.concatenate([np.tile(np.arange(4), 50), np.tile([4, 5], 30)])
+    bundle = Bundle(*[np.zeros(1)] * 6, np.zeros((80, 3)), view, point, np.zeros((len(view), 2)))
+    selected = calibration.longest_tracks(bundle, 200)
+    assert selected[:50].all() and np.count_nonzero(selected[50:]) == calibration.LEAST_OBSERVATIONS
