@@ -1,4 +1,4 @@
-"""Device and number type: what `--device` and `--dtype` mean on this machine."""
+"""Device, number type and threads: what `--device` and `--dtype` mean on this machine, and work in several threads."""
 
 from __future__ import annotations
 
