@@ -7,6 +7,7 @@ turn, for several rounds, and the fastest round of each counts, so that a busy m
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dune_cli import runtime
+from dune_cli.models import cpu_products
 from dune_cli.models.dinov2_heads import Dinov2DptHead
 from dune_cli.models.dpt import DptHead
 from dune_cli.models.precision import set_trunk_dtype
@@ -176,10 +178,17 @@ def mlp_shapes(tokens: int, width: int, hidden: int) -> tuple[Shape, ...]:
     return (SQUARE, SQUARE, SQUARE), (tokens, width, hidden), (tokens, hidden, width)
 
 
+def _linear_flops(x: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    """Of a product of x (..., K) and weight (N, K)."""
+    return 2 * math.prod(x) * weight[0]
+
+
 def count_flop(call: Call) -> float:
     """Multiplications and additions of a call's matrix products, convolutions and attentions."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     mapping = {attention: lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)}
+    if cpu_products.prefers_onednn():
+        mapping[torch.ops.mkldnn._linear_pointwise] = _linear_flops
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         call()
     return float(counter.get_total_flops())

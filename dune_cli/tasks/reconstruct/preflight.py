@@ -203,7 +203,7 @@ def _scaled(run: Run, names: Sequence[str], factor: float) -> StageEstimate:
     seconds, processor = (
         factor * sum(times.get(name, 0.0) for name in names) / 60 for times in (run.seconds, run.processor_seconds)
     )
-    return StageEstimate(round(seconds, 3), round(processor, 3))
+    return StageEstimate(round(seconds, 5), round(processor, 5))
 
 
 def _selection_growth(count: int, sample: int, matcher: Matcher, config: MatchesConfig) -> float:
