@@ -39,8 +39,8 @@ CALIBRATION_ROUNDS = 3
 SETTLED = 0.01  # change of the logarithm of a focal length, below which the model is not mapped again
 ONE_THREAD_UP_TO = 200  # photos: above, several threads make results differ in their last digits
 MIN_PHOTOS = 3  # of an incremental model; of rigs, frames
-# growth of a model of many photos between two adjustments of all of it. COLMAP's 1.1 took 12 s longer on 224 frames, for
-# points and errors that differ by less than 1 %; with 1.3, one of three sets of few photos was bent (5 degrees)
+# growth of a model of many photos between two adjustments of all of it. COLMAP's 1.1 took 12 s longer on 224 frames,
+# for points and errors that differ by less than 1 %; with 1.3, one set of 36 photos was bent by 5 degrees
 GLOBAL_ADJUSTMENT_RATIO = 1.3
 MANY_INLIERS = 100_000  # of all pairs, above which points that add nothing have no part in these adjustments
 
