@@ -257,7 +257,6 @@ class _Problem:
         for rough in (ROUGH, 0.0):  # the second time with the sigma that the first fit leaves
             damping, cost, bent, small = self.least_damping, self._cost(self.bundle), False, 0
             for _ in range(steps):
-                before = damping
                 after, new_cost, damping = self._best_step(cost, damping, bent)
                 if not new_cost < cost:
                     if not bent:
@@ -272,8 +271,7 @@ class _Problem:
                 if done:
                     break
                 bent = gain < NEAR * cost
-                if damping <= before:
-                    damping = max(damping / 8, self.least_damping)
+                damping = max(damping / 8, self.least_damping)
             self._estimate_sigma()
 
     def _best_step(self, cost: float, damping: float, bent: bool) -> tuple[Bundle, float, float]:
