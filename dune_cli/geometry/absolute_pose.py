@@ -179,8 +179,6 @@ def _with_covariance(
     near = errors < threshold_px
     if 2 * np.count_nonzero(near) <= parameters:
         return None
-    freedom = 2 * np.count_nonzero(near) - parameters
-    sigma = max(float(np.sqrt((residuals[near] ** 2).sum() / freedom)), MIN_SIGMA * threshold_px)
     jacobian = pose_jacobian(points_world[near], K, cam_from_world)
     offsets = project(points_cam[near], K) - K[:2, 2]
     by_centre = jacobian[..., 3:6]
@@ -191,14 +189,38 @@ def _with_covariance(
     stacked = jacobian.reshape(-1, parameters) @ units
     if np.linalg.matrix_rank(stacked, tol=1e-9 * np.linalg.norm(stacked)) < parameters:
         return None
-    inverse_normal = units @ np.linalg.inv(stacked.T @ stacked) @ units
-    # a shift of a point changes its pixel as the opposite shift of the camera does
-    errors_px = np.einsum("mik,mjk->mij", by_centre, shifts[near])
-    errors_px = np.concatenate([errors_px, -focal_sd * offsets[..., None]], axis=-1)
-    steps = (inverse_normal @ jacobian.reshape(-1, parameters).T @ errors_px.reshape(-1, errors_px.shape[-1]))[:6]
-    from_calibration = steps @ steps.T
-    covariance = (sigma**2 * inverse_normal)[:6, :6] + from_calibration
+    calibration_px = pixel_shifts(by_centre, shifts[near])
+    calibration_px = np.concatenate([calibration_px, -focal_sd * offsets[..., None]], axis=-1)
+    sigma, covariance, from_calibration = pose_covariance(
+        residuals[near], jacobian, calibration_px, units, threshold_px
+    )
     return RefinedPose(cam_from_world, K, errors, sigma, covariance, from_calibration)
+
+
+def pixel_shifts(by_centre: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """(M, 2, modes) the changes of pixels with `shifts` (M, modes, 3) of their points, which are those with opposite
+    shifts of the camera; `by_centre` (M, 2, 3): the derivatives by its centre."""
+    return np.einsum("mik,mjk->mij", by_centre, shifts)
+
+
+def pose_covariance(
+    residuals: np.ndarray, jacobian: np.ndarray, calibration_px: np.ndarray, units: np.ndarray, threshold_px: float
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Sigma of the `residuals` (M, 2), the covariance (6, 6) of the pose, and the share that the errors of calibration
+    `calibration_px` (M, 2, modes), one standard deviation each, have in it; see `refine_absolute_pose`.
+
+    `jacobian` (M, 2, P): derivatives by the P parameters, of which the pose's are the first six; with the diagonal
+    matrix `units` (P, P) the numbers are near 1.
+    """
+    parameters = jacobian.shape[-1]
+    sigma = float(np.sqrt((residuals**2).sum() / (residuals.size - parameters)))
+    sigma = max(sigma, MIN_SIGMA * threshold_px)
+    stacked = jacobian.reshape(-1, parameters) @ units
+    inverse_normal = units @ np.linalg.inv(stacked.T @ stacked) @ units
+    modes = calibration_px.reshape(residuals.size, -1) if calibration_px.size else np.zeros((residuals.size, 0))
+    steps = (inverse_normal @ jacobian.reshape(-1, parameters).T @ modes)[:6]
+    from_calibration = steps @ steps.T
+    return sigma, (sigma**2 * inverse_normal)[:6, :6] + from_calibration, from_calibration
 
 
 def pose_jacobian(points_world: np.ndarray, K: np.ndarray, cam_from_world: np.ndarray) -> np.ndarray:

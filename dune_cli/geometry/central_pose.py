@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dune_cli.geometry.absolute_pose import MIN_POINTS, MIN_SIGMA, RefinedPose, pose_jacobian
+from dune_cli.geometry.absolute_pose import MIN_POINTS, RefinedPose, pixel_shifts, pose_covariance, pose_jacobian
 from dune_cli.geometry.cameras import project
 from dune_cli.geometry.poses import from_rotation_translation, inverse, rotation_from_rotvec, transform_points
 
@@ -53,18 +53,11 @@ def refine_central_pose(
         if np.abs(step).max() < SETTLED:
             break
     residuals, jacobian, near = _linearised(points_world, pixels, view, rotations, K, world_from_rig, threshold_px)
-    freedom = 2 * np.count_nonzero(near) - PARAMETERS
-    if freedom <= 0:
+    if 2 * np.count_nonzero(near) <= PARAMETERS:
         return None
-    sigma = max(float(np.sqrt((residuals[near] ** 2).sum() / freedom)), MIN_SIGMA * threshold_px)
-    rows = jacobian[near].reshape(-1, PARAMETERS) @ units
-    inverse_normal = units @ np.linalg.inv(rows.T @ rows) @ units
-    # a shift of a point changes its pixel as the opposite shift of the camera does
-    moved = np.einsum("mik,mjk->mij", jacobian[near][..., 3:], shifts[near])
-    steps = inverse_normal @ jacobian[near].reshape(-1, PARAMETERS).T @ moved.reshape(2 * len(moved), moved.shape[-1])
-    from_calibration = steps @ steps.T
+    moved = pixel_shifts(jacobian[near][..., 3:], shifts[near])
+    sigma, covariance, from_calibration = pose_covariance(residuals[near], jacobian[near], moved, units, threshold_px)
     errors = np.where(np.isfinite(residuals).all(-1), np.linalg.norm(residuals, axis=1), np.inf)
-    covariance = sigma**2 * inverse_normal + from_calibration
     return RefinedPose(inverse(world_from_rig), K, errors, sigma, covariance, from_calibration)
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dune_cli.geometry.poses import from_rotation_translation
+
 LEVEL_SPREAD = 0.05  # least mean square of the second direction of the cameras' x axes, with which these tell pitch
 DECIDES = 0.2  # the mean cosine that tells up from down
 AROUND_DEG = 30.0  # about the first guess, where the vertical is looked for
@@ -88,6 +90,4 @@ def upright_from_world(down: np.ndarray, world_from_cam: np.ndarray) -> np.ndarr
         above = -world_from_cam[:3, 1]
         forward = above - down * (above @ down)
     forward = forward / np.linalg.norm(forward)
-    turn = np.eye(4)
-    turn[:3, :3] = np.stack([np.cross(down, forward), down, forward])
-    return turn
+    return from_rotation_translation(np.stack([np.cross(down, forward), down, forward]), np.zeros(3))

@@ -216,7 +216,7 @@ def related_views(views: Sequence[View], sparse: SparsePoints) -> list[list[int]
 def _K(view: View) -> np.ndarray:
     """(3, 3) of the view's dense map."""
     assert view.dense is not None
-    return np.linalg.inv(view.dense.image_from_map) @ view.K
+    return view.dense.intrinsics(view.K)
 
 
 def robust_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

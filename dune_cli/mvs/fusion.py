@@ -49,7 +49,7 @@ def fusion_views(point_maps: Sequence[PointMap | None], cameras: Sequence[Frustu
             continue
         depth = transform_points(inverse(camera.world_from_cam), point_map.points_world)[..., 2]
         depth = np.where(point_map.valid, depth, np.nan)
-        K = np.linalg.inv(point_map.image_from_map) @ camera.K
+        K = point_map.intrinsics(camera.K)
         normals = (normals_of_depth(depth, K) @ camera.world_from_cam[:3, :3].T).astype(np.float32)
         views.append(FusionView(point_map, depth.astype(np.float32), normals, K, camera.world_from_cam))
     if not views:

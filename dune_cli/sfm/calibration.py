@@ -84,7 +84,7 @@ def calibrate(
     )
     in_front = np.isfinite(bundle.residuals_px()).all(-1)
     every = np.ones(len(bundle.points_world), bool)
-    selected = longest_tracks(bundle, MAX_OBSERVATIONS) if len(bundle.view) > MAX_OBSERVATIONS else every
+    selected = longest_tracks(bundle, MAX_OBSERVATIONS)
     part, _, _ = restrict(bundle, in_front, selected)
     if len(part.points_world) < MIN_POINTS:
         return None
@@ -353,16 +353,16 @@ def restrict(bundle: Bundle, valid: np.ndarray, selected: np.ndarray) -> tuple[B
     return part, keep, keep_points
 
 
-def longest_tracks(bundle: Bundle, most: int) -> np.ndarray:
-    """(P,) bool: the points with the longest tracks, up to `most` observations; and of each view with less than
-    LEAST_OBSERVATIONS of them, more of its own."""
+def longest_tracks(bundle: Bundle, most: int, least: int = LEAST_OBSERVATIONS) -> np.ndarray:
+    """(P,) bool: the points with the longest tracks, up to `most` observations; and of each view with less than `least`
+    of them, more of its own."""
     track_length = np.bincount(bundle.point, minlength=len(bundle.points_world))
     order = np.argsort(-track_length, kind="stable")
     selected = np.zeros(len(track_length), bool)
     selected[order[np.cumsum(track_length[order]) <= most]] = True
-    for view in np.flatnonzero(np.bincount(bundle.view, selected[bundle.point]) < LEAST_OBSERVATIONS):
+    for view in np.flatnonzero(np.bincount(bundle.view, selected[bundle.point]) < least):
         own = bundle.point[bundle.view == view]
-        selected[own[np.lexsort((-track_length[own], ~selected[own]))][:LEAST_OBSERVATIONS]] = True
+        selected[own[np.lexsort((-track_length[own], ~selected[own]))][:least]] = True
     return selected
 
 

@@ -60,10 +60,8 @@ def _calibrated(
 def best_connected(verified: VerifiedPairs, count: int, size: int) -> set[int]:
     """At most `size` of `count` photos that hang together: the one with most inliers, then again and again the one that
     has most of them with those chosen before."""
-    neighbours: list[dict[int, int]] = [{} for _ in range(count)]
-    for i, j in sorted(verified.geometry):
-        neighbours[i][j] = neighbours[j][i] = verified.counts[i, j][1]
-    tied = np.array([sum(others.values()) for others in neighbours])
+    neighbours = verified.inliers_by_photo()
+    tied = np.array([sum(neighbours.get(photo, {}).values()) for photo in range(count)])
     chosen: set[int] = set()
     while len(chosen) < size and tied.max(initial=0) > 0:
         photo = int(tied.argmax())

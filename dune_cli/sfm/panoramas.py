@@ -15,6 +15,7 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.poses import from_rotation_translation
 from dune_cli.geometry.rigs import Mount, Rigs
 from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.intrinsics import PhotoCamera
@@ -158,9 +159,7 @@ def _prefix(rig: int, direction: str) -> str:
 
 def _inverse_rotation(view: StraightPhoto) -> np.ndarray:
     assert view.rotation is not None
-    pose = np.eye(4)
-    pose[:3, :3] = view.rotation.T
-    return pose
+    return from_rotation_translation(view.rotation.T, np.zeros(3))
 
 
 def mounts_of(frames: Sequence[Sequence[int]], groups: Sequence[int]) -> Rigs:
@@ -169,9 +168,7 @@ def mounts_of(frames: Sequence[Sequence[int]], groups: Sequence[int]) -> Rigs:
     mounts = {}
     for frame, (parts, rig) in enumerate(zip(frames, groups)):
         for sensor, (part, rotation) in enumerate(zip(parts, DIRECTIONS.values())):
-            sensor_from_rig = np.eye(4)
-            sensor_from_rig[:3, :3] = rotation
-            mounts[part] = Mount(rig, sensor, frame, sensor_from_rig)
+            mounts[part] = Mount(rig, sensor, frame, from_rotation_translation(rotation, np.zeros(3)))
     prefixes = {
         (rig, sensor): _prefix(rig, name) for rig in sorted(set(groups)) for sensor, name in enumerate(DIRECTIONS)
     }

@@ -24,6 +24,7 @@ from dune_cli.sfm.calibration import (
     FISHEYES,
     LENSES,
     MAX_ERROR_PX,
+    MAX_OBSERVATIONS,
     MIN_POINTS,
     NO_LENS,
     LensProblem,
@@ -47,8 +48,7 @@ OWN_SHARE = 0.5  # of them: where more do, positions whose error nobody states a
 TINY = 1e-6
 STEPS, GAIN = 15, 0.5  # of all adjustments but the last
 UNDETERMINED = "the points do not determine the cameras"
-OBSERVATIONS = 60_000  # that are adjusted; the other points follow their cameras
-SEEN = 60  # of these in every photo
+SEEN = 60  # of the observations that are adjusted, in every photo; the other points follow their cameras
 LARGER_ERROR = 1.25  # of the median reprojection error: positions that need more contradict the photos
 SMALL_ERROR_PX = 0.05  # and which growth of it never does
 
@@ -86,7 +86,7 @@ def adjust_to_positions(
     whole, _, _ = restrict(before, in_front, np.ones(len(before.points_world), bool))
     if len(whole.points_world) < MIN_POINTS or set(range(len(views))) - set(whole.view.tolist()):
         return "too few points"
-    part, _, _ = restrict(whole, np.ones(len(whole.view), bool), _selected(whole))
+    part, _, _ = restrict(whole, np.ones(len(whole.view), bool), longest_tracks(whole, MAX_OBSERVATIONS, SEEN))
     start_K, focal_sd, _ = focal_priors(shared)
     kept = Priors(focal_sd, np.zeros((len(used), TERMS)))
     lens = _lens_of(model, cameras, used)
@@ -98,16 +98,7 @@ def adjust_to_positions(
     adjusted, agrees, sigma = solved
     found = problem.cameras(lens, adjusted.bundle)
     cameras_of = dict(zip(used, found))
-    after = carry_points(
-        replace(
-            whole,
-            K=adjusted.bundle.K,
-            distortion=adjusted.bundle.distortion,
-            fisheye=adjusted.bundle.fisheye,
-            world_from_cam=adjusted.bundle.world_from_cam,
-        ),
-        whole,
-    )
+    after = carry_points(replace(problem, bundle=whole).started(adjusted.bundle), whole)
     old_px, new_px = (float(np.median(np.linalg.norm(one.residuals_px(), axis=1))) for one in (whole, after))
     if not new_px <= max(LARGER_ERROR * old_px, old_px + SMALL_ERROR_PX * correspondences.pixel_size):
         return f"they would make the reprojection error {new_px:.2f} px instead of {old_px:.2f}"
@@ -205,16 +196,6 @@ def _moved(bundle: Bundle, world_from_model: np.ndarray) -> Bundle:
         world_from_cam=move_poses(world_from_model, bundle.world_from_cam),
         points_world=transform_points(world_from_model, bundle.points_world),
     )
-
-
-def _selected(bundle: Bundle) -> np.ndarray:
-    """(P,) bool: the points with the longest tracks, up to OBSERVATIONS, and in photos that see few of these all."""
-    if len(bundle.view) <= OBSERVATIONS:
-        return np.ones(len(bundle.points_world), bool)
-    selected = longest_tracks(bundle, OBSERVATIONS)
-    seen = np.bincount(bundle.view[selected[bundle.point]], minlength=len(bundle.world_from_cam))
-    selected[bundle.point[seen[bundle.view] < SEEN]] = True
-    return selected
 
 
 def _lens_of(model: SfmModel, cameras: PhotoCameras, used: list[int]) -> str:

@@ -74,6 +74,10 @@ class PointMap:
     image_from_map: np.ndarray
     filled: np.ndarray | None = None
 
+    def intrinsics(self, K: np.ndarray) -> np.ndarray:
+        """(3, 3) in the map's pixels, of a camera with `K` (3, 3) in those of the undistorted photo."""
+        return np.linalg.inv(self.image_from_map) @ K
+
     @property
     def measured(self) -> np.ndarray:
         """(h, w) bool: the valid pixels that no network filled."""

@@ -15,6 +15,7 @@ import numpy as np
 from dune_cli import console, optional
 from dune_cli.errors import DuneError, JobFailed
 from dune_cli.geometry.gravity import Vertical, level_down, upright_from_world, vertical_from_planes
+from dune_cli.geometry.poses import vector_angle
 from dune_cli.io.gps import read_whereabouts
 from dune_cli.io.photos import read_photo
 from dune_cli.sfm.scene import Gravity, Scene, View
@@ -48,7 +49,7 @@ def _gravity(scene: Scene, photos: Sequence[Path], seed: int) -> tuple[Gravity, 
         downs = np.stack([-scene.views[i].world_from_cam[:3, :3] @ known[i][2] for i in known])
         down = np.median(downs, axis=0)
         down = down / np.linalg.norm(down)
-        off = np.degrees(np.arccos(np.clip(downs @ down, -1, 1)))
+        off = np.degrees(vector_angle(downs, down))
         sd = float(np.sqrt((off**2).mean()))
         if sd <= MAX_GIMBAL_DEG:
             note = f"upright by the gimbal's angles of {len(known)} photos ({sd:.1f} deg between them)"

@@ -75,6 +75,14 @@ class VerifiedPairs:
             self.links or other.links,
         )
 
+    def inliers_by_photo(self) -> dict[int, dict[int, int]]:
+        """Photo -> the others that it has a verified pair with -> the inliers of that pair."""
+        found: dict[int, dict[int, int]] = {}
+        for i, j in sorted(self.geometry):
+            inliers = self.counts[i, j][1]
+            found.setdefault(i, {})[j] = found.setdefault(j, {})[i] = inliers
+        return found
+
     def components(self, count: int) -> list[list[int]]:
         """The connected components of `count` photos, largest first."""
         edges = np.array([*self.geometry, *self.links], dtype=np.int64).reshape(-1, 2)

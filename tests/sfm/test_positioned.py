@@ -178,7 +178,7 @@ def test_all_points_follow_and_the_result_is_the_same_again(block: Flight, monke
     """Few observations decide, and the others fit as well."""
     from dune_cli.sfm import positioned
 
-    monkeypatch.setattr(positioned, "OBSERVATIONS", 2000)
+    monkeypatch.setattr(positioned, "MAX_OBSERVATIONS", 2000)
     positions, _ = measured(block, 0.05, 0)
     model, done, _ = block.adjusted(positions, 0.05)
     again, _, _ = block.adjusted(positions, 0.05)

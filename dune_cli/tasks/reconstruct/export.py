@@ -330,7 +330,7 @@ def write_depths(scene: Scene, folder: Path) -> int:
     with atomic_directory(folder) as temporary:
         for name, (view, one, depth) in zip(names, dense):
             assert one is not None and depth is not None
-            K = np.linalg.inv(one.image_from_map) @ view.K
+            K = one.intrinsics(view.K)
             camera = stored_camera(K, view.world_from_cam, depth.shape[1], depth.shape[0], view.orientation)
             pixels, png_scale = to_png16(np.ascontiguousarray(to_stored(depth, view.orientation)))
             save_png(temporary / f"{name}.png", pixels)

@@ -148,11 +148,7 @@ def weakly_tied(matched: MatchedPhotos) -> list[int]:
 
 def _with_neighbours(firm: Collection[int], verified: VerifiedPairs) -> set[int]:
     """The `firm` photos, and those that enough inliers of enough pairs tie to such as are held."""
-    partners: dict[int, dict[int, int]] = {}
-    for i, j in verified.geometry:
-        inliers = verified.counts[i, j][1]
-        partners.setdefault(i, {})[j] = partners.setdefault(j, {})[i] = inliers
-    held = set(firm)
+    partners, held = verified.inliers_by_photo(), set(firm)
     while True:
         new = set()
         for index, inliers in partners.items():
@@ -166,8 +162,5 @@ def _with_neighbours(firm: Collection[int], verified: VerifiedPairs) -> set[int]
 
 def _links(found: VerifiedPairs, known: VerifiedPairs) -> Pairs:
     """The `known` pairs of photos that both agree with a third one in a pair `found`, or are such a pair."""
-    partners: dict[int, set[int]] = {}
-    for i, j in found.geometry:
-        partners.setdefault(i, {i}).add(j)
-        partners.setdefault(j, {j}).add(i)
-    return [pair for pair in known.geometry if any(own.issuperset(pair) for own in partners.values())]
+    groups = [{index, *partners} for index, partners in found.inliers_by_photo().items()]
+    return [pair for pair in known.geometry if any(group.issuperset(pair) for group in groups)]

@@ -89,8 +89,7 @@ def reconstruct_matched(
         straight = undistort_image(first.rgb, lens1), undistort_image(second.rgb, lens2)
         dense, reason = _dense_map(*straight, K1, K2, sparse, config)
         if dense is not None and config.fill is not None:
-            K1_map = np.linalg.inv(dense.image_from_map) @ K1
-            dense = fill_map(dense, K1_map, np.eye(4), sparse.points_cam1, config.fill)
+            dense = fill_map(dense, dense.intrinsics(K1), np.eye(4), sparse.points_cam1, config.fill)
             dense = dense.without_filled(dense.confidence < config.min_confidence)
         if dense is not None and config.masks is not None:
             dense = config.masks.on_map(dense, first.path, lens1)
