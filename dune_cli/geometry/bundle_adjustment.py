@@ -104,16 +104,19 @@ def adjust_bundle(
     are about `start_K` (C, 3, 3). At most `steps`, twice, until one gains less than `min_gain` of the cost, which is a
     chi square; of more than MANY_VIEWS as much more as there are more of them.
 
-    The covariance is the inverse of the normal matrix at the solution. The principal points, which are not estimated,
-    enter it with PRINCIPAL_SD (a consider covariance: S. Schmidt, 1966). None where the points do not determine the
-    cameras.
+    Observations of points that are behind their camera at the start, and points that are then seen by fewer than two,
+    have no part, and such points stay where they are. The covariance is the inverse of the normal matrix at the
+    solution. The principal points, which are not estimated, enter it with PRINCIPAL_SD (a consider covariance: S.
+    Schmidt, 1966). None where the points do not determine the cameras.
     """
     middle, length = _normalising_frame(bundle.world_from_cam, bundle.points_world)
     if priors.centres is not None:
         centres = (priors.centres - middle) / length
         priors = replace(priors, centres=centres, centre_sd=priors.centre_sd / length)
-    problem = _Problem(_rescaled(bundle, middle, 1 / length), priors, start_K)
+    in_front = np.isfinite(bundle.residuals_px()).all(-1)
+    part, _, adjusted_points = restrict(bundle, in_front, np.ones(len(bundle.points_world), bool))
     try:
+        problem = _Problem(_rescaled(part, middle, 1 / length), priors, start_K)
         problem.solve(steps, min_gain * max(1.0, len(bundle.world_from_cam) / MANY_VIEWS))
         sds, modes = problem.uncertainty()
         freedom = problem.centre_freedom()
@@ -121,7 +124,27 @@ def adjust_bundle(
         return None
     modes[:, :, 7:] *= length
     adjusted = _rescaled(problem.bundle, -middle / length, length)
+    points = bundle.points_world.copy()
+    points[adjusted_points] = adjusted.points_world
+    adjusted = replace(adjusted, points_world=points, view=bundle.view, point=bundle.point, pixels=bundle.pixels)
     return AdjustedBundle(adjusted, sds[:, 0], sds[:, 1:], modes, problem.sigma_px, freedom)
+
+
+def restrict(bundle: Bundle, valid: np.ndarray, selected: np.ndarray) -> tuple[Bundle, np.ndarray, np.ndarray]:
+    """The `valid` (N,) observations of those `selected` (P,) points that have two of them or more; masks of the
+    observations and of the points that are kept."""
+    track_length = np.bincount(bundle.point[valid], minlength=len(bundle.points_world))
+    keep_points = selected & (track_length >= 2)
+    new_index = np.cumsum(keep_points) - 1
+    keep = valid & keep_points[bundle.point]
+    part = replace(
+        bundle,
+        points_world=bundle.points_world[keep_points],
+        view=bundle.view[keep],
+        point=new_index[bundle.point[keep]],
+        pixels=bundle.pixels[keep],
+    )
+    return part, keep, keep_points
 
 
 def carry_points(after: Bundle, before: Bundle) -> Bundle:

@@ -16,6 +16,7 @@ from dune_cli.geometry.bundle_adjustment import (
     Priors,
     adjust_bundle,
     carry_points,
+    restrict,
 )
 from dune_cli.geometry.camera_models import MODELS, Camera
 from dune_cli.geometry.normal_equations import TERMS
@@ -334,23 +335,6 @@ def _seen_share(camera: Camera) -> float:
 
 
 # Parts of a bundle.
-
-
-def restrict(bundle: Bundle, valid: np.ndarray, selected: np.ndarray) -> tuple[Bundle, np.ndarray, np.ndarray]:
-    """The `valid` (N,) observations of those `selected` (P,) points that have two of them or more; masks of the
-    observations and of the points that are kept."""
-    track_length = np.bincount(bundle.point[valid], minlength=len(bundle.points_world))
-    keep_points = selected & (track_length >= 2)
-    new_index = np.cumsum(keep_points) - 1
-    keep = valid & keep_points[bundle.point]
-    part = replace(
-        bundle,
-        points_world=bundle.points_world[keep_points],
-        view=bundle.view[keep],
-        point=new_index[bundle.point[keep]],
-        pixels=bundle.pixels[keep],
-    )
-    return part, keep, keep_points
 
 
 def longest_tracks(bundle: Bundle, most: int, least: int = LEAST_OBSERVATIONS) -> np.ndarray:

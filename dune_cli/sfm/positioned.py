@@ -15,7 +15,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dune_cli.geometry.bundle_adjustment import MAX_STEPS, MIN_GAIN, AdjustedBundle, Bundle, Priors, carry_points
+from dune_cli.geometry.bundle_adjustment import (
+    MAX_STEPS,
+    MIN_GAIN,
+    AdjustedBundle,
+    Bundle,
+    Priors,
+    carry_points,
+    restrict,
+)
 from dune_cli.geometry.georeferencing import AGREE, MEDIAN_DISTANCE, PositionFit
 from dune_cli.geometry.normal_equations import TERMS
 from dune_cli.geometry.poses import transform_points
@@ -32,7 +40,6 @@ from dune_cli.sfm.calibration import (
     camera_sds,
     focal_priors,
     longest_tracks,
-    restrict,
     with_adjusted_points,
 )
 from dune_cli.sfm.cameras import PhotoCameras

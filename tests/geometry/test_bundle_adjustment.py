@@ -99,6 +99,26 @@ def test_deviations_are_those_of_many_noises() -> None:
     assert np.abs(scores).max() < 3 and 0.1 < np.sqrt(np.mean(np.square(scores))) < 1.2
 
 
+def test_observations_behind_their_camera_change_nothing() -> None:
+    bundle = scene(5, 5)
+    row = int(np.flatnonzero(bundle.point == 7)[0])
+    world_from_cam = bundle.world_from_cam[bundle.view[row]]
+    behind = poses.transform_points(world_from_cam, np.array([[0.1, 0.2, -3.0]]))[0]
+    last = len(bundle.points_world)
+    more = replace(
+        bundle,
+        points_world=np.concatenate([bundle.points_world, [behind]]),
+        view=np.concatenate([bundle.view, np.arange(2)]),
+        point=np.concatenate([bundle.point, [last, last]]),
+        pixels=np.concatenate([bundle.pixels, np.full((2, 2), 100.0)]),
+    )
+    assert not np.isfinite(more.residuals_px()).all()
+    alone, beside = with_prior(bundle, 620.0), with_prior(more, 620.0)
+    np.testing.assert_allclose(beside.bundle.world_from_cam, alone.bundle.world_from_cam, atol=1e-4)
+    np.testing.assert_allclose(beside.bundle.K, alone.bundle.K, rtol=1e-4)
+    assert beside.bundle.view is more.view
+
+
 def test_modes_tell_how_the_views_go_with_the_lens() -> None:
     bundle = scene(3, 4)
     found = with_prior(bundle, 600.0)
