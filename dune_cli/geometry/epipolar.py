@@ -15,6 +15,8 @@ from dune_cli.geometry import poses
 
 MIN_MATCHES = 8  # five determine a pose; the others verify it
 CONVERGED = 1e-6  # relative change of the cost, which is about the number of matches
+# of an essential matrix's inliers, which its pose has in front of both cameras: below it they may lie in one plane
+SHARE_IN_FRONT = 0.8
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ def estimate_relative_pose(
     """Relative pose of two calibrated views from matches (M, 2) in pixels, some of them wrong.
 
     MAGSAC (OpenCV's USAC; Barath et al. 2019) on normalised points, the pose with the most inliers in front of both
-    cameras, then a robust non-linear refinement. `threshold_px`: the Sampson distance of an inlier, one number or one
-    for each image (where they were matched at different scales). Deterministic.
+    cameras, then a robust non-linear refinement. Where many of a matrix's inliers lie behind a camera, the poses of a
+    homography are tried, too: a plane has two essential matrices that all of its matches satisfy, and MAGSAC finds
+    either. `threshold_px`: the Sampson distance of an inlier, one number or one for each image (where they were matched
+    at different scales). Deterministic.
 
     None with fewer than 8 matches, or where no pose has 8 inliers. ValueError for wrong shapes.
     """
@@ -113,19 +117,26 @@ def estimate_relative_pose(
     scale1, scale2 = (np.diag([1 / t, 1 / t, 1.0]) for t in thresholds)
     points1, points2, K1, K2 = points1 / thresholds[0], points2 / thresholds[1], scale1 @ K1, scale2 @ K2
     candidates = _essential_magsac(points1, points2, K1, K2, seed)
-    best = None
+    rays1, rays2 = normalised_points(points1, K1), normalised_points(points2, K2)
+    best, share = None, 1.0
     for E in candidates:
         inliers = np.abs(_sampson(points1, points2, np.linalg.inv(K2).T @ E @ np.linalg.inv(K1))) <= 1
         if inliers.sum() < MIN_MATCHES:
             continue
-        pose, in_front = _pose_in_front(E, normalised_points(points1, K1), normalised_points(points2, K2), inliers)
+        pose, in_front = _pose_in_front(E, rays1, rays2, inliers)
         if best is None or in_front > best[1]:
-            best = pose, in_front
+            best, share = (pose, in_front), in_front / inliers.sum()
+    if best is not None and share < SHARE_IN_FRONT:
+        for pose in _poses_of_plane(points1, points2, K1, K2, seed):
+            inliers = sampson_error_px(points1, points2, K1, K2, pose) <= 1
+            in_front = int((inliers & _in_front(pose, rays1, rays2)).sum())
+            if in_front > best[1]:
+                best = pose, in_front
     if best is None or best[1] < MIN_MATCHES:
         return None
     pose = _refine(best[0], points1, points2, K1, K2)
     inliers = sampson_error_px(points1, points2, K1, K2, pose) <= 1
-    inliers &= _in_front(pose, normalised_points(points1, K1), normalised_points(points2, K2))
+    inliers &= _in_front(pose, rays1, rays2)
     if inliers.sum() < MIN_MATCHES:
         return None
     return RelativePose(pose, inliers)
@@ -150,6 +161,28 @@ def _essential_magsac(
     if E is None or E.size == 0 or E.shape[0] % 3 or not np.isfinite(E).all():
         return []
     return [E[i : i + 3] for i in range(0, len(E), 3)]
+
+
+def _poses_of_plane(
+    points1: np.ndarray, points2: np.ndarray, K1: np.ndarray, K2: np.ndarray, seed: int
+) -> list[np.ndarray]:
+    """The poses (4, 4) that explain the homography with the most inliers, at most four (E. Malis and M. Vargas,
+    "Deeper understanding of the homography decomposition", 2007); none where the camera only turned."""
+    import cv2
+
+    try:
+        H, _ = cv2.findHomography(points1, points2, magsac_params(2.0, 2000, seed))
+    except cv2.error:  # some OpenCV versions throw for a degenerate set
+        H = None
+    if H is None or not np.isfinite(H).all() or abs(np.linalg.det(H)) < np.finfo(np.float64).tiny:
+        return []
+    _, rotations, translations, _ = cv2.decomposeHomographyMat(np.linalg.inv(K2) @ H @ K1, np.eye(3))
+    lengths = [float(np.linalg.norm(t)) for t in translations]
+    return [
+        poses.from_rotation_translation(R, t[:, 0] / length)
+        for R, t, length in zip(rotations, translations, lengths)
+        if length > 1e-9
+    ]
 
 
 def fundamental_inliers(

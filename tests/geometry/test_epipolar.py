@@ -137,6 +137,21 @@ def test_noisy_matches_with_half_of_them_wrong(seed: int) -> None:
     assert found.inliers[wrong].mean() < 0.05
 
 
+@pytest.mark.parametrize("sideways", [0.4, 1.2])
+def test_a_wall_has_the_pose_that_sees_all_of_it(sideways: float) -> None:
+    """All matches of a plane satisfy two essential matrices; the pose of one has a part of the wall behind it."""
+    rng = np.random.default_rng(0)
+    wall = np.column_stack([rng.uniform([-2, -1.5], [2, 1.5], (600, 2)), np.full(600, 2.0)])
+    R = poses.rotation_from_rotvec(np.array([0.05, 0.3 * sideways, 0.0]))
+    pose = poses.from_rotation_translation(R, np.array([-sideways, 0.05, 0.1]))
+    pixels = project(wall, K1), project(poses.transform_points(pose, wall), K2)
+    points1, points2 = (p + rng.normal(0, 0.3, p.shape) for p in pixels)
+    for seed in range(6):
+        found = epipolar.estimate_relative_pose(points1, points2, K1, K2, 1.5, seed)
+        assert found is not None and found.inliers.sum() > 550
+        assert max(epipolar.pose_error(found.cam2_from_cam1, pose)) < np.radians(1)
+
+
 def test_threshold_is_in_pixels() -> None:
     """Uniform noise of up to 4 px: most matches are out at 1 px and nearly all are in at 4 px."""
     rng = np.random.default_rng(5)
