@@ -141,6 +141,8 @@ def check_value(key: str, value: Any, options_of: Options, place: str, of_projec
     options = options_of(words)
     if options is None:
         raise UserError(f"{place}: {'.'.join(words)} is no command of dune, so {key} cannot be set; remove it")
+    if name in ON_COMMAND_LINE_ONLY:
+        raise UserError(f"{place}: {key} cannot be set; --{name} is given on the command line alone")
     if name not in options:
         known = sorted([*options, *(() if words else ENVIRONMENT)])
         where = f" in [{'.'.join(words)}]" if words else " outside of tables"

@@ -19,6 +19,7 @@ R = TypeVar("R")
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MALLOC = {-3: 4 << 20, -1: 64 << 20}  # by the numbers of malloc.h: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes
 
 
 def cpu_flags() -> frozenset[str]:
@@ -133,6 +134,29 @@ def limit_threads() -> None:
     count = str(available_threads())
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
         os.environ.setdefault(name, count)
+
+
+def return_freed_memory() -> bool:
+    """Has malloc give large blocks back to the system when they are freed; whether it does. Only glibc's is told.
+
+    By default glibc takes blocks of up to 32 MiB from its heaps once such a block was freed. The heaps then grow over
+    thousands of photos of several sizes, as long-lived small blocks lie between the large ones. What the user has set
+    (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_) stays.
+    """
+    import ctypes
+    import platform
+
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    done = [mallopt(number, value) for number, value in MALLOC.items()]
+    return all(done)
 
 
 def check_device(name: str) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from dune_cli import console
 from dune_cli.commands import options
+from dune_cli.commands.choices import NearChoice
 from dune_cli.commands.options import ComputeOptions, JsonOptions, option
 from dune_cli.errors import UserError
 from dune_cli.provenance import Run
@@ -55,7 +54,7 @@ def command(
     part: str = options.argument(
         "[pair|depth|human|distill|search]",
         "What to measure.  [default: pair]",
-        type=click.Choice(PARTS),
+        type=NearChoice(PARTS),
         default="pair",
     ),
     given: BenchOptions,

@@ -22,6 +22,14 @@ def weights(*names: str | None) -> None:
             weights_folder.locate(name)
 
 
+def first_photo(paths: Sequence[Path]) -> None:
+    """UserError where the first photo is none, by its header: what follows takes seconds to import and to load."""
+    from dune_cli.io.photos import read_header, read_photo
+
+    if paths and read_header(paths[0]) is None:
+        read_photo(paths[0])  # says why
+
+
 def stored_name(name: str) -> str:
     """A model as --model takes it, for another run in another folder: the whole path of a file, the commit of one on
     the hub."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, OutputOptions
 from dune_cli.commands.prediction import PredictTask, TaskSettings, head_size, sees_whole
 from dune_cli.provenance import Run
@@ -55,6 +55,7 @@ def command(
     if output.output is not None:
         files = targets(paths, output.output, None, ("json",), output.overwrite)
     chosen = model.choose("classify")
+    checks.first_photo(paths)
 
     from dune_cli.checkpoints.loader import load_classifier
     from dune_cli.io.json_files import write_json

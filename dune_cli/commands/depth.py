@@ -145,12 +145,6 @@ def command(
     chosen = model.choose("depth")
     device, dtype = compute.placed
 
-    from dune_cli.checkpoints.loader import load_depth
-    from dune_cli.io.json_files import write_json
-    from dune_cli.io.outputs import sibling
-    from dune_cli.io.video import VideoFiles, frame_file
-    from dune_cli.tasks import depth as task
-
     run = Run()
 
     def read() -> Iterator[tuple[Photo, PhotoCamera]]:
@@ -161,7 +155,14 @@ def command(
             yield photo, known
 
     ahead = read()
-    first = next(ahead)  # mistakes in photos and cameras show before the weights are read
+    first = next(ahead)  # mistakes in photos and cameras show before torch is imported and the weights are read
+
+    from dune_cli.checkpoints.loader import load_depth
+    from dune_cli.io.json_files import write_json
+    from dune_cli.io.outputs import sibling
+    from dune_cli.io.video import VideoFiles, frame_file
+    from dune_cli.tasks import depth as task
+
     with run.stage("load"):
         loaded = load_depth(chosen, model.encoder, device, dtype, bounds)
         network, number_type = compute.apply(loaded, "depth", run)

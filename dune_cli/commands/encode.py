@@ -120,6 +120,7 @@ def command(
     device, dtype = compute.placed
     if model.teacher is not None and compute.runtime != "torch":
         raise UserError("--teacher needs the projectors, which are in no ONNX file; leave --runtime out")
+    checks.first_photo(paths)
 
     from dune_cli.checkpoints.loader import load_encoder
     from dune_cli.io.json_files import write_json

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from dune_cli import console
 from dune_cli.commands import checks, options, publishing
+from dune_cli.commands.choices import NearChoice
 from dune_cli.commands.options import option
 from dune_cli.commands.publishing import PublishedOutput
 from dune_cli.errors import UserError
@@ -18,6 +17,17 @@ SUFFIXES = (".onnx", ".pt2")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SCHEMA = "dune.export/1"
 DEFAULT_ENCODER = "dune-mini"
+
+
+class ExportKind(NearChoice):
+    """KIND; of a model's name the error says where that goes."""
+
+    def hint(self, value: str) -> str:
+        from dune_cli.checkpoints import registry
+
+        if registry.find(value) is None:
+            return super().hint(value)
+        return f"The model {value} goes into --model: write 'dune export {'|'.join(self.choices)} --model {value}'"
 
 
 @options.group("Model")
@@ -38,7 +48,7 @@ class ExportOptions:
 @options.verb()
 def command(
     *,
-    kind: str = options.argument("KIND", f"What to export: {', '.join(KINDS)}.", type=click.Choice(KINDS)),
+    kind: str = options.argument("KIND", f"What to export: {', '.join(KINDS)}.", type=ExportKind(KINDS)),
     model: ExportOptions,
     output: PublishedOutput = options.adapt(
         output=options.output_to(

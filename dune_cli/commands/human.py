@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dune_cli import console, plugins
-from dune_cli.commands import options, videos
+from dune_cli.commands import checks, options, videos
 from dune_cli.commands.options import CameraOptions, ComputeOptions, ModelOptions, VideoOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings
 from dune_cli.commands.preview import PREVIEW, PreviewedOutput
@@ -307,6 +307,7 @@ def command(
         one_camera(cameras)
         return compute_shards(verb, photos, shards, compute, output)
     from dune_cli.io.inputs import expand, is_video
+    from dune_cli.io.joint_files import read_joint_file
 
     paths = expand(photos, videos=True)
     animated = output.animates(paths)
@@ -318,7 +319,9 @@ def command(
     people.check_inputs(paths, animated)
     animation = output.animation(paths)
 
-    from dune_cli.io.joint_files import read_joint_file
+    checks.first_photo([path for path in paths if not is_video(path)][:1])
+    joints = None if chosen is not None else read_joint_file(people.joints)
+
     from dune_cli.io.json_files import write_json
     from dune_cli.io.video import PhotoSequence, VideoFiles, frame_file
     from dune_cli.tasks import human
@@ -338,7 +341,7 @@ def command(
     first = next(ahead)  # mistakes in photos and cameras show before gigabytes of weights are read
     with run.stage("load"):
         if chosen is None:
-            model, joints = human.load_fitter(), read_joint_file(people.joints)
+            model = human.load_fitter()
             sources = [model.body.source]
         else:
             model = human.load_human(chosen, people.body_models, compute.device, compute.dtype, people.encoder)

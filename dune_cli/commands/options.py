@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dune_cli import console, plugins, runtime
+from dune_cli.commands.choices import NearChoice
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def option(
     names = [word for word in words if word.startswith("-")]
     metavar = next((word for word in words if not word.startswith("-")), None)
     if metavar is not None and metavar.startswith("[") and metavar.endswith("]"):
-        type, metavar = click.Choice(metavar[1:-1].split("|")), None
+        type, metavar = NearChoice(metavar[1:-1].split("|")), None
     settings |= {"help": help, "type": type, "metavar": metavar, "show_default": True}
     if not settings.get("required"):
         if metavar is None and type is None and default is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dune_cli import console, plugins
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 from dune_cli.commands.human import BodyOptions
 from dune_cli.commands.options import CameraOptions, ComputeOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings
@@ -210,6 +210,7 @@ def command(
     preview = output.preview is not False
     folders = _folders(paths, output, [*(TASKS[name].file for name in settings), *[SHEET] * preview])
     known = cameras.one_by_one(len(paths))
+    checks.first_photo(paths)
     tasks = {name: TASKS[name](one) for name, one in settings.items()}
 
     run = Run()

@@ -62,6 +62,7 @@ def command(
     from dune_cli.io.photo_index import open_index
 
     paths = expand(photos)
+    checks.first_photo(paths)
     target = output.file(*SUFFIXES)
     index = open_index(given.index)
     if target is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 from dune_cli.commands.options import CameraOptions, ModelOptions, option
 from dune_cli.commands.prediction import PredictTask, TaskSettings, head_size, sees_whole
 from dune_cli.commands.preview import PREVIEW, PreviewedOutput
@@ -102,6 +102,7 @@ def command(
     files = targets(paths, output.output, None, ("png",), output.overwrite, beside)
     chosen = model.choose("segment")
     device, dtype = compute.placed
+    checks.first_photo(paths)
 
     from dune_cli.checkpoints.loader import load_segmenter
     from dune_cli.io.json_files import write_json

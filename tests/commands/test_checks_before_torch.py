@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # command line -> exit code and a word of the message. p0.png and p1.png are photos, photos/ a folder with both, empty/
-# one without; `there.*` exist.
+# one without; broken.jpg is none; `there.*` exist.
 CASES = {
     "encode none.png -o a.npz": (2, "no such file"),
     "encode p0.png -o there.npz": (2, "--overwrite"),
@@ -38,6 +38,18 @@ CASES = {
     "depth p0.png -o there.png": (2, "--overwrite"),
     "depth p0.png -o a.png --model dinov2-vits14-nyu-dpt": (3, "pull dinov2-vits14-nyu-dpt"),
     "depth p0.png -o a.png --depth-range 5,1": (2, "is no range"),
+    "depth p0.png -o a.png --intrinsics none.json": (2, "none.json"),
+    "depth broken.jpg -o a.png": (2, "broken.jpg"),
+    "encode broken.jpg -o a.npz": (2, "broken.jpg"),
+    "classify broken.jpg": (2, "broken.jpg"),
+    "segment broken.jpg -o a.png": (2, "broken.jpg"),
+    "predict broken.jpg --tasks depth -o out": (2, "broken.jpg"),
+    "human p0.png -o a.obj --joints none.json": (2, "none.json"),
+    "human broken.jpg -o a.obj": (2, "broken.jpg"),
+    "eval mapping none": (2, "no such file or folder: none"),
+    "export dune-mini -o a.onnx": (2, "dune export encoder|depth|segment|two-view --model dune-mini"),
+    "export encodr -o a.onnx": (2, "Did you mean 'encoder'?"),
+    "config set depth.output a.png": (2, "--output is given on the command line alone"),
     "human none.png -o a.obj": (2, "no such file"),
     "human p0.png -o there.obj": (2, "--overwrite"),
     "human p0.png -o a.obj --model multihmr-672-s": (3, "pull multihmr-672-s"),
@@ -107,6 +119,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int | None
         (folder / name).mkdir()
     for name in ("p0.png", "p1.png", "photos/p0.png", "photos/p1.png", "photos/p2.png"):
         Image.new("RGB", (64, 64)).save(folder / name)
+    (folder / "broken.jpg").write_text("no photo")
     for ending in ("npz", "ply", "json", "png", "obj", "zip"):
         (folder / f"there.{ending}").write_text("x")
     done = subprocess.run(

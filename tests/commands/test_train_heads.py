@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dune_cli.cli import main
+from dune_cli.commands.train._heads import held_out_lines
 from support.labelled_photos import write_class_set, write_depth_set, write_mask_set
 from support.small_encoders import write_small_mini
 
@@ -128,3 +129,13 @@ def test_scores_of_segmentation_and_classification(encoder: Path, tmp_path: Path
     assert (
         wrong.exit_code == 2 and "the folder green is no class of head.safetensors; its classes: blue" in wrong.output
     )
+
+
+def test_the_scores_of_held_out_photos_in_words() -> None:
+    one = {"photos": 3, "top1": 2 / 3, "mean_over_classes": 0.5, "confusion": [[1]]}
+    assert held_out_lines(one) == ["3 held-out photos: top1 0.667, mean over classes 0.500"]
+    sets = {"room": {"photos": 1, "raw abs_rel": 0.25}, "photos": {"photos": 2, "raw abs_rel": 0.5}}
+    assert held_out_lines(sets) == [
+        "room, 1 held-out photo: raw abs rel 0.250",
+        "photos, 2 held-out photos: raw abs rel 0.500",
+    ]

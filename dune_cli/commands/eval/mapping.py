@@ -56,9 +56,9 @@ def command(
     from dune_cli.runtime import available_threads
 
     target = output.file(".json")
-    import_pycolmap("dune eval mapping")
-    check_matchers([methods.matcher])
     given = [benchmark.read_folder(Path(folder), expand([folder])) for folder in folders]
+    check_matchers([methods.matcher])
+    import_pycolmap("dune eval mapping")
     run = Run(seed=methods.seed)
     threads = methods.threads or available_threads()
     words = ["--matcher", methods.matcher, "--pairs", methods.pairs]

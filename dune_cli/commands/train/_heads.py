@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -105,8 +106,8 @@ def run(
     output.print_json([done.document])
     if output.as_json:
         return
-    for name, value in _shown(done.document["held_out"]).items():
-        console.note(f"held-out photos, {name}: {value}")
+    for line in held_out_lines(done.document["held_out"]):
+        console.note(line)
     output.print_lines(done.head, done.head_half, done.report_json, done.report_html)
 
 
@@ -122,13 +123,11 @@ def _no_weight(text: str) -> tuple[str, float]:
     raise UserError(f"--weight {text!r} is not NAME=X; give a set of the data and a number, such as streets=0.3")
 
 
-def _shown(scores: dict[str, Any]) -> dict[str, Any]:
-    """The scores that are numbers or, of depth, those of each set in a line."""
-    shown = {}
-    for name, value in scores.items():
-        if isinstance(value, dict) and "photos" in value:
-            numbers = [f"{key} {number:.3f}" for key, number in value.items() if key != "photos"]
-            shown[f"{name} ({value['photos']})"] = ", ".join(numbers)
-        elif isinstance(value, (int, float)):
-            shown[name] = value
-    return shown
+def held_out_lines(scores: Mapping[str, Any]) -> list[str]:
+    """The scores of a report in a line or, of depth, in a line a set: "3 held-out photos: top1 0.667, top5 1.000"."""
+    count = scores.get("photos")
+    if not isinstance(count, int):
+        return [f"{name}, {line}" for name, one in scores.items() for line in held_out_lines(one)]
+    numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float)) and name != "photos"}
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items())
+    return [f"{count} held-out {'photo' if count == 1 else 'photos'}: {shown}"]

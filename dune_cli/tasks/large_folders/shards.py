@@ -17,6 +17,7 @@ from dune_cli.io.shards.files import KINDS
 from dune_cli.io.shards.folder import ShardFolder
 from dune_cli.io.shards.manifest import Manifest
 from dune_cli.provenance import sha256_of
+from dune_cli.runtime import return_freed_memory
 from dune_cli.tasks.large_folders.pipeline import PhotoNetwork, ShardPipeline, ShardVerb
 from dune_cli.tasks.large_folders.record import (
     SHARD_SCHEMA,
@@ -113,6 +114,7 @@ class _Worker:
     """The function of a ShardTask. The models are loaded when the first shard needs them."""
 
     def __init__(self, jobs: ShardJobs) -> None:
+        return_freed_memory()  # of the process that works, which may be one of many
         self.jobs, self.manifest = jobs, jobs.run.manifest(jobs.folder)
         self.network: PhotoNetwork | None = None
         self.load_seconds = 0.0

@@ -12,6 +12,11 @@ from dune_cli.errors import JobFailed
 from dune_cli.io.outputs import atomic_path
 
 
+def licences_text(licences: Mapping[str, str]) -> str:
+    """Of weights that depend on others, name -> licence: "dinov2 (Apache-2.0), mast3r (CC BY-NC-SA 4.0)"."""
+    return ", ".join(f"{name} ({licence})" for name, licence in sorted(licences.items()))
+
+
 def write_weights(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], dtype: torch.dtype = torch.float32
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from dune_cli.checkpoints import adapters, weight_files
 from dune_cli.models.dune_mini import MiniEncoder
 from dune_cli.provenance import Source
 from dune_cli.training.common.dataset import centre_crop
-from dune_cli.training.common.export import write_full_and_half
+from dune_cli.training.common.export import licences_text, write_full_and_half
 from dune_cli.training.common.html import pca_grid
 from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.distill import report
@@ -93,9 +92,9 @@ def published_checkpoint(student: Student, norms: nn.ModuleDict) -> dict[str, di
 
 def licence_text(teachers: Mapping[str, Source], stem: Mapping[str, Source], init: str | None = None) -> str:
     """The licence in a weight file: of the teachers, the stem, and the weights of `--init` (a name or a file)."""
-    text = "distilled by dune from: " + json.dumps({n: s.licence for n, s in teachers.items()}, sort_keys=True)
+    text = "distilled by dune from " + licences_text({n: s.licence for n, s in teachers.items()})
     if stem:
-        text += "; stem: " + json.dumps({s.name: s.licence for s in stem.values()}, sort_keys=True)
+        text += "; stem: " + licences_text({s.name: s.licence for s in stem.values()})
     if init is not None:
         file = weight_files.open_weights(init)
         text += f"; started from {file.entry.name if file.entry else file.path.name}: {file.licence}"

@@ -23,7 +23,7 @@ from dune_cli.io.photos import read_photo
 from dune_cli.io.png import class_colors
 from dune_cli.models.heads import HeadCard, focal_shift
 from dune_cli.provenance import Run
-from dune_cli.training.common.export import write_full_and_half
+from dune_cli.training.common.export import licences_text, write_full_and_half
 from dune_cli.training.common.html import image, page, plot, series, table
 from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.heads import metrics
@@ -102,7 +102,7 @@ def palette_of(classes: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
 
 def licence_of(trained: TrainedHead) -> str:
     """The header's licence text: whose weights the head depends on."""
-    return "trained by dune on: " + json.dumps({s.name: s.licence for s in trained.sources}, sort_keys=True)
+    return "trained by dune on " + licences_text({s.name: s.licence for s in trained.sources})
 
 
 def data_of(trained: TrainedHead) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from dune_cli.io.outputs import atomic_path
 from dune_cli.io.rendering import overlay
 from dune_cli.models.people_head import HeadedPeople, PeopleHeadCard
 from dune_cli.provenance import Run
-from dune_cli.training.common.export import write_full_and_half
+from dune_cli.training.common.export import licences_text, write_full_and_half
 from dune_cli.training.common.html import image, page, plot, series, table
 from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.human.feature_cache import PictureRow
@@ -80,7 +80,7 @@ def _card(trained: TrainedPeopleHead, measured: Mapping[str, Any]) -> PeopleHead
     return PeopleHeadCard(
         encoder=trained.encoder_source.name,
         encoder_sha256=str(trained.encoder_source.sha256),
-        licence="trained by dune on: " + json.dumps({s.name: s.licence for s in trained.sources}, sort_keys=True),
+        licence="trained by dune on " + licences_text({s.name: s.licence for s in trained.sources}),
         assumed_height=ASSUMED_STATURE_M,
         assumed_height_sd=ASSUMED_STATURE_SD_M,
         data=(f"photos: {len(photos)}, with {people} people", f"made-up pictures: {sum(row.made for row in learned)}"),

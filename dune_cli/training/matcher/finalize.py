@@ -3,7 +3,6 @@ initial and a random head."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from dune_cli.matchers.dune import Dune
 from dune_cli.matchers.matcher import FeatureMatcher, Features
 from dune_cli.models.match_head import MatchHead
 from dune_cli.provenance import Source
-from dune_cli.training.common.export import write_full_and_half
+from dune_cli.training.common.export import licences_text, write_full_and_half
 from dune_cli.training.common.run_folder import RunFolder
 from dune_cli.training.matcher.sequences import RealPair
 from dune_cli.training.matcher.trainer import TrainedMatcher, initial_head, random_head
@@ -85,7 +84,7 @@ def head_weights(head: MatchHead, initial: Mapping[str, Source]) -> tuple[dict[s
 
 def licence_of(initial: Mapping[str, Source]) -> str:
     """The licence in the metadata."""
-    return "trained by dune from: " + json.dumps({s.name: s.licence for s in initial.values()}, sort_keys=True)
+    return "trained by dune from " + licences_text({s.name: s.licence for s in initial.values()})
 
 
 @dataclass(frozen=True)
