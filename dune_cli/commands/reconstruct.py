@@ -117,7 +117,8 @@ class SceneCameras(WorldCameras):
     )
     rig: str | None = option(
         "--rig FILE",
-        "Rigs: cameras that are fixed to one another, as COLMAP's rig_config.json. Their lengths set the scale.",
+        "Rigs: cameras that are fixed to one another, as COLMAP's rig_config.json. Their lengths set the scale. Poses "
+        "in the rig that are left out are estimated.",
     )
     pose_use: str = option(
         "--pose-use [fixed|prior]",

@@ -3,15 +3,16 @@ which are a rig without a baseline. COLMAP's terms: a frame is what a rig's sens
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from dune_cli.geometry.poses import inverse
+from dune_cli.geometry.poses import from_rotation_translation, inverse, nearest_rotation
 
 SAME_CENTRE = 1e-9  # in the rig's unit
+OUTLYING = 3.0
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Mount:
 class Rigs:
     """The `mounts` of those photos that are in a rig, by the photo's index. Photos of a frame have different sensors,
     and those of one sensor in one rig have one `sensor_from_rig`; sensor 0 is the reference, whose is the identity.
-    `prefixes`: of each (rig, sensor), what the names of its images begin with."""
+    `prefixes`: of each (rig, sensor), what the names of its images begin with. `estimated`: the (rig, sensor) whose
+    `sensor_from_rig` the photos are to tell; it is NaN until then (`fitted`)."""
 
     mounts: Mapping[int, Mount] = field(default_factory=dict)
     prefixes: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    estimated: frozenset[tuple[int, int]] = frozenset()
 
     @cached_property
     def frames(self) -> dict[int, list[int]]:
@@ -44,8 +47,9 @@ class Rigs:
 
     @property
     def has_baseline(self) -> bool:
-        """Whether the rigs tell lengths."""
-        return any(np.linalg.norm(mount.sensor_from_rig[:3, 3]) > 0 for mount in self.mounts.values())
+        """Whether the rigs tell lengths. Those that are estimated do not."""
+        given = [mount for mount in self.mounts.values() if (mount.rig, mount.sensor) not in self.estimated]
+        return any(np.linalg.norm(mount.sensor_from_rig[:3, 3]) > 0 for mount in given)
 
     def sensors(self, rig: int) -> dict[int, np.ndarray]:
         """Sensor -> `sensor_from_rig` of a rig, in the order of the sensors."""
@@ -119,7 +123,56 @@ class Rigs:
     def renumbered(self, index_of: Mapping[int, int]) -> Rigs:
         """The rigs of some of the photos, at other indices."""
         mounts = {index_of[photo]: mount for photo, mount in self.mounts.items() if photo in index_of}
-        return Rigs(mounts, self.prefixes)
+        return replace(self, mounts=mounts)
+
+    def scaled(self, factor: float) -> Rigs:
+        """With lengths times `factor`."""
+        mounts = {}
+        for photo, mount in self.mounts.items():
+            pose = mount.sensor_from_rig.copy()
+            pose[:3, 3] *= factor
+            mounts[photo] = replace(mount, sensor_from_rig=pose)
+        return replace(self, mounts=mounts)
+
+    def given(self) -> Rigs:
+        """Without the photos of sensors that are estimated."""
+        return self.without(self.estimated)
+
+    def without(self, sensors: Collection[tuple[int, int]]) -> Rigs:
+        """Without the photos of some (rig, sensor), which stand alone."""
+        mounts = {photo: mount for photo, mount in self.mounts.items() if (mount.rig, mount.sensor) not in sensors}
+        return replace(self, mounts=mounts, estimated=self.estimated - frozenset(sensors))
+
+    def fitted(self, world_from_cam: Mapping[int, np.ndarray]) -> Rigs:
+        """With each estimated `sensor_from_rig` as poses of photos tell it (`mean_pose`): of those moments at which the
+        sensor and the reference have one. Sensors without such a moment are left out."""
+        relative: dict[tuple[int, int], list[np.ndarray]] = {key: [] for key in self.estimated}
+        for photos in self.frames.values():
+            reference, *others = photos
+            for photo in others if self.mounts[reference].sensor == 0 else ():
+                mount = self.mounts[photo]
+                if (mount.rig, mount.sensor) in relative and {photo, reference} <= world_from_cam.keys():
+                    pose = inverse(world_from_cam[photo]) @ world_from_cam[reference]
+                    relative[mount.rig, mount.sensor].append(pose)
+        means = {key: mean_pose(np.stack(found)) for key, found in relative.items() if found}
+        kept = self.without(self.estimated - means.keys())
+        mounts = {
+            photo: replace(mount, sensor_from_rig=means.get((mount.rig, mount.sensor), mount.sensor_from_rig))
+            for photo, mount in kept.mounts.items()
+        }
+        return replace(kept, mounts=mounts)
+
+
+def mean_pose(poses: np.ndarray) -> np.ndarray:
+    """(4, 4) the mean of poses (N, 4, 4), without those that are far from most: from the rotation that is nearest to
+    the others, and from the median translation, more than OUTLYING times the median distance."""
+    rotations, translations = poses[:, :3, :3], poses[:, :3, 3]
+    apart = np.linalg.norm(rotations[:, None] - rotations[None], axis=(2, 3))  # (N, N)
+    turned = apart[apart.sum(1).argmin()]
+    moved = np.linalg.norm(translations - np.median(translations, axis=0), axis=1)
+    near = (turned <= OUTLYING * np.median(turned)) & (moved <= OUTLYING * np.median(moved))
+    near = near if near.any() else np.ones(len(poses), bool)
+    return from_rotation_translation(nearest_rotation(rotations[near].mean(0)), translations[near].mean(0))
 
 
 NO_RIGS = Rigs()

@@ -3,9 +3,9 @@ are to one another.
 
 Format: COLMAP, "Rig Support". A list of rigs with `cameras`, one of which is the reference (`ref_sensor`); of the
 others `cam_from_rig_rotation` (qw qx qy qz) and `cam_from_rig_translation` are the pose of the camera from the rig,
-which has the reference's axes. Names of photos begin with a camera's `image_prefix`; photos of one moment have one name
-after it. `camera_model_name` and `camera_params` are read as well. Poses are those of the stored pixels, for COLMAP
-ignores EXIF.
+which has the reference's axes; where no camera of a rig has them, they are estimated. Names of photos begin with a
+camera's `image_prefix`; photos of one moment have one name after it. `camera_model_name` and `camera_params` are read
+as well. Poses are those of the stored pixels, for COLMAP ignores EXIF.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class _Sensor:
-    """A camera of a rig: its prefix, its pose (4, 4) from the rig, and its own camera where the file has it."""
+    """A camera of a rig: its prefix, its pose (4, 4) from the rig (None: to be estimated), and its own camera where the
+    file has it."""
 
     prefix: str
-    cam_from_rig: np.ndarray
+    cam_from_rig: np.ndarray | None
     entry: CameraEntry | None
 
 
@@ -54,7 +55,8 @@ class GivenRigs:
 def read_rigs(path: str | Path, photos: Sequence[Path]) -> GivenRigs:
     """The rigs of a rig_config.json for these photos. Photos of no rig stand alone; a note counts them.
 
-    UserError for a file of another form, for cameras without a pose, and where no two photos are of one moment.
+    UserError for a file of another form, for a rig of which some cameras have a pose and others none, and where no two
+    photos are of one moment.
     """
     path = Path(path).expanduser()
     document = read_json(path, "a rig_config.json")
@@ -96,9 +98,10 @@ def read_rigs(path: str | Path, photos: Sequence[Path]) -> GivenRigs:
     mounts = {}
     for frame, ((rig, _, _), moment) in enumerate(sorted(moments.items(), key=lambda one: min(one[1].values()))):
         order = sorted({sensor for other, sensor in places.values() if other == rig})
-        reference = inverse(poses[rig, order[0]])
+        reference = poses[rig, order[0]]
         for sensor, index in moment.items():
-            mounts[index] = Mount(rig, order.index(sensor), frame, poses[rig, sensor] @ reference)
+            pose = np.eye(4) if sensor == order[0] else poses[rig, sensor] @ inverse(reference)
+            mounts[index] = Mount(rig, order.index(sensor), frame, pose)
     entries = {
         photos[index]: entry
         for index, (rig, sensor) in places.items()
@@ -108,7 +111,8 @@ def read_rigs(path: str | Path, photos: Sequence[Path]) -> GivenRigs:
     for (rig, sensor), prefix in prefixes.items():
         order = sorted({other for number, other in places.values() if number == rig})
         renumbered[rig, order.index(sensor)] = prefix
-    return GivenRigs(Rigs(mounts, renumbered), entries)
+    unknown = {(mount.rig, mount.sensor) for mount in mounts.values() if np.isnan(mount.sensor_from_rig).any()}
+    return GivenRigs(Rigs(mounts, renumbered, frozenset(unknown)), entries)
 
 
 def _sensors(rig: Fields, path: Path) -> list[_Sensor]:
@@ -122,25 +126,34 @@ def _sensors(rig: Fields, path: Path) -> list[_Sensor]:
         prefix = forward_slashes(camera.text("image_prefix"))
         if not prefix or prefix in [sensor.prefix for sensor in sensors]:
             raise UserError(f"{camera.where} has the image_prefix {shown(prefix)!r}; each camera needs one of its own")
-        pose = np.eye(4)
-        if camera is not references[0]:
-            for name in ("cam_from_rig_rotation", "cam_from_rig_translation"):
-                if camera.get(name) is None:
-                    raise UserError(
-                        f"{camera.where} ({shown(prefix)}) has no {name}; give the pose of each camera from the rig, "
-                        "which dune does not estimate"
-                    )
-            quaternion = camera.array("cam_from_rig_rotation", (4,))
-            if abs(np.linalg.norm(quaternion) - 1) > 1e-3:
-                raise UserError(f"{camera.where}: cam_from_rig_rotation is no unit quaternion (qw, qx, qy, qz)")
-            rotation = rotation_from_quaternion(quaternion / np.linalg.norm(quaternion))
-            pose = from_rotation_translation(rotation, camera.array("cam_from_rig_translation", (3,)))
+        pose = np.eye(4) if camera is references[0] else _cam_from_rig(camera, prefix)
         entry = None
         if camera.get("camera_model_name") is not None and camera.get("camera_params"):
             model, params = camera.text("camera_model_name"), camera.items_of("camera_params")
             entry = colmap_camera_entry(model, params, camera.where)
         sensors.append(_Sensor(prefix, pose, entry))
+    without = [sensor.prefix for sensor in sensors if sensor.cam_from_rig is None]
+    if without and len(without) < len(sensors) - 1:
+        raise UserError(
+            f"{rig.where}: {', '.join(map(shown, without[:NAMED]))} has no cam_from_rig_rotation, and other cameras of "
+            "the rig have one; give the poses of all cameras from the rig, or of none, to have them estimated"
+        )
     return sensors
+
+
+def _cam_from_rig(camera: Fields, prefix: str) -> np.ndarray | None:
+    """The pose (4, 4) of a camera from its rig; None where the file has none."""
+    names = ("cam_from_rig_rotation", "cam_from_rig_translation")
+    missing = [name for name in names if camera.get(name) is None]
+    if len(missing) == len(names):
+        return None
+    if missing:
+        raise UserError(f"{camera.where} ({shown(prefix)}) has no {missing[0]}; give both, or neither to estimate them")
+    quaternion = camera.array(names[0], (4,))
+    if abs(np.linalg.norm(quaternion) - 1) > 1e-3:
+        raise UserError(f"{camera.where}: cam_from_rig_rotation is no unit quaternion (qw, qx, qy, qz)")
+    rotation = rotation_from_quaternion(quaternion / np.linalg.norm(quaternion))
+    return from_rotation_translation(rotation, camera.array(names[1], (3,)))
 
 
 def _place(photo: Path, rigs: Sequence[Sequence[_Sensor]]) -> tuple[int, int, str, str] | None:
@@ -159,8 +172,8 @@ def _place(photo: Path, rigs: Sequence[Sequence[_Sensor]]) -> tuple[int, int, st
 def _poses_of_upright(
     path: Path, photos: Sequence[Path], places: dict[int, tuple[int, int]], rigs: Sequence[Sequence[_Sensor]]
 ) -> dict[tuple[int, int], np.ndarray]:
-    """The pose of each (rig, sensor), of the upright photo's camera. UserError where EXIF turns a sensor's photos in
-    different ways."""
+    """The pose of each (rig, sensor), of the upright photo's camera; NaN where it is not given. UserError where EXIF
+    turns a sensor's photos in different ways."""
     turns: dict[tuple[int, int], int] = {}
     for index, place in places.items():
         header = read_header(photos[index])
@@ -169,7 +182,8 @@ def _poses_of_upright(
             raise UserError(
                 f"{path}: EXIF turns {photos[index].name} otherwise than photos of the same camera; save them upright"
             )
-    return {
-        place: inverse(stored_cam_from_cam(orientation)) @ rigs[place[0]][place[1]].cam_from_rig
-        for place, orientation in turns.items()
-    }
+    poses = {}
+    for place, orientation in turns.items():
+        given = rigs[place[0]][place[1]].cam_from_rig
+        poses[place] = inverse(stored_cam_from_cam(orientation)) @ (np.full((4, 4), np.nan) if given is None else given)
+    return poses

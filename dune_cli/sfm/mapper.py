@@ -79,7 +79,8 @@ def map_photos(
     models: list[SfmModel] = []
     initial_pairs: Sequence[InitialPair] = INITIAL_PAIRS
     for _ in range(CALIBRATION_ROUNDS):
-        mapping = _Mapping(correspondences, verified, cameras, config, known_poses, calibrated, initial_pairs)
+        now = replace(cameras, rigs=cameras.rigs.fitted(models[0].world_from_cam)) if models else cameras
+        mapping = _Mapping(correspondences, verified, now, config, known_poses, calibrated, initial_pairs)
         if draft is not None:
             again, initial_pairs = draft
             draft = None
@@ -313,10 +314,17 @@ class _Mapping:
     def _constant_cameras(self) -> set[int]:
         return {n for n, camera in enumerate(self.cameras.shared) if camera.fixed or n in self.calibrated}
 
+    def _constant_rigs(self) -> set[int]:
+        """COLMAP's numbers of the rigs whose cameras' poses are given."""
+        rigs, ids = self.cameras.rigs, self.cameras.ids
+        moving = {rig for rig, _ in rigs.estimated}
+        return {_rig_id(photo, ids, rigs) for photo, mount in rigs.mounts.items() if mount.rig not in moving}
+
     def _incremental_options(self) -> Any:
         options = self.pycolmap.IncrementalPipelineOptions()
         options.min_model_size = 2 if self.cameras.rigs.mounts else MIN_PHOTOS
-        options.ba_refine_sensor_from_rig = False
+        options.ba_refine_sensor_from_rig = bool(self.cameras.rigs.estimated)
+        options.constant_rigs = self._constant_rigs()
         options.extract_colors = False
         options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = self.config.seed
         options.num_threads = options.mapper.num_threads = self.threads
@@ -339,7 +347,7 @@ class _Mapping:
         options = self.pycolmap.GlobalPipelineOptions()
         options.random_seed = options.mapper.random_seed = self.config.seed
         options.num_threads = options.mapper.num_threads = self.threads
-        options.mapper.bundle_adjustment.refine_sensor_from_rig = False
+        options.mapper.bundle_adjustment.refine_sensor_from_rig = bool(self.cameras.rigs.estimated)
         if len(self._constant_cameras()) == len(self.cameras.shared):
             options.mapper.bundle_adjustment.refine_focal_length = False
             options.mapper.bundle_adjustment.refine_extra_params = False

@@ -522,6 +522,7 @@ class Scene:
             sparse=self.sparse and replace(self.sparse, points_world=points(self.sparse.points_world)),
             fused=fused,
             surface=self.surface and replace(self.surface, vertices=points(self.surface.vertices)),
+            rigs=self.rigs.scaled(factor),
             perspective=self.perspective
             and replace(self.perspective, scene=self.perspective.scene._moved(points, pose, rotation, factor)),
         )

@@ -99,13 +99,38 @@ def test_a_rig_keeps_its_shape_and_gives_the_scale(photos: Path, tmp_path: Path)
     np.testing.assert_allclose(again.cameras[1].cam_from_rig.matrix(), RIGHT_FROM_LEFT[:3], atol=1e-6)
 
 
+def test_a_rig_without_poses_is_estimated(photos: Path, tmp_path: Path) -> None:
+    rig = config(cam_from_rig_rotation=None, cam_from_rig_translation=None)
+    (tmp_path / "rig_config.json").write_text(json.dumps(rig))
+    options = ("--rig", tmp_path / "rig_config.json", "--undistort", tmp_path / "flat")
+    result = reconstruct(photos, tmp_path / "s.ply", *options)
+    assert result.exit_code == 0 and "its pose in the rig was estimated from 4 moments" in result.output, result.output
+    document = json.loads((tmp_path / "s.json").read_text())
+    assert document["scale"] == "arbitrary"
+    poses = {camera["image"]: np.array(camera["world_from_cam"]) for camera in document["cameras"]}
+    true = np.stack([true_poses()[name] for name in poses])
+    found = camera_errors(true, np.stack(list(poses.values())))
+    assert found.rotation_deg.max() < 0.05 and found.centre.max() < 0.002 * extent(true)
+    (again,) = pycolmap.read_rig_config(tmp_path / "flat" / "rig_config.json")
+    estimated = again.cameras[1].cam_from_rig.matrix()
+    for moment in MOMENTS:
+        left, right = (poses[f"{side}/{moment}.png"] for side in ("left", "right"))
+        np.testing.assert_allclose((inverse(right) @ left)[:3], estimated, atol=1e-6)
+    np.testing.assert_allclose(estimated[:, :3], RIGHT_FROM_LEFT[:3, :3], atol=0.002)
+    np.testing.assert_allclose(estimated[:, 3] / np.linalg.norm(estimated[:, 3]), [-0.991, 0.05, 0.124], atol=0.01)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("{}", "holds no rigs"),
         (json.dumps(config(image_prefix="side/")), "no two of the 8 photos are of one moment"),
         (json.dumps(config(ref_sensor=True)), "has 2 cameras with ref_sensor"),
-        (json.dumps(config(cam_from_rig_translation=None)), "has no cam_from_rig_translation"),
+        (json.dumps(config(cam_from_rig_translation=None)), "has no cam_from_rig_translation; give both, or neither"),
+        (
+            json.dumps([{"cameras": [*config()[0]["cameras"], {"image_prefix": "top/"}]}]),
+            "of all cameras from the rig, or of none",
+        ),
         (json.dumps(config(cam_from_rig_rotation=[1, 1, 0, 0])), "no unit quaternion"),
         (json.dumps(config(camera_model_name="LYTRO")), "camera model LYTRO is unknown"),
         ("[", "is not a JSON file"),

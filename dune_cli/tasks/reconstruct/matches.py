@@ -26,9 +26,10 @@ from dune_cli.sfm.cameras import PhotoCameras
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
 from dune_cli.sfm.global_mapping import map_globally
 from dune_cli.sfm.lens_residuals import lens_notes
-from dune_cli.sfm.mapper import FEW, Draft, MappingConfig, map_once, map_photos
+from dune_cli.sfm.mapper import FEW, Draft, MappingConfig, map_once
 from dune_cli.sfm.matching import Correspondences, match_counts_text
 from dune_cli.sfm.retrieval import DescriptorExtractor
+from dune_cli.sfm.rig_estimation import MappedInRigs, map_in_rigs
 from dune_cli.sfm.scale import check_distinct_centres, same_viewpoint_notes, scale_by_baseline, scale_by_motion
 from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SfmModel, SparsePoints, View
 from dune_cli.sfm.verification import MIN_INLIERS, VerifiedPairs
@@ -171,7 +172,8 @@ class ManyPhotos:
         return replace(mapped, models=_with_points(draft[0]), draft=draft)
 
     def _is_drafted(self, mapped: MappedPhotos) -> bool:
-        return not self.known and len(self.paths) > FEW and len(mapped.matched.verified.geometry) > 0
+        few = len(self.paths) <= FEW or len(mapped.matched.verified.geometry) == 0
+        return not (self.known or few or mapped.matched.cameras.rigs.estimated)
 
     def _draft(self, mapped: MappedPhotos, folder: Path) -> Draft:
         once = map_globally if self.config.mapper == "global" else map_once
@@ -182,15 +184,17 @@ class ManyPhotos:
         return mapped if mapped.draft is None else self._calibrated(mapped)
 
     def _calibrated(self, mapped: MappedPhotos) -> MappedPhotos:
-        models: list[SfmModel] = []
+        held = MappedInRigs([], mapped.matched.cameras)
         with self.run.stage("map", "mapping"):
             if len(mapped.matched.verified.geometry) > 0 or len(self.known) > 1:
                 with self.cache.scratch() as folder:
                     draft = mapped.draft
                     if draft is None and self.config.mapper == "global" and self._is_drafted(mapped):
                         draft = self._draft(mapped, folder)
-                    models = map_photos(*self._given(mapped), folder, self.known, draft)
-        return replace(mapped, models=models if self.known else _with_points(models), draft=None)
+                    held = map_in_rigs(*self._given(mapped), folder, self.known, draft)
+        models = held.models if self.known else _with_points(held.models)
+        matched, notes = replace(mapped.matched, cameras=held.cameras), (*mapped.notes, *held.notes)
+        return replace(mapped, matched=matched, models=models, notes=notes, draft=None)
 
     def _given(self, mapped: MappedPhotos) -> tuple[Correspondences, VerifiedPairs, PhotoCameras, MappingConfig]:
         """What the mapper takes."""
