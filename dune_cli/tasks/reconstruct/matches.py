@@ -212,8 +212,8 @@ class ManyPhotos:
             return self.descriptors()
 
     def mapped_again(self, first: MappedPhotos, fallback: Callable[[], Matcher]) -> MappedPhotos:
-        """By the fallback as well, where the first matcher left photos out; where it placed less than half of them, by
-        the fallback alone. The result that places more photos."""
+        """By the fallback as well, where the first matcher left photos out; where it placed less than half of them, or
+        both together not three, by the fallback alone. The result that places more photos."""
         left_out = self._weakly_tied(first.matched)
         if not left_out:
             first = self._drafted(first)
@@ -244,7 +244,11 @@ class ManyPhotos:
                 best = _better(best, self._drafted(mapped))
             if best.models and not best.left_out:
                 break
-        return self.finished(best if best.models else self._drafted(first))
+        best = self.finished(best if best.models else self._drafted(first))
+        if self.known or len(best.placed) > 2:
+            return best
+        alone = self.mapped(matcher)  # the scene of a pair is made of the features of one matcher
+        return alone if alone.matched.verified.geometry else self.finished(self._drafted(first))
 
     def _weakly_tied(self, matched: MatchedPhotos) -> list[int]:
         """The photos that the mapper would hardly place, of many photos that are well tied otherwise."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dune_cli.io.cache import WorkFolder
 from dune_cli.io.intrinsics import PhotoCamera
@@ -52,6 +53,14 @@ class Second(Sift):
         return super().match_indices(features1, features2)
 
 
+class Strict(Blind):
+    """Compares its own features only."""
+
+    def match_indices(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        assert not len(features1.points) or not len(features2.points), "these are features of the other matcher"
+        return super().match_indices(features1, features2)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write(tmp_path_factory.mktemp("photos"), PLACES)
@@ -93,6 +102,16 @@ def test_where_the_first_places_less_than_half_the_second_does_all(photos: list[
     scene = reconstruct(photos, tmp_path / "work", Blind(1, 3, 4), second)
     assert scene.registered == list(PLACES) and second.compared == 10
     assert [source.name for source in scene.sources] == [second.source.name]
+
+
+def test_where_only_the_second_connects_two_photos_they_are_the_scene(photos: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)).save(other)
+    second = Second()
+    scene = reconstruct([*photos[:2], other], tmp_path / "work", Strict(0, 1), second)
+    assert scene.registered == [0, 1] and second.compared == 4  # the three pairs, and the scene's once more
+    assert scene.pairs[0].inliers > 100
+    assert any(note.startswith("only two photos could be placed") for note in scene.notes)
 
 
 def test_joined_correspondences_and_pairs() -> None:
