@@ -34,6 +34,7 @@ InitialPair = tuple[float, float]
 Draft = tuple[list[SfmModel], Sequence[InitialPair]]
 INITIAL_PAIRS = ((16.0, 0.95), (4.0, 0.95), (8.0, 1.0))  # least angle in degrees, most forward motion: tried in turn
 COMPLETE_SHARE, GOOD_ERROR = 0.95, 0.8  # of the photos, of a matched pixel: then no other initial pair is tried
+SAME_ERROR = 0.02  # difference of the errors of two models from other initial pairs, that find the same then
 FEW = 50  # photos: of so few the points that only two of them see are needed
 CALIBRATION_ROUNDS = 3
 SETTLED = 0.01  # change of the logarithm of a focal length, below which the model is not mapped again
@@ -68,8 +69,8 @@ def map_photos(
     existing folder for temporary files. `draft`: what `map_once` gave.
 
     The cameras of the first model are calibrated with priors (`calibrate`). Where that changes a focal length, all is
-    mapped again with it, because the points were selected with the one that COLMAP had drifted to; of many photos only
-    the points are made again.
+    mapped again with it, because the points were selected with the one that COLMAP had drifted to. Of many photos, and
+    where all were placed, only the points are made again.
     """
     known_poses = known_poses or {}
     fixed_poses = known_poses if config.fixed_poses else {}
@@ -84,7 +85,7 @@ def map_photos(
         if draft is not None:
             again, initial_pairs = draft
             draft = None
-        elif models and calibrated and len(models[0].world_from_cam) > FEW and not known_poses:
+        elif models and calibrated and _is_kept(models[0], len(cameras.ids)) and not known_poses:
             again = [mapping.with_new_points(models[0], scratch), *models[1:]]
         else:
             again, initial_pairs = mapping.run(scratch)
@@ -117,6 +118,12 @@ def map_once(
     """The models of one run of the mapper, with the cameras that COLMAP calibrates, largest first; and the initial
     pairs to try the next time."""
     return _Mapping(correspondences, verified, cameras, config, {}, {}, INITIAL_PAIRS).run(scratch)
+
+
+def _is_kept(model: SfmModel, photos: int) -> bool:
+    """Whether a model's poses are good enough that a change of its lens asks for new points only."""
+    placed = len(model.world_from_cam)
+    return placed > FEW or placed >= COMPLETE_SHARE * photos
 
 
 def _is_settled(before: Camera, after: Camera) -> bool:
@@ -175,8 +182,8 @@ class _Mapping:
         return again[0] if again else model
 
     def _incremental(self, database: Any) -> Draft:
-        """Incremental mapping from several initial pairs until a model is complete and accurate, or of many photos has
-        half of them; else the result with the highest score.
+        """Incremental mapping from several initial pairs until a model is complete and accurate, or agrees with another
+        one, or of many photos has half of them; else the result with the highest score.
 
         A pair with a wide baseline that sees a plane has two poses, and the wrong one can distort the whole model. A
         camera that moves along its optical axis has no pair that COLMAP would begin with by default. In a model of many
@@ -190,10 +197,11 @@ class _Mapping:
             options.mapper.init_min_tri_angle, options.mapper.init_max_forward_motion = min_angle_deg, forward_motion
             options.use_prior_position = bool(self.known_poses)
             models = self._largest_first(self._run(self.pycolmap.IncrementalPipeline, options, database))
+            agree = bool(models and best) and _agree(models[0], best[0])
             if models and (not best or models[0].score(pixel_size) > best[0].score(pixel_size)):
                 best, best_pair = models, ((min_angle_deg, forward_motion),)
             share = len(best[0].world_from_cam) / len(self.cameras.ids) if best else 0.0
-            if share >= COMPLETE_SHARE and best[0].error_px < GOOD_ERROR * pixel_size:
+            if share >= COMPLETE_SHARE and (agree or best[0].error_px < GOOD_ERROR * pixel_size):
                 break
             if share >= 0.5 and len(self.cameras.ids) > FEW:
                 break
@@ -364,6 +372,12 @@ class _Mapping:
             return len(model.world_from_cam), model.score(self.correspondences.pixel_size)
 
         return sorted((model for model in models if len(model.world_from_cam) >= 2), key=size, reverse=True)
+
+
+def _agree(one: SfmModel, other: SfmModel) -> bool:
+    """Whether two models place the same photos as accurately."""
+    same = one.world_from_cam.keys() == other.world_from_cam.keys()
+    return same and abs(one.error_px - other.error_px) <= SAME_ERROR * other.error_px
 
 
 def _align_to_known_poses(model: SfmModel, known_poses: Mapping[int, np.ndarray]) -> SfmModel:

@@ -116,7 +116,7 @@ class SecondMatcher:
     def _held(self, left_out: Collection[int]) -> set[int]:
         """The photos that are not left out, and those that these hold."""
         firm = set(range(len(self.images))) - set(left_out)
-        return _with_neighbours(firm, self.matched.verified.joined(self.found))
+        return with_neighbours(firm, self.matched.verified.joined(self.found))
 
     def _try(self, pairs: Pairs) -> None:
         with self.run.stage("match"):
@@ -142,11 +142,11 @@ def weakly_tied(matched: MatchedPhotos) -> list[int]:
     verified, count = matched.verified, len(matched.photos)
     strong = [pair for pair in verified.geometry if verified.counts[pair][1] >= ENOUGH_INLIERS]
     components = view_graph.components(count, np.array(strong, np.int64).reshape(-1, 2))
-    held = _with_neighbours(set(components[0].tolist()), verified)
+    held = with_neighbours(set(components[0].tolist()), verified)
     return [index for index in range(count) if index not in held and index not in matched.duplicates]
 
 
-def _with_neighbours(firm: Collection[int], verified: VerifiedPairs) -> set[int]:
+def with_neighbours(firm: Collection[int], verified: VerifiedPairs) -> set[int]:
     """The `firm` photos, and those that enough inliers of enough pairs tie to such as are held."""
     partners, held = verified.inliers_by_photo(), set(firm)
     while True:

@@ -34,7 +34,7 @@ from dune_cli.sfm.scale import check_distinct_centres, same_viewpoint_notes, sca
 from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SfmModel, SparsePoints, View
 from dune_cli.sfm.verification import MIN_INLIERS, VerifiedPairs
 from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
-from dune_cli.tasks.reconstruct.matched_again import SecondMatcher, weakly_tied
+from dune_cli.tasks.reconstruct.matched_again import SecondMatcher, weakly_tied, with_neighbours
 from dune_cli.tasks.reconstruct.matched_photos import (
     MatchedPhotos,
     match_photos,
@@ -123,15 +123,15 @@ class MappedPhotos:
 
     @property
     def left_out(self) -> list[int]:
-        """The photos without a pose, or with one that few points hold, which are no copies."""
+        """The photos without a pose, or with one that few points hold, which are no copies. Half as many points do
+        where enough inliers of verified pairs hold the photo as well."""
         seen = self.models[0].observations if self.models else {}
         rigs = self.matched.cameras.rigs
         points = {index: len(seen[index][0]) for index in self.placed if index in seen}
-        held = {
-            index
-            for index in self.placed
-            if sum(points.get(other, 0) for other in rigs.of_frame(index)) >= HELD_BY_POINTS
-        }
+        of_frame = {i: sum(points.get(other, 0) for other in rigs.of_frame(i)) for i in self.placed}
+        held = {index for index, count in of_frame.items() if count >= HELD_BY_POINTS}
+        tied = with_neighbours(held, self.matched.verified)
+        held |= {index for index, count in of_frame.items() if 2 * count >= HELD_BY_POINTS and index in tied}
         return [
             index for index in range(len(self.images)) if index not in held and index not in self.matched.duplicates
         ]
