@@ -25,6 +25,7 @@ from dune_cli.models.dinov2_heads import Classifier, HeadDepth, Segmenter
 from dune_cli.models.distilled_encoder import DistilledEncoder
 from dune_cli.models.dpt import to_channels_last
 from dune_cli.models.heads import HeadedEncoder
+from dune_cli.models.loma import LomaNetwork
 from dune_cli.models.mast3r import TwoViewDepth, TwoViewModel
 from dune_cli.models.match_head import MatchHead
 from dune_cli.models.multihmr_anny import MultiHmrAnny
@@ -50,6 +51,7 @@ _LOADERS = {
     "human": "load_human (dune human --model)",
     "matcher": "load_match_head (--matcher dune --model)",
     "keypoints": "load_aliked_lightglue (--matcher aliked-lightglue)",
+    "detector-matcher": "load_loma (--matcher loma-b128)",
     "head": "load_head (dune depth, segment or classify --model)",
 }
 
@@ -239,6 +241,18 @@ def load_aliked_lightglue(
     Raises WeightsMissing, CheckpointError, UserError.
     """
     return load(name_or_path, "keypoints", device, dtype)
+
+
+def load_loma(name_or_path: str | Path, device: str = "auto", dtype: str = "auto") -> LomaNetwork:
+    """LoMa's detector, descriptor and matcher.
+
+    On a GPU convolutions and the matcher's matrix products are in `dtype`. On CPUs "auto" is float32, and convolutions
+    always are: bfloat16 ones are many times slower there. Raises WeightsMissing, CheckpointError, UserError.
+    """
+    torch_device, torch_dtype = device_and_dtype(device, dtype)
+    if torch_device.type == "cuda":
+        return load(name_or_path, "detector-matcher", device, dtype).convolve_in(torch_dtype)
+    return load(name_or_path, "detector-matcher", device, "float32" if dtype == "auto" else dtype)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ WEIGHTS = (
             ("dune", "dune-matcher"),
             ("xfeat-lighterglue", "xfeat-lighterglue-bundled"),
             ("aliked-lightglue", "aliked-lightglue-bundled"),
+            ("loma-b128", "loma-b128"),
         ),
     ),
 )

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dune_cli.errors import WeightsMissing
-from dune_cli.matchers.matcher import Availability, FeatureMatcher, Features, Matcher
+from dune_cli.matchers._lightglue import LightGlueMatcher
+from dune_cli.matchers._weights import availability_by_weights
+from dune_cli.matchers.matcher import Availability, Features, Matcher
 
 if TYPE_CHECKING:
     import torch
-
-    from dune_cli.models.lightglue import LightGlue
-    from dune_cli.models.lightglue_inference import PackedLightGlue
 
 NAME = "aliked-lightglue"
 WEIGHTS = "aliked-lightglue-bundled"
@@ -31,13 +29,12 @@ MEASURED_SECONDS = 1.4
 TAKES_MODEL = False
 # of many photos: on 224 frames of a room those that sift leaves out were all placed, at half of the time
 MANY_SIZE_PX, MANY_KEYPOINTS = 640, 1024
-MATCH_THRESHOLD = 0.1  # LightGlue's published one
 FIRST_KEYPOINTS = 2048  # all at once: with 1,024 first, and photos of 640 px, AUC@10 fell to 0.58 on 64 wide pairs
 # of the first keypoints: fewer are hopeless, more are enough; all keypoints are matched between both
 PROMISING_MATCHES, ENOUGH_MATCHES = 12, 150
 
 
-class AlikedLightGlue(FeatureMatcher):
+class AlikedLightGlue(LightGlueMatcher):
     """Keypoints are sorted, the best first. Descriptors are (N, 128) float32 tensors on the matcher's device."""
 
     name = NAME
@@ -61,8 +58,7 @@ class AlikedLightGlue(FeatureMatcher):
         self.max_keypoints, self.detection_threshold = max_keypoints, detection_threshold
         self.first_keypoints = first_keypoints
         self.network = load_aliked_lightglue(WEIGHTS, device, dtype)
-        self.device = next(self.network.parameters()).device
-        self.glue = _for_inference(self.network.glue)
+        self._use(self.network.glue)
         self.source = self.network.source
 
     def for_many(self) -> AlikedLightGlue:
@@ -87,43 +83,14 @@ class AlikedLightGlue(FeatureMatcher):
         too_little = PROMISING_MATCHES <= len(first[0]) < ENOUGH_MATCHES
         return self._match(features1, features2) if more and too_little else first
 
-    def _match(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        import torch
-
+    def _positions(self, xy: torch.Tensor, width: int, height: int) -> torch.Tensor:
         from dune_cli.models.lightglue import normalised
 
-        glue = self.glue
-        with torch.inference_mode():
-            embedded = [glue.input_proj(features.descriptors) for features in (features1, features2)]
-            positions = []
-            for features in (features1, features2):
-                height, width = features.photo.rgb.shape[:2]
-                xy = torch.from_numpy(features.points).to(self.device, torch.float32)
-                positions.append(normalised(xy, (width, height)))
-            index1, index2, scores = glue.match(*embedded, *positions, MATCH_THRESHOLD)
-        return index1.cpu().numpy(), index2.cpu().numpy(), scores.cpu().numpy().clip(0, 1)
-
-    def _as_array(self, descriptors: torch.Tensor) -> np.ndarray:
-        return descriptors.cpu().numpy()
-
-    def _from_array(self, descriptors: np.ndarray) -> torch.Tensor:
-        import torch
-
-        return torch.from_numpy(descriptors).to(self.device)
+        return normalised(xy, (width, height))
 
 
 def _loaded_for_many(load: Callable[[], Matcher]) -> Matcher:
     return load().for_many()
-
-
-def _for_inference(glue: LightGlue) -> LightGlue | PackedLightGlue:
-    """The network as it is quickest: packed in float32 on the CPU; as it is on other devices and in other types."""
-    import torch
-
-    from dune_cli.models.lightglue_inference import PackedLightGlue
-
-    kinds = {(parameter.device.type, parameter.dtype) for parameter in glue.parameters()}
-    return PackedLightGlue(glue) if kinds == {("cpu", torch.float32)} else glue
 
 
 def _best(features: Features, count: int) -> Features:
@@ -133,13 +100,7 @@ def _best(features: Features, count: int) -> Features:
 
 def availability() -> Availability:
     """Always ready: the weights come with dune."""
-    from dune_cli.checkpoints import weights_folder
-
-    try:
-        weights_folder.locate(WEIGHTS)
-    except WeightsMissing as error:
-        return Availability(False, " ".join(str(error).split()), "pip install --force-reinstall dune-cli")
-    return Availability(True)
+    return availability_by_weights(WEIGHTS, cure="pip install --force-reinstall dune-cli")
 
 
 def build(device: str, dtype: str, model: str | None, encoder: str | None) -> Matcher:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dune_cli.errors import CheckpointError, DuneError
+from dune_cli.errors import CheckpointError
 from dune_cli.matchers._match_head import HeadMatcher, XFeatExtractor
+from dune_cli.matchers._weights import availability_by_weights
 from dune_cli.matchers.matcher import Availability, Matcher, resize
 
 if TYPE_CHECKING:
@@ -69,14 +70,7 @@ class Dune(HeadMatcher):
 
 def availability() -> Availability:
     """Needs the files of the encoder and of the head."""
-    from dune_cli.checkpoints import weights_folder
-
-    for name in (ENCODER, HEAD):
-        try:
-            weights_folder.locate(name)
-        except DuneError as error:
-            return Availability(False, " ".join(str(error).split()), f"dune weights pull {name}")
-    return Availability(True)
+    return availability_by_weights(ENCODER, HEAD)
 
 
 def build(device: str, dtype: str, model: str | Path | None, encoder: str | Path | None) -> Matcher:

@@ -259,8 +259,7 @@ def resize(rgb: np.ndarray, long_side_px: int, side_multiple: int = 1) -> Resize
     """
     import cv2
 
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or min(rgb.shape) == 0:
-        raise ValueError(f"a photo must be (H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
+    check_photo(rgb)
     height, width = rgb.shape[:2]
     scale = long_side_px / max(height, width)
     new_width, new_height = (max(1, round(side * scale / side_multiple)) * side_multiple for side in (width, height))
@@ -269,3 +268,9 @@ def resize(rgb: np.ndarray, long_side_px: int, side_multiple: int = 1) -> Resize
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     resized = cv2.resize(rgb, (new_width, new_height), interpolation=interpolation)
     return ResizedImage(resized, (width / new_width, height / new_height))
+
+
+def check_photo(rgb: np.ndarray) -> None:
+    """ValueError for what is no photo (H, W, 3) uint8."""
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or min(rgb.shape) == 0:
+        raise ValueError(f"a photo must be (H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")

@@ -3,8 +3,9 @@ dune."""
 
 from __future__ import annotations
 
-from dune_cli.errors import CheckpointError, WeightsMissing
+from dune_cli.errors import CheckpointError
 from dune_cli.matchers._match_head import HeadMatcher, XFeatExtractor
+from dune_cli.matchers._weights import availability_by_weights
 from dune_cli.matchers.matcher import Availability, Matcher
 
 NAME = "xfeat-lighterglue"
@@ -31,13 +32,7 @@ class XFeatLighterGlue(HeadMatcher):
 
 def availability() -> Availability:
     """Always ready: the weights come with dune."""
-    from dune_cli.checkpoints import weights_folder
-
-    try:
-        weights_folder.locate(WEIGHTS)
-    except WeightsMissing as error:
-        return Availability(False, " ".join(str(error).split()), "pip install --force-reinstall dune-cli")
-    return Availability(True)
+    return availability_by_weights(WEIGHTS, cure="pip install --force-reinstall dune-cli")
 
 
 def build(device: str, dtype: str, model: str | None, encoder: str | None) -> Matcher:

@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dune_cli.models.cpu_products import linear
 from dune_cli.models.lightglue import LightGlue, LightGlueConfig
+from dune_cli.models.sampling import bilinear_corners
 from dune_cli.provenance import Source
 
 CHANNELS = (16, 32, 64, 128)  # of the blocks
@@ -267,14 +268,10 @@ class Aliked(nn.Module):
         values, length = maps.at((corner[:, None] + taps).flatten(0, 1))
         windows = (values / length[:, None]).view(len(xy), -1, WIDTH)
         positions = xy[:, None] + self.desc_head.offsets(windows, max(maps.size) / 4)
-        base = positions.floor()
-        share = positions - base
-        steps = taps.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])[:, None, None]
-        corners = base + steps  # (4, N, 16, 2)
-        weights = torch.where(steps == 1, share, 1 - share).prod(-1) * ((corners >= 0) & (corners <= last)).all(-1)
-        values, length = maps.at(corners.clamp(min=0).minimum(last).flatten(0, 2))
-        share = (weights.flatten() / length).view(len(steps), -1, 1)
-        samples = (values.view(len(steps), -1, WIDTH) * share).sum(0)
+        corners, weights = bilinear_corners(positions, last)
+        values, length = maps.at(corners.flatten(0, 2))
+        share = (weights.flatten() / length).view(len(corners), -1, 1)
+        samples = (values.view(len(corners), -1, WIDTH) * share).sum(0)
         return self.desc_head(samples.view(len(xy), SAMPLES, WIDTH))
 
 

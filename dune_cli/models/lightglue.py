@@ -21,6 +21,8 @@ class LightGlueConfig:
     """Sizes; the defaults are LighterGlue's, which was trained for XFeat.
 
     prune_below: points less matchable than this after a layer are left out of the later ones (0: none are).
+    matchability: whether assignments weigh how matchable each point is (LoMa's do not). Inputs as wide as the network
+    enter it as they are.
     """
 
     inputs: int = 64
@@ -28,6 +30,7 @@ class LightGlueConfig:
     layers: int = 6
     heads: int = 1
     prune_below: float = 0.05
+    matchability: bool = True
 
 
 @dataclass(frozen=True)
@@ -135,12 +138,19 @@ class LightGlueLayer(nn.Module):
         return self.cross_attn(self.self_attn(x0, encoding0), self.self_attn(x1, encoding1))
 
 
+class AlwaysMatchable(nn.Module):
+    """In place of a matchability: every point (N, width) has a match for certain, logits (N, 1)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.new_full((len(x), 1), torch.inf)
+
+
 class AssignmentHead(nn.Module):
     """A layer's assignment. Float32 from the similarities on."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, matchability: bool = True) -> None:
         super().__init__()
-        self.matchability = nn.Linear(width, 1)
+        self.matchability = nn.Linear(width, 1) if matchability else AlwaysMatchable()
         self.final_proj = nn.Linear(width, width)
 
     def forward(self, x0: torch.Tensor, x1: torch.Tensor) -> Assignment:
@@ -180,10 +190,12 @@ class LightGlue(nn.Module):
     def __init__(self, config: LightGlueConfig, depth_confidence: float = 0.0) -> None:
         super().__init__()
         self.config, self.depth_confidence = config, depth_confidence
-        self.input_proj = nn.Linear(config.inputs, config.width)
+        self.input_proj = nn.Linear(config.inputs, config.width) if config.inputs != config.width else nn.Identity()
         self.posenc = PositionalEncoding(config.width // config.heads)
         self.transformers = nn.ModuleList(LightGlueLayer(config.width, config.heads) for _ in range(config.layers))
-        self.log_assignment = nn.ModuleList(AssignmentHead(config.width) for _ in range(config.layers))
+        self.log_assignment = nn.ModuleList(
+            AssignmentHead(config.width, config.matchability) for _ in range(config.layers)
+        )
         if depth_confidence > 0:
             self.token_confidence = nn.ModuleList(TokenConfidence(config.width) for _ in range(config.layers - 1))
 

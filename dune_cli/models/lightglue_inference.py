@@ -63,7 +63,10 @@ class PackedLightGlue:
 
     def input_proj(self, descriptors: torch.Tensor) -> torch.Tensor:
         """As of `LightGlue`."""
-        return linear(descriptors, self.glue.input_proj.weight, self.glue.input_proj.bias)
+        projection = self.glue.input_proj
+        if isinstance(projection, nn.Identity):
+            return descriptors
+        return linear(descriptors, projection.weight, projection.bias)
 
     def match(
         self,

@@ -10,7 +10,7 @@ from dune_cli.matchers.matcher import Availability
 
 
 def test_every_file_is_a_matcher() -> None:
-    assert registry.names() == ["aliked-lightglue", "dune", "mast3r", "sift", "xfeat-lighterglue"]
+    assert registry.names() == ["aliked-lightglue", "dune", "loma-b128", "mast3r", "sift", "xfeat-lighterglue"]
     for name in registry.names():
         plugin = registry._plugin(name)
         assert name == plugin.NAME

@@ -13,7 +13,17 @@ from dune_cli.errors import CheckpointError
 from dune_cli.models.vit import PositionPolicy, VitConfig
 
 Kind = Literal[
-    "encoder", "two-view", "multi-view", "depth", "human", "matcher", "keypoints", "head", "teacher", "unknown"
+    "encoder",
+    "two-view",
+    "multi-view",
+    "depth",
+    "human",
+    "matcher",
+    "keypoints",
+    "detector-matcher",
+    "head",
+    "teacher",
+    "unknown",
 ]
 SIZES = {384: "S", 768: "B", 1024: "L", 1536: "g"}
 
