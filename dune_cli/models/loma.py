@@ -72,7 +72,7 @@ class Refiner(nn.Module):
         return self.hidden_blocks(first).add_(first).div_(RESIDUAL)
 
 
-class Pyramid(nn.Module):
+class VggPyramid(nn.Module):
     """A VGG and its refiners. `outputs`: channels of the sum. `number_type`: that of the convolutions."""
 
     number_type = torch.float32
@@ -126,7 +126,7 @@ class Pyramid(nn.Module):
         return _enlarge(total, hidden, self.enlarge_mode).add_(F.conv2d(hidden.float(), weight[..., None, None], bias))
 
 
-class Detector(Pyramid):
+class LomaDetector(VggPyramid):
     """DaD: images in [0, 1] to keypoints. Normalises for itself (ImageNet)."""
 
     enlarge_mode = "bicubic"
@@ -161,7 +161,7 @@ class Detector(Pyramid):
         return torch.stack([2 * x / width - 1, 2 * y / height - 1], 1), best
 
 
-class Descriptor(Pyramid):
+class LomaDescriptor(VggPyramid):
     """DeDoDe-B: images in [0, 1], not normalised, to descriptors, which have no unit length."""
 
     def __init__(self, outputs: int) -> None:
@@ -191,13 +191,13 @@ class LomaNetwork(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         """`inputs`: channels of a descriptor; `width`: of the matcher, HEAD_WIDTH for each head."""
         super().__init__()
-        self.detector, self.descriptor = Detector(), Descriptor(inputs)
+        self.detector, self.descriptor = LomaDetector(), LomaDescriptor(inputs)
         self.glue = LightGlue(
             LightGlueConfig(inputs, width, LAYERS, width // HEAD_WIDTH, prune_below=0.0, matchability=False)
         )
 
     def fold(self) -> LomaNetwork:
-        """As of `Pyramid`, of both."""
+        """As of `VggPyramid`, of both."""
         for part in self._pyramids():
             part.fold()
             part.to(memory_format=torch.channels_last)
@@ -209,7 +209,7 @@ class LomaNetwork(nn.Module):
             part.number_type = number_type
         return self
 
-    def _pyramids(self) -> Iterator[Pyramid]:
+    def _pyramids(self) -> Iterator[VggPyramid]:
         yield from (self.detector, self.descriptor)
 
 

@@ -60,8 +60,7 @@ def describe(checkpoint: Mapping[str, Any]) -> _common.Description:
     return _common.Description(
         layout=NAME,
         kind=KIND,
-        architecture=f"DaD, DeDoDe-B of {config.inputs} channels, and a matcher of width {config.width}, "
-        f"{config.layers} layers",
+        architecture=f"DaD, DeDoDe-B of {config.inputs} channels, and a matcher of {config.layers} layers",
         teachers=(),
         patch=0,
         width=config.width,
