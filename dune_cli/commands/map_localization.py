@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -48,6 +49,11 @@ class MapOptions(RetrievalOptions, VideoOptions):
         default_text="as its scene.json says, else arbitrary",
     )
     fps: float | None = options.fps("Frames per second to take from a video, the sharpest of each interval.", "2")
+    sequence: bool = option(
+        "--sequence",
+        "The photos of a folder are the frames of one sequence, in the order in which they are named. Each frame helps "
+        "to localize the next one, as in a video.",
+    )
     workers: int | None = workers_option("localize queries", "none: this process, with all its threads")
 
     def refuse_without_map(self) -> None:
@@ -60,6 +66,7 @@ class MapOptions(RetrievalOptions, VideoOptions):
             "--work": self.work,
             "--fps": self.fps,
             "--workers": self.workers,
+            "--sequence": self.sequence or None,
         }
         for name, value in given.items():
             if value is not None:
@@ -119,7 +126,7 @@ def locate_in_map(
     if note:
         console.note(note)
     photo_map = in_perspective(photo_map, cache)
-    queries = _query_photos(paths, known, map_options.fps, cache)
+    queries = _query_photos(paths, known, map_options, cache)
     matcher, fallback = matching.load_cascade(compute, many=True)
     jobs = _jobs(photo_map, matcher, cache, map_options, matching, compute)
     if fallback is not None:
@@ -262,7 +269,7 @@ def _target(output: OutputOptions) -> Path | None:
 
 
 def _query_photos(
-    paths: Sequence[Path], cameras: Sequence[CameraOptions], fps: float | None, cache: WorkFolder
+    paths: Sequence[Path], cameras: Sequence[CameraOptions], map_options: MapOptions, cache: WorkFolder
 ) -> list[QueryPhoto]:
     """The photos, and instead of each video its keyframes, which the cache keeps."""
     from dune_cli.io.inputs import is_video
@@ -270,13 +277,18 @@ def _query_photos(
     from dune_cli.sfm.map_queries import QueryPhoto
 
     queries = []
+    frames: Counter[Path] = Counter()  # of each folder, so far
     for path, camera in zip(paths, cameras):
-        if not is_video(path):
-            queries.append(QueryPhoto(path, camera.intrinsics, camera.fov_deg))
-            continue
-        for frame in extract_keyframes([path], fps, cache):
-            number = int(frame.stem.rpartition("_")[2])
-            queries.append(QueryPhoto(frame, camera.intrinsics, camera.fov_deg, path, number))
+        known = camera.intrinsics, camera.fov_deg
+        if is_video(path):
+            for frame in extract_keyframes([path], map_options.fps, cache):
+                number = int(frame.stem.rpartition("_")[2])
+                queries.append(QueryPhoto(frame, *known, path, number))
+        elif map_options.sequence:
+            queries.append(QueryPhoto(path, *known, path.parent, frames[path.parent]))
+            frames[path.parent] += 1
+        else:
+            queries.append(QueryPhoto(path, *known))
     return queries
 
 

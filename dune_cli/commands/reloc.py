@@ -75,7 +75,8 @@ def command(
     code is 1 if no query is localized. The covariance includes the uncertainty of the map's own cameras if the map is,
     or has in its folder, a scene.json of dune reconstruct. The JSON says whether it does. Landmarks of the map are
     cached in its folder dune-work. A run with -o poses.jsonl that was stopped goes on when it is started again. The
-    frames of a video are queries; a pose that does not fit the motion of the frames beside it is marked in the JSON.
+    frames of a video are queries, and with --sequence so are the photos of a folder: each helps to localize the next
+    one. A pose that does not fit the motion of the frames beside it is marked in the JSON.
 
     \b
     Example: dune reloc query.jpg reference.jpg --fov-deg 65
@@ -83,6 +84,7 @@ def command(
              dune reloc query.jpg one.jpg two.jpg --model dunemast3r-vitb --json
              dune reloc --map colmap/ --images photos/ queries/ -o poses.jsonl
              dune reloc --map colmap/ clip.mp4 --fps 2 --workers 4 -o poses.jsonl
+             dune reloc --map colmap/ frames/ --sequence -o poses.jsonl
     """
     if map_options.map_folder is None:
         map_options.refuse_without_map()

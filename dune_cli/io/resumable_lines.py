@@ -1,15 +1,16 @@
 """A JSON Lines file that grows line by line and that the same command continues after it was stopped.
 
-Until the file is complete, `FILE.run` beside it holds the settings of the run.
+Until the file is complete, `FILE.run` beside it holds the settings of the run. One run at a time writes a file.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dune_cli import console
 from dune_cli.errors import UserError
@@ -18,6 +19,7 @@ from dune_cli.io.json_files import json_line, write_json
 from dune_cli.io.safe_read import MIB, open_regular, parse_json, read_json
 
 LINE_LIMIT_BYTES = 16 * MIB
+_BINARY = getattr(os, "O_BINARY", 0)  # of Windows
 
 
 class ResumableLines:
@@ -65,9 +67,14 @@ class ResumableLines:
     @contextmanager
     def open(self) -> Iterator[Callable[[Any], None]]:
         """A function that adds a line, which is in the file when it returns. After the block the run is complete; after
-        an exception it can be continued."""
+        an exception it can be continued. UserError while another process writes the file."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        with self.target.open("r+b" if self._end else "wb") as file:
+        # not emptied before it is known that nobody else writes it
+        with os.fdopen(os.open(self.target, os.O_RDWR | os.O_CREAT | _BINARY, 0o666), "r+b") as file:
+            if not _locked(file):
+                raise UserError(
+                    f"another run writes {self.target} at this moment; wait for its end, or name another output"
+                )
             file.truncate(self._end)
             file.seek(self._end)
             # after the old file's lines are gone, which are not of this run
@@ -79,6 +86,22 @@ class ResumableLines:
 
             yield add
         self._marker.unlink(missing_ok=True)
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Whether this process alone may write the file from now on, until it is closed. The system takes the lock off a
+    process that is killed. Where the system or the file's disk has no locks, every process may."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # some network disks
+    return True
 
 
 def is_unfinished(target: Path) -> bool:

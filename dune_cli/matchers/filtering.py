@@ -11,8 +11,9 @@ Pixels (M, 2) have their centres at integers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import log10
 from typing import Any
 
@@ -90,11 +91,11 @@ def non_static_matches(
     all_matches = np.ones(len(points1), dtype=bool)
     sizes = photo1.size, photo2.size
     tolerance_px = 1.5 * max(1.0, *pixel_sizes_px)
-    first_from_second, static = np.eye(3), np.zeros(len(points1), dtype=bool)
-    for transform in _possible_overlays(*sizes):
-        distance_px = np.linalg.norm(transform_pixels(transform, points2) - points1, axis=1)
-        if np.count_nonzero(distance_px < tolerance_px) > np.count_nonzero(static):
-            first_from_second, static = transform, distance_px < tolerance_px
+    transforms = _possible_overlays(*sizes)
+    offsets = points2 @ np.swapaxes(transforms[:, :2, :2], 1, 2) + transforms[:, None, :2, 2] - points1
+    coincide = np.linalg.norm(offsets, axis=2) < tolerance_px
+    best = int(coincide.sum(axis=1).argmax())
+    first_from_second, static = transforms[best], coincide[best]
     count = int(static.sum())
     if count < MIN_STATIC:
         return all_matches
@@ -113,19 +114,22 @@ def non_static_matches(
     return ~overlay | _agreeing_with_motion(points1, points2, ~overlay, sizes, pixel_sizes_px, seed)
 
 
-def _possible_overlays(size1: tuple[int, int], size2: tuple[int, int]) -> Iterator[np.ndarray]:
-    """`first_from_second` (3, 3): the pixels in the first photo of an overlay in the second one, where the photos are
-    rotated by quarters, or are of other sizes: scaled, or with a border or their middle in common."""
+@lru_cache(maxsize=256)
+def _possible_overlays(size1: tuple[int, int], size2: tuple[int, int]) -> np.ndarray:
+    """(T, 3, 3) `first_from_second`, affine: the pixels in the first photo of an overlay in the second one, where the
+    photos are rotated by quarters, or are of other sizes: scaled, or with a border or their middle in common."""
+    found = []
     for turns in range(QUARTER_TURNS):
         rotation = quarter_turn(*size2, turns)
         width, height = size2 if turns % 2 == 0 else size2[::-1]
         if (width, height) == size1:
-            yield rotation
+            found.append(rotation)
             continue
-        yield resize_transform(size1[0] / width, size1[1] / height) @ rotation
+        found.append(resize_transform(size1[0] / width, size1[1] / height) @ rotation)
         for x in (0, (size1[0] - width) / 2, size1[0] - width):
             for y in (0, (size1[1] - height) / 2, size1[1] - height):
-                yield np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]]) @ rotation
+                found.append(np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]]) @ rotation)
+    return np.stack(found)
 
 
 def _overlay_region(

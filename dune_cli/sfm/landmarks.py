@@ -15,7 +15,7 @@ from dune_cli.geometry.bundle_adjustment import point_shifts
 from dune_cli.geometry.poses import vector_angle
 from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.photos import Photo, read_photo
-from dune_cli.matchers.filtering import LazyThumbnail, Thumbnail, without_static_matches
+from dune_cli.matchers.filtering import QUARTER_TURNS, LazyThumbnail, Thumbnail, without_static_matches
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher, Matches
 from dune_cli.sfm.features import FEATURES, FeatureStore, LeastRecentlyUsed, features_key
 from dune_cli.sfm.photo_map import MapImage, PhotoMap
@@ -24,6 +24,7 @@ MAX_ROTATION = np.radians(45)  # between viewing directions; it weighs as much a
 FORMAT = 3  # of the cached points; another number has them computed again
 POINTS = "points"  # kind of cache entry
 POINTS_BYTES = 500_000_000  # of points that are held at once
+QUERY_MATCHES = 64  # of the last queries that are held at once: a query may be localized with several cameras
 POINTS_LAYOUT = {
     "pixels": ("f", ("P", 2)),
     "points_world": ("f", ("P", 3)),
@@ -84,6 +85,8 @@ class Landmarks:
         self._matches: LeastRecentlyUsed[Matches] = LeastRecentlyUsed(256)
         self._thumbnails: LeastRecentlyUsed[Thumbnail] = LeastRecentlyUsed(4096)
         self._points: LeastRecentlyUsed[ImageLandmarks] = LeastRecentlyUsed(POINTS_BYTES, lambda points: points.nbytes)
+        self._query_features: LeastRecentlyUsed[Any] = LeastRecentlyUsed(QUARTER_TURNS)
+        self._query_matches: LeastRecentlyUsed[Matches] = LeastRecentlyUsed(QUERY_MATCHES)
 
     def without(self, index: int) -> Landmarks:
         """The landmarks of the map without image `index`, which share its features and matches."""
@@ -107,15 +110,16 @@ class Landmarks:
         else:
             self._added[image.file] = features
 
-    def extract(self, photo: Photo, quarter_turns: int = 0) -> Any:
-        """The features of a query rotated clockwise by quarter turns; None for a matcher without features."""
-        if not isinstance(self.matcher, CacheableMatcher):
-            return None
-        return self.matcher.extract_rotated(photo.rgb, quarter_turns)
+    def match(self, index: int, photo: Photo, quarter_turns: int = 0) -> Matches:
+        """Matches of map image `index` (first) with a query that is rotated clockwise by quarter turns, which matchers
+        with features can do, without static ones. Those of the last queries are held."""
+        key = photo.path, photo.sha256, quarter_turns
+        return self._query_matches.get((*key, index), lambda: self._match_query(index, photo, quarter_turns))
 
-    def match(self, index: int, photo: Photo, features: Any) -> Matches:
-        """Matches of map image `index` (first) with a query and its `extract`ed features, without static ones."""
+    def _match_query(self, index: int, photo: Photo, quarter_turns: int) -> Matches:
         if isinstance(self.matcher, CacheableMatcher):
+            key, extract = (photo.path, photo.sha256, quarter_turns), self.matcher.extract_rotated
+            features = self._query_features.get(key, lambda: extract(photo.rgb, quarter_turns))
             matches = self.matcher.match_features(self.features(index), features)
         else:
             matches = self.matcher.match(self._photo(index).rgb, photo.rgb)

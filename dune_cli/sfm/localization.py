@@ -21,6 +21,8 @@ from dune_cli.sfm.relative_pose import MIN_CONFIDENCE, PNP_THRESHOLD_PX
 from dune_cli.sfm.retrieval import Candidates
 
 EXIF_SD = 0.05  # of a focal length: EXIF has whole millimetres, and nothing about cropping
+SCOUTS = 3  # retrieved photos that a rotated query is matched with first
+SCOUT_INLIERS = 8  # with them, for it to be matched with the others: a pose takes 12 with all
 MAX_POSITION_STD = 0.1  # of the median distance to the points: beyond it the position counts as unknown
 
 
@@ -123,26 +125,40 @@ def localize(
     candidates: Candidates,
     config: LocalizationConfig,
     retrieve: Callable[[np.ndarray], Candidates] | None = None,
+    upright_only: bool = False,
 ) -> LocalizationResult:
     """The query's pose in the map, from its matches with the `candidates`.
 
-    Where there is none, and the matcher takes upright photos only, the query is rotated by quarter turns, and the turn
-    with the most inliers is returned. `retrieve` gives the candidates of a rotated photo, if they are not the same.
+    Where there is none, and the matcher takes upright photos only, the query is rotated by quarter turns, unless
+    `upright_only`, and the turn with the most inliers is returned. `retrieve` gives the candidates of a rotated photo,
+    if they are not the same; the SCOUTS most similar ones then decide whether it is matched with all of them.
     """
-    matches, static = match_landmarks(query, landmarks, [index for index, _ in candidates])
-    upright = localize_from_matches(matches, query, landmarks.map, candidates, config, static_matches=static)
+    upright = _localize_rotated(query, landmarks, candidates, config, 0)
     matcher = landmarks.matcher
-    if upright.success or matcher.rotation_invariant or not isinstance(matcher, CacheableMatcher):
+    known = upright.success or upright_only or matcher.rotation_invariant
+    if known or not isinstance(matcher, CacheableMatcher):
         return upright
     best = upright
     for turns in range(1, QUARTER_TURNS):
         if retrieve is not None:
             candidates = retrieve(np.ascontiguousarray(np.rot90(query.photo.rgb, -turns)))
-        matches, static = match_landmarks(query, landmarks, [index for index, _ in candidates], turns)
-        rotated = localize_from_matches(matches, query, landmarks.map, candidates, config, 90 * turns, static)
+        ranked = all(similarity is not None for _, similarity in candidates)
+        if ranked and len(candidates) > SCOUTS:
+            scouted = _localize_rotated(query, landmarks, candidates[:SCOUTS], config, turns)
+            if scouted.inliers < SCOUT_INLIERS:
+                continue
+        rotated = _localize_rotated(query, landmarks, candidates, config, turns)
         if rotated.success and (not best.success or rotated.inliers > best.inliers):
             best = rotated
     return best
+
+
+def _localize_rotated(
+    query: Query, landmarks: Landmarks, candidates: Candidates, config: LocalizationConfig, quarter_turns: int
+) -> LocalizationResult:
+    """The pose of a query that is rotated clockwise by quarter turns for its matches with the candidates."""
+    matches, static = match_landmarks(query, landmarks, [index for index, _ in candidates], quarter_turns)
+    return localize_from_matches(matches, query, landmarks.map, candidates, config, 90 * quarter_turns, static)
 
 
 def match_landmarks(
@@ -150,28 +166,28 @@ def match_landmarks(
 ) -> tuple[Matches2D3D, int]:
     """Matches of the query, rotated clockwise by quarter turns, with the points of map images; and how many static
     matches were left out."""
-    features = landmarks.extract(query.photo, quarter_turns)
-    static = 0
-    pixels, points, observations, images, shifts, pixel_size = [], [], [], [], [], 1.0
+    static, pixel_size = 0, 1.0
+    pixels, points, observations, images, shifts = [], [], [], [], []
     # keypoints match exactly; the matches of dense matchers are near each other
     tolerance = 0.5 if isinstance(landmarks.matcher, FeatureMatcher) else 1.5
     for index in indices:
-        matches = landmarks.match(index, query.photo, features)
+        matches = landmarks.match(index, query.photo, quarter_turns)
         pixel_size, static = matches.pixel_size2, static + matches.static_matches
         known = landmarks.points(index)
         nearest = known.nearest(matches.points1, tolerance * matches.pixel_size1)
-        undistorted = query.camera.undistort(matches.points2)
-        use = (nearest >= 0) & np.isfinite(undistorted).all(-1)
-        pixels.append(undistorted[use])
+        use = nearest >= 0
+        pixels.append(matches.points2[use])
         points.append(known.points_world[nearest[use]])
         observations.append(known.observations[nearest[use]])
         images.append(np.full(int(use.sum()), index))
         shifts.append(known.shifts[nearest[use]])
     if not pixels:
         return Matches2D3D.of(np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0, dtype=np.int64), pixel_size), static
-    parts = (np.concatenate(part) for part in (pixels, points, images))
-    all_shifts = np.concatenate(shifts) if landmarks.map.knows_calibration else None
-    return Matches2D3D.of(*parts, pixel_size, np.concatenate(observations), all_shifts), static
+    undistorted = query.camera.undistort(np.concatenate(pixels))
+    use = np.isfinite(undistorted).all(-1)
+    known_points, seen_by, image = (np.concatenate(part)[use] for part in (points, observations, images))
+    all_shifts = np.concatenate(shifts)[use] if landmarks.map.knows_calibration else None
+    return Matches2D3D.of(undistorted[use], known_points, image, pixel_size, seen_by, all_shifts), static
 
 
 def localize_from_matches(

@@ -1,7 +1,8 @@
-"""Localization of many queries in a map: photos in batches, the frames of a video in segments, which are the jobs of an
-engine.
+"""Localization of many queries in a map: photos in batches, the frames of a sequence in segments, which are the jobs of
+an engine.
 
-What a query gets depends on its own batch or segment alone, so every engine gives the same poses.
+What a query gets depends on its own batch or segment alone, so every engine gives the same poses. The frames of a
+segment are a chain: one after the other, each with what the frames before it tell.
 """
 
 from __future__ import annotations
@@ -34,17 +35,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 BATCH = 8  # photos whose retrieval is one pass of the encoder
-SEGMENT = 32  # frames of a video that are localized one after the other
+SEGMENT = 32  # frames of a sequence that are localized one after the other
 HELD_BYTES = 256_000_000  # of decoded photos of a batch; the others are decoded again
 PRIOR_FRAMES = 2  # localized frames before a frame, whose map photos are among its candidates
 PRIOR_PHOTOS = 3  # of each of them: those with most inliers
+PRIOR_RETRIEVED = 2  # of the photos most like a frame, beside these, after a CONFIDENT frame
 CONFIDENT = 0.8  # a pose of the first matcher, from which on the fallback is not asked
 
 
 @dataclass(frozen=True)
 class QueryPhoto:
-    """A photo to be localized: its file and what is known of its camera. A frame of a `video` has the number `frame`
-    there."""
+    """A photo to be localized: its file and what is known of its camera. A frame of a sequence has the number `frame`
+    there; `video` is the sequence's file, or the folder of its photos."""
 
     path: Path
     intrinsics: str | None = None
@@ -55,7 +57,7 @@ class QueryPhoto:
 
 @dataclass(frozen=True)
 class QueryBatch:
-    """Consecutive queries that one worker localizes: at most BATCH photos, or SEGMENT frames of a video. `skip`: the
+    """Consecutive queries that one worker localizes: at most BATCH photos, or SEGMENT frames of a sequence. `skip`: the
     results of so many at its beginning are not needed."""
 
     queries: tuple[QueryPhoto, ...]
@@ -193,19 +195,33 @@ class MapLocalizer:
             return
         for number, (query, candidates, photo) in enumerate(self._with_candidates(batch.queries)):
             if number >= batch.skip:
-                yield self._localize(query, candidates, photo)
+                yield self._localize(query, [candidates], photo)
 
     def _localize_frames(self, batch: QueryBatch) -> list[LocatedQuery]:
         found: list[LocatedQuery] = []
-        index_of = {image.name: index for index, image in enumerate(self.landmarks.map.images)}
         for start in range(0, len(batch.queries), BATCH):
             for query, candidates, photo in self._with_candidates(batch.queries[start : start + BATCH]):
-                known = {index for index, _ in candidates}
-                before = [located.result for located in found if located.result.success][-PRIOR_FRAMES:]
-                prior = [index_of[name] for result in reversed(before) for name in _most_inliers(result)]
-                more = [(index, None) for index in dict.fromkeys(prior) if index not in known]
-                found.append(self._localize(query, [*candidates, *more], photo))
+                stages = self._with_prior(candidates, [located.result for located in found])
+                found.append(self._localize(query, stages, photo))
         return _with_consistency(batch.queries, found)
+
+    def _with_prior(self, candidates: Candidates, before: Sequence[LocalizationResult]) -> list[Candidates]:
+        """The candidates of a frame with the photos that localized the frames `before` it. After a confident frame
+        these photos and those most like the frame come first, alone."""
+        localized = [result for result in before if result.success][-PRIOR_FRAMES:]
+        prior = [self._index_of[name] for result in reversed(localized) for name in _most_inliers(result)]
+        known = {index for index, _ in candidates}
+        together = [*candidates, *((index, None) for index in dict.fromkeys(prior) if index not in known)]
+        if not before or not is_confident(before[-1]):
+            return [together]
+        alike = [index for index, similarity in candidates if similarity is not None][:PRIOR_RETRIEVED]
+        likely = {*prior, *alike}
+        first = [candidate for candidate in together if candidate[0] in likely]
+        return [together] if len(first) == len(together) else [first, together]
+
+    @cached_property
+    def _index_of(self) -> dict[str, int]:
+        return {image.name: index for index, image in enumerate(self.landmarks.map.images)}
 
     def _with_candidates(self, queries: Sequence[QueryPhoto]) -> Iterator[tuple[QueryPhoto, Candidates, Photo | None]]:
         """Each query with the map images to match it with, and its photo where that is held in memory."""
@@ -229,7 +245,7 @@ class MapLocalizer:
         for number, query in enumerate(queries):
             yield query, found.get(number, []), held.pop(number, None)
 
-    def _localize(self, query: QueryPhoto, candidates: Candidates, photo: Photo | None) -> LocatedQuery:
+    def _localize(self, query: QueryPhoto, stages: Sequence[Candidates], photo: Photo | None) -> LocatedQuery:
         start, used = time.perf_counter(), self.landmarks
         try:
             photo = photo or read_photo(query.path)
@@ -237,7 +253,7 @@ class MapLocalizer:
         except UserError as error:
             result, sha256 = failed_localization(str(query.path), self.landmarks.map, str(error)), None
         else:
-            result, used = self._by_cascade(photo, own, candidates)
+            result, used = self._by_cascade(photo, own, stages)
             sha256 = photo.sha256
         encoder = self.retriever.encoder
         sources = [used.matcher.source, *([] if encoder is None else [encoder.source])]
@@ -245,24 +261,40 @@ class MapLocalizer:
         return LocatedQuery(replace(result, map=None), sha256, tuple(sources), seconds)  # type: ignore[arg-type]
 
     def _by_cascade(
-        self, photo: Photo, own: PhotoCamera, candidates: Candidates
+        self, photo: Photo, own: PhotoCamera, stages: Sequence[Candidates]
     ) -> tuple[LocalizationResult, Landmarks]:
-        """The result of the first matcher where that is CONFIDENT, else the more confident one of both matchers', and
-        the landmarks that gave it."""
-        first = self._localize_photo(photo, own, candidates, self.landmarks)
-        if is_confident(first) or self.fallback is None:
-            return first, self.landmarks
-        second = self._localize_photo(photo, own, candidates, self.fallback)
-        return (first, self.landmarks) if is_preferred(first, second) else (second, self.fallback)
+        """The first CONFIDENT result, else the most confident one, and the landmarks that gave it: by the first
+        matcher, with the candidates of each stage, then by the second one."""
+        best: tuple[LocalizationResult, Landmarks] | None = None
+        stages = stages[-1:] if own.camera.is_panorama else stages  # its views have candidates of their own
+        for landmarks in self._matched():
+            for number, candidates in enumerate(stages, start=1):
+                result = self._localize_photo(photo, own, candidates, landmarks, number < len(stages))
+                if best is None or not is_preferred(best[0], result):
+                    best = result, landmarks
+                if is_confident(result):
+                    return best
+        assert best is not None, "there is a first matcher, and a stage"
+        return best
+
+    def _matched(self) -> Iterator[Landmarks]:
+        """The landmarks of one matcher after the other."""
+        yield self.landmarks
+        if self.fallback is not None:
+            yield self.fallback
 
     def _localize_photo(
-        self, photo: Photo, own: PhotoCamera, candidates: Candidates, landmarks: Landmarks
+        self, photo: Photo, own: PhotoCamera, candidates: Candidates, landmarks: Landmarks, upright_only: bool
     ) -> LocalizationResult:
         """A photo that says nothing of its camera, and has the size of the map's photos, is first tried with theirs. A
         panorama is localized by its views."""
         if own.camera.is_panorama:
             retrieve = None if self.retriever.takes_all else self.retriever.retrieve
             return localize_panorama(photo, own.camera, landmarks, candidates, self.config, retrieve)
+
+        def localized(query: Query) -> LocalizationResult:
+            return localize(query, landmarks, candidates, self.config, self.retriever.retrieve, upright_only)
+
         query = Query(photo, own.camera, own.source)
         of_map = self.landmarks.map.camera_of_size(photo.width, photo.height)
         if of_map is not None and own.source == "given" and not own.lens_known and own.camera.is_like(of_map):
@@ -273,7 +305,7 @@ class MapLocalizer:
             )
             query = Query(photo, own.camera.with_lens_of(of_map), own.source)
         if of_map is not None and own.source == "default":
-            result = self._localize_query(Query(photo, of_map, "map"), candidates, landmarks)
+            result = localized(Query(photo, of_map, "map"))
             if result.success:
                 console.note_once(
                     f"{photo.path.name} says nothing of its camera and has the size of the map's photos: their camera "
@@ -281,10 +313,7 @@ class MapLocalizer:
                     "cameras of queries",
                 )
                 return result
-        return self._localize_query(query, candidates, landmarks)
-
-    def _localize_query(self, query: Query, candidates: Candidates, landmarks: Landmarks) -> LocalizationResult:
-        return localize(query, landmarks, candidates, self.config, self.retriever.retrieve)
+        return localized(query)
 
 
 class Localized(Protocol):

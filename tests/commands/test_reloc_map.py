@@ -165,6 +165,20 @@ def test_the_frames_of_a_video_are_queries(place: Path, tmp_path: Path) -> None:
     refused(run(place, place / "query.png", "--fps", 2), 2, "no video was named")
 
 
+def test_the_photos_of_a_folder_are_frames(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    for step in range(4):  # the camera stands still, and is elsewhere in the last frame
+        source = place / "query.png" if step < 3 else place / "map" / "images" / "c.png"
+        shutil.copy(source, tmp_path / "clip" / f"{step}.png")
+    result = run(place, tmp_path / "clip", place / "query.png", *SIFT, "--sequence", "-o", tmp_path / "poses.jsonl")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "poses.jsonl").read_text().splitlines()]
+    frames = [{"video": str(tmp_path / "clip"), "frame": step, "consistent": step < 3} for step in range(4)]
+    assert [line["sequence"] for line in lines] == [*frames, {"video": str(place), "frame": 0, "consistent": None}]
+    # all photos of this small map, then those that localized the frames before
+    assert [len(line["retrieved"]) for line in lines] == [4, 3, 3, 3, 4]
+
+
 def test_none_found(place: Path, tmp_path: Path) -> None:
     refused(run(place, place / "elsewhere.png", *SIFT), 1, "elsewhere.png does not show enough of")
     refused(run(place, place / "broken.png", *SIFT), 1, "broken.png is not a picture")
@@ -241,11 +255,12 @@ def test_what_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch, arguments
 
 
 @pytest.mark.parametrize(
-    "option", ["--images", "--scale", "--neighbours", "--retrieval-model", "--work", "--fps", "--workers"]
+    "option", ["--images", "--scale", "--neighbours", "--retrieval-model", "--work", "--fps", "--workers", "--sequence"]
 )
 def test_words_of_a_map_without_one(place: Path, option: str) -> None:
     value = {"--scale": "metric", "--neighbours": "3", "--fps": "3", "--workers": "3"}.get(option, "x")
-    result = CliRunner().invoke(main, ["reloc", str(place / "query.png"), str(place / "elsewhere.png"), option, value])
+    words = [option] if option == "--sequence" else [option, value]
+    result = CliRunner().invoke(main, ["reloc", str(place / "query.png"), str(place / "elsewhere.png"), *words])
     refused(result, 2, f"{option} belongs to --map")
     alone = CliRunner().invoke(main, ["reloc", str(place / "query.png")])
     assert alone.exit_code == 2 and "--map DIR" in alone.stderr

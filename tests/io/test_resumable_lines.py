@@ -62,3 +62,19 @@ def test_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         lines = ResumableLines(target.with_name("b.jsonl"), {}, False)
         assert lines.keep(lambda number, tree: True) == 0
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    target = tmp_path / "a.jsonl"
+    first = ResumableLines(target, {}, False)
+    with first.open() as add:
+        add({"n": 0})
+        second = ResumableLines(target, {}, False)
+        assert second.keep(lambda number, tree: True) == 1
+        with pytest.raises(UserError, match=r"another run writes .*a\.jsonl at this moment"), second.open():
+            pass
+        with pytest.raises(UserError, match="another run"), ResumableLines(target, {"seed": 1}, True).open():
+            pass
+        assert is_unfinished(target)
+        add({"n": 1})
+    assert target.read_text() == '{"n": 0}\n{"n": 1}\n' and not is_unfinished(target)

@@ -267,6 +267,44 @@ def test_what_is_kept_is_not_computed_again(folder: Path, tmp_path: Path, capsys
     assert (moved.extracted, moved.compared) == (1, 10)
 
 
+def test_a_query_is_matched_once_whatever_its_camera(folder: Path) -> None:
+    matcher = Counting()
+    points = Landmarks(open_map(folder), matcher, LandmarkConfig(), WorkFolder(None))
+    wide = Camera.pinhole(cameras.K_from_fov(80, CAMERA.width, CAMERA.height), CAMERA.width, CAMERA.height)
+    found = [find(points, folder / "query.png", camera=camera) for camera in (wide, CAMERA)]
+    assert (matcher.extracted, matcher.compared) == (5, 6 + 4) and found[1].inliers > found[0].inliers
+
+
+class Upright(Counting):
+    """Needs upright photos."""
+
+    rotation_invariant = False
+
+
+def test_retrieved_photos_decide_whether_a_rotated_query_is_matched_with_all(folder: Path, tmp_path: Path) -> None:
+    matcher = Upright()
+    points = Landmarks(open_map(folder), matcher, LandmarkConfig(), WorkFolder(None))
+    alike = [(index, 0.9 - index / 10) for index in range(4)]
+
+    def compared(file: Path, candidates: list, upright_only: bool = False) -> int:
+        for index, _ in candidates:
+            points.points(index)
+        before = matcher.compared
+        query = Query(read_photo(file), CAMERA, "given")
+        found = localize(query, points, candidates, LocalizationConfig(), lambda rgb: candidates, upright_only)
+        assert found.success == (file.name == "query.png")
+        return matcher.compared - before
+
+    elsewhere = folder / "elsewhere.png"
+    assert compared(folder / "query.png", alike) == 4
+    assert compared(elsewhere, alike, upright_only=True) == 4
+    # in the three other turns the three photos most alike, of which none agrees
+    assert compared(elsewhere, alike) == 3 * 3
+    # photos of which it is not known how much they are alike are all matched
+    shutil.copy(elsewhere, tmp_path / "copy.png")
+    assert compared(tmp_path / "copy.png", [(index, None) for index in range(4)]) == 4 * 4
+
+
 def test_features_of_a_reconstruction_are_those_of_its_map(folder: Path, tmp_path: Path) -> None:
     matcher, photo_map = Counting(), open_map(folder)
     cache = WorkFolder(tmp_path / "work")
