@@ -46,6 +46,14 @@ from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
 NAMES_IN_NOTE = 3
 
 
+class OnlyTurned(JobFailed):
+    """No parallax: the camera turned on the spot between `photos` of the photos, and none of the others connect."""
+
+    def __init__(self, message: str, photos: int) -> None:
+        super().__init__(message)
+        self.photos = photos
+
+
 @dataclass(frozen=True)
 class MatchedPhotos:
     """Photos with their `own` and shared `cameras`; `duplicates`, each with the earlier photo whose file it equals; the
@@ -220,7 +228,7 @@ def rotation_note(images: Sequence[ImageFeatures]) -> str:
 
 
 def without_pure_rotations(matched: MatchedPhotos) -> MatchedPhotos:
-    """Without the connected components whose camera only rotated; JobFailed where no other component is left."""
+    """Without the connected components whose camera only rotated; OnlyTurned where no other component is left."""
     verified = matched.verified
     rotations = find_pure_rotations(matched.correspondences, verified, matched.cameras)
     if not rotations.pairs:
@@ -228,10 +236,11 @@ def without_pure_rotations(matched: MatchedPhotos) -> MatchedPhotos:
     rest = {pair: geometry for pair, geometry in verified.geometry.items() if pair not in rotations.pairs}
     if not rest:
         photos = len({index for pair in rotations.pairs for index in pair})
-        raise JobFailed(
+        raise OnlyTurned(
             f"the camera only turned between the photos: turning it on the spot explains {rotations.explained} of "
             f"{rotations.matches} matches of the {photos} photos that connect, so depth cannot be seen; move it "
-            "between photos, a step to the side of about a tenth of the distance"
+            "between photos, a step to the side of about a tenth of the distance",
+            photos + len(matched.duplicates),
         )
     pure_rotations = verified.pure_rotations | rotations.pairs
     return replace(matched, verified=replace(verified, geometry=rest, pure_rotations=pure_rotations))

@@ -37,6 +37,7 @@ from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
 from dune_cli.tasks.reconstruct.matched_again import SecondMatcher, weakly_tied, with_neighbours
 from dune_cli.tasks.reconstruct.matched_photos import (
     MatchedPhotos,
+    OnlyTurned,
     match_photos,
     rotation_note,
     uses_descriptors,
@@ -302,7 +303,9 @@ def _reconstruct_many(
     else:
         try:
             mapped = job.matched(matcher)
-        except JobFailed:
+        except JobFailed as error:
+            if isinstance(error, OnlyTurned) and error.photos == len(paths):
+                raise  # another matcher sees no more
             mapped = job.mapped(fallback())
         else:
             mapped = job.mapped_again(mapped, fallback)

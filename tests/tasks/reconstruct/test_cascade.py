@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dune_cli.errors import JobFailed
 from dune_cli.io.cache import WorkFolder
 from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.matchers import registry
@@ -19,6 +20,7 @@ from dune_cli.sfm.scene import Scene
 from dune_cli.sfm.verification import VerifiedPairs
 from dune_cli.tasks.reconstruct import matches
 from dune_cli.tasks.reconstruct.config import MatchesConfig
+from support import synthetic_scenes
 from support.many_photos import HEIGHT, WIDTH, K, picture, worst_errors_deg, write
 
 PLACES = range(5)
@@ -81,6 +83,17 @@ def test_where_all_photos_are_placed_no_second_matcher_is_loaded(photos: list[Pa
 
     scene = matches.reconstruct(photos, lambda _: own, Blind(), MatchesConfig(), Run(), folder, fallback=fallback)
     assert scene.registered == list(PLACES) and len(scene.sources) == 1
+
+
+def test_photos_between_which_the_camera_only_turned_are_refused_at_once(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for index, path in enumerate(paths):
+        turned = synthetic_scenes.pose((0.0, 0.08 * index, 0.0), (0.0, 0.0, 0.0))
+        Image.fromarray(synthetic_scenes.render(K, turned, WIDTH, HEIGHT, 0, samples=1)[0]).save(path)
+    second = Second()
+    with pytest.raises(JobFailed, match="only turned"):
+        reconstruct(paths, tmp_path / "work", Blind(), second)
+    assert second.extracted == 0
 
 
 def test_a_photo_that_the_first_leaves_out_is_placed_by_the_second(photos: list[Path], tmp_path: Path) -> None:
