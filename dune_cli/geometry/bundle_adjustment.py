@@ -102,7 +102,8 @@ def adjust_bundle(
 ) -> AdjustedBundle | None:
     """Minimises the reprojection errors under a Cauchy loss, weighted against the priors; those of the focal lengths
     are about `start_K` (C, 3, 3). At most `steps`, twice, until one gains less than `min_gain` of the cost, which is a
-    chi square; of more than MANY_VIEWS as much more as there are more of them.
+    chi square, by the cameras (then the points go on alone); of more than MANY_VIEWS views as much more as there are
+    more of them.
 
     Observations of points that are behind their camera at the start, and points that are then seen by fewer than two,
     have no part, and such points stay where they are. The covariance is the inverse of the normal matrix at the
@@ -145,6 +146,19 @@ def restrict(bundle: Bundle, valid: np.ndarray, selected: np.ndarray) -> tuple[B
         pixels=bundle.pixels[keep],
     )
     return part, keep, keep_points
+
+
+def expected_gain(bundle: Bundle, priors: Priors, start_K: np.ndarray) -> float:
+    """By how much a step of the cameras is to lessen the cost, which is a chi square, each point at its best.
+
+    Of the same bundle with more terms of distortion free, the difference tells whether these are needed, without
+    estimating them (C. R. Rao's score test, 1948). inf where the points do not determine the cameras.
+    """
+    problem = _Problem(bundle, priors, start_K)
+    try:
+        return problem._normal_equations().step(problem.least_damping)[2]
+    except np.linalg.LinAlgError:
+        return float("inf")
 
 
 def carry_points(after: Bundle, before: Bundle) -> Bundle:
@@ -280,14 +294,14 @@ class _Problem:
         for rough in (ROUGH, 0.0):  # the second time with the sigma that the first fit leaves
             damping, cost, bent, small = self.least_damping, self._cost(self.bundle), False, 0
             for _ in range(steps):
-                after, new_cost, damping = self._best_step(cost, damping, bent)
+                after, new_cost, damping, by_cameras = self._best_step(cost, damping, bent)
                 if not new_cost < cost:
                     if not bent:
                         break
                     bent = False
                     continue
                 gain, cost = cost - new_cost, new_cost
-                small = small + 1 if gain < max(min_gain, rough * cost) else 0
+                small = small + 1 if min(gain, by_cameras) < max(min_gain, rough * cost) else 0
                 # so small a gain is nothing, unless damping kept the step short
                 done = small == SMALL_GAINS or (small > 0 and damping <= self.least_damping)
                 self.bundle = after
@@ -296,19 +310,22 @@ class _Problem:
                 bent = gain < NEAR * cost
                 damping = max(damping / 8, self.least_damping)
             self._estimate_sigma()
+        self.bundle = self._with_refined_points(self.bundle)
 
-    def _best_step(self, cost: float, damping: float, bent: bool) -> tuple[Bundle, float, float]:
-        """The bundle after a step, its cost, and the damping with which it is less than `cost`. It is not less where no
-        damping does, and where a step with the `bent` loss does not with the given one."""
+    def _best_step(self, cost: float, damping: float, bent: bool) -> tuple[Bundle, float, float, float]:
+        """The bundle after a step, its cost, the damping with which it is less than `cost`, and the gain expected of
+        the cameras. The cost is not less where no damping does, and where a step with the `bent` loss does not with the
+        given one."""
         equations = self._normal_equations(bent=bent)
         while True:
-            after = self._after_step(*equations.step(damping))
+            step, point_step, by_cameras = equations.step(damping)
+            after = self._after_step(step, point_step)
             new_cost = self._cost(after)
             if not new_cost < cost:
                 after = self._with_refined_points(after)
                 new_cost = self._cost(after)
             if new_cost < cost or bent or damping >= 1e8:
-                return after, new_cost, damping
+                return after, new_cost, damping, by_cameras
             damping *= 8
 
     def uncertainty(self) -> tuple[np.ndarray, np.ndarray]:

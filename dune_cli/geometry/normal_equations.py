@@ -90,13 +90,16 @@ class NormalEquations:
         )
         self.U = self._own_blocks(camera_block, view_blocks)
 
-    def step(self, damping: float) -> tuple[np.ndarray, np.ndarray]:
-        """The step of the parameters (parameters,) and of the points (P, 3)."""
+    def step(self, damping: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """The step of the parameters (parameters,) and of the points (P, 3), and by how much that of the parameters
+        alone is to lessen the cost, each point at its best."""
         solve, inverses = self._solver(damping)
         own_step = np.einsum("pij,pj->pi", inverses, self.point_gradient)
-        step = -solve(self.gradient - self._to_parameters(own_step.ravel()))
+        reduced_gradient = self.gradient - self._to_parameters(own_step.ravel())
+        step = -solve(reduced_gradient)
         by_parameters = self.W[0] @ step[: self.first_pose] + self.W[1] @ step[self.first_pose :]
-        return step, -own_step - np.einsum("pij,pj->pi", inverses, by_parameters.reshape(-1, 3))
+        point_step = -own_step - np.einsum("pij,pj->pi", inverses, by_parameters.reshape(-1, 3))
+        return step, point_step, float(-reduced_gradient @ step)
 
     def covariance_columns(self, columns: np.ndarray) -> np.ndarray:
         """(parameters, len(columns)) of the covariance."""

@@ -16,6 +16,7 @@ from dune_cli.geometry.bundle_adjustment import (
     Priors,
     adjust_bundle,
     carry_points,
+    expected_gain,
     restrict,
 )
 from dune_cli.geometry.camera_models import MODELS, Camera
@@ -200,6 +201,7 @@ FISHEYES = ("RADIAL_FISHEYE", "OPENCV_FISHEYE")
 STRONG_RADIAL = -0.15  # k1 of a barrel distortion, from which on fisheye lenses are tried
 CHOICE_OBSERVATIONS = 6_000  # that decide on the lens
 CHOICE_STEPS, CHOICE_GAIN = 15, 0.5  # of each adjustment that is compared; far below what a term must gain
+PROMISE = 0.5  # of what the terms of a lens must gain, that one step is expected to gain: then they are estimated
 CHOICE_VIEWS, CHOICE_POINTS = 3, 100  # of a camera, from which on its distortion can be told
 LEAST_SEEN = 0.95  # of a photo's pixels, that a lens must have rays for
 
@@ -217,6 +219,16 @@ class LensProblem:
         self, lens: str, start: Bundle, steps: int = MAX_STEPS, min_gain: float = MIN_GAIN
     ) -> AdjustedBundle | None:
         """The solution with the terms of `lens`, from the cameras, poses and points of `start`."""
+        start, priors = self._with_terms(lens, start)
+        return adjust_bundle(start, priors, self.start_K, steps, min_gain)
+
+    def expected_gain(self, lens: str, start: Bundle) -> float:
+        """What a step from `start` is expected to gain with the terms of `lens`."""
+        start, priors = self._with_terms(lens, start)
+        return expected_gain(start, priors, self.start_K)
+
+    def _with_terms(self, lens: str, start: Bundle) -> tuple[Bundle, Priors]:
+        """`start` without the terms that `lens` does not have, and the priors with its terms."""
         unknown = np.array([not camera.lens_known for camera in self.shared])
         simple = np.where([camera.fixed for camera in self.shared], NO_LENS, "SIMPLE_RADIAL")
         lenses = np.where(self.tells_distortion(), lens, simple)
@@ -224,7 +236,7 @@ class LensProblem:
         known = np.array([_terms_of(camera.camera) is not None for camera in self.shared]) & ~unknown
         keep = (sds > 0) | known[:, None]
         start = replace(start, distortion=np.where(keep, start.distortion, 0.0))
-        return adjust_bundle(start, replace(self.priors, distortion_sd=sds), self.start_K, steps, min_gain)
+        return start, replace(self.priors, distortion_sd=sds)
 
     def started(self, other: Bundle) -> Bundle:
         """The bundle with the cameras and poses of `other`, which has all or some of its points."""
@@ -289,7 +301,7 @@ def _choose_lens(problem: LensProblem, before: Sequence[Camera]) -> tuple[str, B
         return None
     solutions = {base: adjusted}
     for lens in ("SIMPLE_RADIAL", "RADIAL", "OPENCV"):
-        if lens not in solutions:
+        if lens not in solutions and _promises(problem, lens, *list(solutions.items())[-1]):
             last = list(solutions.values())[-1].bundle
             _try_lens(problem, lens, last, solutions)
     radial = [found.bundle.distortion[unknown, 0].min() for found in solutions.values()]
@@ -310,6 +322,12 @@ def _choose_lens(problem: LensProblem, before: Sequence[Camera]) -> tuple[str, B
     return best, solutions[best].bundle
 
 
+def _promises(problem: LensProblem, lens: str, simpler: str, solution: AdjustedBundle) -> bool:
+    """Whether the terms of `lens` are expected to gain, from the solution of a `simpler` one, what they must."""
+    gain = problem.expected_gain(lens, solution.bundle) - problem.expected_gain(simpler, solution.bundle)
+    return not gain < PROMISE * (_penalty(lens, solution.bundle) - _penalty(simpler, solution.bundle))
+
+
 def _try_lens(problem: LensProblem, lens: str, start: Bundle, solutions: dict[str, AdjustedBundle]) -> None:
     """Adds the solution with `lens`, unless there is none, or one whose cameras do not see most of their photos."""
     found = problem.adjusted(lens, start, CHOICE_STEPS, CHOICE_GAIN)
@@ -322,8 +340,12 @@ def _information_criterion(lens: str, bundle: Bundle, sigma_px: float) -> float:
     square = np.where(np.isfinite(square), square, 1e12)
     kernel_px = 3 * sigma_px
     cost = kernel_px**2 * np.log1p(square / kernel_px**2).sum() / (CORRELATION * sigma_px) ** 2
-    parameters = len(bundle.K) * int(np.count_nonzero(LENSES[lens]))
-    return float(cost + parameters * np.log(2 * len(square)))
+    return float(cost) + _penalty(lens, bundle)
+
+
+def _penalty(lens: str, bundle: Bundle) -> float:
+    """The logarithm of the number of errors for each term of the lens."""
+    return len(bundle.K) * int(np.count_nonzero(LENSES[lens])) * float(np.log(2 * len(bundle.view)))
 
 
 def _seen_share(camera: Camera) -> float:
