@@ -344,7 +344,7 @@ def match_and_relocalize(
     backend = MatcherBackend(_matcher(matcher, device))
     solver = "essential" if ref_depth is None else "pnp"
     config = SolverConfig(solver, baseline, relative_pose.MIN_CONFIDENCE, seed)
-    found = backend.match(backend.extract(images[1]), backend.extract(images[0]))
+    found = backend.match(*backend.extract_all(images[::-1]))
     return found, relative_pose.relocalize(found, config), backend.source
 
 

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from dune_cli.errors import UserError
@@ -79,6 +80,38 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int | N
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def torch_threads() -> Iterator[Callable[[Callable[[T], R], Iterable[T]], list[R]]]:
+    """A function like `map` whose calls run at once, each of which computes with torch by one thread.
+
+    As many threads as torch may use in the caller's; with one, the calls run in the caller's thread. So the results do
+    not depend on the number of threads, which torch's own division of a product does.
+    """
+    import torch
+
+    threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+    if threads == 1:
+        yield lambda function, items: list(map(function, items))
+        return
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def run(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        def call(item: T) -> R:
+            with torch.inference_mode(inference):
+                return function(item)
+
+        torch.set_num_threads(1)
+        try:
+            return list(pool.map(call, items))
+        finally:
+            torch.set_num_threads(threads)
+
+    try:
+        yield run
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dune_cli import runtime
 from dune_cli.errors import UserError
@@ -145,3 +146,18 @@ def test_malloc_is_not_told_against_the_user_or_of_another_library(monkeypatch: 
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert runtime.return_freed_memory() is False
+
+
+def test_pieces_of_work_see_one_thread_and_the_callers_inference_mode() -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with torch.inference_mode(), runtime.torch_threads() as run:
+                seen = run(lambda item: (item, torch.get_num_threads(), torch.is_inference_mode_enabled()), range(5))
+                with pytest.raises(ZeroDivisionError):
+                    run(lambda item: 1 // item, [1, 0])
+            assert seen == [(item, 1, True) for item in range(5)]
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -141,10 +141,10 @@ def locate_by_references(
     config = relative_pose.SolverConfig(solver, cameras.baseline, matching.least_confidence(), compute.seed)
     results, matches, features = [], [], []
     with run.stage("look"):
-        query_features = backend.extract(images[0])
+        query_features, *first = backend.extract_all(images[:2])
     for image in console.progress(images[1:], "reloc", unit="reference"):
         with run.stage("look"):
-            features.append(backend.extract(image))
+            features.append(first.pop() if first else backend.extract(image))
         with run.stage("match"):
             try:
                 matches.append(backend.match(features[-1], query_features))

@@ -142,6 +142,36 @@ def estimate_relative_pose(
     return RelativePose(pose, inliers)
 
 
+def best_relative_pose(
+    points1: np.ndarray,
+    points2: np.ndarray,
+    K1: np.ndarray,
+    K2: np.ndarray,
+    thresholds_px: tuple[float, float],
+    seed: int,
+) -> tuple[RelativePose | None, list[RelativePose]]:
+    """The best of four runs of `estimate_relative_pose`, and the poses of all that found one. Two samplings run from
+    either photo to the other, so that swapped photos have the same poses to choose from."""
+    runs = []
+    for sampling in (2 * seed, 2 * seed + 1):
+        forward = estimate_relative_pose(points1, points2, K1, K2, thresholds_px, sampling)
+        backward = estimate_relative_pose(points2, points1, K2, K1, thresholds_px[::-1], sampling)
+        if forward is not None:
+            runs.append(forward)
+        if backward is not None:
+            runs.append(RelativePose(poses.inverse(backward.cam2_from_cam1), backward.inliers))
+    # in units of each photo's threshold
+    scaled1, scaled2 = (points / threshold for points, threshold in zip((points1, points2), thresholds_px))
+    scaled_K1, scaled_K2 = (np.diag([1 / t, 1 / t, 1.0]) @ K for t, K in zip(thresholds_px, (K1, K2)))
+
+    def gain(run: RelativePose) -> float:
+        """The truncated quadratic gain of M-estimator sampling (P. Torr and A. Zisserman, "MLESAC", 2000)."""
+        errors = sampson_error_px(scaled1[run.inliers], scaled2[run.inliers], scaled_K1, scaled_K2, run.cam2_from_cam1)
+        return float((1 - errors**2).sum())
+
+    return max(runs, key=gain, default=None), runs
+
+
 def _essential_magsac(
     points1: np.ndarray, points2: np.ndarray, K1: np.ndarray, K2: np.ndarray, seed: int
 ) -> list[np.ndarray]:

@@ -20,15 +20,19 @@ MATCH_THRESHOLD = 0.1  # the published one of both
 class LightGlueMatcher(FeatureMatcher):
     """Descriptors are (N, C) float32 tensors on the matcher's device."""
 
-    def _use(self, glue: LightGlue) -> None:
-        """Matches by `glue`: packed where it is float32 on the CPU, which is quicker; else as it is."""
+    def _use(self, glue: LightGlue, may_round: bool = False) -> None:
+        """Matches by `glue`: packed on the CPU, which is quicker; else as it is. `may_round`: its products may be in
+        bfloat16 where the processor is quick at it."""
         import torch
 
+        from dune_cli.models.cpu_products import has_quick_bfloat16
         from dune_cli.models.lightglue_inference import PackedLightGlue
 
-        kinds = {(parameter.device.type, parameter.dtype) for parameter in glue.parameters()}
-        self.device = next(glue.parameters()).device
-        self.glue = PackedLightGlue(glue) if kinds == {("cpu", torch.float32)} else glue
+        weight = next(glue.transformers.parameters())
+        dtype = torch.bfloat16 if may_round and has_quick_bfloat16() else weight.dtype
+        self.device = weight.device
+        is_packed = weight.device.type == "cpu" and dtype != torch.float16
+        self.glue = PackedLightGlue(glue, dtype) if is_packed else glue
 
     def _match(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """index1, index2, scores (M,) of two photos' keypoints."""

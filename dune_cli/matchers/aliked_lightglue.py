@@ -7,7 +7,7 @@ LightGlue stops at the layer after which its matches are settled, and leaves out
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ import numpy as np
 from dune_cli.matchers._lightglue import LightGlueMatcher
 from dune_cli.matchers._weights import availability_by_weights
 from dune_cli.matchers.matcher import Availability, Features, Matcher
+from dune_cli.runtime import torch_threads
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ class AlikedLightGlue(LightGlueMatcher):
         self.max_keypoints, self.detection_threshold = max_keypoints, detection_threshold
         self.first_keypoints = first_keypoints
         self.network = load_aliked_lightglue(WEIGHTS, device, dtype)
-        self._use(self.network.glue)
+        self._use(self.network.glue, may_round=dtype == "auto")
         self.source = self.network.source
 
     def for_many(self) -> AlikedLightGlue:
@@ -68,6 +69,12 @@ class AlikedLightGlue(LightGlueMatcher):
         matcher.source = replace(self.source, name=f"{self.source.name}, {MANY_KEYPOINTS} keypoints")
         matcher.reload = None if self.reload is None else partial(_loaded_for_many, self.reload)
         return matcher
+
+    def extract_all(self, photos: Sequence[np.ndarray]) -> list[Features]:
+        if self.device.type != "cpu":
+            return super().extract_all(photos)
+        with torch_threads() as run:
+            return run(self.extract, photos)
 
     def _detect(self, rgb: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
         import torch

@@ -11,7 +11,7 @@ Pixels (M, 2) have their centres at integers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log10
@@ -224,7 +224,14 @@ class ExtractedImage:
 
 def extract_image(matcher: Matcher, rgb: np.ndarray) -> ExtractedImage:
     """A photo with its features."""
-    return ExtractedImage(rgb, matcher.extract(rgb) if isinstance(matcher, CacheableMatcher) else None)
+    return extract_images(matcher, [rgb])[0]
+
+
+def extract_images(matcher: Matcher, photos: Sequence[np.ndarray]) -> list[ExtractedImage]:
+    """A few photos with their features."""
+    if not isinstance(matcher, CacheableMatcher):
+        return [ExtractedImage(rgb) for rgb in photos]
+    return [ExtractedImage(rgb, features) for rgb, features in zip(photos, matcher.extract_all(photos))]
 
 
 def match_extracted(matcher: Matcher, image1: ExtractedImage, image2: ExtractedImage) -> Matches:

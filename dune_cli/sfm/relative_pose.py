@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log10
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,7 +28,7 @@ from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import Prepared, prepare
 from dune_cli.matchers import mast3r
-from dune_cli.matchers.filtering import ExtractedImage, LazyThumbnail, extract_image, find_matches, non_static_mask
+from dune_cli.matchers.filtering import ExtractedImage, LazyThumbnail, extract_images, find_matches, non_static_mask
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.provenance import Source
 from dune_cli.sfm.cameras import undistort_matches
@@ -142,6 +143,8 @@ class PairBackend(Protocol):
 
     def extract(self, image: CameraImage) -> CameraFeatures: ...
 
+    def extract_all(self, images: Sequence[CameraImage]) -> list[CameraFeatures]: ...
+
     def match(self, reference: CameraFeatures, query: CameraFeatures) -> TwoViewMatches: ...
 
 
@@ -159,7 +162,12 @@ class MatcherBackend:
 
     def extract(self, image: CameraImage) -> CameraFeatures:
         """The photo's features; None with matchers that have none."""
-        return CameraFeatures(image, extract_image(self.matcher, image.photo.rgb).features)
+        return self.extract_all([image])[0]
+
+    def extract_all(self, images: Sequence[CameraImage]) -> list[CameraFeatures]:
+        """`extract` of a few photos, at once where that is quicker."""
+        extracted = extract_images(self.matcher, [image.photo.rgb for image in images])
+        return [CameraFeatures(image, of.features) for image, of in zip(images, extracted)]
 
     def match(self, reference: CameraFeatures, query: CameraFeatures) -> TwoViewMatches:
         first, second = reference.image, query.image
@@ -196,6 +204,10 @@ class TwoViewBackend:
         with torch.inference_mode():
             encoded = model.encode(torch.from_numpy(prepared.image)[None].to(device))
         return CameraFeatures(image, (prepared, encoded))
+
+    def extract_all(self, images: Sequence[CameraImage]) -> list[CameraFeatures]:
+        """`extract` of each photo."""
+        return [self.extract(image) for image in images]
 
     def match(self, reference: CameraFeatures, query: CameraFeatures) -> TwoViewMatches:
         """JobFailed where no focal length is given and none fits the point maps."""
@@ -400,7 +412,9 @@ def _pnp_evidence(
 
 def _solve_essential(pair: TwoViewMatches, config: SolverConfig) -> _Estimate:
     matches, first, second = pair.matches, pair.reference, pair.query
-    best, runs = _best_relative_pose(pair, config.seed)
+    best, runs = epipolar.best_relative_pose(
+        matches.points1, matches.points2, first.K, second.K, pair.pixel_sizes_px, config.seed
+    )
     inliers = 0 if best is None else int(best.inliers.sum())
     log10_nfa = two_view.log10_nfa_epipolar(inliers, len(matches.points1), pair.pixel_sizes_px, pair.sizes)
     log10_nfa += log10(matches.tries)
@@ -435,35 +449,6 @@ def _solve_essential(pair: TwoViewMatches, config: SolverConfig) -> _Estimate:
         pose = _with_baseline(pose, config.baseline)
         return _Estimate(evidence, pose, agreed, confidence, "metric", "--baseline")
     return _Estimate(evidence, pose, agreed, confidence, "arbitrary", ARBITRARY_SCALE)
-
-
-def _best_relative_pose(
-    pair: TwoViewMatches, seed: int
-) -> tuple[epipolar.RelativePose | None, list[epipolar.RelativePose]]:
-    """The best pose of four runs, and the poses of all that found one. Two samplings run from either photo to the
-    other, so that swapped photos have the same poses to choose from."""
-    matches, K1, K2, thresholds_px = pair.matches, pair.reference.K, pair.query.K, pair.pixel_sizes_px
-    points1, points2 = matches.points1, matches.points2
-    runs = []
-    for sampling in (2 * seed, 2 * seed + 1):
-        forward = epipolar.estimate_relative_pose(points1, points2, K1, K2, thresholds_px, sampling)
-        backward = epipolar.estimate_relative_pose(points2, points1, K2, K1, thresholds_px[::-1], sampling)
-        if forward is not None:
-            runs.append(forward)
-        if backward is not None:
-            runs.append(epipolar.RelativePose(poses.inverse(backward.cam2_from_cam1), backward.inliers))
-    # in units of each photo's threshold
-    scaled1, scaled2 = (points / threshold for points, threshold in zip((points1, points2), thresholds_px))
-    scaled_K1, scaled_K2 = (np.diag([1 / t, 1 / t, 1.0]) @ K for t, K in zip(thresholds_px, (K1, K2)))
-
-    def gain(run: epipolar.RelativePose) -> float:
-        """The truncated quadratic gain of M-estimator sampling (P. Torr and A. Zisserman, "MLESAC", 2000)."""
-        errors = epipolar.sampson_error_px(
-            scaled1[run.inliers], scaled2[run.inliers], scaled_K1, scaled_K2, run.cam2_from_cam1
-        )
-        return float((1 - errors**2).sum())
-
-    return max(runs, key=gain, default=None), runs
 
 
 def _baseline_from_points(pair: TwoViewMatches, inliers: np.ndarray, refined: two_view.TwoViewGeometry) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial import cKDTree
 
 from dune_cli.checkpoints import weights_folder
@@ -129,6 +130,19 @@ def test_the_best_keypoints_are_matched_first_and_the_rest_where_they_match_too_
     assert 20 <= len(first) < len(whole) and max(map(max, first)) < 256
     monkeypatch.setattr(aliked_lightglue, "ENOUGH_MATCHES", 10_000)
     assert _as_dict(aliked.match_indices(*features)) == whole
+
+
+def test_photos_that_are_extracted_at_once_have_the_same_features(aliked: aliked_lightglue.AlikedLightGlue) -> None:
+    photos, before = [warped.astronaut()[100:180, 100:240], warped.astronaut()[:60, 200:300]], torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = [aliked.extract(rgb) for rgb in photos]
+    torch.set_num_threads(2)
+    try:
+        for one, of_both in zip(alone, aliked.extract_all(photos)):
+            assert np.array_equal(one.points, of_both.points)
+            assert torch.equal(one.descriptors, of_both.descriptors)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_half_precision_of_the_trunk_changes_little(aliked: aliked_lightglue.AlikedLightGlue) -> None:

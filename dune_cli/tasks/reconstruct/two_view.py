@@ -18,7 +18,7 @@ from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import Photo
 from dune_cli.io.undistortion import undistort_image
-from dune_cli.matchers.filtering import LazyThumbnail, extract_image, find_matches, without_static_matches
+from dune_cli.matchers.filtering import LazyThumbnail, extract_images, find_matches, without_static_matches
 from dune_cli.matchers.matcher import Matcher, Matches
 from dune_cli.mvs import stereo
 from dune_cli.mvs.depth_fill import fill_map
@@ -62,7 +62,7 @@ def reconstruct_pair(
     if first.rgb.shape == second.rgb.shape and np.array_equal(first.rgb, second.rgb):
         raise JobFailed(f"{first.path.name} and {second.path.name} are the same photo twice; {MOVE}")
     with run.stage("match"):
-        matches = find_matches(matcher, *(extract_image(matcher, photo.rgb) for photo in photos), config.seed)
+        matches = find_matches(matcher, *extract_images(matcher, [photo.rgb for photo in photos]), config.seed)
     masked = None
     if config.masks is not None:
         matches, masked = config.masks.matches_without_masked(matches, [first.path, second.path])
