@@ -46,7 +46,12 @@ def sampson_error_px(
     To first order the distance that the two points of a match must move together to satisfy it (Hartley and Zisserman,
     section 11.4.3). It is measured in each image's own pixels, so that different focal lengths are taken into account.
     """
-    return np.abs(_sampson(points1, points2, fundamental_from_pose(cam2_from_cam1, K1, K2)))
+    return fundamental_error_px(points1, points2, fundamental_from_pose(cam2_from_cam1, K1, K2))
+
+
+def fundamental_error_px(points1: np.ndarray, points2: np.ndarray, F: np.ndarray) -> np.ndarray:
+    """Sampson distance (..., M) in pixels of matches (..., M, 2) to fundamental matrices (..., 3, 3)."""
+    return np.abs(_sampson(points1, points2, F))
 
 
 def fundamental_from_pose(cam2_from_cam1: np.ndarray, K1: np.ndarray, K2: np.ndarray) -> np.ndarray:

@@ -215,13 +215,15 @@ class SparsePoints:
 class ImagePair:
     """Two views that were matched: how many matches they have, and how many of these agree with the pose.
 
-    `pose_confidence`: that of the pair's pose; None for pairs of point maps.
+    `pose_confidence`: that of the pair's pose; None for pairs of point maps. `contradicts_scene`: they agree with a
+    motion that is not that of the scene.
     """
 
     images: tuple[int, int]
     matches: int
     inliers: int
     pose_confidence: float | None = None
+    contradicts_scene: bool = False
 
     @property
     def confidence(self) -> float:

@@ -7,7 +7,7 @@ Photos go by their index. Thresholds are in units of `Correspondences.pixel_size
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -47,7 +47,8 @@ class VerifiedPairs:
     pair. `pure_rotations`: verified pairs that are not in `geometry`, because their connected component shows no
     parallax. `static_matches`: how many matches of a pair were left out because they lie at the same pixels of both
     photos. `confidence`: the pose confidence of each pair in `geometry`. `links`: pairs of photos that a rig fixes to
-    each other, which connect without matches.
+    each other, which connect without matches. `contradicting`: verified pairs that are not in `geometry`, because the
+    scene contradicts them.
     """
 
     geometry: dict[tuple[int, int], Any]
@@ -56,10 +57,18 @@ class VerifiedPairs:
     static_matches: Mapping[tuple[int, int], int] = field(default_factory=dict)
     confidence: Mapping[tuple[int, int], float] = field(default_factory=dict)
     links: tuple[tuple[int, int], ...] = ()
+    contradicting: frozenset[tuple[int, int]] = frozenset()
 
     def pairs(self) -> list[ImagePair]:
         """All matched pairs."""
-        return [ImagePair(pair, *counts, self.confidence.get(pair, 0.0)) for pair, counts in self.counts.items()]
+        return [
+            ImagePair(pair, *counts, self.confidence.get(pair, 0.0), pair in self.contradicting)
+            for pair, counts in self.counts.items()
+        ]
+
+    def without(self, pairs: Set[tuple[int, int]]) -> VerifiedPairs:
+        """Without the `geometry` of these pairs."""
+        return replace(self, geometry={pair: found for pair, found in self.geometry.items() if pair not in pairs})
 
     def joined(self, other: VerifiedPairs) -> VerifiedPairs:
         """With the pairs of `other`; of those in both, its own only where `other` did not verify them."""

@@ -100,6 +100,7 @@ def scene_json(
     where these are large, `world_offset` is to be added to those of the output file."""
     pairs = [
         {"images": list(p.images), "matches": p.matches, "inliers": p.inliers, "confidence": round(p.confidence, 6)}
+        | ({"contradicts_scene": True} if p.contradicts_scene else {})
         for p in scene.pairs
     ]
     document: dict[str, Any] = {"schema": SCHEMA, "scale": scene.scale}

@@ -26,7 +26,7 @@ from dune_cli.sfm.cameras import PhotoCameras
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
 from dune_cli.sfm.global_mapping import map_globally
 from dune_cli.sfm.lens_residuals import lens_notes
-from dune_cli.sfm.mapper import FEW, Draft, MappingConfig, map_once
+from dune_cli.sfm.mapper import FEW, MIN_PHOTOS, Draft, MappingConfig, map_once
 from dune_cli.sfm.matching import Correspondences, match_counts_text
 from dune_cli.sfm.retrieval import DescriptorExtractor
 from dune_cli.sfm.rig_estimation import MappedInRigs, map_in_rigs
@@ -34,6 +34,7 @@ from dune_cli.sfm.scale import check_distinct_centres, same_viewpoint_notes, sca
 from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SfmModel, SparsePoints, View
 from dune_cli.sfm.verification import MIN_INLIERS, VerifiedPairs
 from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
+from dune_cli.tasks.reconstruct.lookalikes import amount, without_lookalikes
 from dune_cli.tasks.reconstruct.matched_again import SecondMatcher, weakly_tied, with_neighbours
 from dune_cli.tasks.reconstruct.matched_photos import (
     MatchedPhotos,
@@ -202,6 +203,15 @@ class ManyPhotos:
         settings = MappingConfig(self.config.mapper, self.config.seed, self.config.fixed_poses)
         return mapped.matched.correspondences, mapped.matched.verified, mapped.matched.cameras, settings
 
+    def consistent(self, mapped: MappedPhotos) -> MappedPhotos:
+        """Without the verified pairs that contradict the models, and mapped again where it is these that are wrong."""
+        if self.known or len(mapped.placed) < MIN_PHOTOS or mapped.matched.cameras.rigs.mounts:
+            return mapped
+        matched, models, notes = without_lookalikes(
+            mapped.matched, mapped.models, lambda left: self._calibrated(replace(mapped, matched=left)).models, self.run
+        )
+        return replace(mapped, matched=matched, models=models, notes=(*mapped.notes, *notes))
+
     def _with_parallax(self, matched: MatchedPhotos) -> MatchedPhotos:
         return matched if self.known else without_pure_rotations(matched)
 
@@ -227,7 +237,7 @@ class ManyPhotos:
             matcher = fallback()
             if len(self.paths) > FEW:
                 matcher = matcher.for_many()
-        counted = _photos(len(left_out))
+        counted = amount(len(left_out), "photo")
         console.note(f"{first.matcher.name} leaves out {counted}, and {matcher.name} matches again")
         if first.models and 2 * len(first.placed) < len(self.paths):
             return _better(first, self.mapped(matcher))
@@ -278,10 +288,6 @@ def _with_points(models: Sequence[SfmModel]) -> list[SfmModel]:
     return [model for model in models if len(model.points_world)]
 
 
-def _photos(count: int) -> str:
-    return "1 photo" if count == 1 else f"{count} photos"
-
-
 def _reconstruct_many(
     paths: Sequence[Path],
     cameras_of: CamerasOf,
@@ -309,6 +315,7 @@ def _reconstruct_many(
             mapped = job.mapped(fallback())
         else:
             mapped = job.mapped_again(mapped, fallback)
+    mapped = job.consistent(mapped)
     matched, models = mapped.matched, mapped.models
     if known and not models:
         raise JobFailed("no point is seen from two of the known poses; check that --poses are world_from_cam")

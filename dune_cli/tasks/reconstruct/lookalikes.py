@@ -1,0 +1,89 @@
+"""Verified pairs that contradict the scene: which of both is wrong, and what the user is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from dune_cli import console
+from dune_cli.provenance import Run
+from dune_cli.sfm.lookalikes import Judge, Pair, pairs_with_two_motions
+from dune_cli.sfm.scene import SfmModel
+from dune_cli.sfm.verification import VerifiedPairs
+from dune_cli.tasks.reconstruct.matched_photos import NAMES_IN_NOTE, MatchedPhotos
+
+ROUNDS = 3
+KEPT = 0.9  # of the photos, which a model that contradicts less must place
+UNSETTLED = 0.02  # of the inliers, which contradict the scene, from which on it is doubtful
+# of the tested pairs: a head on a turntable before a still room has 60 of 60, seven still scenes 0 to 2
+TWO_MOTIONS, LEAST_PAIRS = 0.3, 4
+
+
+def without_lookalikes(
+    matched: MatchedPhotos,
+    models: Sequence[SfmModel],
+    mapped: Callable[[MatchedPhotos], Sequence[SfmModel]],
+    run: Run,
+) -> tuple[MatchedPhotos, Sequence[SfmModel], tuple[str, ...]]:
+    """The photos without the pairs that contradict the largest model, the models, and notes for the user.
+
+    Where heavier pairs contradict it than those that they would have to replace, these are given up, and `mapped` makes
+    the models again. They are kept where that contradicts less and places the photos as well.
+    """
+    verified, given_up = matched.verified, set[Pair]()
+    judge = _judge(matched, models, verified)
+    for _ in range(ROUNDS):
+        with run.stage("verify"):
+            doubtful = judge.doubtful() if judge.contradicted else set()
+        if not doubtful:
+            break
+        console.note(f"{amount(len(doubtful), 'pair')} tied photos to look-alikes, and the others are mapped again")
+        again = mapped(replace(matched, verified=verified.without(given_up | doubtful)))
+        if not again or len(again[0].world_from_cam) < KEPT * len(models[0].world_from_cam):
+            break
+        other = _judge(matched, again, verified)
+        weights = judge.weights
+        before, after = (sum(weights.get(pair, 0.0) for pair in side.contradicted) for side in (judge, other))
+        if after >= before:
+            break
+        given_up, judge, models = given_up | doubtful, other, again
+    with run.stage("verify"):
+        placed = judge.agreement.keys()
+        against = set(judge.contradicted) | (given_up - placed)
+        notes = _notes(matched, judge, against, given_up)
+    settled = replace(verified.without(against), contradicting=frozenset(against))
+    return replace(matched, verified=settled), models, notes
+
+
+def _judge(matched: MatchedPhotos, models: Sequence[SfmModel], verified: VerifiedPairs) -> Judge:
+    return Judge(models[0], matched.correspondences, verified, matched.cameras)
+
+
+def _notes(matched: MatchedPhotos, judge: Judge, against: set[Pair], given_up: set[Pair]) -> tuple[str, ...]:
+    notes = []
+    if against:
+        heaviest = sorted(against, key=lambda pair: (-matched.verified.counts[pair][1], pair))
+        named = ", ".join(" with ".join(matched.names[index] for index in pair) for pair in heaviest[:NAMES_IN_NOTE])
+        more = f" and {len(against) - NAMES_IN_NOTE} more" if len(against) > NAMES_IN_NOTE else ""
+        notes.append(
+            f"{amount(len(against), 'verified pair')} of photos contradict the scene and were left out (look-alikes, "
+            f"or things that moved): {named}{more}"
+        )
+    two, tested = pairs_with_two_motions(judge)
+    if two >= max(LEAST_PAIRS, TWO_MOTIONS * tested):
+        notes.append(
+            f"warning: in {two} of {tested} pairs of photos the matches show two motions, and a scene can have one: a "
+            "thing turns before a still background, or moves. The scene may be wrong; mask what is not wanted with "
+            "--masks DIR or --mask NAMES"
+        )
+    elif judge.share(against - given_up) >= UNSETTLED:
+        notes.append(
+            f"warning: {100 * judge.share(against - given_up):.0f} % of the inliers of all pairs contradict the scene, "
+            "so that parts of it may be wrong: look at it, and take photos between those that are named above"
+        )
+    return tuple(notes)
+
+
+def amount(number: int, noun: str) -> str:
+    """Such as "1 photo" and "2 photos"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
