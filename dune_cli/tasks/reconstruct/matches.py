@@ -32,8 +32,9 @@ from dune_cli.sfm.retrieval import DescriptorExtractor
 from dune_cli.sfm.rig_estimation import MappedInRigs, map_in_rigs
 from dune_cli.sfm.scale import check_distinct_centres, same_viewpoint_notes, scale_by_baseline, scale_by_motion
 from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SfmModel, SparsePoints, View
-from dune_cli.sfm.verification import MIN_INLIERS, VerifiedPairs
+from dune_cli.sfm.verification import VerifiedPairs
 from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
+from dune_cli.tasks.reconstruct.left_out import reason_left_out
 from dune_cli.tasks.reconstruct.lookalikes import amount, without_lookalikes
 from dune_cli.tasks.reconstruct.matched_again import SecondMatcher, weakly_tied, with_neighbours
 from dune_cli.tasks.reconstruct.matched_photos import (
@@ -422,47 +423,9 @@ def _unregistered_view(
         world_from_cam=NO_POSE,
         lens=None if own.camera.model == "PINHOLE" else own.camera,
         registered=False,
-        reason=_unregistered_reason(index, matched, components, registered),
+        reason=reason_left_out(index, matched, components, registered),
         orientation=photo.orientation,
     )
-
-
-def _unregistered_reason(
-    index: int, matched: MatchedPhotos, components: Sequence[tuple[int, ...]], registered: Sequence[int]
-) -> str:
-    """Why a photo has no pose, in one line."""
-    names, verified = matched.names, matched.verified
-    if index in matched.duplicates:
-        return f"it is the same picture as {names[matched.duplicates[index]]}"
-    pair_with = {a if b == index else b: pair for pair in verified.counts for a, b in (pair,) if index in pair}
-    if not pair_with:
-        return "no match: it was compared with no other photo"
-    counts = {other: verified.counts[pair] for other, pair in pair_with.items()}
-    inliers = {other: count[1] for other, count in counts.items()}
-    rotated = [other for other, pair in pair_with.items() if pair in verified.pure_rotations]
-    if rotated:
-        best = max(rotated, key=inliers.__getitem__)
-        return f"the camera only turned between it and {names[best]}: no parallax"
-    connected = [other for other, pair in pair_with.items() if pair in verified.geometry]
-    near = [other for other in connected if other in registered]
-    if near:
-        best = max(near, key=inliers.__getitem__)
-        return (
-            f"no common tracks: {inliers[best]} matches agree with {names[best]}, but too few are points in the scene"
-        )
-    if connected:
-        component = next((group for group in components if index in group), tuple(connected))
-        others = ", ".join(names[other] for other in component if other != index)
-        return f"it hangs together only with {others}, and not with the photos that were placed"
-    best = max(pair_with, key=counts.__getitem__)
-    static = {other: verified.static_matches.get(pair, 0) for other, pair in pair_with.items()}
-    most = max(static, key=static.__getitem__)
-    if static[most] > inliers[best]:
-        return f"what it shares with {names[most]} lies at the same pixels of both photos (a caption, a logo, a border)"
-    matches = counts[best][0]
-    if matches < MIN_INLIERS:
-        return f"no match: at most {matches} matches, with {names[best]}"
-    return f"too few inliers: {inliers[best]} of {matches} matches with {names[best]}, the best, agree on a motion"
 
 
 def connected_components(matched: MatchedPhotos, models: Sequence[SfmModel]) -> list[tuple[int, ...]]:
