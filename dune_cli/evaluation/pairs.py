@@ -131,7 +131,7 @@ def select_pairs(pairs: Sequence[PosedPair], sets: Sequence[str], limit: int | N
 def score_pair(
     matchers: Mapping[str, Matcher], pair: PosedPair, sizes_px: Sequence[int], threshold_px: float, seed: int
 ) -> Iterator[tuple[str, PairScore]]:
-    """Each matcher's name and score at each size: matches, the pose of `dune reloc` (the best of four runs of
+    """Each matcher's name and score at each size: matches, the pose of `dune reloc` (the best of eight runs of
     MAGSAC) with the true intrinsics, errors.
 
     sizes_px: long sides that both photos are reduced to (0: not reduced; never enlarged); the matcher then works at its

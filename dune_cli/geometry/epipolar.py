@@ -15,6 +15,8 @@ from dune_cli.geometry import poses
 
 MIN_MATCHES = 8  # five determine a pose; the others verify it
 CONVERGED = 1e-6  # relative change of the cost, which is about the number of matches
+FAR = 3.0  # thresholds: no match farther off than that has a part in the refinement
+RUNS = 8
 # of an essential matrix's inliers, which its pose has in front of both cameras: below it they may lie in one plane
 SHARE_IN_FRONT = 0.8
 
@@ -155,10 +157,15 @@ def best_relative_pose(
     thresholds_px: tuple[float, float],
     seed: int,
 ) -> tuple[RelativePose | None, list[RelativePose]]:
-    """The best of four runs of `estimate_relative_pose`, and the poses of all that found one. Two samplings run from
-    either photo to the other, so that swapped photos have the same poses to choose from."""
+    """The best of RUNS of `estimate_relative_pose`, and the poses of all that found one.
+
+    Half of the samplings run from either photo to the other, so that swapped photos have the same poses to choose from.
+    The best pose has the least loss of `_refine`, which no match raises by more than one at FAR. On 76 pairs of other
+    sequences than the ones that are reported, AUC@10 was .620 by one run (of matches in bfloat16), .621 by four, .625
+    by eight, and it changed less with the seed.
+    """
     runs = []
-    for sampling in (2 * seed, 2 * seed + 1):
+    for sampling in range(RUNS // 2 * seed, RUNS // 2 * (seed + 1)):
         forward = estimate_relative_pose(points1, points2, K1, K2, thresholds_px, sampling)
         backward = estimate_relative_pose(points2, points1, K2, K1, thresholds_px[::-1], sampling)
         if forward is not None:
@@ -168,13 +175,14 @@ def best_relative_pose(
     # in units of each photo's threshold
     scaled1, scaled2 = (points / threshold for points, threshold in zip((points1, points2), thresholds_px))
     scaled_K1, scaled_K2 = (np.diag([1 / t, 1 / t, 1.0]) @ K for t, K in zip(thresholds_px, (K1, K2)))
+    rays1, rays2 = normalised_points(scaled1, scaled_K1), normalised_points(scaled2, scaled_K2)
 
-    def gain(run: RelativePose) -> float:
-        """The truncated quadratic gain of M-estimator sampling (P. Torr and A. Zisserman, "MLESAC", 2000)."""
-        errors = sampson_error_px(scaled1[run.inliers], scaled2[run.inliers], scaled_K1, scaled_K2, run.cam2_from_cam1)
-        return float((1 - errors**2).sum())
+    def loss(run: RelativePose) -> float:
+        errors = sampson_error_px(scaled1, scaled2, scaled_K1, scaled_K2, run.cam2_from_cam1)
+        errors = np.where(_in_front(run.cam2_from_cam1, rays1, rays2), np.minimum(errors, FAR), FAR)
+        return float(np.log1p((2 * errors) ** 2).sum())
 
-    return max(runs, key=gain, default=None), runs
+    return min(runs, key=loss, default=None), runs
 
 
 def _essential_magsac(
@@ -269,7 +277,7 @@ def _refine(
 
     Five parameters: a rotation applied after the pose's own, and a step of the unit translation in its tangent plane.
     """
-    near = np.abs(_sampson(points1, points2, fundamental_from_pose(pose, K1, K2))) <= 3
+    near = np.abs(_sampson(points1, points2, fundamental_from_pose(pose, K1, K2))) <= FAR
     views = _SampsonOfPose(points1[near], points2[near], K1, K2)
     damping = 1e-4
     residual, jacobian, tangent = views.linearised(pose)

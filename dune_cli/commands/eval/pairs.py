@@ -65,7 +65,7 @@ def command(
     """Evaluate matchers by the relative pose of photo pairs (AUC@5/10/20).
 
     The error of a pair is the larger of its rotation and translation-direction errors in degrees. A missing pose counts
-    as 180 degrees. Poses are those of 'dune reloc', the best of four runs of MAGSAC, with the true intrinsics. Seconds
+    as 180 degrees. Poses are those of 'dune reloc', the best of eight runs of MAGSAC, with the true intrinsics. Seconds
     per pair are medians without decoding. The column "chance" is the control: no rotation and a random direction.
 
     \b
