@@ -84,7 +84,7 @@ def read_file(path: Path, of_project: bool) -> ConfigFile:
         if len(text) > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES} bytes")
         values = _parse(text.decode("utf-8"))
-    except ValueError as error:  # TOML's and UTF-8's errors are some
+    except (ValueError, RecursionError) as error:  # TOML's and UTF-8's errors are ValueErrors; thousands of brackets
         raise UserError(f"{path} is no TOML file ({' '.join(str(error).split())}); correct or remove it") from None
     return ConfigFile(path, of_project, dict(_flat(values)))
 
@@ -220,7 +220,7 @@ def changed_text(path: Path, key: str, value: Any) -> str:
 
     try:
         document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
-    except (TOMLKitError, UnicodeDecodeError) as error:
+    except (TOMLKitError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is no TOML file ({' '.join(str(error).split())}); correct or remove it") from None
     *tables, name = key.split(".")
     table: Any = document

@@ -68,6 +68,25 @@ def import_viser(why: str) -> ModuleType:
     return viser
 
 
+def import_torchvision(why: str) -> ModuleType:
+    """Imports torchvision. Raises PackageMissing, also where it is of another build than torch: CUDA's beside the CPU's
+    loads, and then finds its own operators missing."""
+    try:
+        return require("torchvision", why)
+    except RuntimeError as error:
+        raise PackageMissing(
+            f"{why} needs a torchvision of the same build as torch, and this one does not fit it "
+            f"({_first_line(error)}); run: pip install --force-reinstall torch torchvision, with the --index-url "
+            "of the README where CUDA is not wanted"
+        ) from error
+
+
+def import_timm(why: str) -> ModuleType:
+    """Imports timm, which imports torchvision. Raises PackageMissing as `import_torchvision`."""
+    import_torchvision(why)
+    return require("timm", why)
+
+
 def import_open3d(why: str) -> ModuleType:
     """Imports open3d after giving it the libusb that it expects from the system and that many machines lack.
 

@@ -101,6 +101,8 @@ def test_a_commands_own_table_wins_within_a_file_and_the_project_over_it(files: 
         ("device = 'gpu'", "device is 'gpu': unknown device 'gpu'; allowed: auto"),
         ("offline = 'no'", "offline is 'no'; allowed is true or false"),
         ("= 3", "is no TOML file"),
+        ("device = " + "[" * 5000, "is no TOML file"),
+        ("[depth]\nsize = 99999999999999999999", "is too large; at most 16384 is taken"),
         ("weights = '/data'", "weights is set in the user's file only"),
     ],
 )

@@ -59,6 +59,13 @@ def test_a_broken_package_gives_its_reason(fakes: Path, failure: str, monkeypatc
     monkeypatch.delitem(sys.modules, "broken_one", raising=False)
 
 
+def test_a_torchvision_of_another_build_is_told_what_to_install(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    (fakes / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    with pytest.raises(PackageMissing, match=r"same build as torch.*force-reinstall torch torchvision"):
+        optional.import_timm("this")
+
+
 def test_open3d_without_libusb_is_told_what_to_install(fakes: Path) -> None:
     (fakes / "libusb_package.py").write_text("def get_library_path(): return None")
     (fakes / "open3d.py").write_text("raise OSError('libusb-1.0.so.0: cannot open shared object file')")

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dune_cli import optional
 from dune_cli.checkpoints import hub, weight_files, weights_folder
 from dune_cli.checkpoints.state_dict import find_state_dict, load_strict
-from dune_cli.errors import CheckpointError, PackageMissing, UserError, WeightsMissing
+from dune_cli.errors import CheckpointError, UserError, WeightsMissing
 from dune_cli.models.timm_encoder import TimmEncoder
 from dune_cli.provenance import Source
 
@@ -42,8 +43,7 @@ def load_convolutional(spec: str) -> tuple[nn.Module, Mapping[str, Any], Source]
 
     Raises as `load`.
     """
-    import timm
-
+    timm = optional.import_timm("timm:NAME")
     name, _, given = spec.removeprefix(PREFIX).partition("=")
     _known(name)
     network = timm.create_model(name, pretrained=False, num_classes=0)
@@ -78,10 +78,7 @@ def _fill(network: nn.Module, name: str, given: str) -> Source:
 
 
 def _create(name: str) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise PackageMissing(f"timm does not import ({error}); run: pip install 'timm>=1.0.20'") from error
+    timm = optional.import_timm("timm:NAME")
     _known(name)
     try:
         network = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
@@ -93,8 +90,7 @@ def _create(name: str) -> nn.Module:
 
 def _known(name: str) -> None:
     """UserError for a name that timm does not know."""
-    import timm
-
+    timm = optional.import_timm("timm:NAME")
     plain = name.partition(".")[0]
     known = timm.list_models()
     if plain not in known:

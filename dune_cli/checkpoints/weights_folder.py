@@ -73,6 +73,8 @@ def locate(name_or_path: str | Path) -> LocatedFile:
     if hub.is_hub(name_or_path):
         fetched = hub.fetch(str(name_or_path))
         return LocatedFile(fetched.path, None, "Hugging Face hub", fetched.pinned)
+    if not str(name_or_path):
+        raise UserError("the name of a model is empty; give a weight file or a name of 'dune weights list'")
     path = Path(name_or_path).expanduser()
     if path.is_file():
         entry = registry.find_file(path.name)

@@ -5,7 +5,7 @@ Commands call these after their own checks and before they import what computes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dune_cli.errors import UserError
@@ -45,6 +45,17 @@ def folder(path: str, option: str | None = None) -> None:
     """UserError for what is no folder. `option`: names it in the message."""
     if not Path(path).expanduser().is_dir():
         raise UserError(f"{f'{option} ' if option else ''}{path} is no folder; check the path")
+
+
+def there(paths: Mapping[str, str | None]) -> None:
+    """UserError for a file or folder that does not exist; `paths`: by the option that names it, None passes."""
+    for option, path in paths.items():
+        try:
+            missing = path is not None and not Path(path).expanduser().exists()
+        except (OSError, ValueError, RuntimeError) as error:  # names that no file system takes; ~nobody
+            raise UserError(f"cannot read {option} {path}: {getattr(error, 'strerror', None) or error}") from error
+        if missing:
+            raise UserError(f"no such file or folder: {option} {path}; check the path")
 
 
 def teachers(texts: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Values out of a list, with a suggestion for one that is none of them."""
+"""Values of options: out of a list, with a suggestion for one that is none of them, and whole numbers of any size."""
 
 from __future__ import annotations
 
@@ -22,3 +22,17 @@ class NearChoice(click.Choice[str]):
             hint = self.hint(str(value))
             error.message += f" {hint}" if hint else ""
             raise
+
+
+class WholeNumber(click.IntRange):
+    """As Click's range from `min` on, with an end that --help does not show: numbers that the libraries below take."""
+
+    def __init__(self, min: int, most: int = 2**31 - 1) -> None:
+        super().__init__(min)
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number = super().convert(value, param, ctx)
+        if number > self.most:
+            self.fail(f"{value} is too large; at most {self.most} is taken.", param, ctx)
+        return number

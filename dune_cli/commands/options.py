@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dune_cli import console, plugins, runtime
-from dune_cli.commands.choices import NearChoice
+from dune_cli.commands.choices import NearChoice, WholeNumber
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ class PixelList(NameList):
         return tuple(map(int, parts))
 
 
-COUNT = click.IntRange(1)
+LARGEST_INPUT_PX = 16_384
+COUNT = WholeNumber(1)
 HEIGHT_M = FiniteRange(0.5, 2.3)  # standing, of people
 FRACTION = FiniteRange(0, 1)
 NOT_NEGATIVE = FiniteRange(0)
@@ -396,7 +397,7 @@ def file_format(formats: Sequence[str]) -> Any:
 
 def size_px(what: str = "Long side of the network input", least: int = 14, **settings: Any) -> Any:
     """--size."""
-    return option("--size PX", f"{what}, in pixels.", click.IntRange(least), heading="Model", **settings)
+    return option("--size PX", f"{what}, in pixels.", WholeNumber(least, LARGEST_INPUT_PX), heading="Model", **settings)
 
 
 def fps(what: str, default_text: str) -> Any:

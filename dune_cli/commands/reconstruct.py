@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dune_cli import console
-from dune_cli.commands import options
+from dune_cli.commands import checks, options
 from dune_cli.commands.checks import weights
 from dune_cli.commands.dense import FILLING, DenseOptions
 from dune_cli.commands.masks import PhotoMaskOptions
@@ -183,6 +183,7 @@ def command(
     method = matching.resolved_method()
     paths = expand(photos, videos=True)
     mapping.check(paths)
+    checks.there({"--masks": mapping.masks, "--poses": cameras.poses, "--rig": cameras.rig, "--gps": cameras.gps})
     people.check()
     dense.check_fill(method)
     videos = [path for path in paths if is_video(path)]

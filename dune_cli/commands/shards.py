@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dune_cli import console, runtime
 from dune_cli.commands import checks, options
+from dune_cli.commands.choices import WholeNumber
 from dune_cli.commands.matching import EngineOptions, workers_option
 from dune_cli.commands.options import ComputeOptions, OutputOptions, option
 from dune_cli.errors import UserError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PHOTOS_PER_SHARD = 1000
+MOST_PHOTOS_PER_SHARD = 1_000_000
 DROPPED = ("file", "overlay", "image", "provenance")  # of a document, in a row
 MOST_THREADS = 16  # that decode photos for one GPU
 
@@ -37,7 +39,7 @@ class ShardOptions:
         "--shards N",
         f"Write shards of N photos each into the folder -o, for large folders and URLs (s3://bucket/prefix). Without a "
         f"number: {PHOTOS_PER_SHARD}. Subfolders are included.",
-        options.COUNT,
+        WholeNumber(1, MOST_PHOTOS_PER_SHARD),
         is_flag=False,
         flag_value=str(PHOTOS_PER_SHARD),
     )
@@ -94,6 +96,7 @@ def compute_shards(
     from dune_cli.io.object_stores import is_url
     from dune_cli.io.shards.folder import ShardFolder
     from dune_cli.io.shards.manifest import parquet_module
+    from dune_cli.sfm.engine import LOCAL, check_answers
     from dune_cli.tasks.large_folders.ranks import ranks_from_environment
     from dune_cli.tasks.large_folders.record import CHECK, ShardRun, open_run
     from dune_cli.tasks.large_folders.shards import ShardJobs
@@ -103,6 +106,8 @@ def compute_shards(
     parquet_module()
     folder = ShardFolder(output.output)
     folder.check()
+    if shards.ray_address not in (None, LOCAL):  # before anything is written
+        check_answers(shards.ray_address)
     inputs = tuple(text if is_url(text) else os.path.abspath(Path(text).expanduser()) for text in photos)  # noqa: PTH100
     asked = ShardRun(verb.name, verb.settings(), inputs, shards.photos_per_shard or PHOTOS_PER_SHARD)
     with ranks_from_environment() as ranks:

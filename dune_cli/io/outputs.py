@@ -138,9 +138,11 @@ def _flush(file: Path) -> None:
 
 def _check_writable(folder: Path) -> None:
     """UserError unless a file can be made in `folder` or, where that is missing, in the nearest folder above it."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    folders = (folder.absolute(), *folder.absolute().parents)
+    existing = next(parent for parent in folders if parent.exists() or parent.is_symlink())
     if not existing.is_dir():
-        raise UserError(f"cannot write into {folder}: {existing} is a file, not a folder; name another output")
+        what = "a file, not a folder" if existing.exists() else "a link to nothing"
+        raise UserError(f"cannot write into {folder}: {existing} is {what}; name another output")
     with tempfile.TemporaryFile(dir=existing, prefix=".dune-"):  # the only test that read-only file systems do not fool
         pass
 
@@ -189,7 +191,17 @@ def targets(
         check_output(path, suffixes, overwrite)
         for ending in beside:
             check_output(sibling(path, ending), (Path(ending).suffix or ending,), overwrite)
+    if overwrite:
+        _keep_inputs([*files, *(sibling(path, ending) for path in files for ending in beside)], paths)
     return files
+
+
+def _keep_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """UserError for an output that would replace a photo that is read."""
+    photos = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        if os.path.realpath(path) in photos:
+            raise UserError(f"the output {path} would replace a photo that is read; name another output")
 
 
 def places(

@@ -125,6 +125,8 @@ def result_files(inputs: Sequence[str | Path]) -> list[Path]:
     subfolders; a JSON beside its file is not taken twice. UserError for a missing input and a folder without any."""
     found: list[Path] = []
     for entry in inputs:
+        if not str(entry):
+            raise UserError("an input is an empty string; name a result of dune, such as scene.ply")
         path = Path(entry).expanduser()
         if path.is_dir():
             inside = sorted((file for file in path.iterdir() if not file.name.startswith(".")), key=natural_key)
@@ -138,14 +140,15 @@ def result_files(inputs: Sequence[str | Path]) -> list[Path]:
                     "depth (NPZ, PNG with its JSON)"
                 )
         elif not is_file(path):
-            raise UserError(f"no such file or folder: {path}; name a result of dune, such as scene.ply")
+            what = f"{path} is no regular file" if path.exists() else f"no such file or folder: {path}"
+            raise UserError(f"{what}; name a result of dune, such as scene.ply")
         else:
             found.append(path)
     return found
 
 
 def _results_among(files: Sequence[Path]) -> Iterator[Path]:
-    for file in files:
+    for file in filter(is_file, files):
         suffix = file.suffix.lower()
         if suffix in (".ply", ".glb", ".obj") or (suffix == ".npz" and _is_shown_npz(file)):
             yield file

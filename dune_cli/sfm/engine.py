@@ -194,7 +194,7 @@ class RayEngine(Engine):
 
     def __init__(self, address: str = LOCAL, workers: int | None = None, on_gpus: bool = False) -> None:
         if address != LOCAL:
-            _check_answers(address)
+            check_answers(address)
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         threads = workers or runtime.available_threads()
         local = {"address": "local", "num_cpus": threads, "include_dashboard": False}
@@ -276,7 +276,8 @@ def _note_of_ray(data: dict[str, Any], *_: Any, **__: Any) -> None:
     console.note(f"Ray: {' '.join(' '.join(data['lines']).split())[:300]}")
 
 
-def _check_answers(address: str) -> None:
+def check_answers(address: str) -> None:
+    """UserError for what is no address of a Ray cluster, JobFailed where nothing answers."""
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match["port"]) < 65536:
         raise UserError(f"--ray-address {address!r} is no address; give HOST:PORT of a Ray cluster, or local")

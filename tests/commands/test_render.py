@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -96,6 +97,8 @@ def test_points_and_colours(tmp_path: Path) -> None:
     [
         (("missing.ply", "-o", "p.png"), "no such file or folder"),
         (("a.stl", "-o", "p.png"), "ending .stl"),
+        (("", "-o", "p.png"), "an input is an empty string"),
+        (("pipe.ply", "-o", "p.png"), "pipe.ply is no regular file"),
         (("empty.ply", "-o", "p.png"), "neither points nor triangles"),
         ((".", "-o", "p.png"), "2 results lie in what was named"),
         (("s.obj", "-o", "p.jpg"), "allowed: .png .mp4 .webm .gif"),
@@ -108,6 +111,7 @@ def test_mistakes_are_one_sentence(words: tuple[str, ...], message: str, quad: M
     write_obj(tmp_path / "s.obj", [quad])
     write_ply(tmp_path / "empty.ply", np.zeros((0, 3)))
     (tmp_path / "a.stl").touch()
+    os.mkfifo(tmp_path / "pipe.ply")
     done = run("render", *(tmp_path / word if "." in word and "-" not in word else word for word in words))
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("p.*"))

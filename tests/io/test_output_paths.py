@@ -44,6 +44,16 @@ def test_what_is_refused(tmp_path: Path, count: int, output: str, kind: str | No
         assert targets(photos, tmp_path / output, kind, FORMATS, True, (".json", "_color.png"))
 
 
+@pytest.mark.parametrize("output", ["a.png", ".", "other.png"])
+def test_a_photo_that_is_read_is_never_replaced(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    (tmp_path / "other.png").symlink_to("a.png")
+    with pytest.raises(UserError, match="would replace a photo that is read"):
+        targets([tmp_path / "a.png"], output, None, FORMATS, True)
+    assert targets([tmp_path / "a.png"], "b.png", None, FORMATS, True) == [Path("b.png")]
+
+
 def test_a_video_gets_a_folder(tmp_path: Path) -> None:
     clip, out = Path("a/clip.mp4"), tmp_path / "out"
     assert places([clip], out, None, FORMATS, False) == [out]

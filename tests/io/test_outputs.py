@@ -90,6 +90,7 @@ def test_check_output_takes_what_can_be_written(tmp_path: Path, monkeypatch: pyt
         ("folder.ply", "is a folder"),
         ("old.ply/scene.ply", "is a file, not a folder"),
         ("old.ply/new/scene.ply", "is a file, not a folder"),
+        ("dangling.ply/scene.ply", "is a link to nothing"),
         ("x" * 300 + ".ply", "cannot write"),
     ],
 )

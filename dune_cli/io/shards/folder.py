@@ -38,6 +38,8 @@ class ShardFolder:
         """UserError where the folder cannot be written to."""
         if self.is_local:
             check_output_folder(self.place, overwrite=True)
+        elif not is_url(self.place):  # "s3://", of which only "s3:" is left
+            raise UserError(f"the output {self.place}// is a URL without a folder; name one, such as {self.place}//a/b")
         else:
             _ = self._store
 

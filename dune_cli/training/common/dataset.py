@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from dune_cli import optional
 from dune_cli.errors import DuneError, JobFailed, PackageMissing, UserError
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.photos import decode_photo
@@ -250,6 +251,8 @@ def augment(image: torch.Tensor, size_px: int, settings: Augmentation, rng: np.r
     All random numbers are drawn from `rng`.
     """
     import torch
+
+    optional.import_torchvision("training")
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as TF
 
@@ -446,6 +449,8 @@ def fixed_crop(
 def centre_crop(image: torch.Tensor, size_px: int) -> torch.Tensor:
     """The centred square of a photo (3, H, W) uint8, its short side long, as (3, size, size) in [0, 1]; for scores."""
     import torch
+
+    optional.import_torchvision("training")
     from torchvision.transforms.v2 import functional as TF
 
     side = min(image.shape[-2:])
