@@ -58,7 +58,7 @@ class MatchingOptions(ModelOptions):
         elif name == "auto":
             name, text = registry.choose_auto(quick=photos > 2)
             console.note(text)
-        return registry.load_matcher(name, compute.device, compute.dtype, self.model, self.encoder)
+        return _loaded(name, compute, self.model, self.encoder)
 
     def load_cascade(self, compute: ComputeOptions, many: bool) -> tuple[Matcher, Callable[[], Matcher] | None]:
         """The matcher, and what loads a second one for photos that the first one leaves out: for "auto" and `many`."""
@@ -232,11 +232,21 @@ class MatchersOptions(ModelOptions):
             names = list(dict.fromkeys(best if name == "auto" else name for name in names))
         takers = _model_takers(names, self.model, self.encoder)
         return {
-            name: registry.load_matcher(
-                name, compute.device, compute.dtype, *((self.model, self.encoder) if name in takers else ())
-            )
+            name: _loaded(name, compute, *((self.model, self.encoder) if name in takers else (None, None)))
             for name in names
         }
+
+
+def _loaded(name: str, compute: ComputeOptions, model: str | None, encoder: str | None) -> Matcher:
+    """The matcher, with a note about the licence of weights that were pulled for it."""
+    from dune_cli.checkpoints.registry import find
+    from dune_cli.matchers import registry
+
+    matcher = registry.load_matcher(name, compute.device, compute.dtype, model, encoder)
+    entry = find(matcher.source.name)
+    if entry is not None and entry.bundled is None:
+        console.note(f"matcher {name}, licence of the weights: {entry.licence}")
+    return matcher
 
 
 def check_matchers(names: Sequence[str], model: str | None = None, encoder: str | None = None) -> None:
@@ -251,7 +261,8 @@ def check_matchers(names: Sequence[str], model: str | None = None, encoder: str 
         state = registry.availability(name)
         if not state.ready:
             missing = PackageMissing if "pip install" in (state.cure or "") else WeightsMissing
-            raise missing(f"the matcher {name} cannot run here: {state.why}; run: {state.cure}")
+            advice = "" if state.cure in state.why else f"; run: {state.cure}"
+            raise missing(f"the matcher {name} cannot run here: {state.why}{advice}")
     weights(model, encoder)
 
 

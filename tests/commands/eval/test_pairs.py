@@ -111,7 +111,11 @@ def test_a_model_in_two_files_beside_a_matcher(dune: Dune, root: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--matcher", "shift"], 2, "unknown matcher 'shift'; allowed: auto, aliked-lightglue, dune, mast3r, sift"),
+        (
+            ["--matcher", "shift"],
+            2,
+            "unknown matcher 'shift'; allowed: auto, aliked-lightglue, dune, loma-b128, mast3r, sift",
+        ),
         (["--matcher", "mast3r"], 2, "needs a two-view model"),
         (["--matcher", "sift", "--model", "x.pth"], 2, "are for the matchers dune and mast3r"),
         (["--model", "absent.pth"], 2, "absent.pth"),
