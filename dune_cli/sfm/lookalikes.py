@@ -22,10 +22,12 @@ from dune_cli.geometry import two_view
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.epipolar import fundamental_error_px, fundamental_inliers, sampson_error_px
 from dune_cli.geometry.poses import inverse, transform_points, vector_angle
+from dune_cli.geometry.view_graph import components
 from dune_cli.sfm.cameras import PhotoCameras
 from dune_cli.sfm.matching import Correspondences
+from dune_cli.sfm.relative_pose import MIN_CONFIDENCE
 from dune_cli.sfm.scene import SfmModel
-from dune_cli.sfm.verification import THRESHOLD_PX, VerifiedPairs
+from dune_cli.sfm.verification import MIN_INLIERS, THRESHOLD_PX, VerifiedPairs
 
 Pair = tuple[int, int]
 MAX_ERROR_PX = 4.0  # of an inlier from the model's epipolar line, in matched pixels
@@ -42,7 +44,8 @@ TRIED, ROUNDS = 12, 4
 # a pair that follows each other weighs more than all others (R. Roberts et al., "Structure from motion for scenes with
 # large duplicate structures", CVPR 2011)
 NEAR_IN_ORDER, WALK, LEAST_WALK = 2, 0.6, 8
-IN_ORDER, LEAST_IN_ORDER = 100.0 * MOST_INLIERS, 30  # its weight, and inliers
+IN_ORDER = 100.0 * MOST_INLIERS
+FEW_INLIERS = 2 * MIN_INLIERS  # of a pair that is neither believed for its order nor as the only tie of a photo
 
 MOTION_PAIRS = 24  # that are tested for a second motion
 MIN_SECOND, MAX_LOG10_NFA_SECOND = 20, -8.0  # its inliers, and how little chance explains them
@@ -93,7 +96,7 @@ class Judge:
         if near < WALK * len(steps) or len(steps) < LEAST_WALK:
             return set()
         counts = self.verified.counts
-        return {(i, j) for i, j in self.verified.geometry if j == i + 1 and counts[i, j][1] >= LEAST_IN_ORDER}
+        return {(i, j) for i, j in self.verified.geometry if j == i + 1 and counts[i, j][1] >= FEW_INLIERS}
 
     def doubtful(self) -> set[Pair]:
         """The pairs that agree with the model, but are to be given up for heavier ones that contradict it."""
@@ -115,6 +118,18 @@ class Judge:
             kept = (kept - best[1]) | best[2]
             against -= best[2]
         return removed
+
+    def weak_bridges(self) -> set[Pair]:
+        """The pairs without which the placed photos fall apart, and which have few inliers and little confidence."""
+        counts, confidence = self.verified.counts, self.verified.confidence
+        pairs = [pair for pair in self.agreement if pair not in self.contradicted]
+        few = [pair for pair in pairs if counts[pair][1] < FEW_INLIERS and confidence.get(pair, 1.0) < MIN_CONFIDENCE]
+        parts = self._parts(pairs)
+        return {pair for pair in few if self._parts([other for other in pairs if other != pair]) > parts}
+
+    def _parts(self, pairs: Collection[Pair]) -> int:
+        """The number of parts that photos fall into, which only these pairs tie."""
+        return len(components(len(self.cameras.ids), np.array(sorted(pairs), np.int64).reshape(-1, 2)))
 
     @property
     def _placed(self) -> set[int]:

@@ -94,3 +94,16 @@ def test_a_thing_that_moves_is_a_second_motion(tmp_path: Path) -> None:
     verified = verify_pairs(both, judge.cameras, 0, noise)
     with_two, tested = pairs_with_two_motions(replace(judge, correspondences=both, verified=verified))
     assert with_two > 0.5 * tested > 5
+
+
+def test_a_weak_pair_that_alone_ties_a_photo_is_no_tie(tmp_path: Path) -> None:
+    _, judge = judged(16, False, tmp_path)
+    tie = (4, 5)
+    verified = judge.verified.without({pair for pair in judge.verified.geometry if 5 in pair and pair != tie})
+    for inliers, confidence, weak in ((21, 0.05, {tie}), (21, 0.6, set()), (90, 0.05, set())):
+        counts = {**verified.counts, tie: (50, inliers)}
+        tied = replace(judge, verified=replace(verified, counts=counts, confidence={tie: confidence}))
+        assert tied.weak_bridges() == weak
+    pairs = dict.fromkeys(judge.verified.geometry, 0.05)
+    counts = dict.fromkeys(judge.verified.geometry, (50, 21))
+    assert not replace(judge, verified=replace(judge.verified, counts=counts, confidence=pairs)).weak_bridges()

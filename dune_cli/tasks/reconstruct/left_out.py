@@ -38,7 +38,7 @@ def reason_left_out(
     against = [other for other, pair in pair_with.items() if pair in verified.contradicting]
     if against:
         best = max(against, key=inliers.__getitem__)
-        return f"{inliers[best]} matches with {names[best]} agree on a motion that contradicts the scene: a look-alike"
+        return f"{inliers[best]} matches with {names[best]} agree on a motion that is not the scene's, or too uncertain"
     best = max(pair_with, key=counts.__getitem__)
     static = {other: verified.static_matches.get(pair, 0) for other, pair in pair_with.items()}
     most = max(static, key=static.__getitem__)

@@ -27,24 +27,26 @@ def without_lookalikes(
 ) -> tuple[MatchedPhotos, Sequence[SfmModel], tuple[str, ...]]:
     """The photos without the pairs that contradict the largest model, the models, and notes for the user.
 
-    Where heavier pairs contradict it than those that they would have to replace, these are given up, and `mapped` makes
-    the models again. They are kept where that contradicts less and places the photos as well.
+    Where heavier pairs contradict it than those that they would have to replace, these are given up, as are weak pairs
+    that alone tie photos to the others, and `mapped` makes the models again. They are kept where that contradicts less
+    and places the photos as well.
     """
     verified, given_up = matched.verified, set[Pair]()
     judge = _judge(matched, models, verified)
     for _ in range(ROUNDS):
         with run.stage("verify"):
-            doubtful = judge.doubtful() if judge.contradicted else set()
+            bridges = judge.weak_bridges() - given_up
+            doubtful = bridges or (judge.doubtful() if judge.contradicted else set())
         if not doubtful:
             break
-        console.note(f"{amount(len(doubtful), 'pair')} tied photos to look-alikes, and the others are mapped again")
+        console.note(f"{amount(len(doubtful), 'pair')} may tie photos to look-alikes, and the others are mapped again")
         again = mapped(replace(matched, verified=verified.without(given_up | doubtful)))
-        if not again or len(again[0].world_from_cam) < KEPT * len(models[0].world_from_cam):
+        if not again or len(again[0].world_from_cam) < KEPT * len(models[0].world_from_cam) - len(bridges):
             break
         other = _judge(matched, again, verified)
         weights = judge.weights
         before, after = (sum(weights.get(pair, 0.0) for pair in side.contradicted) for side in (judge, other))
-        if after >= before:
+        if after > before or (after == before and not bridges):
             break
         given_up, judge, models = given_up | doubtful, other, again
     with run.stage("verify"):
@@ -66,8 +68,8 @@ def _notes(matched: MatchedPhotos, judge: Judge, against: set[Pair], given_up: s
         named = ", ".join(" with ".join(matched.names[index] for index in pair) for pair in heaviest[:NAMES_IN_NOTE])
         more = f" and {len(against) - NAMES_IN_NOTE} more" if len(against) > NAMES_IN_NOTE else ""
         notes.append(
-            f"{amount(len(against), 'verified pair')} of photos contradict the scene and were left out (look-alikes, "
-            f"or things that moved): {named}{more}"
+            f"{amount(len(against), 'verified pair')} of photos have no part in the scene, because they contradict it "
+            f"(a look-alike, a thing that moved) or are too weak as the only tie of a photo: {named}{more}"
         )
     two, tested = pairs_with_two_motions(judge)
     if two >= max(LEAST_PAIRS, TWO_MOTIONS * tested):
