@@ -7,6 +7,7 @@ from copy import copy
 import numpy as np
 
 from dune_cli.matchers.matcher import Availability, FeatureMatcher, Features, Matcher, resize
+from dune_cli.matchers.two_nearest import two_nearest
 from dune_cli.provenance import Source
 
 NAME = "sift"
@@ -23,7 +24,7 @@ class Sift(FeatureMatcher):
     rotation_invariant = True
     one_thread = True
     largest_first = True
-    revision = 1
+    revision = 2
 
     def __init__(
         self,
@@ -64,35 +65,13 @@ class Sift(FeatureMatcher):
         return cv2.KeyPoint.convert(keypoints).astype(np.float64)[order], root[order]
 
     def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        to2, ratio1 = _two_nearest(features1.descriptors, features2.descriptors)
+        to2, ratio1 = two_nearest(features1.descriptors, features2.descriptors)
         index1 = np.flatnonzero(ratio1 < self.ratio)  # only these are matched back
         index2, row = np.unique(to2[index1], return_inverse=True)
-        to1, ratio2 = _two_nearest(features2.descriptors[index2], features1.descriptors)
+        to1, ratio2 = two_nearest(features2.descriptors[index2], features1.descriptors)
         ratio = np.maximum(ratio1[index1], ratio2[row])
         keep = (to1[row] == index1) & (ratio < self.ratio)
         return index1[keep], to2[index1[keep]], 1 - ratio[keep]
-
-
-def _two_nearest(queries: np.ndarray, database: np.ndarray, rows: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest neighbour (N,) of unit descriptors (N, C), and its distance over that of the second nearest.
-
-    One buffer takes the products of all blocks of rows: new arrays of this size have the system clear their pages,
-    which took up to three times as long as the products."""
-    nearest = np.empty(len(queries), dtype=np.int64)
-    ratio = np.ones(len(queries), dtype=np.float32)
-    products = np.empty((rows, len(database)), dtype=np.float32)
-    for start in range(0, len(queries), rows):
-        block = queries[start : start + rows]
-        cosine = np.matmul(block, database.T, out=products[: len(block)])
-        row = np.arange(len(cosine))
-        best = cosine.argmax(axis=1)
-        nearest[start : start + rows] = best
-        first = cosine[row, best].copy()
-        cosine[row, best] = -np.inf
-        second = cosine.max(axis=1)
-        distance1, distance2 = np.sqrt(np.maximum(2 - 2 * first, 0)), np.sqrt(np.maximum(2 - 2 * second, 1e-12))
-        ratio[start : start + rows] = distance1 / distance2
-    return nearest, ratio
 
 
 def availability() -> Availability:
