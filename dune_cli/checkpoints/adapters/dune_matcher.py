@@ -27,9 +27,11 @@ def matches(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def checkpoint_of(head: MatchHead) -> dict[str, Any]:
-    """The head as this layout has it."""
+    """The head as this layout has it. Its LightGlue always has a matchability, so no setting says so."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
-    return {"matcher": tensors, "settings": asdict(head.config)}
+    settings = asdict(head.config)
+    del settings["glue"]["matchability"]
+    return {"matcher": tensors, "settings": settings}
 
 
 def _config(checkpoint: Mapping[str, Any]) -> MatchHeadConfig:
