@@ -47,7 +47,7 @@ NEAR_IN_ORDER, WALK, LEAST_WALK = 2, 0.6, 8
 IN_ORDER = 100.0 * MOST_INLIERS
 FEW_INLIERS = 2 * MIN_INLIERS  # of a pair that is neither believed for its order nor as the only tie of a photo
 
-MOTION_PAIRS = 24  # that are tested for a second motion
+MOTION_PAIRS = 16  # that are tested for a second motion
 MIN_SECOND, MAX_LOG10_NFA_SECOND = 20, -8.0  # its inliers, and how little chance explains them
 APART = 3.0  # thresholds from the first motion, from which on a match does not belong to it
 
@@ -272,7 +272,7 @@ def _has_second_motion(judge: Judge, pair: Pair) -> bool:
         return False
     left = fundamental_error_px(*all_pixels, F) > APART * threshold_px
     pixels = [points[left] for points in all_pixels]
-    second = np.count_nonzero(fundamental_inliers(*pixels, threshold_px)[1])
+    second = int(np.count_nonzero(fundamental_inliers(*pixels, threshold_px)[1]))
     sizes = [(camera.width, camera.height) for camera in map(judge.camera, pair)]
-    chance = two_view.log10_nfa_epipolar(int(second), len(pixels[0]), (threshold_px, threshold_px), sizes)
-    return second >= MIN_SECOND and chance < MAX_LOG10_NFA_SECOND
+    chance = two_view.log10_nfa_epipolar(second, len(pixels[0]), (threshold_px, threshold_px), sizes)
+    return second >= MIN_SECOND and bool(chance < MAX_LOG10_NFA_SECOND)
