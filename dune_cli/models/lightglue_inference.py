@@ -174,22 +174,15 @@ class PackedLightGlue:
         threshold: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As of `LightGlue`. Call it without gradients."""
-        with torch_threads() as run:
-            return self._match(embedded0, embedded1, positions0, positions1, threshold, run)
-
-    def _match(
-        self,
-        embedded0: torch.Tensor,
-        embedded1: torch.Tensor,
-        positions0: torch.Tensor,
-        positions1: torch.Tensor,
-        threshold: float,
-        run: ThreadsMap,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        glue, config = self.glue, self.config
-        total = len(embedded0) + len(embedded1)
         points = [self._points(positions) for positions in (positions0, positions1)]
         x = torch.cat([_filled(values, of.rows) for values, of in zip((embedded0, embedded1), points)])
+        with torch_threads() as run:
+            return self._match(x, points, threshold, run)
+
+    def _match(
+        self, x: torch.Tensor, points: list[Points], threshold: float, run: ThreadsMap
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        glue, config, total = self.glue, self.config, sum(of.count for of in points)
         for layer, head in zip(range(config.layers), glue.log_assignment):
             LayerWork(x, points, *self.layers[layer]).update(run)
             if layer == config.layers - 1:
