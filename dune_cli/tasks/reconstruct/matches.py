@@ -25,6 +25,7 @@ from dune_cli.sfm.calibration import calibration_notes
 from dune_cli.sfm.cameras import PhotoCameras
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
 from dune_cli.sfm.global_mapping import map_globally
+from dune_cli.sfm.known_poses import known_pose_notes
 from dune_cli.sfm.lens_residuals import lens_notes
 from dune_cli.sfm.mapper import FEW, MIN_PHOTOS, Draft, MappingConfig, map_once
 from dune_cli.sfm.matching import Correspondences, match_counts_text
@@ -327,6 +328,8 @@ def _reconstruct_many(
                 given = matched.correspondences, matched.cameras, config.seed
                 model, adjustment, told = config.positions.adjust(models[0], *given)
             models, notes = [model, *models[1:]], [*notes, *told]
+        if known and config.fixed_poses:
+            notes += known_pose_notes(models[0], matched.correspondences, matched.verified, known)
         scene = to_scene(matched, models, mapped.sources, bool(known))
         if not known and matched.cameras.rigs.has_baseline:
             scene = _with_scale_of_rigs(scene, config)

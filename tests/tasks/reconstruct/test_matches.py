@@ -294,6 +294,14 @@ def test_known_poses_stay_as_they_are(photos: list[Path], done: tuple[Scene, Pat
         np.testing.assert_allclose(view.world_from_cam, pose, atol=1e-9)
     assert scene.world == "that of --poses" and scene.scale_note == "lengths are those of --poses"
     assert len(scene.sparse.points_world) > 300 and scene.reprojection_error_px < 1
+    assert not any("contradict" in note for note in scene.notes)
+
+
+def test_known_poses_of_other_photos_are_told(photos: list[Path], done: tuple[Scene, Path], tmp_path: Path) -> None:
+    shutil.copytree(done[1], tmp_path / "work")
+    given = {path: arc(index) for index, path in zip((0, 2, 4, 1, 5, 3), photos)}
+    scene, _ = reconstruct(photos, tmp_path / "work", poses=given)
+    assert any("the known poses contradict the photos" in note for note in scene.notes)
 
 
 @pytest.mark.parametrize("frame", ["utm", "earth-centred"])
