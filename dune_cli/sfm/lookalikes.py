@@ -141,18 +141,23 @@ class Judge:
 
     @cached_property
     def _undistorted(self) -> dict[int, np.ndarray]:
-        keypoints = self.correspondences.keypoints
-        return {photo: self.camera(photo).undistort(keypoints[photo]) for photo in self._placed}
+        """Photo -> its keypoints in a pinhole camera: those that agree with another photo; the others are NaN."""
+        found = {}
+        for photo, rows in self._matched.items():
+            keypoints = self.correspondences.keypoints[photo]
+            found[photo] = np.full(keypoints.shape, np.nan)
+            found[photo][rows] = self.camera(photo).undistort(keypoints[rows])
+        return found
 
     def undistorted(self, pair: Pair, matches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pixels (M, 2) in both photos of matches (K, 2) of their keypoints, in pinhole cameras; those that have
         a ray there."""
-        first, second = (self._undistorted[photo][matches[:, side]] for side, photo in enumerate(pair))
-        seen = np.isfinite(first).all(1) & np.isfinite(second).all(1)
-        return first[seen], second[seen]
+        pixels = self.correspondences.pixels(pair, matches)
+        return _with_rays(*(self.camera(photo).undistort(points) for photo, points in zip(pair, pixels)))
 
     def _agreement(self, pair: Pair) -> float:
-        pixels = self.undistorted(pair, self._inliers(pair))
+        rows = self._inliers(pair)
+        pixels = _with_rays(*(self._undistorted[photo][rows[:, side]] for side, photo in enumerate(pair)))
         first, second = (self.model.world_from_cam[photo] for photo in pair)
         K1, K2 = (self.camera(photo).K for photo in pair)
         errors = sampson_error_px(*pixels, K1, K2, inverse(second) @ first)
@@ -243,6 +248,12 @@ class Judge:
         found = np.unique(cells[shared])
         missing = np.intersect1d(_occupied(cell(pixels[inside])), _occupied(cells[~shared]))
         return len(found), len(np.setdiff1d(missing, found))
+
+
+def _with_rays(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels (M, 2) of matches that are finite in both photos."""
+    seen = np.isfinite(first).all(1) & np.isfinite(second).all(1)
+    return first[seen], second[seen]
 
 
 def _occupied(cells: np.ndarray) -> np.ndarray:
