@@ -95,6 +95,7 @@ class PixelList(NameList):
 
 LARGEST_INPUT_PX = 16_384
 COUNT = WholeNumber(1)
+SEED = WholeNumber(0)  # COLMAP takes 31 bits
 HEIGHT_M = FiniteRange(0.5, 2.3)  # standing, of people
 FRACTION = FiniteRange(0, 1)
 NOT_NEGATIVE = FiniteRange(0)
@@ -461,7 +462,7 @@ class ComputeOptions:
 
 @group("Advanced")
 class SeededOptions(ComputeOptions):
-    seed: int = option("--seed N", "Seed of all random choices.", int, 0)
+    seed: int = option("--seed N", "Seed of all random choices.", SEED, 0)
 
 
 @group("People")

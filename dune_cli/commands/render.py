@@ -21,6 +21,7 @@ SCHEMA = "dune.render/1"
 PICTURES, VIDEOS = (".png",), (".mp4", ".webm", ".gif")
 LONG_SIDE_PX = 960
 VIDEO_FPS = 25.0
+MOST_FPS = 240.0
 LARGEST_SIDE_PX = 8192
 COLORINGS = ("color", "shaded", "normal", "height", "confidence", "class")
 
@@ -137,6 +138,9 @@ def command(
     from dune_cli.provenance import sha256_of
 
     run = Run()
+    fps = output.fps or VIDEO_FPS
+    if fps > MOST_FPS:
+        raise UserError(f"--fps {fps:g} is too much; a video has at most {MOST_FPS:g} frames a second")
     paths = result_files(files)
     if len(paths) > len(files):
         raise UserError(
@@ -152,7 +156,6 @@ def command(
         raise UserError(f"--size {size[0]},{size[1]}: the sides of a video are even numbers; change one by a pixel")
     camera, framed_by = view_of(np.concatenate([result.positions for result in results]), cameras, size)
     camera = camera.farther(view.distance).turned(view.azimuth_deg, view.elevation_deg)
-    fps = output.fps or VIDEO_FPS
     count = max(1, round(output.seconds * fps)) if video else 1
     with run.stage("draw"):
         scene = joined(results)

@@ -17,7 +17,7 @@ class SplatOptions:
         default_text="brush, brush_app or brush-cli on PATH",
     )
     steps: int = option("--steps N", "Number of training steps.", COUNT, STEPS)
-    seed: int = option("--seed N", "Seed of Brush; gsplat's trainer has its own.", int, 0, heading="Advanced")
+    seed: int = option("--seed N", "Seed of Brush; gsplat's trainer has its own.", options.SEED, 0, heading="Advanced")
 
 
 @options.verb()

@@ -44,6 +44,8 @@ CASES = {
     "depth p0.png -o p0.png --overwrite": (2, "would replace a photo"),
     "reconstruct photos -o a.ply --masks none": (2, "no such file or folder: --masks none"),
     "reconstruct photos -o a.ply --rig none.json": (2, "none.json"),
+    "reconstruct photos -o a.ply --seed 99999999999": (2, "is too large"),
+    "reconstruct photos -o a.ply --seed -1": (2, "not in the range"),
     "reconstruct photos -o a.ply --gps none.csv": (2, "none.csv"),
     "encode broken.jpg -o a.npz": (2, "broken.jpg"),
     "classify broken.jpg": (2, "broken.jpg"),

@@ -99,8 +99,10 @@ def test_points_and_colours(tmp_path: Path) -> None:
         (("a.stl", "-o", "p.png"), "ending .stl"),
         (("", "-o", "p.png"), "an input is an empty string"),
         (("pipe.ply", "-o", "p.png"), "pipe.ply is no regular file"),
+        (("far.ply", "-o", "p.png"), "beyond 1e+12"),
+        (("s.obj", "-o", "p.mp4", "--fps", "1e9"), "at most 240 frames a second"),
         (("empty.ply", "-o", "p.png"), "neither points nor triangles"),
-        ((".", "-o", "p.png"), "2 results lie in what was named"),
+        ((".", "-o", "p.png"), "3 results lie in what was named"),
         (("s.obj", "-o", "p.jpg"), "allowed: .png .mp4 .webm .gif"),
         (("s.obj", "-o", "p.png", "--size", "80"), "width,height of 16 to 8192 pixels"),
         (("s.obj", "-o", "p.mp4", "--size", "81,60"), "even numbers"),
@@ -110,6 +112,7 @@ def test_points_and_colours(tmp_path: Path) -> None:
 def test_mistakes_are_one_sentence(words: tuple[str, ...], message: str, quad: Mesh, tmp_path: Path) -> None:
     write_obj(tmp_path / "s.obj", [quad])
     write_ply(tmp_path / "empty.ply", np.zeros((0, 3)))
+    write_ply(tmp_path / "far.ply", np.full((3, 3), 1e38))
     (tmp_path / "a.stl").touch()
     os.mkfifo(tmp_path / "pipe.ply")
     done = run("render", *(tmp_path / word if "." in word and "-" not in word else word for word in words))

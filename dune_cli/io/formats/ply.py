@@ -11,6 +11,7 @@ import numpy as np
 
 from dune_cli.errors import UserError
 from dune_cli.geometry.cameras import pixel_grid
+from dune_cli.io.camera_checks import FARTHEST
 from dune_cli.io.depth_files import valid_depth
 from dune_cli.io.formats import OPENCV_AXES, DepthData, SceneData
 from dune_cli.io.meshes import Mesh
@@ -160,8 +161,8 @@ def read_ply(path: str | Path) -> dict[str, np.ndarray]:
     if body < count * kind.itemsize:
         raise UserError(f"{path} is cut off: {count} points are announced, {body // kind.itemsize} are there")
     table = np.frombuffer(content, kind, count, end + len(b"end_header\n"))
-    if not all(np.isfinite(table[axis]).all() for axis in "xyz" if axis in names):
-        raise UserError(f"{path} holds points that are not finite; write it anew without them")
+    if not all((np.abs(table[axis]) <= FARTHEST).all() for axis in "xyz" if axis in names):  # NaN is no less
+        raise UserError(f"{path} holds points that are not finite, or beyond {FARTHEST:g}; write it anew without them")
     return {name: table[name].copy() for name in names}
 
 

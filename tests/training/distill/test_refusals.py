@@ -109,7 +109,7 @@ def test_tags(distill, teachers: str, photos: Path, tmp_path: Path) -> None:
         (("--dtype", "float16"), "allowed: auto, float32, bfloat16"),
         (("--fsdp",), "start it with torchrun"),
         (("--lr", 0), "--lr 0.0 must be above 0"),
-        (("--seed", -1), "--seed -1 must be 0 or more"),
+        (("--seed", -1), "-1 is not in the range x>=0"),
         (("--resume",), "holds no run"),
     ],
 )
