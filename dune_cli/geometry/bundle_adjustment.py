@@ -1,11 +1,11 @@
 """Bundle adjustment with priors on the cameras, and the uncertainty of what it estimates.
 
-Poses, points, focal lengths and distortions by Levenberg-Marquardt on the normal equations, the points eliminated (B.
-Triggs et al., "Bundle adjustment: a modern synthesis", 2000, sections 6 and 9). Ceres, as pycolmap exposes it, takes no
-prior on a focal length. Without one, motions that do not determine it (a camera that translates and never rotates, few
-photos, little parallax: P. Sturm, "Critical motion sequences for monocular self-calibration", CVPR 1997) leave it
-anywhere. float64, numpy and scipy; pixels have their centres at integers. A camera is a set of intrinsics that views
-share.
+Poses, points and cameras (focal length, distortion, aspect, principal point) by Levenberg-Marquardt on the normal
+equations, the points eliminated (B. Triggs et al., "Bundle adjustment: a modern synthesis", 2000, sections 6 and 9).
+Ceres, as pycolmap exposes it, takes no prior on a focal length. Without one, motions that do not determine it (a camera
+that translates and never rotates, few photos, little parallax: P. Sturm, "Critical motion sequences for monocular
+self-calibration", CVPR 1997) leave it anywhere. float64, numpy and scipy; pixels have their centres at integers. A
+camera is a set of intrinsics that views share.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dune_cli.geometry.absolute_pose import pose_jacobian
-from dune_cli.geometry.normal_equations import CAMERA, POSE, Derivatives, NormalEquations
+from dune_cli.geometry.normal_equations import ASPECT, CAMERA, POSE, PRINCIPAL, Derivatives, NormalEquations
 from dune_cli.geometry.poses import cross_matrix, rotation_from_rotvec
 
 MODE_SIZE = 10  # log of the focal factor, radial term, principal point; rotation vector, centre
@@ -31,7 +31,7 @@ LEAST_BEND = 0.3  # of the loss's curvature along a residual, which is negative 
 POINT_STEPS = 4  # of the points alone
 CORRELATION = 2.0  # factor on the error of a match: errors of one keypoint in several matches are correlated
 MIN_SIGMA_PX = 0.15
-PRINCIPAL_SD = 0.01  # of the long side: uncertainty of the principal point, which is not estimated
+PRINCIPAL_SD = 0.01  # of the long side: uncertainty of the principal point, where it is not estimated
 MAX_MODES = 12
 
 
@@ -40,7 +40,9 @@ class Priors:
     """Gaussian priors.
 
     `log_focal_sd` (C,): of the logarithm of each camera's focal length about its start (0: it is fixed).
-    `distortion_sd` (C, 4): of each term of its distortion about 0 (0: it is fixed). `pose_fixed` (V,): views whose pose
+    `distortion_sd` (C, 4): of each term of its distortion about 0 (0: it is fixed). `aspect_sd` (C,): of the logarithm
+    of fy / fx about its start, and `principal_sd` (C,): of each coordinate of the principal point about its start, as a
+    share of the long side (0: fixed; None: all are). `pose_fixed` (V,): views whose pose
     is kept (None: no view's). `centres` (V, 3): of the views' centres, NaN without one, with `centre_sd`, one number or
     (V, 3) (None: there are none).
     """
@@ -50,6 +52,19 @@ class Priors:
     pose_fixed: np.ndarray | None = None
     centres: np.ndarray | None = None
     centre_sd: float | np.ndarray = 1.0
+    aspect_sd: np.ndarray | None = None
+    principal_sd: np.ndarray | None = None
+
+    @property
+    def camera_sd(self) -> np.ndarray:
+        """(C, 8) of the parameters of a camera in `normal_equations`."""
+        sds = np.zeros((len(self.log_focal_sd), CAMERA))
+        sds[:, 0], sds[:, 1:ASPECT] = self.log_focal_sd, self.distortion_sd
+        if self.aspect_sd is not None:
+            sds[:, ASPECT] = self.aspect_sd
+        if self.principal_sd is not None:
+            sds[:, PRINCIPAL:] = self.principal_sd[:, None]
+        return sds
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,8 @@ class Bundle:
 class AdjustedBundle:
     """The solution, and its uncertainty.
 
-    `log_focal_sd` (C,) and `distortion_sd` (C, 4): standard deviations, the priors included (0 where fixed). `modes`
+    `log_focal_sd` (C,) and `distortion_sd` (C, 4): standard deviations, the priors included (0 where fixed).
+    `principal_sd_px` (C, 2): of the principal points; PRINCIPAL_SD of the long side where they are fixed. `modes`
     (M, V, 10): independent errors of the cameras, one standard deviation each, as they change every view: its camera's
     log focal, radial term (the k1 alone that acts most like the change of k1 and k2; 0 for a fisheye lens) and
     principal point in pixels, the rotation vector about the world's axes and the centre, the views aligned as well as a
@@ -94,6 +110,7 @@ class AdjustedBundle:
     distortion_sd: np.ndarray
     modes: np.ndarray
     sigma_px: float
+    principal_sd_px: np.ndarray
     centre_freedom: float = 0.0
 
 
@@ -107,8 +124,8 @@ def adjust_bundle(
 
     Observations of points that are behind their camera at the start, and points that are then seen by fewer than two,
     have no part, and such points stay where they are. The covariance is the inverse of the normal matrix at the
-    solution. The principal points, which are not estimated, enter it with PRINCIPAL_SD (a consider covariance: S.
-    Schmidt, 1966). None where the points do not determine the cameras.
+    solution. Principal points that are not estimated enter it with PRINCIPAL_SD (a consider covariance: S. Schmidt,
+    1966). None where the points do not determine the cameras.
     """
     middle, length = _normalising_frame(bundle.world_from_cam, bundle.points_world)
     if priors.centres is not None:
@@ -120,6 +137,7 @@ def adjust_bundle(
         problem = _Problem(_rescaled(part, middle, 1 / length), priors, start_K)
         problem.solve(steps, min_gain * max(1.0, len(bundle.world_from_cam) / MANY_VIEWS))
         sds, modes = problem.uncertainty()
+        principal_sd_px = sds[:, PRINCIPAL:] * bundle.long_side_px[:, None]
         freedom = problem.centre_freedom()
     except np.linalg.LinAlgError:
         return None
@@ -128,7 +146,7 @@ def adjust_bundle(
     points = bundle.points_world.copy()
     points[adjusted_points] = adjusted.points_world
     adjusted = replace(adjusted, points_world=points, view=bundle.view, point=bundle.point, pixels=bundle.pixels)
-    return AdjustedBundle(adjusted, sds[:, 0], sds[:, 1:], modes, problem.sigma_px, freedom)
+    return AdjustedBundle(adjusted, sds[:, 0], sds[:, 1:ASPECT], modes, problem.sigma_px, principal_sd_px, freedom)
 
 
 def restrict(bundle: Bundle, valid: np.ndarray, selected: np.ndarray) -> tuple[Bundle, np.ndarray, np.ndarray]:
@@ -173,7 +191,7 @@ def carry_points(after: Bundle, before: Bundle) -> Bundle:
     points[point] = np.einsum("nij,nj->ni", new[:, :3, :3], in_cam) + new[:, :3, 3]
     carried = replace(after, points_world=points)
     cameras = len(after.K)
-    problem = _Problem(carried, Priors(np.zeros(cameras), np.zeros((cameras, CAMERA - 1))), after.K)
+    problem = _Problem(carried, Priors(np.zeros(cameras), np.zeros((cameras, ASPECT - 1))), after.K)
     return problem._with_refined_points(carried)
 
 
@@ -279,7 +297,7 @@ class _Problem:
         has_prior = np.isfinite(self.centres).all(-1)
         centre_weight = np.zeros((views, POSE))
         centre_weight[has_prior, 3:] = 1 / np.broadcast_to(priors.centre_sd, (views, 3))[has_prior] ** 2
-        sds = np.concatenate([priors.log_focal_sd[:, None], priors.distortion_sd], axis=1)
+        sds = priors.camera_sd
         self.free = np.concatenate([(sds > 0).ravel(), pose_free.ravel()])
         with np.errstate(divide="ignore"):
             self.prior_weight = np.concatenate([np.where(sds > 0, 1 / sds**2, 0).ravel(), centre_weight.ravel()])
@@ -329,16 +347,19 @@ class _Problem:
             damping *= 8
 
     def uncertainty(self) -> tuple[np.ndarray, np.ndarray]:
-        """(C, 5) standard deviations and (M, V, 10) modes, in the problem's own unit."""
+        """(C, 8) standard deviations of the cameras' parameters, and (M, V, 10) modes, in the problem's own unit."""
         equations = self._normal_equations(self.movable)
         camera_count = CAMERA * self.cameras
         columns = np.flatnonzero(self.free[:camera_count])
         views = len(self.bundle.world_from_cam)
+        fixed = ~self.free[:camera_count].reshape(-1, CAMERA)[:, PRINCIPAL]  # (C,) principal points
+        unknown = np.zeros((self.cameras, CAMERA))
+        unknown[fixed, PRINCIPAL:] = PRINCIPAL_SD
         if not len(columns):
-            return np.zeros((self.cameras, CAMERA)), np.zeros((0, views, MODE_SIZE))
+            return unknown, np.zeros((0, views, MODE_SIZE))
         covariance_columns = equations.covariance_columns(columns)  # (parameters, columns)
         camera_block = covariance_columns[columns]
-        principal_sd_px = PRINCIPAL_SD * self.bundle.long_side_px
+        principal_sd_px = PRINCIPAL_SD * self.bundle.long_side_px * fixed
         consider = equations.principal_point_sensitivity(principal_sd_px)  # (parameters, 2 C): changes by one sd
         covariance = 0.5 * (camera_block + camera_block.T)
         values, vectors = np.linalg.eigh(covariance)
@@ -350,17 +371,17 @@ class _Problem:
         ]
         whole = np.concatenate([np.array(camera_modes), consider.T])
         total = (whole[:, :camera_count] ** 2).sum(0)
-        principal = np.zeros((len(whole), self.cameras, 2))
-        identity = np.eye(2 * self.cameras).reshape(-1, self.cameras, 2)
-        principal[len(camera_modes) + np.arange(2 * self.cameras)] = identity
-        principal *= principal_sd_px[:, None]
         own = whole[:, :camera_count].reshape(-1, self.cameras, CAMERA)
+        principal = own[:, :, PRINCIPAL:] * self.bundle.long_side_px[:, None]
+        identity = np.eye(2 * self.cameras).reshape(-1, self.cameras, 2)
+        principal[len(camera_modes) + np.arange(2 * self.cameras)] += identity * principal_sd_px[:, None]
         radial = np.where(self.bundle.fisheye, 0.0, own[:, :, 1] + self._k2_as_k1() * own[:, :, 2])
         intrinsics = np.concatenate([own[:, :, :1], radial[:, :, None], principal], axis=-1)
         poses = whole[:, camera_count:].reshape(-1, views, POSE)
         modes = np.concatenate([intrinsics[:, self.bundle.camera_ids], poses], axis=-1)
         weight = (whole**2).sum(1)
-        return np.sqrt(total).reshape(self.cameras, CAMERA), modes[np.argsort(-weight, kind="stable")[:MAX_MODES]]
+        sds = np.sqrt(total).reshape(self.cameras, CAMERA) + unknown
+        return sds, modes[np.argsort(-weight, kind="stable")[:MAX_MODES]]
 
     def centre_freedom(self) -> float:
         """The trace of the centres' covariance in units of their priors'; 0 without priors."""
@@ -402,24 +423,28 @@ class _Problem:
 
     def _prior_residuals(self, bundle: Bundle) -> np.ndarray:
         """(parameters,) distances of cameras and centres from their priors."""
-        log_focal = np.log(bundle.K[:, 0, 0] / self.start_K[:, 0, 0])
-        camera = np.concatenate([log_focal[:, None], bundle.distortion], axis=1)
+        logs = np.log(bundle.K[:, [0, 1], [0, 1]] / self.start_K[:, [0, 1], [0, 1]])
+        aspect, principal = logs[:, 1:] - logs[:, :1], (bundle.K - self.start_K)[:, :2, 2]
+        camera = [logs[:, :1], bundle.distortion, aspect, principal / bundle.long_side_px[:, None]]
         pose = np.zeros((len(self.centres), POSE))
         pose[:, 3:] = np.nan_to_num(bundle.world_from_cam[:, :3, 3] - self.centres)
-        return np.concatenate([camera.ravel(), pose.ravel()])
+        return np.concatenate([np.concatenate(camera, axis=1).ravel(), pose.ravel()])
 
     def _after_step(self, step: np.ndarray, point_step: np.ndarray) -> Bundle:
+        step = np.where(self.free, step, 0.0)  # rounding would part the focal lengths of square pixels
         camera, pose = step[: self.first_pose].reshape(-1, CAMERA), step[self.first_pose :].reshape(-1, POSE)
         K = self.bundle.K.copy()
         # not exp: a longer focal length with a deeper scene, ambiguous without rotations, is then one linear step
         K[:, :2, :2] *= (1 + np.clip(camera[:, 0], -0.6, 1.5))[:, None, None]
+        K[:, 1, 1] *= np.exp(np.clip(camera[:, ASPECT], -0.5, 0.5))
+        K[:, :2, 2] += camera[:, PRINCIPAL:] * self.bundle.long_side_px[:, None]
         poses = self.bundle.world_from_cam.copy()
         poses[:, :3, :3] = rotation_from_rotvec(pose[:, :3]) @ poses[:, :3, :3]
         poses[:, :3, 3] += pose[:, 3:]
         return replace(
             self.bundle,
             K=K,
-            distortion=self.bundle.distortion + camera[:, 1:],
+            distortion=self.bundle.distortion + camera[:, 1:ASPECT],
             world_from_cam=poses,
             points_world=self.bundle.points_world + point_step,
         )
@@ -483,7 +508,10 @@ class _Problem:
         offsets = bundle.points_world[bundle.point] - bundle.world_from_cam[bundle.view][:, :3, 3]
         by_pose = np.concatenate([by_point @ cross_matrix(offsets), -by_point], axis=-1)
         by_focal = pixels - bundle.K[camera][:, :2, 2]
-        by_camera = np.concatenate([by_focal[:, :, None], F @ _distortion_by_terms(plane, fisheye)], axis=-1)
+        by_terms = F @ _distortion_by_terms(plane, fisheye)
+        by_aspect = by_focal * (0.0, 1.0)
+        by_principal = np.eye(2) * bundle.long_side_px[camera][:, None, None]
+        by_camera = np.concatenate([by_focal[:, :, None], by_terms, by_aspect[:, :, None], by_principal], axis=-1)
         root = np.sqrt(weight)
         if bent:
             square = (residuals**2).sum(-1)

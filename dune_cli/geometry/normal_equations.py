@@ -1,8 +1,8 @@
 """The normal equations of a bundle adjustment, with the points eliminated (B. Triggs et al., "Bundle adjustment: a
 modern synthesis", 2000, section 6). float64.
 
-Parameters: CAMERA of each camera (log of the focal factor, distortion), then POSE of each view (rotation vector,
-centre).
+Parameters: CAMERA of each camera (log of the focal factor, distortion, log of the aspect, principal point as a share of
+the long side), then POSE of each view (rotation vector, centre).
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import numpy as np
 from dune_cli.geometry.poses import cross_matrix
 
 TERMS = 4  # of a distortion: k1, k2, p1, p2 of OPENCV, or k1 to k4 of OPENCV_FISHEYE
-CAMERA, POSE = 1 + TERMS, 6
+ASPECT, PRINCIPAL = 1 + TERMS, 2 + TERMS  # where these parameters of a camera are, the latter two numbers
+CAMERA, POSE = PRINCIPAL + 2, 6
 DENSE_UP_TO = 3000  # parameters of cameras and poses: above, the normal equations are solved as sparse ones
 
 
 @dataclass(frozen=True)
 class Derivatives:
     """Of N observations, all times the `root` (N,) of their weights: `residuals` (N, 2), and their derivatives
-    `by_parameters` (N, 2, 11), the camera's first, then the pose's, and `by_point` (N, 2, 3). `camera_ids` (V,) of the
+    `by_parameters` (N, 2, 14), the camera's first, then the pose's, and `by_point` (N, 2, 3). `camera_ids` (V,) of the
     views; the `view` and `point` (N,) of the observations."""
 
     residuals: np.ndarray
@@ -40,7 +41,7 @@ class NormalEquations:
     variances and gradient of the priors. `gauge_centres` (V, 3): the views' centres where a similarity of the world
     changes nothing, else None.
 
-    The block of points and parameters is kept as two sparse matrices of blocks, one a point and camera (3 x 5) and one
+    The block of points and parameters is kept as two sparse matrices of blocks, one a point and camera (3 x 8) and one
     a point and view (3 x 6).
     """
 
@@ -61,7 +62,7 @@ class NormalEquations:
         self.points = int(derivatives.point.max()) + 1
         is_free = np.concatenate(
             [free[: self.first_pose].reshape(-1, CAMERA)[self.camera_ids], free[self.first_pose :].reshape(-1, POSE)], 1
-        )  # (V, 11)
+        )  # (V, 14)
         self.by_parameters = derivatives.by_parameters * is_free[derivatives.view][:, None]
         self.by_point, self.root = derivatives.by_point, derivatives.root
         by_view = np.argsort(derivatives.view, kind="stable")
@@ -127,7 +128,7 @@ class NormalEquations:
         return -solve((right.reshape(self.total, -1) - through_points) * np.repeat(principal_sd_px, 2))
 
     def _parameters_of(self, view: int) -> np.ndarray:
-        """(11,) the indices of the parameters of a view's camera and pose."""
+        """(14,) the indices of the parameters of a view's camera and pose."""
         pose = self.first_pose + POSE * view + np.arange(POSE)
         return np.concatenate([CAMERA * self.camera_ids[view] + np.arange(CAMERA), pose])
 

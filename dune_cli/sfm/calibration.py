@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from dune_cli.geometry.bundle_adjustment import (
     CORRELATION,
     MAX_STEPS,
     MIN_GAIN,
+    PRINCIPAL_SD,
     AdjustedBundle,
     Bundle,
     Priors,
@@ -23,7 +24,7 @@ from dune_cli.geometry.camera_models import MODELS, Camera
 from dune_cli.geometry.normal_equations import TERMS
 from dune_cli.sfm.cameras import PhotoCameras, SharedCamera
 from dune_cli.sfm.matching import Correspondences
-from dune_cli.sfm.scene import SfmModel, View
+from dune_cli.sfm.scene import CameraSd, SfmModel, View
 
 # of the logarithm of a focal length: from 55 degrees, one deviation reaches 38 and 76 degrees across the long side
 GUESS_SD, EXIF_SD = 0.4, 0.05
@@ -31,6 +32,8 @@ RADIAL_SD = 0.1  # of COLMAP's k of SIMPLE_RADIAL; phones and reflex cameras are
 IMPLAUSIBLE_RADIAL = 0.4
 IMPLAUSIBLE = 3.0  # standard deviations, beyond which COLMAP is taken to have diverged
 OUTLYING_PRIOR = 3.0  # standard deviations beyond which a prior is dropped: a cropped photo keeps the original's EXIF
+CROPPED_SD = 0.2  # of the long side: the principal point of a cropped photo
+ASPECT_SD = 0.003  # of the logarithm of fy / fx: pixels are square, but for sizes that were rounded
 MAX_OBSERVATIONS = 60_000  # above, the points with the longest tracks alone calibrate the cameras
 LAST_STEPS = 2  # of all the points together
 MIN_POINTS = 6
@@ -67,7 +70,7 @@ def calibrate(
 ) -> SfmModel | None:
     """The model after bundle adjustment with priors on its cameras, with the cameras' uncertainty.
 
-    Lenses that are not known get the model of LENSES that the points support (`_choose_lens`). `fixed_poses`: photos
+    Lenses that are not known get the `Lens` that the points support (`_choose_lens`). `fixed_poses`: photos
     whose pose is kept. `centres`: photo -> prior of its centre (3,), with standard deviation `centre_sd`. None where
     the points do not determine the cameras, and where all focal lengths are known and no lens shows distortion.
     """
@@ -83,6 +86,7 @@ def calibrate(
         np.array([index in fixed_poses for index in views]),
         np.stack([centres.get(index, np.full(3, np.nan)) for index in views]) if centres else None,
         centre_sd,
+        principal_sd=principal_sds(shared, [model.cameras[n].K for n in used]),
     )
     in_front = np.isfinite(bundle.residuals_px()).all(-1)
     every = np.ones(len(bundle.points_world), bool)
@@ -92,7 +96,7 @@ def calibrate(
         return None
     problem = LensProblem(part, priors, start_K, shared)
     chosen = _choose_lens(problem, [model.cameras[n] for n in used])
-    if chosen is None or (is_fixed.all() and chosen[0] == NO_LENS):
+    if chosen is None or (is_fixed.all() and chosen[0].model == NO_LENS):
         return None
     lens, start = chosen
     adjusted = problem.adjusted(lens, problem.started(start))
@@ -100,8 +104,10 @@ def calibrate(
         return None
     change = np.abs(np.log(adjusted.bundle.K[:, 0, 0] / start_K[:, 0, 0]))
     outlying = has_prior & (change > OUTLYING_PRIOR * focal_sd)
-    if outlying.any():
-        problem = replace(problem, priors=replace(priors, log_focal_sd=np.where(outlying, GUESS_SD, focal_sd)))
+    cropped_sd = principal_sds(shared, list(adjusted.bundle.K))
+    if outlying.any() or (lens.principal and (cropped_sd > priors.principal_sd).any()):
+        focal_sd = np.where(outlying, GUESS_SD, focal_sd)
+        problem = replace(problem, priors=replace(priors, log_focal_sd=focal_sd, principal_sd=cropped_sd))
         adjusted = problem.adjusted(lens, adjusted.bundle) or adjusted
     if not selected.all():  # the other points follow the cameras, and have their part in the last steps
         whole, _, _ = restrict(bundle, in_front, every)
@@ -121,12 +127,26 @@ def calibrate(
     return with_adjusted_points(calibrated, fitted, in_front, adjusted.bundle, views, limit_px)
 
 
+def principal_sds(shared: Sequence[SharedCamera], K: Sequence[np.ndarray]) -> np.ndarray:
+    """(C,) the standard deviations of the principal points, should they be estimated, as shares of the long side. Those
+    of the cameras `K` that are far from the middle have none but that of a cropped photo."""
+    found = []
+    for camera, own in zip(shared, K):
+        off = np.abs((own - initial_camera(camera).K)[:2, 2]).max() / max(camera.width, camera.height)
+        found.append(CROPPED_SD if off > OUTLYING_PRIOR * PRINCIPAL_SD else PRINCIPAL_SD)
+    return np.array(found)
+
+
 def camera_sds(
     adjusted: AdjustedBundle, shared: Sequence[SharedCamera], found: Sequence[Camera], used: Sequence[int]
-) -> dict[int, tuple[float, tuple[float, ...]]]:
+) -> dict[int, CameraSd]:
     """`SfmModel.camera_sd` of the cameras that were `found`, whose indices are `used`."""
     return {
-        n: (float(adjusted.log_focal_sd[row]), tuple(map(float, adjusted.distortion_sd[row]))[: len(camera.distortion)])
+        n: CameraSd(
+            float(adjusted.log_focal_sd[row]),
+            tuple(map(float, adjusted.distortion_sd[row]))[: len(camera.distortion)],
+            tuple(map(float, adjusted.principal_sd_px[row])),
+        )
         for row, (n, camera) in enumerate(zip(used, found))
         if not (shared[row].fixed and shared[row].lens_known)
     }
@@ -203,7 +223,25 @@ CHOICE_OBSERVATIONS = 6_000  # that decide on the lens
 CHOICE_STEPS, CHOICE_GAIN = 15, 0.5  # of each adjustment that is compared; far below what a term must gain
 PROMISE = 0.5  # of what the terms of a lens must gain, that one step is expected to gain: then they are estimated
 CHOICE_VIEWS, CHOICE_POINTS = 3, 100  # of a camera, from which on its distortion can be told
+SAME_PX = 1e-6
 LEAST_SEEN = 0.95  # of a photo's pixels, that a lens must have rays for
+
+
+@dataclass(frozen=True)
+class Lens:
+    """What is estimated of lenses: the terms of a `model` of LENSES; whether the `principal` point; and whether the
+    `aspect`, fy / fx."""
+
+    model: str
+    principal: bool = False
+    aspect: bool = False
+
+    def penalty(self, bundle: Bundle) -> float:
+        """What these parameters of all cameras must gain of the cost: those of the model the logarithm of the number of
+        errors each (G. Schwarz, 1978), principal point and aspect, which are never quite where they are without, 2 each
+        (H. Akaike, 1974)."""
+        of_model = np.count_nonzero(LENSES[self.model]) * np.log(2 * len(bundle.view))
+        return float(len(bundle.K) * (of_model + 2 * (2 * self.principal + self.aspect)))
 
 
 @dataclass(frozen=True)
@@ -216,27 +254,36 @@ class LensProblem:
     shared: Sequence[SharedCamera]
 
     def adjusted(
-        self, lens: str, start: Bundle, steps: int = MAX_STEPS, min_gain: float = MIN_GAIN
+        self, lens: Lens, start: Bundle, steps: int = MAX_STEPS, min_gain: float = MIN_GAIN
     ) -> AdjustedBundle | None:
         """The solution with the terms of `lens`, from the cameras, poses and points of `start`."""
         start, priors = self._with_terms(lens, start)
         return adjust_bundle(start, priors, self.start_K, steps, min_gain)
 
-    def expected_gain(self, lens: str, start: Bundle) -> float:
+    def expected_gain(self, lens: Lens, start: Bundle) -> float:
         """What a step from `start` is expected to gain with the terms of `lens`."""
         start, priors = self._with_terms(lens, start)
         return expected_gain(start, priors, self.start_K)
 
-    def _with_terms(self, lens: str, start: Bundle) -> tuple[Bundle, Priors]:
+    def _with_terms(self, lens: Lens, start: Bundle) -> tuple[Bundle, Priors]:
         """`start` without the terms that `lens` does not have, and the priors with its terms."""
         unknown = np.array([not camera.lens_known for camera in self.shared])
-        simple = np.where([camera.fixed for camera in self.shared], NO_LENS, "SIMPLE_RADIAL")
-        lenses = np.where(self.tells_distortion(), lens, simple)
+        fixed = np.array([camera.fixed for camera in self.shared])
+        tells = self.tells_distortion()
+        lenses = np.where(tells, lens.model, np.where(fixed, NO_LENS, "SIMPLE_RADIAL"))
         sds = np.array([LENSES[name] for name in lenses]) * unknown[:, None]
         known = np.array([_terms_of(camera.camera) is not None for camera in self.shared]) & ~unknown
         keep = (sds > 0) | known[:, None]
         start = replace(start, distortion=np.where(keep, start.distortion, 0.0))
-        return start, replace(self.priors, distortion_sd=sds)
+        free = unknown & tells & ~fixed
+        principal = np.zeros(len(free)) if self.priors.principal_sd is None else self.priors.principal_sd
+        priors = replace(
+            self.priors,
+            distortion_sd=sds,
+            principal_sd=np.where(free & lens.principal, principal, 0.0),
+            aspect_sd=np.where(free & lens.aspect, ASPECT_SD, 0.0),
+        )
+        return start, priors
 
     def started(self, other: Bundle) -> Bundle:
         """The bundle with the cameras and poses of `other`, which has all or some of its points."""
@@ -256,14 +303,14 @@ class LensProblem:
         points = np.bincount(self.bundle.camera_ids[self.bundle.view], minlength=len(self.shared))
         return (views >= CHOICE_VIEWS) & (points >= CHOICE_POINTS)
 
-    def cameras(self, lens: str, bundle: Bundle) -> list[Camera]:
+    def cameras(self, lens: Lens, bundle: Bundle) -> list[Camera]:
         """The cameras of a solution with the terms of `lens`."""
         enough, found = self.tells_distortion(), []
         for row, shared in enumerate(self.shared):
             if shared.lens_known:
                 found.append(shared.camera)
                 continue
-            own = lens if enough[row] else NO_LENS if shared.fixed else "SIMPLE_RADIAL"
+            own = lens.model if enough[row] else NO_LENS if shared.fixed else "SIMPLE_RADIAL"
             terms = np.where(np.array(LENSES[own]) > 0, bundle.distortion[row], 0.0)
             found.append(_camera(own, bundle.K[row], terms, shared.width, shared.height))
         return found
@@ -278,35 +325,46 @@ def _camera(lens: str, K: np.ndarray, terms: np.ndarray, width: int, height: int
     return Camera(lens, (*focals, cx, cy, *map(float, terms[:count])), width, height)
 
 
-def _choose_lens(problem: LensProblem, before: Sequence[Camera]) -> tuple[str, Bundle] | None:
+def lens_of(cameras: Sequence[Camera], shared: Sequence[SharedCamera]) -> Lens:
+    """What was estimated of calibrated cameras whose lens was not known."""
+    pairs = [(camera, one) for camera, one in zip(cameras, shared) if not one.lens_known]
+    models = [name for name in LENSES if name in [camera.model for camera, _ in pairs]]
+    fisheyes = [name for name in models if name in FISHEYES]
+    free = [(camera.K, initial_camera(one).K) for camera, one in pairs if not one.fixed]
+    principal = any(np.abs(K[:2, 2] - start[:2, 2]).max() > SAME_PX for K, start in free)
+    aspect = any(abs(K[0, 0] - K[1, 1]) > SAME_PX for K, _ in free)
+    return Lens((fisheyes or models or [NO_LENS])[-1], principal, aspect)
+
+
+def _choose_lens(problem: LensProblem, before: Sequence[Camera]) -> tuple[Lens, Bundle] | None:
     """The lens of the cameras whose lens is not known, and a start for it; None where the points do not determine it.
 
-    Each model is adjusted, from the solution of the simpler one. The one with the least Bayesian information criterion
-    is chosen (G. Schwarz, 1978): the cost of the errors, by the standard deviation that the best model leaves, plus the
-    logarithm of the number of errors for each parameter. Fisheye models are tried where a barrel distortion is strong.
+    Each model is adjusted, from the solution of the simpler one. The one with the least information criterion is
+    chosen: the cost of the errors, by the standard deviation that the best model leaves, plus the penalty of its
+    parameters (`Lens.penalty`). Fisheye models are tried where a barrel distortion is strong; principal point and
+    aspect with the best models of both kinds, unless they are free from `before`.
     """
-    base = NO_LENS if all(camera.fixed for camera in problem.shared) else "SIMPLE_RADIAL"
-    whole = problem.bundle
+    known, whole = lens_of(before, problem.shared), problem.bundle
+    simplest = NO_LENS if all(camera.fixed for camera in problem.shared) else "SIMPLE_RADIAL"
+    base = replace(known, model=simplest)
     if len(whole.view) > CHOICE_OBSERVATIONS:
         few, _, _ = restrict(whole, np.ones(len(whole.view), bool), longest_tracks(whole, CHOICE_OBSERVATIONS))
         problem = replace(problem, bundle=few)
-    previous = next((camera.model for camera in before if camera.model in FISHEYES), None)
-    if previous is not None:
-        return previous if problem.tells_distortion().any() else base, whole
+    if known.model in FISHEYES:
+        return known if problem.tells_distortion().any() else base, whole
     unknown = problem.tells_distortion() & np.array([not camera.lens_known for camera in problem.shared])
     if not unknown.any():
         return base, whole
-    adjusted = problem.adjusted(base, problem.bundle, CHOICE_STEPS, CHOICE_GAIN)
-    if adjusted is None:
+    trials = _Trials(problem)
+    if not trials.add(base, problem.bundle, checked=False):
         return None
-    solutions = {base: adjusted}
-    for lens in ("SIMPLE_RADIAL", "RADIAL", "OPENCV"):
-        if lens not in solutions and _promises(problem, lens, *list(solutions.items())[-1]):
-            last = list(solutions.values())[-1].bundle
-            _try_lens(problem, lens, last, solutions)
-    radial = [found.bundle.distortion[unknown, 0].min() for found in solutions.values()]
+    for model in ("SIMPLE_RADIAL", "RADIAL", "OPENCV"):
+        simpler, lens = list(trials.solutions)[-1], replace(base, model=model)
+        if lens not in trials.solutions and trials.promises(lens, simpler):
+            trials.add(lens, trials.solutions[simpler].bundle)
+    radial = [found.bundle.distortion[unknown, 0].min() for found in trials.solutions.values()]
     if min(radial) < STRONG_RADIAL:
-        start = solutions.get("SIMPLE_RADIAL", adjusted).bundle
+        start = trials.solutions.get(replace(base, model="SIMPLE_RADIAL"), trials.solutions[base]).bundle
         terms = np.zeros_like(start.distortion)
         terms[:, 0] = start.distortion[:, 0] + 1 / 3  # tan(a) = a + a³ / 3 …
         fisheye = replace(
@@ -314,38 +372,61 @@ def _choose_lens(problem: LensProblem, before: Sequence[Camera]) -> tuple[str, B
             distortion=np.where(unknown[:, None], terms, start.distortion),
             fisheye=unknown | start.fisheye,
         )
-        for lens in FISHEYES:
-            _try_lens(problem, lens, solutions[FISHEYES[0]].bundle if FISHEYES[0] in solutions else fisheye, solutions)
-    sigma_px = min(found.sigma_px for found in solutions.values())
-    scores = {lens: _information_criterion(lens, found.bundle, sigma_px) for lens, found in solutions.items()}
-    best = min(scores, key=scores.__getitem__)
-    return best, solutions[best].bundle
+        for model in FISHEYES:
+            if trials.add(replace(base, model=model), fisheye):
+                fisheye = trials.solutions[replace(base, model=model)].bundle
+    estimated = any(unknown[row] and not camera.fixed for row, camera in enumerate(problem.shared))
+    for models in (FISHEYES, tuple(set(LENSES) - set(FISHEYES))) if estimated else ():
+        for more in ({"principal": True}, {"principal": True, "aspect": True}):
+            own = trials.best(models)
+            lens = own and replace(own, **more)
+            if own is not None and lens not in trials.solutions and trials.promises(lens, own):
+                trials.add(lens, trials.solutions[own].bundle)
+    best = trials.best()
+    return best, trials.solutions[best].bundle
 
 
-def _promises(problem: LensProblem, lens: str, simpler: str, solution: AdjustedBundle) -> bool:
-    """Whether the terms of `lens` are expected to gain, from the solution of a `simpler` one, what they must."""
-    gain = problem.expected_gain(lens, solution.bundle) - problem.expected_gain(simpler, solution.bundle)
-    return not gain < PROMISE * (_penalty(lens, solution.bundle) - _penalty(simpler, solution.bundle))
+@dataclass(frozen=True)
+class _Trials:
+    """The solutions of a problem with several lenses."""
+
+    problem: LensProblem
+    solutions: dict[Lens, AdjustedBundle] = field(default_factory=dict)
+
+    def promises(self, lens: Lens, simpler: Lens) -> bool:
+        """Whether `lens` is expected to gain, from the solution of a `simpler` one, what it must."""
+        start = self.solutions[simpler].bundle
+        gain = self.problem.expected_gain(lens, start) - self.problem.expected_gain(simpler, start)
+        return not gain < PROMISE * (lens.penalty(start) - simpler.penalty(start))
+
+    def add(self, lens: Lens, start: Bundle, checked: bool = True) -> bool:
+        """Adds the solution with `lens`; whether there is one, whose cameras see most of their photos (`checked`)."""
+        found = self.problem.adjusted(lens, start, CHOICE_STEPS, CHOICE_GAIN)
+        if found is None:
+            return False
+        cameras = self.problem.cameras(lens, found.bundle) if checked else []
+        if any(_seen_share(camera) < LEAST_SEEN for camera in cameras):
+            return False
+        self.solutions[lens] = found
+        return True
+
+    def best(self, models: Collection[str] = tuple(LENSES)) -> Lens | None:
+        """The lens of one of these models with the least information criterion."""
+        sigma_px = min(found.sigma_px for found in self.solutions.values())
+        scores = {
+            lens: _information_criterion(lens, found.bundle, sigma_px)
+            for lens, found in self.solutions.items()
+            if lens.model in models
+        }
+        return min(scores, key=scores.__getitem__) if scores else None
 
 
-def _try_lens(problem: LensProblem, lens: str, start: Bundle, solutions: dict[str, AdjustedBundle]) -> None:
-    """Adds the solution with `lens`, unless there is none, or one whose cameras do not see most of their photos."""
-    found = problem.adjusted(lens, start, CHOICE_STEPS, CHOICE_GAIN)
-    if found is not None and all(_seen_share(camera) >= LEAST_SEEN for camera in problem.cameras(lens, found.bundle)):
-        solutions[lens] = found
-
-
-def _information_criterion(lens: str, bundle: Bundle, sigma_px: float) -> float:
+def _information_criterion(lens: Lens, bundle: Bundle, sigma_px: float) -> float:
     square = (bundle.residuals_px() ** 2).sum(-1)
     square = np.where(np.isfinite(square), square, 1e12)
     kernel_px = 3 * sigma_px
     cost = kernel_px**2 * np.log1p(square / kernel_px**2).sum() / (CORRELATION * sigma_px) ** 2
-    return float(cost) + _penalty(lens, bundle)
-
-
-def _penalty(lens: str, bundle: Bundle) -> float:
-    """The logarithm of the number of errors for each term of the lens."""
-    return len(bundle.K) * int(np.count_nonzero(LENSES[lens])) * float(np.log(2 * len(bundle.view)))
+    return float(cost) + lens.penalty(bundle)
 
 
 def _seen_share(camera: Camera) -> float:
@@ -431,6 +512,9 @@ def calibration_notes(views: Sequence[View]) -> tuple[str, ...]:
             name = group[0].image if len(group) == 1 else f"{len(group)} photos"
             if sd > FIXED_SD:
                 notes.append(f"focal length of {name}: {before_px:.0f} -> {focal_px:.0f} px, +- {sd:.1%}")
+            off = _centre_offset(group[0])
+            if np.abs(off).max() > SAME_PX:
+                notes.append(f"principal point of {name}: {off[0]:+.1f}, {off[1]:+.1f} px from the middle, estimated")
             if not group[0].camera.is_pinhole and (sd <= FIXED_SD or group[0].camera.model != "SIMPLE_RADIAL"):
                 notes.append(f"lens of {name}: {_lens_text(group[0].camera)}, estimated from the photos")
     else:
@@ -447,6 +531,13 @@ def calibration_notes(views: Sequence[View]) -> tuple[str, ...]:
             "it; give --intrinsics or --fov-deg, or add photos of the same place in other viewing directions"
         )
     return tuple(notes)
+
+
+def _centre_offset(view: View) -> np.ndarray:
+    """(2,) pixels from the middle of the photo to its principal point; 0 where the focal length was given."""
+    if view.focal_source == "given":
+        return np.zeros(2)
+    return view.K[:2, 2] - (np.array([view.width, view.height]) - 1) / 2
 
 
 def _lens_text(camera: Camera) -> str:

@@ -29,17 +29,17 @@ from dune_cli.geometry.normal_equations import TERMS
 from dune_cli.geometry.poses import transform_points
 from dune_cli.geometry.sim3 import move_poses
 from dune_cli.sfm.calibration import (
-    FISHEYES,
-    LENSES,
     MAX_ERROR_PX,
     MAX_OBSERVATIONS,
     MIN_POINTS,
-    NO_LENS,
+    Lens,
     LensProblem,
     bundle_of,
     camera_sds,
     focal_priors,
+    lens_of,
     longest_tracks,
+    principal_sds,
     with_adjusted_points,
 )
 from dune_cli.sfm.cameras import PhotoCameras
@@ -95,8 +95,12 @@ def adjust_to_positions(
         return "too few points"
     part, _, _ = restrict(whole, np.ones(len(whole.view), bool), longest_tracks(whole, MAX_OBSERVATIONS, SEEN))
     start_K, focal_sd, _ = focal_priors(shared)
-    kept = Priors(focal_sd, np.zeros((len(used), TERMS)))
-    lens = _lens_of(model, cameras, used)
+    kept = Priors(
+        focal_sd,
+        np.zeros((len(used), TERMS)),
+        principal_sd=principal_sds(shared, [model.cameras[n].K for n in used]),
+    )
+    lens = lens_of([model.cameras[n] for n in used], shared)
     problem = LensProblem(part, kept, start_K, shared)
     rounds = _Rounds(problem, lens, views, measured, fit)
     solved = rounds.solve()
@@ -135,7 +139,7 @@ class _Rounds:
     """Adjustment, the standard deviation of the positions, and which of them agree, in turns."""
 
     problem: LensProblem
-    lens: str
+    lens: Lens
     views: list[int]
     measured: MeasuredCentres
     fit: PositionFit
@@ -203,14 +207,6 @@ def _moved(bundle: Bundle, world_from_model: np.ndarray) -> Bundle:
         world_from_cam=move_poses(world_from_model, bundle.world_from_cam),
         points_world=transform_points(world_from_model, bundle.points_world),
     )
-
-
-def _lens_of(model: SfmModel, cameras: PhotoCameras, used: list[int]) -> str:
-    """The lens that calibration chose for the cameras whose lens was not known."""
-    models = [model.cameras[n].model for n in used if not cameras.shared[n].lens_known]
-    lenses = [name for name in LENSES if name in models]
-    fisheyes = [name for name in lenses if name in FISHEYES]
-    return (fisheyes or lenses or [NO_LENS])[-1]
 
 
 def _rms(residuals: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,14 +27,23 @@ LARGE_COORDINATES_NOTE = (
 )
 
 
+class CameraSd(NamedTuple):
+    """Standard deviations of a calibrated camera: of the logarithm of its focal length, of its distortion's parameters,
+    and of its principal point in pixels."""
+
+    log_focal: float
+    distortion: tuple[float, ...]
+    principal_px: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class SfmModel:
     """A sparse model of some of the photos, as the mapper gives it. Photos and cameras go by their index.
 
     `cameras`: by their index. `world_from_cam`: photo -> (4, 4). `points_world` (M, 3), `errors_px` (M,)
     mean reprojection errors. `observations`: photo -> indices (K,) of the points that it sees, and of its keypoints
-    there. `camera_sd`: calibrated camera -> standard deviations of the logarithm of its focal length and of its
-    distortion's parameters. `modes`: photo -> (M, 10) as in `geometry.bundle_adjustment.AdjustedBundle`.
+    there. `camera_sd`: of calibrated cameras. `modes`: photo -> (M, 10) as in
+    `geometry.bundle_adjustment.AdjustedBundle`.
     """
 
     cameras: dict[int, Camera]
@@ -42,7 +51,7 @@ class SfmModel:
     points_world: np.ndarray
     errors_px: np.ndarray
     observations: dict[int, tuple[np.ndarray, np.ndarray]]
-    camera_sd: dict[int, tuple[float, tuple[float, ...]]] = field(default_factory=dict)
+    camera_sd: dict[int, CameraSd] = field(default_factory=dict)
     modes: dict[int, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -107,14 +116,16 @@ class Calibration:
     """The uncertainty of a view's calibrated camera.
 
     `focal_before_px`: the focal length before calibration. `focal_sd`: standard deviation of the focal length, as a
-    share of it. `distortion_sd`: those of the parameters of its distortion. `modes` (M, 10): independent errors of the
-    scene's cameras, one standard deviation each, as they change this view: the logarithm of its focal length, its
-    radial term, its principal point in pixels, the rotation vector about the world's axes in radians, and the centre.
+    share of it. `distortion_sd`: those of the parameters of its distortion. `principal_sd_px` (2,): that of its
+    principal point, estimated or not. `modes` (M, 10): independent errors of the scene's cameras, one standard
+    deviation each, as they change this view: the logarithm of its focal length, its radial term, its principal point in
+    pixels, the rotation vector about the world's axes in radians, and the centre.
     """
 
     focal_before_px: float
     focal_sd: float
     distortion_sd: tuple[float, ...]
+    principal_sd_px: tuple[float, ...]
     modes: np.ndarray
 
     def transformed(self, rotation: np.ndarray, factor: float = 1.0) -> Calibration:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dune_cli.geometry import poses
-from dune_cli.geometry.bundle_adjustment import Bundle
+from dune_cli.geometry.bundle_adjustment import PRINCIPAL_SD, Bundle
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.sfm import calibration
@@ -57,6 +57,25 @@ def test_the_lens_is_chosen_by_what_the_points_tell(model: str, terms: tuple[flo
         np.testing.assert_allclose(found.cameras[0].distortion[:1], terms[:1], atol=0.02)
         assert found.cameras[0].params[0] == pytest.approx(300, rel=1e-9 if start.source == "given" else 0.01)
         assert len(found.camera_sd[0][1]) == len(terms)
+
+
+@pytest.mark.parametrize(
+    ("centre", "within_px"),
+    [((248.5, 172.5), 3.0), ((160.0, 230.0), 8.0), (CENTRE, 0.0)],
+    ids=["near", "cropped", "middle"],
+)
+def test_the_principal_point_is_estimated_where_it_is_off_the_middle(
+    centre: tuple[float, float], within_px: float
+) -> None:
+    true = Camera("SIMPLE_RADIAL", (300.0, *centre, -0.08), *SIZE)
+    found = calibrated(true, start_of((330.0, 330.0), "default"))
+    assert found is not None
+    np.testing.assert_allclose(found.cameras[0].K[:2, 2], centre, atol=within_px)
+    sd_px = found.camera_sd[0].principal_px
+    assert sd_px == (PRINCIPAL_SD * SIZE[0],) * 2 if within_px == 0 else max(sd_px) < within_px
+    given = calibrated(true, start_of((300.0, 300.0), "given"))  # four numbers say where it is
+    assert given is not None
+    np.testing.assert_array_equal(given.cameras[0].K[:2, 2], CENTRE)
 
 
 def test_a_fisheye_is_one() -> None:

@@ -136,7 +136,7 @@ def test_everything_in_a_scene_moves_with_it() -> None:
         np.zeros((4, 5, 3), np.uint8),
         np.eye(3),
     )
-    calibration = Calibration(900.0, 0.01, (0.1,), rng.normal(size=(2, 10)))
+    calibration = Calibration(900.0, 0.01, (0.1,), (9.0, 9.0), rng.normal(size=(2, 10)))
     lost = replace(scene.views[5], world_from_cam=np.full((4, 4), np.nan), registered=False)
     views = (replace(scene.views[0], dense=dense, calibration=calibration), *scene.views[1:5], lost)
     normals = np.array([[0, 0, 1.0], [1, 0, 0]], np.float32)

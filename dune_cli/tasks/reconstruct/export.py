@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from dune_cli.errors import JobFailed
-from dune_cli.geometry.bundle_adjustment import PRINCIPAL_SD
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.geometry.poses import inverse
@@ -239,9 +238,8 @@ def _camera_model_json(view: View) -> dict[str, Any]:
     camera, calibration = view.camera, view.calibration
     document: dict[str, Any] = {"model": camera.model, "params": list(camera.params), "sd": None}
     if calibration is not None:
-        principal_sd_px = PRINCIPAL_SD * max(view.width, view.height)  # not estimated: the prior's
         focal_sds = [calibration.focal_sd * focal for focal in camera.params[: camera.kind.focals]]
-        document["sd"] = [*focal_sds, principal_sd_px, principal_sd_px, *calibration.distortion_sd]
+        document["sd"] = [*focal_sds, *calibration.principal_sd_px, *calibration.distortion_sd]
         document |= {"focal_before": calibration.focal_before_px, "modes": calibration.modes}
     return document
 
