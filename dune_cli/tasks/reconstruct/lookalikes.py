@@ -78,8 +78,8 @@ def _notes(matched: MatchedPhotos, judge: Judge, against: set[Pair], given_up: s
     if two >= max(LEAST_PAIRS, least * tested):
         notes.append(
             f"warning: in {two} of {tested} pairs of photos the matches show two motions, and a scene can have one: a "
-            "thing turns before a still background, or moves. The scene may be wrong; mask what is not wanted with "
-            "--masks DIR or --mask NAMES"
+            "thing turns before a still background or moves, or parts look alike. The scene may be wrong; mask what is "
+            "not wanted with --masks DIR or --mask NAMES"
         )
     elif unsettled >= UNSETTLED:
         notes.append(
