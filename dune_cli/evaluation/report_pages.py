@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dune_cli.errors import UserError
+from dune_cli.io.safe_read import read_text
 
 DATA = "DATA"
 BEGIN = "<!-- dune eval report"
@@ -108,7 +109,7 @@ class CellDifference:
 
 def read_page(page: Path) -> list[PageTable]:
     """The tables of a page in their order. UserError for a marker that cannot be understood or has no table."""
-    lines = page.read_text(encoding="utf-8").splitlines()
+    lines = read_text(page, "a Markdown page").splitlines()
     tables, marker, index, fenced = [], None, 0, False
     while index < len(lines):
         line = lines[index]

@@ -62,6 +62,8 @@ def command(
     data = None if chosen.data_root is None else Path(chosen.data_root).expanduser()
     pages = _pages(paths, chosen.pages)
     tables = [table for page in pages for table in report_pages.read_page(page)]
+    if not tables:
+        raise UserError(f"{pages[0]} holds no table with the marker of dune eval report; name a page of benchmarks")
     run, results, lines = Run(), [], []
     outputs: dict[tuple[str, ...], str] = {}
     with run.stage("tables"):

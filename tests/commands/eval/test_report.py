@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from dune_cli.cli import main
 from dune_cli.errors import UserError
 from dune_cli.evaluation import report_pages
 from dune_cli.evaluation.report_pages import PageTable, Spread
@@ -156,3 +158,10 @@ def test_every_table_of_the_benchmarks_has_a_marker() -> None:
     for file in sorted((ROOT / "docs" / "benchmarks").glob("*.md")):
         for table in report_pages.read_page(file):
             assert table.marker is not None, table.place
+
+
+@pytest.mark.parametrize("content, said", [(b"\x89PNG", "is not UTF-8 text"), (b"| a |\n", "holds no table with the")])
+def test_what_is_no_page_of_benchmarks(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_bytes(content)
+    done = CliRunner().invoke(main, ["eval", "report", str(tmp_path / "page.md")])
+    assert done.exit_code == 2 and said in done.stderr
