@@ -29,7 +29,7 @@ from dune_cli.sfm.scene import CameraSd, SfmModel, View
 # of the logarithm of a focal length: from 55 degrees, one deviation reaches 38 and 76 degrees across the long side
 GUESS_SD, EXIF_SD = 0.4, 0.05
 RADIAL_SD = 0.1  # of COLMAP's k of SIMPLE_RADIAL; phones and reflex cameras are within 0.1, action cameras at -0.25
-IMPLAUSIBLE_RADIAL = 0.4
+IMPLAUSIBLE_RADIAL, IMPLAUSIBLE_AT_BORDER = 0.4, 0.1  # the term, and the share by which it moves the border
 IMPLAUSIBLE = 3.0  # standard deviations, beyond which COLMAP is taken to have diverged
 OUTLYING_PRIOR = 3.0  # standard deviations beyond which a prior is dropped: a cropped photo keeps the original's EXIF
 CROPPED_SD = 0.2  # of the long side: the principal point of a cropped photo
@@ -42,13 +42,21 @@ MAX_ERROR_PX = 4.0  # of a point, in matched pixels, as in COLMAP
 
 
 def implausible_cameras(cameras: Mapping[int, Camera], shared: Sequence[SharedCamera]) -> dict[int, Camera]:
-    """Where one of the calibrated `cameras` is implausible, all of them as they were before calibration; else empty."""
-    before = {n: initial_camera(shared[n]) for n in cameras}
-    for n, camera in cameras.items():
-        change = abs(np.log(camera.params[0] / before[n].params[0]))
-        if not shared[n].fixed and (change > IMPLAUSIBLE * GUESS_SD or abs(camera.first_radial) > IMPLAUSIBLE_RADIAL):
-            return before
-    return {}
+    """Where some of the calibrated `cameras` are implausible, all of them, these as before calibration; else empty."""
+    initial = {n: initial_camera(shared[n]) for n in cameras if not shared[n].fixed}
+    reset = {n: before for n, before in initial.items() if _is_implausible(cameras[n], before)}
+    return {**cameras, **reset} if reset else {}
+
+
+def _is_implausible(camera: Camera, before: Camera) -> bool:
+    """A focal length far from the one before, or a radial term that no lens has: at the border of a telephoto even a
+    large one is little."""
+    focal_px = camera.params[0]
+    if abs(np.log(focal_px / before.params[0])) > IMPLAUSIBLE * GUESS_SD:
+        return True
+    radial = abs(camera.first_radial)
+    at_border = radial * (0.5 * max(camera.width, camera.height) / focal_px) ** 2
+    return radial > IMPLAUSIBLE_RADIAL and at_border > IMPLAUSIBLE_AT_BORDER
 
 
 def initial_camera(shared: SharedCamera) -> Camera:

@@ -77,6 +77,7 @@ def map_photos(
     centres = {} if config.fixed_poses else {index: pose[:3, 3] for index, pose in known_poses.items()}
     centre_sd = float(np.sqrt(_prior_variance(known_poses))) if centres else 1.0
     calibrated: dict[int, Camera] = {}
+    fits = False  # the model to the calibrated cameras
     models: list[SfmModel] = []
     initial_pairs: Sequence[InitialPair] = INITIAL_PAIRS
     for _ in range(CALIBRATION_ROUNDS):
@@ -85,7 +86,7 @@ def map_photos(
         if draft is not None:
             again, initial_pairs = draft
             draft = None
-        elif models and calibrated and _is_kept(models[0], len(cameras.ids)) and not known_poses:
+        elif fits and _is_kept(models[0], len(cameras.ids)) and not known_poses:
             again = [mapping.with_new_points(models[0], scratch), *models[1:]]
         else:
             again, initial_pairs = mapping.run(scratch)
@@ -102,7 +103,7 @@ def map_photos(
         if better is None:
             break
         before, models = models[0], [better, *models[1:]]
-        calibrated = better.cameras
+        calibrated, fits = better.cameras, True
         if all(_is_settled(before.cameras[n], camera) for n, camera in calibrated.items()):
             break
     return models
