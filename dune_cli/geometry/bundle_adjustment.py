@@ -319,13 +319,13 @@ class _Problem:
                     bent = False
                     continue
                 gain, cost = cost - new_cost, new_cost
-                small = small + 1 if min(gain, by_cameras) < max(min_gain, rough * cost) else 0
+                bent = gain < NEAR * cost  # of points that are far from their places no gain by cameras can be told
+                small = small + 1 if (min(gain, by_cameras) if bent else gain) < max(min_gain, rough * cost) else 0
                 # so small a gain is nothing, unless damping kept the step short
                 done = small == SMALL_GAINS or (small > 0 and damping <= self.least_damping)
                 self.bundle = after
                 if done:
                     break
-                bent = gain < NEAR * cost
                 damping = max(damping / 8, self.least_damping)
             self._estimate_sigma()
         self.bundle = self._with_refined_points(self.bundle)

@@ -229,6 +229,10 @@ FISHEYES = ("RADIAL_FISHEYE", "OPENCV_FISHEYE")
 STRONG_RADIAL = -0.15  # k1 of a barrel distortion, from which on fisheye lenses are tried
 CHOICE_OBSERVATIONS = 6_000  # that decide on the lens
 CHOICE_STEPS, CHOICE_GAIN = 15, 0.5  # of each adjustment that is compared; far below what a term must gain
+TOLD, FAR = (
+    1 / 3,
+    5.0,
+)  # of a principal point's standard deviation, that photos leave at most; how many it may move else
 PROMISE = 0.5  # of what the terms of a lens must gain, that one step is expected to gain: then they are estimated
 CHOICE_VIEWS, CHOICE_POINTS = 3, 100  # of a camera, from which on its distortion can be told
 SAME_PX = 1e-6
@@ -408,10 +412,17 @@ class _Trials:
         return not gain < PROMISE * (lens.penalty(start) - simpler.penalty(start))
 
     def add(self, lens: Lens, start: Bundle, checked: bool = True) -> bool:
-        """Adds the solution with `lens`; whether there is one, whose cameras see most of their photos (`checked`)."""
+        """Adds the solution with `lens`; whether there is one, whose cameras see most of their photos (`checked`), and
+        whose principal points the photos tell: they are known far better than before, or are far from there."""
         found = self.problem.adjusted(lens, start, CHOICE_STEPS, CHOICE_GAIN)
         if found is None:
             return False
+        if lens.principal:
+            before_px = self.problem.priors.principal_sd[:, None] * start.long_side_px[:, None]
+            moved_px = np.abs(found.bundle.K[:, :2, 2] - self.problem.start_K[:, :2, 2])
+            told = (found.principal_sd_px <= TOLD * before_px) | (moved_px > FAR * found.principal_sd_px)
+            if not told.all():
+                return False
         cameras = self.problem.cameras(lens, found.bundle) if checked else []
         if any(_seen_share(camera) < LEAST_SEEN for camera in cameras):
             return False

@@ -24,8 +24,9 @@ from dune_cli.geometry.cameras import HALF_PIXEL
 from dune_cli.geometry.poses import add_world_offset, from_rotation_translation, inverse, subtract_world_offset
 from dune_cli.geometry.rigs import NO_RIGS, Rigs
 from dune_cli.io.outputs import scratch_folder
-from dune_cli.sfm.calibration import calibrate, implausible_cameras
+from dune_cli.sfm.calibration import calibrate, implausible_cameras, initial_camera
 from dune_cli.sfm.cameras import PhotoCameras, from_colmap, to_colmap
+from dune_cli.sfm.lookalikes import Judge
 from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.scene import SfmModel
 from dune_cli.sfm.verification import MIN_INLIERS, VerifiedPairs, quiet_pycolmap
@@ -68,45 +69,75 @@ def map_photos(
     """The models of the connected components, largest first. `known_poses`: photo -> `world_from_cam`. `scratch` is an
     existing folder for temporary files. `draft`: what `map_once` gave.
 
-    The cameras of the first model are calibrated with priors (`calibrate`). Where that changes a focal length, all is
-    mapped again with it, because the points were selected with the one that COLMAP had drifted to. Of many photos, and
-    where all were placed, only the points are made again.
+    COLMAP adjusts the focal lengths while a model grows. In a ring of few photos they can drift so far that it does not
+    close. So where pairs of few photos contradict the model, these are mapped with the focal lengths from before as
+    well, and the better of both models counts.
     """
-    known_poses = known_poses or {}
-    fixed_poses = known_poses if config.fixed_poses else {}
-    centres = {} if config.fixed_poses else {index: pose[:3, 3] for index, pose in known_poses.items()}
-    centre_sd = float(np.sqrt(_prior_variance(known_poses))) if centres else 1.0
-    calibrated: dict[int, Camera] = {}
-    fits = False  # the model to the calibrated cameras
-    models: list[SfmModel] = []
-    initial_pairs: Sequence[InitialPair] = INITIAL_PAIRS
-    for _ in range(CALIBRATION_ROUNDS):
-        now = replace(cameras, rigs=cameras.rigs.fitted(models[0].world_from_cam)) if models else cameras
-        mapping = _Mapping(correspondences, verified, now, config, known_poses, calibrated, initial_pairs)
-        if draft is not None:
-            again, initial_pairs = draft
-            draft = None
-        elif fits and _is_kept(models[0], len(cameras.ids)) and not known_poses:
-            again = [mapping.with_new_points(models[0], scratch), *models[1:]]
-        else:
-            again, initial_pairs = mapping.run(scratch)
-        if models and (not again or len(again[0].world_from_cam) < len(models[0].world_from_cam)):
-            break
-        models = again
-        if not models or all(camera.fixed and camera.lens_known for camera in cameras.shared):
-            break
-        if not calibrated and (reset := implausible_cameras(models[0].cameras, cameras.shared)):
-            calibrated = reset
-            continue
-        held = {*fixed_poses, *cameras.rigs.mounts}  # what fixes photos to one another is not adjusted twice
-        better = calibrate(models[0], correspondences, cameras, held, centres, centre_sd)
-        if better is None:
-            break
-        before, models = models[0], [better, *models[1:]]
-        calibrated, fits = better.cameras, True
-        if all(_is_settled(before.cameras[n], camera) for n, camera in calibrated.items()):
-            break
-    return models
+    rounds = _Rounds(correspondences, verified, cameras, config, scratch, known_poses or {})
+    models = rounds.run({}, draft)
+    few = len(cameras.ids) <= FEW and config.mapper == "incremental" and not known_poses
+    if not few or not models or all(camera.fixed for camera in cameras.shared):
+        return models
+    if not Judge(models[0], correspondences, verified, cameras).contradicted:
+        return models
+    other = rounds.run({n: initial_camera(camera) for n, camera in enumerate(cameras.shared)})
+    return max(models, other, key=lambda found: _size(found[0], correspondences.pixel_size) if found else (0, 0.0))
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """Mapping and calibration in turns; see `map_photos`."""
+
+    correspondences: Correspondences
+    verified: VerifiedPairs
+    cameras: PhotoCameras
+    config: MappingConfig
+    scratch: Path
+    known_poses: Mapping[int, np.ndarray]
+
+    def run(self, calibrated: Mapping[int, Camera], draft: Draft | None = None) -> list[SfmModel]:
+        """The models, of which the first has cameras that are calibrated with priors (`calibrate`); the `calibrated`
+        ones are kept before.
+
+        Where that changes a focal length, all is mapped again with it, because the points were selected with the one
+        that COLMAP had drifted to. Of many photos, and where all were placed, only the points are made again.
+        """
+        cameras, known_poses = self.cameras, self.known_poses
+        fixed_poses = known_poses if self.config.fixed_poses else {}
+        centres = {} if self.config.fixed_poses else {index: pose[:3, 3] for index, pose in known_poses.items()}
+        centre_sd = float(np.sqrt(_prior_variance(known_poses))) if centres else 1.0
+        fits = False  # the model to the calibrated cameras
+        models: list[SfmModel] = []
+        initial_pairs: Sequence[InitialPair] = INITIAL_PAIRS
+        for _ in range(CALIBRATION_ROUNDS):
+            now = replace(cameras, rigs=cameras.rigs.fitted(models[0].world_from_cam)) if models else cameras
+            mapping = _Mapping(
+                self.correspondences, self.verified, now, self.config, known_poses, calibrated, initial_pairs
+            )
+            if draft is not None:
+                again, initial_pairs = draft
+                draft = None
+            elif fits and _is_kept(models[0], len(cameras.ids)) and not known_poses:
+                again = [mapping.with_new_points(models[0], self.scratch), *models[1:]]
+            else:
+                again, initial_pairs = mapping.run(self.scratch)
+            if models and (not again or len(again[0].world_from_cam) < len(models[0].world_from_cam)):
+                break
+            models = again
+            if not models or all(camera.fixed and camera.lens_known for camera in cameras.shared):
+                break
+            if not calibrated and (reset := implausible_cameras(models[0].cameras, cameras.shared)):
+                calibrated = reset
+                continue
+            held = {*fixed_poses, *cameras.rigs.mounts}  # what fixes photos to one another is not adjusted twice
+            better = calibrate(models[0], self.correspondences, cameras, held, centres, centre_sd)
+            if better is None:
+                break
+            before, models = models[0], [better, *models[1:]]
+            calibrated, fits = better.cameras, True
+            if all(_is_settled(before.cameras[n], camera) for n, camera in calibrated.items()):
+                break
+        return models
 
 
 def map_once(
@@ -369,10 +400,13 @@ class _Mapping:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
     def _largest_first(self, models: Sequence[SfmModel]) -> list[SfmModel]:
-        def size(model: SfmModel) -> tuple[int, float]:
-            return len(model.world_from_cam), model.score(self.correspondences.pixel_size)
+        found = (model for model in models if len(model.world_from_cam) >= 2)
+        return sorted(found, key=lambda model: _size(model, self.correspondences.pixel_size), reverse=True)
 
-        return sorted((model for model in models if len(model.world_from_cam) >= 2), key=size, reverse=True)
+
+def _size(model: SfmModel, pixel_size: float) -> tuple[int, float]:
+    """The number of photos, and of two models with as many the score."""
+    return len(model.world_from_cam), model.score(pixel_size)
 
 
 def _agree(one: SfmModel, other: SfmModel) -> bool:
