@@ -37,6 +37,7 @@ INITIAL_PAIRS = ((16.0, 0.95), (4.0, 0.95), (8.0, 1.0))  # least angle in degree
 COMPLETE_SHARE, GOOD_ERROR = 0.95, 0.8  # of the photos, of a matched pixel: then no other initial pair is tried
 SAME_ERROR = 0.02  # difference of the errors of two models from other initial pairs, that find the same then
 FEW = 50  # photos: of so few the points that only two of them see are needed
+CONTRADICTED = 0.01  # of the inliers of all pairs, from which on a model of few photos is doubted
 CALIBRATION_ROUNDS = 3
 SETTLED = 0.01  # change of the logarithm of a focal length, below which the model is not mapped again
 ONE_THREAD_UP_TO = 200  # photos: above, several threads make results differ in their last digits
@@ -78,7 +79,8 @@ def map_photos(
     few = len(cameras.ids) <= FEW and config.mapper == "incremental" and not known_poses
     if not few or not models or all(camera.fixed for camera in cameras.shared):
         return models
-    if not Judge(models[0], correspondences, verified, cameras).contradicted:
+    judge = Judge(models[0], correspondences, verified, cameras)
+    if judge.share(judge.contradicted) < CONTRADICTED:
         return models
     other = rounds.run({n: initial_camera(camera) for n, camera in enumerate(cameras.shared)})
     return max(models, other, key=lambda found: _size(found[0], correspondences.pixel_size) if found else (0, 0.0))
