@@ -109,12 +109,13 @@ class Availability:
 
 class Matcher(ABC):
     """Base of all matchers. `rotation_invariant`: it matches rotated photos as well as upright ones. `one_thread`: a
-    call works in one thread, and several threads may call at once. `reload`: loads the same matcher in another process;
-    None where only this object is known."""
+    call works in one thread, and several threads may call at once. `pairs_ahead`: how many pairs it is to match, as far
+    as the caller knows. `reload`: loads the same matcher in another process; None where only this object is known."""
 
     name: str
     rotation_invariant: bool = False
     one_thread: bool = False
+    pairs_ahead: int = 1
     working_size_px: int
     source: Source
     reload: Callable[[], Matcher] | None = None

@@ -65,10 +65,10 @@ class Sift(FeatureMatcher):
         return cv2.KeyPoint.convert(keypoints).astype(np.float64)[order], root[order]
 
     def _compare(self, features1: Features, features2: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        to2, ratio1 = two_nearest(features1.descriptors, features2.descriptors)
+        to2, ratio1 = two_nearest(features1.descriptors, features2.descriptors, self.pairs_ahead)
         index1 = np.flatnonzero(ratio1 < self.ratio)  # only these are matched back
         index2, row = np.unique(to2[index1], return_inverse=True)
-        to1, ratio2 = two_nearest(features2.descriptors[index2], features1.descriptors)
+        to1, ratio2 = two_nearest(features2.descriptors[index2], features1.descriptors, self.pairs_ahead)
         ratio = np.maximum(ratio1[index1], ratio2[row])
         keep = (to1[row] == index1) & (ratio < self.ratio)
         return index1[keep], to2[index1[keep]], 1 - ratio[keep]

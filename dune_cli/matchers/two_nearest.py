@@ -14,21 +14,19 @@ import numpy as np
 LEVELS = 254.0  # of an entry of 1; entries above one half, of which a unit descriptor has three at most, are cut
 LARGEST = 127
 ROWS = 128  # of a block, whose products stay in a processor's cache
-IMPORT_AFTER = 1e9  # products of descriptors in this process, in about the time that the import of torch takes
-
-_compared = 0.0
+IMPORT_FROM = 6e9  # products of descriptors that are to come, which torch saves more time on than its import takes
 Products = Callable[[slice], np.ndarray]
 
 
-def two_nearest(queries: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def two_nearest(queries: np.ndarray, database: np.ndarray, times: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Nearest neighbour (N,) of unit descriptors (N, C) among those (M, C), and its distance over that of the second
-    nearest (N,): 0 in a database of one descriptor, 1 in one of none."""
+    nearest (N,): 0 in a database of one descriptor, 1 in one of none. `times`: how often the like is to come."""
     nearest = np.zeros(len(queries), dtype=np.int64)
     if len(database) < 2 or not len(queries):
         return nearest, np.full(len(queries), 1 - len(database), dtype=np.float32)
     count = len(queries)
     second = np.empty(count, dtype=np.int64)
-    products = _products(_quantised(queries), _quantised(database))
+    products = _products(_quantised(queries), _quantised(database), times)
     for start in range(0, count, ROWS):
         rows = slice(start, min(start + ROWS, count))
         block = products(rows)
@@ -46,12 +44,10 @@ def _quantised(descriptors: np.ndarray) -> np.ndarray:
     return np.rint(np.minimum(descriptors * LEVELS, LARGEST)).astype(np.int8)
 
 
-def _products(queries: np.ndarray, database: np.ndarray) -> Products:
+def _products(queries: np.ndarray, database: np.ndarray, times: int) -> Products:
     """The products (rows, M) of the rows of `queries` (N, C) with `database` (M, C), in a buffer that the next call
     uses again: new arrays of this size have the system clear their pages, which took up to three times as long."""
-    global _compared
-    _compared += len(queries) * len(database)
-    if "torch" in sys.modules or _compared > IMPORT_AFTER:
+    if "torch" in sys.modules or len(queries) * len(database) * times > IMPORT_FROM:
         return _torch_products(queries, database)
     return _numpy_products(queries, database)
 

@@ -74,7 +74,7 @@ def map_photos(
     close. So where pairs of few photos contradict the model, these are mapped with the focal lengths from before as
     well, and the better of both models counts.
     """
-    rounds = _Rounds(correspondences, verified, cameras, config, scratch, known_poses or {})
+    rounds = _CalibrationRounds(correspondences, verified, cameras, config, scratch, known_poses or {})
     models = rounds.run({}, draft)
     few = len(cameras.ids) <= FEW and config.mapper == "incremental" and not known_poses
     if not few or not models or all(camera.fixed for camera in cameras.shared):
@@ -87,7 +87,7 @@ def map_photos(
 
 
 @dataclass(frozen=True)
-class _Rounds:
+class _CalibrationRounds:
     """Mapping and calibration in turns; see `map_photos`."""
 
     correspondences: Correspondences

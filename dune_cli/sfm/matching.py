@@ -86,6 +86,7 @@ def match_pairs(
     if isinstance(cache, SharedWork) and matcher.reload is not None and limit is None:
         _match_by_workers(images, pairs, matcher.reload, cache)
     store = FeatureStore(matcher, cache)
+    matcher.pairs_ahead = len(pairs)
     jobs = (_PairJob.read(images[i], images[j], matcher, store, cache) for i, j in pairs)
     threads = None if matcher.one_thread and limit is None else 1
     arrays: PairArrays = {}
@@ -116,6 +117,7 @@ class MatchJobs:
         store = FeatureStore(matcher, cache, self.memory_bytes)
 
         def match(block: PairBlock) -> Sequence[int]:
+            matcher.pairs_ahead = len(block)
             for image1, image2 in block:
                 job = _PairJob.read(image1, image2, matcher, store, cache)
                 job.keep(job.matches(matcher), cache)

@@ -85,7 +85,7 @@ def test_missing_weights_say_what_to_run(nothing_installed: None) -> None:
         ("dune_vitbase14_449.pth", "no such file; did you mean dune_vitbase14_448.pth"),
         ("somewhere/dune_vitbase14_448.pth", "no such file"),
         ("zzzzzz", "neither a file nor a registry name; 'dune weights list'"),
-        ("", "neither a file nor a registry name|is a folder"),
+        ("", "the name of a model is empty; give a weight file"),
     ],
 )
 def test_an_unknown_name_gets_near_ones(text: str, hint: str) -> None:

@@ -30,7 +30,7 @@ def test_the_kernels_give_the_same(monkeypatch: pytest.MonkeyPatch, count: int) 
     queries, database = descriptors(count, 2), descriptors(501, 3)
     found = []
     for kernel in (module._numpy_products, module._torch_products):
-        monkeypatch.setattr(module, "_products", kernel)
+        monkeypatch.setattr(module, "_products", lambda queries, database, times, by=kernel: by(queries, database))
         found.append(two_nearest(queries, database))
     for by_numpy, by_torch in zip(*found):
         np.testing.assert_array_equal(by_numpy, by_torch)

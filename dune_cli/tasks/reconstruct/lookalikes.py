@@ -8,6 +8,7 @@ from dataclasses import replace
 from dune_cli import console
 from dune_cli.provenance import Run
 from dune_cli.sfm.lookalikes import Judge, Pair, pairs_with_two_motions
+from dune_cli.sfm.mapper import CONTRADICTED, FEW
 from dune_cli.sfm.scene import SfmModel
 from dune_cli.sfm.verification import VerifiedPairs
 from dune_cli.tasks.reconstruct.matched_photos import NAMES_IN_NOTE, MatchedPhotos
@@ -37,7 +38,7 @@ def without_lookalikes(
     for _ in range(ROUNDS):
         with run.stage("verify"):
             bridges = judge.weak_bridges() - given_up
-            doubtful = bridges or (judge.doubtful() if judge.contradicted else set())
+            doubtful = bridges or (judge.doubtful() if _is_doubted(judge) else set())
         if not doubtful:
             break
         console.note(f"{amount(len(doubtful), 'pair')} may tie photos to look-alikes, and the others are mapped again")
@@ -56,6 +57,12 @@ def without_lookalikes(
         notes = _notes(matched, judge, against, given_up)
     settled = replace(verified.without(against), contradicting=frozenset(against))
     return replace(matched, verified=settled), models, notes
+
+
+def _is_doubted(judge: Judge) -> bool:
+    """Whether pairs contradict the scene, of many photos so many that it is worth mapping them again."""
+    least = CONTRADICTED if len(judge.cameras.ids) > FEW else 0.0
+    return judge.share(judge.contradicted) > least
 
 
 def _judge(matched: MatchedPhotos, models: Sequence[SfmModel], verified: VerifiedPairs) -> Judge:

@@ -109,7 +109,6 @@ def test_tags(distill, teachers: str, photos: Path, tmp_path: Path) -> None:
         (("--dtype", "float16"), "allowed: auto, float32, bfloat16"),
         (("--fsdp",), "start it with torchrun"),
         (("--lr", 0), "--lr 0.0 must be above 0"),
-        (("--seed", -1), "-1 is not in the range x>=0"),
         (("--resume",), "holds no run"),
     ],
 )
@@ -118,6 +117,12 @@ def test_settings(
 ) -> None:
     refused(distill(one_teacher, photos, tmp_path / "run", *arguments), 2, says)
     assert not (tmp_path / "run" / "config.json").exists() or "--fsdp" in arguments
+
+
+def test_a_seed_out_of_range_is_a_usage_error(distill, one_teacher: str, photos: Path, tmp_path: Path) -> None:
+    result = distill(one_teacher, photos, tmp_path / "run", "--seed", -1)
+    assert result.exit_code == 2 and "Traceback" not in result.output and not result.stdout
+    assert "Invalid value for '--seed': -1 is not in the range x>=0." in result.stderr
 
 
 def test_another_configuration_on_resume(distill, one_teacher: str, photos: Path, tmp_path: Path) -> None:
