@@ -140,6 +140,11 @@ def plural(unit: str) -> str:
     return unit[:-1] + "ies" if unit.endswith("y") else unit + "s"
 
 
+def amount(number: int, unit: str) -> str:
+    """Such as "1 photo" and "2 photos"."""
+    return f"{number} {unit if number == 1 else plural(unit)}"
+
+
 class Counter:
     """Items of a task counted by hand: a tqdm bar on a terminal, else a task of the tracker; nothing when silent."""
 

@@ -85,6 +85,20 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int | N
 
 
 @contextmanager
+def use_torch_threads(count: int | None) -> Iterator[None]:
+    """`count` CPU threads for torch in the caller's thread inside the context; None leaves them as they are."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def torch_threads() -> Iterator[Callable[[Callable[[T], R], Iterable[T]], list[R]]]:
     """A function like `map` whose calls run at once, each of which computes with torch by one thread.
 
@@ -104,11 +118,8 @@ def torch_threads() -> Iterator[Callable[[Callable[[T], R], Iterable[T]], list[R
             with torch.inference_mode(inference):
                 return function(item)
 
-        torch.set_num_threads(1)
-        try:
+        with use_torch_threads(1):
             return list(pool.map(call, items))
-        finally:
-            torch.set_num_threads(threads)
 
     try:
         yield run

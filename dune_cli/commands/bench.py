@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dune_cli import console
+from dune_cli import console, runtime
 from dune_cli.commands import options
 from dune_cli.commands.choices import NearChoice
 from dune_cli.commands.options import ComputeOptions, JsonOptions, option
@@ -93,11 +93,11 @@ def command(
     if part == "human" and given.size is not None:
         raise UserError("a human model takes squares of its own size; leave --size out")
 
-    from dune_cli.evaluation import distill_speed, matching_speed, network_speed, speed
+    from dune_cli.evaluation import distill_speed, matching_speed, network_speed
 
     run = Run(seed=0)
     size, device, rounds, cpu_time = given.size, given.device, given.rounds, given.cpu_time
-    with speed.threads(given.threads), run.stage("networks"):
+    with runtime.use_torch_threads(given.threads), run.stage("networks"):
         if part == "pair":
             measured: Any = network_speed.measure_pair(name, size, device, rounds, cpu_time, console.note)
         elif part == "distill":
@@ -108,7 +108,7 @@ def command(
             measured = network_speed.measure_task(name, size, device, rounds, cpu_time, console.note)
     document: dict[str, Any] = {"schema": "dune.bench/1"}
     if part == "pair":
-        with speed.threads(given.threads), run.stage("matching"):
+        with runtime.use_torch_threads(given.threads), run.stage("matching"):
             matching = matching_speed.measure_matching(rounds=rounds, cpu_time=cpu_time, report=console.note)
         document |= asdict(measured) | {"matching": asdict(matching), "goals": _goals(measured, matching)}
         lines = table(measured, matching)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -204,18 +203,6 @@ def fill_random(model: M) -> M:
         if isinstance(part, (DptHead, Dinov2DptHead)):
             part.to(memory_format=torch.channels_last)
     return model
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """`count` CPU threads for torch inside the context; None leaves them as they are."""
-    before = torch.get_num_threads()
-    try:
-        if count is not None:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dune_cli.runtime import use_torch_threads
+
 LEVELS = 254.0  # of an entry of 1; entries above one half, of which a unit descriptor has three at most, are cut
 LARGEST = 127
 ROWS = 128  # of a block, whose products stay in a processor's cache
@@ -71,12 +73,8 @@ def _torch_products(queries: np.ndarray, database: np.ndarray) -> Products:
 
     def products(rows: slice) -> np.ndarray:
         block = as_tensor[rows]
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # of this thread: pairs of photos are matched in as many as there are
-        try:
+        with use_torch_threads(1):  # pairs of photos are matched in as many as there are
             found: np.ndarray = torch._int_mm(block, columns, out=buffer[: len(block)]).numpy()
-        finally:
-            torch.set_num_threads(threads)
         return found
 
     return products

@@ -229,10 +229,8 @@ FISHEYES = ("RADIAL_FISHEYE", "OPENCV_FISHEYE")
 STRONG_RADIAL = -0.15  # k1 of a barrel distortion, from which on fisheye lenses are tried
 CHOICE_OBSERVATIONS = 6_000  # that decide on the lens
 CHOICE_STEPS, CHOICE_GAIN = 15, 0.5  # of each adjustment that is compared; far below what a term must gain
-TOLD, FAR = (
-    1 / 3,
-    5.0,
-)  # of a principal point's standard deviation, that photos leave at most; how many it may move else
+TOLD = 1 / 3  # of a principal point's standard deviation, which photos that tell it leave at most
+FAR = 5.0  # of these standard deviations, beyond which a point that moved is told all the same
 PROMISE = 0.5  # of what the terms of a lens must gain, that one step is expected to gain: then they are estimated
 CHOICE_VIEWS, CHOICE_POINTS = 3, 100  # of a camera, from which on its distortion can be told
 SAME_PX = 1e-6
@@ -276,6 +274,16 @@ class LensProblem:
         """What a step from `start` is expected to gain with the terms of `lens`."""
         start, priors = self._with_terms(lens, start)
         return expected_gain(start, priors, self.start_K)
+
+    def tells_principal(self, lens: Lens, found: AdjustedBundle) -> bool:
+        """Whether the photos tell the principal points that `lens` has free, in the solution `found`."""
+        _, priors = self._with_terms(lens, found.bundle)
+        assert priors.principal_sd is not None
+        free = priors.principal_sd > 0
+        before_px = (priors.principal_sd * found.bundle.long_side_px)[:, None]
+        moved_px = np.abs(found.bundle.K[:, :2, 2] - self.start_K[:, :2, 2])
+        told = (found.principal_sd_px <= TOLD * before_px) | (moved_px > FAR * found.principal_sd_px)
+        return bool(told[free].all())
 
     def _with_terms(self, lens: Lens, start: Bundle) -> tuple[Bundle, Priors]:
         """`start` without the terms that `lens` does not have, and the priors with its terms."""
@@ -417,12 +425,8 @@ class _Trials:
         found = self.problem.adjusted(lens, start, CHOICE_STEPS, CHOICE_GAIN)
         if found is None:
             return False
-        if lens.principal:
-            before_px = self.problem.priors.principal_sd[:, None] * start.long_side_px[:, None]
-            moved_px = np.abs(found.bundle.K[:, :2, 2] - self.problem.start_K[:, :2, 2])
-            told = (found.principal_sd_px <= TOLD * before_px) | (moved_px > FAR * found.principal_sd_px)
-            if not told.all():
-                return False
+        if lens.principal and not self.problem.tells_principal(lens, found):
+            return False
         cameras = self.problem.cameras(lens, found.bundle) if checked else []
         if any(_seen_share(camera) < LEAST_SEEN for camera in cameras):
             return False

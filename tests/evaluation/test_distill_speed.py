@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 import torch
 
+from dune_cli import runtime
 from dune_cli.commands import bench
-from dune_cli.evaluation import distill_speed, speed
+from dune_cli.evaluation import distill_speed
 from dune_cli.models.vit import VisionTransformer, VitConfig
 from dune_cli.provenance import Source
 from dune_cli.teachers.teacher import VitTeacher
@@ -30,7 +31,7 @@ def test_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distill_speed, "new_encoder", student)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     small_networks.install(monkeypatch)
-    with speed.threads(1):
+    with runtime.use_torch_threads(1):
         result = distill_speed.measure_distill("dune-vits14", 28, 2, "cpu", rounds=1)
     assert (result.size_px, result.batch_size, result.threads) == (28, 2, 1)
     for row in result.steps:

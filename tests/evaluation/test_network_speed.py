@@ -7,7 +7,7 @@ import torch
 
 from dune_cli import runtime
 from dune_cli.commands import bench
-from dune_cli.evaluation import network_speed, speed
+from dune_cli.evaluation import network_speed
 from support import small_networks
 
 
@@ -24,7 +24,7 @@ def test_input_sizes_are_whole_patches(side: int, patch: int, expected: tuple[in
 
 def test_a_run_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     small_networks.install(monkeypatch)
-    with speed.threads(1):
+    with runtime.use_torch_threads(1):
         result = network_speed.measure_pair("dune-vits", 56, "cpu", rounds=1)
     assert (result.device, result.threads, result.input_hw) == ("cpu", 1, (42, 56))
     dtypes = {"float32"} | ({"bfloat16"} if runtime.cpu_has_fast_bfloat16() else set())
@@ -48,7 +48,7 @@ def test_a_run_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_of_a_depth_model(monkeypatch: pytest.MonkeyPatch) -> None:
     small_networks.install(monkeypatch)
-    with speed.threads(1):
+    with runtime.use_torch_threads(1):
         result = network_speed.measure_task("dinov2-vits14-nyu-dpt", 112, "cpu", rounds=1)
     dtypes = {"float32"} | ({"bfloat16"} if runtime.cpu_has_fast_bfloat16() else set())
     assert (result.model, result.input_hw, result.threads, result.people) == (

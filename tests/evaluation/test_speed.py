@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from dune_cli import runtime
 from dune_cli.evaluation import speed
 
 
@@ -21,6 +22,6 @@ def test_operations_are_counted_with_attention() -> None:
 
 def test_threads_are_put_back() -> None:
     before = torch.get_num_threads()
-    with speed.threads(1):
+    with runtime.use_torch_threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dune_cli import console
+from dune_cli.progress import amount
 from dune_cli.provenance import Run
 from dune_cli.sfm.lookalikes import Judge, Pair, pairs_with_two_motions
 from dune_cli.sfm.mapper import CONTRADICTED, FEW
@@ -94,8 +95,3 @@ def _notes(matched: MatchedPhotos, judge: Judge, against: set[Pair], given_up: s
             "so that parts of it may be wrong: look at it, and take photos between those that are named above"
         )
     return tuple(notes)
-
-
-def amount(number: int, noun: str) -> str:
-    """Such as "1 photo" and "2 photos"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -20,6 +20,7 @@ from dune_cli.io.cache import WorkFolder
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers.matcher import CacheableMatcher, Matcher
+from dune_cli.progress import amount
 from dune_cli.provenance import Run, Source
 from dune_cli.sfm.calibration import calibration_notes
 from dune_cli.sfm.cameras import PhotoCameras
@@ -36,7 +37,7 @@ from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations
 from dune_cli.sfm.verification import VerifiedPairs
 from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
 from dune_cli.tasks.reconstruct.left_out import reason_left_out
-from dune_cli.tasks.reconstruct.lookalikes import amount, without_lookalikes
+from dune_cli.tasks.reconstruct.lookalikes import without_lookalikes
 from dune_cli.tasks.reconstruct.matched_again import SecondMatcher, weakly_tied, with_neighbours
 from dune_cli.tasks.reconstruct.matched_photos import (
     MatchedPhotos,
