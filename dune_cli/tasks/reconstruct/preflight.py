@@ -150,7 +150,7 @@ def preflight(
         memory_available_bytes=available_memory(),
         disk_bytes=int(missing * sample.feature_bytes + new_pairs * sample.match_bytes),
         disk_free_bytes=None if cache.folder is None else shutil.disk_usage(cache.folder).free,
-        stages={name: stage for name, stage in stages.items() if stage.processor_minutes},
+        stages={name: stage for name, stage in stages.items() if stage.minutes or stage.processor_minutes},
     )
     _check_fits(estimate, cache)
     return estimate
