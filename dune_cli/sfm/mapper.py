@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from dune_cli.geometry.rigs import NO_RIGS, Rigs
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.sfm.calibration import calibrate, implausible_cameras, initial_camera
 from dune_cli.sfm.cameras import PhotoCameras, from_colmap, to_colmap
+from dune_cli.sfm.joined_models import joined_poses
 from dune_cli.sfm.lookalikes import Judge
 from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.scene import SfmModel
@@ -45,6 +47,7 @@ MIN_PHOTOS = 3  # of an incremental model; of rigs, frames
 # growth of a model of many photos between two adjustments of all of it. COLMAP's 1.1 took 12 s longer on 224 frames,
 # for points and errors that differ by less than 1 %; with 1.3, one set of 36 photos was bent by 5 degrees
 GLOBAL_ADJUSTMENT_RATIO = 1.3
+ADJUSTED = 1e-6  # relative change of the cost, at which a bundle adjustment of joined models ends
 MANY_INLIERS = 100_000  # of all pairs, above which points that add nothing have no part in these adjustments
 
 
@@ -207,7 +210,7 @@ class _Mapping:
             if self.config.mapper == "global":
                 models = self._largest_first(self._run(self.pycolmap.GlobalPipeline, self._global_options(), database))
                 return models, self.initial_pairs
-            return self._incremental(database)
+            return self._incremental(database, scratch)
 
     def with_new_points(self, model: SfmModel, scratch: Path) -> SfmModel:
         """The model with its cameras and poses, its points triangulated again, and photos that these register."""
@@ -215,7 +218,7 @@ class _Mapping:
         again = fixed._on_known_poses(scratch)
         return again[0] if again else model
 
-    def _incremental(self, database: Any) -> Draft:
+    def _incremental(self, database: Any, scratch: Path) -> Draft:
         """Incremental mapping from several initial pairs until a model is complete and accurate, or agrees with another
         one, or of many photos has half of them; else the result with the highest score.
 
@@ -231,6 +234,7 @@ class _Mapping:
             options.mapper.init_min_tri_angle, options.mapper.init_max_forward_motion = min_angle_deg, forward_motion
             options.use_prior_position = bool(self.known_poses)
             models = self._largest_first(self._run(self.pycolmap.IncrementalPipeline, options, database))
+            models = self._joined(models, scratch)
             agree = bool(models and best) and _agree(models[0], best[0])
             if models and (not best or models[0].score(pixel_size) > best[0].score(pixel_size)):
                 best, best_pair = models, ((min_angle_deg, forward_motion),)
@@ -240,6 +244,22 @@ class _Mapping:
             if share >= 0.5 and len(self.cameras.ids) > FEW:
                 break
         return best, best_pair
+
+    def _joined(self, models: list[SfmModel], scratch: Path) -> list[SfmModel]:
+        """The models, the largest with the photos of those that share photos with it, where that explains more."""
+        poses = joined_poses(models) if len(models) > 1 and not self.known_poses else {}
+        if not poses or len(poses) == len(models[0].world_from_cam):
+            return models
+        fixed = replace(self, calibrated=models[0].cameras)
+        with fixed._database_file(scratch) as path:
+            model = fixed._triangulated(path, poses)
+            self._adjust(model)
+            model = fixed._with_points(model, path)
+        largest = _read_model(model)
+        pixel_size = self.correspondences.pixel_size
+        if largest.score(pixel_size) <= models[0].score(pixel_size):
+            return models
+        return [largest, *(other for other in models[1:] if not other.world_from_cam.keys() <= poses.keys())]
 
     def _run(self, pipeline: Any, options: Any, database: Any) -> list[SfmModel]:
         manager = self.pycolmap.ReconstructionManager()
@@ -262,11 +282,7 @@ class _Mapping:
         """Points triangulated with the known poses, which are kept, then the other photos registered to them."""
         middle = np.mean([pose[:3, 3] for pose in self.known_poses.values()], axis=0)
         centred = {index: subtract_world_offset(pose, middle) for index, pose in self.known_poses.items()}
-        with scratch_folder(scratch, ".mapping-") as folder:
-            self._check_free_space(folder)
-            path = folder / "database.db"
-            with self.pycolmap.Database.open(path) as database:
-                self._fill(database, {})
+        with self._database_file(scratch) as path:
             models = [_read_model(model) for model in self._triangulate_and_extend(path, centred)]
         in_world = []
         for model in models:
@@ -278,7 +294,35 @@ class _Mapping:
             in_world.append(replace(model, world_from_cam=poses, points_world=model.points_world + middle))
         return self._largest_first(in_world)
 
+    @contextmanager
+    def _database_file(self, scratch: Path) -> Iterator[Path]:
+        """A database without priors, in a folder of its own."""
+        with scratch_folder(scratch, ".mapping-") as folder:
+            self._check_free_space(folder)
+            path = folder / "database.db"
+            with self.pycolmap.Database.open(path) as database:
+                self._fill(database, {})
+            yield path
+
     def _triangulate_and_extend(self, database: Path, known_poses: Mapping[int, np.ndarray]) -> list[Any]:
+        model = self._triangulated(database, known_poses)
+        if model.num_reg_frames() == len(self.cameras.rigs.moments(len(self.cameras.ids))):
+            return [model]
+        triangulated, extended = (database.parent / name for name in ("triangulated", "extended"))
+        triangulated.mkdir()
+        extended.mkdir()
+        model.write(triangulated)
+        options = self._incremental_options()
+        options.fix_existing_frames = options.mapper.fix_existing_frames = True
+        options.multiple_models = False
+        return list(
+            self.pycolmap.incremental_mapping(
+                database, database.parent, extended, options, input_path=triangulated
+            ).values()
+        )
+
+    def _triangulated(self, database: Path, known_poses: Mapping[int, np.ndarray]) -> Any:
+        """A pycolmap.Reconstruction of the photos with known poses, with points."""
         model, rigs, ids = self.pycolmap.Reconstruction(), self.cameras.rigs, self.cameras.ids
         cameras = [self._colmap_camera(number) for number in range(len(self.cameras.shared))]
         for camera in cameras:
@@ -308,23 +352,20 @@ class _Mapping:
             for image in images:
                 model.add_image(image)
             model.register_frame(frame.frame_id)
-        options = self._incremental_options()
+        return self._with_points(model, database)
+
+    def _with_points(self, model: Any, database: Path) -> Any:
+        """A pycolmap.Reconstruction with its points triangulated anew."""
         refine = any(not camera.fixed and n not in self.calibrated for n, camera in enumerate(self.cameras.shared))
-        folder = database.parent
-        triangulated, extended = folder / "triangulated", folder / "extended"
-        triangulated.mkdir()
-        extended.mkdir()
-        model = self.pycolmap.triangulate_points(
-            model, database, folder, triangulated, options=options, refine_intrinsics=refine
-        )
-        if model.num_reg_frames() == len(rigs.moments(len(ids))):
-            return [model]
-        model.write(triangulated)
-        options.fix_existing_frames = options.mapper.fix_existing_frames = True
-        options.multiple_models = False
-        return list(
-            self.pycolmap.incremental_mapping(database, folder, extended, options, input_path=triangulated).values()
-        )
+        with scratch_folder(database.parent, "points-") as folder:
+            return self.pycolmap.triangulate_points(
+                model,
+                database,
+                database.parent,
+                folder,
+                options=self._incremental_options(),
+                refine_intrinsics=refine,
+            )
 
     def _fill(self, database: Any, positions: Mapping[int, np.ndarray]) -> None:
         """Cameras, images, keypoints, verified matches, and the `positions` of poses as priors."""
@@ -384,6 +425,21 @@ class _Mapping:
         options.triangulation.merge_max_reproj_error *= pixel_size
         options.triangulation.complete_max_reproj_error *= pixel_size
         return options
+
+    def _adjust(self, model: Any) -> None:
+        """Bundle adjustment of a pycolmap.Reconstruction, with the cameras and rigs that are not given."""
+        config = self.pycolmap.BundleAdjustmentConfig()
+        for image_id in model.reg_image_ids():
+            config.add_image(image_id)
+        for number in self._constant_cameras():
+            config.set_constant_cam_intrinsics(number + 1)
+        config.fix_gauge(self.pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+        options = self.pycolmap.BundleAdjustmentOptions()
+        options.print_summary = False
+        options.refine_sensor_from_rig = bool(self.cameras.rigs.estimated) and not self._constant_rigs()
+        options.ceres.solver_options.num_threads = self.threads
+        options.ceres.solver_options.function_tolerance = ADJUSTED
+        self.pycolmap.create_default_bundle_adjuster(options, config, model).solve()
 
     def _global_options(self) -> Any:
         options = self.pycolmap.GlobalPipelineOptions()
