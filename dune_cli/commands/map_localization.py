@@ -99,10 +99,7 @@ def locate_in_map(
     output: OutputOptions,
 ) -> None:
     """Prints and writes the pose of each query as soon as it is known; JobFailed where there is none at all."""
-    from dune_cli.io.cache import open_work
     from dune_cli.io.inputs import expand, is_video
-    from dune_cli.sfm.engine import open_engine
-    from dune_cli.sfm.panorama_maps import in_perspective
     from dune_cli.sfm.photo_map import open_map
 
     paths = expand(inputs, videos=True)
@@ -116,7 +113,13 @@ def locate_in_map(
         raise UserError(f"{several} do not fit into {target}; name a .jsonl file, which gets a line each")
     matching.check_combination()
     matching.check_present()
+    assert map_options.map_folder is not None
     photo_map = open_map(map_options.map_folder, map_options.images, map_options.scale, panoramas=True)
+
+    from dune_cli.io.cache import open_work
+    from dune_cli.sfm.engine import open_engine
+    from dune_cli.sfm.panorama_maps import in_perspective
+
     if not photo_map.knows_calibration:
         console.note(
             "the map does not state the uncertainty of its cameras: standard deviations are those of the matches alone "

@@ -4,7 +4,7 @@ must be refused."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,30 +82,54 @@ def score_set(
     others: Sequence[PosedSet],
     config: LocalizationConfig,
     landmark_config: LandmarkConfig | None = None,
+    first: Sequence[QueryScore] | None = None,
 ) -> Iterator[QueryScore]:
     """Scores of each photo of a set in the map of its other photos, then of each photo of `others` in the whole map.
 
-    Cameras are the true ones. Every map photo is matched with every query.
+    Cameras are the true ones. Every map photo is matched with every query. `first`: the scores of another matcher, of
+    which only those that are not confident are asked for again, and get the scores of both, as `dune reloc --map` has
+    it with --matcher auto.
     """
     landmark_config = landmark_config or LandmarkConfig(seed=config.seed)
     landmarks = Landmarks(posed.map, matcher, landmark_config, WorkFolder(None))
-    for index, image in enumerate(posed.map.images):
-        yield _score_query(image, landmarks.without(index), posed, None, config)
-    for other in others:
-        for image in other.map.images:
-            yield _score_query(image, landmarks, posed, other.name, config)
+    jobs = [(image, index, None) for index, image in enumerate(posed.map.images)]
+    jobs += [(image, None, other.name) for other in others for image in other.map.images]
+    for (image, left_out, other), quick in zip(jobs, first or [None] * len(jobs), strict=True):
+        if quick is not None and is_confident(quick):
+            yield quick
+            continue
+        rest = landmarks if left_out is None else landmarks.without(left_out)
+        score = _score_query(image, rest, posed, other, config)
+        yield score if quick is None else cascaded(quick, score)
 
 
-def cascaded(first: Sequence[QueryScore], second: Sequence[QueryScore]) -> list[QueryScore]:
-    """The scores of a cascade, as `dune reloc --map` has it with --matcher auto, from those of its two matchers."""
-    scores = []
-    for quick, best in zip(first, second, strict=True):
-        if is_confident(quick):
-            scores.append(quick)
+def score_columns(
+    columns: Mapping[str, Sequence[Matcher]], posed: PosedSet, others: Sequence[PosedSet], config: LocalizationConfig
+) -> dict[str, list[QueryScore]]:
+    """`score_set` by each column: a matcher, or the two of a cascade, of which the second is asked by need. What a
+    column of its own has scored is not scored again."""
+    alone = {members[-1]: name for name, members in columns.items() if len(members) == 1}
+    found: dict[str, list[QueryScore]] = {}
+    for name, members in sorted(columns.items(), key=lambda column: len(column[1])):
+        if len(members) == 1:
+            found[name] = list(score_set(members[0], posed, others, config))
+            continue
+        first, second = members
+        quick = found[alone[first]] if first in alone else list(score_set(first, posed, others, config))
+        if second in alone:
+            found[name] = [
+                one if is_confident(one) else cascaded(one, two) for one, two in zip(quick, found[alone[second]])
+            ]
         else:
-            used = quick if is_preferred(quick, best) else best
-            scores.append(replace(used, seconds=quick.seconds + best.seconds))
-    return scores
+            found[name] = list(score_set(second, posed, others, config, first=quick))
+    return {name: found[name] for name in columns}
+
+
+def cascaded(quick: QueryScore, best: QueryScore) -> QueryScore:
+    """The score of a query whose `quick` one by the first matcher is not confident, and whose other one is by the
+    second."""
+    used = quick if is_preferred(quick, best) else best
+    return replace(used, seconds=quick.seconds + best.seconds)
 
 
 def summarise(scores: Sequence[QueryScore], sets: Sequence[PosedSet]) -> LocalizationSummary:

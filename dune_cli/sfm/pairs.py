@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from dune_cli.errors import UserError
 from dune_cli.geometry.rigs import NO_RIGS, Rigs
@@ -154,6 +152,9 @@ def matching_pairs(match_counts: np.ndarray, neighbours: int = NEIGHBOURS) -> Pa
 def _connecting_pairs(similarity_of: Callable[[slice], np.ndarray], count: int, pairs: np.ndarray) -> Pairs:
     """Pairs that connect the components of `pairs` (M, 2), by Borůvka's algorithm: in each round, every component is
     connected to the photo outside that is most similar to one of its own. `similarity_of` rows: (B, count)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     added: Pairs = []
     while True:
         edges = np.concatenate([pairs.reshape(-1, 2), np.array(added, dtype=np.int64).reshape(-1, 2)])

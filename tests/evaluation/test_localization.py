@@ -106,9 +106,40 @@ def test_a_cascade_asks_the_second_matcher_where_the_first_is_not_confident(sets
         replace(score, success=success, confidence=confidence, seconds=5.0)
         for score, (success, confidence) in zip(first, [(True, 0.95), (True, 0.5), (True, 0.7), (False, 0.1)])
     ]
-    found = localization.cascaded(quick, best)
+    found = [quick[0], *map(localization.cascaded, quick[1:], best[1:])]
     assert [score.confidence for score in found] == [0.9, 0.6, 0.7, 0.1]
     assert [score.seconds for score in found] == [1.0, 6.0, 6.0, 6.0]
+    second = Counted(synthetic_maps.WIDTH, 1200)
+    asked = list(localization.score_set(second, here, [], LocalizationConfig(), first=quick))
+    assert asked[0] is quick[0] and [score.query for score in asked] == [score.query for score in quick]
+    assert all(score.seconds > 1.0 for score in asked[1:])
+
+
+class Counted(Sift):
+    """Counts the pairs that it matches."""
+
+    pairs = 0
+
+    def match_features(self, features1: Any, features2: Any) -> Any:
+        self.pairs += 1
+        return super().match_features(features1, features2)
+
+
+def test_the_second_matcher_of_a_cascade_is_asked_by_need(sets: list[PosedSet]) -> None:
+    here, there = sets
+    first, second = Sift(synthetic_maps.WIDTH, 1200), Counted(synthetic_maps.WIDTH, 1200)
+    columns = {"auto": (first, second)}
+    (found,) = localization.score_columns(columns, here, [], LocalizationConfig()).values()
+    assert all(map(localization.is_confident, found)) and second.pairs == 0
+    lost = localization.score_columns(columns, here, [there], LocalizationConfig())["auto"]
+    assert len(lost) == 8 and second.pairs > 0
+    assert lost[:4] == [replace(score, seconds=now.seconds) for score, now in zip(found, lost)]
+    # what a column of its own has scored is not scored again
+    pairs, second.pairs = second.pairs, 0
+    both = localization.score_columns(
+        {**columns, "sift": (first,), "second": (second,)}, here, [], LocalizationConfig()
+    )
+    assert list(both) == ["auto", "sift", "second"] and both["auto"] == both["sift"] and second.pairs > pairs / 2
 
 
 @pytest.mark.parametrize(

@@ -47,29 +47,27 @@ def command(
     Example: dune eval reloc data/multiview --matchers sift,xfeat-lighterglue -o table.json
              dune eval reloc data/multiview --matchers auto,sift,aliked-lightglue
     """
-    from dune_cli.evaluation import localization
     from dune_cli.evaluation.posed_sets import read_posed_sets
-    from dune_cli.sfm.localization import LocalizationConfig
 
     target = output.file(".json")
     places = read_posed_sets(root, sets.sets)
     matchers.check_present()
+
+    from dune_cli.evaluation import localization
+    from dune_cli.sfm.localization import LocalizationConfig
+
     confidence = {} if min_confidence is None else {"min_confidence": min_confidence}
     config = LocalizationConfig(seed=compute.seed, **confidence)
     run = Run(seed=compute.seed)
     with run.stage("load"):
         columns, parts = _load(matchers, compute)
     loaded = dict.fromkeys(matcher for members in parts.values() for matcher in members)
-    found: dict[Matcher, list[QueryScore]] = {matcher: [] for matcher in loaded}
+    scores: dict[str, list[QueryScore]] = {name: [] for name in parts}
     with run.stage("evaluate"):
-        jobs = [(matcher, place) for matcher in found for place in places]
-        for matcher, place in console.progress(jobs, "places", len(jobs), "place"):
+        for place in console.progress(places, "places", len(places), "place"):
             others = [other for other in places if other is not place]
-            found[matcher] += localization.score_set(matcher, place, others, config)
-    scores = {
-        name: found[members[0]] if len(members) == 1 else localization.cascaded(*(found[m] for m in members))
-        for name, members in parts.items()
-    }
+            for name, found in localization.score_columns(parts, place, others, config).items():
+                scores[name] += found
     rows = _rows(places, scores)
     result = {
         "schema": "dune.eval-reloc/1",
