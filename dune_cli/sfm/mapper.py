@@ -22,7 +22,13 @@ import numpy as np
 from dune_cli import console, runtime
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import HALF_PIXEL
-from dune_cli.geometry.poses import add_world_offset, from_rotation_translation, inverse, subtract_world_offset
+from dune_cli.geometry.poses import (
+    add_world_offset,
+    from_rotation_translation,
+    inverse,
+    nearest_rotation,
+    subtract_world_offset,
+)
 from dune_cli.geometry.rigs import NO_RIGS, Rigs
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.sfm.calibration import calibrate, implausible_cameras, initial_camera
@@ -164,13 +170,19 @@ def _is_kept(model: SfmModel, photos: int) -> bool:
 
 
 def _is_settled(before: Camera, after: Camera) -> bool:
-    """Whether a camera hardly changed: the same lens, and pixels at its borders that moved less than SETTLED of their
-    distance from the middle."""
-    size = np.array([after.width, after.height])
-    border = np.array([[0.1, 0.1], [0.5, 0.1], [0.9, 0.5], [0.9, 0.9]]) * size
-    if abs(np.log(after.params[0] / before.params[0])) >= SETTLED:
+    """Whether a camera hardly changed: about the same focal length, and pixels that moved less than SETTLED of the
+    distance from the middle to the border, apart from what a rotation of the camera does as well: a principal point and
+    tangential distortion are hardly another camera."""
+    focal = after.params[0] / before.params[0]
+    if abs(np.log(focal)) >= SETTLED:
         return False
-    moved = before.with_focal(after.params[0] / before.params[0]).project(after.unproject(border)) - border
+    size = np.array([after.width, after.height])
+    pixels = np.stack(np.meshgrid([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]), -1).reshape(-1, 2) * size
+    before = before.with_focal(focal)
+    rays = np.stack([camera.unproject(pixels) for camera in (before, after)])
+    seen = np.isfinite(rays).all((0, 2))
+    rotation = nearest_rotation(rays[0, seen].T @ rays[1, seen])
+    moved = before.project(rays[1, seen] @ rotation.T) - pixels[seen]
     return bool(np.linalg.norm(moved, axis=1).max() < SETTLED * size.max() / 2)
 
 
