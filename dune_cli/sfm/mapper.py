@@ -1,8 +1,6 @@
 """Mapping: structure from motion by pycolmap on verified matches, incremental or global, then calibration.
 
-Pixels have their centres at integers; COLMAP's half pixel is added on the way in and subtracted on the way out. In
-COLMAP's database and models, camera n has the number n + 1, and photo i is image i + 1 named by i. A camera of no rig
-has the rig of its own number; a rig has that of its reference sensor.
+Pixels have their centres at integers; COLMAP's half pixel is added on the way in and subtracted on the way out.
 """
 
 from __future__ import annotations
@@ -29,14 +27,15 @@ from dune_cli.geometry.poses import (
     nearest_rotation,
     subtract_world_offset,
 )
-from dune_cli.geometry.rigs import NO_RIGS, Rigs
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.sfm.calibration import calibrate, implausible_cameras, initial_camera
-from dune_cli.sfm.cameras import PhotoCameras, from_colmap, to_colmap
+from dune_cli.sfm.cameras import PhotoCameras, to_colmap
+from dune_cli.sfm.colmap_models import colmap_rigs, image_name, in_unit_of_rigs, read_model, rig_id_of, write_images
 from dune_cli.sfm.joined_models import joined_poses
 from dune_cli.sfm.lookalikes import Judge
 from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.scene import SfmModel
+from dune_cli.sfm.thinned_matches import MANY_INLIERS, thinned
 from dune_cli.sfm.verification import MIN_INLIERS, VerifiedPairs, quiet_pycolmap
 
 InitialPair = tuple[float, float]
@@ -54,7 +53,6 @@ MIN_PHOTOS = 3  # of an incremental model; of rigs, frames
 # for points and errors that differ by less than 1 %; with 1.3, one set of 36 photos was bent by 5 degrees
 GLOBAL_ADJUSTMENT_RATIO = 1.3
 ADJUSTED = 1e-6  # relative change of the cost, at which a bundle adjustment of joined models ends
-MANY_INLIERS = 100_000  # of all pairs, above which points that add nothing have no part in these adjustments
 
 
 @dataclass(frozen=True)
@@ -217,6 +215,14 @@ class _Mapping:
         """The models, largest first, and the initial pairs to try the next time: those of the best result."""
         if self.known_poses and self.config.fixed_poses:
             return self._on_known_poses(scratch), self.initial_pairs
+        fewer = None if self.config.mapper == "global" or self.known_poses else thinned(self.verified)
+        if fewer is not None:
+            models, initial_pairs = replace(self, verified=fewer)._mapped(scratch)
+            if models:
+                return [self._with_all_points(models[0], scratch), *models[1:]], initial_pairs
+        return self._mapped(scratch)
+
+    def _mapped(self, scratch: Path) -> Draft:
         with self.pycolmap.Database.open(":memory:") as database:
             self._fill(database, self.known_poses)
             if self.config.mapper == "global":
@@ -262,16 +268,26 @@ class _Mapping:
         poses = joined_poses(models) if len(models) > 1 and not self.known_poses else {}
         if not poses or len(poses) == len(models[0].world_from_cam):
             return models
-        fixed = replace(self, calibrated=models[0].cameras)
-        with fixed._database_file(scratch) as path:
-            model = fixed._triangulated(path, poses)
-            self._adjust(model)
-            model = fixed._with_points(model, path)
-        largest = _read_model(model)
+        largest = self._adjusted(poses, models[0].cameras, scratch)
         pixel_size = self.correspondences.pixel_size
         if largest.score(pixel_size) <= models[0].score(pixel_size):
             return models
         return [largest, *(other for other in models[1:] if not other.world_from_cam.keys() <= poses.keys())]
+
+    def _with_all_points(self, model: SfmModel, scratch: Path) -> SfmModel:
+        """A model of fewer matches with the points of all, and where no calibration follows adjusted to them."""
+        model = replace(self, calibrated=model.cameras).with_new_points(model, scratch)
+        if all(camera.fixed and camera.lens_known for camera in self.cameras.shared):
+            return self._adjusted(model.world_from_cam, model.cameras, scratch)
+        return model
+
+    def _adjusted(self, poses: Mapping[int, np.ndarray], cameras: Mapping[int, Camera], scratch: Path) -> SfmModel:
+        """The model with these poses and cameras after a bundle adjustment, with new points before and after it."""
+        fixed = replace(self, calibrated=cameras)
+        with fixed._database_file(scratch) as path:
+            model = fixed._triangulated(path, poses)
+            self._adjust(model)
+            return read_model(fixed._with_points(model, path))
 
     def _run(self, pipeline: Any, options: Any, database: Any) -> list[SfmModel]:
         manager = self.pycolmap.ReconstructionManager()
@@ -287,15 +303,15 @@ class _Mapping:
         finally:
             if counter is not None:
                 counter.close()
-        models = [_read_model(manager.get(index)) for index in range(manager.size())]
-        return [_in_unit_of_rigs(model, self.cameras.rigs) for model in models]
+        models = [read_model(manager.get(index)) for index in range(manager.size())]
+        return [in_unit_of_rigs(model, self.cameras.rigs) for model in models]
 
     def _on_known_poses(self, scratch: Path) -> list[SfmModel]:
         """Points triangulated with the known poses, which are kept, then the other photos registered to them."""
         middle = np.mean([pose[:3, 3] for pose in self.known_poses.values()], axis=0)
         centred = {index: subtract_world_offset(pose, middle) for index, pose in self.known_poses.items()}
         with self._database_file(scratch) as path:
-            models = [_read_model(model) for model in self._triangulate_and_extend(path, centred)]
+            models = [read_model(model) for model in self._triangulate_and_extend(path, centred)]
         in_world = []
         for model in models:
             model = _align_to_known_poses(model, centred)
@@ -339,13 +355,13 @@ class _Mapping:
         cameras = [self._colmap_camera(number) for number in range(len(self.cameras.shared))]
         for camera in cameras:
             model.add_camera(camera)
-        for rig in _colmap_rigs(cameras, ids, rigs):
+        for rig in colmap_rigs(cameras, ids, rigs):
             model.add_rig(rig)
         for photos in rigs.moments(len(ids)):
             posed = [index for index in photos if index in known_poses]
             if not posed:
                 continue
-            frame = self.pycolmap.Frame(frame_id=photos[0] + 1, rig_id=_rig_id(photos[0], ids, rigs))
+            frame = self.pycolmap.Frame(frame_id=photos[0] + 1, rig_id=rig_id_of(photos[0], ids, rigs))
             images = []
             for index in photos:
                 image = self.pycolmap.Image(
@@ -413,7 +429,7 @@ class _Mapping:
         """COLMAP's numbers of the rigs whose cameras' poses are given."""
         rigs, ids = self.cameras.rigs, self.cameras.ids
         moving = {rig for rig, _ in rigs.estimated}
-        return {_rig_id(photo, ids, rigs) for photo, mount in rigs.mounts.items() if mount.rig not in moving}
+        return {rig_id_of(photo, ids, rigs) for photo, mount in rigs.mounts.items() if mount.rig not in moving}
 
     def _incremental_options(self) -> Any:
         options = self.pycolmap.IncrementalPipelineOptions()
@@ -500,104 +516,3 @@ def _align_to_known_poses(model: SfmModel, known_poses: Mapping[int, np.ndarray]
         for index, pose in model.world_from_cam.items()
     }
     return replace(model, world_from_cam=poses, points_world=scale * model.points_world @ rotation.T + shift)
-
-
-def write_images(
-    database: Any,
-    cameras: Sequence[Any],
-    camera_ids: Sequence[int],
-    keypoints: Sequence[np.ndarray],
-    rigs: Rigs = NO_RIGS,
-) -> None:
-    """Writes `cameras` (pycolmap.Camera) into a pycolmap.Database, and an image for each entry of `keypoints` (K, 2),
-    with the camera of its entry in `camera_ids`, and the frames of `rigs`."""
-    pycolmap = quiet_pycolmap()
-    for number, camera in enumerate(cameras, 1):
-        camera.camera_id = number
-        database.write_camera(camera, use_camera_id=True)
-    for rig in _colmap_rigs(cameras, camera_ids, rigs):
-        database.write_rig(rig, use_rig_id=True)
-    images = []
-    for index, (number, points) in enumerate(zip(camera_ids, keypoints)):
-        images.append(pycolmap.Image(name=image_name(index), camera_id=number + 1, image_id=index + 1))
-        database.write_image(images[-1], use_image_id=True)
-        database.write_keypoints(index + 1, (points + HALF_PIXEL).astype(np.float32))
-    for photos in rigs.moments(len(images)):
-        frame = pycolmap.Frame(frame_id=photos[0] + 1, rig_id=_rig_id(photos[0], camera_ids, rigs))
-        for index in photos:
-            frame.add_data_id(images[index].data_id)
-        database.write_frame(frame, use_frame_id=True)
-
-
-def _rig_id(photo: int, camera_ids: Sequence[int], rigs: Rigs) -> int:
-    """The number of a photo's rig in COLMAP: that of its reference sensor's camera."""
-    mount = rigs.mounts.get(photo)
-    if mount is None:
-        return camera_ids[photo] + 1
-    return 1 + min(camera_ids[other] for other, one in rigs.mounts.items() if (one.rig, one.sensor) == (mount.rig, 0))
-
-
-def _colmap_rigs(cameras: Sequence[Any], camera_ids: Sequence[int], rigs: Rigs) -> list[Any]:
-    """The rigs as pycolmap has them, and a rig for each camera that is in none."""
-    pycolmap = quiet_pycolmap()
-    made, in_rigs = [], {camera_ids[photo] for photo in rigs.mounts}
-    for number, camera in enumerate(cameras):
-        if number not in in_rigs:
-            made.append(pycolmap.Rig(rig_id=number + 1))
-            made[-1].add_ref_sensor(camera.sensor_id)
-    for own in rigs.numbers:
-        camera_of = {m.sensor: cameras[camera_ids[photo]] for photo, m in rigs.mounts.items() if m.rig == own}
-        made.append(pycolmap.Rig(rig_id=camera_of[0].camera_id))
-        for sensor, sensor_from_rig in rigs.sensors(own).items():
-            if sensor == 0:
-                made[-1].add_ref_sensor(camera_of[0].sensor_id)
-            else:
-                made[-1].add_sensor(camera_of[sensor].sensor_id, pycolmap.Rigid3d(sensor_from_rig[:3]))
-    return made
-
-
-def registered_images(reconstruction: Any) -> Iterator[tuple[int, Any, np.ndarray, np.ndarray]]:
-    """The registered images of a pycolmap.Reconstruction: index, pycolmap.Image, K (3, 3), `cam_from_world` (4, 4)."""
-    for image_id in sorted(reconstruction.reg_image_ids()):
-        image = reconstruction.image(image_id)
-        K = np.array(reconstruction.camera(image.camera_id).calibration_matrix())
-        K[:2, 2] -= HALF_PIXEL
-        yield int(image.name), image, K, np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])
-
-
-def _read_model(reconstruction: Any) -> SfmModel:
-    """A pycolmap.Reconstruction as a model."""
-    cameras, poses, observations = {}, {}, {}
-    ids = np.array(sorted(reconstruction.point3D_ids()), dtype=np.int64)
-    row_of = {point_id: row for row, point_id in enumerate(ids.tolist())}
-    for index, image, _, cam_from_world in registered_images(reconstruction):
-        poses[index] = inverse(cam_from_world)
-        observed = [(row_of[p.point3D_id], k) for k, p in enumerate(image.points2D) if p.has_point3D()]
-        rows = np.array(observed, dtype=np.int64).reshape(-1, 2)
-        observations[index] = (rows[:, 0], rows[:, 1])
-        cameras[image.camera_id - 1] = from_colmap(reconstruction.camera(image.camera_id))
-    points = [reconstruction.point3D(int(point_id)) for point_id in ids]
-    return SfmModel(
-        cameras,
-        poses,
-        np.array([point.xyz for point in points]).reshape(-1, 3),
-        np.array([max(point.error, 0.0) for point in points]),
-        observations,
-    )
-
-
-def _in_unit_of_rigs(model: SfmModel, rigs: Rigs) -> SfmModel:
-    """The model with the rigs' lengths: COLMAP scales its models, and the rigs with them."""
-    factor = rigs.scale_of(model.world_from_cam)
-    if factor is None:
-        return model
-    poses = {
-        index: from_rotation_translation(pose[:3, :3], factor * pose[:3, 3])
-        for index, pose in model.world_from_cam.items()
-    }
-    return replace(model, world_from_cam=poses, points_world=factor * model.points_world)
-
-
-def image_name(index: int) -> str:
-    """The name of photo `index` in COLMAP's database and models."""
-    return f"{index:08d}"

@@ -17,7 +17,7 @@ from dune_cli.errors import JobFailed
 from dune_cli.io.cache import note_damaged, read_cached, write_cached
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.provenance import sha256_of
-from dune_cli.sfm.mapper import image_name, registered_images, write_images
+from dune_cli.sfm.colmap_models import image_name, registered_images, write_images
 from dune_cli.sfm.verification import quiet_pycolmap
 from dune_cli.training.matcher.teacher_matches import SceneMatches, matches_file
 
