@@ -103,6 +103,8 @@ class ParquetShard:
         table = self._pa.Table.from_arrays(arrays, schema=self._schema)
         self._writer.write_table(table, row_group_size=len(self._rows))
         self._rows, self._bytes = [], 0
+        del arrays, table
+        self._pa.default_memory_pool().release_unused()  # Arrow's allocator would keep some 150 MB for the next group
 
     def _array(self, column: Column) -> Any:
         pa = self._pa
