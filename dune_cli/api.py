@@ -50,7 +50,7 @@ from dune_cli.progress import Listener, listening
 from dune_cli.provenance import Run, Source, sha256_of
 from dune_cli.sfm import placement, relative_pose
 from dune_cli.sfm.georeference import PositionPriors, georeference
-from dune_cli.sfm.masks import PhotoMasks, open_masks
+from dune_cli.sfm.masks import MaskFiles, PhotoMasks, open_masks
 from dune_cli.sfm.relative_pose import CameraImage, MatcherBackend, Relocalization, SolverConfig, TwoViewMatches
 from dune_cli.sfm.retrieval import DEFAULT_MODEL, DescriptorExtractor, encoder_descriptor_extractor
 from dune_cli.sfm.scene import Scene
@@ -395,7 +395,9 @@ def reconstruct(
         positions = placement.find_positions(paths, gps, None, system)
         frame = placement.frame_of(crs, positions, system)
     dense_config = DenseConfig(quality, device=device) if dense else None
-    opened = _masks(masks, paths, device, run)
+    files = MaskFiles(masks, paths) if isinstance(masks, (str, Path)) else None
+    paths = paths if files is None else files.used
+    opened = _masks(masks, files, device, run)
     network = depth_task.filling_network(_network("depth", FILLING, device, "float32")) if fill else None
     spheres = find_panoramas(paths, text, fov_deg)
     priors = None if positions is None else PositionPriors(positions)
@@ -439,17 +441,16 @@ def reconstruct(
     return _as(SceneResult, scene, paths=tuple(paths), people=bodies)
 
 
-def _masks(given: str | Path | Sequence[str] | None, paths: list[Path], device: str, run: Run) -> PhotoMasks | None:
-    """A folder of masks, or classes of the bundled segmentation."""
-    if given is None:
-        return None
-    folder = given if isinstance(given, (str, Path)) else None
-    classes = () if isinstance(given, (str, Path)) else tuple(given)
+def _masks(
+    given: str | Path | Sequence[str] | None, files: MaskFiles | None, device: str, run: Run
+) -> PhotoMasks | None:
+    """Of files, or of classes of the bundled segmentation."""
+    classes = () if given is None or isinstance(given, (str, Path)) else tuple(given)
 
     def load_segmenter() -> HeadedEncoder:
         return loader.load_head(SEGMENTER, "segmentation", None, device, "auto")
 
-    return open_masks(None if folder is None else str(folder), classes, paths, load_segmenter, None, run)
+    return open_masks(files, classes, load_segmenter, None, run)
 
 
 @lru_cache(maxsize=1)

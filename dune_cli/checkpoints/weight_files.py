@@ -6,12 +6,12 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dune_cli.checkpoints import weights_folder, zip_archive
 from dune_cli.checkpoints.surroundings import Surroundings
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dune_cli.checkpoints.hub import HubFile
     from dune_cli.checkpoints.registry import Entry
     from dune_cli.checkpoints.weights_folder import LocatedFile
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def read_weights(path: str | Path) -> WeightFile:
     try:
         kind = sniff(path)
         if kind == "safetensors":
-            return _read_safetensors(path)
+            return _read_safetensors(path, partial(_weight_file, path))
         from dune_cli.checkpoints import torch_files  # imports torch, which listing and fetching do not need
 
         checkpoint = torch_files.read_legacy(path) if kind == "torch-legacy" else torch_files.read_zip(path)
@@ -142,6 +144,11 @@ def read_located(located: LocatedFile, remember: bool = True) -> WeightFile:
     if remember:
         weights_folder.remember(located, sha256)
     return file
+
+
+def _weight_file(path: Path, file: Any) -> WeightFile:
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return WeightFile(path, "safetensors", tensors, dict(file.metadata() or {}))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -178,13 +185,22 @@ def _sort_metadata(path: Path) -> None:
             file.write(text.ljust(length))
 
 
-def _read_safetensors(path: Path) -> WeightFile:
+def head_classes(path: Path) -> list[str]:
+    """The names of the classes of a head (checkpoints/adapters/head.py) by the file's header, which needs no torch.
+    CheckpointError for a damaged file, and for one that says nothing of them."""
+    metadata = _read_safetensors(path, lambda file: file.metadata() or {}, "np")
+    try:
+        return list(json.loads(json.loads(metadata["dune.facts"])["card"])["classes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the safetensors header of {path} names no classes") from error
+
+
+def _read_safetensors(path: Path, read: Callable[[Any], T], framework: str = "pt") -> T:
     from safetensors import safe_open
 
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return WeightFile(path, "safetensors", tensors, dict(file.metadata() or {}))
+        with safe_open(path, framework=framework) as file:
+            return read(file)
     except OSError:
         raise
     except Exception as error:  # SafetensorError, and what the library's numbers out of range raise

@@ -100,7 +100,9 @@ def command(
 
 
 def _summary(result: Any) -> str:
+    from dune_cli.progress import amount
+
     counts = {"encoded": result.encoded, "unchanged": result.unchanged, "dropped": result.dropped}
     counts["left out"] = len(result.skipped)
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count or name == "encoded")
-    return f"{result.header['files']} files, {result.header['count']} vectors: {told}"
+    return f"{amount(result.header['files'], 'file')}, {amount(result.header['count'], 'vector')}: {told}"

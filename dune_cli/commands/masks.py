@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from dune_cli.provenance import Run
 if TYPE_CHECKING:
     from dune_cli.io.cache import WorkFolder
     from dune_cli.models.heads import HeadedEncoder
-    from dune_cli.sfm.masks import PhotoMasks
+    from dune_cli.sfm.masks import MaskFiles, PhotoMasks
 
 SEGMENTER = "dune-segment"  # which comes with dune
 
@@ -32,12 +31,30 @@ class PhotoMaskOptions:
         NameList(),
     )
 
+    def check_classes(self) -> None:
+        """UserError for classes that the segmentation does not have, before torch is imported."""
+        if self.mask:
+            from dune_cli.checkpoints.weight_files import head_classes
+            from dune_cli.checkpoints.weights_folder import locate
+            from dune_cli.io.mask_files import check_classes
+
+            check_classes(self.mask, head_classes(locate(SEGMENTER).path), SEGMENTER)
+
+    def used(self, photos: list[Path], run: Run) -> tuple[list[Path], MaskFiles | None]:
+        """The photos of which something is used, and their mask files. UserError for masks that do not fit."""
+        from dune_cli.sfm.masks import MaskFiles
+
+        if self.masks is None:
+            return photos, None
+        with run.stage("masks"):
+            files = MaskFiles(self.masks, photos)
+        return files.used, files
+
     def open_masks(
-        self, photos: Sequence[Path], compute: ComputeOptions, cache: WorkFolder | None, run: Run
+        self, files: MaskFiles | None, compute: ComputeOptions, cache: WorkFolder | None, run: Run
     ) -> PhotoMasks | None:
-        """The masks of the photos; None where none were asked for. UserError for masks that do not fit, and for unknown
-        classes."""
-        if self.masks is None and not self.mask:
+        """The masks of the photos; None where none were asked for. UserError for unknown classes."""
+        if files is None and not self.mask:
             return None
         from dune_cli.sfm.masks import open_masks
 
@@ -49,4 +66,4 @@ class PhotoMaskOptions:
             return network
 
         with run.stage("masks"):
-            return open_masks(self.masks, self.mask, photos, load_segmenter, cache, run)
+            return open_masks(files, self.mask, load_segmenter, cache, run)

@@ -177,13 +177,15 @@ def command(
       dune reconstruct photos/ -o scene.glb --model da3-base --metric-model da3metric-large
     """
     from dune_cli.io.inputs import expand, is_video
-    from dune_cli.io.outputs import unique_stems
+    from dune_cli.io.outputs import no_empty_folder, unique_stems
     from dune_cli.optional import import_pycolmap
 
     method = matching.resolved_method()
     paths = expand(photos, videos=True)
     mapping.check(paths)
     checks.there({"--masks": mapping.masks, "--poses": cameras.poses, "--rig": cameras.rig, "--gps": cameras.gps})
+    cameras.check_systems()
+    mapping.check_classes()
     people.check()
     dense.check_fill(method)
     videos = [path for path in paths if is_video(path)]
@@ -207,7 +209,8 @@ def command(
     if method == "matches" or output.colmap is not None:
         import_pycolmap("dune reconstruct")
     job = Job(method, matching, cameras, mapping, dense, compute, Run(seed=compute.seed))
-    result = job.reconstruct(paths, targets)
+    with no_empty_folder(job.work(targets)):
+        result = job.reconstruct(paths, targets)
     if result is None:  # --preflight
         return
     if not len(result.scene.cloud()[0]):
@@ -247,9 +250,11 @@ class Job:
         pair = len(paths) == 2 and not any(map(is_video, paths)) and alone
         if pair and not self._spheres(paths, entries):
             self._note_unused()
+            images, masked = self.mapping.used(images, self.run)
         else:
             mesh = self._mesh(targets)
             cache, images = self._cached_images(paths, targets)
+            images, masked = self.mapping.used(images, self.run)
             if self.mapping.preflight and self.method == "pointmap":
                 raise UserError("--preflight measures --method matches; leave --preflight or --model out")
             if self.method == "pointmap":
@@ -269,7 +274,7 @@ class Job:
         settings |= {"spheres": self._spheres(images, entries)}
         if self.mapping.preflight and (settings["spheres"] or self.cameras.rig is not None):
             raise UserError("--preflight estimates photos that stand alone; leave it out with panoramas and --rig")
-        masks = self.mapping.open_masks(images, self.compute, cache, self.run)
+        masks = self.mapping.open_masks(masked, self.compute, cache, self.run)
         settings |= {"masks": masks}
         geojson = None if targets.geojson is None else targets.geojson.name
         placement = self.cameras.placement(images, self.cameras.poses, geojson)
@@ -318,12 +323,16 @@ class Job:
             )
         return self.dense.mesh or ("tsdf" if content[0] == "surface" else None)
 
+    def work(self, targets: Targets) -> str:
+        """The folder of the cache, or its URL."""
+        return self.mapping.work or str(targets.scene.with_suffix(".work"))
+
     def _cached_images(self, paths: list[Path], targets: Targets) -> tuple[WorkFolder, list[Path]]:
         """The cache, and the photos with the frames of videos, which it keeps."""
         from dune_cli.io.cache import WorkFolder
         from dune_cli.sfm.keyframes import extract_keyframes
 
-        cache = WorkFolder(self.mapping.work or targets.scene.with_suffix(".work"))
+        cache = WorkFolder(self.work(targets))
         with self.run.stage("read"):
             images = extract_keyframes(paths, self.mapping.fps, cache)
         if len(images) < 2:

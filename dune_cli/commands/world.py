@@ -149,6 +149,14 @@ class WorldCameras(BaselineCameras):
         """The distance between the first two cameras, where that is the one that is given."""
         return None if self.baseline is None or self.baseline.names is not None else self.baseline.metres
 
+    def check_systems(self) -> None:
+        """UserError for unknown coordinate systems, PackageMissing without what knows them."""
+        from dune_cli.io.crs import ENU, open_crs
+
+        for name in (self.crs, self.gps_crs):
+            if name is not None and name.lower() != ENU:
+                open_crs(name)
+
     def placement(self, photos: Sequence[Path], poses: str | None, geojson: str | None) -> Placement:
         """How a scene of these photos gets its metres and its place. UserError for options that contradict each other
         and for positions and systems that are no use; PackageMissing without what a system needs."""

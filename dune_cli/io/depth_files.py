@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from dune_cli.io.safe_read import open_regular, read_json, read_npz
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-
+T = TypeVar("T")
 MILLIMETRES = 1000.0  # the PNG scale that most tools expect
 KITTI = 256.0  # KITTI's, which reaches 256 m
 SUFFIXES = (".png", ".npz")
@@ -93,15 +94,22 @@ def _from_npz(path: Path, png_scale: float | None) -> np.ndarray:
 
 
 def _from_png(path: Path, png_scale: float | None) -> np.ndarray:
-    def values(image: Image) -> np.ndarray:
-        pixels = np.asarray(image)
-        if pixels.ndim != 2 or not image.mode.startswith("I"):
+    pixels = _decoded(path, np.asarray)
+    return pixels / (_scale_beside(path) if png_scale is None else png_scale)
+
+
+def check_png(path: Path) -> None:
+    """UserError for a picture that holds no depth. The values are not looked at."""
+    _decoded(path, lambda _: None)
+
+
+def _decoded(path: Path, use: Callable[[Image], T]) -> T:
+    def check(image: Image) -> None:
+        if not image.mode.startswith("I"):
             raise UserError(f"the depth map {path} is a picture of kind {image.mode}; a 16-bit grey PNG is needed")
-        return pixels
 
     with open_regular(path, "a depth map (a 16-bit PNG)", FILE_LIMIT_BYTES) as file:
-        pixels = decode(path, file, values, formats=["PNG"], allowed="a 16-bit grey PNG")
-    return pixels / (_scale_beside(path) if png_scale is None else png_scale)
+        return decode(path, file, use, formats=["PNG"], allowed="a 16-bit grey PNG", before=check)
 
 
 def _scale_beside(path: Path) -> float:

@@ -36,6 +36,8 @@ FORMS = (
 )
 SAME_SHAPE = 0.005  # difference of two aspect ratios that counts as rounding
 LEAST_SEEN = 0.6  # of a photo's pixels, that a lens must have rays for
+WIDEST_PINHOLE_DEG = 140.0  # rectilinear lenses on sale end at about 130
+FARTHEST_CENTRE = 1.0  # of a principal point off the photo, in long sides: crops have it outside
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,20 @@ def _without_intrinsics(photo: Photo | PhotoInfo, fov_deg: float | None) -> Phot
         raise UserError(f"a field of view of {fov_deg:g} degrees is impossible; allowed: between 0 and 180")
     focal_px = max(photo.width, photo.height) / 2 / math.tan(math.radians(fov_deg) / 2)
     K = K_from_focal(focal_px, photo.width, photo.height)
+    if source == "given":
+        _note_fisheye(fov_deg)
     return PhotoCamera.of_matrix(K, source, photo.width, photo.height)
+
+
+def _note_fisheye(fov_deg: float) -> None:
+    """A note about a field of view that no lens without distortion has."""
+    if fov_deg > WIDEST_PINHOLE_DEG:
+        console.note_once(
+            f"a field of view of {fov_deg:.0f} degrees is that of a fisheye lens, and the camera is taken for one "
+            "without distortion, as --fov-deg and four numbers say; give the lens by --intrinsics, such as "
+            "OPENCV_FISHEYE,WIDTH,HEIGHT,PARAMS",
+            "fields of view",
+        )
 
 
 def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoInfo]) -> list[CameraEntry]:
@@ -411,9 +426,14 @@ def _check(camera: Camera, photo: Photo | PhotoInfo) -> None:
             f"the intrinsics of {name} have a focal length of {min(fx, fy):g} px for an image of {photo.width} x "
             f"{photo.height} px; give pixels, not a share of the image's size"
         )
-    if not (-0.5 <= cx <= photo.width - 0.5 and -0.5 <= cy <= photo.height - 0.5):
-        console.note(f"the principal point ({cx:g}, {cy:g}) lies outside {name} ({photo.width} x {photo.height} px)")
+    off = max(-0.5 - cx, cx - photo.width + 0.5, -0.5 - cy, cy - photo.height + 0.5)
+    where = f"the principal point ({cx:g}, {cy:g}) lies outside {name} ({photo.width} x {photo.height} px)"
+    if off > FARTHEST_CENTRE * long_side:
+        raise UserError(f"{where}, farther than its long side; give fx, fy, cx, cy in pixels of this photo")
+    if off > 0:
+        console.note(where)
     if camera.is_pinhole:
+        _note_fisheye(2 * math.degrees(math.atan(long_side / 2 / min(fx, fy))))
         return
     x, y = np.meshgrid(np.linspace(0, photo.width - 1, 17), np.linspace(0, photo.height - 1, 17))
     seen = float(np.isfinite(camera.unproject(np.stack([x, y], axis=-1))).all(-1).mean())

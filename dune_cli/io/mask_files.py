@@ -21,6 +21,7 @@ from dune_cli.io.orientation import UPRIGHT, to_upright, turned_size
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import PhotoHeader, read_header
 from dune_cli.io.safe_read import open_regular
+from dune_cli.progress import amount
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,8 +60,8 @@ def find_masks(folder: str | Path, photos: Sequence[Path]) -> dict[Path, Path]:
 
 
 def read_mask(file: Path, photo: Path) -> np.ndarray:
-    """(H, W) bool, True where the upright photo is used. UserError for a mask of another size than its photo, one that
-    is 0 everywhere, one with transparency, and a picture that is no mask."""
+    """(H, W) bool, True where the upright photo is used. UserError for a mask of another size than its photo, one with
+    transparency, and a picture that is no mask."""
     shown = read_header(photo)
     if shown is None:
         raise UserError(f"the photo {photo} of the mask {file} cannot be read")
@@ -68,13 +69,29 @@ def read_mask(file: Path, photo: Path) -> np.ndarray:
         values, turned = decode(file, opened, lambda image: _values(image, file))
     used = values.any(-1) if values.ndim == 3 else values != 0
     _check_few_values(values, file)
-    used = _upright(used, turned, shown, file, photo)
-    if not used.any():
+    return _upright(used, turned, shown, file, photo)
+
+
+def note_empty(empty: Sequence[str], photos: int) -> None:
+    """A note about photos (names) whose masks are 0 everywhere. UserError where fewer than two others are left."""
+    if not empty:
+        return
+    names = ", ".join(empty[:NAMES_IN_NOTE]) + (", ..." if len(empty) > NAMES_IN_NOTE else "")
+    if photos - len(empty) < 2:
         raise UserError(
-            f"the mask {file} is 0 (black) everywhere: nothing of {photo.name} would be used; where the photo is to be "
-            "used the mask must not be 0; correct it, or leave the photo out"
+            f"the masks of {len(empty)} of {photos} photos are 0 (black) everywhere ({names}), and two photos are "
+            "needed; where a photo is to be used its mask must not be 0"
         )
-    return used
+    are, masks = ("is", "its mask is") if len(empty) == 1 else ("are", "their masks are")
+    left_out = f"{amount(len(empty), 'photo')} of {photos} {are} left out"
+    console.note(f"{left_out}, for {masks} 0 (black) everywhere: {names}")
+
+
+def check_classes(names: Sequence[str], known: Sequence[str], model: str) -> None:
+    """UserError for `names` of --mask that are not among the classes `known` to the `model`."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"{model} knows no class {', '.join(unknown)}; --mask takes: {', '.join(known)}")
 
 
 def _values(image: Image, file: Path) -> tuple[np.ndarray, int]:

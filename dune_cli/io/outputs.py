@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -122,6 +123,19 @@ def scratch_folder(below: str | Path | None = None, prefix: str = "dune-") -> It
         finally:
             _scratch.discard(path)
             shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def no_empty_folder(path: str | Path) -> Iterator[None]:
+    """Removes a folder that the block made and left empty, as it does at a mistake of the user. URLs pass."""
+    folder = Path(path).expanduser()
+    there = folder.exists()
+    try:
+        yield
+    finally:
+        if not there:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                folder.rmdir()
 
 
 def _temporary_beside(target: Path) -> Path:

@@ -18,7 +18,7 @@ from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import K_from_fov, pixel_grid
 from dune_cli.io.camera_checks import LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
 from dune_cli.io.camera_files import camera_object
-from dune_cli.io.depth_files import colored, read_depth, valid_depth
+from dune_cli.io.depth_files import check_png, colored, read_depth, valid_depth
 from dune_cli.io.formats import DepthData, SceneData
 from dune_cli.io.formats.ply import read_ply
 from dune_cli.io.glb_input import GlbInput
@@ -74,12 +74,7 @@ def read_result(path: str | Path) -> StoredResult:
     a file that cannot be read, for another kind, and for one that holds neither points nor triangles.
     """
     path = Path(path).expanduser()
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(
-            f"{path} has the ending {suffix or '(none)'}; what can be shown ends in {' '.join(SUFFIXES)}: scenes, "
-            "people and depth"
-        )
+    suffix = _suffix(path)
     if suffix == ".json":
         return read_result(_file_of(path))
     described = _described(path)
@@ -94,6 +89,17 @@ def read_result(path: str | Path) -> StoredResult:
     if described is None:
         return StoredResult(path, data, (None,) * len(data.cameras))
     return StoredResult(path, replace(data, cameras=described.cameras), described.photos, described.metric)
+
+
+def _suffix(path: Path) -> str:
+    """The ending. UserError for one of what cannot be shown."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(
+            f"{path} has the ending {suffix or '(none)'}; what can be shown ends in {' '.join(SUFFIXES)}: scenes, "
+            "people and depth"
+        )
+    return suffix
 
 
 def joined(results: Sequence[StoredResult]) -> SceneData:
@@ -122,7 +128,8 @@ def joined(results: Sequence[StoredResult]) -> SceneData:
 
 def result_files(inputs: Sequence[str | Path]) -> list[Path]:
     """The results that files and folders name. A folder stands for those directly in it, else for those in its
-    subfolders; a JSON beside its file is not taken twice. UserError for a missing input and a folder without any."""
+    subfolders; a JSON beside its file is not taken twice. UserError for a missing input, a file of another kind, and a
+    folder without any."""
     found: list[Path] = []
     for entry in inputs:
         if not str(entry):
@@ -143,6 +150,8 @@ def result_files(inputs: Sequence[str | Path]) -> list[Path]:
             what = f"{path} is no regular file" if path.exists() else f"no such file or folder: {path}"
             raise UserError(f"{what}; name a result of dune, such as scene.ply")
         else:
+            if _suffix(path) == ".png":
+                check_png(path)
             found.append(path)
     return found
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from dune_cli import console
-from dune_cli.errors import UserError
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import pixel_grid, transform_pixels
 from dune_cli.io.cache import WorkFolder, key_of
-from dune_cli.io.mask_files import find_masks, read_mask
+from dune_cli.io.mask_files import check_classes, find_masks, note_empty, read_mask
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers.matcher import Matches
 from dune_cli.provenance import Run, Source, sha256_of
@@ -46,15 +45,18 @@ class MaskSource(Protocol):
 
 
 class MaskFiles:
-    """Masks in a folder (io.mask_files). All are read once, so that a wrong one is named before the work."""
+    """Masks in a folder (io.mask_files). All are read once, so that a wrong one is named before the work. `used`: the
+    photos but those whose masks are 0 everywhere; UserError where fewer than two are left."""
 
     names: tuple[str, ...] = (BY_FILES,)
     sources: tuple[Source, ...] = ()
 
     def __init__(self, folder: str | Path, photos: Sequence[Path]) -> None:
         self.files = find_masks(folder, photos)
-        for photo, file in console.progress(self.files.items(), "reading masks", len(self.files), "mask"):
-            read_mask(file, photo)
+        masks = console.progress(self.files.items(), "reading masks", len(self.files), "mask")
+        empty = {photo for photo, file in masks if not read_mask(file, photo).any()}
+        self.used = [photo for photo in photos if photo not in empty]
+        note_empty([photo.name for photo in photos if photo in empty], len(photos))
 
     def ignored(self, photo: Path) -> Ignored:
         file = self.files.get(photo)
@@ -66,11 +68,7 @@ class MaskedClasses:
 
     def __init__(self, names: Sequence[str], model: HeadedEncoder, cache: WorkFolder | None, run: Run) -> None:
         """UserError for names that the head does not have."""
-        unknown = [name for name in names if name not in model.class_names]
-        if unknown:
-            raise UserError(
-                f"{model.source.name} knows no class {', '.join(unknown)}; --mask takes: {', '.join(model.class_names)}"
-            )
+        check_classes(names, model.class_names, model.source.name)
         self.names, self.sources = tuple(names), tuple(model.sources)
         self._model, self._cache, self._run = model, cache or WorkFolder(None), run
         self._held: LeastRecentlyUsed[Mapping[str, np.ndarray]] = LeastRecentlyUsed(HELD)
@@ -189,19 +187,16 @@ def _at(mask: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def open_masks(
-    folder: str | None,
+    files: MaskFiles | None,
     classes: Sequence[str],
-    photos: Sequence[Path],
     load_segmenter: Callable[[], HeadedEncoder],
     cache: WorkFolder | None,
     run: Run,
 ) -> PhotoMasks | None:
     """The masks of --masks and --mask; None without either. `load_segmenter` gives the head that knows the classes.
 
-    UserError for masks that do not fit and for unknown classes."""
-    parts: list[MaskSource] = []
-    if folder is not None:
-        parts.append(MaskFiles(folder, photos))
+    UserError for unknown classes."""
+    parts: list[MaskSource] = [] if files is None else [files]
     if classes:
         parts.append(MaskedClasses(classes, load_segmenter(), cache, run))
     return PhotoMasks(tuple(parts)) if parts else None

@@ -44,6 +44,9 @@ CASES = {
     "depth p0.png -o p0.png --overwrite": (2, "would replace a photo"),
     "reconstruct photos -o a.ply --masks none": (2, "no such file or folder: --masks none"),
     "reconstruct photos -o a.ply --rig none.json": (2, "none.json"),
+    "reconstruct photos -o a.ply --mask nope": (2, "knows no class nope; --mask takes: other, wall"),
+    "view p0.png": (2, "is a picture of kind RGB"),
+    "view broken.jpg": (2, "has the ending .jpg"),
     "reconstruct photos -o a.ply --seed 99999999999": (2, "is too large"),
     "reconstruct photos -o a.ply --seed -1": (2, "not in the range"),
     "reconstruct photos -o a.ply --gps none.csv": (2, "none.csv"),
@@ -101,7 +104,7 @@ class Reached(BaseException):
 
 class Guard:
     def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "timm"):
+        if name in ("torch", "timm", "viser"):
             raise Reached(name)
 
 sys.meta_path.insert(0, Guard())

@@ -39,6 +39,8 @@ def test_an_index_is_renewed_by_its_own_encoder(dune: Any, model: Path, indexed:
     assert document["run"] == {"encoded": 1, "unchanged": 6, "dropped": 0, "skipped": 1}
     assert "7 files, 7 vectors: 1 encoded, 6 unchanged, 1 left out" in done.stderr
     assert f"left out: {indexed}/photos/bad.jpg is not a picture" in done.stderr
+    done = dune("index", indexed / "photos" / "img0.png", "-o", indexed / "index", *PLAIN)
+    assert "1 file, 1 vector: 0 encoded, 1 unchanged, 6 dropped" in done.stderr
 
 
 def test_the_bundled_encoder_is_the_default(dune: Any, tmp_path: Path) -> None:

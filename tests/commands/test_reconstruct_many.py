@@ -188,6 +188,14 @@ def test_known_poses_are_kept_and_named_in_the_json(folder: Path, work: Path, tm
         )
 
 
+def test_a_broken_file_leaves_no_work_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{broken")
+    for option in ("--poses", "--rig"):
+        code, _, err = run("reconstruct", folder, "-o", tmp_path / "s.ply", option, tmp_path / "broken.json")
+        assert code == 2 and "is not a JSON file" in err
+        assert [path.name for path in tmp_path.iterdir()] == ["broken.json"]
+
+
 def test_two_photos_stay_a_pair_and_say_what_they_have_no_use_for(folder: Path, tmp_path: Path) -> None:
     pair = [folder / "p0.png", folder / "p2.png"]
     rest = ["--matcher", "sift", "--intrinsics", INTRINSICS]

@@ -92,6 +92,22 @@ def test_unknown_classes_and_masks_are_refused_in_one_sentence(folder: Path, tmp
     assert done.exit_code == 2 and "has no mask of any of the 4 photos" in done.stderr
 
 
+def test_a_photo_whose_mask_is_empty_is_left_out(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for place in PLACES:
+        values = np.full((HEIGHT, WIDTH), 0 if place == 1 else 255, np.uint8)
+        Image.fromarray(values).save(tmp_path / "masks" / f"p{place}.png")
+    options = ("--masks", tmp_path / "masks", "--work", tmp_path / "w", "--no-dense")
+    done = run(folder / "photos", "-o", tmp_path / "s.ply", *options)
+    assert done.exit_code == 0, done.output
+    assert "1 photo of 4 is left out, for its mask is 0 (black) everywhere: p1.png" in done.stderr
+    cameras = json.loads((tmp_path / "s.json").read_text())["cameras"]
+    assert [camera["image"] for camera in cameras] == ["p0.png", "p2.png", "p3.png"]
+    pair = [folder / "photos" / f"p{place}.png" for place in (0, 1)]
+    done = run(*pair, "-o", tmp_path / "t.ply", *options)
+    assert done.exit_code == 2 and "of 1 of 2 photos are 0 (black) everywhere (p1.png)" in done.stderr
+
+
 def test_undistort_does_not_replace_what_is_read(folder: Path, tmp_path: Path) -> None:
     for name in ("images", "masks"):
         (tmp_path / name).symlink_to(folder / ("photos" if name == "images" else name))

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dune_cli import console
 from dune_cli.errors import UserError
 from dune_cli.io.intrinsics import resolve_intrinsics
 from dune_cli.io.photos import Photo, PhotoInfo
@@ -99,6 +101,18 @@ def test_a_principal_point_off_the_photo_is_only_noted(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
     _resolve(_photos("a.jpg"), "500,500,700,240")
     assert "outside a.jpg" in capsys.readouterr().err
+    with pytest.raises(UserError, match="farther than its long side; give fx, fy, cx, cy in pixels of this photo"):
+        _resolve(_photos("a.jpg"), "500,500,5000,240")
+
+
+@pytest.mark.parametrize("given", [{"fov_deg": 170.0}, {"intrinsics": "30,30,319.5,239.5"}], ids=str)
+def test_the_field_of_view_of_a_fisheye_is_told(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    console.set_quiet(False)  # a new command
+    _resolve(_photos("a.jpg", "b.jpg"), **given)
+    said = capsys.readouterr().err
+    assert said.count("is that of a fisheye lens") == 1 and "OPENCV_FISHEYE" in said
+    _resolve(_photos("a.jpg"), fov_deg=130.0)
+    assert "fisheye" not in capsys.readouterr().err
 
 
 def test_what_the_user_says_goes_before_exif_and_that_before_the_default() -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dune_cli.errors import UserError
-from dune_cli.io.mask_files import find_masks, read_mask
+from dune_cli.io.mask_files import find_masks, note_empty, read_mask
 from dune_cli.io.orientation import to_stored
 from support.odd_photos import save_turned
 
@@ -83,7 +83,6 @@ def test_masks_of_turned_photos(tmp_path: Path, tag: int) -> None:
 @pytest.mark.parametrize(
     "values, sentence",
     [
-        (np.zeros_like(GREY), "is 0 \\(black\\) everywhere: nothing of p.png would be used"),
         (GREY[:20], "has 40 x 20 px and its photo p.png 40 x 30 px"),
         (np.ascontiguousarray(GREY.T), "has 30 x 40 px and its photo p.png 40 x 30 px"),
         (PICTURE, "is a picture and no mask"),
@@ -97,3 +96,15 @@ def test_what_is_refused(tmp_path: Path, values: np.ndarray, sentence: str) -> N
     (tmp_path / "m.png").write_text("no image")
     with pytest.raises(UserError, match="not a picture"):
         read_mask(file, one)
+
+
+def test_photos_whose_masks_are_empty_are_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    note_empty([], 2)
+    assert capsys.readouterr().err == ""
+    note_empty(["a.png"], 3)
+    note_empty(["a.png", "b.png", "c.png", "d.png"], 9)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "1 photo of 3 is left out, for its mask is 0 (black) everywhere: a.png"
+    assert second.startswith("4 photos of 9 are left out, for their masks are") and second.endswith("c.png, ...")
+    with pytest.raises(UserError, match=r"of 1 of 2 photos are 0 \(black\) everywhere \(a.png\), and two photos"):
+        note_empty(["a.png"], 2)
