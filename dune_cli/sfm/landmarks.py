@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dune_cli import runtime
 from dune_cli.errors import UserError
 from dune_cli.geometry import triangulation
 from dune_cli.geometry.bundle_adjustment import point_shifts
@@ -115,6 +117,18 @@ class Landmarks:
         with features can do, without static ones. Those of the last queries are held."""
         key = photo.path, photo.sha256, quarter_turns
         return self._query_matches.get((*key, index), lambda: self._match_query(index, photo, quarter_turns))
+
+    def extracted(self, photos: Sequence[Photo]) -> Iterator[Photo]:
+        """The photos, each when `match` has its upright features as a query. Those of the next ones are extracted
+        meanwhile, in several threads, where the matcher takes one."""
+        matcher = self.matcher
+        if not isinstance(matcher, CacheableMatcher) or not matcher.one_thread:
+            yield from photos
+            return
+        found = runtime.ordered_map(lambda photo: matcher.extract_rotated(photo.rgb, 0), photos)
+        for photo, features in zip(photos, found):
+            self._query_features.get((photo.path, photo.sha256, 0), lambda features=features: features)
+            yield photo
 
     def _match_query(self, index: int, photo: Photo, quarter_turns: int) -> Matches:
         if isinstance(self.matcher, CacheableMatcher):

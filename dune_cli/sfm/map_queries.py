@@ -71,7 +71,8 @@ class QueryBatch:
 @dataclass(frozen=True)
 class LocatedQuery:
     """The result of a query, without its map (None there), which would go from process to process with each; `of` adds
-    it. `sha256` of the photo, None where it could not be read. `seconds` that it took, less its share of retrieval.
+    it. `sha256` of the photo, None where it could not be read. `seconds` that it took, less what is done for a batch:
+    retrieval, and features by several threads.
     `consistent`: of a frame, whether its pose fits the motion of the frames beside it; None where that is not known."""
 
     result: LocalizationResult
@@ -242,8 +243,9 @@ class MapLocalizer:
             if left >= 0 or number == 0:
                 held[number] = photo
         found = dict(zip(prepared, self.retriever.retrieve_prepared(list(prepared.values())))) if prepared else {}
+        extracted = self.landmarks.extracted(list(held.values()))
         for number, query in enumerate(queries):
-            yield query, found.get(number, []), held.pop(number, None)
+            yield query, found.get(number, []), next(extracted) if number in held else None
 
     def _localize(self, query: QueryPhoto, stages: Sequence[Candidates], photo: Photo | None) -> LocatedQuery:
         start, used = time.perf_counter(), self.landmarks

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dune_cli import runtime
 from dune_cli.checkpoints.loader import load_encoder
 from dune_cli.io.json_files import json_line
 from dune_cli.matchers.sift import Sift
@@ -62,7 +63,9 @@ def lines(jobs: LocalizationJobs, results: Iterator) -> list[str]:
     return [json_line(reloc.map_document(found.of(jobs.photo_map), {}, {"c": found.consistent})) for found in results]
 
 
-def test_every_engine_gives_the_same_lines(jobs: LocalizationJobs, tmp_path: Path) -> None:
+def test_every_engine_gives_the_same_lines(
+    jobs: LocalizationJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = jobs.photo_map.folder
     queries = [photo(str(folder / name)) for name in ("query.png", "elsewhere.png", "broken.png")]
     queries += [photo(str(folder / f"frame_{step}.png"), "clip.mp4", step) for step in range(4)]
@@ -70,6 +73,9 @@ def test_every_engine_gives_the_same_lines(jobs: LocalizationJobs, tmp_path: Pat
     assert len(one) == len(queries) and sum('"success": true' in line for line in one) == 5
     assert ['"c": false' in line for line in one[3:]] == [False, False, False, True]
     assert all('"c": null' in line for line in one[:3])
+    monkeypatch.setattr(runtime, "available_threads", lambda: 3)  # which extract the features of the next queries
+    assert lines(jobs, InProcess().map(jobs, batches(queries))) == one
+    monkeypatch.undo()
     # a run that goes on
     assert lines(jobs, InProcess().map(jobs, batches(queries[:3], 1))) == one[1:3]
     assert lines(jobs, InProcess().map(jobs, batches(queries[3:], 2))) == one[5:]
