@@ -136,14 +136,13 @@ class SecondMatcher:
         return [self.own_images.get(index, image) for index, image in enumerate(self.images)]
 
 
-def weakly_tied(matched: MatchedPhotos) -> list[int]:
-    """The photos that too few inliers of verified pairs tie to the largest component of well tied ones; copies are not
-    counted."""
-    verified, count = matched.verified, len(matched.photos)
+def weakly_tied(verified: VerifiedPairs, count: int, copies: Collection[int] = ()) -> list[int]:
+    """Those of `count` photos that too few inliers of verified pairs tie to the largest component of well tied ones,
+    without the `copies`."""
     strong = [pair for pair in verified.geometry if verified.counts[pair][1] >= ENOUGH_INLIERS]
     components = view_graph.components(count, np.array(strong, np.int64).reshape(-1, 2))
     held = with_neighbours(set(components[0].tolist()), verified)
-    return [index for index in range(count) if index not in held and index not in matched.duplicates]
+    return [index for index in range(count) if index not in held and index not in copies]
 
 
 def with_neighbours(firm: Collection[int], verified: VerifiedPairs) -> set[int]:

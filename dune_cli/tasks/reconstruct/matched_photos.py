@@ -183,8 +183,7 @@ def select_photo_pairs(
 
     def by_keypoints() -> np.ndarray:
         assert isinstance(matcher, FeatureMatcher)
-        store = FeatureStore(matcher, cache)
-        counts = preemptive_match_counts([store.descriptors(images[index])[: LARGEST[1]].copy() for index in distinct])
+        counts = largest_match_counts([images[index] for index in distinct], matcher, cache)
         for photos in rigs.frames.values():  # what overlaps about one centre says nothing about other frames
             for i, j in exhaustive_pairs(len(photos)):
                 if not rigs.apart([(photos[i], photos[j])]):
@@ -201,6 +200,12 @@ def select_photo_pairs(
         rigs,
     )
     return PairSelection([(distinct[i], distinct[j]) for i, j in selection.pairs], selection.strategy)
+
+
+def largest_match_counts(images: Sequence[ImageFeatures], matcher: FeatureMatcher, cache: WorkFolder) -> np.ndarray:
+    """The `preemptive_match_counts` (N, N) of photos."""
+    store = FeatureStore(matcher, cache)
+    return preemptive_match_counts([store.descriptors(image)[: LARGEST[1]].copy() for image in images])
 
 
 def _global_descriptors(images: Sequence[ImageFeatures], matcher: Matcher, cache: WorkFolder, seed: int) -> np.ndarray:

@@ -156,7 +156,7 @@ class ManyPhotos:
 
     def mapped(self, matcher: Matcher) -> MappedPhotos:
         """By one matcher. Raises as `matched`."""
-        return self._calibrated(self.matched(matcher))
+        return self.calibrated(self.matched(matcher))
 
     def matched(self, matcher: Matcher) -> MappedPhotos:
         """Without models. JobFailed where the camera only turned; UserError for a matcher of two photos only."""
@@ -171,7 +171,7 @@ class ManyPhotos:
     def _drafted(self, mapped: MappedPhotos) -> MappedPhotos:
         """Many photos only as a draft, few with calibrated models."""
         if not self._is_drafted(mapped):
-            return self._calibrated(mapped)
+            return self.calibrated(mapped)
         with self.run.stage("map", "mapping"), self.cache.scratch() as folder:
             draft = self._draft(mapped, folder)
         return replace(mapped, models=_with_points(draft[0]), draft=draft)
@@ -185,10 +185,11 @@ class ManyPhotos:
         return once(*self._given(mapped), folder)
 
     def finished(self, mapped: MappedPhotos) -> MappedPhotos:
-        """With calibrated models."""
-        return mapped if mapped.draft is None else self._calibrated(mapped)
+        """With calibrated models instead of a draft."""
+        return mapped if mapped.draft is None else self.calibrated(mapped)
 
-    def _calibrated(self, mapped: MappedPhotos) -> MappedPhotos:
+    def calibrated(self, mapped: MappedPhotos) -> MappedPhotos:
+        """With calibrated models."""
         held = MappedInRigs([], mapped.matched.cameras)
         with self.run.stage("map", "mapping"):
             if len(mapped.matched.verified.geometry) > 0 or len(self.known) > 1:
@@ -211,7 +212,7 @@ class ManyPhotos:
         if self.known or len(mapped.placed) < MIN_PHOTOS or mapped.matched.cameras.rigs.mounts:
             return mapped
         matched, models, notes = without_lookalikes(
-            mapped.matched, mapped.models, lambda left: self._calibrated(replace(mapped, matched=left)).models, self.run
+            mapped.matched, mapped.models, lambda left: self.calibrated(replace(mapped, matched=left)).models, self.run
         )
         return replace(mapped, matched=matched, models=models, notes=(*mapped.notes, *notes))
 
@@ -268,7 +269,7 @@ class ManyPhotos:
         """The photos that the mapper would hardly place, of many photos that are well tied otherwise."""
         if self.known or len(self.paths) <= FEW or matched.cameras.rigs.mounts:
             return []
-        weak = weakly_tied(matched)
+        weak = weakly_tied(matched.verified, len(matched.photos), matched.duplicates)
         return weak if len(weak) <= WEAK_UP_TO * len(self.paths) else []
 
     def _described(self, first: MappedPhotos, matcher: Matcher) -> Sequence[ImageFeatures]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from dune_cli import console
 from dune_cli.errors import JobFailed
 from dune_cli.io.cache import WorkFolder
@@ -19,18 +21,30 @@ from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photos import PhotoInfo
 from dune_cli.matchers.matcher import CacheableMatcher, FeatureMatcher, Matcher
 from dune_cli.provenance import Run
-from dune_cli.sfm.features import FEATURES, MEMORY_BYTES, extract_features
+from dune_cli.sfm.features import FEATURES, MEMORY_BYTES, PHOTOS, extract_features
 from dune_cli.sfm.matching import MATCHES
-from dune_cli.sfm.pairs import EXHAUSTIVE_UP_TO, STRATEGIES, largest_keypoints, read_pairs, sequential_pairs
-from dune_cli.sfm.retrieval import DescriptorExtractor
+from dune_cli.sfm.pairs import (
+    EXHAUSTIVE_UP_TO,
+    STRATEGIES,
+    Pairs,
+    largest_keypoints,
+    matching_pairs,
+    read_pairs,
+    sequential_pairs,
+)
+from dune_cli.sfm.retrieval import DESCRIPTORS, DescriptorExtractor
+from dune_cli.sfm.verification import VerifiedPairs
 from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
-from dune_cli.tasks.reconstruct.matched_photos import uses_descriptors
+from dune_cli.tasks.reconstruct.matched_again import weakly_tied
+from dune_cli.tasks.reconstruct.matched_photos import MatchedPhotos, largest_match_counts, uses_descriptors
 from dune_cli.tasks.reconstruct.matches import ManyPhotos, MappedPhotos
 
 SAMPLE = 4, 52  # photos: the fewest; the most, of which the mapper does as with more (TWO_VIEW_TRACKS_UP_TO)
+SCOUTED = 500  # photos whose features are extracted to choose the sample, at most
+ALIKE = 15  # verified pairs whose largest keypoints match about as well, the median of whose inliers is expected
 DISTINCT_PAIRS = 0.6  # of photos times neighbours, as two photos often choose each other: .55 to .61 in six sets
-MAPPING_BYTES_PER_KEYPOINT = 250  # pycolmap's, with tracks
-MAPPING_EXPONENT = 1.3  # of the time of mapping over the photos: 1.36 from 52 to 224 photos of a bedroom
+MAPPING_BYTES_PER_KEYPOINT = 1500  # pycolmap's, with tracks, and of calibration: 1,200 and 2,000 in two sets
+MAPPING_EXPONENT = 1.3  # of the time of mapping over the photos: 1.23 and 1.28 from 52 to 113 and 224 photos
 MATCHES_IN_MEMORY = 3  # how many times as large as in the cache: read, in pycolmap's database, and verified
 STAGES = {  # of a run, and what their time grows with
     "features": "photos",
@@ -54,14 +68,16 @@ class StageEstimate:
 class ReconstructionEstimate:
     """Photos and pairs, and how many photos the cache has features of; what the `sample_photos` tell, of which
     `sample_placed` got a pose: seconds a photo and a pair, minutes of what is to be computed, in all and by `stages`
-    ("again": what a second matcher does for photos that the first one leaves out), without depth maps; bytes of memory
-    and disk that are needed and that are available (None: an object store does not say)."""
+    ("again": what a second matcher does for photos that the first one leaves out; "load": reading its weights), without
+    depth maps; `photos_again`: how many photos the first matcher ties weakly to the others; bytes of memory and disk
+    that are needed and that are available (None: an object store does not say)."""
 
     photos: int
     pairs: int
     photos_done: int
     sample_photos: int
     sample_placed: int
+    photos_again: int
     seconds_a_photo: float
     seconds_a_pair: float
     minutes: float
@@ -74,28 +90,92 @@ class ReconstructionEstimate:
 
 
 @dataclass(frozen=True)
+class _Bytes:
+    """What one photo and pair take in the cache, and what the second matcher took: its descriptors a photo, all else
+    in sum."""
+
+    photo: float
+    pair: float
+    descriptor: float = 0.0
+    again: float = 0.0
+
+
+@dataclass(frozen=True)
 class _Sample:
-    """Photos of the set that were reconstructed: their `run` and that of the fallback, and what lies in their cache."""
+    """Photos of the set that were reconstructed. The runs: of the first matcher and of the mapper where it is the only
+    one; of the descriptors of all photos that a second matcher needs; of this matcher and the mapper then. `matched` by
+    the first matcher, of which it ties `weak` photos weakly to the others."""
 
     photos: int
+    matched: MatchedPhotos | None
     mapped: MappedPhotos | None
     run: Run
+    described: Run
     again: Run
-    feature_bytes: float
-    match_bytes: float
+    weak: Sequence[int]
+    bytes: _Bytes
     memory_bytes: int
 
     @property
     def pairs(self) -> int:
-        return 0 if self.mapped is None else len(self.mapped.matched.pairs)
+        return 0 if self.matched is None else len(self.matched.pairs)
 
     @property
     def keypoints(self) -> float:
         """The mean number of a photo's keypoints."""
-        counts = (
-            [] if self.mapped is None else [len(k) for k in self.mapped.matched.correspondences.keypoints if len(k)]
-        )
+        held = self.mapped.matched if self.mapped is not None else self.matched
+        counts = [] if held is None else [len(k) for k in held.correspondences.keypoints if len(k)]
         return sum(counts) / max(len(counts), 1)
+
+
+@dataclass(frozen=True)
+class _Scouted:
+    """Photos that follow each other, from number `start` of all on: how well the largest keypoints of any two match
+    (N, N), the pairs to match, and the run."""
+
+    start: int
+    counts: np.ndarray
+    pairs: Pairs
+    run: Run
+
+    def sample_start(self, size: int) -> int:
+        """Where `size` photos begin that are tied to others as all of them are: by the distribution of the matches with
+        the best two of them, whose distance (Wasserstein's) is the smallest."""
+        ties = _ties(self.counts)
+        share = np.linspace(0, 1, size + 1)
+        wanted = np.quantile(ties, share)
+        distance = [
+            np.abs(np.quantile(_ties(self.counts[first : first + size, first : first + size]), share) - wanted).mean()
+            for first in range(len(ties) - size + 1)
+        ]
+        return self.start + int(np.argmin(distance))
+
+    def expected_weak(self, sample: _Sample, sample_start: int) -> list[int]:
+        """The photos that verified pairs will tie weakly to the others. The inliers of a pair are expected to be the
+        median of those ALIKE pairs of the sample whose largest keypoints match about as well."""
+        assert sample.matched is not None
+        verified, first = sample.matched.verified, sample_start - self.start
+        known = {
+            (i + first, j + first): inliers if (i, j) in verified.geometry else 0
+            for (i, j), (_, inliers) in verified.counts.items()
+        }
+        matches = np.array([self.counts[pair] for pair in known])
+        inliers = np.array(list(known.values()))
+        expected = {
+            value: int(np.median(inliers[np.argsort(np.abs(matches - value), kind="stable")[:ALIKE]]))
+            for value in {int(self.counts[pair]) for pair in self.pairs}
+        }
+        found = {pair: known.get(pair, expected[int(self.counts[pair])]) for pair in self.pairs}
+        geometry = {pair: None for pair, count in found.items() if count}
+        counts = {pair: (count, count) for pair, count in found.items()}
+        return weakly_tied(VerifiedPairs(geometry, counts), len(self.counts))
+
+
+def _ties(counts: np.ndarray) -> np.ndarray:
+    """(N,) the matches of each photo with the two others that it has most with."""
+    others = counts.copy()
+    np.fill_diagonal(others, 0)
+    return np.sort(others, axis=1)[:, -2:].sum(axis=1)
 
 
 def preflight(
@@ -107,22 +187,51 @@ def preflight(
     descriptors: Callable[[], DescriptorExtractor | None] | None = None,
     fallback: Callable[[], Matcher] | None = None,
 ) -> ReconstructionEstimate:
-    """Reconstructs photos that follow each other in the middle of the list, in a folder of its own, and extrapolates:
-    features and what the `fallback` does with the photos, mapping with their power MAPPING_EXPONENT, matching and
-    verification with the pairs, the choice of pairs by keypoints with the square of the photos.
+    """Reconstructs photos that follow each other, in a folder of its own, and extrapolates: features and global
+    descriptors with the photos, mapping with their power MAPPING_EXPONENT, matching and verification with the pairs,
+    the choice of pairs by keypoints with the square of the photos, what the `fallback` does with the photos that are
+    tied weakly.
+
+    Where the largest keypoints choose the pairs, those of up to SCOUTED photos are compared before. They tell the pairs
+    to match, which photos are like all, and how many the fallback will be asked for. Else the photos in the middle of
+    the list are taken.
 
     Raises JobFailed when memory or disk cannot hold the run, and whatever the run itself would raise.
     """
     count = len(paths)
     size = min(count, max(SAMPLE[0], min(SAMPLE[1], count // 2)))
-    start = (count - size) // 2
+    start, scouted = (count - size) // 2, None
+    loaded = descriptors() if descriptors is not None and uses_descriptors(count, matcher, config) else None
+    with scratch_folder() as folder:
+        own_cache = WorkFolder(folder)
+        if isinstance(matcher, CacheableMatcher):  # not timed: what the first photo loads
+            extract_features(paths[:1], matcher, WorkFolder(None), loaded)
+        if _chosen_by_keypoints(count, matcher, config):
+            scouted = _scout(paths, matcher, config, own_cache)
+            start = scouted.sample_start(size)
 
-    def cameras_of_sample(photos: Sequence[PhotoInfo]) -> Sequence[PhotoCamera]:
-        cameras = cameras_of(photos)
-        return cameras if len(cameras) == len(photos) else cameras[start : start + size]
+        def cameras_of_sample(photos: Sequence[PhotoInfo]) -> Sequence[PhotoCamera]:
+            cameras = cameras_of(photos)
+            return cameras if len(cameras) == len(photos) else cameras[start : start + size]
 
-    sample = _reconstruct(paths[start : start + size], count, cameras_of_sample, matcher, config, descriptors, fallback)
+        job = ManyPhotos(
+            paths[start : start + size],
+            cameras_of_sample,
+            _of_sample(config),
+            Run(seed=config.seed),
+            own_cache,
+            lambda: loaded,
+            {},
+        )
+        sample = _reconstruct(job, matcher, descriptors, fallback)
     pairs, done = pair_count(paths, config), min(count, len(cache.sizes(FEATURES)))
+    again, weak = count / size, len(sample.weak) * count / size
+    if scouted is not None:
+        if len(scouted.counts) == count:
+            pairs = len(scouted.pairs)
+        if sample.matched is not None and sample.matched.verified.counts:
+            weak = len(scouted.expected_weak(sample, start)) * count / len(scouted.counts)
+            again = weak / len(sample.weak) if sample.weak else again
     missing, new_pairs = count - done, max(0, pairs - len(cache.sizes(MATCHES)))
     growth = {
         "photos": count / size,
@@ -133,22 +242,32 @@ def preflight(
     growths = {stage: growth[of] for stage, of in STAGES.items()}
     growths["features"], growths["match"] = missing / size, new_pairs / max(sample.pairs, 1)
     stages = {name: _scaled(sample.run, (name,), factor) for name, factor in growths.items()}
-    stages["again"] = _scaled(sample.again, tuple(STAGES)[:-1], count / size)
+    seconds_a_photo = sample.run.seconds.get("features", 0.0) / size
+    if scouted is not None:
+        number = len(scouted.counts)
+        seconds_a_photo = scouted.run.seconds["features"] / number
+        stages["features"] = _scaled(scouted.run, ("features",), missing / number)
+        stages["pair"] = _scaled(scouted.run, ("pair",), _selection_growth(count, number, matcher, config))
+    stages["load"] = _sum(_scaled(sample.described, ("load",), 1), _scaled(sample.again, ("load",), 1))
+    of_second = _scaled(sample.again, [stage for stage in STAGES if stage != "map"], again)
+    stages["again"] = _sum(_scaled(sample.described, ("features",), count / size), of_second)
     if fallback is not None:
         stages["map"] = _scaled(sample.again, ("map",), growth["mapping"])
+    by_second = count * sample.bytes.descriptor + again * sample.bytes.again
     estimate = ReconstructionEstimate(
         photos=count,
         pairs=pairs,
         photos_done=done,
         sample_photos=size,
         sample_placed=0 if sample.mapped is None else len(sample.mapped.placed),
-        seconds_a_photo=round(sample.run.seconds["features"] / size, 4),
+        photos_again=0 if fallback is None else round(weak),
+        seconds_a_photo=round(seconds_a_photo, 4),
         seconds_a_pair=round(sum(sample.run.seconds.get(s, 0) for s in ("match", "verify")) / max(sample.pairs, 1), 4),
         minutes=round(sum(stage.minutes for stage in stages.values()), 2),
         processor_minutes=round(sum(stage.processor_minutes for stage in stages.values()), 2),
         memory_bytes=_memory(sample, count, pairs),
         memory_available_bytes=available_memory(),
-        disk_bytes=int(missing * sample.feature_bytes + new_pairs * sample.match_bytes),
+        disk_bytes=int(missing * sample.bytes.photo + new_pairs * sample.bytes.pair + by_second),
         disk_free_bytes=None if cache.folder is None else shutil.disk_usage(cache.folder).free,
         stages={name: stage for name, stage in stages.items() if stage.minutes or stage.processor_minutes},
     )
@@ -156,40 +275,94 @@ def preflight(
     return estimate
 
 
+def _chosen_by_keypoints(count: int, matcher: Matcher, config: MatchesConfig) -> bool:
+    """Whether the matches of the largest keypoints choose the pairs of `count` photos."""
+    if config.pairs != "auto" or count <= EXHAUSTIVE_UP_TO or not isinstance(matcher, FeatureMatcher):
+        return False
+    return not uses_descriptors(count, matcher, config)
+
+
+def _scout(paths: Sequence[Path], matcher: Matcher, config: MatchesConfig, cache: WorkFolder) -> _Scouted:
+    """The features of up to SCOUTED photos in the middle of the list, in the `cache`, and their pairs."""
+    assert isinstance(matcher, FeatureMatcher)
+    start, run = max(0, len(paths) - SCOUTED) // 2, Run(seed=config.seed)
+    with run.stage("features"):
+        images = extract_features(paths[start : start + SCOUTED], matcher, cache)
+    with run.stage("pair"):
+        counts = largest_match_counts(images, matcher, cache)
+        pairs = set(matching_pairs(counts, config.neighbours))
+    if config.ordered:
+        pairs.update(sequential_pairs(len(images), config.neighbours))
+    return _Scouted(start, counts, sorted(pairs), run)
+
+
 def _reconstruct(
-    paths: Sequence[Path],
-    count: int,
-    cameras_of: CamerasOf,
+    job: ManyPhotos,
     matcher: Matcher,
-    config: MatchesConfig,
     descriptors: Callable[[], DescriptorExtractor | None] | None,
     fallback: Callable[[], Matcher] | None,
 ) -> _Sample:
-    """The sample, with the steps of a run of `count` photos. A note says where it is no scene of most of its photos."""
-    run, again = Run(seed=config.seed), Run(seed=config.seed)
-    settings = _of_sample(config)
-    loaded = descriptors() if descriptors is not None and uses_descriptors(count, matcher, config) else None
-    with scratch_folder() as folder:
-        cache = WorkFolder(folder)
-        if isinstance(matcher, CacheableMatcher):  # not timed: what the first photo loads
-            extract_features(paths[:1], matcher, WorkFolder(None), loaded)
-        job = ManyPhotos(paths, cameras_of, settings, run, cache, lambda: loaded, {})
-        mapped, why = None, ""
-        try:
-            if fallback is None:
-                mapped = job.mapped(matcher)
-            else:
-                mapped = replace(job, run=again, descriptors=descriptors).mapped_again(job.matched(matcher), fallback)
-        except JobFailed as error:
-            why = f" ({error})"
-        placed = 0 if mapped is None else len(mapped.placed)
-        if 2 * placed < len(paths):
-            console.note(
-                f"{placed} of {len(paths)} photos that follow each other, from {paths[0].name} on, got a pose{why}, so "
-                "the time of mapping is hardly known: give photos in the order in which they were taken"
-            )
-        sizes = [sum(of) / max(len(of), 1) for of in (cache.sizes(FEATURES), cache.sizes(MATCHES))]
-    return _Sample(len(paths), mapped, run, again, *sizes, _peak_memory())
+    """The sample, with the steps of a run of more photos. A note says where it is no scene of most of its photos."""
+    described, again = Run(seed=job.config.seed), Run(seed=job.config.seed)
+    paths, cache = job.paths, job.cache
+    matched: MatchedPhotos | None = None
+    mapped: MappedPhotos | None = None
+    weak: list[int] = []
+    why = ""
+    try:
+        first = job.matched(matcher)
+        matched, weak = first.matched, weakly_tied(first.matched.verified, len(paths))
+        by_first = _sizes(cache)
+        if fallback is None:
+            mapped = job.consistent(job.calibrated(first))
+        else:
+            second = replace(job, run=again, descriptors=_described(job, first, weak, descriptors, described))
+            mapped = second.consistent(second.mapped_again(first, fallback))
+    except JobFailed as error:
+        why = f" ({error})"
+    placed = 0 if mapped is None else len(mapped.placed)
+    if 2 * placed < len(paths):
+        console.note(
+            f"{placed} of {len(paths)} photos that follow each other, from {paths[0].name} on, got a pose{why}, so "
+            "the time of mapping is hardly known: give photos in the order in which they were taken"
+        )
+    taken = _bytes(_sizes(cache) if matched is None else by_first, _sizes(cache), len(paths))
+    return _Sample(len(paths), matched, mapped, job.run, described, again, weak, taken, _peak_memory())
+
+
+def _described(
+    job: ManyPhotos,
+    first: MappedPhotos,
+    weak: Sequence[int],
+    descriptors: Callable[[], DescriptorExtractor | None] | None,
+    run: Run,
+) -> Callable[[], DescriptorExtractor | None] | None:
+    """What loads the extractor of global descriptors for the second matcher. Where `weak` photos will ask for them,
+    they are made here, for the `run` to time them alone."""
+    if descriptors is None or not weak or job.config.pairs not in ("auto", "retrieval"):
+        return descriptors
+    with run.stage("load"):
+        loaded = descriptors()
+    if loaded is not None:
+        with run.stage("features"):
+            extract_features(job.paths, first.matcher, job.cache, loaded)
+    return lambda: loaded
+
+
+def _sizes(cache: WorkFolder) -> dict[str, list[int]]:
+    """The bytes of each entry by kind."""
+    return {kind: cache.sizes(kind) for kind in (FEATURES, PHOTOS, DESCRIPTORS, MATCHES)}
+
+
+def _bytes(first: dict[str, list[int]], both: dict[str, list[int]], photos: int) -> _Bytes:
+    """Of what lay in the cache after the first matcher and after both, of which the second one had so many photos."""
+    of_photos = sum(sum(first[kind]) for kind in (FEATURES, PHOTOS, DESCRIPTORS))
+    return _Bytes(
+        of_photos / max(len(first[FEATURES]), 1),
+        sum(first[MATCHES]) / max(len(first[MATCHES]), 1),
+        (sum(both[DESCRIPTORS]) - sum(first[DESCRIPTORS])) / photos,
+        sum(sum(both[kind]) - sum(first[kind]) for kind in (FEATURES, MATCHES)),
+    )
 
 
 def _of_sample(config: MatchesConfig) -> MatchesConfig:
@@ -206,6 +379,12 @@ def _scaled(run: Run, names: Sequence[str], factor: float) -> StageEstimate:
     return StageEstimate(round(seconds, 5), round(processor, 5))
 
 
+def _sum(one: StageEstimate, other: StageEstimate) -> StageEstimate:
+    return StageEstimate(
+        round(one.minutes + other.minutes, 5), round(one.processor_minutes + other.processor_minutes, 5)
+    )
+
+
 def _selection_growth(count: int, sample: int, matcher: Matcher, config: MatchesConfig) -> float:
     """How many times as long as in the sample the choice of pairs takes."""
     by_keypoints = config.pairs == "auto" and isinstance(matcher, FeatureMatcher)
@@ -218,11 +397,9 @@ def _selection_growth(count: int, sample: int, matcher: Matcher, config: Matches
 def _memory(sample: _Sample, count: int, pairs: int) -> int:
     """What the process held at most for the sample, and what more photos and pairs add."""
     more, more_pairs = count - sample.photos, max(0, pairs - sample.pairs)
-    held = [min(MEMORY_BYTES, 2 * sample.feature_bytes * photos) for photos in (sample.photos, count)]
+    held = [min(MEMORY_BYTES, 2 * sample.bytes.photo * photos) for photos in (sample.photos, count)]
     keypoints = more * sample.keypoints * MAPPING_BYTES_PER_KEYPOINT
-    return int(
-        sample.memory_bytes + held[1] - held[0] + keypoints + more_pairs * MATCHES_IN_MEMORY * sample.match_bytes
-    )
+    return int(sample.memory_bytes + held[1] - held[0] + keypoints + more_pairs * MATCHES_IN_MEMORY * sample.bytes.pair)
 
 
 def pair_count(paths: Sequence[Path], config: MatchesConfig) -> int:

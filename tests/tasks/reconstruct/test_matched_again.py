@@ -38,9 +38,9 @@ def matched(count: int, inliers: dict[tuple[int, int], int], copies: dict[int, i
 
 def test_photos_that_few_inliers_tie_to_the_largest_well_tied_group() -> None:
     tied = {(0, 1): 90, (1, 2): 90, (0, 2): 25, (1, 3): 40, (2, 3): 30, (2, 4): 59, (4, 5): 70, (5, 6): 80}
-    assert weakly_tied(matched(8, tied, {7: 0})) == [4, 5, 6]  # 3 by two pairs together; 4 to 6 by one weak pair
-    assert weakly_tied(matched(8, tied | {(3, 5): 15, (3, 4): 15}, {7: 0})) == [6]  # then 4 and 5; 6 by one pair only
-    assert weakly_tied(matched(3, {})) == [1, 2]
+    assert weakly_tied(verified(tied), 8, {7: 0}) == [4, 5, 6]  # 3 by two pairs together; 4 to 6 by one weak pair
+    assert weakly_tied(verified(tied | {(3, 5): 15, (3, 4): 15}), 8, [7]) == [6]  # then 4 and 5; 6 by one pair only
+    assert weakly_tied(verified({}), 3) == [1, 2]
 
 
 def test_a_chain_is_matched_from_its_ends_and_what_is_held_no_more() -> None:
