@@ -265,7 +265,7 @@ def preflight(
         seconds_a_pair=round(sum(sample.run.seconds.get(s, 0) for s in ("match", "verify")) / max(sample.pairs, 1), 4),
         minutes=round(sum(stage.minutes for stage in stages.values()), 2),
         processor_minutes=round(sum(stage.processor_minutes for stage in stages.values()), 2),
-        memory_bytes=_memory(sample, count, pairs),
+        memory_bytes=_memory(sample, count, pairs, again),
         memory_available_bytes=available_memory(),
         disk_bytes=int(missing * sample.bytes.photo + new_pairs * sample.bytes.pair + by_second),
         disk_free_bytes=None if cache.folder is None else shutil.disk_usage(cache.folder).free,
@@ -394,10 +394,13 @@ def _selection_growth(count: int, sample: int, matcher: Matcher, config: Matches
     return compared**2 * count * (count - 1) / max(sample * (sample - 1), 1)
 
 
-def _memory(sample: _Sample, count: int, pairs: int) -> int:
-    """What the process held at most for the sample, and what more photos and pairs add."""
+def _memory(sample: _Sample, count: int, pairs: int, again: float) -> int:
+    """What the process held at most for the sample, and what more photos and pairs, and `again` times as many of the
+    second matcher, add."""
     more, more_pairs = count - sample.photos, max(0, pairs - sample.pairs)
-    held = [min(MEMORY_BYTES, 2 * sample.bytes.photo * photos) for photos in (sample.photos, count)]
+    features = [2 * sample.bytes.photo * photos for photos in (sample.photos, count)]  # float32 in memory
+    of_second = [2 * sample.bytes.again * times for times in (1, again)]
+    held = [sum(min(MEMORY_BYTES, of_matcher) for of_matcher in step) for step in zip(features, of_second)]
     keypoints = more * sample.keypoints * MAPPING_BYTES_PER_KEYPOINT
     return int(sample.memory_bytes + held[1] - held[0] + keypoints + more_pairs * MATCHES_IN_MEMORY * sample.bytes.pair)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,15 @@ from dune_cli.io.cache import WorkFolder
 from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras
 from dune_cli.io.photos import PhotoInfo
 from dune_cli.matchers.sift import Sift
+from dune_cli.provenance import Run
+from dune_cli.sfm.cameras import PhotoCameras
 from dune_cli.sfm.features import extract_features
+from dune_cli.sfm.matching import Correspondences
+from dune_cli.sfm.verification import VerifiedPairs
 from dune_cli.tasks.reconstruct import preflight
 from dune_cli.tasks.reconstruct.config import MatchesConfig
+from dune_cli.tasks.reconstruct.matched_again import weakly_tied
+from dune_cli.tasks.reconstruct.matched_photos import MatchedPhotos
 from support.many_photos import INTRINSICS, write
 
 
@@ -42,7 +48,7 @@ def test_some_photos_are_reconstructed(photos: list[Path], tmp_path: Path) -> No
     assert (first.photos, first.pairs, first.photos_done, first.sample_photos) == (6, 15, 0, 4)
     assert first.sample_placed >= 3 and not list((tmp_path / "work").rglob("*.safetensors"))
     assert first.seconds_a_photo > 0 and first.seconds_a_pair > 0 and 0 < first.processor_minutes < 10
-    assert {"features", "match", "verify", "map"} <= first.stages.keys() <= {*preflight.STAGES, "again"}
+    assert {"features", "match", "verify", "map"} <= first.stages.keys() <= {*preflight.STAGES, "again", "load"}
     assert first.minutes == pytest.approx(sum(stage.minutes for stage in first.stages.values()), abs=0.02)
     cache = WorkFolder(tmp_path / "work")
     images = extract_features(photos[:3], Sift(working_size_px=320, max_keypoints=500), cache)
@@ -59,6 +65,45 @@ def test_photos_of_different_places_are_told(tmp_path: Path, capsys: pytest.Capt
     estimate = ask(strange, tmp_path / "work")
     assert estimate.sample_placed == 0 and "map" not in estimate.stages
     assert "0 of 4 photos that follow each other, from 1.png on, got a pose" in capsys.readouterr().err
+
+
+def walk(weak: Collection[int], photos: int = 60) -> np.ndarray:
+    """How well the largest keypoints of any two photos of a walk match, of which those of `weak` photos hardly do."""
+    place = np.arange(photos)
+    counts = np.maximum(80 - 10 * np.abs(place[:, None] - place), 5)
+    counts[np.isin(place, list(weak))] //= 8
+    counts[:, np.isin(place, list(weak))] //= 8
+    return counts
+
+
+def scouted_walk(weak: Collection[int]) -> preflight._Scouted:
+    counts = walk(weak)
+    return preflight._Scouted(0, counts, [(i, j) for i in range(60) for j in range(i + 1, min(i + 6, 60))], Run())
+
+
+def test_the_sample_has_photos_like_all() -> None:
+    for weak in (range(4, 10), range(50, 56)):  # 6 of 60, of which a sample of 30 photos has 3 at best
+        start = scouted_walk(weak).sample_start(30)
+        assert 2 <= len(set(range(start, start + 30)) & set(weak)) <= 4
+    assert replace(scouted_walk([]), start=100).sample_start(60) == 100
+
+
+def test_the_photos_that_the_second_matcher_will_match_are_expected_from_the_largest_keypoints() -> None:
+    weak = [20, 21, 22, 44, 45, 46]
+    scouted, first = scouted_walk(weak), 8  # 30 photos of the sample, with three weak ones
+
+    def inliers(pair: tuple[int, int]) -> int:
+        found = int(scouted.counts[pair]) * 3 // 2
+        return found if found >= 15 else 0
+
+    within = [pair for pair in scouted.pairs if first <= pair[0] and pair[1] < first + 30]
+    counts = {(i - first, j - first): (2 * inliers((i, j)), inliers((i, j))) for i, j in within}
+    verified = VerifiedPairs({pair: None for pair, (_, count) in counts.items() if count}, counts)
+    matched = MatchedPhotos((), (), PhotoCameras((), ()), {}, list(counts), Correspondences((), (), (), {}), verified)
+    sample = preflight._Sample(30, matched, None, Run(), Run(), Run(), [], preflight._Bytes(0, 0), 0)
+    true = {pair: inliers(pair) for pair in scouted.pairs}
+    every = VerifiedPairs({pair: None for pair, n in true.items() if n}, {pair: (n, n) for pair, n in true.items()})
+    assert scouted.expected_weak(sample, first) == weakly_tied(every, 60) == weak
 
 
 @pytest.mark.parametrize(
