@@ -90,7 +90,7 @@ class ReconstructionEstimate:
 
 
 @dataclass(frozen=True)
-class _Bytes:
+class _CacheBytes:
     """What one photo and pair take in the cache, and what the second matcher took: its descriptors a photo, all else
     in sum."""
 
@@ -113,7 +113,7 @@ class _Sample:
     described: Run
     again: Run
     weak: Sequence[int]
-    bytes: _Bytes
+    bytes: _CacheBytes
     memory_bytes: int
 
     @property
@@ -253,13 +253,16 @@ def preflight(
     stages["again"] = _sum(_scaled(sample.described, ("features",), count / size), of_second)
     if fallback is not None:
         stages["map"] = _scaled(sample.again, ("map",), growth["mapping"])
+    placed = 0 if sample.mapped is None else len(sample.mapped.placed)
+    if not placed:
+        del stages["map"]
     by_second = count * sample.bytes.descriptor + again * sample.bytes.again
     estimate = ReconstructionEstimate(
         photos=count,
         pairs=pairs,
         photos_done=done,
         sample_photos=size,
-        sample_placed=0 if sample.mapped is None else len(sample.mapped.placed),
+        sample_placed=placed,
         photos_again=0 if fallback is None else round(weak),
         seconds_a_photo=round(seconds_a_photo, 4),
         seconds_a_pair=round(sum(sample.run.seconds.get(s, 0) for s in ("match", "verify")) / max(sample.pairs, 1), 4),
@@ -354,10 +357,10 @@ def _sizes(cache: WorkFolder) -> dict[str, list[int]]:
     return {kind: cache.sizes(kind) for kind in (FEATURES, PHOTOS, DESCRIPTORS, MATCHES)}
 
 
-def _bytes(first: dict[str, list[int]], both: dict[str, list[int]], photos: int) -> _Bytes:
+def _bytes(first: dict[str, list[int]], both: dict[str, list[int]], photos: int) -> _CacheBytes:
     """Of what lay in the cache after the first matcher and after both, of which the second one had so many photos."""
     of_photos = sum(sum(first[kind]) for kind in (FEATURES, PHOTOS, DESCRIPTORS))
-    return _Bytes(
+    return _CacheBytes(
         of_photos / max(len(first[FEATURES]), 1),
         sum(first[MATCHES]) / max(len(first[MATCHES]), 1),
         (sum(both[DESCRIPTORS]) - sum(first[DESCRIPTORS])) / photos,
