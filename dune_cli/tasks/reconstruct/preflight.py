@@ -103,8 +103,8 @@ class _CacheBytes:
 @dataclass(frozen=True)
 class _Sample:
     """Photos of the set that were reconstructed. The runs: of the first matcher and of the mapper where it is the only
-    one; of the descriptors of all photos that a second matcher needs; of this matcher and the mapper then. `matched` by
-    the first matcher, of which it ties `weak` photos weakly to the others."""
+    one; of the descriptors of all photos that a second matcher needs; of this matcher and the mapper then; of the pairs
+    that the scene contradicts. `matched` by the first matcher, of which it ties `weak` photos weakly to the others."""
 
     photos: int
     matched: MatchedPhotos | None
@@ -112,6 +112,7 @@ class _Sample:
     run: Run
     described: Run
     again: Run
+    checked: Run
     weak: Sequence[int]
     bytes: _CacheBytes
     memory_bytes: int
@@ -253,6 +254,8 @@ def preflight(
     stages["again"] = _sum(_scaled(sample.described, ("features",), count / size), of_second)
     if fallback is not None:
         stages["map"] = _scaled(sample.again, ("map",), growth["mapping"])
+    for name in ("verify", "map"):
+        stages[name] = _sum(stages[name], _scaled(sample.checked, (name,), growth[STAGES[name]]))
     placed = 0 if sample.mapped is None else len(sample.mapped.placed)
     if not placed:
         del stages["map"]
@@ -306,7 +309,7 @@ def _reconstruct(
     fallback: Callable[[], Matcher] | None,
 ) -> _Sample:
     """The sample, with the steps of a run of more photos. A note says where it is no scene of most of its photos."""
-    described, again = Run(seed=job.config.seed), Run(seed=job.config.seed)
+    described, again, checked = (Run(seed=job.config.seed) for _ in range(3))
     paths, cache = job.paths, job.cache
     matched: MatchedPhotos | None = None
     mapped: MappedPhotos | None = None
@@ -317,10 +320,11 @@ def _reconstruct(
         matched, weak = first.matched, weakly_tied(first.matched.verified, len(paths))
         by_first = _sizes(cache)
         if fallback is None:
-            mapped = job.consistent(job.calibrated(first))
+            mapped = job.calibrated(first)
         else:
             second = replace(job, run=again, descriptors=_described(job, first, weak, descriptors, described))
-            mapped = second.consistent(second.mapped_again(first, fallback))
+            mapped = second.mapped_again(first, fallback)
+        mapped = replace(job, run=checked).consistent(mapped)
     except JobFailed as error:
         why = f" ({error})"
     placed = 0 if mapped is None else len(mapped.placed)
@@ -330,7 +334,7 @@ def _reconstruct(
             "the time of mapping is hardly known: give photos in the order in which they were taken"
         )
     taken = _bytes(_sizes(cache) if matched is None else by_first, _sizes(cache), len(paths))
-    return _Sample(len(paths), matched, mapped, job.run, described, again, weak, taken, _peak_memory())
+    return _Sample(len(paths), matched, mapped, job.run, described, again, checked, weak, taken, _peak_memory())
 
 
 def _described(

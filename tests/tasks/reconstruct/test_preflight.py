@@ -100,7 +100,7 @@ def test_the_photos_that_the_second_matcher_will_match_are_expected_from_the_lar
     counts = {(i - first, j - first): (2 * inliers((i, j)), inliers((i, j))) for i, j in within}
     verified = VerifiedPairs({pair: None for pair, (_, count) in counts.items() if count}, counts)
     matched = MatchedPhotos((), (), PhotoCameras((), ()), {}, list(counts), Correspondences((), (), (), {}), verified)
-    sample = preflight._Sample(30, matched, None, Run(), Run(), Run(), [], preflight._CacheBytes(0, 0), 0)
+    sample = preflight._Sample(30, matched, None, Run(), Run(), Run(), Run(), [], preflight._CacheBytes(0, 0), 0)
     true = {pair: inliers(pair) for pair in scouted.pairs}
     every = VerifiedPairs({pair: None for pair, n in true.items() if n}, {pair: (n, n) for pair, n in true.items()})
     assert scouted.expected_weak(sample, first) == weakly_tied(every, 60) == weak
