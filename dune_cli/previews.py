@@ -10,6 +10,7 @@ import numpy as np
 
 from dune_cli.geometry.epipolar import sampson_error_px
 from dune_cli.geometry.framing import up_direction
+from dune_cli.io.class_names import with_names
 from dune_cli.io.depth_files import colored
 from dune_cli.io.formats import SceneData
 from dune_cli.io.meshes import Mesh
@@ -39,7 +40,8 @@ def picture(result: Any, meshes: Sequence[Mesh] = ()) -> np.ndarray:
     if isinstance(result, Depth):
         return small(colored(result.depth, COLORMAP))
     if isinstance(result, ClassMap):
-        return small(class_overlay(result.photo.rgb, result.classes, result.colors))
+        overlaid = small(class_overlay(result.photo.rgb, result.classes, result.colors))
+        return with_names(overlaid, result.classes, result.names)
     if isinstance(result, PhotoPeople):
         return small(overlay(result.photo.rgb, meshes, result.K))
     if isinstance(result, EncoderFeatures):

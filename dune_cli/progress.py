@@ -54,11 +54,10 @@ class Task:
         seconds = now - self.started
         if not self.unit:
             return f"{self.name}: {duration(seconds)}"
-        items = plural(self.unit)
         if self.total is None:
-            text = f"{self.name}: {self.done} {items}, {duration(seconds)}"
+            text = f"{self.name}: {amount(self.done, self.unit)}, {duration(seconds)}"
         else:
-            text = f"{self.name}: {self.done} of {self.total} {items}, {duration(seconds)}"
+            text = f"{self.name}: {self.done} of {amount(self.total, self.unit)}, {duration(seconds)}"
             if 0 < self.done < self.total:
                 text += f", about {duration(seconds / self.done * (self.total - self.done))} to go"
         return f"{text}, {self.shown}" if self.shown else text

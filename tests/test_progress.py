@@ -76,7 +76,7 @@ def test_no_half_minute_is_silent_however_long_an_item_takes(clock: Clock, lines
             if len(lines) > before:
                 spoken.append(clock.now)
     assert max(b - a for a, b in itertools.pairwise(spoken)) <= 30
-    assert lines[-1].startswith("looking: 1 queries, 3 min ")
+    assert lines[-1].startswith("looking: 1 query, 3 min ")
 
 
 def test_a_step_without_items_is_named_with_its_seconds(clock: Clock, lines: list[str]) -> None:

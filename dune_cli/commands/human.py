@@ -386,7 +386,8 @@ def command(
         summary = videos.process(job, predict, write, metadata, partial(provenance, first))
         if file is not None:
             output.print_lines(*(file.with_name(name) for name in summary["animation"]["files"]))
-        console.note(f"{first.path.name}: {len(summary['people'])} different people")
+        count = len(summary["people"])
+        console.note(f"{first.path.name}: {'1 person' if count == 1 else f'{count} different people'}")
         return summary
 
     endings = {"mesh": output.kind or FORMATS[0], "overlay": "png", "top view": "png"}

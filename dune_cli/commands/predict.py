@@ -203,6 +203,7 @@ def command(
     from dune_cli.io.inputs import expand
     from dune_cli.io.json_files import write_json
     from dune_cli.io.photos import read_photo
+    from dune_cli.progress import amount
 
     shared = (chosen.encoder, chosen.body_models, chosen.min_score, compute)
     settings = {name: TaskSettings(model, *shared) for name, model in chosen.models().items()}
@@ -232,7 +233,8 @@ def command(
         write_json(folder / REPORT, report)
         reports.append(report)
         passes = report["encoder_passes"]
-        console.note(f"{path.name}: {len(tasks)} tasks, {passes} encoder {'pass' if passes == 1 else 'passes'}")
+        done = amount(len(tasks), "task")
+        console.note(f"{path.name}: {done}, {passes} encoder {'pass' if passes == 1 else 'passes'}")
         output.print_lines(*(folder / name for name in [*(task.file for task in tasks.values()), REPORT]))
     output.print_json(reports)
 

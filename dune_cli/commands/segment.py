@@ -64,7 +64,7 @@ def command(
     ),
     overlay: bool = option(
         "--color-overlay",
-        "Also write the photo with the colours of its classes, as NAME_overlay.png.",
+        "Also write the photo with the colours and names of its classes, as NAME_overlay.png.",
         heading="Output",
         aliases=["--overlay"],
     ),
@@ -125,6 +125,7 @@ def command(
             task.write(result, target)
             if picture is not None:
                 task.write_overlay(result, picture)
+        console.note(f"{path.name}: {task.summary(result)}")
         provenance = run.provenance(network.sources, [(photo.path, photo.sha256)], **number_type)
         documents.append(task.document(result, target, picture, provenance))
         if preview:

@@ -14,6 +14,7 @@ import torch
 
 from dune_cli import console
 from dune_cli.io import png
+from dune_cli.io.class_names import with_names
 from dune_cli.io.photos import Photo, PhotoInfo
 from dune_cli.io.png import save_png
 from dune_cli.io.preprocess import Prepared, fit
@@ -24,6 +25,7 @@ from dune_cli.sfm.class_maps import MAX_LONG_SIDE_PX, classes_at, enlarged, pred
 
 SCHEMA = "dune.classmap/1"
 MAX_ASPECT = 4
+SAID = 5  # classes of a summary
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,17 @@ def write(result: ClassMap, path: Path) -> None:
 
 
 def write_overlay(result: ClassMap, path: Path) -> None:
-    """The photo with its classes' colours over it."""
-    save_png(path, png.class_overlay(result.photo.rgb, result.classes, result.colors))
+    """The photo with its classes' colours and names over it."""
+    overlay = png.class_overlay(result.photo.rgb, result.classes, result.colors)
+    save_png(path, with_names(overlay, result.classes, result.names))
+
+
+def summary(result: ClassMap) -> str:
+    """The largest classes with their shares, such as "tree 49 %, person 27 %"."""
+    pixels = np.bincount(result.classes.ravel(), minlength=len(result.colors))
+    largest = [index for index in np.argsort(-pixels, kind="stable")[:SAID] if pixels[index]]
+    named = [result.names[index] if result.names else f"class {index}" for index in largest]
+    return ", ".join(f"{name} {pixels[index] / pixels.sum():.0%}" for name, index in zip(named, largest))
 
 
 def document(result: ClassMap, file: Path, overlay: Path | None, provenance: dict[str, Any]) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_a_folder_gets_a_folder_for_each_photo(weights: Path, photos: Path, tmp_
     written = [Path(line) for line in result.stdout.splitlines()]
     assert [path.parent.name for path in written[::2]] == ["landscape", "odd", "square"]
     assert all(path.is_file() for path in written)
-    assert "square.png: 1 tasks, 1 encoder pass" in result.stderr
+    assert "square.png: 1 task, 1 encoder pass" in result.stderr
     again = run("predict", photos, *words, "-o", tmp_path / "out")
     assert again.exit_code == 2 and "--overwrite" in again.output
 

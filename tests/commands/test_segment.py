@@ -53,6 +53,8 @@ def test_names_and_colours_of_the_file(
         assert entry["name"] == VOC_NAMES[entry["id"]]
         assert entry["color"] == [entry["id"] * factor for factor in (1, 2, 3)]
     assert Image.open(tmp_path / facts["overlay"]).size == (451, 300)
+    first = facts["classes"][0]
+    assert f"{first['name']} {first['share']:.0%}" in done.stderr
 
 
 def test_numbers_where_the_file_has_no_names(weights: Path, example_photos: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ MIN_INLIERS = 15
 MAX_LOG10_NFA = -4.0
 FEW_INLIERS = 40
 MIN_STEREO_AGREEMENT = 0.5  # of the sparse points that have a dense depth
+LITTLE_PARALLAX_DEG = 0.5  # a step to the side of a hundredth of the distance
 MOVE = "take the second photo from another place: a step to the side of about a tenth of the distance"
 
 
@@ -96,6 +97,11 @@ def reconstruct_matched(
     notes = [] if dense is not None else [f"no dense points, only the {len(sparse.points_cam1)} matched ones: {reason}"]
     if sparse.pair.inliers < FEW_INLIERS:
         notes.append(f"only {sparse.pair.inliers} matches agree with the pose: check the result before you use it")
+    if sparse.parallax_deg < LITTLE_PARALLAX_DEG:
+        notes.append(
+            f"the photos were taken from nearly one place (parallax {sparse.parallax_deg:.2f} deg), so distances are "
+            f"inexact and much has none; {MOVE}"
+        )
     if matches.rotated_deg:
         notes.append(
             f"{second.path.name} was rotated clockwise by {matches.rotated_deg} degrees for matching: one of the "

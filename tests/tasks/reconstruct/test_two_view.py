@@ -175,6 +175,12 @@ def test_a_guessed_focal_is_said_to_be_one(sift: Matcher, pair) -> None:
     assert scene.views[0].focal_source == "default"
 
 
+def test_photos_from_nearly_one_place_are_told(sift: Matcher, pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any("nearly one place" in note for note in reconstruct(sift, *pair[:2]).notes)
+    monkeypatch.setattr(two_view, "LITTLE_PARALLAX_DEG", 45.0)
+    assert any("from nearly one place (parallax" in note for note in reconstruct(sift, *pair[:2]).notes)
+
+
 def test_min_confidence_leaves_points_out(sift: Matcher, pair) -> None:
     everything, sure = reconstruct(sift, *pair[:2]), reconstruct(sift, *pair[:2], min_confidence=0.9)
     assert 0 < len(sure.cloud()[0]) < len(everything.cloud()[0])
