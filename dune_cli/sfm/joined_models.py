@@ -6,7 +6,7 @@ grow into up to 20 photos of the first one, by which both can be joined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,16 +24,28 @@ def joined_poses(models: Sequence[SfmModel]) -> dict[int, np.ndarray]:
     of its own, where these have the same poses in both up to a similarity."""
     poses = dict(models[0].world_from_cam)
     for model in models[1:]:
-        shared = sorted(poses.keys() & model.world_from_cam.keys())
+        shared = poses.keys() & model.world_from_cam.keys()
         if len(shared) < MIN_SHARED or len(shared) == len(model.world_from_cam):
             continue
-        one, other = (np.stack([of[index] for index in shared]) for of in (poses, model.world_from_cam))
-        one_from_other = similarity_from_poses(one, other)
-        turned = rotation_angle(np.swapaxes(one[:, :3, :3], 1, 2) @ move_poses(one_from_other, other)[:, :3, :3])
-        spread = np.full(len(one), np.linalg.norm(one[:, :3, 3].std(axis=0)))
-        moved = relative_residuals(one_from_other, one[:, :3, 3], other[:, :3, 3], np.maximum(spread, 1e-12))
-        if np.mean((np.degrees(turned) < SAME_ROTATION_DEG) & (moved < SAME_CENTRE)) < MIN_AGREE:
-            continue
-        for index in model.world_from_cam.keys() - poses.keys():
-            poses[index] = move_poses(one_from_other, model.world_from_cam[index])
+        one_from_other = _common_similarity(poses, model.world_from_cam)
+        if one_from_other is not None:
+            for index in model.world_from_cam.keys() - shared:
+                poses[index] = move_poses(one_from_other, model.world_from_cam[index])
     return poses
+
+
+def same_poses(one: SfmModel, other: SfmModel) -> bool:
+    """Whether two models have the same poses of the photos that they share, up to a similarity."""
+    return _common_similarity(one.world_from_cam, other.world_from_cam) is not None
+
+
+def _common_similarity(one: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> np.ndarray | None:
+    """(4, 4) the similarity from the world of the `other` poses, photo -> (4, 4), if most of the shared ones agree."""
+    shared = sorted(one.keys() & other.keys())
+    ours, theirs = (np.stack([of[index] for index in shared]) for of in (one, other))
+    ours_from_theirs = similarity_from_poses(ours, theirs)
+    turned = rotation_angle(np.swapaxes(ours[:, :3, :3], 1, 2) @ move_poses(ours_from_theirs, theirs)[:, :3, :3])
+    spread = np.full(len(ours), np.linalg.norm(ours[:, :3, 3].std(axis=0)))
+    moved = relative_residuals(ours_from_theirs, ours[:, :3, 3], theirs[:, :3, 3], np.maximum(spread, 1e-12))
+    agree = (np.degrees(turned) < SAME_ROTATION_DEG) & (moved < SAME_CENTRE)
+    return ours_from_theirs if agree.mean() >= MIN_AGREE else None

@@ -31,7 +31,7 @@ from dune_cli.io.outputs import scratch_folder
 from dune_cli.sfm.calibration import calibrate, implausible_cameras, initial_camera
 from dune_cli.sfm.cameras import PhotoCameras, to_colmap
 from dune_cli.sfm.colmap_models import colmap_rigs, image_name, in_unit_of_rigs, read_model, rig_id_of, write_images
-from dune_cli.sfm.joined_models import joined_poses
+from dune_cli.sfm.joined_models import joined_poses, same_poses
 from dune_cli.sfm.lookalikes import Judge
 from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.scene import SfmModel
@@ -116,6 +116,7 @@ class _CalibrationRounds:
         centres = {} if self.config.fixed_poses else {index: pose[:3, 3] for index, pose in known_poses.items()}
         centre_sd = float(np.sqrt(_prior_variance(known_poses))) if centres else 1.0
         fits = False  # the model to the calibrated cameras
+        is_thin = False  # the first model, which has a part of the points
         models: list[SfmModel] = []
         initial_pairs: Sequence[InitialPair] = INITIAL_PAIRS
         for _ in range(CALIBRATION_ROUNDS):
@@ -126,10 +127,10 @@ class _CalibrationRounds:
             if draft is not None:
                 again, initial_pairs = draft
                 draft = None
-            elif fits and _is_kept(models[0], len(cameras.ids)) and not known_poses:
-                again = [mapping.with_new_points(models[0], self.scratch), *models[1:]]
+            elif fits and (is_thin or _is_kept(models[0], len(cameras.ids))) and not known_poses:
+                again, is_thin = [mapping.with_new_points(models[0], self.scratch), *models[1:]], False
             else:
-                again, initial_pairs = mapping.run(self.scratch)
+                (again, initial_pairs), is_thin = mapping.first(self.scratch)
             if models and (not again or len(again[0].world_from_cam) < len(models[0].world_from_cam)):
                 break
             models = again
@@ -144,8 +145,10 @@ class _CalibrationRounds:
                 break
             before, models = models[0], [better, *models[1:]]
             calibrated, fits = better.cameras, True
-            if all(_is_settled(before.cameras[n], camera) for n, camera in calibrated.items()):
+            if not is_thin and all(_is_settled(before.cameras[n], camera) for n, camera in calibrated.items()):
                 break
+        if models and is_thin:
+            models = [mapping.with_all_points(models[0], self.scratch), *models[1:]]
         return models
 
 
@@ -213,14 +216,21 @@ class _Mapping:
 
     def run(self, scratch: Path) -> Draft:
         """The models, largest first, and the initial pairs to try the next time: those of the best result."""
+        (models, initial_pairs), is_thin = self.first(scratch)
+        if is_thin:
+            models = [self.with_all_points(models[0], scratch), *models[1:]]
+        return models, initial_pairs
+
+    def first(self, scratch: Path) -> tuple[Draft, bool]:
+        """As `run`, but of photos with many matches with a part of the points; whether it is so."""
         if self.known_poses and self.config.fixed_poses:
-            return self._on_known_poses(scratch), self.initial_pairs
+            return (self._on_known_poses(scratch), self.initial_pairs), False
         fewer = None if self.config.mapper == "global" or self.known_poses else thinned(self.verified)
         if fewer is not None:
-            models, initial_pairs = replace(self, verified=fewer)._mapped(scratch)
-            if models:
-                return [self._with_all_points(models[0], scratch), *models[1:]], initial_pairs
-        return self._mapped(scratch)
+            draft = replace(self, verified=fewer)._mapped(scratch)
+            if draft[0]:
+                return draft, True
+        return self._mapped(scratch), False
 
     def _mapped(self, scratch: Path) -> Draft:
         with self.pycolmap.Database.open(":memory:") as database:
@@ -274,7 +284,7 @@ class _Mapping:
             return models
         return [largest, *(other for other in models[1:] if not other.world_from_cam.keys() <= poses.keys())]
 
-    def _with_all_points(self, model: SfmModel, scratch: Path) -> SfmModel:
+    def with_all_points(self, model: SfmModel, scratch: Path) -> SfmModel:
         """A model of fewer matches with the points of all, and where no calibration follows adjusted to them."""
         model = replace(self, calibrated=model.cameras).with_new_points(model, scratch)
         if all(camera.fixed and camera.lens_known for camera in self.cameras.shared):
@@ -496,9 +506,10 @@ def _size(model: SfmModel, pixel_size: float) -> tuple[int, float]:
 
 
 def _agree(one: SfmModel, other: SfmModel) -> bool:
-    """Whether two models place the same photos as accurately."""
-    same = one.world_from_cam.keys() == other.world_from_cam.keys()
-    return same and abs(one.error_px - other.error_px) <= SAME_ERROR * other.error_px
+    """Whether two models place the same photos at the same places, or as accurately."""
+    if one.world_from_cam.keys() != other.world_from_cam.keys():
+        return False
+    return abs(one.error_px - other.error_px) <= SAME_ERROR * other.error_px or same_poses(one, other)
 
 
 def _align_to_known_poses(model: SfmModel, known_poses: Mapping[int, np.ndarray]) -> SfmModel:
