@@ -48,7 +48,8 @@ def draw(
     if data.points is not None and len(data.points):
         assert data.colors is not None
         points = transform_points(cam_from_world, data.points)
-        canvas.add_points(points, data.colors, fine * (point_px or _point_px(points, camera, near)))
+        side = fine * point_px if point_px else _point_side(points, camera, near, fine)
+        canvas.add_points(points, data.colors, side)
     if cameras:
         length = FRUSTUM_SHARE * near / NEAREST
         for one in data.cameras:
@@ -83,14 +84,15 @@ def orbit(camera: VirtualCamera, frames: int, degrees: float) -> Iterator[Virtua
         yield camera.turned(angle, 0)
 
 
-def _point_px(points_cam: np.ndarray, camera: VirtualCamera, near: float) -> int:
-    """The side of a point in pixels, by the number of those in the picture."""
+def _point_side(points_cam: np.ndarray, camera: VirtualCamera, near: float, fine: int) -> int:
+    """The side of a point in samples of the picture, `fine` a pixel, by the number of those in the picture. Rounded
+    up: points that are a bit smaller than their distance leave a grid of gaps, and a surface looks half-transparent."""
     ahead = points_cam[points_cam[:, 2] >= near] @ camera.K.T
     with np.errstate(over="ignore", invalid="ignore"):
         pixels = ahead[:, :2] / ahead[:, 2:]
         count = ((pixels > -1) & (pixels < [camera.width, camera.height])).all(1).sum()
     side = math.sqrt(COVER * camera.width * camera.height / max(count, 1))
-    return min(max(round(side), 1), LARGEST_POINT_PX)
+    return min(max(math.ceil(fine * side), fine), fine * LARGEST_POINT_PX)
 
 
 def _outline(camera: Frustum, length: float, steps: int) -> np.ndarray:

@@ -73,6 +73,13 @@ def free_space_violations(view: PosedDepth, reprojection: Reprojection, share: f
         return reprojection.depth > (1 + share) * view.depth
 
 
+def hidden_points(view: PosedDepth, reprojection: Reprojection, share: float) -> np.ndarray:
+    """(H, W) bool: where the other view's surface lies more than `share` of the depth before the point, and hides
+    it."""
+    with np.errstate(invalid="ignore"):
+        return reprojection.depth < (1 - share) * view.depth
+
+
 def remove_speckles(values: np.ndarray, max_step: float, min_pixels: int, levels: int) -> np.ndarray:
     """`values` (H, W) with NaN in connected components of fewer than `min_pixels` pixels. Adjacent pixels of a
     component differ by at most `max_step`, which is quantized in `levels` (fewer where 16 bits do not hold the

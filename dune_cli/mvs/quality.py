@@ -30,20 +30,20 @@ QUALITIES = {
 @dataclass(frozen=True)
 class DenseConfig:
     """`quality` low | medium | high. `max_error_px` and `max_depth_error` (a share) bound the forward-backward
-    reprojection error of a point. `min_views` source views must be consistent with it (fewer where a view has no
-    more). `device` as in `--device`."""
+    reprojection error of a point. `min_share`: of points with the same evidence, the share within 5 % of the truth that
+    is expected at least, in [0, 1]. `device` as in `--device`."""
 
     quality: str = "medium"
     max_error_px: float = 1.5
     max_depth_error: float = 0.02
-    min_views: int = 2
+    min_share: float = 0.77
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.quality not in QUALITIES:
             raise UserError(f"unknown quality {self.quality!r}; allowed: {', '.join(QUALITIES)}")
-        if self.min_views < 1:
-            raise UserError(f"min_views must be 1 or more, got {self.min_views}")
+        if not 0 <= self.min_share <= 1:
+            raise UserError(f"min_share must be in [0, 1], got {self.min_share}")
 
     @property
     def preset(self) -> QualityPreset:

@@ -74,7 +74,9 @@ def test_what_is_nearer_hides_what_is_farther_whatever_their_order() -> None:
 def test_the_size_of_points_follows_from_their_number() -> None:
     covered = [
         (draw(SceneData(points, np.zeros((len(points), 3), np.uint8)), VIEW) == 0).all(-1).mean()
-        for points in (np.array([at(x, y, 2) for x in range(0, 40, s) for y in range(0, 30, s)]) for s in (1, 2, 4))
+        for points in (
+            np.array([at(x, y, 2) for x in np.arange(0, 40, s) for y in np.arange(0, 30, s)]) for s in (1, 1.4, 2, 4)
+        )
     ]
     assert min(covered) > 0.9
 

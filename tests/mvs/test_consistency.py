@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from dune_cli.geometry import cameras, poses
-from dune_cli.mvs.consistency import PosedDepth, consistent_pixels, free_space_violations, normals_of_depth, reproject
+from dune_cli.mvs.consistency import (
+    PosedDepth,
+    consistent_pixels,
+    free_space_violations,
+    hidden_points,
+    normals_of_depth,
+    reproject,
+)
 from support import synthetic_scenes
 
 WIDTH, HEIGHT = 120, 90
@@ -34,13 +41,15 @@ def test_wrong_depth_does_not_agree(factor: float) -> None:
     assert consistent_pixels(wrong, reproject(wrong, two), 1.0, 0.01).mean() < 0.02
 
 
-def test_a_point_before_the_surface_is_seen_through_and_one_behind_is_not() -> None:
+def test_a_point_before_the_surface_is_seen_through_and_one_behind_is_hidden() -> None:
     one, two = _view(np.eye(4)), _view(synthetic_scenes.pose((0, 0, 0), (0.1, 0, 0)))
-    share = {}
+    before, behind = {}, {}
     for factor in (0.8, 1.0, 1.2):
         moved = PosedDepth(one.depth * factor, K, one.world_from_cam)
-        share[factor] = free_space_violations(moved, reproject(moved, two), 0.05).mean()
-    assert share[0.8] > 0.8 and share[1.0] < 0.02 and share[1.2] < 0.1
+        before[factor] = free_space_violations(moved, reproject(moved, two), 0.05).mean()
+        behind[factor] = hidden_points(moved, reproject(moved, two), 0.05).mean()
+    assert before[0.8] > 0.8 and before[1.0] < 0.02 and before[1.2] < 0.1
+    assert behind[1.2] > 0.8 and behind[1.0] < 0.05 and behind[0.8] < 0.1
 
 
 def test_nothing_is_seen_behind_a_camera_or_where_depth_is_unknown() -> None:

@@ -164,6 +164,34 @@ def test_what_only_one_view_shows_is_not_confirmed(shots: Shots) -> None:
     assert found.valid[area].mean() < 0.1
 
 
+def test_a_view_that_agrees_raises_the_expected_share_and_one_that_contradicts_lowers_it() -> None:
+    consistent, violations, hidden = np.meshgrid(*3 * [np.arange(5)], indexing="ij")
+    for correlation in (0.0, 0.4, 1.0):
+        share = densify.expected_share(consistent, violations, hidden, np.full(consistent.shape, correlation))
+        assert ((share > 0) & (share < 1)).all()
+        steps = [np.diff(share, axis=axis) for axis in range(3)]
+        assert (steps[0] > 0).all() and (steps[1] < 0).all() and (steps[2] < 0).all()
+    # what counts is who contradicts, not how many views do not look there
+    of_few, of_many = densify.expected_share(np.array([1, 2]), np.array([0, 1]), np.array([0, 3]), np.full(2, 0.9))
+    assert of_few > LOW.min_share > of_many
+
+
+def test_a_place_that_one_other_view_shows_has_a_depth(shots: Shots) -> None:
+    rgbs = [rgb.copy() for rgb in shots.rgbs]
+    points = cameras.backproject(cameras.pixel_grid(HEIGHT, WIDTH), shots.depths[0], K)
+    area = np.zeros((HEIGHT, WIDTH), bool)
+    area[45:75, 55:105] = True
+    for j in (2, 3):  # these views look past the area: it is outside of them
+        pixels = cameras.project(poses.transform_points(poses.inverse(POSES[j]), points[area]), K)
+        cut = round(float(pixels[:, 0].min()))
+        rgbs[j] = rgbs[j][:, : max(cut, 24)]
+    found = estimate_depth_maps(rgbs, [K] * 4, POSES, shots.sparse, LOW, Run())[0]
+    assert found is not None
+    seen = area & synthetic_scenes.visible_in(shots.depths[0], shots.depths[1], K, poses.inverse(POSES[1]))
+    assert found.valid[seen].mean() > 0.6
+    assert np.nanmedian(np.abs(_depth(found, POSES[0]) / shots.depths[0] - 1)[seen]) < 0.01
+
+
 def test_two_views_confirm_each_other_with_any_number_of_threads(shots: Shots, monkeypatch: pytest.MonkeyPatch) -> None:
     sparse = SparsePoints(
         shots.sparse.points_world, shots.sparse.colors, shots.sparse.confidence, shots.sparse.observations[:2]
