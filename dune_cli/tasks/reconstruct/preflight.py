@@ -35,9 +35,9 @@ from dune_cli.sfm.pairs import (
 from dune_cli.sfm.retrieval import DESCRIPTORS, DescriptorExtractor
 from dune_cli.sfm.verification import VerifiedPairs
 from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
-from dune_cli.tasks.reconstruct.matched_again import weakly_tied
+from dune_cli.tasks.reconstruct.matched_again import ENOUGH_INLIERS, weakly_tied, with_neighbours
 from dune_cli.tasks.reconstruct.matched_photos import MatchedPhotos, largest_match_counts, uses_descriptors
-from dune_cli.tasks.reconstruct.matches import ManyPhotos, MappedPhotos
+from dune_cli.tasks.reconstruct.matches import WEAK_UP_TO, ManyPhotos, MappedPhotos
 
 SAMPLE = 4, 52  # photos: the fewest; the most, of which the mapper does as with more (TWO_VIEW_TRACKS_UP_TO)
 SCOUTED = 500  # photos whose features are extracted to choose the sample, at most
@@ -152,7 +152,7 @@ class _Scouted:
         return self.start + int(np.argmin(distance))
 
     def expected_weak(self, sample: _Sample, sample_start: int) -> list[int]:
-        """The photos that verified pairs will tie weakly to the others. The inliers of a pair are expected to be the
+        """The photos that the second matcher will be asked for. The inliers of a pair are expected to be the
         median of those ALIKE pairs of the sample whose largest keypoints match about as well."""
         assert sample.matched is not None
         verified, first = sample.matched.verified, sample_start - self.start
@@ -169,7 +169,19 @@ class _Scouted:
         found = {pair: known.get(pair, expected[int(self.counts[pair])]) for pair in self.pairs}
         geometry = {pair: None for pair, count in found.items() if count}
         counts = {pair: (count, count) for pair, count in found.items()}
-        return weakly_tied(VerifiedPairs(geometry, counts), len(self.counts))
+        return _left_to_second(VerifiedPairs(geometry, counts), len(self.counts))
+
+
+def _left_to_second(verified: VerifiedPairs, count: int) -> list[int]:
+    """The photos that are tied weakly. Where there are too many to be matched again before the first matcher's are
+    mapped, those that the mapper would hardly place: it goes from one well tied group to another by weak pairs."""
+    weak = weakly_tied(verified, count)
+    if len(weak) <= WEAK_UP_TO * count:
+        return weak
+    connected = set(max(verified.components(count), key=len))
+    strong = {index for pair in verified.geometry if verified.counts[pair][1] >= ENOUGH_INLIERS for index in pair}
+    held = with_neighbours(strong & connected, verified)
+    return [index for index in range(count) if index not in held]
 
 
 def _ties(counts: np.ndarray) -> np.ndarray:
@@ -317,7 +329,7 @@ def _reconstruct(
     why = ""
     try:
         first = job.matched(matcher)
-        matched, weak = first.matched, weakly_tied(first.matched.verified, len(paths))
+        matched, weak = first.matched, _left_to_second(first.matched.verified, len(paths))
         by_first = _sizes(cache)
         if fallback is None:
             mapped = job.calibrated(first)

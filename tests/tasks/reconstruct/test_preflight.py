@@ -106,6 +106,15 @@ def test_the_photos_that_the_second_matcher_will_match_are_expected_from_the_lar
     assert scouted.expected_weak(sample, first) == weakly_tied(every, 60) == weak
 
 
+def test_well_tied_groups_that_weak_pairs_connect_are_left_to_the_mapper() -> None:
+    inliers = {(i, i + 1): 20 if i == 9 else 99 for i in range(19)} | {(18, 20): 20}  # two groups of ten, and photo 20
+    verified = VerifiedPairs(dict.fromkeys(inliers), {pair: (n, n) for pair, n in inliers.items()})
+    assert weakly_tied(verified, 21) == list(range(10, 21))
+    assert preflight._left_to_second(verified, 21) == [20]
+    apart = verified.without({(9, 10)})  # the larger group has photo 20
+    assert preflight._left_to_second(apart, 21) == [*range(10), 20]
+
+
 @pytest.mark.parametrize(
     ("count", "settings", "pairs"),
     [
