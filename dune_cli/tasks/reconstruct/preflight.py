@@ -92,12 +92,14 @@ class ReconstructionEstimate:
 @dataclass(frozen=True)
 class _CacheBytes:
     """What one photo and pair take in the cache, and what the second matcher took: its descriptors a photo, all else
-    in sum."""
+    in sum; `photos` and `pairs` that it extracted and matched."""
 
     photo: float
     pair: float
     descriptor: float = 0.0
     again: float = 0.0
+    photos: int = 0
+    pairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -262,8 +264,7 @@ def preflight(
         stages["features"] = _scaled(scouted.run, ("features",), missing / number)
         stages["pair"] = _scaled(scouted.run, ("pair",), _selection_growth(count, number, matcher, config))
     stages["load"] = _sum(_scaled(sample.described, ("load",), 1), _scaled(sample.again, ("load",), 1))
-    of_second = _scaled(sample.again, [stage for stage in STAGES if stage != "map"], again)
-    stages["again"] = _sum(_scaled(sample.described, ("features",), count / size), of_second)
+    stages["again"] = _of_second(sample, count, weak, again, config.neighbours)
     if fallback is not None:
         stages["map"] = _scaled(sample.again, ("map",), growth["mapping"])
     for name in ("verify", "map"):
@@ -381,6 +382,7 @@ def _bytes(first: dict[str, list[int]], both: dict[str, list[int]], photos: int)
         sum(first[MATCHES]) / max(len(first[MATCHES]), 1),
         (sum(both[DESCRIPTORS]) - sum(first[DESCRIPTORS])) / photos,
         sum(sum(both[kind]) - sum(first[kind]) for kind in (FEATURES, MATCHES)),
+        *(len(both[kind]) - len(first[kind]) for kind in (FEATURES, MATCHES)),
     )
 
 
@@ -402,6 +404,17 @@ def _sum(one: StageEstimate, other: StageEstimate) -> StageEstimate:
     return StageEstimate(
         round(one.minutes + other.minutes, 5), round(one.processor_minutes + other.processor_minutes, 5)
     )
+
+
+def _of_second(sample: _Sample, count: int, weak: float, again: float, neighbours: int) -> StageEstimate:
+    """What the second matcher does for the `weak` photos, `again` times as many as in the sample. Where these are more
+    than half, it matches all photos alone, with the pairs of retrieval."""
+    described = _scaled(sample.described, ("features",), count / sample.photos)
+    if 2 * weak <= count or not (sample.bytes.photos and sample.bytes.pairs):
+        return _sum(described, _scaled(sample.again, [stage for stage in STAGES if stage != "map"], again))
+    pairs = min(int(count * neighbours * DISTINCT_PAIRS), count * (count - 1) // 2)
+    features = _scaled(sample.again, ("features", "pair", "rotate"), count / sample.bytes.photos)
+    return _sum(_sum(described, features), _scaled(sample.again, ("match", "verify"), pairs / sample.bytes.pairs))
 
 
 def _selection_growth(count: int, sample: int, matcher: Matcher, config: MatchesConfig) -> float:
