@@ -150,6 +150,8 @@ def test_set_show_unset_path(files: Path, dune: Dune, monkeypatch: pytest.Monkey
     assert dune("config", "path").stdout.split() == [str(user), str(project)]
     assert "is not in the range" in dune("config", "set", "depth.size", "3").stderr
     assert "depth.device is not set in" in dune("config", "unset", "depth.device").stderr
+    assert f"but in {project}; add --project" in dune("config", "unset", "depth.flip").stderr
+    assert f"but in {user}; leave --project out" in dune("config", "unset", "depth.size", "--project").stderr
     user.write_text("[dpeth]\nsize = 3\n")  # which unset can mend
     assert dune("config", "unset", "dpeth.size").returncode == 0
     assert dune("config", "show").stdout == f"depth.flip  true  ({project})\n"

@@ -102,7 +102,11 @@ def unset(*, key: str = KEY, project: bool = PROJECT) -> None:
     """
     from dune_cli import config
 
-    file = _file(project)
+    file, other = _file(project), _file(not project)
+    places = [one.path for one in config.read_all() if key in one.values]
+    if file not in places and other in places:
+        how = "leave --project out" if project else "add --project"
+        raise UserError(f"{key} is not set in {file}, but in {other}; {how}")
     _write(file, config.changed_text(file, key, None))
 
 

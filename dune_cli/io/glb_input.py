@@ -33,6 +33,11 @@ class GlbInput:
         self.body = content[HEADER_BYTES + length + 8 :]
         self.nodes: list[dict[str, Any]] = self.document.get("nodes", [])
 
+    @property
+    def is_skinned(self) -> bool:
+        """Whether joints move its meshes, which are read at rest."""
+        return any("skin" in node for node in self.nodes)
+
     def points(self) -> tuple[np.ndarray, np.ndarray | None]:
         """All points (N, 3) in OpenCV axes, and their colours (N, 3) uint8 sRGB; None unless all have some."""
         positions: list[np.ndarray] = [np.zeros((0, 3))]

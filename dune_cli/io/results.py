@@ -284,6 +284,9 @@ def _from_geometry(path: Path) -> SceneData:
             (points, colors), cameras = glb.points(), glb.cameras()
         except Exception as error:  # damaged bytes
             raise damaged(path, error) from error
+        if glb.is_skinned:  # at rest about the origin, where a camera would be within the body
+            console.note(f"{path} is an animation, of which the bodies are shown at rest; a viewer of glTF plays it")
+            cameras = []
         return SceneData(points, colors, meshes=meshes, cameras=cameras)
     if suffix == ".ply" and mesh is None:
         table = read_ply(path)

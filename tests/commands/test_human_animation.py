@@ -54,6 +54,11 @@ def test_a_glb_of_a_clip(dune: Any, pictures: list[np.ndarray], tmp_path: Path) 
         assert near < 12
     assert dune("human", clip, "-o", walk).returncode == 2  # it exists
 
+    done = dune("render", walk, "-o", tmp_path / "walk.png", "--size", "120,160", "--json")
+    assert "the bodies are shown at rest" in done.stderr and json.loads(done.stdout)["framed_by"] == "extent"
+    shown = (np.asarray(Image.open(tmp_path / "walk.png"))[..., :3] < 250).any(-1)
+    assert not shown[:, [0, -1]].any() and not shown[[0, -1]].any() and shown.sum() > 1000
+
 
 def test_a_bvh_of_photos(dune: Any, pictures: list[np.ndarray], tmp_path: Path) -> None:
     for k, picture in enumerate(pictures):
