@@ -42,9 +42,9 @@ class Priors:
     `log_focal_sd` (C,): of the logarithm of each camera's focal length about its start (0: it is fixed).
     `distortion_sd` (C, 4): of each term of its distortion about 0 (0: it is fixed). `aspect_sd` (C,): of the logarithm
     of fy / fx about its start, and `principal_sd` (C,): of each coordinate of the principal point about its start, as a
-    share of the long side (0: fixed; None: all are). `pose_fixed` (V,): views whose pose
-    is kept (None: no view's). `centres` (V, 3): of the views' centres, NaN without one, with `centre_sd`, one number or
-    (V, 3) (None: there are none).
+    share of the long side (0: fixed; None: all are). `principal_known` (C,): the cameras whose principal point is exact
+    where it is fixed (None: none's). `pose_fixed` (V,): views whose pose is kept (None: no view's). `centres` (V, 3):
+    of the views' centres, NaN without one, with `centre_sd`, one number or (V, 3) (None: there are none).
     """
 
     log_focal_sd: np.ndarray
@@ -54,6 +54,7 @@ class Priors:
     centre_sd: float | np.ndarray = 1.0
     aspect_sd: np.ndarray | None = None
     principal_sd: np.ndarray | None = None
+    principal_known: np.ndarray | None = None
 
     @property
     def camera_sd(self) -> np.ndarray:
@@ -97,9 +98,9 @@ class AdjustedBundle:
     """The solution, and its uncertainty.
 
     `log_focal_sd` (C,) and `distortion_sd` (C, 4): standard deviations, the priors included (0 where fixed).
-    `principal_sd_px` (C, 2): of the principal points; PRINCIPAL_SD of the long side where they are fixed. `modes`
-    (M, V, 10): independent errors of the cameras, one standard deviation each, as they change every view: its camera's
-    log focal, radial term (the k1 alone that acts most like the change of k1 and k2; 0 for a fisheye lens) and
+    `principal_sd_px` (C, 2): of the principal points; PRINCIPAL_SD of the long side where they are fixed and not known.
+    `modes` (M, V, 10): independent errors of the cameras, one standard deviation each, as they change every view: its
+    camera's log focal, radial term (the k1 alone that acts most like the change of k1 and k2; 0 for a fisheye lens) and
     principal point in pixels, the rotation vector about the world's axes and the centre, the views aligned as well as a
     similarity can. `sigma_px`: standard deviation of a coordinate. `centre_freedom`: how many degrees of freedom the
     priors of the centres gave away: the trace of the solution's covariance in units of theirs.
@@ -302,6 +303,8 @@ class _Problem:
         with np.errstate(divide="ignore"):
             self.prior_weight = np.concatenate([np.where(sds > 0, 1 / sds**2, 0).ravel(), centre_weight.ravel()])
         self.first_pose, self.cameras = CAMERA * cameras, cameras
+        none = np.zeros(cameras, bool)
+        self.principal_known = none if priors.principal_known is None else priors.principal_known
         self.movable = not fixed.any()
         self.has_gauge = self.movable and not has_prior.any()
         self.least_damping = PRIOR_DAMPING if self.movable and has_prior.any() else MIN_DAMPING
@@ -352,7 +355,9 @@ class _Problem:
         camera_count = CAMERA * self.cameras
         columns = np.flatnonzero(self.free[:camera_count])
         views = len(self.bundle.world_from_cam)
-        fixed = ~self.free[:camera_count].reshape(-1, CAMERA)[:, PRINCIPAL]  # (C,) principal points
+        fixed = (
+            ~self.free[:camera_count].reshape(-1, CAMERA)[:, PRINCIPAL] & ~self.principal_known
+        )  # uncertain all the same
         unknown = np.zeros((self.cameras, CAMERA))
         unknown[fixed, PRINCIPAL:] = PRINCIPAL_SD
         if not len(columns):

@@ -24,7 +24,7 @@ from dune_cli.geometry.camera_models import MODELS, Camera
 from dune_cli.geometry.normal_equations import TERMS
 from dune_cli.sfm.cameras import PhotoCameras, SharedCamera
 from dune_cli.sfm.matching import Correspondences
-from dune_cli.sfm.scene import CameraSd, SfmModel, View
+from dune_cli.sfm.scene import CameraSd, SfmModel
 
 # of the logarithm of a focal length: from 55 degrees, one deviation reaches 38 and 76 degrees across the long side
 GUESS_SD, EXIF_SD = 0.4, 0.05
@@ -38,6 +38,7 @@ MAX_OBSERVATIONS = 60_000  # above, the points with the longest tracks alone cal
 LAST_STEPS = 2  # of all the points together
 MIN_POINTS = 6
 LEAST_OBSERVATIONS = 20  # of a view, where only some of the points are used: few leave its pose undetermined
+WIDE_DEG = 100.0  # of field of view, beyond which pixels are not undistorted into a plane
 MAX_ERROR_PX = 4.0  # of a point, in matched pixels, as in COLMAP
 
 
@@ -79,8 +80,9 @@ def calibrate(
     """The model after bundle adjustment with priors on its cameras, with the cameras' uncertainty.
 
     Lenses that are not known get the `Lens` that the points support (`_choose_lens`). `fixed_poses`: photos
-    whose pose is kept. `centres`: photo -> prior of its centre (3,), with standard deviation `centre_sd`. None where
-    the points do not determine the cameras, and where all focal lengths are known and no lens shows distortion.
+    whose pose is kept. `centres`: photo -> prior of its centre (3,), with standard deviation `centre_sd`. Where all
+    cameras are known the poses alone are adjusted, with a loss that outliers move less than COLMAP's. None where the
+    points do not determine the cameras, and where nothing is to be estimated.
     """
     views = sorted(model.world_from_cam)
     used = sorted({cameras.ids[index] for index in views})
@@ -88,6 +90,9 @@ def calibrate(
     bundle = bundle_of(model, correspondences, cameras, views, used)
     start_K, focal_sd, has_prior = focal_priors(shared)
     is_fixed = np.array([camera.fixed for camera in shared])
+    held = all(index in fixed_poses for index in views)
+    if held and all(camera.fixed and camera.lens_known for camera in shared):
+        return None
     priors = Priors(
         focal_sd,
         np.zeros((len(used), TERMS)),
@@ -95,6 +100,7 @@ def calibrate(
         np.stack([centres.get(index, np.full(3, np.nan)) for index in views]) if centres else None,
         centre_sd,
         principal_sd=principal_sds(shared, [model.cameras[n].K for n in used]),
+        principal_known=principal_known(shared),
     )
     in_front = np.isfinite(bundle.residuals_px()).all(-1)
     every = np.ones(len(bundle.points_world), bool)
@@ -104,9 +110,12 @@ def calibrate(
         return None
     problem = LensProblem(part, priors, start_K, shared)
     chosen = _choose_lens(problem, [model.cameras[n] for n in used])
-    if chosen is None or (is_fixed.all() and chosen[0].model == NO_LENS):
+    if chosen is None:
         return None
     lens, start = chosen
+    is_known = bool(is_fixed.all()) and lens.model == NO_LENS
+    if is_known and held:
+        return None
     adjusted = problem.adjusted(lens, problem.started(start))
     if adjusted is None:
         return None
@@ -123,13 +132,15 @@ def calibrate(
         adjusted = problem.adjusted(lens, carry_points(problem.started(adjusted.bundle), whole), LAST_STEPS)
         if adjusted is None:
             return None
-    found = problem.cameras(lens, adjusted.bundle)
-    calibrated = replace(
-        model,
-        cameras=model.cameras | dict(zip(used, found)),
-        camera_sd=camera_sds(adjusted, shared, found, used),
-        modes={index: adjusted.modes[:, row] for row, index in enumerate(views)},
-    )
+    calibrated = model
+    if not is_known:
+        found = problem.cameras(lens, adjusted.bundle)
+        calibrated = replace(
+            model,
+            cameras=model.cameras | dict(zip(used, found)),
+            camera_sd=camera_sds(adjusted, shared, found, used),
+            modes={index: adjusted.modes[:, row] for row, index in enumerate(views)},
+        )
     limit_px = MAX_ERROR_PX * correspondences.pixel_size
     fitted = replace(bundle, fisheye=adjusted.bundle.fisheye)
     return with_adjusted_points(calibrated, fitted, in_front, adjusted.bundle, views, limit_px)
@@ -143,6 +154,13 @@ def principal_sds(shared: Sequence[SharedCamera], K: Sequence[np.ndarray]) -> np
         off = np.abs((own - initial_camera(camera).K)[:2, 2]).max() / max(camera.width, camera.height)
         found.append(CROPPED_SD if off > OUTLYING_PRIOR * PRINCIPAL_SD else PRINCIPAL_SD)
     return np.array(found)
+
+
+def principal_known(shared: Sequence[SharedCamera]) -> np.ndarray:
+    """(C,) bool: the cameras whose principal point was given with the lens, or away from the middle."""
+    middle = [(np.array([camera.width, camera.height]) - 1) / 2 for camera in shared]
+    off = [np.abs(camera.K[:2, 2] - own).max() > SAME_PX for camera, own in zip(shared, middle)]
+    return np.array([camera.fixed and (camera.lens_known or far) for camera, far in zip(shared, off)])
 
 
 def camera_sds(
@@ -177,9 +195,10 @@ def bundle_of(
     used: Sequence[int],
 ) -> Bundle:
     """The model's cameras, views and points in the order of `used`, `views` and the model. Pixels of a lens that the
-    adjustment does not have are undistorted."""
+    adjustment does not have are those of its `_ideal` camera."""
     row_of = {n: row for row, n in enumerate(used)}
     own = {n: _terms_of(model.cameras[n]) for n in used}
+    ideal = {n: _ideal(model.cameras[n]) for n in used if own[n] is None}
     view, point, pixels = [], [], []
     for row, index in enumerate(views):
         points, keypoints = model.observations[index]
@@ -187,9 +206,11 @@ def bundle_of(
         seen = correspondences.keypoints[index][keypoints]
         view.append(np.full(len(points), row))
         point.append(points)
-        pixels.append(model.cameras[camera].undistort(seen) if own[camera] is None else seen)
+        if camera in ideal:
+            seen = ideal[camera].project(model.cameras[camera].unproject(seen))
+        pixels.append(seen)
     shared = [cameras.shared[n] for n in used]
-    terms = [own[n] or ((0.0,) * TERMS, False) for n in used]
+    terms = [own[n] or ((0.0,) * TERMS, ideal[n].kind.fisheye) for n in used]
     return Bundle(
         K=np.stack([model.cameras[n].K for n in used]),
         distortion=np.array([values for values, _ in terms]),
@@ -213,6 +234,15 @@ def _terms_of(camera: Camera) -> tuple[tuple[float, ...], bool] | None:
     return tuple(terms.get(name, 0.0) for name in names), camera.kind.fisheye
 
 
+def _ideal(camera: Camera) -> Camera:
+    """The camera without distortion whose pixels are those of `camera` in its middle: PINHOLE, or FISHEYE of a fisheye
+    or wide lens, whose pixels would be far larger in a plane."""
+    wide = camera.kind.fisheye or camera.field_of_view_deg() > WIDE_DEG
+    K = camera.K
+    params = tuple(map(float, (K[0, 0], K[1, 1], K[0, 2], K[1, 2])))
+    return Camera("FISHEYE" if wide else "PINHOLE", params, camera.width, camera.height)
+
+
 # Which lens: the simplest model that explains the points.
 
 
@@ -227,6 +257,7 @@ LENSES = {  # model: the standard deviations of its terms
 }
 FISHEYES = ("RADIAL_FISHEYE", "OPENCV_FISHEYE")
 STRONG_RADIAL = -0.15  # k1 of a barrel distortion, from which on fisheye lenses are tried
+WIDE_FOCAL = 0.5  # of the long side: so short a focal length, too
 CHOICE_OBSERVATIONS = 6_000  # that decide on the lens
 CHOICE_STEPS, CHOICE_GAIN = 15, 0.5  # of each adjustment that is compared; far below what a term must gain
 TOLD = 1 / 3  # of a principal point's standard deviation, which photos that tell it leave at most
@@ -382,16 +413,11 @@ def _choose_lens(problem: LensProblem, before: Sequence[Camera]) -> tuple[Lens, 
         simpler, lens = list(trials.solutions)[-1], replace(base, model=model)
         if lens not in trials.solutions and trials.promises(lens, simpler):
             trials.add(lens, trials.solutions[simpler].bundle)
-    radial = [found.bundle.distortion[unknown, 0].min() for found in trials.solutions.values()]
-    if min(radial) < STRONG_RADIAL:
-        start = trials.solutions.get(replace(base, model="SIMPLE_RADIAL"), trials.solutions[base]).bundle
-        terms = np.zeros_like(start.distortion)
-        terms[:, 0] = start.distortion[:, 0] + 1 / 3  # tan(a) = a + a³ / 3 …
-        fisheye = replace(
-            start,
-            distortion=np.where(unknown[:, None], terms, start.distortion),
-            fisheye=unknown | start.fisheye,
-        )
+    found = [solution.bundle for solution in trials.solutions.values()]
+    radial = min(bundle.distortion[unknown, 0].min() for bundle in found)
+    focal = min((bundle.K[unknown, 0, 0] / bundle.long_side_px[unknown]).min() for bundle in found)
+    if radial < STRONG_RADIAL or focal < WIDE_FOCAL:
+        fisheye = _as_fisheyes(trials.solutions[trials.best() or base].bundle, unknown, problem.shared)
         for model in FISHEYES:
             if trials.add(replace(base, model=model), fisheye):
                 fisheye = trials.solutions[replace(base, model=model)].bundle
@@ -404,6 +430,29 @@ def _choose_lens(problem: LensProblem, before: Sequence[Camera]) -> tuple[Lens, 
                 trials.add(lens, trials.solutions[own].bundle)
     best = trials.best()
     return best, trials.solutions[best].bundle
+
+
+def _as_fisheyes(start: Bundle, rows: np.ndarray, shared: Sequence[SharedCamera]) -> Bundle:
+    """`start` with fisheye lenses for the cameras `rows` (C,): those focal lengths, where they are not fixed, and two
+    terms that explain best at which distance from the middle the points are seen."""
+    pose, camera = start.world_from_cam[start.view], start.camera_ids[start.view]
+    in_cam = np.einsum("nji,nj->ni", pose[:, :3, :3], start.points_world[start.point] - pose[:, :3, 3])
+    K, distortion = start.K.copy(), start.distortion.copy()
+    for row in np.flatnonzero(rows):
+        own = camera == row
+        angle = np.arctan2(np.linalg.norm(in_cam[own, :2], axis=1), in_cam[own, 2])
+        radius = np.linalg.norm((start.pixels[own] - K[row, :2, 2]) / np.diag(K[row])[:2], axis=1)
+        powers = np.stack([angle, angle**3, angle**5], axis=1)
+        if shared[row].fixed:
+            terms = np.linalg.lstsq(powers[:, 1:], radius - angle, rcond=None)[0]
+        else:
+            focal, *terms = np.linalg.lstsq(powers, radius, rcond=None)[0]
+            if not focal > 0:
+                continue
+            K[row, :2, :2] *= focal
+            terms = np.array(terms) / focal
+        distortion[row] = (*terms, 0.0, 0.0)
+    return replace(start, K=K, distortion=distortion, fisheye=rows | start.fisheye)
 
 
 @dataclass(frozen=True)
@@ -506,65 +555,3 @@ def with_adjusted_points(
         errors_px=total_px[keep_points] / track_length[keep_points],
         observations=observations,
     )
-
-
-# Notes on the calibrated focal lengths.
-
-
-FIXED_SD = 1e-9  # below it the focal length was given
-UNCERTAIN = 0.03  # of the focal length, one standard deviation: beyond it a note warns
-EACH_UP_TO = 3  # cameras
-
-
-def calibration_notes(views: Sequence[View]) -> tuple[str, ...]:
-    """The focal length of each camera before and after calibration, with its standard deviation (of many cameras a
-    summary), and a warning where the photos hardly determine it."""
-    cameras: dict[tuple[float, ...], list[View]] = {}
-    for view in views:
-        if view.calibration is not None:
-            key = view.calibration.focal_before_px, view.K[0, 0], view.calibration.focal_sd, *view.camera.distortion
-            cameras.setdefault(tuple(map(float, key)), []).append(view)
-    if not cameras:
-        estimated = any(view.registered and view.focal_source == "estimated" for view in views)
-        if not estimated:
-            return ()
-        return ("focal lengths were estimated with the cameras; their uncertainty is unknown",)
-    notes = []
-    if len(cameras) <= EACH_UP_TO:
-        for (before_px, focal_px, sd, *_), group in cameras.items():
-            name = group[0].image if len(group) == 1 else f"{len(group)} photos"
-            if sd > FIXED_SD:
-                notes.append(f"focal length of {name}: {before_px:.0f} -> {focal_px:.0f} px, +- {sd:.1%}")
-            off = _centre_offset(group[0])
-            if np.abs(off).max() > SAME_PX:
-                notes.append(f"principal point of {name}: {off[0]:+.1f}, {off[1]:+.1f} px from the middle, estimated")
-            if not group[0].camera.is_pinhole and (sd <= FIXED_SD or group[0].camera.model != "SIMPLE_RADIAL"):
-                notes.append(f"lens of {name}: {_lens_text(group[0].camera)}, estimated from the photos")
-    else:
-        sds = np.array([sd for _, _, sd, *_ in cameras])
-        changes = np.array([focal_px / before_px - 1 for before_px, focal_px, *_ in cameras])
-        notes.append(
-            f"focal lengths of {len(cameras)} cameras were estimated: changed by {np.median(np.abs(changes)):.1%} "
-            f"(median), +- {np.median(sds):.1%} (median), +- {sds.max():.1%} (largest)"
-        )
-    worst = max(sd for _, _, sd, *_ in cameras)
-    if worst > UNCERTAIN:
-        notes.append(
-            f"the photos hardly determine the focal length (+- {worst:.0%}), and depths and angles have errors with "
-            "it; give --intrinsics or --fov-deg, or add photos of the same place in other viewing directions"
-        )
-    return tuple(notes)
-
-
-def _centre_offset(view: View) -> np.ndarray:
-    """(2,) pixels from the middle of the photo to its principal point; 0 where the focal length was given."""
-    if view.focal_source == "given":
-        return np.zeros(2)
-    return view.K[:2, 2] - (np.array([view.width, view.height]) - 1) / 2
-
-
-def _lens_text(camera: Camera) -> str:
-    """The model and its distortion, for people."""
-    names = camera.kind.parameters[camera.kind.focals + 2 :]
-    terms = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, camera.distortion) if value)
-    return f"{camera.model} ({terms})"

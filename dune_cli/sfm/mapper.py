@@ -134,7 +134,7 @@ class _CalibrationRounds:
             if models and (not again or len(again[0].world_from_cam) < len(models[0].world_from_cam)):
                 break
             models = again
-            if not models or all(camera.fixed and camera.lens_known for camera in cameras.shared):
+            if not models:
                 break
             if not calibrated and (reset := implausible_cameras(models[0].cameras, cameras.shared)):
                 calibrated = reset

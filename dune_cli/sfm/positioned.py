@@ -39,6 +39,7 @@ from dune_cli.sfm.calibration import (
     focal_priors,
     lens_of,
     longest_tracks,
+    principal_known,
     principal_sds,
     with_adjusted_points,
 )
@@ -99,6 +100,7 @@ def adjust_to_positions(
         focal_sd,
         np.zeros((len(used), TERMS)),
         principal_sd=principal_sds(shared, [model.cameras[n].K for n in used]),
+        principal_known=principal_known(shared),
     )
     lens = lens_of([model.cameras[n] for n in used], shared)
     problem = LensProblem(part, kept, start_K, shared)

@@ -18,26 +18,33 @@ from dune_cli.sfm.scene import SfmModel
 SIZE, CENTRE, VIEWS = (488, 354), (243.5, 176.5), 5
 
 
-def calibrated(true: Camera, start: PhotoCamera, noise_px: float = 0.3) -> SfmModel | None:
-    """The model of photos that `true` took, mapped with `start`, from keypoints with this noise."""
+def calibrated(
+    true: Camera, start: PhotoCamera, noise_px: float = 0.3, wide: float = 1.0, beside: Camera | None = None
+) -> SfmModel | None:
+    """The model of photos that `true` took, mapped with `start`, from keypoints with this noise, of points in a box so
+    many times as wide. `beside`: a known camera that took as many photos."""
     rng = np.random.default_rng(0)
-    points = rng.uniform((-4, -3, 3), (4, 3, 7), (400, 3))
+    points = rng.uniform((-4 * wide, -3 * wide, 3), (4 * wide, 3 * wide, 7), (400, 3))
     world_from_cam, keypoints, observations = {}, [], {}
-    for index, x in enumerate(np.linspace(-1, 1, VIEWS)):
+    cameras = [true] * VIEWS + [beside] * VIEWS * (beside is not None)
+    for index, (own, x) in enumerate(zip(cameras, np.tile(np.linspace(-1, 1, VIEWS), 2))):
+        assert own is not None
         rotvec = (0.02 * rng.normal(), 0.02 * rng.normal() - 0.15 * x, 0.02 * rng.normal())
         pose = poses.from_rotation_translation(
             poses.rotation_from_rotvec(np.array(rotvec)), np.array([x, 0.2 * rng.normal(), 0.2 * rng.normal()])
         )
-        pixels = true.project(poses.transform_points(poses.inverse(pose), points))
+        pixels = own.project(poses.transform_points(poses.inverse(pose), points))
         seen = np.flatnonzero(((pixels > 0) & (pixels < SIZE)).all(-1))
         world_from_cam[index] = pose
         keypoints.append(pixels[seen] + noise_px * rng.standard_normal((len(seen), 2)))
         observations[index] = (seen, np.arange(len(seen)))
     noisy = points + 0.01 * rng.standard_normal(points.shape)
-    model = SfmModel({0: start.camera}, world_from_cam, noisy, np.zeros(len(points)), observations)
+    shared = share_cameras([PhotoCamera(own, "given", True) if own is beside else start for own in cameras])
+    known = {n: camera.camera for n, camera in enumerate(shared.shared)}
+    model = SfmModel(known, world_from_cam, noisy, np.zeros(len(points)), observations)
     colors = tuple(np.zeros((len(pixels), 3), np.uint8) for pixels in keypoints)
-    correspondences = Correspondences(tuple(keypoints), colors, (1.0,) * VIEWS, {})
-    return calibrate(model, correspondences, share_cameras([start] * VIEWS), (), {}, 1.0)
+    correspondences = Correspondences(tuple(keypoints), colors, (1.0,) * len(cameras), {})
+    return calibrate(model, correspondences, shared, (), {}, 1.0)
 
 
 def start_of(focals: tuple[float, float], source: str) -> PhotoCamera:
@@ -94,11 +101,46 @@ def test_a_fisheye_is_one() -> None:
     np.testing.assert_allclose(found.cameras[0].project(true.unproject(grid)), grid, atol=0.7)
 
 
+def test_a_fisheye_of_160_degrees_is_one_where_nothing_is_given() -> None:
+    true = Camera("OPENCV_FISHEYE", (165.0, 165.0, *CENTRE, -0.02, 0.006, -0.002, 0.0), *SIZE)
+    found = calibrated(true, start_of((230.0, 230.0), "default"), wide=3.0)
+    assert found is not None and "FISHEYE" in found.cameras[0].model
+    grid = np.stack(np.meshgrid(np.linspace(60, 430, 9), np.linspace(50, 300, 7)), -1)
+    turns = np.arccos(np.clip((found.cameras[0].unproject(grid) * true.unproject(grid)).sum(-1), -1, 1))
+    assert np.degrees(turns).max() < 0.3
+
+
 def test_a_known_focal_length_without_distortion_is_left_alone() -> None:
-    true = Camera("PINHOLE", (300.0, 301.0, *CENTRE), *SIZE)
-    assert calibrated(true, start_of((300.0, 301.0), "given")) is None
-    found = calibrated(true, start_of((330.0, 330.0), "default"))
+    start = start_of((300.0, 301.0), "given")
+    found = calibrated(Camera("PINHOLE", (300.0, 301.0, *CENTRE), *SIZE), start)
+    assert found is not None and found.cameras == {0: start.camera} and not found.camera_sd
+    found = calibrated(start.camera, start_of((330.0, 330.0), "default"))
     assert found is not None and found.cameras[0].model == "SIMPLE_RADIAL"
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        Camera("OPENCV_FISHEYE", (165.0, 166.0, 240.0, 180.0, -0.02, 0.006, -0.002, 0.0), *SIZE),
+        Camera("FULL_OPENCV", (330.0, 331.0, 240.0, 180.0, 0.1, -0.05, 0.001, -0.001, 0.004, 0.2, -0.03, 0.002), *SIZE),
+        Camera("THIN_PRISM_FISHEYE", (165, 166, 240, 180, -0.03, 0.01, 0.002, -0.001, -0.002, 0, 0.001, -0.002), *SIZE),
+        Camera("FOV", (250.0, 250.0, 240.0, 180.0, 0.9), *SIZE),
+    ],
+    ids=lambda camera: camera.model,
+)
+def test_poses_and_points_are_adjusted_with_a_lens_that_is_known(known: Camera) -> None:
+    found = calibrated(known, PhotoCamera(known, "given", True), wide=3.0 if known.kind.fisheye else 1.0)
+    assert found is not None and found.cameras == {0: known}
+    assert np.sqrt((found.errors_px**2).mean()) < 0.45  # noise of 0.3 px a coordinate
+    assert len(found.points_world) > 150 and not found.camera_sd
+
+
+def test_a_principal_point_is_estimated_beside_a_camera_that_is_known() -> None:
+    known = Camera("PINHOLE", (280.0, 280.0, *CENTRE), *SIZE)
+    true = Camera("SIMPLE_RADIAL", (300.0, 248.5, 172.5, -0.08), *SIZE)
+    found = calibrated(true, start_of((330.0, 330.0), "default"), 0.1, beside=known)
+    assert found is not None and found.cameras[1] == known
+    np.testing.assert_allclose(found.cameras[0].K[:2, 2], (248.5, 172.5), atol=0.5)
 
 
 def test_some_of_many_points_calibrate_and_all_are_adjusted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,9 @@ from dune_cli.io.photos import read_photo
 from dune_cli.matchers.matcher import CacheableMatcher, Matcher
 from dune_cli.progress import amount
 from dune_cli.provenance import Run, Source
-from dune_cli.sfm.calibration import calibration_notes
+from dune_cli.sfm.calibration_notes import calibration_notes
 from dune_cli.sfm.cameras import PhotoCameras
+from dune_cli.sfm.device_cameras import map_sharing_cameras
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
 from dune_cli.sfm.global_mapping import map_globally
 from dune_cli.sfm.known_poses import known_pose_notes
@@ -31,7 +32,7 @@ from dune_cli.sfm.lens_residuals import lens_notes
 from dune_cli.sfm.mapper import FEW, MIN_PHOTOS, Draft, MappingConfig, map_once
 from dune_cli.sfm.matching import Correspondences, match_counts_text
 from dune_cli.sfm.retrieval import DescriptorExtractor
-from dune_cli.sfm.rig_estimation import MappedInRigs, map_in_rigs
+from dune_cli.sfm.rig_estimation import MappedInRigs
 from dune_cli.sfm.scale import check_distinct_centres, same_viewpoint_notes, scale_by_baseline, scale_by_motion
 from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SfmModel, SparsePoints, View
 from dune_cli.sfm.verification import VerifiedPairs
@@ -197,7 +198,7 @@ class ManyPhotos:
                     draft = mapped.draft
                     if draft is None and self.config.mapper == "global" and self._is_drafted(mapped):
                         draft = self._draft(mapped, folder)
-                    held = map_in_rigs(*self._given(mapped), folder, self.known, draft)
+                    held = map_sharing_cameras(*self._given(mapped), folder, self.known, draft)
         models = held.models if self.known else _with_points(held.models)
         matched, notes = replace(mapped.matched, cameras=held.cameras), (*mapped.notes, *held.notes)
         return replace(mapped, matched=matched, models=models, notes=notes, draft=None)
