@@ -26,8 +26,9 @@ from dune_cli.io.camera_files import (
 from dune_cli.io.inputs import IMAGE_SUFFIXES
 from dune_cli.io.json_files import finite_array
 from dune_cli.io.orientation import MIRRORED, UPRIGHT, quarter_turns, swapped
-from dune_cli.io.photos import Photo, PhotoInfo, is_sphere_shaped, read_infos
+from dune_cli.io.photos import Photo, PhotoInfo, is_sphere_shaped, read_infos, read_small
 from dune_cli.io.safe_read import forward_slashes, is_file, is_folder, quoted, read_json, shown
+from dune_cli.io.sphere_pixels import LOOKED_AT_PX, closes_around
 
 DEFAULT_FOV_DEG = 55.0
 FORMS = (
@@ -74,10 +75,13 @@ def resolve_cameras(
     by `entries` (of a file of poses, by the photo's path); "exif"; "default", 55 degrees. Without `intrinsics` and
     `entries` the principal point is the image's centre. Four numbers and a 3 x 3 matrix say nothing about the lens; a
     camera with a model does. A photo whose XMP says that it is a panorama has a sphere, and by the `intrinsics`
-    EQUIRECTANGULAR all photos that are twice as wide as high have one. UserError for `intrinsics` and `fov_deg` at
-    once, for values that are no camera of the photo, and for a panorama unless `panoramas` are taken.
+    EQUIRECTANGULAR all photos that are twice as wide as high have one; where `panoramas` are taken and nothing is
+    given, those whose pixels close around a sphere, too. UserError for `intrinsics` and `fov_deg` at once, for values
+    that are no camera of the photo, and for a panorama unless `panoramas` are taken.
     """
     cameras = _resolve(photos, intrinsics, fov_deg, entries)
+    if panoramas and intrinsics is None and fov_deg is None:
+        cameras = _with_spheres_by_pixels(photos, cameras)
     for photo, own in zip(photos, cameras):
         if own.camera.is_panorama and not panoramas:
             raise _no_panorama(photo, own)
@@ -133,6 +137,30 @@ def _no_panorama(photo: Photo | PhotoInfo, own: PhotoCamera) -> UserError:
         "reconstruct' and 'dune reloc --map' take panoramas; else cut it into pictures first, for example by 'ffmpeg "
         "-i IN -vf v360=e:flat:yaw=0 OUT', or give --fov-deg if it is none"
     )
+
+
+def _with_spheres_by_pixels(photos: Sequence[Photo | PhotoInfo], cameras: Sequence[PhotoCamera]) -> list[PhotoCamera]:
+    """The cameras with spheres for the photos that are told to be panoramas by their pixels alone."""
+    found, names = [], []
+    for photo, own in zip(photos, cameras):
+        size = (photo.width, photo.height)
+        if own.source != "given" and is_sphere_shaped(*size) and _closes_around(photo):
+            own = PhotoCamera(Camera.sphere(*size), "given", lens_known=True)
+            names.append(photo.path.name)
+        found.append(own)
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.note(
+            f"{names[0]}{more}: taken for a panorama of the whole sphere, because left and right edge join as those of "
+            "one do; give --fov-deg if it is none"
+        )
+    return found
+
+
+def _closes_around(photo: Photo | PhotoInfo) -> bool:
+    if isinstance(photo, Photo):
+        return closes_around(photo.rgb)
+    return photo.orientation == UPRIGHT and is_file(photo.path) and closes_around(read_small(photo.path, LOOKED_AT_PX))
 
 
 def _note_untold_spheres(photos: Sequence[Photo | PhotoInfo], cameras: Sequence[PhotoCamera]) -> None:
