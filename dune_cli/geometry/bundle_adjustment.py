@@ -99,6 +99,7 @@ class AdjustedBundle:
 
     `log_focal_sd` (C,) and `distortion_sd` (C, 4): standard deviations, the priors included (0 where fixed).
     `principal_sd_px` (C, 2): of the principal points; PRINCIPAL_SD of the long side where they are fixed and not known.
+    `principal_alone_sd_px` (C, 2): those of the estimated ones, if all that are fixed were known (0 for these).
     `modes` (M, V, 10): independent errors of the cameras, one standard deviation each, as they change every view: its
     camera's log focal, radial term (the k1 alone that acts most like the change of k1 and k2; 0 for a fisheye lens) and
     principal point in pixels, the rotation vector about the world's axes and the centre, the views aligned as well as a
@@ -112,6 +113,7 @@ class AdjustedBundle:
     modes: np.ndarray
     sigma_px: float
     principal_sd_px: np.ndarray
+    principal_alone_sd_px: np.ndarray
     centre_freedom: float = 0.0
 
 
@@ -137,8 +139,8 @@ def adjust_bundle(
     try:
         problem = _Problem(_rescaled(part, middle, 1 / length), priors, start_K)
         problem.solve(steps, min_gain * max(1.0, len(bundle.world_from_cam) / MANY_VIEWS))
-        sds, modes = problem.uncertainty()
-        principal_sd_px = sds[:, PRINCIPAL:] * bundle.long_side_px[:, None]
+        sds, alone, modes = problem.uncertainty()
+        principal_sd_px, alone_px = (own[:, PRINCIPAL:] * bundle.long_side_px[:, None] for own in (sds, alone))
         freedom = problem.centre_freedom()
     except np.linalg.LinAlgError:
         return None
@@ -147,7 +149,8 @@ def adjust_bundle(
     points = bundle.points_world.copy()
     points[adjusted_points] = adjusted.points_world
     adjusted = replace(adjusted, points_world=points, view=bundle.view, point=bundle.point, pixels=bundle.pixels)
-    return AdjustedBundle(adjusted, sds[:, 0], sds[:, 1:ASPECT], modes, problem.sigma_px, principal_sd_px, freedom)
+    of_terms = sds[:, 0], sds[:, 1:ASPECT]
+    return AdjustedBundle(adjusted, *of_terms, modes, problem.sigma_px, principal_sd_px, alone_px, freedom)
 
 
 def restrict(bundle: Bundle, valid: np.ndarray, selected: np.ndarray) -> tuple[Bundle, np.ndarray, np.ndarray]:
@@ -349,8 +352,9 @@ class _Problem:
                 return after, new_cost, damping, by_cameras
             damping *= 8
 
-    def uncertainty(self) -> tuple[np.ndarray, np.ndarray]:
-        """(C, 8) standard deviations of the cameras' parameters, and (M, V, 10) modes, in the problem's own unit."""
+    def uncertainty(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(C, 8) standard deviations of the cameras' parameters, those without the uncertainty of principal points that
+        are fixed, and (M, V, 10) modes, in the problem's own unit."""
         equations = self._normal_equations(self.movable)
         camera_count = CAMERA * self.cameras
         columns = np.flatnonzero(self.free[:camera_count])
@@ -361,7 +365,7 @@ class _Problem:
         unknown = np.zeros((self.cameras, CAMERA))
         unknown[fixed, PRINCIPAL:] = PRINCIPAL_SD
         if not len(columns):
-            return unknown, np.zeros((0, views, MODE_SIZE))
+            return unknown, np.zeros_like(unknown), np.zeros((0, views, MODE_SIZE))
         covariance_columns = equations.covariance_columns(columns)  # (parameters, columns)
         camera_block = covariance_columns[columns]
         principal_sd_px = PRINCIPAL_SD * self.bundle.long_side_px * fixed
@@ -386,7 +390,9 @@ class _Problem:
         modes = np.concatenate([intrinsics[:, self.bundle.camera_ids], poses], axis=-1)
         weight = (whole**2).sum(1)
         sds = np.sqrt(total).reshape(self.cameras, CAMERA) + unknown
-        return sds, modes[np.argsort(-weight, kind="stable")[:MAX_MODES]]
+        alone = np.zeros(camera_count)
+        alone[columns] = np.sqrt(np.maximum(np.diag(covariance), 0))
+        return sds, alone.reshape(sds.shape), modes[np.argsort(-weight, kind="stable")[:MAX_MODES]]
 
     def centre_freedom(self) -> float:
         """The trace of the centres' covariance in units of their priors'; 0 without priors."""

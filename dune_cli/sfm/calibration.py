@@ -256,7 +256,9 @@ LENSES = {  # model: the standard deviations of its terms
     "OPENCV_FISHEYE": (0.1, 0.05, 0.02, 0.01),
 }
 FISHEYES = ("RADIAL_FISHEYE", "OPENCV_FISHEYE")
+PERSPECTIVES = tuple(model for model in LENSES if model not in FISHEYES)
 STRONG_RADIAL = -0.15  # k1 of a barrel distortion, from which on fisheye lenses are tried
+NARROW, FISHEYE_PENALTY = 1.5, 50.0  # the long side by the focal length, below which fisheye terms cost so much more
 WIDE_FOCAL = 0.5  # of the long side: so short a focal length, too
 CHOICE_OBSERVATIONS = 6_000  # that decide on the lens
 CHOICE_STEPS, CHOICE_GAIN = 15, 0.5  # of each adjustment that is compared; far below what a term must gain
@@ -270,19 +272,22 @@ LEAST_SEEN = 0.95  # of a photo's pixels, that a lens must have rays for
 
 @dataclass(frozen=True)
 class Lens:
-    """What is estimated of lenses: the terms of a `model` of LENSES; whether the `principal` point; and whether the
-    `aspect`, fy / fx."""
+    """What is estimated of lenses: the terms of a `model` of LENSES; the `principal` points of the cameras in these
+    rows; and whether the `aspect`, fy / fx."""
 
     model: str
-    principal: bool = False
+    principal: tuple[int, ...] = ()
     aspect: bool = False
 
     def penalty(self, bundle: Bundle) -> float:
         """What these parameters of all cameras must gain of the cost: those of the model the logarithm of the number of
         errors each (G. Schwarz, 1978), principal point and aspect, which are never quite where they are without, 2 each
-        (H. Akaike, 1974)."""
+        (H. Akaike, 1974). Fisheye terms of a narrow lens, which is hardly one, may stand for those of a usual lens and
+        the principal point of a cropped photo: they must gain FISHEYE_PENALTY."""
         of_model = np.count_nonzero(LENSES[self.model]) * np.log(2 * len(bundle.view))
-        return float(len(bundle.K) * (of_model + 2 * (2 * self.principal + self.aspect)))
+        narrow = bool((bundle.long_side_px / bundle.K[:, 0, 0]).max() < NARROW)
+        of_kind = FISHEYE_PENALTY * (narrow and self.model in FISHEYES)
+        return float(of_kind + len(bundle.K) * (of_model + 2 * self.aspect) + 2 * 2 * len(self.principal))
 
 
 @dataclass(frozen=True)
@@ -306,15 +311,17 @@ class LensProblem:
         start, priors = self._with_terms(lens, start)
         return expected_gain(start, priors, self.start_K)
 
-    def tells_principal(self, lens: Lens, found: AdjustedBundle) -> bool:
-        """Whether the photos tell the principal points that `lens` has free, in the solution `found`."""
+    def told_principal(self, lens: Lens, found: AdjustedBundle) -> tuple[int, ...]:
+        """The principal points that `lens` has free, and that the photos tell, in the solution `found`: they are known
+        far better than before, or are far from there. That others, which are fixed, are uncertain does not count: no
+        other place of theirs is more likely."""
         _, priors = self._with_terms(lens, found.bundle)
         assert priors.principal_sd is not None
-        free = priors.principal_sd > 0
         before_px = (priors.principal_sd * found.bundle.long_side_px)[:, None]
         moved_px = np.abs(found.bundle.K[:, :2, 2] - self.start_K[:, :2, 2])
-        told = (found.principal_sd_px <= TOLD * before_px) | (moved_px > FAR * found.principal_sd_px)
-        return bool(told[free].all())
+        sd_px = found.principal_alone_sd_px
+        told = (sd_px <= TOLD * before_px) | (moved_px > FAR * sd_px)
+        return tuple(row for row in lens.principal if told[row].all())
 
     def _with_terms(self, lens: Lens, start: Bundle) -> tuple[Bundle, Priors]:
         """`start` without the terms that `lens` does not have, and the priors with its terms."""
@@ -326,15 +333,19 @@ class LensProblem:
         known = np.array([_terms_of(camera.camera) is not None for camera in self.shared]) & ~unknown
         keep = (sds > 0) | known[:, None]
         start = replace(start, distortion=np.where(keep, start.distortion, 0.0))
-        free = unknown & tells & ~fixed
+        free = self.free()
         principal = np.zeros(len(free)) if self.priors.principal_sd is None else self.priors.principal_sd
         priors = replace(
             self.priors,
             distortion_sd=sds,
-            principal_sd=np.where(free & lens.principal, principal, 0.0),
+            principal_sd=np.where(free & np.isin(np.arange(len(free)), lens.principal), principal, 0.0),
             aspect_sd=np.where(free & lens.aspect, ASPECT_SD, 0.0),
         )
         return start, priors
+
+    def free(self) -> np.ndarray:
+        """(C,) bool: the cameras of which principal point and aspect can be estimated."""
+        return self.tells_distortion() & np.array([not (one.lens_known or one.fixed) for one in self.shared])
 
     def started(self, other: Bundle) -> Bundle:
         """The bundle with the cameras and poses of `other`, which has all or some of its points."""
@@ -381,9 +392,10 @@ def lens_of(cameras: Sequence[Camera], shared: Sequence[SharedCamera]) -> Lens:
     pairs = [(camera, one) for camera, one in zip(cameras, shared) if not one.lens_known]
     models = [name for name in LENSES if name in [camera.model for camera, _ in pairs]]
     fisheyes = [name for name in models if name in FISHEYES]
-    free = [(camera.K, initial_camera(one).K) for camera, one in pairs if not one.fixed]
-    principal = any(np.abs(K[:2, 2] - start[:2, 2]).max() > SAME_PX for K, start in free)
-    aspect = any(abs(K[0, 0] - K[1, 1]) > SAME_PX for K, _ in free)
+    free = {n: camera.K for n, (camera, one) in enumerate(zip(cameras, shared)) if not (one.lens_known or one.fixed)}
+    off_px = {n: np.abs((K - initial_camera(shared[n]).K)[:2, 2]).max() for n, K in free.items()}
+    principal = tuple(n for n, off in off_px.items() if off > SAME_PX)
+    aspect = any(abs(K[0, 0] - K[1, 1]) > SAME_PX for K in free.values())
     return Lens((fisheyes or models or [NO_LENS])[-1], principal, aspect)
 
 
@@ -421,11 +433,11 @@ def _choose_lens(problem: LensProblem, before: Sequence[Camera]) -> tuple[Lens, 
         for model in FISHEYES:
             if trials.add(replace(base, model=model), fisheye):
                 fisheye = trials.solutions[replace(base, model=model)].bundle
-    estimated = any(unknown[row] and not camera.fixed for row, camera in enumerate(problem.shared))
-    for models in (FISHEYES, tuple(set(LENSES) - set(FISHEYES))) if estimated else ():
-        for more in ({"principal": True}, {"principal": True, "aspect": True}):
+    free = tuple(np.flatnonzero(problem.free()).tolist())
+    for models in (FISHEYES, PERSPECTIVES) if free else ():
+        for aspect in (False, True):
             own = trials.best(models)
-            lens = own and replace(own, **more)
+            lens = own and replace(own, principal=own.principal or free, aspect=own.aspect or aspect)
             if own is not None and lens not in trials.solutions and trials.promises(lens, own):
                 trials.add(lens, trials.solutions[own].bundle)
     best = trials.best()
@@ -447,10 +459,11 @@ def _as_fisheyes(start: Bundle, rows: np.ndarray, shared: Sequence[SharedCamera]
             terms = np.linalg.lstsq(powers[:, 1:], radius - angle, rcond=None)[0]
         else:
             focal, *terms = np.linalg.lstsq(powers, radius, rcond=None)[0]
-            if not focal > 0:
-                continue
-            K[row, :2, :2] *= focal
-            terms = np.array(terms) / focal
+            if focal > 0:
+                K[row, :2, :2] *= focal
+                terms = np.array(terms) / focal
+            else:
+                terms = (distortion[row, 0] + 1 / 3, 0.0)  # tan(a) = a + a³ / 3 …
         distortion[row] = (*terms, 0.0, 0.0)
     return replace(start, K=K, distortion=distortion, fisheye=rows | start.fisheye)
 
@@ -469,12 +482,13 @@ class _Trials:
         return not gain < PROMISE * (lens.penalty(start) - simpler.penalty(start))
 
     def add(self, lens: Lens, start: Bundle, checked: bool = True) -> bool:
-        """Adds the solution with `lens`; whether there is one, whose cameras see most of their photos (`checked`), and
-        whose principal points the photos tell: they are known far better than before, or are far from there."""
+        """Adds the solution with `lens`, of its principal points with those alone that the photos tell; whether there
+        is one, whose cameras see most of their photos (`checked`)."""
         found = self.problem.adjusted(lens, start, CHOICE_STEPS, CHOICE_GAIN)
-        if found is None:
-            return False
-        if lens.principal and not self.problem.tells_principal(lens, found):
+        if found is not None and (told := self.problem.told_principal(lens, found)) != lens.principal:
+            lens = replace(lens, principal=told)
+            found = self.problem.adjusted(lens, start, CHOICE_STEPS, CHOICE_GAIN) if told else None
+        if found is None or self.problem.told_principal(lens, found) != lens.principal:
             return False
         cameras = self.problem.cameras(lens, found.bundle) if checked else []
         if any(_seen_share(camera) < LEAST_SEEN for camera in cameras):
