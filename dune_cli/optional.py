@@ -46,6 +46,12 @@ def require(module: str, why: str, extra: str | None = None) -> ModuleType:
         ) from error
 
 
+def check_installed(module: str, why: str) -> None:
+    """PackageMissing, as `require`, for a package that is not there; it is not imported."""
+    if importlib.util.find_spec(module) is None:
+        require(module, why)
+
+
 def import_pycolmap(why: str) -> ModuleType:
     """Imports pycolmap. The logging library inside it takes over SIGTERM, prints a stack and ends the process; the
     handler that was there is put back, so that a command unwinds.

@@ -315,13 +315,17 @@ class Job:
     def _mesh(self, targets: Targets) -> str | None:
         """The method of the surface that the scene's format holds, if it holds one."""
         from dune_cli.io import formats
+        from dune_cli.optional import check_installed
 
         content = formats.constant(targets.scene, "CONTENT", ())
         if self.dense.mesh is not None and "surface" not in content:
             raise UserError(
                 f"--mesh makes a surface, which {targets.scene.name} does not hold; write -o scene.glb, .obj or .ply"
             )
-        return self.dense.mesh or ("tsdf" if content[0] == "surface" else None)
+        mesh = self.dense.mesh or ("tsdf" if content[0] == "surface" else None)
+        if mesh is not None and self.dense.dense:
+            check_installed("open3d", "a surface of several photos (not their points: -o scene.ply)")
+        return mesh
 
     def work(self, targets: Targets) -> str:
         """The folder of the cache, or its URL."""

@@ -188,6 +188,15 @@ def test_known_poses_are_kept_and_named_in_the_json(folder: Path, work: Path, tm
         )
 
 
+def test_without_open3d_a_surface_is_refused_before_the_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    code, _, err = run("reconstruct", folder, "-o", tmp_path / "s.glb")
+    assert code == 4 and "a surface of several photos (not their points: -o scene.ply) needs the package open3d" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_broken_file_leaves_no_work_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{broken")
     for option in ("--poses", "--rig"):
