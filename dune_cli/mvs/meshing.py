@@ -21,9 +21,10 @@ def extract_mesh(
     """A coloured mesh in world coordinates, OpenCV axes.
 
     `tsdf` integrates the depth maps in a sparse grid of voxels (B. Curless and M. Levoy, "A volumetric method for
-    building complex models from range images", SIGGRAPH 1996); it has no surface where nothing was observed.
-    `poisson` (M. Kazhdan and H. Hoppe, "Screened Poisson surface reconstruction", 2013) is smooth, closes holes of the
-    fused `cloud`, and is cut where no point is near. UserError for another method; JobFailed without a surface.
+    building complex models from range images", SIGGRAPH 1996); holes of up to 20 voxels are closed, and else it has no
+    surface where nothing was observed. `poisson` (M. Kazhdan and H. Hoppe, "Screened Poisson surface reconstruction",
+    2013) is smooth, closes holes of the fused `cloud`, and is cut where no point is near. UserError for another method;
+    JobFailed without a surface.
     """
     if method not in METHODS:
         raise UserError(f"unknown surface {method!r}; allowed: {', '.join(METHODS)}")

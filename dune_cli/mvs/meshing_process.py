@@ -26,6 +26,7 @@ BLOCK = 8  # voxels a side
 MAX_BLOCKS = 60_000  # of 8^3 voxels: about 400 MB
 TRUNCATION_VOXELS = 4.0
 MIN_COMPONENT_SHARE = 0.002  # of the triangles: smaller components are removed
+MAX_HOLE_VOXELS = 10.0  # radius of a hole that is closed
 POISSON_DEPTH = 9  # at most: cells of a 512th of the scene
 MAX_GAP = 4.0  # point spacings from the cloud, beyond which a Poisson vertex is removed
 PACKAGES = Path(__file__).resolve().parents[2]  # the folder of dune_cli
@@ -109,7 +110,13 @@ def tsdf(inputs: Arrays) -> Arrays:
         K, pose = core.Tensor(inputs[f"K_{i}"]), core.Tensor(np.linalg.inv(inputs[f"world_from_cam_{i}"]))
         blocks = grid.compute_unique_block_coordinates(image, K, pose, 1.0, farthest, TRUNCATION_VOXELS)
         grid.integrate(blocks, image, color, K, K, pose, 1.0, farthest, TRUNCATION_VOXELS)
-    return _mesh_arrays(grid.extract_triangle_mesh(weight_threshold=0.5).to_legacy())
+    mesh = _without_small_parts(grid.extract_triangle_mesh(weight_threshold=0.5).to_legacy())
+    if len(mesh.triangles):
+        # small parts are gone, whose outline would be closed as well
+        open_mesh = open3d.t.geometry.TriangleMesh.from_legacy(mesh)  # its memory is that of the closed one
+        closed = open_mesh.fill_holes(MAX_HOLE_VOXELS * float(inputs["voxel"]))
+        mesh.triangles = open3d.utility.Vector3iVector(closed.triangle.indices.numpy().astype(np.int32))
+    return _mesh_arrays(mesh)
 
 
 def poisson(inputs: Arrays) -> Arrays:
@@ -127,19 +134,23 @@ def poisson(inputs: Arrays) -> Arrays:
     mesh, _ = open3d.geometry.TriangleMesh.create_from_point_cloud_poisson(points, depth=depth, n_threads=1)
     gap, _ = tree.query(np.asarray(mesh.vertices))
     mesh.remove_vertices_by_mask(gap > MAX_GAP * spacing)
-    return _mesh_arrays(mesh)
+    return _mesh_arrays(_without_small_parts(mesh))
 
 
 METHODS = {"tsdf": tsdf, "poisson": poisson}
 
 
-def _mesh_arrays(mesh: Any) -> Arrays:
-    """The mesh without small connected components."""
+def _without_small_parts(mesh: Any) -> Any:
+    """The mesh without small connected components, changed in place."""
     labels, sizes, _ = mesh.cluster_connected_triangles()
     labels, sizes = np.asarray(labels), np.asarray(sizes)
     if len(sizes):
         mesh.remove_triangles_by_mask(sizes[labels] < MIN_COMPONENT_SHARE * len(labels))
         mesh.remove_unreferenced_vertices()
+    return mesh
+
+
+def _mesh_arrays(mesh: Any) -> Arrays:
     return {
         "vertices": np.asarray(mesh.vertices),
         "faces": np.asarray(mesh.triangles).astype(np.int64),

@@ -262,6 +262,27 @@ def test_the_surface_lies_on_the_scene(method: str, maps: list[PointMap], shots:
     assert np.corrcoef(mesh.colors[seen].mean(1), shown.mean(1))[0, 1] > 0.6
 
 
+def test_small_holes_of_a_surface_are_closed_and_large_ones_stay() -> None:
+    valid = np.ones((HEIGHT, WIDTH), bool)
+    valid[20:26, 30:37] = valid[60:110, 60:130] = False
+    points = cameras.backproject(cameras.pixel_grid(HEIGHT, WIDTH), np.full((HEIGHT, WIDTH), 2.0), K)
+    colors = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+    wall = PointMap(points.astype(np.float32), np.where(valid, 0.9, 0).astype(np.float32), valid, colors, np.eye(3))
+    camera = Frustum(K, np.eye(4), WIDTH, HEIGHT)
+    mesh = extract_mesh([wall], [camera], fuse([wall], [camera]))
+    middles = cameras.project(mesh.vertices[mesh.faces].mean(1), K)
+    area = np.linalg.norm(np.cross(*np.moveaxis(np.diff(mesh.vertices[mesh.faces], axis=1), 1, 0)), axis=1) / 2
+
+    def share(x: slice, y: slice) -> float:
+        inside = (middles > [x.start, y.start]).all(1) & (middles < [x.stop, y.stop]).all(1)
+        return area[inside].sum() * (K[0, 0] / 2) ** 2 / ((x.stop - x.start) * (y.stop - y.start))
+
+    assert share(slice(26, 41), slice(16, 30)) == pytest.approx(1, abs=0.15)
+    assert share(slice(70, 120), slice(70, 100)) < 0.02
+    np.testing.assert_allclose(mesh.vertices[:, 2], 2, rtol=0.01)
+    assert mesh.colors is not None and np.abs(mesh.colors.astype(int) - 90).max() <= 1
+
+
 def test_refusals(maps: list[PointMap], shots: Shots, cloud: FusedCloud) -> None:
     with pytest.raises(UserError, match="unknown quality 'best'; allowed: low, medium, high"):
         DenseConfig("best")
