@@ -44,7 +44,7 @@ SCOUTED = 500  # photos whose features are extracted to choose the sample, at mo
 ALIKE = 15  # verified pairs whose largest keypoints match about as well, the median of whose inliers is expected
 DISTINCT_PAIRS = 0.6  # of photos times neighbours, as two photos often choose each other: .55 to .61 in six sets
 MAPPING_BYTES_PER_KEYPOINT = 1500  # pycolmap's, with tracks, and of calibration: 1,200 and 2,000 in two sets
-MAPPING_EXPONENT = 1.3  # of the time of mapping over the photos: 1.23 and 1.28 from 52 to 113 and 224 photos
+MAPPING_EXPONENT = 1.3  # of the time of mapping over the photos: 1.0 and 1.1 from 52 to 113 photos, 1.35 to 224
 MATCHES_IN_MEMORY = 3  # how many times as large as in the cache: read, in pycolmap's database, and verified
 STAGES = {  # of a run, and what their time grows with
     "features": "photos",
@@ -247,6 +247,12 @@ def preflight(
         if sample.matched is not None and sample.matched.verified.counts:
             weak = len(scouted.expected_weak(sample, start)) * count / len(scouted.counts)
             again = weak / len(sample.weak) if sample.weak else again
+    if fallback is not None and 2 * weak > count:
+        console.note(
+            f"about {weak:.0f} of {count} photos are tied weakly to the others, so the time of mapping is hardly "
+            "known: it is tried more than once, and may take several times as long; add photos between those that do "
+            "not connect"
+        )
     missing, new_pairs = count - done, max(0, pairs - len(cache.sizes(MATCHES)))
     growth = {
         "photos": count / size,
@@ -272,7 +278,8 @@ def preflight(
     placed = 0 if sample.mapped is None else len(sample.mapped.placed)
     if not placed:
         del stages["map"]
-    by_second = count * sample.bytes.descriptor + again * sample.bytes.again
+    kept = min(again, count / max(sample.bytes.photos, 1))  # of what is mostly features of photos
+    by_second = count * sample.bytes.descriptor + kept * sample.bytes.again
     estimate = ReconstructionEstimate(
         photos=count,
         pairs=pairs,
@@ -284,7 +291,7 @@ def preflight(
         seconds_a_pair=round(sum(sample.run.seconds.get(s, 0) for s in ("match", "verify")) / max(sample.pairs, 1), 4),
         minutes=round(sum(stage.minutes for stage in stages.values()), 2),
         processor_minutes=round(sum(stage.processor_minutes for stage in stages.values()), 2),
-        memory_bytes=_memory(sample, count, pairs, again),
+        memory_bytes=_memory(sample, count, pairs, kept),
         memory_available_bytes=available_memory(),
         disk_bytes=int(missing * sample.bytes.photo + new_pairs * sample.bytes.pair + by_second),
         disk_free_bytes=None if cache.folder is None else shutil.disk_usage(cache.folder).free,
@@ -427,8 +434,8 @@ def _selection_growth(count: int, sample: int, matcher: Matcher, config: Matches
 
 
 def _memory(sample: _Sample, count: int, pairs: int, again: float) -> int:
-    """What the process held at most for the sample, and what more photos and pairs, and `again` times as many of the
-    second matcher, add."""
+    """What the process held at most for the sample, and what more photos and pairs, and `again` times as many features
+    of the second matcher, add."""
     more, more_pairs = count - sample.photos, max(0, pairs - sample.pairs)
     features = [2 * sample.bytes.photo * photos for photos in (sample.photos, count)]  # float32 in memory
     of_second = [2 * sample.bytes.again * times for times in (1, again)]
