@@ -57,6 +57,7 @@ SCALE_OF_RIGS = "lengths are those of --rig: metres where its translations are"
 NO_POSE = np.full((4, 4), np.nan)
 PAIRS_TO_TRY = 3  # where no three photos connect
 WEAK_UP_TO = 0.3  # of the photos, for which another matcher is tried before the first one's cameras are calibrated
+TURNED_SHARE = 0.8  # of the photos: where the camera turned between so many, there is no scene for another matcher
 HELD_BY_POINTS = 30  # a photo that sees fewer points is matched again
 LoadDescriptors = Callable[[], DescriptorExtractor | None]  # None where keypoints are to make the descriptors
 
@@ -315,8 +316,8 @@ def _reconstruct_many(
         try:
             mapped = job.matched(matcher)
         except JobFailed as error:
-            if isinstance(error, OnlyTurned) and error.photos == len(paths):
-                raise  # another matcher sees no more
+            if isinstance(error, OnlyTurned) and error.photos >= TURNED_SHARE * len(paths):
+                raise  # another matcher sees no more, and on walls that repeat it sees what is not there
             mapped = job.mapped(fallback())
         else:
             mapped = job.mapped_again(mapped, fallback)

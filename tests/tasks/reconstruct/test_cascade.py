@@ -85,11 +85,17 @@ def test_where_all_photos_are_placed_no_second_matcher_is_loaded(photos: list[Pa
     assert scene.registered == list(PLACES) and len(scene.sources) == 1
 
 
-def test_photos_between_which_the_camera_only_turned_are_refused_at_once(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{index}.png" for index in range(3)]
+@pytest.mark.parametrize("strangers", [0, 1])
+def test_photos_between_which_the_camera_only_turned_are_refused_at_once(strangers: int, tmp_path: Path) -> None:
+    """A photo that does not connect is no reason to ask the second matcher, which may see what is not there."""
+    paths = [tmp_path / f"{index}.png" for index in range(3 + 2 * strangers)]
     for index, path in enumerate(paths):
         turned = synthetic_scenes.pose((0.0, 0.08 * index, 0.0), (0.0, 0.0, 0.0))
         Image.fromarray(synthetic_scenes.render(K, turned, WIDTH, HEIGHT, 0, samples=1)[0]).save(path)
+    for index in range(strangers):
+        paths.append(tmp_path / f"stranger{index}.png")
+        noise = np.random.default_rng(index).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), np.uint8)
+        Image.fromarray(noise).resize((WIDTH, HEIGHT)).save(paths[-1])
     second = Second()
     with pytest.raises(JobFailed, match="only turned"):
         reconstruct(paths, tmp_path / "work", Blind(), second)
