@@ -14,6 +14,7 @@ from dune_cli.sfm.scene import SfmModel
 from dune_cli.sfm.verification import VerifiedPairs
 from dune_cli.tasks.reconstruct.matched_photos import NAMES_IN_NOTE, MatchedPhotos
 
+Remapped = tuple[MatchedPhotos, Sequence[SfmModel], tuple[str, ...]]  # the photos, their models, and notes
 ROUNDS = 3
 KEPT = 0.9  # of the photos, which a model that contradicts less must place
 UNSETTLED = 0.02  # of the inliers, which contradict the scene, from which on it is doubtful
@@ -25,16 +26,17 @@ TWO_MOTIONS, MOSTLY_TWO_MOTIONS, LEAST_PAIRS = 0.3, 0.8, 4
 def without_lookalikes(
     matched: MatchedPhotos,
     models: Sequence[SfmModel],
-    mapped: Callable[[MatchedPhotos], Sequence[SfmModel]],
+    mapped: Callable[[MatchedPhotos], Remapped],
     run: Run,
-) -> tuple[MatchedPhotos, Sequence[SfmModel], tuple[str, ...]]:
+) -> Remapped:
     """The photos without the pairs that contradict the largest model, the models, and notes for the user.
 
     Where heavier pairs contradict it than those that they would have to replace, these are given up, as are weak pairs
-    that alone tie photos to the others, and `mapped` makes the models again. They are kept where that contradicts less
-    and places the photos as well.
+    that alone tie photos to the others, and `mapped` makes the models again, perhaps with other cameras. They are kept
+    where that contradicts less and places the photos as well.
     """
     verified, given_up = matched.verified, set[Pair]()
+    told: tuple[str, ...] = ()
     judge = _judge(matched, models, verified)
     for _ in range(ROUNDS):
         with run.stage("verify"):
@@ -43,21 +45,21 @@ def without_lookalikes(
         if not doubtful:
             break
         console.note(f"{amount(len(doubtful), 'pair')} may tie photos to look-alikes, and the others are mapped again")
-        again = mapped(replace(matched, verified=verified.without(given_up | doubtful)))
+        left, again, notes = mapped(replace(matched, verified=verified.without(given_up | doubtful)))
         if not again or len(again[0].world_from_cam) < KEPT * len(models[0].world_from_cam) - len(bridges):
             break
-        other = _judge(matched, again, verified)
+        other = _judge(left, again, verified)
         weights = judge.weights
         before, after = (sum(weights.get(pair, 0.0) for pair in side.contradicted) for side in (judge, other))
         if after > before or (after == before and not bridges):
             break
-        given_up, judge, models = given_up | doubtful, other, again
+        given_up, judge, matched, models, told = given_up | doubtful, other, left, again, (*told, *notes)
     with run.stage("verify"):
         placed = judge.agreement.keys()
         against = set(judge.contradicted) | (given_up - placed)
-        notes = _notes(matched, judge, against, given_up)
+        told += _notes(matched, judge, against, given_up)
     settled = replace(verified.without(against), contradicting=frozenset(against))
-    return replace(matched, verified=settled), models, notes
+    return replace(matched, verified=settled), models, told
 
 
 def _is_doubted(judge: Judge) -> bool:

@@ -38,7 +38,7 @@ from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations
 from dune_cli.sfm.verification import VerifiedPairs
 from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
 from dune_cli.tasks.reconstruct.left_out import reason_left_out
-from dune_cli.tasks.reconstruct.lookalikes import without_lookalikes
+from dune_cli.tasks.reconstruct.lookalikes import Remapped, without_lookalikes
 from dune_cli.tasks.reconstruct.matched_again import SecondMatcher, weakly_tied, with_neighbours
 from dune_cli.tasks.reconstruct.matched_photos import (
     MatchedPhotos,
@@ -213,9 +213,12 @@ class ManyPhotos:
         """Without the verified pairs that contradict the models, and mapped again where it is these that are wrong."""
         if self.known or len(mapped.placed) < MIN_PHOTOS or mapped.matched.cameras.rigs.mounts:
             return mapped
-        matched, models, notes = without_lookalikes(
-            mapped.matched, mapped.models, lambda left: self.calibrated(replace(mapped, matched=left)).models, self.run
-        )
+
+        def again(left: MatchedPhotos) -> Remapped:
+            found = self.calibrated(replace(mapped, matched=left, notes=()))
+            return found.matched, found.models, found.notes
+
+        matched, models, notes = without_lookalikes(mapped.matched, mapped.models, again, self.run)
         return replace(mapped, matched=matched, models=models, notes=(*mapped.notes, *notes))
 
     def _with_parallax(self, matched: MatchedPhotos) -> MatchedPhotos:
