@@ -359,9 +359,8 @@ class _Problem:
         camera_count = CAMERA * self.cameras
         columns = np.flatnonzero(self.free[:camera_count])
         views = len(self.bundle.world_from_cam)
-        fixed = (
-            ~self.free[:camera_count].reshape(-1, CAMERA)[:, PRINCIPAL] & ~self.principal_known
-        )  # uncertain all the same
+        is_free = self.free[:camera_count].reshape(-1, CAMERA)[:, PRINCIPAL]
+        fixed = ~is_free & ~self.principal_known  # (C,) principal points that are uncertain all the same
         unknown = np.zeros((self.cameras, CAMERA))
         unknown[fixed, PRINCIPAL:] = PRINCIPAL_SD
         if not len(columns):

@@ -7,10 +7,8 @@ import numpy as np
 
 from dune_cli import optional
 
-RADIUS_PX, STRIDE_PX = (
-    6,
-    3,
-)  # of the window, beyond twice half the window of the matching; every third pixel of it counts
+RADIUS_PX = 6  # of the window: twice that of the matching (plane_sweep.WINDOW_RADIUS)
+STRIDE_PX = 3  # every third pixel of the window counts
 EDGE_STEP = 0.05  # of the depth, within a window: where it varies less there is no edge
 COLOUR_LEVELS = 12.0  # of 255, the difference of colour at which a pixel counts 1 / e
 

@@ -7,7 +7,7 @@ scene. Photos of one size by many people, and at many zooms, have focal lengths 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,9 @@ import numpy as np
 
 from dune_cli.sfm.calibration import CHOICE_VIEWS
 from dune_cli.sfm.cameras import SAME_SIZE_SHARE, PhotoCameras
-from dune_cli.sfm.mapper import INITIAL_PAIRS, Draft, MappingConfig, map_photos
+from dune_cli.sfm.mapper import INITIAL_PAIRS, MappingConfig, map_photos
 from dune_cli.sfm.matching import Correspondences
-from dune_cli.sfm.rig_estimation import MappedInRigs, map_in_rigs
+from dune_cli.sfm.rig_estimation import MappedInRigs
 from dune_cli.sfm.scene import SfmModel
 from dune_cli.sfm.verification import VerifiedPairs
 
@@ -25,31 +25,25 @@ APART = 0.1  # of the logarithms of focal lengths, from their median
 KEPT_SCORE = 0.95  # of a model, that it must keep where cameras are shared
 
 
-def map_sharing_cameras(
-    correspondences: Correspondences,
-    verified: VerifiedPairs,
-    cameras: PhotoCameras,
-    config: MappingConfig,
-    scratch: Path,
-    known_poses: Mapping[int, np.ndarray],
-    draft: Draft | None,
+def with_shared_cameras(
+    held: MappedInRigs, correspondences: Correspondences, verified: VerifiedPairs, config: MappingConfig, scratch: Path
 ) -> MappedInRigs:
-    """`map_in_rigs`; where photos of one size turn out to have one camera, calibrated again with it, unless fewer are
-    placed then or the model explains less of them."""
-    held = map_in_rigs(correspondences, verified, cameras, config, scratch, known_poses, draft)
-    if not held.models or known_poses or held.cameras.rigs.mounts:
+    """What was mapped without known poses; where photos of one size turn out to have one camera, calibrated again with
+    it, unless fewer are placed then or the model explains less of them."""
+    if not held.models or held.cameras.rigs.mounts:
         return held
     shared = cameras_by_size(held.cameras, held.models[0])
     if shared is None:
         return held
     models = [_renumbered(model, held.cameras, shared) for model in held.models]
-    again = map_photos(correspondences, verified, shared, config, scratch, known_poses, (models, INITIAL_PAIRS))
+    again = map_photos(correspondences, verified, shared, config, scratch, draft=(models, INITIAL_PAIRS))
     before, pixel_size = held.models[0], correspondences.pixel_size
     if not again or len(again[0].world_from_cam) < len(before.world_from_cam):
         return held
     if again[0].score(pixel_size) < KEPT_SCORE * before.score(pixel_size):
         return held
-    note = f"photos of one size have one focal length: {len(shared.shared)} cameras instead of {len(cameras.shared)}"
+    count = len(held.cameras.shared)
+    note = f"photos of one size have one focal length: {len(shared.shared)} cameras instead of {count}"
     return MappedInRigs(again, shared, (*held.notes, note))
 
 

@@ -285,11 +285,8 @@ class _Mapping:
         return [largest, *(other for other in models[1:] if not other.world_from_cam.keys() <= poses.keys())]
 
     def with_all_points(self, model: SfmModel, scratch: Path) -> SfmModel:
-        """A model of fewer matches with the points of all, and where no calibration follows adjusted to them."""
-        model = replace(self, calibrated=model.cameras).with_new_points(model, scratch)
-        if all(camera.fixed and camera.lens_known for camera in self.cameras.shared):
-            return self._adjusted(model.world_from_cam, model.cameras, scratch)
-        return model
+        """A model of fewer matches with the points of all, which a calibration adjusts."""
+        return replace(self, calibrated=model.cameras).with_new_points(model, scratch)
 
     def _adjusted(self, poses: Mapping[int, np.ndarray], cameras: Mapping[int, Camera], scratch: Path) -> SfmModel:
         """The model with these poses and cameras after a bundle adjustment, with new points before and after it."""

@@ -24,7 +24,7 @@ from dune_cli.progress import amount
 from dune_cli.provenance import Run, Source
 from dune_cli.sfm.calibration_notes import calibration_notes
 from dune_cli.sfm.cameras import PhotoCameras
-from dune_cli.sfm.device_cameras import map_sharing_cameras
+from dune_cli.sfm.device_cameras import with_shared_cameras
 from dune_cli.sfm.features import FeatureStore, ImageFeatures, extract_features
 from dune_cli.sfm.global_mapping import map_globally
 from dune_cli.sfm.known_poses import known_pose_notes
@@ -32,7 +32,7 @@ from dune_cli.sfm.lens_residuals import lens_notes
 from dune_cli.sfm.mapper import FEW, MIN_PHOTOS, Draft, MappingConfig, map_once
 from dune_cli.sfm.matching import Correspondences, match_counts_text
 from dune_cli.sfm.retrieval import DescriptorExtractor
-from dune_cli.sfm.rig_estimation import MappedInRigs
+from dune_cli.sfm.rig_estimation import MappedInRigs, map_in_rigs
 from dune_cli.sfm.scale import check_distinct_centres, same_viewpoint_notes, scale_by_baseline, scale_by_motion
 from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations, Scene, SfmModel, SparsePoints, View
 from dune_cli.sfm.verification import VerifiedPairs
@@ -199,7 +199,10 @@ class ManyPhotos:
                     draft = mapped.draft
                     if draft is None and self.config.mapper == "global" and self._is_drafted(mapped):
                         draft = self._draft(mapped, folder)
-                    held = map_sharing_cameras(*self._given(mapped), folder, self.known, draft)
+                    found, verified, cameras, settings = self._given(mapped)
+                    held = map_in_rigs(found, verified, cameras, settings, folder, self.known, draft)
+                    if not self.known:
+                        held = with_shared_cameras(held, found, verified, settings, folder)
         models = held.models if self.known else _with_points(held.models)
         matched, notes = replace(mapped.matched, cameras=held.cameras), (*mapped.notes, *held.notes)
         return replace(mapped, matched=matched, models=models, notes=notes, draft=None)
