@@ -10,7 +10,7 @@ pixel, the others (0, 0).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from dune_cli import optional
 from dune_cli.errors import UserError
 from dune_cli.geometry.camera_models import MODELS, SPHERE, Camera
+from dune_cli.geometry.cameras import K_from_focal
 from dune_cli.io.camera_checks import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix
 from dune_cli.io.colmap.read import ColmapCamera, model_folder, open_model, read_cameras
 from dune_cli.io.json_files import Fields, finite_array
@@ -27,7 +28,9 @@ from dune_cli.io.photos import is_sphere_shaped
 from dune_cli.io.safe_read import is_file, quoted, read_text, shown
 
 CALIBRATION_LIMIT_BYTES = 1 << 20  # of a YAML or XML file
+MOST_YAML_NODES = 100_000
 SMALLEST_SPHERE_PX = 16
+MATRIX_NAMES = ("cameramatrix", "k", "intrinsicmatrix", "mtx")  # of calibrations, in lower case, without _
 CAMERA_FILES = ("cameras.txt", "cameras.bin")
 ROS_MODELS = {
     "plumb_bob": "radtan",
@@ -47,6 +50,7 @@ class CameraEntry:
 
     `model` and `params` as in `Camera`, pixel centres at integers. `stored`: whether files of this kind describe the
     stored pixels of a photo that EXIF turns. `lens_known`: False where the entry says nothing about distortion.
+    `fov_rad`: of a PINHOLE without parameters, the field of view across the width of its images, whatever their size.
     """
 
     model: str
@@ -54,6 +58,7 @@ class CameraEntry:
     size: tuple[int, int] | None = None
     stored: bool = False
     lens_known: bool = True
+    fov_rad: float | None = None
 
     @classmethod
     def of(cls, camera: Camera, stored: bool = False) -> CameraEntry:
@@ -61,6 +66,8 @@ class CameraEntry:
 
     def camera(self, width: int, height: int) -> Camera:
         """The camera of its images, which are of `width` x `height` px where the entry does not say."""
+        if self.fov_rad is not None:
+            return Camera.pinhole(K_from_focal(width / 2 / math.tan(self.fov_rad / 2), width, height), width, height)
         return Camera(self.model, self.params, *(self.size or (width, height)))
 
 
@@ -119,7 +126,8 @@ def read_camera_file(path: Path) -> CameraTable | None:
 
 
 def json_cameras(path: Path, document: dict[str, Any]) -> CameraTable | None:
-    """The cameras of transforms.json and of dune's scene.json; None for another object."""
+    """The cameras of transforms.json, of dune's scene.json, and of a calibration of OpenCV in JSON; None for another
+    object."""
     frames = document.get("frames")
     if isinstance(frames, list) and any(isinstance(frame, dict) and "T_cam_to_world" in frame for frame in frames):
         return _from_posed_set(path, document)
@@ -127,6 +135,8 @@ def json_cameras(path: Path, document: dict[str, Any]) -> CameraTable | None:
         return _from_transforms(path, document)
     if isinstance(document.get("cameras"), list):
         return _from_scene(path, document)
+    if any(_plain(name) in MATRIX_NAMES for name in document):
+        return _from_calibration(path, document)
     return None
 
 
@@ -180,8 +190,10 @@ def frame_entry(frame: dict[str, Any], where: str) -> CameraEntry | None:
         fx = fields.number("fl_x", None)
         fy = fields.number("fl_y", None)
         fx, fy = (fy if fx is None else fx), (fx if fy is None else fy)
-    elif "camera_angle_x" in fields and size is not None:
+    elif "camera_angle_x" in fields:
         angle = fields.number("camera_angle_x", low=1e-6, high=math.pi - 1e-6)
+        if size is None:  # NeRF's synthetic scenes
+            return CameraEntry("PINHOLE", (), None, stored=True, lens_known=False, fov_rad=angle)
         fx = fy = size[0] / 2 / math.tan(angle / 2)
     else:
         return None
@@ -283,6 +295,8 @@ def _from_calibration(path: Path, document: Any) -> CameraTable:
     if not isinstance(document, dict):
         raise UserError(f"{path} holds no calibration; allowed: OpenCV's camera_matrix, or Kalibr's cam0")
     chain = {name: cam for name, cam in document.items() if isinstance(cam, dict) and "intrinsics" in cam}
+    if "intrinsics" in document:  # one camera of Kalibr's, without its name; EuRoC's sensor.yaml
+        chain = {"its camera": document}
     if chain:
         cameras = {name: _kalibr_camera(cam, f"{path}: {shown(name)}") for name, cam in chain.items()}
         return CameraTable(str(path), {}, cameras)
@@ -292,7 +306,9 @@ def _from_calibration(path: Path, document: Any) -> CameraTable:
 def _kalibr_camera(cam: dict[str, Any], where: str) -> CameraEntry:
     model, lens = str(cam.get("camera_model", "pinhole")), str(cam.get("distortion_model", "none"))
     values = _numbers(cam.get("intrinsics"), f"{where}: intrinsics")
-    terms = _numbers(cam.get("distortion_coeffs", []), f"{where}: distortion_coeffs")
+    lens = "radtan" if lens == "radial-tangential" else lens
+    coefficients = cam.get("distortion_coeffs", cam.get("distortion_coefficients", []))
+    terms = _numbers(coefficients, f"{where}: distortion_coeffs")
     resolution = cam.get("resolution")
     size = None if resolution is None else _size(_numbers(resolution, f"{where}: resolution"), where)
     if model == "eucm" and lens == "none" and len(values) == 6:
@@ -316,13 +332,17 @@ def _kalibr_camera(cam: dict[str, Any], where: str) -> CameraEntry:
     return _brown(tuple(values), terms if lens == "radtan" else [], size, where)
 
 
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
 def _opencv_camera(document: dict[str, Any], where: str) -> CameraEntry:
-    found = {name.replace("_", "").lower(): value for name, value in document.items() if isinstance(name, str)}
+    found = {_plain(name): value for name, value in document.items() if isinstance(name, str)}
 
     def first(*names: str) -> Any:
         return next((found[name] for name in names if name in found), None)
 
-    matrix = first("cameramatrix", "k", "intrinsicmatrix", "mtx")
+    matrix = first(*MATRIX_NAMES)
     if matrix is None:
         raise UserError(
             f"{where} has no camera_matrix and no cam0 with intrinsics; allowed: OpenCV's calibration (YAML or XML), "
@@ -332,9 +352,11 @@ def _opencv_camera(document: dict[str, Any], where: str) -> CameraEntry:
     if len(K) != 9:
         raise UserError(f"{where}: camera_matrix has {len(K)} numbers; it must be 3 x 3")
     K = K.reshape(3, 3)
+    if K[2, 0] > 0 and K[0, 2] == 0:  # Open3D writes its matrix by columns
+        K = K.T
     if abs(K[0, 1]) > 1e-6 * abs(K[0, 0]) or K[1, 0] != 0 or not np.array_equal(K[2], (0, 0, 1)):
         raise UserError(f"{where}: camera_matrix has skew, or another last row than 0 0 1; calibrate without skew")
-    coefficients = first("distortioncoefficients", "distcoeffs", "distcoefs", "d", "distortion", "dist")
+    coefficients = first("distortioncoefficients", "distcoeffs", "distcoefs", "distcoeff", "d", "distortion", "dist")
     terms = [] if coefficients is None else _numbers(coefficients, f"{where}: distortion_coefficients")
     size_text = first("imagesize", "resolution")
     width, height = first("imagewidth", "width"), first("imageheight", "height")
@@ -356,7 +378,7 @@ def _opencv_camera(document: dict[str, Any], where: str) -> CameraEntry:
         if len(terms) != 4:
             raise UserError(f"{where} has {len(terms)} distortion_coefficients; a fisheye lens has 4")
         return _entry("OPENCV_FISHEYE", (*pinhole, *terms), size, where)
-    return _brown(pinhole, terms, size, where)
+    return replace(_brown(pinhole, terms, size, where), lens_known=coefficients is not None)
 
 
 def _brown(
@@ -396,6 +418,8 @@ def _entry(
         raise UserError(f"{where} has a focal length of {min(params[:focals]):g}; it must be positive pixels")
     if max(map(abs, params[focals + 2 :]), default=0.0) > LARGEST_RADIAL:
         raise UserError(f"{where} has a distortion of {max(map(abs, params[focals + 2 :])):g}, which no lens has")
+    if model == "EUCM" and not (0 <= params[4] <= 1 and params[5] > 0):
+        raise UserError(f"{where} has alpha {params[4]:g} and beta {params[5]:g}; alpha is 0 to 1, and beta positive")
     return CameraEntry(model, tuple(map(float, params)), size, stored)
 
 
@@ -419,7 +443,8 @@ def _is_number(word: str) -> bool:
 
 
 def _numbers(value: Any, where: str) -> list[float]:
-    """The numbers of a YAML or XML node: a scalar, nested lists, a text of numbers, or an OpenCV matrix (`data`)."""
+    """The numbers of a node of YAML, XML or JSON: a scalar, nested lists, a text of numbers, or an OpenCV matrix
+    (`data`)."""
     numbers: list[float] = []
     stack = [value]
     while stack:
@@ -430,6 +455,8 @@ def _numbers(value: Any, where: str) -> list[float]:
             stack.extend(reversed(item))
         elif isinstance(item, str) and all(map(_is_number, item.split())):
             numbers.extend(map(float, item.split()))
+        elif isinstance(item, (int, float)) and not isinstance(item, bool):  # of JSON
+            numbers.append(float(item))
         else:
             raise UserError(f"{where} holds {shown(str(item))}, where numbers are needed")
         if len(numbers) > 64:
@@ -440,23 +467,53 @@ def _numbers(value: Any, where: str) -> list[float]:
 
 
 def _read_yaml(path: Path) -> Any:
-    """A YAML document with all its scalars as texts. Tags are ignored; references are refused."""
+    """The first document of a YAML file with all its scalars as texts. Tags are ignored; references are refused."""
     yaml = optional.require("yaml", f"the calibration {path}")
     text = read_text(path, "a calibration file", CALIBRATION_LIMIT_BYTES)
     if text.startswith("%YAML"):  # OpenCV writes %YAML:1.0, which is no YAML
         text = text.partition("\n")[2]
-
-    class Loader(yaml.BaseLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("references are not read")
-            return super().compose_node(parent, index)
-
     try:
-        return yaml.load(text, Loader)
+        return _first_document(yaml, yaml.parse(text, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader)))
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path} is no YAML that can be read ({reason}); write the calibration again") from error
+
+
+def _first_document(yaml: Any, events: Iterable[Any]) -> Any:
+    """The value of the events of YAML up to the end of its first document: texts, lists and dictionaries. YAMLError for
+    references, keys that are no texts, and more than MOST_YAML_NODES values."""
+    root: list[Any] = []
+    opened: list[Any] = [root]  # the lists and dictionaries that are not closed yet
+    keys: list[str | None] = [None]  # of each of them, the key whose value comes next
+    for count, event in enumerate(events):
+        if isinstance(event, yaml.DocumentEndEvent):
+            break
+        if isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            opened.pop()
+            keys.pop()
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("references are not read")
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        if count > MOST_YAML_NODES:
+            raise yaml.YAMLError(f"it has more than {MOST_YAML_NODES} values")
+        value = event.value if isinstance(event, yaml.ScalarEvent) else {}
+        if isinstance(event, yaml.SequenceStartEvent):
+            value = []
+        into = opened[-1]
+        if isinstance(into, list):
+            into.append(value)
+        elif keys[-1] is not None:
+            into[keys[-1]], keys[-1] = value, None
+        elif isinstance(value, str):
+            keys[-1] = value
+        else:
+            raise yaml.YAMLError("a key is a list or a mapping")
+        if not isinstance(value, str):
+            opened.append(value)
+            keys.append(None)
+    return root[0] if root else None
 
 
 def _read_xml(path: Path) -> Any:

@@ -76,8 +76,9 @@ def resolve_cameras(
     `entries` the principal point is the image's centre. Four numbers and a 3 x 3 matrix say nothing about the lens; a
     camera with a model does. A photo whose XMP says that it is a panorama has a sphere, and by the `intrinsics`
     EQUIRECTANGULAR all photos that are twice as wide as high have one; where `panoramas` are taken and nothing is
-    given, those whose pixels close around a sphere, too. UserError for `intrinsics` and `fov_deg` at once, for values
-    that are no camera of the photo, and for a panorama unless `panoramas` are taken.
+    given, those whose pixels close around a sphere, too. A file that has cameras for some of
+    the photos leaves the others as they are without it; a note names them. UserError for `intrinsics` and `fov_deg` at
+    once, for values that are no camera of the photo, and for a panorama unless `panoramas` are taken.
     """
     cameras = _resolve(photos, intrinsics, fov_deg, entries)
     if panoramas and intrinsics is None and fov_deg is None:
@@ -102,7 +103,11 @@ def _resolve(
         return _spheres(photos)
     if intrinsics is not None:
         found = _from_text_or_file(intrinsics, photos)
-        cameras = [_fitted(entry, photo) for photo, entry in zip(photos, found)]
+        cameras = [
+            _without_intrinsics(photo, None) if entry is None else _fitted(entry, photo)
+            for photo, entry in zip(photos, found)
+        ]
+        _note_unlisted(intrinsics, photos, found)
         _note_sideways(photos, found, cameras)
         _note_resized(photos, found, cameras)
         return cameras
@@ -254,13 +259,23 @@ def _is_of_stored_size(entry: CameraEntry, photo: Photo | PhotoInfo) -> bool:
     return entry.stored
 
 
+def _note_unlisted(intrinsics: str, photos: Sequence[Photo | PhotoInfo], entries: Sequence[CameraEntry | None]) -> None:
+    left = [photo.path.name for photo, entry in zip(photos, entries) if entry is None]
+    if left:
+        some = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        console.note(
+            f"{intrinsics} has no camera that is certainly that of {len(left)} of {len(photos)} photos ({some}); "
+            "theirs are taken from EXIF or estimated, as without --intrinsics"
+        )
+
+
 def _note_sideways(
-    photos: Sequence[Photo | PhotoInfo], entries: Sequence[CameraEntry], cameras: Sequence[PhotoCamera]
+    photos: Sequence[Photo | PhotoInfo], entries: Sequence[CameraEntry | None], cameras: Sequence[PhotoCamera]
 ) -> None:
     sideways = [
         photo.path.name
         for photo, entry, camera in zip(photos, entries, cameras)
-        if entry.size is None and not camera.camera.is_panorama and _is_of_stored(camera.K, photo)
+        if entry is not None and entry.size is None and not camera.camera.is_panorama and _is_of_stored(camera.K, photo)
     ]
     if sideways:
         more = f" and {len(sideways) - 1} more" if len(sideways) > 1 else ""
@@ -331,7 +346,7 @@ def _note_fisheye(fov_deg: float) -> None:
         )
 
 
-def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoInfo]) -> list[CameraEntry]:
+def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoInfo]) -> Sequence[CameraEntry | None]:
     path = Path(intrinsics).expanduser()
     if intrinsics.strip() and (is_file(path) or is_folder(path)):
         return _from_file(path, photos)
@@ -362,10 +377,11 @@ def _no_form(intrinsics: str) -> UserError:
     return UserError(f"--intrinsics {quoted(intrinsics)} is neither four numbers nor a file; allowed: {FORMS}")
 
 
-def _from_file(path: Path, photos: Sequence[Photo | PhotoInfo]) -> list[CameraEntry]:
+def _from_file(path: Path, photos: Sequence[Photo | PhotoInfo]) -> Sequence[CameraEntry | None]:
+    """The camera of each photo; None for photos that the file has none for, where it has one for others."""
     table = read_camera_file(path)
     if table is not None:
-        return [_entry_of(photo, table) for photo in photos]
+        return _entries_of(photos, table)
     try:
         document = read_json(path, "an intrinsics file")
     except UserError as error:
@@ -374,13 +390,13 @@ def _from_file(path: Path, photos: Sequence[Photo | PhotoInfo]) -> list[CameraEn
         raise UserError(f'the intrinsics file {path} must hold an object {{"image name": 3x3 matrix}}')
     table = json_cameras(path, document)
     if table is not None:
-        return [_entry_of(photo, table) for photo in photos]
+        return _entries_of(photos, table)
     keys = [_key_of(photo, document) for photo in photos]
-    missing = [photo.path.name for photo, key in zip(photos, keys) if key is None]
-    if missing:
+    if not any(key is not None for key in keys):
         names = ", ".join(map(shown, list(document)[:4])) + (", ..." if len(document) > 4 else "")
-        raise UserError(f"the intrinsics file {path} has no camera for {', '.join(missing)}; it has: {names or 'none'}")
-    return [_json_entry(document[key], f"{path}: {quoted(key)}") for key in keys if key is not None]
+        missing = ", ".join(photo.path.name for photo in photos[:3]) + (", ..." if len(photos) > 3 else "")
+        raise UserError(f"the intrinsics file {path} has no camera for {missing}; it has: {names or 'none'}")
+    return [None if key is None else _json_entry(document[key], f"{path}: {quoted(key)}") for key in keys]
 
 
 def _json_entry(value: Any, where: str) -> CameraEntry:
@@ -391,24 +407,34 @@ def _json_entry(value: Any, where: str) -> CameraEntry:
     return CameraEntry("PINHOLE", tuple(map(float, (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))), lens_known=False)
 
 
-def _entry_of(photo: Photo | PhotoInfo, table: CameraTable) -> CameraEntry:
-    """The photo's camera: by its name, else that of a folder that the photo is in, else the only one (of its size).
-    UserError where that does not decide."""
-    key = _key_of(photo, table.named)
-    if key is not None:
-        return table.named[key]
-    in_folder = {entry for name, entry in table.others.items() if name in photo.path.absolute().parts[:-1]}
+def _entries_of(photos: Sequence[Photo | PhotoInfo], table: CameraTable) -> list[CameraEntry | None]:
+    """The photos' cameras: by their names, else those of folders that they are in, else the only one of their size. A
+    camera is scaled to photos of another size where the table has no other and no photo has its size. None where that
+    does not decide; UserError where it decides for no photo."""
+    keys = [_key_of(photo, table.named) for photo in photos]
+    sure = [_of_folder_or_size(photo, table) if key is None else table.named[key] for photo, key in zip(photos, keys)]
+    if any(entry is not None for entry in sure):
+        return sure
     distinct = set(table.others.values())
-    sizes = ((photo.width, photo.height), (photo.height, photo.width))
-    of_size = {entry for entry in distinct if entry.size in sizes}
-    for entries in (in_folder, distinct, of_size):
-        if len(entries) == 1:
-            return next(iter(entries))
+    if len(distinct) == 1:
+        return list(distinct) * len(photos)
     names = ", ".join(map(shown, list(table.named or table.others)[:4]))
     raise UserError(
-        f"{table.where} has {len(distinct)} cameras ({names}), and none is certainly that of {photo.path.name}; give a "
-        'JSON file {"image": {"model": …, "params": […]}}'
+        f"{table.where} has {len(distinct)} cameras ({names}), and none is certainly that of {photos[0].path.name}; "
+        'give a JSON file {"image": {"model": …, "params": […]}}'
     )
+
+
+def _of_folder_or_size(photo: Photo | PhotoInfo, table: CameraTable) -> CameraEntry | None:
+    folders = {name for name in photo.path.absolute().parts[:-1] if not name.isdecimal()}  # numbers are camera ids
+    sizes = ((photo.width, photo.height), (photo.height, photo.width), None)
+    for entries in (
+        {entry for name, entry in table.others.items() if name in folders},
+        {entry for entry in table.others.values() if entry.size in sizes},
+    ):
+        if len(entries) == 1:
+            return next(iter(entries))
+    return None
 
 
 def _key_of(photo: Photo | PhotoInfo, table: dict[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def test_our_own_json(tmp_path: Path) -> None:
     assert same(resolved(path), OPENCV)
 
 
-@pytest.mark.parametrize("suffix", ["yml", "xml"])
+@pytest.mark.parametrize("suffix", ["yml", "xml", "json"])
 def test_calibrations_that_opencv_writes(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"camera.{suffix}"
     for camera, fisheye in ((OPENCV, 0), (FISHEYE, 1)):
@@ -130,6 +131,64 @@ def test_a_third_radial_term_of_opencv(tmp_path: Path) -> None:
     )
     full = Camera("FULL_OPENCV", (*OPENCV.params, 0.01, 0.0, 0.0, 0.0), 720, 576)
     assert same(resolved(path), full)
+
+
+EUROC = """T_BS: {{cols: 4, rows: 4, data: [0, 1]}}
+resolution: [720, 576]
+camera_model: pinhole
+intrinsics: [{pinhole}]
+distortion_model: radial-tangential
+distortion_coefficients: [{terms}]
+"""
+ROS_MESSAGE = """height: 576
+width: 720
+distortion_model: plumb_bob
+D: [{terms}, 0.0]
+K: [600, 0, 358.5, 0, 602, 286.5, 0, 0, 1]
+---
+"""
+
+
+def test_calibrations_of_other_tools(tmp_path: Path) -> None:
+    pinhole, terms = ", ".join(map(repr, OPENCV.params[:4])), ", ".join(map(repr, TERMS))
+    for number, text in enumerate((EUROC, ROS_MESSAGE * 2)):  # of a recorded topic, the first message
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text.format(pinhole=pinhole, terms=terms))
+        assert same(resolved(path), OPENCV)
+
+
+def test_matrices_alone_say_nothing_of_the_lens(tmp_path: Path) -> None:
+    K = [[600.0, 0.0, 358.5], [0.0, 602.0, 286.5], [0.0, 0.0, 1.0]]
+    by_columns = [600, 0, 0, 0, 602, 0, 358.5, 286.5, 1]  # Open3D
+    for document in ({"K": K}, {"camera_matrix": K}, {"width": 720, "height": 576, "intrinsic_matrix": by_columns}):
+        path = tmp_path / "camera.json"
+        path.write_text(json.dumps(document))
+        found = resolved(path)
+        assert not found.lens_known and found.K.tolist() == K
+
+
+def test_the_field_of_view_of_synthetic_scenes(tmp_path: Path) -> None:
+    path = tmp_path / "transforms_train.json"
+    frames = [{"file_path": "./train/a", "transform_matrix": np.eye(4).tolist()}]
+    path.write_text(json.dumps({"camera_angle_x": 2 * math.atan(720 / 2 / 600), "frames": frames}))
+    found = resolved(path)
+    assert not found.lens_known
+    np.testing.assert_allclose(found.K, [[600, 0, 359.5], [0, 600, 287.5], [0, 0, 1]])
+    _, entries = read_known_cameras(path, ["photos/a.png"])
+    np.testing.assert_allclose(entries["photos/a.png"].camera(720, 576).K, found.K)
+
+
+def test_photos_that_a_model_lacks_keep_their_own_cameras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "1" / "cameras.txt"
+    path.parent.mkdir()
+    path.write_text(f"1 OPENCV 720 576 {NUMBERS.replace(',', ' ')}")
+    other = replace(PHOTO, path=Path("photos/b.jpg"), width=640, height=512)  # of the same shape, but another camera
+    one, two = resolve_cameras([PHOTO, other], str(path), None)
+    assert same(one, OPENCV) and two.source == "default"
+    assert "1 of 2 photos (b.jpg)" in capsys.readouterr().err
+    path.write_text(path.read_text() + "\n2 PINHOLE 720 576 500 500 360 288\n")
+    with pytest.raises(UserError, match="2 cameras"):  # the number of a camera is no folder's name
+        resolved(path, replace(PHOTO, path=path.parent / "a.jpg"))
 
 
 CHAIN = """cam0:
@@ -199,7 +258,11 @@ WORDS = [
 FILES: list[tuple[str, str, str]] = [
     ("c.yaml", "a: [1", "no YAML that can be read"),
     ("c.yaml", "a: &x [1]\nb: *x", "references are not read"),
+    ("c.yaml", "[" * 5000, "no YAML that can be read"),
+    ("c.yaml", "a: [" + "1," * 200_000 + "]", "more than 100000 values"),
+    ("c.yaml", "[1]: 2", "a key is a list"),
     ("c.yaml", "a: 1", "no camera_matrix"),
+    ("c.yaml", "cam0: {camera_model: eucm, intrinsics: [5, 1, 600, 602, 358, 286]}", "alpha is 0 to 1"),
     ("c.yaml", "camera_matrix: [1, 2]", "must be 3 x 3"),
     ("c.yaml", "camera_matrix: [600, 1, 300, 0, 600, 200, 0, 0, 1]", "skew"),
     ("c.yaml", "camera_matrix: [600, 0, 300, 0, .nan, 200, 0, 0, 1]", "where numbers are needed"),

@@ -40,11 +40,17 @@ def test_a_file_names_its_images_by_path_name_or_stem(tmp_path: Path) -> None:
     assert _resolve(photos, str(path)) == [(K, "given") for K in (K1, K2, K1, K2)]
 
 
-def test_a_file_for_other_images_names_the_missing_ones(tmp_path: Path) -> None:
+def test_a_file_for_other_images_is_refused_and_one_for_some_leaves_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "K.json"
     path.write_text(json.dumps({"a.jpg": K1}))
     with pytest.raises(UserError, match=r"no camera for b\.jpg, aa\.jpg; it has: a\.jpg"):
-        _resolve(_photos("a.jpg", "b.jpg", "aa.jpg"), str(path))
+        _resolve(_photos("b.jpg", "aa.jpg"), str(path))
+    photos = [*_photos("a.jpg"), *_photos("b.jpg", focal=700.0), *_photos("aa.jpg")]
+    found = _resolve(photos, str(path))
+    assert [source for _, source in found] == ["given", "exif", "default"] and found[0][0] == K1
+    assert "2 of 3 photos (b.jpg, aa.jpg)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
