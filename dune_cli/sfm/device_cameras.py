@@ -15,7 +15,7 @@ import numpy as np
 
 from dune_cli.sfm.calibration import CHOICE_VIEWS
 from dune_cli.sfm.cameras import SAME_SIZE_SHARE, PhotoCameras
-from dune_cli.sfm.mapper import INITIAL_PAIRS, MappingConfig, map_photos
+from dune_cli.sfm.mapper import INITIAL_PAIRS, Draft, MappingConfig, map_photos
 from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.rig_estimation import MappedInRigs
 from dune_cli.sfm.scene import SfmModel
@@ -36,7 +36,7 @@ def with_shared_cameras(
     if shared is None:
         return held
     models = [_renumbered(model, held.cameras, shared) for model in held.models]
-    again = map_photos(correspondences, verified, shared, config, scratch, draft=(models, INITIAL_PAIRS))
+    again = map_photos(correspondences, verified, shared, config, scratch, draft=Draft(models, INITIAL_PAIRS))
     before, pixel_size = held.models[0], correspondences.pixel_size
     if not again or len(again[0].world_from_cam) < len(before.world_from_cam):
         return held

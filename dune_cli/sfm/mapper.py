@@ -39,7 +39,6 @@ from dune_cli.sfm.thinned_matches import MANY_INLIERS, thinned
 from dune_cli.sfm.verification import MIN_INLIERS, VerifiedPairs, quiet_pycolmap
 
 InitialPair = tuple[float, float]
-Draft = tuple[list[SfmModel], Sequence[InitialPair]]
 INITIAL_PAIRS = ((16.0, 0.95), (4.0, 0.95), (8.0, 1.0))  # least angle in degrees, most forward motion: tried in turn
 COMPLETE_SHARE, GOOD_ERROR = 0.95, 0.8  # of the photos, of a matched pixel: then no other initial pair is tried
 SAME_ERROR = 0.02  # difference of the errors of two models from other initial pairs, that find the same then
@@ -63,6 +62,17 @@ class MappingConfig:
     mapper: str = "incremental"
     seed: int = 0
     fixed_poses: bool = True
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The `models` of one run of the mapper, with the cameras that COLMAP calibrates, largest first; the
+    `initial_pairs` to try the next time: those of the best result; and whether they have a part of the points only
+    (`is_thin`)."""
+
+    models: list[SfmModel]
+    initial_pairs: Sequence[InitialPair]
+    is_thin: bool = False
 
 
 def map_photos(
@@ -125,12 +135,13 @@ class _CalibrationRounds:
                 self.correspondences, self.verified, now, self.config, known_poses, calibrated, initial_pairs
             )
             if draft is not None:
-                again, initial_pairs = draft
+                again, initial_pairs, is_thin = draft.models, draft.initial_pairs, draft.is_thin
                 draft = None
             elif fits and (is_thin or _is_kept(models[0], len(cameras.ids))) and not known_poses:
                 again, is_thin = [mapping.with_new_points(models[0], self.scratch), *models[1:]], False
             else:
-                (again, initial_pairs), is_thin = mapping.first(self.scratch)
+                found = mapping.first(self.scratch)
+                again, initial_pairs, is_thin = found.models, found.initial_pairs, found.is_thin
             if models and (not again or len(again[0].world_from_cam) < len(models[0].world_from_cam)):
                 break
             models = again
@@ -158,10 +169,14 @@ def map_once(
     cameras: PhotoCameras,
     config: MappingConfig,
     scratch: Path,
+    all_points: bool = True,
 ) -> Draft:
-    """The models of one run of the mapper, with the cameras that COLMAP calibrates, largest first; and the initial
-    pairs to try the next time."""
-    return _Mapping(correspondences, verified, cameras, config, {}, {}, INITIAL_PAIRS).run(scratch)
+    """One run of the mapper; of photos with many matches with a part of the points, unless `all_points` are made."""
+    mapping = _Mapping(correspondences, verified, cameras, config, {}, {}, INITIAL_PAIRS)
+    draft = mapping.first(scratch)
+    if not (draft.is_thin and all_points):
+        return draft
+    return Draft([mapping.with_all_points(draft.models[0], scratch), *draft.models[1:]], draft.initial_pairs)
 
 
 def _is_kept(model: SfmModel, photos: int) -> bool:
@@ -214,30 +229,23 @@ class _Mapping:
     def threads(self) -> int:
         return 1 if len(self.cameras.ids) <= ONE_THREAD_UP_TO else runtime.available_threads()
 
-    def run(self, scratch: Path) -> Draft:
-        """The models, largest first, and the initial pairs to try the next time: those of the best result."""
-        (models, initial_pairs), is_thin = self.first(scratch)
-        if is_thin:
-            models = [self.with_all_points(models[0], scratch), *models[1:]]
-        return models, initial_pairs
-
-    def first(self, scratch: Path) -> tuple[Draft, bool]:
-        """As `run`, but of photos with many matches with a part of the points; whether it is so."""
+    def first(self, scratch: Path) -> Draft:
+        """The models; of photos with many matches with a part of the points."""
         if self.known_poses and self.config.fixed_poses:
-            return (self._on_known_poses(scratch), self.initial_pairs), False
+            return Draft(self._on_known_poses(scratch), self.initial_pairs)
         fewer = None if self.config.mapper == "global" or self.known_poses else thinned(self.verified)
         if fewer is not None:
             draft = replace(self, verified=fewer)._mapped(scratch)
-            if draft[0]:
-                return draft, True
-        return self._mapped(scratch), False
+            if draft.models:
+                return replace(draft, is_thin=True)
+        return self._mapped(scratch)
 
     def _mapped(self, scratch: Path) -> Draft:
         with self.pycolmap.Database.open(":memory:") as database:
             self._fill(database, self.known_poses)
             if self.config.mapper == "global":
                 models = self._largest_first(self._run(self.pycolmap.GlobalPipeline, self._global_options(), database))
-                return models, self.initial_pairs
+                return Draft(models, self.initial_pairs)
             return self._incremental(database, scratch)
 
     def with_new_points(self, model: SfmModel, scratch: Path) -> SfmModel:
@@ -255,7 +263,7 @@ class _Mapping:
         photos the first pair is of little weight.
         """
         best: list[SfmModel] = []
-        best_pair = self.initial_pairs
+        best_pair: Sequence[InitialPair] = self.initial_pairs
         pixel_size = self.correspondences.pixel_size
         for min_angle_deg, forward_motion in self.initial_pairs:
             options = self._incremental_options()
@@ -271,7 +279,7 @@ class _Mapping:
                 break
             if share >= 0.5 and len(self.cameras.ids) > FEW:
                 break
-        return best, best_pair
+        return Draft(best, best_pair)
 
     def _joined(self, models: list[SfmModel], scratch: Path) -> list[SfmModel]:
         """The models, the largest with the photos of those that share photos with it, where that explains more."""

@@ -46,7 +46,7 @@ def test_cameras_of_a_part_place_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     verified = verify_pairs(found, cameras, 0, lambda index: Thumbnail.of(picture(index)))
     given = found, verified, cameras, MappingConfig(mapper="global")
     draft = global_mapping.map_globally(*given, tmp_path)
-    (model, *_), _ = draft
+    model = draft.models[0]
     assert len(model.world_from_cam) == PHOTOS
     focal_px = model.cameras[0].K[0, 0]
     assert abs(focal_px / FOCAL_PX - 1) < 0.05
@@ -57,6 +57,6 @@ def test_cameras_of_a_part_place_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     truth = np.stack([arc(index)[:3, 3] for index in range(PHOTOS)])
     lengths = [np.linalg.norm(np.diff(part, axis=0), axis=1) for part in (centres, truth)]
     assert np.ptp(lengths[0] / lengths[1]) < 0.1 * np.mean(lengths[0] / lengths[1])
-    again = global_mapping.map_globally(*given, tmp_path)[0][0]
+    again = global_mapping.map_globally(*given, tmp_path).models[0]
     for index, pose in model.world_from_cam.items():
         np.testing.assert_array_equal(again.world_from_cam[index], pose)

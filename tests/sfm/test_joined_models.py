@@ -74,7 +74,7 @@ def test_joined_models_are_adjusted(tmp_path: Path, other_world: np.ndarray) -> 
     cameras = share_cameras([PhotoCamera.of_matrix(K, "intrinsics", WIDTH, HEIGHT)] * count)
     verified = verify_pairs(found, cameras, 0, lambda index: Thumbnail.of(picture(index)))
     mapping = mapper._Mapping(found, verified, cameras, mapper.MappingConfig(), {}, {}, mapper.INITIAL_PAIRS)
-    ((whole, *_), _) = mapping.run(tmp_path)
+    whole = mapping.first(tmp_path).models[0]
     assert len(whole.world_from_cam) == count
     one, other = (
         replace(whole, world_from_cam={i: move_poses(world, whole.world_from_cam[i]) for i in photos})

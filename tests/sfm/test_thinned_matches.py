@@ -59,13 +59,13 @@ def test_a_thinned_model_has_all_points(fixed: bool, tmp_path: Path, monkeypatch
     cameras = share_cameras([PhotoCamera.of_matrix(K, "intrinsics" if fixed else "exif", WIDTH, HEIGHT)] * count)
     verified = verify_pairs(found, cameras, 0, lambda index: Thumbnail.of(picture(index)))
     given = found, verified, cameras, mapper.MappingConfig(), tmp_path
-    (whole, *_), _ = mapper.map_once(*given)
+    whole = mapper.map_once(*given).models[0]
     (whole_calibrated, *_) = mapper.map_photos(*given)
     inliers = [len(pair.inlier_matches) for pair in verified.geometry.values()]
     for name, value in (("MANY_INLIERS", 10), ("KEYPOINTS", 100), ("LEAST_INLIERS", 40)):
         monkeypatch.setattr(thinned_matches, name, value)
     assert thinned(verified) is not None
-    (model, *_), _ = mapper.map_once(*given)
+    model = mapper.map_once(*given).models[0]
     assert len(model.world_from_cam) == count and len(model.points_world) > 0.95 * len(whole.points_world)
     (calibrated, *_) = mapper.map_photos(*given)
     truth = np.linalg.norm(np.diff([arc(index)[:3, 3] for index in range(count)], axis=0), axis=1)

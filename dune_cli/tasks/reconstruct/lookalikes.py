@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Set
 from dataclasses import replace
 
 from dune_cli import console
@@ -10,11 +10,9 @@ from dune_cli.progress import amount
 from dune_cli.provenance import Run
 from dune_cli.sfm.lookalikes import Judge, Pair, pairs_with_two_motions
 from dune_cli.sfm.mapper import CONTRADICTED, FEW
-from dune_cli.sfm.scene import SfmModel
-from dune_cli.sfm.verification import VerifiedPairs
+from dune_cli.tasks.reconstruct.mapped_photos import MappedPhotos
 from dune_cli.tasks.reconstruct.matched_photos import NAMES_IN_NOTE, MatchedPhotos
 
-Remapped = tuple[MatchedPhotos, Sequence[SfmModel], tuple[str, ...]]  # the photos, their models, and notes
 ROUNDS = 3
 KEPT = 0.9  # of the photos, which a model that contradicts less must place
 UNSETTLED = 0.02  # of the inliers, which contradict the scene, from which on it is doubtful
@@ -23,43 +21,45 @@ UNSETTLED = 0.02  # of the inliers, which contradict the scene, from which on it
 TWO_MOTIONS, MOSTLY_TWO_MOTIONS, LEAST_PAIRS = 0.3, 0.8, 4
 
 
-def without_lookalikes(
-    matched: MatchedPhotos,
-    models: Sequence[SfmModel],
-    mapped: Callable[[MatchedPhotos], Remapped],
-    run: Run,
-) -> Remapped:
-    """The photos without the pairs that contradict the largest model, the models, and notes for the user.
+def without_lookalikes(mapped: MappedPhotos, again: Callable[[MappedPhotos], MappedPhotos], run: Run) -> MappedPhotos:
+    """The photos without the pairs that contradict the largest model, the models, and notes for the user; see
+    `settled`."""
+    mapped, judge = settled(mapped, again, run)
+    with run.stage("verify"):
+        placed = judge.agreement.keys()
+        against = set(judge.contradicted) | (mapped.given_up - placed)
+        notes = _notes(mapped.matched, judge, against, mapped.given_up)
+    verified = replace(mapped.matched.verified.without(against), contradicting=frozenset(against))
+    return replace(mapped, matched=replace(mapped.matched, verified=verified), notes=(*mapped.notes, *notes))
+
+
+def settled(
+    mapped: MappedPhotos, again: Callable[[MappedPhotos], MappedPhotos], run: Run, bridges: bool = True
+) -> tuple[MappedPhotos, Judge]:
+    """The models without pairs that are wrong, and the pairs beside the largest of them.
 
     Where heavier pairs contradict it than those that they would have to replace, these are given up, as are weak pairs
-    that alone tie photos to the others, and `mapped` makes the models again, perhaps with other cameras. They are kept
-    where that contradicts less and places the photos as well.
+    that alone tie photos to the others (`bridges`), and the models are made `again`, perhaps with other cameras. They
+    are kept where that contradicts less and places the photos as well.
     """
-    verified, given_up = matched.verified, set[Pair]()
-    told: tuple[str, ...] = ()
-    judge = _judge(matched, models, verified)
+    judge = _judge(mapped)
     for _ in range(ROUNDS):
         with run.stage("verify"):
-            bridges = judge.weak_bridges() - given_up
-            doubtful = bridges or (judge.doubtful() if _is_doubted(judge) else set())
+            weak = judge.weak_bridges() - mapped.given_up if bridges else set()
+            doubtful = weak or (judge.doubtful() if _is_doubted(judge) else set())
         if not doubtful:
             break
         console.note(f"{amount(len(doubtful), 'pair')} may tie photos to look-alikes, and the others are mapped again")
-        left, again, notes = mapped(replace(matched, verified=verified.without(given_up | doubtful)))
-        if not again or len(again[0].world_from_cam) < KEPT * len(models[0].world_from_cam) - len(bridges):
+        other = again(replace(mapped, given_up=mapped.given_up | doubtful, draft=None))
+        if not other.models or len(other.placed) < KEPT * len(mapped.placed) - len(weak):
             break
-        other = _judge(left, again, verified)
+        other_judge = _judge(other)
         weights = judge.weights
-        before, after = (sum(weights.get(pair, 0.0) for pair in side.contradicted) for side in (judge, other))
-        if after > before or (after == before and not bridges):
+        before, after = (sum(weights.get(pair, 0.0) for pair in side.contradicted) for side in (judge, other_judge))
+        if after > before or (after == before and not weak):
             break
-        given_up, judge, matched, models, told = given_up | doubtful, other, left, again, (*told, *notes)
-    with run.stage("verify"):
-        placed = judge.agreement.keys()
-        against = set(judge.contradicted) | (given_up - placed)
-        told += _notes(matched, judge, against, given_up)
-    settled = replace(verified.without(against), contradicting=frozenset(against))
-    return replace(matched, verified=settled), models, told
+        mapped, judge = other, other_judge
+    return mapped, judge
 
 
 def _is_doubted(judge: Judge) -> bool:
@@ -68,11 +68,12 @@ def _is_doubted(judge: Judge) -> bool:
     return judge.share(judge.contradicted) > least
 
 
-def _judge(matched: MatchedPhotos, models: Sequence[SfmModel], verified: VerifiedPairs) -> Judge:
-    return Judge(models[0], matched.correspondences, verified, matched.cameras)
+def _judge(mapped: MappedPhotos) -> Judge:
+    matched = mapped.matched
+    return Judge(mapped.models[0], matched.correspondences, matched.verified, matched.cameras)
 
 
-def _notes(matched: MatchedPhotos, judge: Judge, against: set[Pair], given_up: set[Pair]) -> tuple[str, ...]:
+def _notes(matched: MatchedPhotos, judge: Judge, against: Set[Pair], given_up: Set[Pair]) -> tuple[str, ...]:
     notes = []
     if against:
         heaviest = sorted(against, key=lambda pair: (-matched.verified.counts[pair][1], pair))

@@ -38,8 +38,9 @@ from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, Calibration, Observations
 from dune_cli.sfm.verification import VerifiedPairs
 from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig
 from dune_cli.tasks.reconstruct.left_out import reason_left_out
-from dune_cli.tasks.reconstruct.lookalikes import Remapped, without_lookalikes
-from dune_cli.tasks.reconstruct.matched_again import SecondMatcher, weakly_tied, with_neighbours
+from dune_cli.tasks.reconstruct.lookalikes import settled, without_lookalikes
+from dune_cli.tasks.reconstruct.mapped_photos import MappedPhotos
+from dune_cli.tasks.reconstruct.matched_again import SecondMatcher, weakly_tied
 from dune_cli.tasks.reconstruct.matched_photos import (
     MatchedPhotos,
     OnlyTurned,
@@ -58,7 +59,6 @@ NO_POSE = np.full((4, 4), np.nan)
 PAIRS_TO_TRY = 3  # where no three photos connect
 WEAK_UP_TO = 0.3  # of the photos, for which another matcher is tried before the first one's cameras are calibrated
 TURNED_SHARE = 0.8  # of the photos: where the camera turned between so many, there is no scene for another matcher
-HELD_BY_POINTS = 30  # a photo that sees fewer points is matched again
 LoadDescriptors = Callable[[], DescriptorExtractor | None]  # None where keypoints are to make the descriptors
 
 
@@ -112,39 +112,6 @@ def reconstruct(
 
 
 @dataclass(frozen=True)
-class MappedPhotos:
-    """Photos matched by the `matcher`, their features, and the models, largest first; `sources`: of all matches.
-    `draft`: the models are those of one run of the mapper, not calibrated yet."""
-
-    matched: MatchedPhotos
-    images: Sequence[ImageFeatures]
-    models: Sequence[SfmModel]
-    matcher: CacheableMatcher
-    sources: tuple[Source, ...]
-    notes: tuple[str, ...] = ()
-    draft: Draft | None = None
-
-    @property
-    def placed(self) -> set[int]:
-        return set(self.models[0].world_from_cam) if self.models else set()
-
-    @property
-    def left_out(self) -> list[int]:
-        """The photos without a pose, or with one that few points hold, which are no copies. Half as many points do
-        where enough inliers of verified pairs hold the photo as well."""
-        seen = self.models[0].observations if self.models else {}
-        rigs = self.matched.cameras.rigs
-        points = {index: len(seen[index][0]) for index in self.placed if index in seen}
-        of_frame = {i: sum(points.get(other, 0) for other in rigs.of_frame(i)) for i in self.placed}
-        held = {index for index, count in of_frame.items() if count >= HELD_BY_POINTS}
-        tied = with_neighbours(held, self.matched.verified)
-        held |= {index for index, count in of_frame.items() if 2 * count >= HELD_BY_POINTS and index in tied}
-        return [
-            index for index in range(len(self.images)) if index not in held and index not in self.matched.duplicates
-        ]
-
-
-@dataclass(frozen=True)
 class ManyPhotos:
     """The photos of a reconstruction and all that goes with them. `known`: photo -> pose."""
 
@@ -183,8 +150,23 @@ class ManyPhotos:
         return not (self.known or few or mapped.matched.cameras.rigs.estimated)
 
     def _draft(self, mapped: MappedPhotos, folder: Path) -> Draft:
-        once = map_globally if self.config.mapper == "global" else map_once
-        return once(*self._given(mapped), folder)
+        if self.config.mapper == "global":
+            return map_globally(*self._given(mapped), folder)
+        return map_once(*self._given(mapped), folder, all_points=len(self.paths) > FEW)
+
+    def _consistent_draft(self, mapped: MappedPhotos) -> MappedPhotos:
+        """A draft of few photos, without the pairs that heavier ones contradict: with them, it would be calibrated in
+        vain."""
+
+        def draft(one: MappedPhotos) -> MappedPhotos:
+            with self.run.stage("map", "mapping"), self.cache.scratch() as folder:
+                made = self._draft(one, folder)
+            return replace(one, models=made.models, draft=made)
+
+        first = draft(mapped)
+        if len(first.placed) < MIN_PHOTOS:
+            return first
+        return settled(first, draft, self.run, bridges=False)[0]
 
     def finished(self, mapped: MappedPhotos) -> MappedPhotos:
         """With calibrated models instead of a draft."""
@@ -193,6 +175,9 @@ class ManyPhotos:
     def calibrated(self, mapped: MappedPhotos) -> MappedPhotos:
         """With calibrated models."""
         held = MappedInRigs([], mapped.matched.cameras)
+        few = len(self.paths) <= FEW and len(mapped.matched.verified.geometry) > 0
+        if few and mapped.draft is None and self.config.mapper == "incremental" and self._is_judged(mapped):
+            mapped = self._consistent_draft(mapped)
         with self.run.stage("map", "mapping"):
             if len(mapped.matched.verified.geometry) > 0 or len(self.known) > 1:
                 with self.cache.scratch() as folder:
@@ -210,19 +195,19 @@ class ManyPhotos:
     def _given(self, mapped: MappedPhotos) -> tuple[Correspondences, VerifiedPairs, PhotoCameras, MappingConfig]:
         """What the mapper takes."""
         settings = MappingConfig(self.config.mapper, self.config.seed, self.config.fixed_poses)
-        return mapped.matched.correspondences, mapped.matched.verified, mapped.matched.cameras, settings
+        matched = mapped.matched
+        return matched.correspondences, matched.verified.without(mapped.given_up), matched.cameras, settings
 
     def consistent(self, mapped: MappedPhotos) -> MappedPhotos:
         """Without the verified pairs that contradict the models, and mapped again where it is these that are wrong."""
-        if self.known or len(mapped.placed) < MIN_PHOTOS or mapped.matched.cameras.rigs.mounts:
+        if len(mapped.placed) < MIN_PHOTOS or not self._is_judged(mapped):
             return mapped
+        return without_lookalikes(mapped, self.calibrated, self.run)
 
-        def again(left: MatchedPhotos) -> Remapped:
-            found = self.calibrated(replace(mapped, matched=left, notes=()))
-            return found.matched, found.models, found.notes
-
-        matched, models, notes = without_lookalikes(mapped.matched, mapped.models, again, self.run)
-        return replace(mapped, matched=matched, models=models, notes=(*mapped.notes, *notes))
+    def _is_judged(self, mapped: MappedPhotos) -> bool:
+        """Whether pairs may contradict the models: not where poses or rigs are known."""
+        rigs = mapped.matched.cameras.rigs
+        return not (self.known or rigs.mounts or rigs.estimated)
 
     def _with_parallax(self, matched: MatchedPhotos) -> MatchedPhotos:
         return matched if self.known else without_pure_rotations(matched)
