@@ -190,7 +190,10 @@ def find_panoramas(
 ) -> dict[int, Camera]:
     """The panoramas among photos, by their index, as `resolve_cameras` tells them. UserError as there."""
     infos = read_infos(paths)
-    if infos is None or not any(is_sphere_shaped(info.width, info.height) for info in infos):
+    if infos is None:
+        return {}
+    asked = intrinsics is not None and intrinsics.strip().upper() == SPHERE
+    if not asked and not any(is_sphere_shaped(info.width, info.height) for info in infos):
         return {}
     with console.collected():  # the notes come where the cameras are used
         cameras = resolve_cameras(infos, intrinsics, fov_deg, entries, panoramas=True)

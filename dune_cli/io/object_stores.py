@@ -52,6 +52,8 @@ class ObjectStore:
             ) from error
         except ValueError as error:
             raise UserError(f"the URL {url} cannot be opened ({_sentence(error)}); check its scheme") from error
+        except Exception as error:  # each store has its own; some connect at once
+            raise UserError(f"cannot use {url}: {_sentence(error)}; check the URL and the credentials") from error
         self.path = path.rstrip("/")
 
     def url(self, path: str) -> str:

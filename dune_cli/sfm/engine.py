@@ -36,6 +36,8 @@ START_S = 60.0  # within which Ray starts or lets this process in
 LOCAL = "local"  # --ray-address of Ray on this machine
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 _END = object()
+_HTTP2_SETTINGS = b"\x04"  # the type of the frame that a server sends first
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})")
 
 
@@ -224,8 +226,9 @@ class RayEngine(Engine):
         if address == LOCAL:
             start()  # not in the thread: the system ends Ray's processes with the thread that started them
         else:
-            thread.start()
-            thread.join(START_S)
+            with _quiet_errors():
+                thread.start()
+                thread.join(START_S)
         where = "on this machine" if address == LOCAL else f"at {address}"
         if thread.is_alive():
             raise JobFailed(f"Ray {where} gave no answer within {START_S:.0f} s; see whether it runs with 'ray status'")
@@ -272,17 +275,36 @@ class RayEngine(Engine):
             self._ray.shutdown()
 
 
+@contextlib.contextmanager
+def _quiet_errors() -> Iterator[None]:
+    """Nothing that Ray's C++ code writes on standard error, line after line while it waits, is shown."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _note_of_ray(data: dict[str, Any], *_: Any, **__: Any) -> None:
     console.note(f"Ray: {' '.join(' '.join(data['lines']).split())[:300]}")
 
 
 def check_answers(address: str) -> None:
-    """UserError for what is no address of a Ray cluster, JobFailed where nothing answers."""
+    """UserError for what is no address of a Ray cluster, JobFailed where nothing answers, or something that does not
+    speak gRPC (HTTP/2, RFC 9113, section 3.4)."""
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match["port"]) < 65536:
         raise UserError(f"--ray-address {address!r} is no address; give HOST:PORT of a Ray cluster, or local")
+    encrypted = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     try:
-        socket.create_connection((match["host"].strip("[]"), int(match["port"])), ANSWER_S).close()
+        with socket.create_connection((match["host"].strip("[]"), int(match["port"])), ANSWER_S) as connection:
+            if not encrypted:
+                connection.sendall(_HTTP2_PREFACE)
+                if connection.recv(4)[3:] != _HTTP2_SETTINGS:
+                    raise OSError("what answers is no Ray")
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise JobFailed(

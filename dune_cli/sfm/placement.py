@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dune_cli.errors import UserError
 from dune_cli.io.crs import CrsFrame, EnuFrame, WorldFrame, open_crs
 from dune_cli.io.positions import read_positions
 from dune_cli.sfm.georeference import CameraPositions, choose_frame, exif_positions, table_positions
 
 ENU = "enu"
+SAME_PLACE_M = 1e-3
 
 
 def named_crs(name: str | None) -> CrsFrame | None:
@@ -28,12 +31,23 @@ def find_positions(
         own = open_crs(table_crs) if table_crs is not None else None
         if own is None and not read.geodetic and read.crs is None:
             own = crs
-        return table_positions(read, photos, own)
+        return _apart(table_positions(read, photos, own), len(photos))
     positions = exif_positions(photos)
     if positions is None:
         raise UserError(
             f"fewer than three of the {len(photos)} photos have a GPS position with a height in their EXIF or XMP; "
             "give --gps FILE with positions, or leave --crs and --scale-from gps out"
+        )
+    return _apart(positions, len(photos))
+
+
+def _apart(positions: CameraPositions, photos: int) -> CameraPositions:
+    """The positions. UserError where all of them are the same place."""
+    places = np.stack(list(positions.cartesian().values()))
+    if np.ptp(places, axis=0).max() < SAME_PLACE_M:
+        raise UserError(
+            f"all {len(places)} positions of {photos} photos ({positions.source}) are one place, which tells no "
+            "scale; give positions that differ, or leave --crs, --gps and --scale-from gps out"
         )
     return positions
 

@@ -251,6 +251,7 @@ def test_a_place_that_is_refused_is_refused_before_the_depth_maps(
         (("--gps", "others.csv"), "has a position for none of the 7 photos; it names q0.jpg"),
         (("--gps", "two.csv"), "has a position for 2 of the 7 photos; 3 or more are needed"),
         (("--gps", "photos"), "is a folder; a file of positions"),
+        (("--gps", "same.csv"), "all 7 positions of 7 photos ("),
         (
             ("--crs", "EPSG:32610"),
             "and the photos are at latitude 48.14 and longitude 11.58; name a system of the region",
@@ -272,6 +273,7 @@ def test_bad_words_are_one_sentence(more: tuple[str, ...], sentence: str, flight
     gps_photos.table(tmp_path / "degrees.csv", dict(enumerate(places)), "photo,x,y,z")
     gps_photos.table(tmp_path / "latlon.csv", dict(enumerate(places)))
     gps_photos.table(tmp_path / "two.csv", dict(enumerate(places[:2])))
+    gps_photos.table(tmp_path / "same.csv", dict.fromkeys(range(len(places)), places[0]))
     others = (tmp_path / "latlon.csv").read_text().replace("\np", "\nq")
     (tmp_path / "others.csv").write_text(others)
     (tmp_path / "photos").mkdir()

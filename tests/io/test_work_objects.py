@@ -76,6 +76,8 @@ def test_damaged_changed_and_new_files(
 def test_what_cannot_be_used(store: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nosuch://bucket"):
         WorkFolder("nosuch://bucket/work")
+    with pytest.raises(UserError, match=r"cannot use ftp://127\.0\.0\.1:1/x: .*refused; check the URL"):
+        WorkFolder("ftp://127.0.0.1:1/x")
     with pytest.raises((PackageMissing, UserError), match="s3"):
         WorkFolder("s3://bucket/work").has("features", "0" * 32)
     video = tmp_path / "a.mp4"

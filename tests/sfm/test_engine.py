@@ -6,6 +6,7 @@ import importlib.util
 import multiprocessing
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,18 @@ def test_addresses_and_options() -> None:
         port = unused.getsockname()[1]
     with pytest.raises(JobFailed, match=f"no Ray cluster answers at 127.0.0.1:{port} within 5 s"):
         RayEngine(f"127.0.0.1:{port}")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+
+        def answer() -> None:
+            with other.accept()[0] as connection:
+                connection.sendall(b"220 mail at your service\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(JobFailed, match=f"no Ray cluster answers at 127.0.0.1:{port} .*what answers is no Ray"):
+            RayEngine(f"127.0.0.1:{port}")
+        thread.join()
     with pytest.raises(UserError, match="belongs to --engine ray"), open_engine("processes", 2, "local"):
         pass
     if not HAS_RAY:

@@ -42,7 +42,8 @@ def write_colmap(
     lenses: Sequence[Camera] | None = None,
     rigs: Rigs = NO_RIGS,
 ) -> None:
-    """Writes a model with one camera for each image: PINHOLE, or that in `lenses`, whose pinhole part is its K.
+    """Writes a model with one camera for all images that have equal ones: PINHOLE, or that in `lenses`, whose pinhole
+    part is its K.
 
     A camera's `name` is its image's file name; its K is in pixels with centres at integers. `points` (M, 3) in the
     world with `colors` (M, 3) uint8 (grey without). `tracks`: for each point its observations (camera index, x_px,
@@ -60,7 +61,7 @@ def write_colmap(
         raise ValueError(f"{len(tracks)} tracks for {len(points)} points")
     if lenses is None:
         lenses = [Camera.pinhole(np.asarray(one.K, np.float64), one.width, one.height) for one in cameras]
-    cameras_of = camera_ids(rigs, len(cameras))
+    cameras_of = camera_ids(rigs, len(cameras)) if rigs.mounts else _shared_ids(lenses)
     images = [
         replace(_Image.of(camera, i, lens), camera=number)
         for i, (camera, lens, number) in enumerate(zip(cameras, lenses, cameras_of), 1)
@@ -74,6 +75,12 @@ def write_colmap(
         for name, pieces in files.items():
             with (temporary / name).open("wb") as file:
                 file.writelines(pieces)
+
+
+def _shared_ids(lenses: Sequence[Camera]) -> list[int]:
+    """The camera's number of each image, which are numbered from 1: that of the first image with an equal camera."""
+    first: dict[Camera, int] = {}
+    return [first.setdefault(lens, number) for number, lens in enumerate(lenses, 1)]
 
 
 @dataclass(frozen=True)

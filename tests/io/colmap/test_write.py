@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,15 @@ def test_pycolmap_reads_the_same_cameras_and_points_back(binary: bool, tmp_path:
             image = model.images[element.image_id]
             seen = image.points2D[element.point2D_idx].xy
             assert np.allclose(image.project_point(back.xyz), seen, atol=1e-6)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_images_with_equal_cameras_share_one(binary: bool, tmp_path: Path) -> None:
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    write_colmap(tmp_path, [replace(CAMERAS[i % 2], name=name) for i, name in enumerate(names)], binary=binary)
+    model = pycolmap.Reconstruction(str(tmp_path))
+    assert len(model.cameras) == 2
+    assert [model.find_image_with_name(name).camera.width for name in names] == [641, 642, 641, 642]
 
 
 def test_no_points(tmp_path: Path) -> None:
