@@ -272,8 +272,8 @@ def people(
     one = as_photo(photo)
     network = _human(_chosen(model, "human"), device, dtype)
     text = _intrinsics_text(intrinsics)
-    K, source = human_task.cameras([one], text, fov_deg)[0]
-    return _as(PeopleResult, human_task.predict(network, one, K, source, heights=heights), model=network)
+    camera = human_task.cameras([one], text, fov_deg)[0]
+    return _as(PeopleResult, human_task.predict(network, one, camera, heights=heights), model=network)
 
 
 # --- two photos and more ---

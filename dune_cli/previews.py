@@ -43,7 +43,7 @@ def picture(result: Any, meshes: Sequence[Mesh] = ()) -> np.ndarray:
         overlaid = small(class_overlay(result.photo.rgb, result.classes, result.colors))
         return with_names(overlaid, result.classes, result.names)
     if isinstance(result, PhotoPeople):
-        return small(overlay(result.photo.rgb, meshes, result.K))
+        return small(overlay(result.photo.rgb, meshes, result.K, lens=result.lens))
     if isinstance(result, EncoderFeatures):
         return small(at_photo_size(pca_picture(result.patches, 1), result))
     raise TypeError(f"no picture is known of a {type(result).__name__}")

@@ -20,6 +20,7 @@ from dune_cli.errors import UserError
 from dune_cli.provenance import Run
 
 if TYPE_CHECKING:
+    from dune_cli.io.intrinsics import PhotoCamera
     from dune_cli.io.photos import Photo
     from dune_cli.io.shards.files import Column
     from dune_cli.io.video import Frame
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from dune_cli.tasks.human import AnimationOptions, HumanModel, PhotoPeople
     from dune_cli.tasks.large_folders.pipeline import PhotoResult
 
-    CameraPhoto = tuple[Photo, Any, Any]  # a photo, its camera K or None, and where that came from
+    CameraPhoto = tuple[Photo, PhotoCamera | None]  # a photo, and its camera where it is known
 
 NEEDS = ("numpy", "torch", "cv2", "PIL", "scipy", "tqdm")
 WEIGHTS = (
@@ -260,7 +261,8 @@ def command(
     Bodies are in metres, in the camera frame (x right, y down, z forward). Writes meshes, and beside them a JSON file
     with the pose, shape, position and joints of each person. Pixels are those of the photo. Without --intrinsics,
     --fov-deg and EXIF, Multi-HMR's Anny model predicts the camera, SMPL-X models assume a field of view of 60 degrees,
-    and 'bundled' one of 55. A photo without people gives an empty list and exit code 0.
+    and 'bundled' one of 55. A photo with a lens is undistorted for the networks, up to 60 degrees from the axis.
+    A photo without people gives an empty list and exit code 0.
 
     'bundled' needs no downloads: open networks find joints, and the Anny body is fitted to them. A photo does not tell
     how tall people are, so it assumes adults of 1.70 m, unless --height says otherwise; distances follow from that. The
@@ -284,6 +286,7 @@ def command(
     Example: dune human photo.jpg -o people.obj --overlay overlay.png
              dune human photo.jpg --height 1.62,1.80 -o people.glb
              dune human photo.jpg --joints keypoints.json -o people.obj
+             dune human photo.jpg --intrinsics calibration.yaml -o people.glb --overlay overlay.png
              dune human photo.jpg --model run/head.safetensors -o people.obj
              dune human photo.jpg --model multihmr-896-l --body-models ~/models -o people.glb
              dune human photos/ --format glb -o people/ --overlay overlays/
@@ -335,7 +338,7 @@ def command(
         for path, camera in zip(paths, cameras.one_by_one(len(paths))):
             with run.stage("read"):
                 photo = videos.read_first(path)
-            yield photo, *human.cameras([photo], camera.intrinsics, camera.fov_deg)[0]
+            yield photo, human.cameras([photo], camera.intrinsics, camera.fov_deg)[0]
 
     ahead = read()
     first = next(ahead)  # mistakes in photos and cameras show before gigabytes of weights are read
@@ -355,7 +358,7 @@ def command(
         inputs = [(photo.path, photo.sha256)] if sequence is None else sequence.inputs
         return run.provenance(sources, inputs, dtype=compute.dtype, units="metre", axes="OpenCV")
 
-    def predict_video(first: Photo, K: Any, source: Any, folders: dict[str, Path]) -> dict[str, Any]:
+    def predict_video(first: Photo, known: PhotoCamera | None, folders: dict[str, Path]) -> dict[str, Any]:
         tracks, camera = human.TrackSummary(), {}
         file = folders.pop("animation", None)
         recorder = None if file is None else human.MotionRecorder(model, animation)
@@ -378,9 +381,7 @@ def command(
         if video.fps is not None and video.fps < 1:
             console.note("these frames are over a second apart, so tracking IDs do not persist")
         height = None if heights is None else heights[0]
-        predict = partial(
-            human.predict_frames, model, K=K, source=source, min_score=people.min_score, run=run, height=height
-        )
+        predict = partial(human.predict_frames, model, camera=known, min_score=people.min_score, run=run, height=height)
         files = VideoFiles.in_folder(folders["mesh"]) if file is None else VideoFiles.beside(file)
         job = videos.VideoJob("human", first, video.fps, files, run, output, sequence)
         summary = videos.process(job, predict, write, metadata, partial(provenance, first))
@@ -392,15 +393,15 @@ def command(
 
     endings = {"mesh": output.kind or FORMATS[0], "overlay": "png", "top view": "png"}
     documents = []
-    for (photo, K, source), files in videos.progress(zip(chain([first], ahead), targets), "human", paths):
+    for (photo, camera), files in videos.progress(zip(chain([first], ahead), targets), "human", paths):
         if animated or is_video(photo.path):
-            documents.append(predict_video(photo, K, source, files))
+            documents.append(predict_video(photo, camera, files))
             continue
         with run.stage("predict"):
             if chosen is None:
-                found = human.predict_from_joints(model, photo, joints.of(photo.path, len(paths)), K, source, heights)
+                found = human.predict_from_joints(model, photo, joints.of(photo.path, len(paths)), camera, heights)
             else:
-                found = human.predict(model, photo, K, source, people.min_score, heights)
+                found = human.predict(model, photo, camera, people.min_score, heights)
         kept = human.select(found, people.which)
         _note_people(found, kept, None if chosen is None else people.min_score)
         with run.stage("write"):
@@ -488,7 +489,7 @@ class HumanTask(PredictTask):
 
         known = human.cameras([photo], cameras.intrinsics, cameras.fov_deg)[0]
         with run.stage("network"):
-            found = human.predict(self.people, photo, *known, self.settings.min_score)
+            found = human.predict(self.people, photo, known, self.settings.min_score)
         meshes = human.meshes(self.people, found.people)
         human.write_meshes(path, meshes, found)
         self.pictured = (found, meshes)
@@ -556,7 +557,7 @@ class HumanShardNetwork:
     def prepare(self, photo: Photo) -> tuple[None, CameraPhoto]:
         from dune_cli.tasks import human
 
-        return None, (photo, *human.cameras([photo], self.verb.intrinsics, self.verb.fov_deg)[0])
+        return None, (photo, human.cameras([photo], self.verb.intrinsics, self.verb.fov_deg)[0])
 
     def predict(self, inputs: Sequence[CameraPhoto]) -> list[PhotoPeople]:
         from dune_cli.tasks import human

@@ -420,21 +420,17 @@ class Job:
         cache: WorkFolder | None,
         poses: Any,
     ) -> Scene:
-        from dune_cli.io.intrinsics import pinhole_of
         from dune_cli.sfm.multiview import MultiViewModel
         from dune_cli.tasks.reconstruct import multiview, pointmaps
         from dune_cli.tasks.reconstruct.config import MultiviewConfig, PointmapsConfig
-
-        def intrinsics(photos: Sequence[PhotoInfo]) -> list[tuple[Any, str]]:
-            return [pinhole_of(camera, photo) for camera, photo in zip(cameras(photos), photos)]
 
         with self.run.stage("load"):
             network = self.matching.load_scene_model(self.compute, self.matching.metric_model)
         settings |= {"size_px": self.matching.size, "fuse": self.dense.dense}
         if isinstance(network, MultiViewModel):
-            return multiview.reconstruct(images, intrinsics, network, MultiviewConfig(**settings), self.run, poses)
+            return multiview.reconstruct(images, cameras, network, MultiviewConfig(**settings), self.run, poses)
         config = PointmapsConfig(**settings)
-        return pointmaps.reconstruct(images, intrinsics, network, config, self.run, cache, poses)
+        return pointmaps.reconstruct(images, cameras, network, config, self.run, cache, poses)
 
     def _settings(self) -> dict[str, Any]:
         """What every method's configuration has."""

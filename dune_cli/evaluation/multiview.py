@@ -15,7 +15,7 @@ from dune_cli.errors import JobFailed
 from dune_cli.evaluation.metrics import camera_errors, extent, pair_errors_deg, scale_errors
 from dune_cli.evaluation.posed_sets import PosedSet
 from dune_cli.geometry.epipolar import pose_auc
-from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras, resolve_intrinsics
+from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photos import PhotoInfo, read_photo
 from dune_cli.matchers.matcher import Matcher
@@ -24,7 +24,7 @@ from dune_cli.sfm.cameras import PhotoCameras, share_cameras
 from dune_cli.sfm.scene import Scene
 from dune_cli.sfm.verification import quiet_pycolmap
 from dune_cli.tasks.reconstruct import matches, pointmaps
-from dune_cli.tasks.reconstruct.config import CamerasOf, Intrinsics, IntrinsicsOf, MatchesConfig, PointmapsConfig
+from dune_cli.tasks.reconstruct.config import CamerasOf, MatchesConfig, PointmapsConfig
 
 if TYPE_CHECKING:
     from dune_cli.models.mast3r import TwoViewModel
@@ -143,8 +143,8 @@ def pointmap_method(model: TwoViewModel, config: PointmapsConfig) -> Method:
 
     def method(posed: PosedSet, known_intrinsics: bool) -> np.ndarray:
         paths = [image.file for image in posed.map.images]
-        intrinsics = intrinsics_of(posed, known_intrinsics)
-        return poses_of(pointmaps.reconstruct(paths, intrinsics, model, config, Run(config.seed)))
+        cameras = cameras_of(posed, known_intrinsics)
+        return poses_of(pointmaps.reconstruct(paths, cameras, model, config, Run(config.seed)))
 
     return method
 
@@ -167,17 +167,6 @@ def cameras_of(posed: PosedSet, known: bool) -> CamerasOf:
         if known:
             return [PhotoCamera(image.camera, "given", lens_known=True) for image in posed.map.images]
         return resolve_cameras(infos, None, None)
-
-    return of
-
-
-def intrinsics_of(posed: PosedSet, known: bool) -> IntrinsicsOf:
-    """The true K of each photo (without its distortion), or what EXIF and the default field of view give."""
-
-    def of(infos: Sequence[PhotoInfo]) -> Intrinsics:
-        if known:
-            return [(image.camera.K, "given") for image in posed.map.images]
-        return resolve_intrinsics(infos, None, None)
 
     return of
 

@@ -21,6 +21,7 @@ from dune_cli.errors import UserError
 from dune_cli.geometry.cameras import K_from_fov, project
 from dune_cli.geometry.poses import rotation_from_rotvec
 from dune_cli.geometry.sim3 import similarity_from_points
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.joint_files import canonical_name
 from dune_cli.io.json_files import Fields, finite_array
 from dune_cli.io.meshes import Mesh
@@ -191,7 +192,8 @@ def run_model(model: HumanModel | FittedHumanModel, name: str) -> Methods:
     def run(rgb: np.ndarray, path: Path, K: np.ndarray | None) -> dict[str, MethodPeople]:
         photo = Photo(path, rgb, "", None)
         if not isinstance(model, FittedHumanModel):
-            found = predict(model, photo, K)
+            known = None if K is None else PhotoCamera.of_matrix(K, "given", photo.width, photo.height)
+            found = predict(model, photo, known)
             same_mesh = getattr(model.body, "rig", "") == "light"
             return {name: _bodies(found.people, model.body.joint_names, with_vertices=same_mesh)}
         size = (photo.width, photo.height)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.cameras import backproject
 from dune_cli.io.meshes import Mesh
 
 NEAR = 1e-3
@@ -190,8 +192,11 @@ def shade(raster: Raster, normals: np.ndarray, colors: np.ndarray, faces: np.nda
     return raster.interpolate(colors, faces) * (AMBIENT + (1 - AMBIENT) * np.abs(normal @ light))[:, None]
 
 
-def overlay(rgb: np.ndarray, meshes: Sequence[Mesh], K: np.ndarray, alpha: float = 0.7) -> np.ndarray:
-    """The photo `rgb` (H, W, 3) uint8 with meshes drawn over it by the camera K (3, 3), as a new image.
+def overlay(
+    rgb: np.ndarray, meshes: Sequence[Mesh], K: np.ndarray, alpha: float = 0.7, lens: Camera | None = None
+) -> np.ndarray:
+    """The photo `rgb` (H, W, 3) uint8 with meshes drawn over it by the camera K (3, 3), or by its `lens`, as a new
+    image.
 
     The nearest surface is blended with the photo by `alpha`. A mesh without colours gets the `distinct_color` of its
     index.
@@ -201,6 +206,8 @@ def overlay(rgb: np.ndarray, meshes: Sequence[Mesh], K: np.ndarray, alpha: float
     picture = rgb.copy()
     vertices, faces, colors = _merged(meshes)
     normals = vertex_normals(vertices, faces)
+    if lens is not None:
+        vertices, faces, K = _bent(vertices, faces, lens)
     fine = 2 if rgb.shape[0] * rgb.shape[1] <= FINE_PIXELS else 1
     centre = (fine - 1) / 2
     left, top, right, bottom = _window(vertices, np.asarray(K), *rgb.shape[1::-1])
@@ -215,6 +222,17 @@ def overlay(rgb: np.ndarray, meshes: Sequence[Mesh], K: np.ndarray, alpha: float
         layer = (alpha / fine**2) * sum(layer[y::fine, x::fine] for y in range(fine) for x in range(fine))
         band[:] = np.rint(band * (1 - layer[..., 3:]) + layer[..., :3]).clip(0, 255).astype(np.uint8)
     return picture
+
+
+def _bent(vertices: np.ndarray, faces: np.ndarray, lens: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mesh where a pinhole camera, returned as well, has every vertex at the pixel of the `lens`, as far away;
+    without the triangles that the lens does not see. Their sides are straight: bodies have small ones."""
+    pixels = lens.project(vertices)
+    seen = np.isfinite(pixels).all(-1)
+    away = np.linalg.norm(vertices, axis=-1, keepdims=True)
+    K = np.array([[1.0, 0, (lens.width - 1) / 2], [0, 1, (lens.height - 1) / 2], [0, 0, 1]])
+    bent = backproject(np.where(seen[:, None], pixels, K[:2, 2]), np.where(seen, away[:, 0], 2 * NEAR), K)
+    return bent, faces[seen[faces].all(-1)], K
 
 
 def _window(vertices: np.ndarray, K: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:

@@ -248,6 +248,8 @@ def _read_described(fields: Fields, schema: str, path: Path) -> _Described:
             camera = fields.object("camera")
             fx, fy, cx, cy = (camera.number(key) for key in ("fx", "fy", "cx", "cy"))
             K = pinhole_matrix([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], f"{path}: camera", *size)
+            if camera.get("undistorted_K") is not None:  # of a lens: the pinhole camera that shows all of the photo
+                K = pinhole_matrix(camera["undistorted_K"], f"{path}: camera.undistorted_K", *size)
         else:
             K = pinhole_matrix(fields.get("K"), f"{path}: K", *size)
             if fields.get("camera") is not None:
@@ -309,7 +311,7 @@ def _from_npz(path: Path, described: _Described | None) -> tuple[SceneData, _Des
     with open_zip(path, NPZ_FORM) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
     if "depth" in names:
-        arrays = read_npz(path, NPZ_FORM, sorted(names & {"K", "confidence"}))
+        arrays = read_npz(path, NPZ_FORM, sorted(names & {"K", "confidence", "camera_model", "camera_params"}))
         return _depth_points(path, read_depth(path), arrays, described), described
     if "view0_K" not in names:
         raise UserError(f"{path} holds neither depth nor a scene; {NPZ_FORM} is needed")
@@ -349,10 +351,14 @@ def _depth_points(
     if rgb is None:
         console.note(f"{path.name}: its photo is not here; near points are bright")
         rgb = colored(depth, "turbo")
+    lens = None if described is None else described.lens
     if described is not None:
         K = described.cameras[0].K
     elif "K" in arrays:
         K = pinhole_matrix(arrays["K"], f"{path}: K", width, height)
+        if {"camera_model", "camera_params"} <= set(arrays):
+            stored = {"model": str(arrays["camera_model"]), "params": arrays["camera_params"].tolist()}
+            lens = camera_object(stored, f"{path}: camera", (width, height)).camera(width, height)
     else:
         console.note(f"{path.name}: no camera beside it; a field of view of {DEFAULT_FOV_DEG:g} degrees is assumed")
         K = K_from_fov(DEFAULT_FOV_DEG, width, height)
@@ -361,7 +367,7 @@ def _depth_points(
     values = depth[sampled, sampled]
     valid = valid_depth(values)
     pixels = stride * pixel_grid(*values.shape)[valid] + stride // 2
-    data = DepthData(depth, rgb, K, lens=None if described is None else described.lens)
+    data = DepthData(depth, rgb, K, lens=lens)
     points = data.points(pixels, values[valid])
     confidence, classes = arrays.get("confidence"), _class_picture(path, described)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -10,12 +12,14 @@ from dune_cli import optional
 from dune_cli.errors import UserError
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import pixel_grid, project, transform_pixels
+from dune_cli.io.preprocess import Prepared
 
 WIDEST_DEG = 60.0  # from the optical axis: what a straightened photo shows at most
 BORDER_SAMPLES = 64  # of each side of the photo
 NOWHERE_PX = -1e4  # a pixel outside every image
 WRAPPED_PX = 2  # of a panorama beside its seam, as far as interpolation reaches
 ROWS = 256  # of an image whose pixels are computed at once
+KEPT_PIXELS = 10_000_000  # of a photo: of larger ones the pixels in one another are computed again for the next photo
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,14 @@ class StraightPhoto:
     @classmethod
     def of(cls, camera: Camera) -> StraightPhoto:
         """The pinhole camera along the same axis that shows all the photo does, up to WIDEST_DEG from the axis, in the
-        largest scale.
+        largest scale. That of the last camera is kept, for the photos and frames that have the same.
 
         UserError where the photo shows nothing within WIDEST_DEG.
         """
+        return _widest(camera)
+
+    @classmethod
+    def _of(cls, camera: Camera) -> StraightPhoto:
         x, y = np.linspace(0, camera.width - 1, BORDER_SAMPLES), np.linspace(0, camera.height - 1, BORDER_SAMPLES)
         rays = camera.unproject(np.stack(np.meshgrid(x, y), axis=-1)).reshape(-1, 3)
         with np.errstate(invalid="ignore"):
@@ -64,17 +72,18 @@ class StraightPhoto:
         """The photo `rgb` (H, W, 3) as the pinhole camera sees it; outside the photo its border goes on."""
         cv2 = optional.require("cv2", "undistorting photos")
         if not self.camera.is_panorama:
-            return cv2.remap(rgb, *self._photo_pixels(), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            return cv2.remap(rgb, *self._photo_pixels, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         around = np.concatenate([rgb[:, -WRAPPED_PX:], rgb, rgb[:, :WRAPPED_PX]], axis=1)
-        x, y = self._photo_pixels()
+        x, y = self._photo_pixels
         return cv2.remap(around, x + WRAPPED_PX, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
     def mask(self, used: np.ndarray) -> np.ndarray:
         """A photo's mask (H, W) bool as the pinhole camera sees it, by the nearest pixel; False outside the photo."""
         cv2 = optional.require("cv2", "undistorting masks")
         bits = used.astype(np.uint8)
-        return cv2.remap(bits, *self._photo_pixels(), cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT) > 0
+        return cv2.remap(bits, *self._photo_pixels, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT) > 0
 
+    @cached_property
     def _photo_pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """x and y (H, W) float32 in the photo of all pixels of the pinhole camera."""
         parts = []
@@ -107,6 +116,14 @@ class StraightPhoto:
     def map_in_photo(self, values: np.ndarray) -> np.ndarray:
         """A map (H, W) of the pinhole camera's image at the photo's pixels, float32, bilinear; NaN outside."""
         cv2 = optional.require("cv2", "undistorting photos")
+        return cv2.remap(
+            values.astype(np.float32), *self._own_pixels, cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT, borderValue=float("nan"),
+        )  # fmt: skip
+
+    @cached_property
+    def _own_pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """x and y (H, W) float32 in the pinhole camera's image of all pixels of the photo."""
         rays = self._turned(self.camera.unproject(pixel_grid(self.camera.height, self.camera.width)))
         with np.errstate(all="ignore"):
             pixels = project(rays, self.K)
@@ -116,10 +133,36 @@ class StraightPhoto:
         limits = np.array([self.width - 1, self.height - 1], dtype=np.float32)
         near = (pixels > -0.5) & (pixels < limits + 0.5)
         pixels = np.where(near, np.clip(pixels, 0, limits), pixels)
-        return cv2.remap(
-            values.astype(np.float32), pixels[..., 0], pixels[..., 1], cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_CONSTANT, borderValue=float("nan"),
-        )  # fmt: skip
+        return pixels[..., 0], pixels[..., 1]
+
+
+@lru_cache(maxsize=1)
+def _kept(camera: Camera) -> StraightPhoto:
+    return StraightPhoto._of(camera)
+
+
+def _widest(camera: Camera) -> StraightPhoto:
+    return _kept(camera) if camera.width * camera.height <= KEPT_PIXELS else StraightPhoto._of(camera)
+
+
+def prepared_photo(rgb: np.ndarray, camera: Camera, prepare: Callable[[np.ndarray], Prepared]) -> Prepared:
+    """What `prepare` makes of a photo (H, W, 3); of one with a lens, of the view of `StraightPhoto.of`.
+
+    `network_from_image` is from the pixels of the undistorted photo, those of the pinhole camera `camera.K`, which
+    `Camera.undistort` gives; so K_network = network_from_image @ camera.K for every camera.
+    """
+    if camera.is_pinhole:
+        return prepare(rgb)
+    straight = StraightPhoto.of(camera)
+    made = prepare(straight.image(rgb))
+    return replace(made, network_from_image=made.network_from_image @ straight.K @ np.linalg.inv(camera.K))
+
+
+def shown_in_photo(camera: Camera, pixels: np.ndarray) -> np.ndarray:
+    """(...) bool: whether the photo shows pixels (..., 2) of the undistorted photo."""
+    edge = np.array([camera.width, camera.height]) - 0.5
+    in_photo = camera.distort(pixels)
+    return ((in_photo >= -0.5) & (in_photo <= edge)).all(-1)
 
 
 def undistort_image(rgb: np.ndarray, camera: Camera) -> np.ndarray:

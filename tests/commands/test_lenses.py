@@ -23,9 +23,12 @@ from dune_cli.io.intrinsics import resolve_cameras
 from dune_cli.io.meshes import Frustum
 from dune_cli.io.photos import read_photo
 from dune_cli.io.png import save_png
+from dune_cli.io.results import read_result
+from dune_cli.io.undistortion import StraightPhoto
 from support import rendered_rooms as room
 from support import synthetic_scenes
 from support.many_photos import arc
+from support.warped import warped
 
 SIZE = (320, 240)
 PINHOLE = (200.0, 201.0, 159.5, 119.5)
@@ -231,12 +234,38 @@ def test_depth_of_a_photo_with_a_lens_lies_on_its_rays(barrel: Path, tmp_path: P
     np.testing.assert_allclose(pixels / stride, np.round(pixels / stride), atol=0.01)
 
 
-def test_verbs_that_take_no_lens_say_so(barrel: Path, tmp_path: Path) -> None:
-    photo = barrel / "photos" / "p0.png"
-    result = CliRunner().invoke(
-        main, ["human", str(photo), "-o", str(tmp_path / "d.obj"), "--intrinsics", colmap_words(BARREL)]
-    )
-    assert result.exit_code == 2 and "OPENCV" in result.stderr
+def test_people_of_a_photo_with_a_lens_are_in_its_pixels(example_photos: Path, tmp_path: Path) -> None:
+    """As the photo itself has them, which is what a pinhole camera sees of the distorted one."""
+    rgb = read_photo(example_photos / "astronaut.png").rgb
+    lens = Camera("OPENCV", (620.0, 618.0, 250.0, 260.0, -0.3, 0.08, 0.002, -0.001), 512, 512)
+    straight = StraightPhoto.of(lens)
+    save_png(tmp_path / "bent.png", warped(rgb, lens, straight.K))
+    words = ",".join(map(str, ["OPENCV", 512, 512, *lens.colmap_params]))
+    target, over = tmp_path / "people.glb", tmp_path / "over.png"
+    run("human", tmp_path / "bent.png", "-o", target, "--overlay", over, "--intrinsics", words)
+    numbers = ",".join(str(straight.K[k]) for k in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    plain = json.loads(run("human", example_photos / "astronaut.png", "--json", "--intrinsics", numbers).stdout)
+    bent = json.loads(target.with_suffix(".json").read_text())
+    assert bent["camera"]["model"] == "OPENCV" and bent["camera"]["params"] == list(lens.params)
+    np.testing.assert_allclose(read_result(target).data.cameras[0].K, straight.K, atol=1e-9)
+    assert "model" not in plain["camera"] and "undistorted_K" not in plain["camera"]
+    names, (person,), (other,) = plain["body_model"]["joints"], bent["people"], plain["people"]
+    np.testing.assert_allclose(person["joints2d"], lens.project(np.array(person["joints3d"])), atol=1e-2)
+    shown = [names.index(name) for name in ("head", "neck02", "upperarm01.L", "upperarm01.R")]
+    expected = straight.pixels_in_photo(np.array(other["joints2d"])[shown])
+    apart = np.linalg.norm(np.array(person["joints2d"])[shown] - expected, axis=-1)
+    assert np.median(apart) < 8 and apart.max() < 16  # the photo moved by one pixel moves them by 4 to 8
+    assert person["head"][2] == pytest.approx(other["head"][2], rel=0.05) and person["fit_residual_px"] < 12
+    drawn = (read_photo(over).rgb != read_photo(tmp_path / "bent.png").rgb).any(-1)
+    x, y = np.rint(person["head_px"]).astype(int)
+    assert drawn[y, x] and 0.2 < drawn.mean() < 0.8
+
+
+def test_a_panorama_has_no_people(tmp_path: Path) -> None:
+    save_png(tmp_path / "sphere.png", np.zeros((64, 128, 3), np.uint8))
+    words = ["human", str(tmp_path / "sphere.png"), "--json", "--intrinsics", "EQUIRECTANGULAR"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2 and "is a panorama of the whole sphere" in result.stderr
 
 
 CROPPED = Camera("OPENCV", (240.0, 241.0, 110.0, 150.0, *BARREL.distortion), *SIZE)  # its centre is off the middle

@@ -80,9 +80,10 @@ def test_both_paths_reconstruct_a_made_up_set(posed: PosedSet, known: bool) -> N
         assert score.seconds > 0
     truth = [image.camera.K for image in posed.map.images]
     infos = [benchmark.read_photo(image.file).info for image in posed.map.images]
-    assert [source for _, source in benchmark.intrinsics_of(posed, True)(infos)] == ["given"] * VIEWS
-    np.testing.assert_allclose(benchmark.intrinsics_of(posed, True)(infos)[2][0], truth[2])
-    assert {source for _, source in benchmark.intrinsics_of(posed, False)(infos)} == {"default"}
+    known = benchmark.cameras_of(posed, True)(infos)
+    assert [one.source for one in known] == ["given"] * VIEWS
+    np.testing.assert_allclose(known[2].K, truth[2])
+    assert {one.source for one in benchmark.cameras_of(posed, False)(infos)} == {"default"}
 
 
 def test_poses_of_the_made_up_set_are_rigid(posed: PosedSet) -> None:

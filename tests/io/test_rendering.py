@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.cameras import pixel_grid
+from dune_cli.geometry.depth_maps import grid_triangles
 from dune_cli.io.meshes import Mesh
 from dune_cli.io.rendering import PALETTE, distinct_color, overlay, rasterise, top_view, vertex_normals
 
@@ -195,3 +198,22 @@ def _shrunk(mask: np.ndarray) -> np.ndarray:
         for dx in (-1, 0, 1)
     ]
     return np.logical_and.reduce(parts)
+
+
+def test_an_overlay_through_a_lens_covers_what_the_lens_sees() -> None:
+    """A wall with small triangles, that reaches behind the camera."""
+    lens = Camera("OPENCV_FISHEYE", (60.0, 61.0, 80.0, 58.0, 0.02, -0.004, 0.001, 0.0), 160, 120)
+    x, y = np.meshgrid(np.linspace(-8, 0.5, 400), np.linspace(-0.4, 0.3, 40))
+    wall = np.stack([x, y, 1.0 + 0.2 * x], -1)  # behind the camera from x = -5 on
+    faces = grid_triangles(np.ones(x.shape), np.ones(x.shape, bool))
+    photo = np.full((120, 160, 3), 100, np.uint8)
+    drawn = overlay(photo, [Mesh(wall.reshape(-1, 3), faces)], lens.K, lens=lens)
+    rays = lens.unproject(pixel_grid(120, 160))
+    with np.errstate(all="ignore"):
+        away = 1 / (rays[..., 2] - 0.2 * rays[..., 0])
+        at = rays * away[..., None]
+        hit = (away > 0) & (at[..., 0] > -8) & (at[..., 0] < 0.5) & (at[..., 1] > -0.4) & (at[..., 1] < 0.3)
+    seen = np.isfinite(lens.project(wall.reshape(-1, 3))).all(-1)
+    assert seen.any() and (wall.reshape(-1, 3)[seen, 2] <= 0).any()
+    covered = (drawn != 100).any(-1)
+    assert hit.sum() > 500 and (covered != hit).mean() < 0.01

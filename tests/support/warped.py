@@ -1,4 +1,4 @@
-"""A photo and the same photo seen through a known homography: what every matcher is measured on."""
+"""A photo and the same photo seen through a known homography, what every matcher is measured on, or through a lens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.geometry.cameras import pixel_grid, project
 from dune_cli.io.photos import read_photo
 from dune_cli.matchers.matcher import Matcher
 
@@ -17,6 +19,12 @@ TILTED = np.array([[0.95, 0.06, 12], [-0.05, 0.97, 15], [6e-5, -4e-5, 1]])
 
 def astronaut() -> np.ndarray:
     return read_photo(Path(__file__).parents[2] / "examples" / "photos" / "astronaut.png").rgb
+
+
+def warped(rgb: np.ndarray, lens: Camera, K: np.ndarray) -> np.ndarray:
+    """The photo (H, W, 3) of a pinhole camera K as a `lens` along the same axis takes it."""
+    pixels = project(lens.unproject(pixel_grid(lens.height, lens.width)), K).astype(np.float32)
+    return cv2.remap(rgb, pixels[..., 0], pixels[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
 def errors_px(matcher: Matcher, homography: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def command(
     sets: SetOptions,
     intrinsics: str = option(
         "--intrinsics-mode [known|unknown]",
-        "Intrinsics of the photos. known: the true cameras (of point maps: K alone). unknown: EXIF, else estimated.",
+        "Intrinsics of the photos. known: the true cameras. unknown: EXIF, else estimated.",
         default="known",
         heading="Cameras",
         aliases=["--intrinsics"],

@@ -22,8 +22,11 @@ def write_scene(path: Path, scene: SceneData) -> list[str]:
 
 
 def write_depth(path: Path, depth: DepthData) -> dict[str, Any]:
-    """The arrays `depth`, `K` and, where there is one, `confidence`."""
+    """The arrays `depth`, `K` and, where there is one, `confidence`; `camera_model` and `camera_params` of a photo with
+    a lens."""
     extra = {} if depth.confidence is None else {"confidence": depth.confidence}
+    if depth.lens is not None:
+        extra |= {"camera_model": np.array(depth.lens.model), "camera_params": np.array(depth.lens.params)}
     write_npz(path, depth=depth.depth, K=depth.K, **extra)
     return {"invalid": "NaN"}
 

@@ -131,7 +131,7 @@ class MotionRecorder:
         """Adds one frame's people. Frames without anybody count too. The first frame with people gives the camera."""
         if self._camera is None or (people.people and not self._poses):
             photo = people.photo
-            self._camera = Frustum(people.K, np.eye(4), photo.width, photo.height, "camera")
+            self._camera = Frustum(people.pinhole_K, np.eye(4), photo.width, photo.height, "camera")
         for number, person in zip(people.ids, people.people):
             self._poses.setdefault(number, []).append(PoseSample.of(self._count, frame.time_s, person))
         self._count += 1

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dune_cli.bodies.body import person_name
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.io import formats
 from dune_cli.io.meshes import Frustum, Mesh
 from dune_cli.io.png import save_png
@@ -40,19 +41,19 @@ def write_meshes(path: Path, meshes: Sequence[Mesh], people: PhotoPeople) -> Non
     """Writes the meshes, and in GLB the camera, to `path` in the format of its extension. In formats that are rendered
     without light, the colours are shaded."""
     photo = people.photo
-    camera = Frustum(people.K, np.eye(4), photo.width, photo.height, photo.path.stem)
+    camera = Frustum(people.pinhole_K, np.eye(4), photo.width, photo.height, photo.path.stem)
     written = [shaded(mesh) for mesh in meshes] if formats.constant(path, "UNLIT", False) else meshes
     formats.of(path).write_scene(path, formats.SceneData(meshes=written, cameras=[camera]))
 
 
 def write_overlay(path: Path, meshes: Sequence[Mesh], people: PhotoPeople) -> None:
     """The photo as a PNG with the bodies over it."""
-    save_png(path, overlay(people.photo.rgb, meshes, people.K))
+    save_png(path, overlay(people.photo.rgb, meshes, people.K, lens=people.lens))
 
 
 def write_top_view(path: Path, meshes: Sequence[Mesh], people: PhotoPeople) -> None:
     """The bodies from above as a PNG, with the camera and its field of view on a grid in metres."""
-    save_png(path, top_view(meshes, K=people.K, width=people.photo.width).image)
+    save_png(path, top_view(meshes, K=people.pinhole_K, width=people.photo.width).image)
 
 
 def document(
@@ -91,12 +92,19 @@ def describe_photo(people: PhotoPeople, mesh_file: Path | None) -> dict[str, Any
         "schema": SCHEMA,
         **scale,
         "image": {"file": str(photo.path), "width": photo.width, "height": photo.height},
-        "camera": {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2], "source": people.camera_source},
+        "camera": {
+            **{"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2], "source": people.camera_source},
+            **({} if people.lens is None else _lens_fields(people, people.lens)),
+        },
         "people": [
             _person(number, person, None if mesh_file is None else f"{mesh_file.name}#{person_name(number)}")
             for number, person in zip(people.ids, people.people)
         ],
     }
+
+
+def _lens_fields(people: PhotoPeople, lens: Camera) -> dict[str, Any]:
+    return {"model": lens.model, "params": list(lens.params), "undistorted_K": people.pinhole_K}
 
 
 def _person(number: int, person: Person, mesh: str | None) -> dict[str, Any]:

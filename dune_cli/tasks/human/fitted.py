@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from dune_cli.bodies.skeleton import AnnySkeleton
 from dune_cli.bodies.statures import standing_heights
 from dune_cli.geometry.cameras import K_from_fov
 from dune_cli.io.intrinsics import DEFAULT_FOV_DEG
+from dune_cli.io.undistortion import StraightPhoto
 from dune_cli.models.multihmr_common import MIN_SCORE, to_rotvec
 from dune_cli.models.people_poses import BLAZEPOSE_NAMES, PeopleNetwork, PeopleSearch
 from dune_cli.provenance import Source
@@ -188,21 +189,32 @@ class FittedHumanModel(nn.Module):
         return find_joints(self.network, image, photo_from_image, min_score, search)
 
     def fit(
-        self, joints: FoundJoints, K: np.ndarray, size: tuple[int, int], heights: Sequence[float] | None = None
+        self,
+        joints: FoundJoints,
+        K: np.ndarray,
+        size: tuple[int, int],
+        heights: Sequence[float] | None = None,
+        straight: StraightPhoto | None = None,
     ) -> list[FittedPerson]:
         """Bodies fitted to the joints, in their order. size: (width, height) of the photo in pixels. heights: standing,
-        in metres, one for all or one a person; None: assumed."""
+        in metres, one for all or one a person; None: assumed. straight: the view of a photo with a lens, whose camera
+        is K, and in whose pixels the joints and `bbox_xyxy`, `head_px` and `joints2d` of the people are; what else is
+        in pixels is in those of the photo."""
         if not len(joints):
             return []
         stature, deviation, shape = self.fitter.statures(heights, len(joints))
         targets = landmark_targets(joints, K, stature, deviation)
         bodies = fit_anny(self.fitter.landmark_skeleton, targets, shape=shape)
-        inside = ((joints.pixels > -0.5) & (joints.pixels < np.array(size) - 0.5)).all(-1)
+        found_px = joints.pixels
+        if straight is not None:
+            found_px = straight.pixels_in_photo(found_px)
+            bodies = replace(bodies, landmarks_px=straight.pixels_in_photo(bodies.landmarks_px))
+        inside = ((found_px > -0.5) & (found_px < np.array(size) - 0.5)).all(-1)
         details = []
         for k in range(len(joints)):
             seen = (joints.confidence[k] >= SEEN) & inside[k]
-            apart = np.linalg.norm(bodies.landmarks_px[k, TO_BODY] - joints.pixels[k, OF_BODY], axis=-1)
-            counted = seen[OF_BODY] if seen[OF_BODY].any() else np.ones(len(apart), bool)
+            apart = np.linalg.norm(bodies.landmarks_px[k, TO_BODY] - found_px[k, OF_BODY], axis=-1)
+            counted = seen[OF_BODY] if seen[OF_BODY].any() else np.isfinite(apart)
             confidence = joints.confidence[k] * inside[k]
             details.append(
                 {

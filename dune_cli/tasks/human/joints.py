@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,11 +13,12 @@ from dune_cli.bodies.found_joints import SEEN, fit_confidence
 from dune_cli.bodies.skeleton import INDEX, LANDMARKS
 from dune_cli.bodies.statures import assumed_height
 from dune_cli.errors import UserError
-from dune_cli.io.intrinsics import resolve_intrinsics
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras
 from dune_cli.io.joint_files import JointSet
 from dune_cli.io.photos import Photo
 from dune_cli.tasks.human.fitted import BodyFitter
-from dune_cli.tasks.human.photo import CameraSource, PhotoPeople
+from dune_cli.tasks.human.photo import PhotoPeople, through_lens
 
 MIN_JOINTS = 4  # that a body can be fitted to
 _STATURE_SD_M = 0.06  # of a standing height that 3-D joints tell by their bones
@@ -38,18 +40,21 @@ def predict_from_joints(
     fitter: BodyFitter,
     photo: Photo,
     joints: JointSet,
-    K: np.ndarray | None = None,
-    source: CameraSource | None = None,
+    camera: PhotoCamera | None = None,
     heights: Sequence[float] | None = None,
 ) -> PhotoPeople:
     """The people of a photo whose joints are known, in the order of the file.
 
-    K: (3, 3) of the photo; None: 55 degrees across the long side. heights: standing, in metres, one for all or one a
+    camera: of the photo; None: 55 degrees across the long side. heights: standing, in metres, one for all or one a
     person; None: assumed, or for 3-D joints told by their bones. People with fewer than MIN_JOINTS joints that the body
     has are left out. UserError where the file's joints are none that the body has.
     """
-    if K is None:
-        ((K, source),) = resolve_intrinsics([photo], None, None)
+    if camera is None:
+        (camera,) = resolve_cameras([photo], None, None)
+    K, lens = camera.K, None if camera.camera.is_pinhole else camera.camera
+    in_photo = joints.values
+    if lens is not None and not joints.metric:
+        joints = _undistorted(joints, lens)
     columns = [number for number, name in enumerate(joints.names) if name in INDEX]
     if len(columns) < MIN_JOINTS:
         raise UserError(
@@ -60,9 +65,11 @@ def predict_from_joints(
     chosen = np.flatnonzero(known.sum(1) >= MIN_JOINTS)
     assumed = None if joints.metric and heights is None else assumed_height(heights)
     if not len(chosen):
-        return PhotoPeople(photo, (), K, source or "given", assumed_height=assumed)
+        return PhotoPeople(photo, (), K, camera.source, assumed_height=assumed, lens=lens)
     targets, shape = _targets(fitter, joints, chosen, K, heights)
     bodies = fit_anny(fitter.joint_skeleton, targets, shape=shape)
+    if lens is not None:
+        bodies = replace(bodies, landmarks_px=lens.distort(bodies.landmarks_px))
     confidence = joints.confidence[chosen]
     details = []
     for k, person in enumerate(chosen):
@@ -71,7 +78,7 @@ def predict_from_joints(
         if not joints.metric:
             pairs = [(INDEX[joints.names[c]], c) for c in columns if joints.confidence[person, c] > 0]
             body, own = (np.array(column) for column in zip(*pairs))
-            residual = float(np.linalg.norm(bodies.landmarks_px[k, body] - joints.values[person, own], axis=-1).mean())
+            residual = float(np.linalg.norm(bodies.landmarks_px[k, body] - in_photo[person, own], axis=-1).mean())
         details.append(
             {
                 "joint_confidence": dict(zip(joints.names, map(float, confidence[k]))),
@@ -81,9 +88,17 @@ def predict_from_joints(
             }
         )
     scores = confidence[:, columns].mean(1)
-    return PhotoPeople(
-        photo, tuple(fitter.people(bodies, K, scores, details)), K, source or "given", assumed_height=assumed
-    )
+    people = tuple(fitter.people(bodies, K, scores, details))
+    if lens is not None:
+        people = tuple(through_lens(person, lens, fitter.body.surface) for person in people)
+    return PhotoPeople(photo, people, K, camera.source, assumed_height=assumed, lens=lens)
+
+
+def _undistorted(joints: JointSet, lens: Camera) -> JointSet:
+    """The joints at the pixels of the pinhole camera `lens.K`; those without such a pixel are not known."""
+    pixels = lens.undistort(joints.values)
+    known = np.isfinite(pixels).all(-1)
+    return replace(joints, values=np.where(known[..., None], pixels, 0.0), confidence=joints.confidence * known)
 
 
 def _targets(

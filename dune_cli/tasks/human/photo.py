@@ -1,4 +1,8 @@
-"""People in photos of any shape and in videos: letterboxed for the network, and mapped back to the photo's pixels."""
+"""People in photos of any shape and in videos: letterboxed for the network, and mapped back to the photo's pixels.
+
+The network sees a photo with a lens undistorted; the people are in metres in the lens's frame, and their pixels are
+those of the photo.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,11 @@ import torch
 
 from dune_cli.bodies.statures import AssumedHeight, assumed_height
 from dune_cli.errors import UserError
-from dune_cli.io.intrinsics import resolve_intrinsics
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras
 from dune_cli.io.photos import Photo
 from dune_cli.io.preprocess import letterbox
+from dune_cli.io.undistortion import StraightPhoto
 from dune_cli.io.video import Frame
 from dune_cli.models.multihmr_common import MIN_SCORE
 from dune_cli.provenance import Run
@@ -31,7 +37,8 @@ class PhotoPeople:
     """The people of a photo, in its pixels (centres at integers).
 
     K: (3, 3) float64, of the camera. track_ids: of each person in a video; None: 0, 1, ... assumed_height: from which
-    distances and sizes follow; None: the network predicts metres.
+    distances and sizes follow; None: the network predicts metres. lens: the photo's camera, where it has distortion,
+    whose pinhole part is K.
     """
 
     photo: Photo
@@ -40,6 +47,13 @@ class PhotoPeople:
     camera_source: CameraSource
     track_ids: tuple[int, ...] | None = None
     assumed_height: AssumedHeight | None = None
+    lens: Camera | None = None
+
+    @property
+    def pinhole_K(self) -> np.ndarray:
+        """(3, 3) of the pinhole camera that shows what the photo does: K; of a photo with a lens that of the
+        undistorted photo, of the same size, that the network saw."""
+        return self.K if self.lens is None else StraightPhoto.of(self.lens).K
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -47,32 +61,46 @@ class PhotoPeople:
         return tuple(range(len(self.people))) if self.track_ids is None else self.track_ids
 
 
-def cameras(
-    photos: Sequence[Photo], intrinsics: str | None, fov_deg: float | None
-) -> list[tuple[np.ndarray | None, CameraSource | None]]:
-    """(K, source) of each photo by `resolve_intrinsics`; (None, None) where the network predicts it."""
-    resolved = resolve_intrinsics(photos, intrinsics, fov_deg)
-    return [(None, None) if source == "default" else (K, source) for K, source in resolved]
+def cameras(photos: Sequence[Photo], intrinsics: str | None, fov_deg: float | None) -> list[PhotoCamera | None]:
+    """The camera of each photo by `resolve_cameras`; None where the network predicts it."""
+    resolved = resolve_cameras(photos, intrinsics, fov_deg)
+    return [None if camera.source == "default" else camera for camera in resolved]
 
 
 def predict(
     model: HumanModel | FittedHumanModel,
     photo: Photo,
-    K: np.ndarray | None = None,
-    source: CameraSource | None = None,
+    camera: PhotoCamera | None = None,
     min_score: float = MIN_SCORE,
     heights: Sequence[float] | None = None,
 ) -> PhotoPeople:
     """The people in a photo, in the network's order; of fitted bodies, from left to right.
 
-    K: (3, 3) of the photo, pixel centres at integers; None: predicted (Multi-HMR on Anny), 60 degrees across the long
-    side (SMPL-X), 55 (fitted bodies, heads). source: of K. heights: standing, in metres, of fitted bodies: one for all
-    or one a person; None: assumed. UserError for another number of them, or for a model that predicts sizes.
+    camera: of the photo; of one with a lens the network sees the undistorted photo, up to 60 degrees from the axis.
+    None: predicted (Multi-HMR on Anny), 60 degrees across the long side (SMPL-X), 55 (fitted bodies, heads). heights:
+    standing, in metres, of fitted bodies: one for all or one a person; None: assumed. UserError for another number of
+    them, or for a model that predicts sizes.
     """
-    if isinstance(model, FittedHumanModel):
-        return _predict_fitted(model, photo, K, source, min_score, heights)
-    if heights is not None:
+    if heights is not None and not isinstance(model, FittedHumanModel):
         raise UserError(f"{model.source.name} predicts sizes in metres; leave --height out, or take --model bundled")
+    K, source = (None, None) if camera is None else (camera.K, camera.source)
+    straight = None if camera is None or camera.camera.is_pinhole else StraightPhoto.of(camera.camera)
+    seen = photo if straight is None else replace(photo, rgb=straight.image(photo.rgb))
+    seen_K = K if straight is None else straight.K
+    if isinstance(model, FittedHumanModel):
+        found = _predict_fitted(model, seen, seen_K, source, min_score, heights, straight)
+    else:
+        found = _predict_whole(model, seen, seen_K, source, min_score)
+    if straight is None or K is None:
+        return found
+    people = tuple(through_lens(person, straight.camera, model.body.surface) for person in found.people)
+    return replace(found, photo=photo, people=people, K=K, lens=straight.camera)
+
+
+def _predict_whole(
+    model: HumanModel, photo: Photo, K: np.ndarray | None, source: CameraSource | None, min_score: float
+) -> PhotoPeople:
+    """By a network that sees the whole photo in a square."""
     square = letterbox(photo.rgb, model.size_px)
     network_from_photo = CORNER_FROM_CENTRE @ square.network_from_image
     image = torch.from_numpy(square.image)[None]
@@ -97,11 +125,12 @@ def _predict_fitted(
     source: CameraSource | None,
     min_score: float,
     heights: Sequence[float] | None,
+    straight: StraightPhoto | None,
 ) -> PhotoPeople:
     if K is None:
-        ((K, source),) = resolve_intrinsics([photo], None, None)
+        ((K, source),) = ((one.K, one.source) for one in resolve_cameras([photo], None, None))
     joints = model.find_in_photo(photo.rgb, min_score)
-    people = tuple(model.fit(joints, K, (photo.width, photo.height), heights))
+    people = tuple(model.fit(joints, K, (photo.width, photo.height), heights, straight))
     return PhotoPeople(photo, people, K, source or "given", assumed_height=assumed_height(heights))
 
 
@@ -150,14 +179,27 @@ def _to_photo(person: Person, scale: torch.Tensor, shift: torch.Tensor) -> Perso
     )
 
 
+def through_lens(person: Person, lens: Camera, surface: torch.Tensor) -> Person:
+    """The person, in metres in the frame of a photo's camera, with the pixels that its lens gives. surface: the
+    vertices of the body that can be seen. NaN for joints that the lens does not see."""
+
+    def pixels(points: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(lens.project(points.double().numpy())).float()
+
+    head_px = pixels(person.head)
+    box = torch.cat([pixels(person.vertices[surface.cpu()]), head_px[None]])
+    box = box[box.isfinite().all(-1)]
+    bbox = torch.cat([box.amin(0), box.amax(0)]) if len(box) else torch.full((4,), torch.nan)
+    return replace(person, bbox_xyxy=bbox, head_px=head_px, joints2d=pixels(person.joints3d))
+
+
 # --- videos ---
 
 
 def predict_frames(
     model: HumanModel | FittedHumanModel,
     frames: Iterable[tuple[Frame, Photo]],
-    K: np.ndarray | None = None,
-    source: CameraSource | None = None,
+    camera: PhotoCamera | None = None,
     min_score: float = MIN_SCORE,
     tracking: PersonTrackerConfig | None = None,
     run: Run | None = None,
@@ -165,17 +207,17 @@ def predict_frames(
 ) -> Iterator[tuple[Frame, PhotoPeople]]:
     """The people of each frame of a video, given with its photo; `track_ids` follow each person (tracking.py).
 
-    All frames share one camera. Where `K` is None, the first frame with people gives the predicted one. height: of
+    All frames share one camera. Where it is None, the first frame with people gives the predicted one. height: of
     everybody, standing, in metres, for fitted bodies.
     """
     run, tracker = run or Run(), PersonTracker(tracking)
     for frame, photo in frames:
         with run.stage("predict"):
-            people = predict(model, photo, K, source, min_score, None if height is None else (height,))
+            people = predict(model, photo, camera, min_score, None if height is None else (height,))
             heads = np.array([person.head.numpy() for person in people.people], np.float64).reshape(-1, 3)
             track_ids = tuple(tracker.update(frame.time_s, heads))
-        if K is None and people.people:
-            K, source = people.K, people.camera_source
+        if camera is None and people.people:
+            camera = PhotoCamera.of_matrix(people.K, people.camera_source, photo.width, photo.height)
         yield frame, replace(people, track_ids=track_ids)
 
 

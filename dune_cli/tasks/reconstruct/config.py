@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dune_cli import console
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.rigs import NO_RIGS, Rigs
 from dune_cli.io.intrinsics import PhotoCamera
-from dune_cli.io.photos import PhotoInfo
+from dune_cli.io.photos import PhotoInfo, read_infos, read_photo
 from dune_cli.mvs.depth_fill import DepthNetwork
 from dune_cli.mvs.quality import DenseConfig
 from dune_cli.sfm.georeference import PositionPriors
@@ -20,9 +21,15 @@ from dune_cli.sfm.masks import PhotoMasks
 from dune_cli.sfm.pairs import NEIGHBOURS
 from dune_cli.sfm.scene import Scene
 
-Intrinsics = Sequence[tuple[np.ndarray, str]]  # of each photo K (3, 3) and its source: given | exif | default
-IntrinsicsOf = Callable[[Sequence[PhotoInfo]], Intrinsics]
 CamerasOf = Callable[[Sequence[PhotoInfo]], Sequence[PhotoCamera]]  # with their lenses, where these are known
+
+
+def lenses_of(paths: Sequence[Path], cameras_of: CamerasOf) -> list[Camera | None]:
+    """The lens of each photo, before any is read; None for a pinhole camera. Only lenses that are given are known."""
+    infos = read_infos(paths) or [read_photo(path).info for path in paths]
+    with console.collected():  # the notes come where the cameras are used
+        cameras = cameras_of(infos)
+    return [None if one.camera.is_pinhole else one.camera for one in cameras]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Photos to a scene by a multi-view model: depth, confidence and cameras of all photos in one pass.
 
-docs/models/depth-anything-3.md. Known poses need intrinsics too, of all photos; without poses the model's own count.
+docs/models/depth-anything-3.md. Known poses need intrinsics too, of all photos; without poses the model's own count,
+but for photos with a lens: the model sees these undistorted, and their cameras are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import torch
 
 from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import backproject, pixel_grid, project, transform_pixels
 from dune_cli.geometry.depth_maps import depth_edges
 from dune_cli.geometry.pose_conditioning import normalised_poses, similarity_to_predicted
@@ -28,16 +31,18 @@ from dune_cli.geometry.poses import (
 )
 from dune_cli.geometry.sim3 import move_poses, scale_of
 from dune_cli.io.bounded_resize import bounded_resize, cropped_to_smallest
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import PhotoInfo, read_photo
 from dune_cli.io.preprocess import Prepared
+from dune_cli.io.undistortion import prepared_photo, shown_in_photo
 from dune_cli.models.da3_cameras import encode_cameras
 from dune_cli.models.depth_anything3 import PROCESS_SIZE_PX, SKY, MultiViewOutput
 from dune_cli.provenance import Run
 from dune_cli.sfm.multiview import K_from_centres, K_to_centres, MultiViewConfig, MultiViewModel, aligned_to_given
 from dune_cli.sfm.scale import MIN_BASELINE_SHARE, check_distinct_centres, scale_by_baseline
 from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, ImagePair, PointMap, Scene, View
-from dune_cli.tasks.reconstruct.config import Intrinsics, IntrinsicsOf, MultiviewConfig
+from dune_cli.tasks.reconstruct.config import CamerasOf, MultiviewConfig, lenses_of
 
 SCALE_UNKNOWN = {
     True: "the model does not tell lengths: the distance between the two cameras is 1; give --baseline METRES",
@@ -53,7 +58,7 @@ TOLERANCE = 0.1  # of a depth: points within it agree
 
 def reconstruct(
     paths: Sequence[Path],
-    intrinsics_of: IntrinsicsOf,
+    cameras_of: CamerasOf,
     model: MultiViewModel,
     config: MultiviewConfig,
     run: Run,
@@ -61,43 +66,46 @@ def reconstruct(
 ) -> Scene:
     """The scene of two or more photos, with dense points.
 
-    `known_poses`: photo -> `world_from_cam` (4, 4) of all photos, whose focal lengths `intrinsics_of` must know; they
+    `known_poses`: photo -> `world_from_cam` (4, 4) of all photos, whose focal lengths `cameras_of` must know; they
     set the world, less the scene's `world_offset` where coordinates are large. Raises JobFailed where no point is
     confident; UserError for poses that do not do.
     """
     with run.stage("read"):
-        infos, prepared = _read(paths, config.size_px or PROCESS_SIZE_PX, model.patch)
+        lenses = lenses_of(paths, cameras_of)
+        infos, prepared = _read(paths, lenses, config.size_px or PROCESS_SIZE_PX, model.patch)
         indices = _distinct(infos)
         if len(indices) < 2:
             raise JobFailed(f"all {len(infos)} photos are the same picture; take photos from different places")
-        intrinsics = intrinsics_of(infos)
+        resolved = cameras_of(infos)
     if config.pairs != "auto":
         console.note(f"--pairs {config.pairs} is not used: the model sees all photos at once")
     views = cropped_to_smallest([prepared[index] for index in indices])
-    cameras = [intrinsics[index] for index in indices]
+    cameras = [resolved[index] for index in indices]
     known, offset = _known_poses([infos[index] for index in indices], cameras, known_poses or {})
     with run.stage("network"), torch.inference_mode():
         out = _predict(model, views, cameras, known, config)
     with run.stage("dense"):
-        maps = _maps(out, views, config.min_confidence, known is not None)
+        out = _with_lenses(out, views, cameras)
+        shown = np.stack([_shown(view, one) for view, one in zip(views, cameras)])
+        maps = _maps(out, views, shown, config.min_confidence, known is not None)
         if config.masks is not None:
-            points = [config.masks.on_map(one, infos[index].path) for one, index in zip(maps.points, indices)]
+            masked = zip(maps.points, (infos[index].path for index in indices), cameras)
+            points = [config.masks.on_map(one, path, camera.camera) for one, path, camera in masked]
             maps = replace(maps, points=points)
     names = relative_names([info.path for info in infos])
     placed = dict(zip(indices, range(len(indices))))
     Ks = K_to_centres(out.K.double().cpu().numpy())
     scene_views = []
-    for index, (name, info) in enumerate(zip(names, infos)):
-        view = View(
-            name, info.width, info.height, *intrinsics[index], np.full((4, 4), np.nan), orientation=info.orientation
-        )
+    for index, (name, info, camera) in enumerate(zip(names, infos, resolved)):
+        described = (name, info.width, info.height, camera.K, camera.source, np.full((4, 4), np.nan))
+        view = View(*described, lens=lenses[index], orientation=info.orientation)
         if index not in placed:
             first = next(one for one in indices if infos[one].sha256 == info.sha256)
             scene_views.append(replace(view, registered=False, reason=f"it is the same picture as {names[first]}"))
             continue
-        at = placed[index]
-        K = np.linalg.inv(views[at].network_from_image) @ Ks[at]
-        source = intrinsics[index][1] if known is not None and config.fixed_poses else "estimated"
+        at, kept = placed[index], lenses[index] is not None
+        K = camera.K if kept else np.linalg.inv(views[at].network_from_image) @ Ks[at]
+        source = camera.source if kept or (known is not None and config.fixed_poses) else "estimated"
         scene_views.append(
             replace(view, K=K, focal_source=source, world_from_cam=maps.poses[at], dense=maps.points[at])
         )
@@ -129,12 +137,15 @@ def reconstruct(
     return fuse_scene(scene, config.mesh, run)
 
 
-def _read(paths: Sequence[Path], size_px: int, patch: int) -> tuple[list[PhotoInfo], list[Prepared]]:
+def _read(
+    paths: Sequence[Path], lenses: Sequence[Camera | None], size_px: int, patch: int
+) -> tuple[list[PhotoInfo], list[Prepared]]:
     infos, prepared = [], []
-    for path in console.progress(paths, "reading photos", len(paths), "photo"):
+    prepare = partial(bounded_resize, size_px=size_px, patch=patch)
+    for path, lens in zip(console.progress(paths, "reading photos", len(paths), "photo"), lenses):
         photo = read_photo(path)
         infos.append(photo.info)
-        prepared.append(bounded_resize(photo.rgb, size_px, patch))
+        prepared.append(prepare(photo.rgb) if lens is None else prepared_photo(photo.rgb, lens, prepare))
     return infos, prepared
 
 
@@ -145,12 +156,14 @@ def _distinct(infos: Sequence[PhotoInfo]) -> list[int]:
 
 
 def _known_poses(
-    infos: Sequence[PhotoInfo], cameras: Intrinsics, poses: Mapping[Path, np.ndarray]
+    infos: Sequence[PhotoInfo], cameras: Sequence[PhotoCamera], poses: Mapping[Path, np.ndarray]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(V, 4, 4) world_from_cam less the offset, and the offset. UserError for poses that the model cannot take."""
     if not poses:
-        if any(source == "given" for _, source in cameras):
+        if any(one.source == "given" and one.camera.is_pinhole for one in cameras):
             console.note("this model uses --intrinsics and --fov-deg only beside --poses: it estimates its own cameras")
+        if not all(one.camera.is_pinhole for one in cameras):
+            console.note("the lenses that were given are kept; the model estimates depth and poses without them")
         return None, None
     without = [info.path.name for info in infos if info.path not in poses]
     if without:
@@ -158,7 +171,7 @@ def _known_poses(
             f"--poses lacks {without[0]}{f' and {len(without) - 1} more' if len(without) > 1 else ''}, and this model "
             "takes poses of all photos or of none; leave these photos or --poses out"
         )
-    unknown = [info.path.name for info, (_, source) in zip(infos, cameras) if source == "default"]
+    unknown = [info.path.name for info, one in zip(infos, cameras) if one.source == "default"]
     if unknown:
         raise UserError(
             f"the focal length of {unknown[0]} is not known, and this model takes --poses only with it; give "
@@ -173,7 +186,7 @@ def _known_poses(
 def _predict(
     model: MultiViewModel,
     views: Sequence[Prepared],
-    cameras: Intrinsics,
+    cameras: Sequence[PhotoCamera],
     known: np.ndarray | None,
     config: MultiviewConfig,
 ) -> MultiViewOutput:
@@ -182,7 +195,7 @@ def _predict(
     settings = MultiViewConfig(seed=config.seed)
     if known is None:
         return model.predict(images, None, settings)
-    K = np.stack([K_from_centres(view.network_from_image @ K) for view, (K, _) in zip(views, cameras)])
+    K = np.stack([K_from_centres(view.network_from_image @ one.K) for view, one in zip(views, cameras)])
     cam_from_world = inverse(known)
     size = (images.shape[-2], images.shape[-1])
     encodings = encode_cameras(torch.from_numpy(normalised_poses(cam_from_world)), torch.from_numpy(K), size).float()
@@ -199,6 +212,23 @@ def _predict(
     return replace(out, depth=out.depth / scale, cam_from_world=torch.from_numpy(moved).to(out.cam_from_world))
 
 
+def _with_lenses(out: MultiViewOutput, views: Sequence[Prepared], cameras: Sequence[PhotoCamera]) -> MultiViewOutput:
+    """The output with the K of the lenses that are known, whose undistorted photos the network saw."""
+    K = out.K.double().cpu().numpy().copy()
+    for number, (view, one) in enumerate(zip(views, cameras)):
+        if not one.camera.is_pinhole:
+            K[number] = K_from_centres(view.network_from_image @ one.K)
+    return replace(out, K=torch.from_numpy(K).to(out.K))
+
+
+def _shown(view: Prepared, known: PhotoCamera) -> np.ndarray:
+    """(h, w) bool: which pixels of the network's input the photo has."""
+    if known.camera.is_pinhole:
+        return np.ones((view.height, view.width), bool)
+    pixels = transform_pixels(np.linalg.inv(view.network_from_image), pixel_grid(view.height, view.width))
+    return shown_in_photo(known.camera, pixels)
+
+
 @dataclass(frozen=True)
 class _Maps:
     """`poses` (V, 4, 4) world_from_cam, `depth` (V, h, w), float64, the point maps, and what was left out of them."""
@@ -209,8 +239,11 @@ class _Maps:
     note: str
 
 
-def _maps(out: MultiViewOutput, views: Sequence[Prepared], min_confidence: float | None, world_given: bool) -> _Maps:
-    """The points of all views; without a given world in the first view's camera."""
+def _maps(
+    out: MultiViewOutput, views: Sequence[Prepared], shown: np.ndarray, min_confidence: float | None, world_given: bool
+) -> _Maps:
+    """The points of all views where the photos are `shown` (V, h, w); without a given world in the first view's
+    camera."""
     depth, confidence = (part.double().cpu().numpy() for part in (out.depth, out.confidence))
     poses = inverse(out.cam_from_world.double().cpu().numpy())
     poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3])  # the network's are float32
@@ -218,7 +251,7 @@ def _maps(out: MultiViewOutput, views: Sequence[Prepared], min_confidence: float
         poses = inverse(poses[0]) @ poses
         poses[0] = np.eye(4)
     sky = np.zeros(depth.shape, bool) if out.sky is None else (out.sky >= SKY).cpu().numpy()
-    usable = np.isfinite(depth) & (depth > 0) & ~sky
+    usable = np.isfinite(depth) & (depth > 0) & ~sky & shown
     if not usable.any():
         raise JobFailed("the model finds nothing but sky in these photos; take others, or leave --metric-model out")
     if min_confidence is None:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dune_cli import console, optional
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import backproject, pixel_grid, transform_pixels
 from dune_cli.geometry.depth_maps import depth_edges
 from dune_cli.geometry.global_alignment import Alignment, PairPoints
 from dune_cli.geometry.poses import transform_points
 from dune_cli.io.cache import WorkFolder, key_of
 from dune_cli.io.photos import PhotoInfo, read_photo
-from dune_cli.io.preprocess import prepare
+from dune_cli.io.preprocess import Prepared, prepare
+from dune_cli.io.undistortion import prepared_photo, shown_in_photo
 from dune_cli.sfm.scene import PointMap
 
 if TYPE_CHECKING:
@@ -41,13 +43,15 @@ MAPS_LAYOUT = {
 @dataclass(frozen=True)
 class EncodedPhoto:
     """A photo after the encoder: its metadata, its `key` in the cache, the network's input as `colors` (h, w, 3) uint8
-    with `network_from_image` (3, 3), and `descriptor` (E,), the mean of its tokens with unit length."""
+    with `network_from_image` (3, 3), and `descriptor` (E,), the mean of its tokens with unit length. `lens`: its
+    camera, where it has distortion; pixels are then those of the undistorted photo, the pinhole camera `lens.K`."""
 
     info: PhotoInfo
     key: str
     colors: np.ndarray
     network_from_image: np.ndarray
     descriptor: np.ndarray
+    lens: Camera | None = None
 
     @property
     def anchor_pixels(self) -> np.ndarray:
@@ -61,6 +65,14 @@ class EncodedPhoto:
         """(A, 2) the same in pixels of the photo."""
         return transform_pixels(np.linalg.inv(self.network_from_image), self.anchor_pixels)
 
+    def in_photo(self, pixels: np.ndarray) -> np.ndarray:
+        """(..., 2) where the photo's file has `pixels` (..., 2); NaN for none."""
+        return pixels if self.lens is None else self.lens.distort(pixels)
+
+    def shows(self, pixels: np.ndarray) -> np.ndarray:
+        """(...) bool: whether the photo shows `pixels` (..., 2); what a lens does not fill is not shown."""
+        return np.ones(pixels.shape[:-1], bool) if self.lens is None else shown_in_photo(self.lens, pixels)
+
 
 class PairDecoder:
     """A two-view model with the cache of what it has computed."""
@@ -71,16 +83,20 @@ class PairDecoder:
         self.key = (model.source.name, model.source.sha256 or "", size_px, *dtypes)
         self._tokens: OrderedDict[str, ViewFeatures] = OrderedDict()
 
-    def encode(self, paths: Sequence[Path]) -> list[EncodedPhoto]:
-        """Every photo, encoded unless its tokens are cached."""
-        return [self._encode(path) for path in console.progress(paths, "encoding photos", len(paths), "photo")]
+    def encode(self, paths: Sequence[Path], lenses: Sequence[Camera | None]) -> list[EncodedPhoto]:
+        """Every photo, encoded unless its tokens are cached. `lenses`: None for a pinhole camera."""
+        numbers = console.progress(range(len(paths)), "encoding photos", len(paths), "photo")
+        return [self._encode(paths[number], lenses[number]) for number in numbers]
 
-    def _encode(self, path: Path) -> EncodedPhoto:
+    def _prepare(self, rgb: np.ndarray) -> Prepared:
+        return prepare(rgb, self.size_px, self.model.patch, self.model.crop_square_to_4_3)
+
+    def _encode(self, path: Path, lens: Camera | None) -> EncodedPhoto:
         import torch
 
         photo = read_photo(path)
-        prepared = prepare(photo.rgb, self.size_px, self.model.patch, self.model.crop_square_to_4_3)
-        key = key_of(photo.sha256, *self.key)
+        prepared = self._prepare(photo.rgb) if lens is None else prepared_photo(photo.rgb, lens, self._prepare)
+        key = key_of(photo.sha256, *self.key, *(() if lens is None else (repr(lens),)))
         arrays = self.cache.read(TOKENS, key, TOKENS_LAYOUT)
         if arrays is None:
             device = next(self.model.parameters()).device
@@ -95,6 +111,7 @@ class PairDecoder:
             np.rint(255 * prepared.image.transpose(1, 2, 0)).astype(np.uint8),
             prepared.network_from_image,
             mean / max(float(np.linalg.norm(mean)), 1e-12),
+            lens,
         )
 
     def decode(
@@ -107,7 +124,8 @@ class PairDecoder:
         for row, (i, j) in enumerate(console.progress(ordered_pairs, "decoding pairs", len(ordered_pairs), "pair")):
             arrays = self._decode(photos[i], photos[j])
             points[row], confidence[row] = arrays["anchor_points"], arrays["anchor_confidence"]
-        usable = np.isfinite(points).all(-1) & (confidence >= min_confidence)
+        shown = np.stack([photo.shows(photo.anchors) for photo in photos])[np.array(ordered_pairs, np.int64)]
+        usable = np.isfinite(points).all(-1) & (confidence >= min_confidence) & shown
         return PairPoints(
             pairs=np.array(ordered_pairs, np.int64),
             points=np.where(usable[..., None], points, 1.0),
@@ -154,7 +172,7 @@ class PairDecoder:
         if photo.key not in self._tokens:
             arrays = self.cache.read(TOKENS, photo.key, TOKENS_LAYOUT)
             if arrays is None:
-                self._encode(photo.info.path)
+                self._encode(photo.info.path, photo.lens)
                 arrays = self.cache.read(TOKENS, photo.key, TOKENS_LAYOUT)
             assert arrays is not None, "it was written just now"
             rows, columns = arrays["grid"].tolist()
@@ -206,6 +224,7 @@ def fuse_pointmaps(
     valid &= ~depth_edges(np.where(valid, depth, 1.0), valid)
     image_from_map = np.linalg.inv(photo.network_from_image)
     pixels = transform_pixels(image_from_map, pixel_grid(*depth.shape))
+    valid &= photo.shows(pixels)
     points = transform_points(alignment.world_from_cam[view], backproject(pixels, depth, alignment.K[view]))
     return PointMap(points, confidence, valid, photo.colors, image_from_map)
 

@@ -16,6 +16,7 @@ import numpy as np
 from dune_cli import console
 from dune_cli.errors import JobFailed, UserError
 from dune_cli.geometry.absolute_pose import AbsolutePose, estimate_absolute_pose
+from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.cameras import K_from_focal, focal_from_point_map, pixel_grid, project, transform_pixels
 from dune_cli.geometry.depth_maps import depth_edges
 from dune_cli.geometry.global_alignment import (
@@ -29,15 +30,17 @@ from dune_cli.geometry.global_alignment import (
 from dune_cli.geometry.poses import inverse, subtract_world_offset, transform_points, vector_angle, world_offset
 from dune_cli.geometry.two_view import parallax_angles
 from dune_cli.io.cache import WorkFolder
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.outputs import scratch_folder
 from dune_cli.io.photo_names import relative_names
 from dune_cli.io.photos import Photo, read_photo
 from dune_cli.io.preprocess import Prepared, prepare
+from dune_cli.io.undistortion import prepared_photo, shown_in_photo
 from dune_cli.provenance import Run
 from dune_cli.sfm.pairs import select_pairs
 from dune_cli.sfm.scale import check_distinct_centres, scale_by_baseline
 from dune_cli.sfm.scene import LARGE_COORDINATES_NOTE, ImagePair, PointMap, Scene, View
-from dune_cli.tasks.reconstruct.config import Intrinsics, IntrinsicsOf, PointmapsConfig
+from dune_cli.tasks.reconstruct.config import CamerasOf, PointmapsConfig, lenses_of
 from dune_cli.tasks.reconstruct.pairwise_pointmaps import EncodedPhoto, PairDecoder, fuse_pointmaps
 
 if TYPE_CHECKING:
@@ -54,7 +57,7 @@ RefineCameras = Callable[[Alignment, PairPoints], Alignment]
 
 def reconstruct(
     paths: Sequence[Path],
-    intrinsics_of: IntrinsicsOf,
+    cameras_of: CamerasOf,
     model: TwoViewModel,
     config: PointmapsConfig,
     run: Run,
@@ -64,10 +67,10 @@ def reconstruct(
 ) -> Scene:
     """The scene of two or more photos, with dense points.
 
-    `intrinsics_of` gives K and its source of each photo; a "default" K is estimated. Of more than two photos: `cache`
-    keeps tokens and maps for the next run (None: nothing is kept); `known_poses`, photo -> `world_from_cam` (4, 4), set
-    the world, less the scene's `world_offset` where coordinates are large; `refine_cameras` may improve the aligned
-    cameras.
+    `cameras_of` gives the camera of each photo; a "default" K is estimated, and photos with a lens are undistorted for
+    the model. Of more than two photos: `cache` keeps tokens and maps for the next run (None: nothing is kept);
+    `known_poses`, photo -> `world_from_cam` (4, 4), set the world, less the scene's `world_offset` where coordinates
+    are large; `refine_cameras` may improve the aligned cameras.
 
     Raises JobFailed where no two photos give a scene: too few points are confident, no focal length fits them, no pose
     does, or no two photos' maps agree. UserError for pairs that do not fit, and for a baseline beside known poses.
@@ -75,14 +78,12 @@ def reconstruct(
     if config.is_stereo_pair(paths, known_poses):
         with run.stage("read"):
             photos = [read_photo(path) for path in paths]
-            intrinsics = intrinsics_of([photo.info for photo in photos])
-        return reconstruct_pair(photos, intrinsics, model, config, run)
+            cameras = cameras_of([photo.info for photo in photos])
+        return reconstruct_pair(photos, cameras, model, config, run)
     if cache is None:
         with scratch_folder() as folder:
-            return reconstruct(
-                paths, intrinsics_of, model, config, run, WorkFolder(folder), known_poses, refine_cameras
-            )
-    scene = _reconstruct_many(paths, intrinsics_of, model, config, run, cache, known_poses or {}, refine_cameras)
+            return reconstruct(paths, cameras_of, model, config, run, WorkFolder(folder), known_poses, refine_cameras)
+    scene = _reconstruct_many(paths, cameras_of, model, config, run, cache, known_poses or {}, refine_cameras)
     if not config.fuse:
         return scene
     from dune_cli.mvs.densify import fuse_scene
@@ -92,7 +93,7 @@ def reconstruct(
 
 def _reconstruct_many(
     paths: Sequence[Path],
-    intrinsics_of: IntrinsicsOf,
+    cameras_of: CamerasOf,
     model: TwoViewModel,
     config: PointmapsConfig,
     run: Run,
@@ -104,12 +105,12 @@ def _reconstruct_many(
     retrieval."""
     decoder = PairDecoder(model, config.size_px or model.size, cache)
     with run.stage("encode"):
-        encoded = decoder.encode(paths)
+        encoded = decoder.encode(paths, lenses_of(paths, cameras_of))
     indices = _distinct(encoded)
     if len(indices) < 2:
         raise JobFailed(f"all {len(encoded)} photos are the same picture; take photos from different places")
     photos = [encoded[index] for index in indices]
-    intrinsics = intrinsics_of([photo.info for photo in encoded])
+    cameras = cameras_of([photo.info for photo in encoded])
     selection = select_pairs(
         config.pairs,
         [photo.info.path for photo in photos],
@@ -122,7 +123,7 @@ def _reconstruct_many(
     with run.stage("decode"):
         data = decoder.decode(photos, pairs, config.min_confidence)
     if config.masks is not None:
-        used = [config.masks.used_at(photo.info.path, anchors) for photo, anchors in zip(photos, data.anchors)]
+        used = [config.masks.used_at(one.info.path, one.in_photo(at)) for one, at in zip(photos, data.anchors)]
         data = replace(data, confidence=np.where(np.stack(used)[data.pairs], data.confidence, 0.0))
     paired = sorted({view for pair in pairs for view in pair})
     if len(paired) < len(photos):  # a user's list of pairs need not name all
@@ -136,7 +137,7 @@ def _reconstruct_many(
     check_distinct_centres(known_poses)
     offset = world_offset(np.array([pose[:3, 3] for pose in known_poses.values()]))
     known_poses = {path: subtract_world_offset(pose, offset) for path, pose in known_poses.items()}
-    known = _known_cameras(photos, [intrinsics[i] for i in indices], known_poses, config.fixed_poses)
+    known = _known_cameras(photos, [cameras[i] for i in indices], known_poses, config.fixed_poses)
     has_poses = bool(known.has_pose.any())
     with run.stage("align"):
         alignment = align(data, known, AlignConfig(seed=config.seed))
@@ -150,8 +151,8 @@ def _reconstruct_many(
     with run.stage("dense"):
         maps = [fuse_pointmaps(decoder, photos, data, alignment, v, config.min_confidence) for v in range(len(photos))]
         if config.masks is not None:
-            maps = [one and config.masks.on_map(one, photo.info.path) for one, photo in zip(maps, photos)]
-    views = _views(encoded, indices, intrinsics, alignment, maps)
+            maps = [one and config.masks.on_map(one, photo.info.path, photo.lens) for one, photo in zip(maps, photos)]
+    views = _views(encoded, indices, cameras, alignment, maps)
     components = tuple(tuple(indices[v] for v in component) for component in alignment.groups)
     scene = Scene(
         method="pointmap",
@@ -196,12 +197,12 @@ def _renumbered(data: PairPoints, views: Sequence[int]) -> PairPoints:
 
 
 def _known_cameras(
-    photos: Sequence[EncodedPhoto], intrinsics: Intrinsics, poses: Mapping[Path, np.ndarray], fixed_poses: bool
+    photos: Sequence[EncodedPhoto], cameras: Sequence[PhotoCamera], poses: Mapping[Path, np.ndarray], fixed_poses: bool
 ) -> KnownCameras:
     known = KnownCameras.nothing(len(photos))
-    for index, (photo, (K, source)) in enumerate(zip(photos, intrinsics)):
-        if source != "default":
-            known.K[index] = K
+    for index, (photo, camera) in enumerate(zip(photos, cameras)):
+        if camera.source != "default":
+            known.K[index] = camera.K
         if photo.info.path in poses:
             known.world_from_cam[index] = poses[photo.info.path]
     return KnownCameras(known.K, known.world_from_cam, poses_are_priors=not fixed_poses)
@@ -210,7 +211,7 @@ def _known_cameras(
 def _views(
     encoded: Sequence[EncodedPhoto],
     indices: Sequence[int],
-    intrinsics: Intrinsics,
+    cameras: Sequence[PhotoCamera],
     alignment: Alignment,
     maps: Sequence[PointMap | None],
 ) -> tuple[View, ...]:
@@ -219,8 +220,8 @@ def _views(
     names = relative_names([photo.info.path for photo in encoded])
     first_of = {photo.info.sha256: i for i, photo in reversed(list(enumerate(encoded)))}
     views = []
-    for index, (photo, (K, source)) in enumerate(zip(encoded, intrinsics)):
-        info, v = photo.info, view_of.get(index)
+    for index, (photo, camera) in enumerate(zip(encoded, cameras)):
+        info, v, K, source = photo.info, view_of.get(index), camera.K, camera.source
         pose, reason, dense = NO_POSE, None, None
         if v is None:
             first = first_of[info.sha256]
@@ -247,6 +248,7 @@ def _views(
                 world_from_cam=pose,
                 registered=reason is None,
                 dense=dense,
+                lens=photo.lens,
                 reason=reason,
                 orientation=info.orientation,
             )
@@ -318,31 +320,34 @@ class ViewMap:
 
 
 def reconstruct_pair(
-    photos: Sequence[Photo], intrinsics: Intrinsics, model: TwoViewModel, config: PointmapsConfig, run: Run
+    photos: Sequence[Photo], known: Sequence[PhotoCamera], model: TwoViewModel, config: PointmapsConfig, run: Run
 ) -> Scene:
-    """The scene of two photos with `intrinsics` (K, source) each. A "default" K is replaced: camera 1's focal length
-    comes from its own map, camera 2's from the map of the swapped pair. Raises JobFailed as `reconstruct` does."""
+    """The scene of two photos with their `known` cameras. A "default" K is replaced: camera 1's focal length comes from
+    its own map, camera 2's from the map of the swapped pair. Raises JobFailed as `reconstruct` does."""
     size_px = config.size_px or model.size
-    inputs = [prepare(photo.rgb, size_px, model.patch, model.crop_square_to_4_3) for photo in photos]
-    default = [source == "default" for _, source in intrinsics]
+
+    def prepare_view(rgb: np.ndarray) -> Prepared:
+        return prepare(rgb, size_px, model.patch, model.crop_square_to_4_3)
+
+    inputs = [prepared_photo(photo.rgb, one.camera, prepare_view) for photo, one in zip(photos, known)]
+    default = [one.source == "default" for one in known]
     with run.stage("network"):
         maps, own_map2 = predict(model, inputs, swapped=default[1])
-    if config.masks is not None:
-        first, second = (photo.path for photo in photos)
-        maps = [maps[0].only(config.masks.used_at(first, maps[0].pixels)), maps[1]]
-        used = config.masks.used_at(second, maps[1].pixels)
-        maps[1], own_map2 = maps[1].only(used), own_map2.only(used)
+    used = [_used(config, photo, one.camera, view_map.pixels) for photo, one, view_map in zip(photos, known, maps)]
+    maps, own_map2 = [view_map.only(shown) for view_map, shown in zip(maps, used)], own_map2.only(used[1])
     with run.stage("pose"):
         cameras = []
-        for photo, (K, source), own_map, unknown in zip(photos, intrinsics, (maps[0], own_map2), default):
+        for photo, one, own_map, unknown in zip(photos, known, (maps[0], own_map2), default):
             cameras.append(
-                (_estimated_K(photo, own_map, config.min_confidence), "estimated") if unknown else (K, source)
+                (_estimated_K(photo, own_map, config.min_confidence), "estimated") if unknown else (one.K, one.source)
             )
-        pose, used = _second_pose(photos[1], maps[1], cameras[1][0], inputs[1], config)
+        pose, count = _second_pose(photos[1], maps[1], cameras[1][0], inputs[1], config)
     views, edge_points = [], 0
+    lenses = [None if one.camera.is_pinhole else one.camera for one in known]
     names = relative_names([photo.path for photo in photos])
     cam_from_world = (np.eye(4), pose.cam_from_world)
-    for name, photo, (K, source), one, prepared, to_cam in zip(names, photos, cameras, maps, inputs, cam_from_world):
+    rows = zip(names, photos, cameras, maps, inputs, cam_from_world, lenses)
+    for name, photo, (K, source), one, prepared, to_cam, lens in rows:
         depth = transform_points(to_cam, one.points)[..., 2]
         confident = one.confident(config.min_confidence) & (depth > 0)
         edges = depth_edges(depth, confident)
@@ -350,15 +355,13 @@ def reconstruct_pair(
         colors = np.rint(255 * prepared.image.transpose(1, 2, 0)).astype(np.uint8)
         image_from_map = np.linalg.inv(prepared.network_from_image)
         dense = PointMap(one.points, one.confidence, confident & ~edges, colors, image_from_map)
-        pose_world = inverse(to_cam)
-        views.append(
-            View(name, photo.width, photo.height, K, source, pose_world, dense=dense, orientation=photo.orientation)
-        )
+        described = (name, photo.width, photo.height, K, source, inverse(to_cam))
+        views.append(View(*described, dense=dense, lens=lens, orientation=photo.orientation))
     shared = maps[1].points[maps[1].confident(config.min_confidence)]
     scene = Scene(
         method="pointmap",
         views=tuple(views),
-        pairs=(ImagePair((0, 1), used, int(pose.inliers.sum())),),
+        pairs=(ImagePair((0, 1), count, int(pose.inliers.sum())),),
         sparse=None,
         scale="metric",
         scale_note=None,
@@ -370,6 +373,12 @@ def reconstruct_pair(
     _check_points(scene)
     scene = scene.with_masks(config.masks and config.masks.of_point_maps)
     return scene if config.baseline is None else scale_by_baseline(scene, config.baseline, None)
+
+
+def _used(config: PointmapsConfig, photo: Photo, camera: Camera, pixels: np.ndarray) -> np.ndarray:
+    """(...) bool: whether the photo shows `pixels` (..., 2) of the undistorted photo, and no mask covers them."""
+    used = np.ones(pixels.shape[:-1], bool) if camera.is_pinhole else shown_in_photo(camera, pixels)
+    return used if config.masks is None else used & config.masks.used_at(photo.path, camera.distort(pixels))
 
 
 def predict(model: TwoViewModel, inputs: Sequence[Prepared], swapped: bool) -> tuple[list[ViewMap], ViewMap]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 
 from dune_cli.bodies.found_joints import FoundJoints, fit_confidence
 from dune_cli.errors import UserError
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.joint_files import JointSet
 from dune_cli.io.photos import Photo, read_photo
 from dune_cli.models.people_poses import BLAZEPOSE_NAMES
@@ -86,10 +89,30 @@ def test_a_size_is_told_by_bones() -> None:
 
     small = JointSet(LANDMARKS, posed.landmarks * 0.7, np.ones((2, len(LANDMARKS))))
     photo = Photo(Path("a.png"), np.zeros((480, 640, 3), np.uint8), "")
-    found = human.predict_from_joints(fitter, photo, small, K, "given")
+    found = human.predict_from_joints(fitter, photo, small, PhotoCamera.of_matrix(K, "given", 640, 480))
     assert found.assumed_height is None
     wanted = posed.stature * 0.7
     assert [person.height for person in found.people] == pytest.approx(wanted, rel=0.08)
+
+
+def test_joints_of_a_photo_with_a_lens() -> None:
+    """The same body as of a pinhole camera's joints, with its pixels where the lens has them."""
+    fitter = human.load_fitter()
+    names = ("nose", "left_shoulder", "right_shoulder", "left_hip", "right_hip", "left_knee", "right_knee")
+    points = [(120, 100), (150, 150), (90, 150), (140, 260), (100, 260), (142, 330), (96, 330)]
+    lens = Camera("OPENCV_FISHEYE", (300.0, 301.0, 310.0, 240.0, 0.03, -0.01, 0.001, 0.0), 640, 480)
+    straight = JointSet(names, np.array([points], float), np.ones((1, len(names))))
+    photo = Photo(Path("a.png"), np.zeros((480, 640, 3), np.uint8), "")
+    pinhole = PhotoCamera.of_matrix(lens.K, "given", 640, 480)
+    (plain,) = human.predict_from_joints(fitter, photo, straight, pinhole).people
+    bent = replace(straight, values=lens.distort(straight.values))
+    found = human.predict_from_joints(fitter, photo, bent, PhotoCamera(lens, "given", lens_known=True))
+    (person,) = found.people
+    assert found.lens == lens
+    np.testing.assert_allclose(person.joints3d, plain.joints3d, atol=1e-4)
+    np.testing.assert_allclose(person.joints2d, lens.distort(plain.joints2d.double().numpy()), atol=0.05)
+    np.testing.assert_allclose(person.landmarks2d, lens.distort(plain.landmarks2d), atol=0.05)
+    assert 0 < person.fit_residual_px < plain.fit_residual_px + 1
 
 
 def test_people_with_few_joints_are_left_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 import torch
 
 from dune_cli.errors import UserError, WeightsMissing
+from dune_cli.geometry.camera_models import Camera
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import Photo
+from dune_cli.io.undistortion import StraightPhoto
 from dune_cli.tasks.human import HumanModel, Person, PhotoPeople, cameras, load_human, predict, select
 from support.body_rotations import from_rotvec
 from support.human_files import ANNY, SMPLX, human_image, min_score, write_human, write_small, write_smplx
@@ -129,12 +133,13 @@ def _photo(width: int, height: int) -> Photo:
 def test_all_pixels_are_those_of_the_photo(small: HumanModel, width: int, height: int) -> None:
     photo = _photo(width, height)
     K = np.array([[310.0, 0, 0.4 * width], [0, 305, 0.6 * height], [0, 0, 1]])
-    for given, source in ((K, "given"), (None, None)):
-        detected = predict(small, photo, given, source, 0.3)
+    for given in (PhotoCamera.of_matrix(K, "given", width, height), None):
+        detected = predict(small, photo, given, 0.3)
         assert detected.people
         if given is not None:
             assert np.array_equal(detected.K, K)
-        assert detected.camera_source == (source or ("predicted" if small.network.predicts_camera else "default"))
+        without = "predicted" if small.network.predicts_camera else "default"
+        assert detected.camera_source == ("given" if given else without)
         for person in detected.people:
             joints = person.joints3d.double().numpy()
             projected = joints @ detected.K.T
@@ -155,6 +160,26 @@ def test_all_pixels_are_those_of_the_photo(small: HumanModel, width: int, height
             assert np.allclose(person.bbox_xyxy.numpy(), box, rtol=1e-3, atol=0.05)
 
 
+@pytest.mark.parametrize("model", ["FULL_OPENCV", "OPENCV_FISHEYE"])
+def test_pixels_of_a_photo_with_a_lens_are_those_of_the_lens(small: HumanModel, model: str) -> None:
+    terms = {"FULL_OPENCV": (-0.2, 0.05, 0.002, -0.001, 0.01, 0.02, 0, 0), "OPENCV_FISHEYE": (0.02, -0.01, 0.001, 0)}
+    lens = Camera(model, (230.0, 231.0, 190.0, 120.0, *terms[model]), 400, 224)
+    photo = _photo(400, 224)
+    found = predict(small, photo, PhotoCamera(lens, "given", lens_known=True), 0.3)
+    assert found.people and found.lens == lens and found.photo is photo and np.array_equal(found.K, lens.K)
+    straight = StraightPhoto.of(lens)
+    undistorted = replace(photo, rgb=straight.image(photo.rgb))
+    plain = predict(small, undistorted, PhotoCamera.of_matrix(straight.K, "given", 400, 224), 0.3)
+    for person, other in zip(found.people, plain.people, strict=True):
+        assert torch.equal(person.vertices, other.vertices)
+        joints = person.joints3d.double().numpy()
+        np.testing.assert_allclose(person.joints2d, lens.project(joints), atol=1e-3)
+        in_photo = straight.pixels_in_photo(other.joints2d.double().numpy())
+        ahead = np.isfinite(in_photo).all(-1) & (joints[:, 2] > 0.05)
+        np.testing.assert_allclose(person.joints2d.numpy()[ahead], in_photo[ahead], rtol=1e-3, atol=0.05)
+        assert person.bbox_xyxy[0] <= person.head_px[0] <= person.bbox_xyxy[2]
+
+
 def test_the_unknown_camera_has_its_centre_in_the_photos_middle(small: HumanModel) -> None:
     for width, height in ((400, 200), (200, 400)):  # 112 x 56 in the square: equal borders
         K = predict(small, _photo(width, height)).K
@@ -165,11 +190,11 @@ def test_the_unknown_camera_has_its_centre_in_the_photos_middle(small: HumanMode
 
 def test_known_cameras_are_kept_and_unknown_ones_left_to_the_network() -> None:
     plain, with_exif = _photo(400, 224), Photo(Path("b.jpg"), np.zeros((224, 400, 3), np.uint8), "0" * 64, 350.0)
-    assert cameras([plain], None, None) == [(None, None)]
-    ((K, source),) = cameras([with_exif], None, None)
-    assert (K[0, 0], source) == (350.0, "exif")
-    ((K, source),) = cameras([plain], "300,301,200,112", None)
-    assert (K[1, 1], source) == (301.0, "given")
+    assert cameras([plain], None, None) == [None]
+    (camera,) = cameras([with_exif], None, None)
+    assert (camera.K[0, 0], camera.source) == (350.0, "exif")
+    (camera,) = cameras([plain], "300,301,200,112", None)
+    assert (camera.K[1, 1], camera.source) == (301.0, "given")
 
 
 def _person(box: list[float]) -> Person:

@@ -14,6 +14,7 @@ from dune_cli.geometry import cameras
 from dune_cli.geometry.poses import inverse, rotation_angle, rotation_from_rotvec
 from dune_cli.geometry.sim3 import move_poses
 from dune_cli.io.bounded_resize import bounded_resize
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.models.depth_anything3 import MultiViewOutput
 from dune_cli.provenance import Run, Source
 from dune_cli.sfm.multiview import K_from_centres
@@ -67,23 +68,23 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / f"{view}.png" for view in range(VIEWS)]
 
 
-def default(infos: object) -> list[tuple[np.ndarray, str]]:
-    return [(cameras.K_from_fov(55, *SIZE), "default") for _ in infos]
+def default(infos: list) -> list[PhotoCamera]:
+    return [PhotoCamera.of_matrix(cameras.K_from_fov(55, *SIZE), "default", *SIZE) for _ in infos]
 
 
-def given(infos: object) -> list[tuple[np.ndarray, str]]:
-    return [(K, "given") for _ in infos]
+def given(infos: list) -> list[PhotoCamera]:
+    return [PhotoCamera.of_matrix(K, "given", *SIZE) for _ in infos]
 
 
 def scene_of(
     paths: list[Path],
     model: ExactMultiView,
-    intrinsics: Callable = default,
+    cameras_of: Callable = default,
     poses: dict[Path, np.ndarray] | None = None,
     **settings: object,
 ) -> Scene:
     config = MultiviewConfig(size_px=SIZE_PX, **settings)
-    return reconstruct(paths, intrinsics, model, config, Run(), poses)
+    return reconstruct(paths, cameras_of, model, config, Run(), poses)
 
 
 def test_a_scene_has_the_first_camera_as_its_world(photos: list[Path]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from dune_cli.errors import JobFailed
 from dune_cli.geometry import cameras, poses
+from dune_cli.io.intrinsics import PhotoCamera
 from dune_cli.io.photos import Photo
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene
@@ -21,7 +22,8 @@ from support.half_masks import check_left_half_is_empty, left_half
 SIZES = [(400, 300), (240, 330)]
 K = [cameras.K_from_focal(350.0, *SIZES[0]), cameras.K_from_focal(310.0, *SIZES[1])]
 POSES = [np.eye(4), synthetic_scenes.pose((0.05, -0.2, 0.1), (0.9, 0.05, 0.1))]
-GUESS = [(cameras.K_from_fov(55, *size), "default") for size in SIZES]
+GUESS = [PhotoCamera.of_matrix(cameras.K_from_fov(55, *size), "default", *size) for size in SIZES]
+GIVEN = [PhotoCamera.of_matrix(k, "given", *size) for k, size in zip(K, SIZES)]
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +32,9 @@ def photos() -> list[Photo]:
     return [Photo(Path(f"{name}.png"), rgb, "0" * 64) for name, rgb in zip("ab", rendered)]
 
 
-def reconstruct(photos: list[Photo], model: ExactTwoView, intrinsics=None, **settings) -> Scene:
+def reconstruct(photos: list[Photo], model: ExactTwoView, known=None, **settings) -> Scene:
     config = PointmapsConfig(**settings)
-    return pointmaps.reconstruct_pair(photos, intrinsics or GUESS, model, config, Run())
+    return pointmaps.reconstruct_pair(photos, known or GUESS, model, config, Run())
 
 
 def model(**settings) -> ExactTwoView:
@@ -79,7 +81,7 @@ def test_noise_and_a_quarter_of_wrong_points_are_survived(photos: list[Photo], h
 
 def test_given_intrinsics_are_kept_and_the_second_pass_is_saved(photos: list[Photo]) -> None:
     exact = model()
-    scene = reconstruct(photos, exact, [(K[0], "given"), (K[1], "exif")])
+    scene = reconstruct(photos, exact, [GIVEN[0], PhotoCamera.of_matrix(K[1], "exif", *SIZES[1])])
     assert [view.focal_source for view in scene.views] == ["given", "exif"]
     np.testing.assert_array_equal(scene.views[1].K, K[1])
     assert exact.decoded == 1 and exact.encoded == 2
@@ -119,12 +121,10 @@ def test_a_seed_repeats(photos: list[Photo]) -> None:
 def test_too_little_confidence_is_named(photos: list[Photo]) -> None:
     with pytest.raises(JobFailed, match=r"reach the confidence 9.*--min-confidence"):
         reconstruct(photos, model(), min_confidence=9.0)
-    known = [(k, "given") for k in K]
     with pytest.raises(JobFailed, match=r"only 0 points of b\.png reach the confidence 9"):
-        reconstruct(photos, model(), known, min_confidence=9.0)
+        reconstruct(photos, model(), GIVEN, min_confidence=9.0)
 
 
 def test_maps_that_are_noise_give_no_pose(photos: list[Photo]) -> None:
-    known = [(k, "given") for k in K]
     with pytest.raises(JobFailed, match=r"no camera pose fits the model's points of b\.png"):
-        reconstruct(photos, model(wrong=1.0, noise=0.5), known)
+        reconstruct(photos, model(wrong=1.0, noise=0.5), GIVEN)

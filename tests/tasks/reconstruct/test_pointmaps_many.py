@@ -14,6 +14,7 @@ from dune_cli.checkpoints.loader import load_two_view
 from dune_cli.errors import DuneError, JobFailed, UserError
 from dune_cli.geometry import cameras, poses
 from dune_cli.io.cache import WorkFolder
+from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import Scene
 from dune_cli.tasks.reconstruct.config import PointmapsConfig
@@ -48,13 +49,13 @@ def model(**settings) -> ExactManyViews:
     return ExactManyViews(K, POSES, SIZES, **settings)
 
 
-def default(infos) -> list[tuple[np.ndarray, str]]:
-    return [(cameras.K_from_fov(55, photo.width, photo.height), "default") for photo in infos]
+def default(infos) -> list[PhotoCamera]:
+    return resolve_cameras(infos, None, None)
 
 
-def run(paths, network, folder: Path, intrinsics=default, poses_of=None, **settings) -> Scene:
+def run(paths, network, folder: Path, cameras_of=default, poses_of=None, **settings) -> Scene:
     config = PointmapsConfig(**settings)
-    return reconstruct(paths, intrinsics, network, config, Run(), WorkFolder(folder), poses_of)
+    return reconstruct(paths, cameras_of, network, config, Run(), WorkFolder(folder), poses_of)
 
 
 def check(scene: Scene, turn_deg: float, shift: float, focal: float) -> None:
@@ -114,7 +115,7 @@ def test_known_intrinsics_and_poses_are_kept(photos: list[Path], tmp_path: Path)
     shift = synthetic_scenes.pose((0.3, 0.2, -0.4), (5.0, 6.0, 7.0))
     known = {path: shift @ pose for path, pose in zip(photos, POSES)}
     del known[photos[4]]
-    given = [(k, "given") for k in K]
+    given = [PhotoCamera.of_matrix(k, "given", *size) for k, size in zip(K, SIZES)]
     network = model(noise=0.005, scales=0.2)
     scene = run(photos, network, tmp_path, lambda infos: given, known)
     for view, path, k in zip(scene.views, photos, K):
