@@ -2,7 +2,7 @@
 
 Each `cameras.json` under a root is a set (docs/file-formats.md): {"name", "scale" ("metric …" or "arbitrary"),
 "frames": [{"file" (relative to the json), "K" (3 x 3), "T_cam_to_world" (4 x 4), "width", "height", "dist_k1" (COLMAP's
-first radial term; 0 where absent)}]}. OpenCV axes, pixel centres at integers.
+first radial term; 0 where absent), or "camera" ({"model", "params"})}]}. OpenCV axes, pixel centres at integers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dune_cli.evaluation import metrics
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.geometry.poses import subtract_world_offset, world_offset
 from dune_cli.io.camera_checks import LARGEST_RADIAL, LARGEST_SIDE_PX, pinhole_matrix, rigid_pose
+from dune_cli.io.camera_files import camera_object
 from dune_cli.io.json_files import Fields
 from dune_cli.io.safe_read import is_file, read_json, shown
 from dune_cli.sfm.photo_map import MapImage, PhotoMap
@@ -114,15 +115,27 @@ def _read_set(file: Path) -> PosedSet:
 def _read_frame(file: Path, index: int, value: Any) -> MapImage | str:
     """The photo, or the reason why it cannot be scored."""
     frame = Fields(value, f"{file}, frame {index}")
-    missing = [key for key in REQUIRED if frame.get(key) is None]
+    needed = REQUIRED if frame.get("camera") is None else REQUIRED[1:]
+    missing = [key for key in needed if frame.get(key) is None]
     if missing:
         return f"{frame.where} lacks {', '.join(missing)}"
     photo = file.parent / frame.text("file")
     if not is_file(photo):
         raise UserError(f"{frame.where}: the photo {shown(str(photo), 200)} is not there")
     width, height = (frame.integer(side, low=1, high=LARGEST_SIDE_PX) for side in ("width", "height"))
-    K = pinhole_matrix(frame["K"], f"{frame.where}: K", width, height)
+    camera = _camera_of(frame, width, height)
     pose = rigid_pose(frame["T_cam_to_world"], f"{frame.where}: T_cam_to_world")
-    k1 = frame.number("dist_k1", 0.0, -LARGEST_RADIAL, LARGEST_RADIAL)
-    camera = Camera.brown(K, [k1], width, height)
     return MapImage(photo.name, photo, camera, pose)
+
+
+def _camera_of(frame: Fields, width: int, height: int) -> Camera:
+    """The photo's lens, or K and the first radial term. UserError for a panorama."""
+    if frame.get("camera") is not None:
+        camera = camera_object(frame["camera"], f"{frame.where}: camera", (width, height)).camera(width, height)
+        if camera.is_panorama:
+            raise UserError(f"{frame.where}: its camera is a panorama, and the benchmarks take cameras with a K")
+        pinhole_matrix(camera.K, f"{frame.where}: camera", width, height)
+        return camera
+    K = pinhole_matrix(frame["K"], f"{frame.where}: K", width, height)
+    k1 = frame.number("dist_k1", 0.0, -LARGEST_RADIAL, LARGEST_RADIAL)
+    return Camera.brown(K, [k1], width, height)

@@ -151,6 +151,8 @@ def test_the_second_matcher_of_a_cascade_is_asked_by_need(sets: list[PosedSet]) 
         ({"width": None}, "has no 'width'"),
         ({"file": "images/none.png"}, "none.png is not there"),
         ({"dist_k1": "x"}, "a number is needed"),
+        ({"camera": {"model": "LENS", "params": []}}, "the camera model LENS is unknown"),
+        ({"camera": {"model": "EQUIRECTANGULAR"}}, "is a panorama"),
     ],
 )
 def test_broken_frames(root: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -161,6 +163,17 @@ def test_broken_frames(root: Path, tmp_path: Path, change: dict[str, Any], words
     with pytest.raises(UserError) as caught:
         read_posed_sets(tmp_path)
     assert words in str(caught.value) and "frame 2" in str(caught.value)
+
+
+def test_a_frame_may_have_a_lens(root: Path, tmp_path: Path) -> None:
+    content = json.loads((root / "here" / "cameras.json").read_text())
+    content["frames"] = [entry | {"file": str(root / "here" / entry["file"])} for entry in content["frames"]]
+    lens = {"model": "OPENCV_FISHEYE", "params": [200.0, 201.0, 100.0, 90.0, 0.02, -0.004, 0.001, 0.0]}
+    content["frames"][2] = {k: v for k, v in content["frames"][2].items() if k != "K"} | {"camera": lens}
+    (tmp_path / "cameras.json").write_text(json.dumps(content))
+    (place,) = read_posed_sets(tmp_path)
+    camera = place.map.images[2].camera
+    assert camera.model == lens["model"] and list(camera.params) == lens["params"]
 
 
 def test_photos_and_places_without_a_truth_are_left_out(

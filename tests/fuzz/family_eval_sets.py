@@ -28,6 +28,8 @@ def samples(folder: Path) -> Sequence[Sample]:
         | {"depth": "d.png", "depth_scale": 1000}
         for pose in poses.tolist()
     ]
+    lens = {"model": "OPENCV_FISHEYE", "params": [20.0, 21.0, 16.0, 12.0, 0.02, -0.01, 0.0, 0.0]}
+    frames[1] = {key: value for key, value in frames[1].items() if key != "K"} | {"camera": lens}
     pairs = [
         {"id": f"{i}", "image_a": "p.png", "image_b": "p.png", "K_a": K, "K_b": K, "T_a2b": pose}
         for i, pose in enumerate(poses.tolist())
