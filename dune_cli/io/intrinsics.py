@@ -86,8 +86,11 @@ def resolve_cameras(
     for photo, own in zip(photos, cameras):
         if own.camera.is_panorama and not panoramas:
             raise _no_panorama(photo, own)
-    if panoramas and intrinsics is None and fov_deg is None:
-        _note_untold_spheres(photos, cameras)
+    if intrinsics is None and fov_deg is None:
+        if panoramas:
+            _note_untold_spheres(photos, cameras)
+        else:
+            _note_likely_spheres(photos, cameras)
     return cameras
 
 
@@ -180,6 +183,17 @@ def _note_untold_spheres(photos: Sequence[Photo | PhotoInfo], cameras: Sequence[
             f"{names[0]}{more} twice as wide as high and {say} nothing of the camera: a panorama of the whole sphere "
             f"is taken for one with --intrinsics {SPHERE}"
         )
+
+
+def _note_likely_spheres(photos: Sequence[Photo | PhotoInfo], cameras: Sequence[PhotoCamera]) -> None:
+    """A note about photos that are taken for a pinhole camera's and whose pixels say that they are panoramas."""
+    for photo, own in zip(photos, cameras):
+        if own.source == "default" and is_sphere_shaped(photo.width, photo.height) and _closes_around(photo):
+            console.note_once(
+                f"{photo.path.name} looks like a panorama of the whole sphere (its left and right edge join), and is "
+                "taken for a photo of a pinhole camera; cut a panorama into pictures first",
+                "likely panoramas",
+            )
 
 
 def find_panoramas(

@@ -50,4 +50,6 @@ def test_a_panorama_without_tags_has_a_sphere(tmp_path: Path, capsys: pytest.Cap
     assert "around.jpg: taken for a panorama of the whole sphere" in capsys.readouterr().err
     assert find_panoramas([path], None, None) == {0: Camera.sphere(640, 320)}
     assert resolve_cameras([info], None, 60.0, panoramas=True)[0].camera.model == "PINHOLE"
+    capsys.readouterr()
     assert resolve_cameras([info], None, None)[0].camera.model == "PINHOLE"  # for what takes no panorama
+    assert "around.jpg looks like a panorama of the whole sphere" in capsys.readouterr().err
