@@ -43,11 +43,11 @@ class StraightPhoto:
     @classmethod
     def of(cls, camera: Camera) -> StraightPhoto:
         """The pinhole camera along the same axis that shows all the photo does, up to WIDEST_DEG from the axis, in the
-        largest scale. That of the last camera is kept, for the photos and frames that have the same.
+        largest scale. That of the last camera is kept with its pixels, for photos and frames that have the same.
 
         UserError where the photo shows nothing within WIDEST_DEG.
         """
-        return _widest(camera)
+        return _kept(camera) if camera.width * camera.height <= KEPT_PIXELS else cls._of(camera)
 
     @classmethod
     def _of(cls, camera: Camera) -> StraightPhoto:
@@ -83,7 +83,7 @@ class StraightPhoto:
         bits = used.astype(np.uint8)
         return cv2.remap(bits, *self._photo_pixels, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT) > 0
 
-    @cached_property
+    @property
     def _photo_pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """x and y (H, W) float32 in the photo of all pixels of the pinhole camera."""
         parts = []
@@ -121,7 +121,7 @@ class StraightPhoto:
             borderMode=cv2.BORDER_CONSTANT, borderValue=float("nan"),
         )  # fmt: skip
 
-    @cached_property
+    @property
     def _own_pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """x and y (H, W) float32 in the pinhole camera's image of all pixels of the photo."""
         rays = self._turned(self.camera.unproject(pixel_grid(self.camera.height, self.camera.width)))
@@ -136,13 +136,21 @@ class StraightPhoto:
         return pixels[..., 0], pixels[..., 1]
 
 
+class _KeptStraightPhoto(StraightPhoto):
+    """One that computes once where its pixels and those of the photo are in one another."""
+
+    @cached_property
+    def _photo_pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        return super()._photo_pixels
+
+    @cached_property
+    def _own_pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        return super()._own_pixels
+
+
 @lru_cache(maxsize=1)
 def _kept(camera: Camera) -> StraightPhoto:
-    return StraightPhoto._of(camera)
-
-
-def _widest(camera: Camera) -> StraightPhoto:
-    return _kept(camera) if camera.width * camera.height <= KEPT_PIXELS else StraightPhoto._of(camera)
+    return _KeptStraightPhoto._of(camera)
 
 
 def prepared_photo(rgb: np.ndarray, camera: Camera, prepare: Callable[[np.ndarray], Prepared]) -> Prepared:
