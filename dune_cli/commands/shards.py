@@ -248,9 +248,11 @@ def stored_weights(*names: str | None) -> list[str | None]:
 
 
 def one_camera(cameras: Any) -> None:
-    """UserError for --intrinsics with a camera for each photo in the order of the command line."""
+    """UserError for --intrinsics with a camera for each photo in the order of the command line, or without any."""
+    from dune_cli.io.intrinsics import check_intrinsics
     from dune_cli.io.safe_read import is_file
 
     text = cameras.intrinsics
     if text is not None and ";" in text and not is_file(Path(text).expanduser()):
         raise UserError("--intrinsics with several cameras is for few photos; give one for all, or a file of cameras")
+    check_intrinsics(text)

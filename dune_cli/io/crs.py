@@ -115,6 +115,15 @@ class CrsFrame:
         longitude, latitude, height = self._from_wgs84.transform(x, y, z, direction="INVERSE")
         return self._checked(np.stack([latitude, longitude, height if self.crs.is_geocentric else z], axis=-1))
 
+    def from_crs(self, points: np.ndarray, other: CrsFrame) -> np.ndarray:
+        """x, y, z (..., 3) of points of another system. Between projected ones by the conversion of one to the other,
+        which is more exact than those to and from WGS84 (GDA94 and GDA2020 are 1.8 m apart, and both called WGS84)."""
+        if self.crs.is_geocentric or other.crs.is_geocentric:
+            return self.from_geodetic(other.to_geodetic(points))
+        x, y, z = np.moveaxis(np.asarray(points, np.float64), -1, 0)
+        x, y = _transformer(other.crs, self.crs, self.name).transform(x, y)
+        return self._checked(np.stack([x, y, z], axis=-1))
+
     def stretch(self, geodetic: np.ndarray) -> float:
         """The length of a metre on the ellipsoid at a place (3,), in the system's units."""
         if self.crs.is_geocentric:
@@ -212,7 +221,9 @@ def _transformer(source: Any, target: Any, name: str) -> Any:
     try:
         return pyproj.Transformer.from_crs(source, target, always_xy=True)
     except pyproj.exceptions.ProjError as error:
-        raise UserError(f"WGS84 cannot be converted to {name} ({str(error).splitlines()[0]}); name another") from error
+        raise UserError(
+            f"the positions cannot be converted to {name} ({str(error).splitlines()[0]}); name another"
+        ) from error
 
 
 def _label(crs: Any, name: str) -> str:

@@ -321,8 +321,9 @@ def _note_resized(
 def one_by_one(intrinsics: str | None, count: int) -> list[str | None]:
     """The `intrinsics` for each of `count` photos that `resolve_intrinsics` gets one at a time.
 
-    UserError for several cameras whose number is not that of the photos.
+    UserError for several cameras whose number is not that of the photos, and for what holds no cameras.
     """
+    check_intrinsics(intrinsics)
     groups = [group for group in (intrinsics or "").split(";") if group.strip()]
     if len(groups) < 2 or is_file(Path(intrinsics or "").expanduser()):
         return [intrinsics] * count
@@ -364,16 +365,37 @@ def _note_fisheye(fov_deg: float) -> None:
 
 
 def _from_text_or_file(intrinsics: str, photos: Sequence[Photo | PhotoInfo]) -> Sequence[CameraEntry | None]:
-    path = Path(intrinsics).expanduser()
-    if intrinsics.strip() and (is_file(path) or is_folder(path)):
+    path = _named_file(intrinsics)
+    if path is not None:
         return _from_file(path, photos)
-    groups = [group for group in intrinsics.split(";") if group.strip()]
-    cameras = [_from_words(group, intrinsics) for group in groups]
-    if not cameras:
-        raise _no_form(intrinsics)
+    cameras = _cameras_in_words(intrinsics)
     if len(cameras) not in (1, len(photos)):
         raise _wrong_count(len(cameras), len(photos))
     return cameras * len(photos) if len(cameras) == 1 else cameras
+
+
+def _named_file(intrinsics: str) -> Path | None:
+    """The file or folder that `intrinsics` names; None where it names none."""
+    path = Path(intrinsics).expanduser()
+    return path if intrinsics.strip() and (is_file(path) or is_folder(path)) else None
+
+
+def _cameras_in_words(intrinsics: str) -> list[CameraEntry]:
+    cameras = [_from_words(group, intrinsics) for group in intrinsics.split(";") if group.strip()]
+    if not cameras:
+        raise _no_form(intrinsics)
+    return cameras
+
+
+def check_intrinsics(intrinsics: str | None) -> None:
+    """UserError for `intrinsics` that hold no cameras, whatever the photos are."""
+    if intrinsics is None or intrinsics.strip().upper() == SPHERE:
+        return
+    path = _named_file(intrinsics)
+    if path is not None:
+        _read_file(path)
+    else:
+        _cameras_in_words(intrinsics)
 
 
 def _from_words(group: str, intrinsics: str) -> CameraEntry:
@@ -396,24 +418,29 @@ def _no_form(intrinsics: str) -> UserError:
 
 def _from_file(path: Path, photos: Sequence[Photo | PhotoInfo]) -> Sequence[CameraEntry | None]:
     """The camera of each photo; None for photos that the file has none for, where it has one for others."""
-    table = read_camera_file(path)
-    if table is not None:
-        return _entries_of(photos, table)
-    try:
-        document = read_json(path, "an intrinsics file")
-    except UserError as error:
-        raise UserError(f"cannot read the intrinsics file {path}: {error}; allowed: {FORMS}") from error
-    if not isinstance(document, dict):
-        raise UserError(f'the intrinsics file {path} must hold an object {{"image name": 3x3 matrix}}')
-    table = json_cameras(path, document)
-    if table is not None:
-        return _entries_of(photos, table)
+    document = _read_file(path)
+    if isinstance(document, CameraTable):
+        return _entries_of(photos, document)
     keys = [_key_of(photo, document) for photo in photos]
     if not any(key is not None for key in keys):
         names = ", ".join(map(shown, list(document)[:4])) + (", ..." if len(document) > 4 else "")
         missing = ", ".join(photo.path.name for photo in photos[:3]) + (", ..." if len(photos) > 3 else "")
         raise UserError(f"the intrinsics file {path} has no camera for {missing}; it has: {names or 'none'}")
     return [None if key is None else _json_entry(document[key], f"{path}: {quoted(key)}") for key in keys]
+
+
+def _read_file(path: Path) -> CameraTable | dict[str, Any]:
+    """The cameras of a file; of a table of matrices by image names, its JSON object. UserError for other files."""
+    table = read_camera_file(path)
+    if table is not None:
+        return table
+    try:
+        document = read_json(path, "an intrinsics file")
+    except UserError as error:
+        raise UserError(f"cannot read the intrinsics file {path}: {error}; allowed: {FORMS}") from error
+    if not isinstance(document, dict):
+        raise UserError(f'the intrinsics file {path} must hold an object {{"image name": 3x3 matrix}}')
+    return json_cameras(path, document) or document
 
 
 def _json_entry(value: Any, where: str) -> CameraEntry:

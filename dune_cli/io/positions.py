@@ -1,9 +1,11 @@
 """Files with the positions of photos: tables with a line of column names, and OpenDroneMap's geo.txt.
 
-A table is separated by commas, semicolons, tabs or blanks. Its columns: photo; lat, lon, alt in degrees and metres, or
-x, y, z in metres; and as far as they are known the standard deviations sd, or sd_xy and sd_z. Other usual names of
-these columns are read, others ignored. geo.txt: a coordinate system on the first line, then photo, x, y, z on each line
-(OpenDroneMap, "Image Geolocation Files"); for a system in degrees x is the longitude.
+A table is separated by commas, semicolons, tabs, bars or blanks; decimals may have commas where semicolons separate.
+Its columns: photo; lat, lon, alt in degrees and metres, or x, y, z in metres; and as far as they are known the standard
+deviations sd, or sd_xy and sd_z. Other usual names of these columns are read, also with their unit in brackets, others
+ignored. The names may be in a comment, which Metashape writes, with the coordinate system in another.
+geo.txt: a coordinate system on the first line, then photo, x, y, z on each line (OpenDroneMap, "Image Geolocation
+Files"); for a system in degrees x is the longitude.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dune_cli import console
@@ -25,21 +27,35 @@ FORMS = (
     "OpenDroneMap's geo.txt"
 )
 COLUMNS = {
-    "photo": ("photo", "image", "name", "file", "filename", "image_name", "photo_name", "label", "sourcefile"),
-    "lat": ("lat", "latitude", "gpslatitude", "latitude_deg"),
-    "lon": ("lon", "lng", "long", "longitude", "gpslongitude", "longitude_deg"),
+    "photo": (
+        "photo",
+        "image",
+        "name",
+        "file",
+        "filename",
+        "image_name",
+        "imagename",
+        "photo_name",
+        "label",
+        "sourcefile",
+    ),
+    "lat": ("lat", "latitude", "gpslatitude", "latitude_deg", "y/latitude"),
+    "lon": ("lon", "lng", "long", "longitude", "gpslongitude", "longitude_deg", "x/longitude"),
     "alt": (
-        *("alt", "altitude", "height", "elevation", "ele", "gpsaltitude", "altitude_m", "height_m"),
+        *("alt", "altitude", "height", "elevation", "ele", "gpsaltitude", "altitude_m", "height_m", "z/altitude"),
         *("altitude_wgs84", "altitude_amsl"),  # senseFly's geoinfo
     ),
-    "x": ("x", "easting", "east", "e", "x_m"),
-    "y": ("y", "northing", "north", "n", "y_m"),
-    "z": ("z", "z_m", "up", "alt", "altitude", "height", "elevation", "ele"),
+    "x": ("x", "easting", "east", "e", "x_m", "x/easting", "x/east"),
+    "y": ("y", "northing", "north", "n", "y_m", "y/northing", "y/north"),
+    "z": ("z", "z_m", "up", "alt", "altitude", "height", "elevation", "ele", "z/altitude"),
     "sd": ("sd", "accuracy", "sigma", "std", "sd_m"),
-    "sd_xy": ("sd_xy", "accuracy_xy", "horizontal_accuracy", "horz_acc", "sd_h"),
-    "sd_z": ("sd_z", "accuracy_z", "vertical_accuracy", "vert_acc", "sd_v"),
+    "sd_xy": ("sd_xy", "accuracy_xy", "horizontal_accuracy", "accuracy_horizontal", "horz_acc", "sd_h"),
+    "sd_z": ("sd_z", "accuracy_z", "vertical_accuracy", "accuracy_vertical", "vert_acc", "sd_v"),
 }
-CRS_LINE = re.compile(r"\s*(epsg:\d+|\+proj=.*|wgs84)\s*$", re.IGNORECASE)
+CRS_LINE = re.compile(r"\s*(epsg:\d+|\+proj=.*|wgs84|wgs84\s+utm\s+\d{1,2}\s*[ns])\s*$", re.IGNORECASE)
+UTM = re.compile(r"wgs84\s+utm\s+(\d+)\s*([ns])", re.IGNORECASE)
+NAMED_CRS = re.compile(r"epsg::?(\d+)", re.IGNORECASE)
+UNIT = re.compile(r"_*[(\[](?:deg|degrees?|decimal_degrees?|°|m|met(?:er|re)s?)[)\]]$")  # of a column, plain
 FARTHEST_M, HIGHEST_M, LARGEST_SD_M = 1e8, 1e7, 1e5
 LONGEST_LINE = 100_000
 GEO_TXT_WORDS = 9  # photo, x, y, z, yaw, pitch, roll and two standard deviations; others follow
@@ -94,8 +110,29 @@ def read_positions(path: str | Path) -> PositionTable:
     if not rows:
         raise UserError(f"{path} is empty; allowed: {FORMS}")
     if found := CRS_LINE.match(rows[0][1]):
-        return _geo_txt(path, found[1].strip(), rows[1:])
+        return _geo_txt(path, _utm_code(found[1].strip()), rows[1:])
+    comments = [line.lstrip("#") for line in lines[: rows[0][0] - 1] if line.startswith("#")]
+    if comments and not _is_header(rows[0][1]) and _is_header(comments[-1]):
+        table = _table(path, [(0, comments[-1]), *rows])
+        crs = NAMED_CRS.search(" ".join(comments[:-1]))
+        return replace(table, crs=f"EPSG:{crs[1]}" if crs is not None and not table.geodetic else None)
     return _table(path, rows)
+
+
+def _utm_code(crs: str) -> str:
+    found = UTM.fullmatch(crs)
+    return crs if found is None else f"EPSG:{(32600 if found[2].lower() == 'n' else 32700) + int(found[1])}"
+
+
+def _mark_of(header: str) -> str:
+    """What separates the columns."""
+    counts = {mark: header.count(mark) for mark in ",;\t|"}
+    mark = max(counts, key=counts.__getitem__)
+    return mark if counts[mark] else " "
+
+
+def _is_header(line: str) -> bool:
+    return _places(_cells(line, _mark_of(line))).keys() >= {"photo"}
 
 
 def _geo_txt(path: Path, crs: str, rows: Sequence[tuple[int, str]]) -> PositionTable:
@@ -117,18 +154,18 @@ def _geo_txt(path: Path, crs: str, rows: Sequence[tuple[int, str]]) -> PositionT
 
 def _table(path: Path, rows: Sequence[tuple[int, str]]) -> PositionTable:
     header = rows[0][1]
-    counts = {mark: header.count(mark) for mark in ",;\t"}
-    mark = max(counts, key=counts.__getitem__)
-    columns = _columns(path, _cells(header, mark if counts[mark] else " "))
+    mark = _mark_of(header)
+    columns = _columns(path, _cells(header, mark))
     geodetic = "lat" in columns
     keys = ("lat", "lon", "alt") if geodetic else ("x", "y", "z")
     positions: dict[str, GivenPosition] = {}
     for number, line in rows[1:]:
-        cells, where = _cells(line, mark if counts[mark] else " "), f"{path}, line {number}"
+        cells, where = _cells(line, mark), f"{path}, line {number}"
 
         def cell(key: str, cells: Sequence[str] = cells) -> str:
             index = columns.get(key)
-            return "" if index is None or index >= len(cells) else cells[index].strip()
+            text = "" if index is None or index >= len(cells) else cells[index].strip()
+            return text.replace(",", ".") if mark == ";" and key != "photo" else text  # decimal commas
 
         name = cell("photo")
         if not name:
@@ -153,15 +190,19 @@ def _cells(line: str, mark: str) -> list[str]:
 
 def _columns(path: Path, names: Sequence[str]) -> dict[str, int]:
     """The place of each known column. UserError without those that are needed."""
-    plain = [re.sub(r"[\s\-]+", "_", name.strip().lower()).removeprefix("\ufeff") for name in names]
-    places = {key: next((plain.index(n) for n in spellings if n in plain), None) for key, spellings in COLUMNS.items()}
-    columns = {key: place for key, place in places.items() if place is not None}
+    columns = _places(names)
     if "photo" not in columns or not ({"lat", "lon"} <= set(columns) or {"x", "y"} <= set(columns)):
         have = ", ".join(shown(name, 20) for name in names[:6])
         raise UserError(f"{path} has the columns {have}; allowed: {FORMS}")
     if {"lat", "lon"} <= set(columns) and {"x", "y"} <= set(columns):
         raise UserError(f"{path} has both latitudes and x, y; leave one of them out")
     return columns
+
+
+def _places(names: Sequence[str]) -> dict[str, int]:
+    plain = [UNIT.sub("", re.sub(r"[\s\-]+", "_", name.strip().lower())) for name in names]
+    places = {key: next((plain.index(n) for n in spellings if n in plain), None) for key, spellings in COLUMNS.items()}
+    return {key: place for key, place in places.items() if place is not None}
 
 
 def _number(text: str, where: str) -> float:

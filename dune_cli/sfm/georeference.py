@@ -86,6 +86,8 @@ class CameraPositions:
         indices, values = list(self.coordinates), np.stack(list(self.coordinates.values()))
         if self.geodetic:
             values = frame.from_geodetic(values)
+        elif isinstance(self.frame, CrsFrame) and isinstance(frame, CrsFrame):
+            values = values if self.frame.name == frame.name else frame.from_crs(values, self.frame)
         elif self.frame is not None and self.frame.name != frame.name:
             values = frame.from_geodetic(self.frame.to_geodetic(values))
         return dict(zip(indices, values))

@@ -17,6 +17,7 @@ from dune_cli import console, optional
 from dune_cli.errors import JobFailed
 from dune_cli.geometry.poses import inverse, transform_points
 from dune_cli.io.photos import read_photo
+from dune_cli.sfm.marker_corners import refine_corners
 from dune_cli.sfm.scene import ScaleEstimate, Scene, View
 
 # one of each family with most markers: the smaller ones have the same pictures for their numbers
@@ -93,13 +94,14 @@ def detect_markers(rgb: np.ndarray, dictionary: str) -> dict[int, np.ndarray]:
     parameters = aruco.DetectorParameters()
     parameters.cornerRefinementMethod = aruco.CORNER_REFINE_SUBPIX
     detector = aruco.ArucoDetector(aruco.getPredefinedDictionary(getattr(aruco, DICTIONARIES[dictionary])), parameters)
-    corners, numbers, _ = detector.detectMarkers(cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY))
+    gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
+    corners, numbers, _ = detector.detectMarkers(gray)
     found: dict[int, np.ndarray] = {}
     twice = set()
     for number, four in zip([] if numbers is None else numbers.ravel().tolist(), corners):
         if number in found:
             twice.add(number)
-        found[number] = np.asarray(four, np.float64).reshape(4, 2)
+        found[number] = refine_corners(gray, np.asarray(four, np.float64).reshape(4, 2))
     return {number: four for number, four in found.items() if number not in twice}
 
 

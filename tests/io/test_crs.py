@@ -82,3 +82,13 @@ def test_systems_of_another_region(name: str, place: np.ndarray) -> None:
 def test_a_region_across_the_date_line() -> None:
     crs.check_stretch(open_crs("EPSG:2193"), np.array([-41.3, 174.8, 0]))
     crs.check_stretch(open_crs("EPSG:32701"), np.array([-13.8, 179.9, 0]))
+
+
+def test_datums_that_wgs84_does_not_tell_apart() -> None:
+    gda94, gda2020 = open_crs("EPSG:28356"), open_crs("EPSG:7856")
+    sydney = np.array([[334450.0, 6250900.0, 100.0], [334500.0, 6250900.0, 110.0]])
+    moved = gda2020.from_crs(sydney, gda94) - sydney
+    np.testing.assert_allclose(moved, [[0.478, 1.415, 0.0]] * 2, atol=0.01)  # the plate's motion from 1994 to 2020
+    np.testing.assert_allclose(gda94.from_crs(sydney + moved, gda2020), sydney, atol=1e-3)
+    centred = open_crs("EPSG:4978")
+    np.testing.assert_allclose(gda94.from_crs(centred.from_crs(sydney, gda94), centred), sydney, atol=1e-3)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dune_cli import console
 from dune_cli.errors import UserError
-from dune_cli.io.intrinsics import resolve_intrinsics
+from dune_cli.io.intrinsics import find_panoramas, one_by_one, resolve_intrinsics
 from dune_cli.io.photos import Photo, PhotoInfo
 
 K1 = [[500, 0, 320], [0, 510, 240], [0, 0, 1]]
@@ -151,3 +152,19 @@ def test_intrinsics_of_the_stored_pixels_are_noticed(capsys: pytest.CaptureFixtu
         resolve_intrinsics(photos, text, None)
         told = capsys.readouterr().err
         assert ("a.jpg and 1 more look like those of the stored pixels" in told) == noticed
+
+
+def test_what_holds_no_cameras_is_refused_before_the_photos_are_read(tmp_path: Path) -> None:
+    assert one_by_one("500,510,320,240;6e2,610,310,250", 2) == ["500,510,320,240", "6e2,610,310,250"]
+    path = tmp_path / "cameras.txt"
+    path.write_text("1 PINHOLE 640 480 -500 510 320 240")
+    for text, word in ((str(path), "focal length of -500"), ("LYTRO,1,2,3", "LYTRO is unknown"), ("1,2", "neither")):
+        with pytest.raises(UserError, match=word):
+            one_by_one(text, 3)
+
+
+def test_panoramas_that_none_can_be_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (64, 48)).save(path)
+    with pytest.raises(UserError, match="twice as wide as high"):
+        find_panoramas([path], "EQUIRECTANGULAR", None)

@@ -19,6 +19,16 @@ CONTENTS = {
     ),
     "# surveyed\nname x y z\na.jpg 1 2 3\n\nb.jpg 4 5 6\n": (1.0, 2.0, 3.0),
     "EPSG:4326\na.jpg 11.5 48.1 520\nb.jpg 11.6 48.2 521 10 -90 0 0.5 1.0\n": (48.1, 11.5, 520.0),
+    "photo;lat;lon;alt\na.jpg;48,1;11,5;520,0\nb.jpg;48,2;11,6;521\n": (48.1, 11.5, 520.0),
+    "ImageName|Latitude [decimal degrees]|Longitude (deg)|Altitude (m)\na.jpg|48.1|11.5|520\nb.jpg|48.2|11.6|521\n": (
+        *(48.1, 11.5),
+        520.0,
+    ),
+    "# CoordinateSystem: WGS 84 (EPSG::4326)\n#Label,X/Longitude,Y/Latitude,Z/Altitude,Yaw\n"
+    "a.jpg,11.5,48.1,520,0\nb.jpg,11.6,48.2,521,0\n": (48.1, 11.5, 520.0),
+    "# CoordinateSystem: WGS 84 / UTM zone 32N (EPSG::32632)\n#Label,X/Easting,Y/Northing,Z/Altitude\n"
+    "a.jpg,691000,5334000,520\nb.jpg,691001,5334001,521\n": (691000.0, 5334000.0, 520.0),
+    "WGS84 UTM 32N\na.jpg 691000 5334000 520\nb.jpg 691001 5334001 521\n": (691000.0, 5334000.0, 520.0),
     "EPSG:32632\na.jpg 691000 5334000 520\nb.jpg 691001 5334001 521\n": (691000.0, 5334000.0, 520.0),
     'photo,lat,lon,alt\n"a.jpg",48.1,11.5,520\nc.jpg,,,\nb.jpg,48.2,11.6,521\n': (48.1, 11.5, 520.0),
 }
@@ -31,7 +41,7 @@ def test_forms(content: str, tmp_path: Path) -> None:
     assert set(table.positions) == {"a.jpg", "b.jpg"}
     assert table.positions["a.jpg"].coordinates == CONTENTS[content]
     assert table.geodetic == (CONTENTS[content][0] == 48.1)
-    assert table.crs == ("EPSG:32632" if content.startswith("EPSG:326") else None)
+    assert table.crs == ("EPSG:32632" if "32632" in content or "UTM 32N" in content else None)
 
 
 def test_standard_deviations(tmp_path: Path) -> None:
@@ -53,7 +63,8 @@ def test_standard_deviations(tmp_path: Path) -> None:
         ("photo,lat,lon,alt\na.jpg,148.1,211.5,5\n", "at most 90 and 180 degrees are allowed: give degrees"),
         ("photo,lat,lon,alt\na.jpg,48.1,x,5\n", "line 2, has x where a number is needed"),
         ("photo,lat,lon,alt\na.jpg,nan,1,5\n", "line 2, has nan where a number is needed"),
-        ("photo;x;y;z\na.jpg;1,5;2;3\n", "has 1,5 where a number is needed; decimals have a point"),
+        ("photo;x;y;z\na.jpg;1,500,000;2;3\n", "has 1.500.000 where a number is needed; decimals have a point"),
+        ("photo|lat|lon|alt (ft)\na.jpg|1|2|3\n", "has no height for a.jpg"),
         ("photo,x,y,z\na.jpg,1,2,3\na.jpg,1,2,3\n", "line 3, names a.jpg for the second time"),
         ("photo,x,y\na.jpg,1,2\nb.jpg,1,2\n", "no height for a.jpg and 1 more; add them as alt or z"),
         ("photo,x,y,z\na.jpg,1e12,2,3\n", "coordinates beyond 1e.08 m"),
