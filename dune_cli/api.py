@@ -45,6 +45,7 @@ from dune_cli.matchers.registry import load_cascade, load_matcher
 from dune_cli.models.heads import HeadedEncoder
 from dune_cli.models.people_poses import PeopleNetwork
 from dune_cli.mvs.quality import DenseConfig
+from dune_cli.mvs.sky import SkyNetwork
 from dune_cli.mvs.texturing import texture_scene
 from dune_cli.progress import Listener, listening
 from dune_cli.provenance import Run, Source, sha256_of
@@ -387,6 +388,10 @@ def reconstruct(
         raise UserError("texture needs a surface, which dense=False leaves out; leave one of them out")
     if fill and not dense:
         raise UserError("fill needs depth maps, which dense=False leaves out; leave one of them out")
+
+    def load_sky() -> SkyNetwork:
+        return segment_task.sky_network(_scene_classes(device))
+
     run = Run(seed=seed)
     text = _intrinsics_text(intrinsics)
     positions = frame = None
@@ -394,7 +399,8 @@ def reconstruct(
         system = placement.named_crs(crs)
         positions = placement.find_positions(paths, gps, None, system)
         frame = placement.frame_of(crs, positions, system)
-    dense_config = DenseConfig(quality, device=device) if dense else None
+    wants_sky = isinstance(masks, (str, Path)) or "sky" not in (masks or ())
+    dense_config = DenseConfig(quality, device=device, load_sky=load_sky if wants_sky else None) if dense else None
     files = MaskFiles(masks, paths) if isinstance(masks, (str, Path)) else None
     paths = paths if files is None else files.used
     opened = _masks(masks, files, device, run)
@@ -447,10 +453,12 @@ def _masks(
     """Of files, or of classes of the bundled segmentation."""
     classes = () if given is None or isinstance(given, (str, Path)) else tuple(given)
 
-    def load_segmenter() -> HeadedEncoder:
-        return loader.load_head(SEGMENTER, "segmentation", None, device, "auto")
+    return open_masks(files, classes, lambda: _scene_classes(device), None, run)
 
-    return open_masks(files, classes, load_segmenter, None, run)
+
+@lru_cache(maxsize=1)
+def _scene_classes(device: str) -> HeadedEncoder:
+    return loader.load_head(SEGMENTER, "segmentation", None, device, "auto")
 
 
 @lru_cache(maxsize=1)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from dune_cli import console
 from dune_cli.commands import options
+from dune_cli.commands.masks import SEGMENTER
 from dune_cli.commands.options import ComputeOptions, option
 from dune_cli.errors import UserError
 
 if TYPE_CHECKING:
     from dune_cli.mvs.depth_fill import DepthNetwork
+    from dune_cli.mvs.quality import DenseConfig
     from dune_cli.provenance import Run
     from dune_cli.sfm.scene import Scene
 
@@ -30,6 +32,12 @@ class DenseOptions:
         "Fill the holes of the depth maps by the depth network that comes with dune, where it fits the measured depth. "
         "Filled points have a confidence below 0.2.",
         default=False,
+    )
+    sky_mask: bool = option(
+        "--sky-mask/--no-sky-mask",
+        "Of three photos or more: no dense points where the segmentation that comes with dune sees sky, if most photos "
+        "plainly show some.",
+        default=True,
     )
     mesh: str | None = option(
         "--mesh [tsdf|poisson]",
@@ -82,6 +90,22 @@ class DenseOptions:
         assert isinstance(network, HeadedEncoder)
         console.note(f"holes are filled by {network.source.name}, licence {network.source.licence}")
         return filling_network(network)
+
+    def config(self, compute: ComputeOptions, masked: Sequence[str]) -> DenseConfig | None:
+        """The settings of dense maps; None with --no-dense. `masked`: the classes that --mask leaves out anyway."""
+        from dune_cli.mvs.quality import DenseConfig
+        from dune_cli.mvs.sky import SkyNetwork
+
+        def load_sky() -> SkyNetwork:
+            from dune_cli.checkpoints.loader import load_head
+            from dune_cli.tasks.segment import sky_network
+
+            return sky_network(load_head(SEGMENTER, "segmentation", None, compute.device, compute.dtype))
+
+        if not self.dense:
+            return None
+        finder = load_sky if self.sky_mask and "sky" not in masked else None
+        return DenseConfig(self.quality, device=compute.device, load_sky=finder)
 
     def textured(self, scene: Scene, photos: Sequence[Path], run: Run) -> Scene:
         """The scene with a texture on its surface, if one was asked for."""

@@ -381,12 +381,11 @@ class Job:
         cache: WorkFolder | None,
         poses: Any,
     ) -> Scene | None:
-        from dune_cli.mvs.quality import DenseConfig
         from dune_cli.tasks.reconstruct import matches
         from dune_cli.tasks.reconstruct.config import MatchesConfig
         from dune_cli.tasks.reconstruct.preflight import preflight
 
-        dense = DenseConfig(self.dense.quality, device=self.compute.device) if self.dense.dense else None
+        dense = self.dense.config(self.compute, self.mapping.mask)
         fill = self.dense.load_fill(self.compute, self.run)
         side_px, mapper = self.matching.size, self.mapping.mapper
         by_descriptors = self.mapping.retrieval_model is not None

@@ -33,6 +33,7 @@ from dune_cli.mvs.fusion import fuse, fuse_measured_first
 from dune_cli.mvs.meshing import extract_mesh
 from dune_cli.mvs.plane_sweep import DepthPrior, SweepImage, sweep_depth
 from dune_cli.mvs.quality import DenseConfig
+from dune_cli.mvs.sky import SkyNetwork, find_sky
 from dune_cli.mvs.stereo import reduce_photo
 from dune_cli.mvs.view_selection import (
     VisiblePoints,
@@ -52,6 +53,7 @@ EVIDENCE_OF_VIOLATION, EVIDENCE_OF_HIDING, EVIDENCE_OF_CORRELATION, EVIDENCE_BEF
 SPECKLE_SHARE, SPECKLE_MIN_PIXELS = 8e-4, 12  # of the map: smaller components are removed
 SPECKLE_STEP = 0.02  # of the inverse depth, between adjacent pixels of a component
 MAX_VIEWS_AT_ONCE = 8
+FAR_AWAY = 1e3  # how much farther than the farthest depth the sky is
 
 T = TypeVar("T")
 
@@ -73,7 +75,10 @@ def densify(
     stays as it is, and a note says so.
     """
     assert scene.sparse is not None
-    views = scene.views
+    views, sky = scene.views, None
+    if config.load_sky is not None:
+        with run.stage("load"):
+            sky = config.load_sky()
 
     def used_on_map(index: int, shape: tuple[int, ...], image_from_map: np.ndarray) -> np.ndarray:
         return masks.used_on_grid(paths[index], shape, image_from_map, views[index].camera)
@@ -86,7 +91,14 @@ def densify(
         config,
         run,
         None if masks is None else used_on_map,
+        sky,
     )
+    if sky is not None and any(one is not None and one.sky is not None for one in maps):
+        skies = [one.sky.ravel() for one in maps if one is not None and one.sky is not None]
+        share = np.concatenate(skies).mean()
+        head = sky.sources[0]
+        note = f"{share:.0%} of the photos' pixels show sky and have no dense points (by {head.name}, {head.licence})"
+        scene = replace(scene, sources=(*scene.sources, *sky.sources), notes=(*scene.notes, note))
     maps = [one and replace(one, valid=one.valid & (one.confidence >= min_confidence)) for one in maps]
     if not any(one is not None and one.valid.any() for one in maps):
         return replace(scene, notes=(*scene.notes, "no dense points: no view's depth is confirmed by another"))
@@ -140,14 +152,23 @@ class _ReducedPhoto:
 
 @dataclass(frozen=True)
 class _RawDepth:
-    """A view's depth before the consistency check, and the NCC (H, W) of its windows in [0, 1]."""
+    """A view's depth before the consistency check, the NCC (H, W) of its windows in [0, 1], and (H, W) bool where it
+    shows `sky`: there its depth is FAR_AWAY times the farthest one."""
 
     view: PosedDepth
     correlation: np.ndarray
+    sky: np.ndarray | None = None
 
     def only(self, used: np.ndarray) -> _RawDepth:
         """Without a depth where `used` (H, W) is False."""
         return replace(self, view=replace(self.view, depth=np.where(used, self.view.depth, np.float32(np.nan))))
+
+    def before(self, sky: np.ndarray | None) -> _RawDepth:
+        """With the `sky` (H, W) behind all else; as it is for None."""
+        if sky is None or not np.isfinite(self.view.depth).any():
+            return self
+        far = np.float32(FAR_AWAY * np.nanmax(self.view.depth))
+        return replace(self, view=replace(self.view, depth=np.where(sky, far, self.view.depth)), sky=sky)
 
 
 def estimate_depth_maps(
@@ -158,6 +179,7 @@ def estimate_depth_maps(
     config: DenseConfig,
     run: Run,
     used_on_map: Callable[[int, tuple[int, ...], np.ndarray], np.ndarray] | None = None,
+    sky: SkyNetwork | None = None,
 ) -> list[PointMap | None]:
     """For each view its consistent depth as a point map; None for a pose of NaN, too few sparse points, or no source
     view.
@@ -167,8 +189,10 @@ def estimate_depth_maps(
     `config.preset.side_px`. A pixel is valid where a source view is consistent with it and its confidence, an
     `expected_share`, is at least `min_share`. Its depth is the mean of its own and those of the consistent views.
     `used_on_map` of a view's index, a map's shape (H, W) and its `image_from_map` gives (H, W) bool: elsewhere the view
-    has no depth, and confirms none. ValueError for lists of different lengths. Memory: about 90 bytes a pixel of a map
-    for every view, and for each view at work planes / 16 + 60 numbers of 4 bytes.
+    has no depth, and confirms none. Where the network `sky` finds sky (None: it is not looked for), a view has no depth
+    either, and it contradicts the points of others that lie before it. ValueError for lists of different lengths.
+    Memory: about 90 bytes a pixel of a map for every view, and for each view at work planes / 16 + 60 numbers of 4
+    bytes.
     """
     if not len(Ks) == len(world_from_cams) == len(sparse.observations):
         raise ValueError(f"{len(Ks)} Ks, {len(world_from_cams)} poses, {len(sparse.observations)} observations")
@@ -191,6 +215,11 @@ def estimate_depth_maps(
                 one and one.only(used_on_map(i, one.view.depth.shape, np.linalg.inv(photo.reduced_from_image)))
                 for i, (one, photo) in enumerate(zip(depths, photos))
             ]
+    skies: list[np.ndarray | None] = [None] * len(photos)
+    if sky is not None:
+        with run.stage("sky"):
+            skies = find_sky([depth and photo.rgb for depth, photo in zip(depths, photos)], sky)
+    depths = [depth and depth.before(one) for depth, one in zip(depths, skies)]
     with run.stage("dense consistency"):
 
         def consistent(i: int) -> PointMap | None:
@@ -252,7 +281,8 @@ def _raw_depth(
 def _consistent(
     depth: _RawDepth, sources: Sequence[_RawDepth | None], photo: _ReducedPhoto, config: DenseConfig
 ) -> PointMap:
-    view = replace(depth.view, depth=depth.view.depth.astype(np.float64))
+    own = depth if depth.sky is None else depth.only(~depth.sky)
+    view = replace(own.view, depth=own.view.depth.astype(np.float64))
     total, count = 1 / view.depth, np.zeros(view.depth.shape, dtype=int)
     violations, hidden = np.zeros_like(count), np.zeros_like(count)
     for source in sources:
@@ -278,6 +308,7 @@ def _consistent(
         valid,
         photo.rgb,
         np.linalg.inv(photo.reduced_from_image),
+        sky=depth.sky,
     )
 
 

@@ -22,14 +22,17 @@ from dune_cli.mvs.sgm import aggregate_hypotheses, aggregate_planes
 
 NOISE_LEVELS = 2.0  # grey levels of 255: windows with less contrast match nothing well
 OUTSIDE_COST = 1.0  # where a source view does not see the point: as if uncorrelated
+BORDER_PX = 1e-3  # from the last pixel, where OpenCV still interpolates quickly
 EDGE_SHARPNESS = 1e6  # of the step between inside and outside a source view, per half its size
-COARSE_SCALE, MIN_COARSE_PX = 0.25, 100  # of the coarsest level: twice that where the long side were shorter
+COARSE_SOURCES = 4  # of the source views, best first: more let false matches in, for more time
+COARSE_SCALE, COARSE_PX = 0.25, 160  # of the coarsest level: larger, up to twice, where the long side were shorter
 WINDOW_RADIUS = 3
 REACH = 2  # steps to either side that a round of refinement tries; one at full size
 MAX_COST = 1.0  # anti-correlated windows are no worse than uncorrelated ones
 P1, P2, SLOPE_PENALTY, EDGE_LEVELS = 0.05, 3.0, 0.08, 20.0  # penalties of the aggregation; grey levels that halve P2
 SMOOTHING_PASSES, SMOOTHING_RADIUS, FINAL_RADIUS, SMOOTHING_TOLERANCE = 2, 5, 1, 0.05
-MIN_PLANE_POINTS, PLANE_MARGIN = 8, 0.1
+MIN_PLANE_POINTS, MIN_PLANE_SHARE, PLANE_MARGIN = 8, 0.1, 0.1
+FACING = 0.95  # cosine to the view's axis beyond which planes are as good as parallel to the image
 FAR_AWAY = 1e18  # a finite value that no inverse depth is near to
 SMOOTHING_STEPS = 4.0  # between a pixel and what it is averaged with
 PROPAGATION_PX = 4  # how far a pixel may adopt another pixel's depth in a round of refinement
@@ -116,6 +119,7 @@ class PlaneSweep:
             rows, shift = (to_grid @ view.homography).tolist(), (to_grid @ view.epipole).tolist()
             self.views.append((view.grey[None, None], [(row[0] * x + row[2], row[1] * y) for row in rows], shift))
         self._projected = [torch.empty_like(grey) for _ in range(3)]
+        self._pixels = [torch.empty_like(grey) for _ in range(2)]
         self._grid = grey.new_empty((1, height, width, 2))
 
     def cost(self, inverse_depth: torch.Tensor | float) -> torch.Tensor:
@@ -139,15 +143,30 @@ class PlaneSweep:
             else:
                 torch.add(along_x + inverse_depth * s, along_y, out=out)
         depth.clamp_(min=1e-6)  # what is behind the view lands far outside
-        for i, out in enumerate((x, y)):
-            self._grid[0, ..., i].copy_(out.div_(depth))
+        warped = self._sampled(grey, x.div_(depth), y.div_(depth))
         inside = torch.maximum(x.abs_(), y.abs_()).mul_(-EDGE_SHARPNESS).add_(EDGE_SHARPNESS).clamp_(0, 1)
-        warped = F.grid_sample(grey, self._grid, padding_mode="border", align_corners=False)[0, 0]
         mean = box_mean(warped, self.radius)
-        variance = box_mean(warped * warped, self.radius).addcmul_(mean, mean, value=-1).clamp_(min=0)
-        scale = variance.add_(NOISE_LEVELS**2).mul_(self.variance).rsqrt_().mul_(inside)
+        # rounding leaves no negative sum, as the noise is larger
+        variance = box_mean(warped * warped, self.radius).addcmul_(mean, mean, value=-1).add_(NOISE_LEVELS**2)
+        scale = variance.mul_(self.variance).rsqrt_().mul_(inside)
         covariance = box_mean(warped.mul_(self.grey), self.radius).addcmul_(mean, self.mean, value=-1)
         return covariance.mul_(scale).neg_().add_(OUTSIDE_COST)
+
+    def _sampled(self, grey: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """(H, W) a source view's `grey` (1, 1, h, w) at (x, y) in grid_sample's units, the border repeated. By OpenCV,
+        which takes half the time, for float32 on a processor."""
+        if grey.device.type != "cpu" or grey.dtype != torch.float32:
+            self._grid[0, ..., 0].copy_(x)
+            self._grid[0, ..., 1].copy_(y)
+            return F.grid_sample(grey, self._grid, padding_mode="border", align_corners=False)[0, 0]
+        cv2 = optional.require("cv2", "multi-view stereo")
+        for out, at, size in zip(self._pixels, (x, y), (grey.shape[3], grey.shape[2])):
+            # clamped, as OpenCV is slow beyond the border
+            torch.mul(at, size / 2, out=out).add_((size - 1) / 2).clamp_(0, size - 1 - BORDER_PX)
+        columns, rows = (one.numpy() for one in self._pixels)
+        return torch.from_numpy(
+            cv2.remap(grey[0, 0].numpy(), columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        )
 
 
 def sweep_depth(
@@ -166,10 +185,10 @@ def sweep_depth(
     one below, and those of pixels near by: in `rounds` rounds each, the steps halved from one to the next. Memory:
     planes / 16 + 60 numbers a pixel.
     """
-    coarse = COARSE_SCALE if COARSE_SCALE * max(reference.rgb.shape[:2]) >= MIN_COARSE_PX else 2 * COARSE_SCALE
+    coarse = float(np.clip(COARSE_PX / max(reference.rgb.shape[:2]), COARSE_SCALE, 2 * COARSE_SCALE))
     far, near = prior.inverse_depth_range
     inverse_depth, step = _coarse_depth(reference, sources, prior, planes, coarse, device)
-    for scale in (0.5, 1.0) if coarse < 0.5 else (1.0,):
+    for scale in (np.sqrt(coarse), 1.0) if coarse < 0.45 else (1.0,):
         sweep, _ = _plane_sweep(reference, sources, prior, scale, device)
         inverse_depth = F.interpolate(inverse_depth[None, None], tuple(sweep.grey.shape), mode="nearest-exact")[0, 0]
         inverse_depth = smooth_planar(inverse_depth, 2, step)
@@ -189,7 +208,7 @@ def _coarse_depth(
     device: torch.device,
 ) -> tuple[torch.Tensor, float]:
     """(h, w) inverse depth at a `scale` of the reference by all planes and semi-global aggregation, and their step."""
-    sweep, step = _plane_sweep(reference, sources, prior, scale, device)
+    sweep, step = _plane_sweep(reference, sources[:COARSE_SOURCES], prior, scale, device)
     far, near = prior.inverse_depth_range
     count = int(np.clip(np.ceil((near - far) / step) + 1, 8, planes))
     levels = torch.linspace(far, near, count, dtype=torch.float32, device=device)
@@ -258,7 +277,7 @@ def _lower_by_slanted_planes(
     for n in (normal, -normal):
         offsets = points_cam @ n
         on_planes = offsets > 0.02 * points_cam[:, 2]
-        if on_planes.sum() < MIN_PLANE_POINTS:
+        if on_planes.sum() < max(MIN_PLANE_POINTS, MIN_PLANE_SHARE * len(offsets)) or abs(n[2]) > FACING:
             continue
         far, near = np.percentile(1 / offsets[on_planes], [2, 98]) * [1 - PLANE_MARGIN, 1 + PLANE_MARGIN]
         spacing = float(levels[1] - levels[0]) / np.quantile(offsets[on_planes] / points_cam[on_planes, 2], 0.75)
@@ -331,7 +350,8 @@ def box_mean(image: torch.Tensor, radius: int) -> torch.Tensor:
     size, (height, width) = 2 * radius + 1, image.shape
     if image.device.type == "cpu":
         cv2 = optional.require("cv2", "multi-view stereo")
-        return torch.from_numpy(cv2.blur(image.numpy(), (size, size), borderType=cv2.BORDER_REPLICATE))
+        kernel = np.full(size, 1 / size, image.numpy().dtype)
+        return torch.from_numpy(cv2.sepFilter2D(image.numpy(), -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE))
     padded = F.pad(image[None, None], (radius,) * 4, mode="replicate")[0, 0]
     rows = padded[:height].clone()
     for i in range(1, size):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dune_cli.errors import UserError
+from dune_cli.mvs.sky import SkyNetwork
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class DenseConfig:
     quality: str = "medium"
     max_error_px: float = 1.5
     max_depth_error: float = 0.02
-    min_share: float = 0.77
+    min_share: float = 0.74
     device: str = "cpu"
+    load_sky: Callable[[], SkyNetwork] | None = None
 
     def __post_init__(self) -> None:
         if self.quality not in QUALITIES:

@@ -73,7 +73,8 @@ class PointMap:
     `points_world` (h, w, 3), `confidence` (h, w). `valid` (h, w) bool: the other points are NaN or below the requested
     confidence. `colors` (h, w, 3) uint8. `image_from_map` (3, 3): the photo's pixels from the map's; those of the
     undistorted photo, where the view's `lens` has distortion. `filled` (h, w) bool: valid pixels whose depth is a
-    network's, not measured (mvs.depth_fill); None where nothing was to be filled.
+    network's, not measured (mvs.depth_fill); None where nothing was to be filled. `sky` (h, w) bool: pixels that show
+    sky, where there are no points; None where it was not looked for or not found.
     """
 
     points_world: np.ndarray
@@ -82,6 +83,7 @@ class PointMap:
     colors: np.ndarray
     image_from_map: np.ndarray
     filled: np.ndarray | None = None
+    sky: np.ndarray | None = None
 
     def intrinsics(self, K: np.ndarray) -> np.ndarray:
         """(3, 3) in the map's pixels, of a camera with `K` (3, 3) in those of the undistorted photo."""
@@ -431,6 +433,13 @@ class Scene:
         if all(view.dense is None or view.dense.filled is None for view in self._mapped_views):
             return None
         return self._share(lambda dense: dense.valid & ~dense.measured)
+
+    @property
+    def sky_share(self) -> float | None:
+        """The share of the dense maps' pixels that show sky; None where none was looked for, or none found."""
+        if all(view.dense is None or view.dense.sky is None for view in self._mapped_views):
+            return None
+        return self._share(lambda dense: np.zeros_like(dense.valid) if dense.sky is None else dense.sky)
 
     def _share(self, chosen: Callable[[PointMap], np.ndarray]) -> float:
         maps = [chosen(view.dense).ravel() for view in self._mapped_views if view.dense is not None]

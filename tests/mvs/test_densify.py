@@ -15,6 +15,7 @@ from dune_cli.mvs.densify import estimate_depth_maps
 from dune_cli.mvs.fusion import fuse
 from dune_cli.mvs.meshing import extract_mesh
 from dune_cli.mvs.quality import QUALITIES, DenseConfig, QualityPreset
+from dune_cli.mvs.sky import SkyNetwork
 from dune_cli.provenance import Run
 from dune_cli.sfm.scene import FusedCloud, PointMap, SparsePoints
 from support import synthetic_scenes
@@ -208,6 +209,23 @@ def test_two_views_confirm_each_other_with_any_number_of_threads(shots: Shots, m
     for one, pose, true in zip(found, POSES, shots.depths):
         assert one is not None and one.valid.mean() > 0.5
         assert np.nanmedian(np.abs(_depth(one, pose) / true - 1)) < 0.005
+
+
+def test_sky_has_no_points_and_contradicts_those_before_it(shots: Shots, maps: list[PointMap]) -> None:
+    def probability(rgb: np.ndarray) -> np.ndarray:
+        shown = np.zeros((HEIGHT // 8, WIDTH // 8), np.float32)
+        shown[:, : WIDTH // 24] = not np.array_equal(rgb, shots.rgbs[1])
+        return shown
+
+    network = SkyNetwork(probability, ())
+    found = estimate_depth_maps(shots.rgbs, [K] * 4, POSES, shots.sparse, LOW, Run(), sky=network)
+    assert maps[0].sky is None
+    for i, (one, before) in enumerate(zip(found, maps)):
+        assert one is not None and one.sky is not None
+        assert one.sky[:, : WIDTH // 4].any() == (i != 1) and not one.valid[one.sky].any()
+        both = one.valid & before.valid
+        assert (one.confidence[both] <= before.confidence[both] + 1e-6).mean() > 0.99
+    assert found[1] is not None and found[1].valid.sum() < 0.9 * maps[1].valid.sum()
 
 
 def test_views_without_pose_points_or_partners_have_no_depth(shots: Shots) -> None:

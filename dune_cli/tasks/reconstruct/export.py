@@ -121,6 +121,8 @@ def scene_json(
     }
     if (filled := scene.filled_share) is not None:
         document["quality"] |= {"measured_share": round(scene.coverage, 6), "filled_share": round(filled, 6)}
+    if (sky := scene.sky_share) is not None:
+        document["quality"] |= {"sky_share": round(sky, 6)}
     if scene.world_offset is not None:
         relative = formats.constant(Path((mesh or points)["file"]), "OFFSET", False)
         document["world_offset"] = scene.world_offset if relative else np.zeros(3)
