@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dune_cli import optional
+from dune_cli import console, optional
 from dune_cli.errors import UserError
 from dune_cli.geometry.camera_models import MODELS, SPHERE, Camera
 from dune_cli.geometry.cameras import K_from_focal
@@ -378,6 +378,12 @@ def _opencv_camera(document: dict[str, Any], where: str) -> CameraEntry:
         if len(terms) != 4:
             raise UserError(f"{where} has {len(terms)} distortion_coefficients; a fisheye lens has 4")
         return _entry("OPENCV_FISHEYE", (*pinhole, *terms), size, where)
+    if len(terms) == 4 and any(terms) and lens is None and first("fisheyemodel", "fisheye") is None:
+        console.note_once(
+            f"{where} does not say of which kind its four distortion coefficients are, and they are taken for k1, k2, "
+            "p1, p2; for those of a fisheye lens (cv2.fisheye) add fisheye_model: 1",
+            "calibrations",
+        )
     return replace(_brown(pinhole, terms, size, where), lens_known=coefficients is not None)
 
 

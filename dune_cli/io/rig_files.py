@@ -150,7 +150,7 @@ def _cam_from_rig(camera: Fields, prefix: str) -> np.ndarray | None:
     if missing:
         raise UserError(f"{camera.where} ({shown(prefix)}) has no {missing[0]}; give both, or neither to estimate them")
     quaternion = camera.array(names[0], (4,))
-    if abs(np.linalg.norm(quaternion) - 1) > 1e-3:
+    if np.abs(quaternion).max() > 2 or abs(np.linalg.norm(quaternion) - 1) > 1e-3:
         raise UserError(f"{camera.where}: cam_from_rig_rotation is no unit quaternion (qw, qx, qy, qz)")
     rotation = rotation_from_quaternion(quaternion / np.linalg.norm(quaternion))
     return from_rotation_translation(rotation, camera.array(names[1], (3,)))

@@ -167,6 +167,16 @@ def test_matrices_alone_say_nothing_of_the_lens(tmp_path: Path) -> None:
         assert not found.lens_known and found.K.tolist() == K
 
 
+def test_four_coefficients_of_an_unknown_kind_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "camera.json"
+    document = {"K": OPENCV.K.tolist(), "D": [*TERMS]}
+    path.write_text(json.dumps(document | {"fisheye_model": 0}))
+    assert same(resolved(path), OPENCV) and not capsys.readouterr().err
+    path.write_text(json.dumps(document))
+    assert same(resolved(path), OPENCV)
+    assert "are taken for k1, k2, p1, p2; for those of a fisheye lens" in capsys.readouterr().err
+
+
 def test_the_field_of_view_of_synthetic_scenes(tmp_path: Path) -> None:
     path = tmp_path / "transforms_train.json"
     frames = [{"file_path": "./train/a", "transform_matrix": np.eye(4).tolist()}]
