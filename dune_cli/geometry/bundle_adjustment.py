@@ -318,21 +318,24 @@ class _Problem:
         for rough in (ROUGH, 0.0):  # the second time with the sigma that the first fit leaves
             damping, cost, bent, small = self.least_damping, self._cost(self.bundle), False, 0
             for _ in range(steps):
-                after, new_cost, damping, by_cameras = self._best_step(cost, damping, bent)
+                after, new_cost, needed, by_cameras = self._best_step(cost, damping, bent)
+                raised, damping = needed > damping, needed
                 if not new_cost < cost:
                     if not bent:
                         break
                     bent = False
                     continue
                 gain, cost = cost - new_cost, new_cost
-                bent = gain < NEAR * cost  # of points that are far from their places no gain by cameras can be told
+                # of points that are far from their places no gain by cameras can be told
+                bent = gain < NEAR * cost and not raised
                 small = small + 1 if (min(gain, by_cameras) if bent else gain) < max(min_gain, rough * cost) else 0
                 # so small a gain is nothing, unless damping kept the step short
                 done = small == SMALL_GAINS or (small > 0 and damping <= self.least_damping)
                 self.bundle = after
                 if done:
                     break
-                damping = max(damping / 8, self.least_damping)
+                if not raised:
+                    damping = max(damping / 8, self.least_damping)
             self._estimate_sigma()
         self.bundle = self._with_refined_points(self.bundle)
 
