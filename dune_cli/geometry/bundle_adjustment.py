@@ -19,7 +19,7 @@ from dune_cli.geometry.normal_equations import ASPECT, CAMERA, POSE, PRINCIPAL, 
 from dune_cli.geometry.poses import cross_matrix, rotation_from_rotvec
 
 MODE_SIZE = 10  # log of the focal factor, radial term, principal point; rotation vector, centre
-MAX_STEPS = 200
+MAX_STEPS = 40
 MIN_GAIN, MIN_DAMPING = 0.05, 1e-10
 MANY_VIEWS = 50
 ROUGH = 1e-3  # of the cost, that the first fit's last step gains

@@ -141,9 +141,7 @@ class ManyPhotos:
         """Many photos only as a draft, few with calibrated models."""
         if not self._is_drafted(mapped):
             return self.calibrated(mapped)
-        with self.run.stage("map", "mapping"), self.cache.scratch() as folder:
-            draft = self._draft(mapped, folder)
-        return replace(mapped, models=_with_points(draft[0]), draft=draft)
+        return self._with_draft(mapped)
 
     def _is_drafted(self, mapped: MappedPhotos) -> bool:
         few = len(self.paths) <= FEW or len(mapped.matched.verified.geometry) == 0
@@ -158,15 +156,26 @@ class ManyPhotos:
         """A draft of few photos, without the pairs that heavier ones contradict: with them, it would be calibrated in
         vain."""
 
-        def draft(one: MappedPhotos) -> MappedPhotos:
-            with self.run.stage("map", "mapping"), self.cache.scratch() as folder:
-                made = self._draft(one, folder)
-            return replace(one, models=made.models, draft=made)
-
-        first = draft(mapped)
+        first = self._with_draft(mapped)
         if len(first.placed) < MIN_PHOTOS:
             return first
-        return settled(first, draft, self.run, bridges=False)[0]
+        return settled(first, self._with_draft, self.run, bridges=False)[0]
+
+    def _with_draft(self, mapped: MappedPhotos) -> MappedPhotos:
+        with self.run.stage("map", "mapping"), self.cache.scratch() as folder:
+            draft = self._draft(mapped, folder)
+        return replace(mapped, models=_with_points(draft.models), draft=draft)
+
+    def _has_consistent_draft(self, mapped: MappedPhotos) -> bool:
+        few = len(self.paths) <= FEW and len(mapped.matched.verified.geometry) > 0
+        return few and self.config.mapper == "incremental" and self._is_judged(mapped)
+
+    def _tried(self, mapped: MappedPhotos) -> MappedPhotos:
+        """As `_drafted`, of few photos a draft as well, unless it leaves out many of them."""
+        if not self._has_consistent_draft(mapped):
+            return self._drafted(mapped)
+        draft = self._consistent_draft(mapped)
+        return draft if len(draft.left_out) <= WEAK_UP_TO * len(self.paths) else self.finished(draft)
 
     def finished(self, mapped: MappedPhotos) -> MappedPhotos:
         """With calibrated models instead of a draft."""
@@ -175,8 +184,7 @@ class ManyPhotos:
     def calibrated(self, mapped: MappedPhotos) -> MappedPhotos:
         """With calibrated models."""
         held = MappedInRigs([], mapped.matched.cameras)
-        few = len(self.paths) <= FEW and len(mapped.matched.verified.geometry) > 0
-        if few and mapped.draft is None and self.config.mapper == "incremental" and self._is_judged(mapped):
+        if mapped.draft is None and self._has_consistent_draft(mapped):
             mapped = self._consistent_draft(mapped)
         with self.run.stage("map", "mapping"):
             if len(mapped.matched.verified.geometry) > 0 or len(self.known) > 1:
@@ -249,7 +257,7 @@ class ManyPhotos:
             matched, again = second.match(best.left_out if best.models else left_out, every)
             if len(second.tried) > before:
                 mapped = MappedPhotos(self._with_parallax(matched), again, [], first.matcher, sources, (note,))
-                best = _better(best, self._drafted(mapped))
+                best = _better(best, self._tried(mapped))
             if best.models and not best.left_out:
                 break
         best = self.finished(best if best.models else self._drafted(first))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dune_cli.matchers import registry
 from dune_cli.matchers.matcher import Features
 from dune_cli.matchers.sift import Sift
 from dune_cli.provenance import Run
+from dune_cli.sfm import mapper
 from dune_cli.sfm.matching import Correspondences
 from dune_cli.sfm.scene import Scene
 from dune_cli.sfm.verification import VerifiedPairs
@@ -83,6 +85,25 @@ def test_where_all_photos_are_placed_no_second_matcher_is_loaded(photos: list[Pa
 
     scene = matches.reconstruct(photos, lambda _: own, Blind(), MatchesConfig(), Run(), folder, fallback=fallback)
     assert scene.registered == list(PLACES) and len(scene.sources) == 1
+
+
+def test_of_many_photos_a_draft_tells_which_the_second_has_to_place(
+    photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matches, "FEW", 3)
+    drafts = []
+
+    def counted(*args: Any, **options: Any) -> mapper.Draft:
+        drafts.append(mapper.map_once(*args, **options))
+        return drafts[-1]
+
+    monkeypatch.setattr(matches, "map_once", counted)
+    second = Second()
+    scene = reconstruct(photos, tmp_path / "work", Blind(4), second)
+    assert scene.registered == list(PLACES) and second.extracted == 4 and len(drafts) >= 1
+    assert not drafts[-1].is_thin and all(view.K is not None for view in scene.views)
+    rotation, direction = worst_errors_deg(scene, PLACES)
+    assert rotation < 0.2 and direction < 2
 
 
 @pytest.mark.parametrize("strangers", [0, 1])
