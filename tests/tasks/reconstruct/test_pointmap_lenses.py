@@ -3,19 +3,22 @@ through lenses give cameras, points and colours at the photos' own pixels."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from dune_cli.cli import main
 from dune_cli.geometry import cameras, poses
 from dune_cli.geometry.camera_models import Camera
 from dune_cli.io.bounded_resize import bounded_resize
 from dune_cli.io.cache import WorkFolder
 from dune_cli.io.camera_files import colmap_entry
 from dune_cli.io.colmap.read import open_model
-from dune_cli.io.intrinsics import PhotoCamera
+from dune_cli.io.intrinsics import PhotoCamera, resolve_cameras
 from dune_cli.io.photos import read_photo
 from dune_cli.io.png import save_png
 from dune_cli.io.undistortion import StraightPhoto
@@ -41,10 +44,14 @@ POSES = np.linalg.inv(POSES[0]) @ POSES
 STRAIGHT = [StraightPhoto.of(lens).K for lens in LENSES]
 
 
+class SmallTwoView(ExactTwoView):
+    size = 160
+
+
 class ExactInOrder(ExactManyViews):
     """As `ExactManyViews`, of photos that are encoded in the order of the cameras."""
 
-    size = 192
+    size = 160
 
     def encode(self, images: torch.Tensor) -> ViewFeatures:
         self.encoded += 1
@@ -103,13 +110,13 @@ def check(scene: Scene, photos: list[Path], exact: float) -> None:
         np.testing.assert_allclose(lens.project(points), in_photo, atol=600 * exact)
         x, y = np.rint(in_photo).astype(int).clip(0, np.array(SIZE) - 1).T
         apart = np.abs(read_photo(path).rgb[y, x].astype(int) - dense.colors[valid]).max(-1)
-        assert np.median(apart) < 20
+        assert np.median(apart) < 30
 
 
 def test_two_photos_with_lenses(photos: list[Path], tmp_path: Path) -> None:
-    network = ExactTwoView(STRAIGHT[:2], list(POSES[:2]), [SIZE] * 2)
+    network = SmallTwoView(STRAIGHT[:2], list(POSES[:2]), [SIZE] * 2)
     scene = pointmaps.reconstruct(photos[:2], given, network, PointmapsConfig(), Run())
-    check(scene, photos[:2], 2e-3)
+    check(scene, photos[:2], 3e-3)
     write_colmap_model(scene, tmp_path / "model", binary=True)
     written = open_model(tmp_path / "model").images
     assert {image.name: colmap_entry(image.camera).model for image in written.values()} == {
@@ -119,7 +126,7 @@ def test_two_photos_with_lenses(photos: list[Path], tmp_path: Path) -> None:
 
 
 def test_masks_of_a_photo_with_a_lens_are_in_its_own_pixels(photos: list[Path]) -> None:
-    network = ExactTwoView(STRAIGHT[:2], list(POSES[:2]), [SIZE] * 2)
+    network = SmallTwoView(STRAIGHT[:2], list(POSES[:2]), [SIZE] * 2)
     masks = left_half(dict.fromkeys(photos, SIZE))
     scene = pointmaps.reconstruct(photos[:2], given, network, PointmapsConfig(masks=masks), Run())
     for view, lens in zip(scene.views, LENSES):
@@ -133,11 +140,51 @@ def test_many_photos_with_lenses(photos: list[Path], tmp_path: Path) -> None:
         photos, given, network, PointmapsConfig(fuse=True), Run(), WorkFolder(tmp_path), dict(zip(photos, POSES))
     )
     check(scene, photos, 6e-3)
-    assert len(scene.fused.points_world) > 5_000
+    assert len(scene.fused.points_world) > 3_000
     again = ExactInOrder([lens.K for lens in LENSES], list(POSES), [SIZE] * 3)
     pinholes = [PhotoCamera.of_matrix(lens.K, "given", *SIZE) for lens in LENSES]
     pointmaps.reconstruct(photos, lambda _: pinholes, again, PointmapsConfig(), Run(), WorkFolder(tmp_path))
     assert again.encoded == 3  # a photo without its lens is another input
+
+
+def test_the_command_writes_lenses_to_every_file(
+    photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = [BARREL, Camera("OPENCV", (*BARREL.params[:4], -0.2, 0.04, 0.0, 0.0), *SIZE)]
+    for number in (0, 1):
+        save_png(tmp_path / f"{number}.png", synthetic_scenes.render_lens(two[number], POSES[number], samples=1))
+    network = SmallTwoView([StraightPhoto.of(lens).K for lens in two], list(POSES[:2]), [SIZE] * 2)
+    (tmp_path / "exact.pth").touch()
+    monkeypatch.setattr("dune_cli.sfm.multiview.load_scene_model", lambda *_: network)
+    words = ";".join(",".join(map(str, [lens.model, *SIZE, *lens.colmap_params])) for lens in two)
+    target, files = tmp_path / "scene.ply", [str(tmp_path / f"{number}.png") for number in (0, 1)]
+    exports = [f"--{name}" for name in ("colmap", "transforms", "undistort", "depths")]
+    places = [str(tmp_path / name) for name in ("model", "transforms.json", "straight", "depths")]
+    wanted = [word for pair in zip(exports, places) for word in pair]
+    told = CliRunner().invoke(
+        main,
+        [
+            "reconstruct",
+            *files,
+            "-o",
+            str(target),
+            "--model",
+            str(tmp_path / "exact.pth"),
+            "--intrinsics",
+            words,
+            *wanted,
+        ],
+    )
+    assert told.exit_code == 0, told.output
+    for form in (places[0], places[1], str(target.with_suffix(".json"))):
+        again = resolve_cameras([read_photo(file) for file in files], form, None)
+        for one, lens in zip(again, two):
+            assert one.camera.model == "OPENCV"
+            np.testing.assert_allclose(one.camera.params, lens.params, atol=1e-6)
+    depths = json.loads((Path(places[3]) / "depths.json").read_text())["depths"]
+    assert [one["camera"]["model"] for one in depths] == ["OPENCV", "OPENCV"]
+    straight = open_model(Path(places[2]) / "sparse" / "0").images.values()
+    assert {image.camera.model_name for image in straight} == {"PINHOLE"}
 
 
 def test_a_multi_view_model_keeps_given_lenses(photos: list[Path]) -> None:
