@@ -158,8 +158,8 @@ def rotation_only(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rotation that explains the motion best without a translation.
 
-    K1, K2 (..., 3, 3). Returns `cam2_from_cam1` (..., 3, 3) and the residuals (..., M) in pixels of view 2. Iteratively
-    reweighted (Geman-McClure), each step in closed form (Kabsch).
+    Pixels (..., M, 2), K1, K2 (..., 3, 3). Returns `cam2_from_cam1` (..., 3, 3) and the residuals (..., M) in pixels of
+    view 2. Iteratively reweighted (Geman-McClure), each step in closed form (Kabsch).
     """
     rays1, rays2 = (r / np.linalg.norm(r, axis=-1, keepdims=True) for r in (_rays(pixels1, K1), _rays(pixels2, K2)))
     weights = np.ones(rays1.shape[:-1])
@@ -186,15 +186,17 @@ def rotation_only_any_focal(
 
 
 def rotation_only_by_focal(
-    pixels1: np.ndarray, pixels2: np.ndarray, K1: np.ndarray, K2: np.ndarray, factors: np.ndarray
+    pixels1: np.ndarray, pixels2: np.ndarray, K1: np.ndarray, K2: np.ndarray, factors: np.ndarray, iterations: int = 20
 ) -> np.ndarray:
-    """The residuals (F, M) of `rotation_only` with each of the `factors` (F,) on both focal lengths."""
+    """The residuals (..., F, M) of `rotation_only` with each of the `factors` (F,) on both focal lengths; pixels
+    (..., M, 2)."""
     columns = np.stack([factors, factors, np.ones_like(factors)], axis=-1)[:, None]
-    return rotation_only(pixels1, pixels2, K1 * columns, K2 * columns)[1]
+    pixels1, pixels2 = pixels1[..., None, :, :], pixels2[..., None, :, :]
+    return rotation_only(pixels1, pixels2, K1 * columns, K2 * columns, iterations)[1]
 
 
 def _rays(pixels: np.ndarray, K: np.ndarray) -> np.ndarray:
-    return backproject(pixels, np.ones(len(pixels)), K)
+    return backproject(pixels, np.ones(pixels.shape[:-1]), K)
 
 
 # Degeneracies of a pair: the same view, a pure rotation, and agreement by chance. Thresholds are in pixels of the

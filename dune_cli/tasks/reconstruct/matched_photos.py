@@ -33,11 +33,11 @@ from dune_cli.sfm.pairs import (
     read_pairs,
     select_pairs,
 )
+from dune_cli.sfm.pure_rotations import find_hardly_moved, find_pure_rotations
 from dune_cli.sfm.retrieval import vlad_descriptors
 from dune_cli.sfm.scene import MaskedKeypoints
 from dune_cli.sfm.verification import (
     VerifiedPairs,
-    find_pure_rotations,
     rotate_disconnected_components,
     verify_pairs,
 )
@@ -249,3 +249,18 @@ def without_pure_rotations(matched: MatchedPhotos) -> MatchedPhotos:
         )
     pure_rotations = verified.pure_rotations | rotations.pairs
     return replace(matched, verified=replace(verified, geometry=rest, pure_rotations=pure_rotations))
+
+
+def hardly_moved_notes(matched: MatchedPhotos, placed: int) -> list[str]:
+    """That the camera hardly moved, where it may be the cause that less than half of the photos are `placed`."""
+    if 2 * placed >= len(matched.photos) or not matched.verified.geometry:
+        return []
+    found = find_hardly_moved(matched.correspondences, matched.verified, matched.cameras)
+    photos = {index for pair in found.pairs for index in pair}
+    if 2 * len(photos) < len(matched.photos):
+        return []
+    return [
+        f"the camera hardly moved between {len(photos)} of the {len(matched.photos)} photos: turning it on the spot "
+        f"explains {found.explained} of {found.matches} matches, so the scene is likely to be wrong; move it between "
+        "photos, a step to the side of about a tenth of the distance"
+    ]

@@ -44,6 +44,7 @@ from dune_cli.tasks.reconstruct.matched_again import SecondMatcher, weakly_tied
 from dune_cli.tasks.reconstruct.matched_photos import (
     MatchedPhotos,
     OnlyTurned,
+    hardly_moved_notes,
     match_photos,
     rotation_note,
     uses_descriptors,
@@ -343,7 +344,9 @@ def _reconstruct_many(
         scene = _best_pair_scene(matched, models, mapped.images, mapped.matcher, config, cache, run)
     if config.min_confidence > 0:
         scene = _confident_points(scene, config.min_confidence)
-    notes = filter(None, [*mapped.notes, rotation_note(mapped.images)])
+    notes = filter(
+        None, [*mapped.notes, rotation_note(mapped.images), *hardly_moved_notes(matched, len(mapped.placed))]
+    )
     lenses = lens_notes(models[0], matched.correspondences, matched.cameras) if models else ()
     viewpoints = same_viewpoint_notes([view.image for view in scene.views], matched.correspondences)
     scene = replace(scene, notes=(*scene.notes, *notes, *viewpoints, *lenses, *calibration_notes(scene.views)))
