@@ -45,52 +45,37 @@ class PureRotations:
     """The verified `pairs` of connected components whose camera only rotated. `explained`: how many of the `matches` of
     the tested pairs a rotation explains."""
 
-    pairs: frozenset[tuple[int, int]]
-    matches: int
-    explained: int
+    pairs: frozenset[tuple[int, int]] = frozenset()
+    matches: int = 0
+    explained: int = 0
+
+    def joined(self, other: PureRotations) -> PureRotations:
+        """With those of other components."""
+        matches, explained = self.matches + other.matches, self.explained + other.explained
+        return PureRotations(self.pairs | other.pairs, matches, explained)
 
 
 def find_pure_rotations(
     correspondences: Correspondences, verified: VerifiedPairs, cameras: PhotoCameras
-) -> PureRotations:
-    """The connected components without any parallax.
+) -> tuple[PureRotations, PureRotations]:
+    """The connected components without any parallax; and others with so little that they may have no scene, either: a
+    rotation explains nearly all matches of most pairs.
 
     A pair that a rotation explains does no harm among others (two frames of a video, a panorama with one step to the
     side). A component without any other pair has no scene. Of photos with one camera, the focal length and the
     distortion that explain most are taken where they are unknown.
     """
-    tested = _components(correspondences, verified, cameras)
-    return _joined([(component.pairs, component.of_rotations()) for component in tested])
-
-
-def find_hardly_moved(
-    correspondences: Correspondences, verified: VerifiedPairs, cameras: PhotoCameras
-) -> PureRotations:
-    """As `find_pure_rotations`, the connected components with so little parallax that they may have no scene, either:
-    a rotation explains nearly all matches of most pairs."""
-    tested = _components(correspondences, verified, cameras)
-    return _joined([(component.pairs, component.of_little_parallax()) for component in tested])
-
-
-def _components(correspondences: Correspondences, verified: VerifiedPairs, cameras: PhotoCameras) -> list[_TestedPairs]:
+    none = little = PureRotations()
     components = verified.components(len(cameras.ids))
     component_of = {index: number for number, component in enumerate(components) for index in component}
     groups: dict[int, list[tuple[int, int]]] = {}
-    for pair in sorted(verified.geometry, key=lambda pair: (verified.counts[pair][1], pair)):
+    for pair in sorted(verified.geometry):
         groups.setdefault(component_of[pair[0]], []).append(pair)
-    return [_TestedPairs(correspondences, verified, cameras, groups[number]) for number in sorted(groups)]
-
-
-def _joined(found: Sequence[tuple[Sequence[tuple[int, int]], tuple[int, int] | None]]) -> PureRotations:
-    """Of the pairs of components, with the matches of the tested ones and how many of them no rotation explains, or
-    None."""
-    pairs: set[tuple[int, int]] = set()
-    matches = unexplained = 0
-    for of_component, counts in found:
-        if counts is not None:
-            pairs |= set(of_component)
-            matches, unexplained = matches + counts[0], unexplained + counts[1]
-    return PureRotations(frozenset(pairs), matches, matches - unexplained)
+    for pairs in groups.values():
+        pairs.sort(key=lambda pair: (verified.counts[pair][1], pair))
+        of_none, of_little = _TestedPairs(correspondences, verified, cameras, pairs).without_parallax()
+        none, little = none.joined(of_none), little.joined(of_little)
+    return none, little
 
 
 @dataclass(frozen=True)
@@ -112,36 +97,17 @@ class _TestedPairs:
     cameras: PhotoCameras
     pairs: Sequence[tuple[int, int]]
 
-    def of_rotations(self) -> tuple[int, int] | None:
-        """The matches of tested pairs and how many of them no rotation explains; None with parallax."""
-        first, lens, camera = self._first(), self._undistorted(), self._only_camera()
-        found = self._counts(first, lens)
-        if found is not None or camera is None or camera.lens_known:
-            return found
-        distorted = self._distorted(first, _focal_factors(camera, camera))
-        return None if distorted is None else self._counts(first, distorted)
-
-    def of_little_parallax(self) -> tuple[int, int] | None:
-        """As `of_rotations`; None where many pairs or matches show parallax."""
-        lens = self._undistorted()
-        residuals = [self._pair_residuals(pair, lens) / self.correspondences.pixel_size for pair in self._decisive()]
-        matches, unexplained = sum(map(len, residuals)), sum(map(_unexplained, residuals))
-        few = sum(map(_has_parallax, residuals)) <= FEW_PAIRS * len(residuals) and unexplained <= FEW_MATCHES * matches
-        return (matches, unexplained) if few else None
-
-    def _first(self) -> list[tuple[int, int]]:
-        return [self.pairs[row] for row in _spread(len(self.pairs), FIRST_PAIRS)]
-
-    def _decisive(self) -> list[tuple[int, int]]:
-        return sorted({*self.pairs[:WEAKEST_PAIRS], *self._strongest_tree()})
-
-    def _undistorted(self) -> _Lens:
-        """The focal length that suits the first pairs best, where all photos have one camera."""
+    def without_parallax(self) -> tuple[PureRotations, PureRotations]:
+        """As `find_pure_rotations`."""
+        first = [self.pairs[row] for row in _spread(len(self.pairs), FIRST_PAIRS)]
         camera = self._only_camera()
         if camera is None:
-            return _Lens(None)
+            return self._judged(first, _Lens(None))
         factors = _focal_factors(camera, camera)
-        return _Lens(float(factors[self._costs(self._first(), factors, np.zeros(1))[0].argmin()]))
+        costs = self._costs(first, factors, np.zeros(1))[0]
+        none, little = self._judged(first, _Lens(float(factors[costs.argmin()])))
+        distorted = None if none.pairs or camera.lens_known else self._distorted(first, factors)
+        return (none, little) if distorted is None else (self._judged(first, distorted)[0], little)
 
     def _only_camera(self) -> SharedCamera | None:
         ids = {self.cameras.ids[index] for pair in self.pairs for index in pair}
@@ -189,27 +155,33 @@ class _TestedPairs:
         return two_view.rotation_only_by_focal(points1, points2, cameras[0].K, cameras[1].K, factors, iterations)
 
     def _pair_residuals(self, pair: tuple[int, int], lens: _Lens) -> np.ndarray:
-        """(M,) of a pair."""
+        """(M,) of a pair, in units of matched pixels."""
+        unit = self.correspondences.pixel_size
         if lens.factor is not None:
-            return self._residuals(pair, np.array([lens.factor]), np.array([lens.division]))[0, 0]
+            return self._residuals(pair, np.array([lens.factor]), np.array([lens.division]))[0, 0] / unit
         factors = _focal_factors(*(self.cameras.of(index) for index in pair))
         by_factor = self._residuals(pair, factors, np.zeros(1))[0]
-        return by_factor[np.median(by_factor, axis=1).argmin()]
+        return by_factor[np.median(by_factor, axis=1).argmin()] / unit
 
-    def _counts(self, first: Sequence[tuple[int, int]], lens: _Lens) -> tuple[int, int] | None:
-        """As `of_rotations`, with this lens."""
-        unit = self.correspondences.pixel_size
-        residuals = {pair: self._pair_residuals(pair, lens) / unit for pair in first}
+    def _judged(self, first: Sequence[tuple[int, int]], lens: _Lens) -> tuple[PureRotations, PureRotations]:
+        """As `find_pure_rotations`, with this lens. The other pairs are tested where half of the `first` ones show no
+        parallax."""
+        residuals = {pair: self._pair_residuals(pair, lens) for pair in first}
         if 2 * sum(map(_has_parallax, residuals.values())) >= len(first) and len(self.pairs) > len(first):
-            return None
-        for pair in set(self._decisive()) - set(first):
-            residuals[pair] = self._pair_residuals(pair, lens) / unit
+            return PureRotations(), PureRotations()
+        for pair in {*self.pairs[:WEAKEST_PAIRS], *self._strongest_tree()} - set(first):
+            residuals[pair] = self._pair_residuals(pair, lens)
         contradicted = _contradicted(residuals)
-        kept = {pair: r for pair, r in residuals.items() if pair not in contradicted}
-        if any(map(_has_parallax, kept.values())):
-            return None
-        matches, unexplained = sum(map(len, kept.values())), sum(map(_unexplained, kept.values()))
-        return (matches, unexplained) if two_view.is_rotation(unexplained, matches) else None
+        kept = [r for pair, r in residuals.items() if pair not in contradicted]
+        shown, tested = sum(map(_has_parallax, kept)), self._joined(kept)
+        if not shown and two_view.is_rotation(tested.matches - tested.explained, tested.matches):
+            return tested, PureRotations()
+        little = tested.matches - tested.explained <= FEW_MATCHES * tested.matches and shown <= FEW_PAIRS * len(kept)
+        return PureRotations(), tested if little else PureRotations()
+
+    def _joined(self, residuals: Sequence[np.ndarray]) -> PureRotations:
+        matches = sum(map(len, residuals))
+        return PureRotations(frozenset(self.pairs), matches, matches - sum(map(_unexplained, residuals)))
 
     def _strongest_tree(self) -> list[tuple[int, int]]:
         """The pairs that connect the component with most inliers."""

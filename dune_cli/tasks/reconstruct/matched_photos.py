@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache as memoized
 from functools import cached_property
 
@@ -33,7 +33,7 @@ from dune_cli.sfm.pairs import (
     read_pairs,
     select_pairs,
 )
-from dune_cli.sfm.pure_rotations import find_hardly_moved, find_pure_rotations
+from dune_cli.sfm.pure_rotations import PureRotations, find_pure_rotations
 from dune_cli.sfm.retrieval import vlad_descriptors
 from dune_cli.sfm.scene import MaskedKeypoints
 from dune_cli.sfm.verification import (
@@ -57,7 +57,8 @@ class OnlyTurned(JobFailed):
 @dataclass(frozen=True)
 class MatchedPhotos:
     """Photos with their `own` and shared `cameras`; `duplicates`, each with the earlier photo whose file it equals; the
-    selected `pairs`, the correspondences, the verified pairs, and what was masked. Photos go by their index."""
+    selected `pairs`, the correspondences, the verified pairs, and what was masked; `hardly_moved`: the pairs between
+    which the camera rotated and hardly moved. Photos go by their index."""
 
     photos: Sequence[PhotoInfo]
     own: Sequence[PhotoCamera]
@@ -68,6 +69,7 @@ class MatchedPhotos:
     verified: VerifiedPairs
     masked: MaskedKeypoints | None = None
     given_names: tuple[str, ...] | None = None
+    hardly_moved: PureRotations = field(default_factory=PureRotations)
 
     @cached_property
     def names(self) -> list[str]:
@@ -235,7 +237,8 @@ def rotation_note(images: Sequence[ImageFeatures]) -> str:
 def without_pure_rotations(matched: MatchedPhotos) -> MatchedPhotos:
     """Without the connected components whose camera only rotated; OnlyTurned where no other component is left."""
     verified = matched.verified
-    rotations = find_pure_rotations(matched.correspondences, verified, matched.cameras)
+    rotations, little = find_pure_rotations(matched.correspondences, verified, matched.cameras)
+    matched = replace(matched, hardly_moved=little)
     if not rotations.pairs:
         return matched
     rest = {pair: geometry for pair, geometry in verified.geometry.items() if pair not in rotations.pairs}
@@ -253,14 +256,11 @@ def without_pure_rotations(matched: MatchedPhotos) -> MatchedPhotos:
 
 def hardly_moved_notes(matched: MatchedPhotos, placed: int) -> list[str]:
     """That the camera hardly moved, where it may be the cause that less than half of the photos are `placed`."""
-    if 2 * placed >= len(matched.photos) or not matched.verified.geometry:
-        return []
-    found = find_hardly_moved(matched.correspondences, matched.verified, matched.cameras)
-    photos = {index for pair in found.pairs for index in pair}
-    if 2 * len(photos) < len(matched.photos):
+    photos = {index for pair in matched.hardly_moved.pairs for index in pair}
+    if 2 * placed >= len(matched.photos) or 2 * len(photos) < len(matched.photos):
         return []
     return [
         f"the camera hardly moved between {len(photos)} of the {len(matched.photos)} photos: turning it on the spot "
-        f"explains {found.explained} of {found.matches} matches, so the scene is likely to be wrong; move it between "
-        "photos, a step to the side of about a tenth of the distance"
+        f"explains {matched.hardly_moved.explained} of {matched.hardly_moved.matches} matches, so the scene is likely "
+        "to be wrong; move it between photos, a step to the side of about a tenth of the distance"
     ]

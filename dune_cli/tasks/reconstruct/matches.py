@@ -312,13 +312,16 @@ def _reconstruct_many(
     job = ManyPhotos(paths, cameras_of, config, run, cache, descriptors, known)
     if fallback is None:
         mapped = job.mapped(matcher)
+        first = mapped.matched
     else:
         try:
             mapped = job.matched(matcher)
+            first = mapped.matched
         except JobFailed as error:
             if isinstance(error, OnlyTurned) and error.photos >= TURNED_SHARE * len(paths):
                 raise  # another matcher sees no more, and on walls that repeat it sees what is not there
             mapped = job.mapped(fallback())
+            first = mapped.matched
         else:
             mapped = job.mapped_again(mapped, fallback)
     mapped = job.consistent(mapped)
@@ -344,9 +347,7 @@ def _reconstruct_many(
         scene = _best_pair_scene(matched, models, mapped.images, mapped.matcher, config, cache, run)
     if config.min_confidence > 0:
         scene = _confident_points(scene, config.min_confidence)
-    notes = filter(
-        None, [*mapped.notes, rotation_note(mapped.images), *hardly_moved_notes(matched, len(mapped.placed))]
-    )
+    notes = filter(None, [*mapped.notes, rotation_note(mapped.images), *hardly_moved_notes(first, len(mapped.placed))])
     lenses = lens_notes(models[0], matched.correspondences, matched.cameras) if models else ()
     viewpoints = same_viewpoint_notes([view.image for view in scene.views], matched.correspondences)
     scene = replace(scene, notes=(*scene.notes, *notes, *viewpoints, *lenses, *calibration_notes(scene.views)))
