@@ -307,16 +307,22 @@ class _Mapping:
     def _run(self, pipeline: Any, options: Any, database: Any) -> list[SfmModel]:
         manager = self.pycolmap.ReconstructionManager()
         mapper = pipeline(options, database, manager)
-        counter = None
+        bars: list[console.Counter] = []  # one for each model that is begun
+
+        def begin() -> None:
+            while bars:
+                bars.pop().close()
+            bars.append(console.bar(database.num_frames(), "mapping", "photo"))
+            bars[0].update(2)
+
         if pipeline is self.pycolmap.IncrementalPipeline:  # the global mapper registers all photos at once
-            counter = console.bar(database.num_frames(), "mapping", "photo")
             events = self.pycolmap.IncrementalPipelineCallback
-            mapper.add_callback(int(events.INITIAL_IMAGE_PAIR_REG_CALLBACK), lambda: counter.update(2))
-            mapper.add_callback(int(events.NEXT_IMAGE_REG_CALLBACK), counter.update)
+            mapper.add_callback(int(events.INITIAL_IMAGE_PAIR_REG_CALLBACK), begin)
+            mapper.add_callback(int(events.NEXT_IMAGE_REG_CALLBACK), lambda: [one.update() for one in bars])
         try:
             mapper.run()
         finally:
-            if counter is not None:
+            for counter in bars:
                 counter.close()
         models = [read_model(manager.get(index)) for index in range(manager.size())]
         return [in_unit_of_rigs(model, self.cameras.rigs) for model in models]
