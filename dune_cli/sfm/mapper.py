@@ -241,11 +241,9 @@ class _Mapping:
         return self._mapped(scratch)
 
     def _mapped(self, scratch: Path) -> Draft:
-        with self.pycolmap.Database.open(":memory:") as database:
-            self._fill(database, self.known_poses)
-            if self.config.mapper == "global":
-                models = self._largest_first(self._run(self.pycolmap.GlobalPipeline, self._global_options(), database))
-                return Draft(models, self.initial_pairs)
+        if self.config.mapper == "global":
+            return Draft(self._largest_first(self._by_global_mapper()), self.initial_pairs)
+        with self._database_file(scratch, self.known_poses) as database:
             return self._incremental(database, scratch)
 
     def with_new_points(self, model: SfmModel, scratch: Path) -> SfmModel:
@@ -254,7 +252,7 @@ class _Mapping:
         again = fixed._on_known_poses(scratch)
         return again[0] if again else model
 
-    def _incremental(self, database: Any, scratch: Path) -> Draft:
+    def _incremental(self, database: Path, scratch: Path) -> Draft:
         """Incremental mapping from several initial pairs until a model is complete and accurate, or agrees with another
         one, or of many photos has half of them; else the result with the highest score.
 
@@ -269,7 +267,7 @@ class _Mapping:
             options = self._incremental_options()
             options.mapper.init_min_tri_angle, options.mapper.init_max_forward_motion = min_angle_deg, forward_motion
             options.use_prior_position = bool(self.known_poses)
-            models = self._largest_first(self._run(self.pycolmap.IncrementalPipeline, options, database))
+            models = self._largest_first(self._by_incremental_mapper(options, database))
             models = self._joined(models, scratch)
             agree = bool(models and best) and _agree(models[0], best[0])
             if models and (not best or models[0].score(pixel_size) > best[0].score(pixel_size)):
@@ -304,28 +302,45 @@ class _Mapping:
             self._adjust(model)
             return read_model(fixed._with_points(model, path))
 
-    def _run(self, pipeline: Any, options: Any, database: Any) -> list[SfmModel]:
+    def _by_global_mapper(self) -> list[SfmModel]:
         manager = self.pycolmap.ReconstructionManager()
-        mapper = pipeline(options, database, manager)
+        with self.pycolmap.Database.open(":memory:") as database:
+            self._fill(database, self.known_poses)
+            self.pycolmap.GlobalPipeline(self._global_options(), database, manager).run()
+        return self._read([manager.get(index) for index in range(manager.size())])
+
+    def _by_incremental_mapper(self, options: Any, database: Path) -> list[SfmModel]:
+        """Other threads work on meanwhile, as pycolmap's `incremental_mapping`, unlike its pipeline, lets them."""
         bars: list[console.Counter] = []  # one for each model that is begun
+        count = len(self.cameras.rigs.moments(len(self.cameras.ids)))
 
         def begin() -> None:
             while bars:
                 bars.pop().close()
-            bars.append(console.bar(database.num_frames(), "mapping", "photo"))
+            bars.append(console.bar(count, "mapping", "photo"))
             bars[0].update(2)
 
-        if pipeline is self.pycolmap.IncrementalPipeline:  # the global mapper registers all photos at once
-            events = self.pycolmap.IncrementalPipelineCallback
-            mapper.add_callback(int(events.INITIAL_IMAGE_PAIR_REG_CALLBACK), begin)
-            mapper.add_callback(int(events.NEXT_IMAGE_REG_CALLBACK), lambda: [one.update() for one in bars])
+        def next_photo() -> None:
+            for counter in bars:
+                counter.update()
+
         try:
-            mapper.run()
+            with scratch_folder(database.parent, "models-") as folder:
+                found = self.pycolmap.incremental_mapping(
+                    database,
+                    database.parent,
+                    folder,
+                    options,
+                    initial_image_pair_callback=begin,
+                    next_image_callback=next_photo,
+                )
         finally:
             for counter in bars:
                 counter.close()
-        models = [read_model(manager.get(index)) for index in range(manager.size())]
-        return [in_unit_of_rigs(model, self.cameras.rigs) for model in models]
+        return self._read([found[index] for index in sorted(found)])
+
+    def _read(self, models: Sequence[Any]) -> list[SfmModel]:
+        return [in_unit_of_rigs(read_model(model), self.cameras.rigs) for model in models]
 
     def _on_known_poses(self, scratch: Path) -> list[SfmModel]:
         """Points triangulated with the known poses, which are kept, then the other photos registered to them."""
@@ -344,13 +359,13 @@ class _Mapping:
         return self._largest_first(in_world)
 
     @contextmanager
-    def _database_file(self, scratch: Path) -> Iterator[Path]:
-        """A database without priors, in a folder of its own."""
+    def _database_file(self, scratch: Path, positions: Mapping[int, np.ndarray] | None = None) -> Iterator[Path]:
+        """A database, in a folder of its own, with the `positions` of poses as priors."""
         with scratch_folder(scratch, ".mapping-") as folder:
             self._check_free_space(folder)
             path = folder / "database.db"
             with self.pycolmap.Database.open(path) as database:
-                self._fill(database, {})
+                self._fill(database, positions or {})
             yield path
 
     def _triangulate_and_extend(self, database: Path, known_poses: Mapping[int, np.ndarray]) -> list[Any]:

@@ -102,7 +102,7 @@ def verify_pairs(
 ) -> VerifiedPairs:
     """COLMAP's two-view geometry (calibrated, uncalibrated, planar or panoramic) of each pair, estimated on the inliers
     of a MAGSAC fundamental matrix. A pair that chance explains has none (a-contrario test). The confidences are
-    computed while the mapper works, which does not need them.
+    computed by another thread while the mapper works, which does not need them.
 
     Static matches (a caption on all photos) are left out; `thumbnail_of` gives the thumbnails of photos with such
     matches.
