@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,10 @@ def test_what_cannot_fit_is_refused(photos: list[Path], tmp_path: Path, monkeypa
     with pytest.raises(JobFailed, match=r"6 photos need about \d\.\d\d GB of memory, and 0\.05 GB are available"):
         ask(photos, tmp_path / "work")
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+
+    def of_two_disks(path: Path) -> Any:  # that of the work folder is full, that of temporary files is not
+        return usage._replace(free=1000) if Path(path).is_relative_to(tmp_path) else usage
+
+    monkeypatch.setattr(preflight.shutil, "disk_usage", of_two_disks)
     with pytest.raises(JobFailed, match=r"6 photos and 15 pairs need .* whose disk has 0\.00 GB free; name another"):
         ask(photos, tmp_path / "work")
