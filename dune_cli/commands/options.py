@@ -502,13 +502,6 @@ class CameraOptions:
         default_text="from EXIF, else 55",
     )
 
-    def resolve(self, photos: Any) -> list[tuple[Any, str]]:
-        """(K, where it came from) of each photo, for verbs that take no lens. UserError for options that contradict
-        each other or do not fit, and for a lens with distortion."""
-        from dune_cli.io.intrinsics import resolve_intrinsics
-
-        return resolve_intrinsics(photos, self.intrinsics, self.fov_deg)
-
     def resolve_cameras(self, photos: Any, entries: Any = None, panoramas: bool = False) -> list[PhotoCamera]:
         """The camera of each photo; `entries` and `panoramas` as in `io.intrinsics.resolve_cameras`. UserError as
         `resolve`."""

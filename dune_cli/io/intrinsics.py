@@ -55,6 +55,11 @@ class PhotoCamera:
         """(3, 3) of its pinhole part."""
         return self.camera.K
 
+    @property
+    def lens(self) -> Camera | None:
+        """The camera, where it has distortion."""
+        return None if self.camera.is_pinhole else self.camera
+
     @classmethod
     def of_matrix(cls, K: np.ndarray, source: str, width: int, height: int) -> PhotoCamera:
         """A camera of which only `K` (3, 3) is known, or guessed."""
@@ -76,9 +81,9 @@ def resolve_cameras(
     `entries` the principal point is the image's centre. Four numbers and a 3 x 3 matrix say nothing about the lens; a
     camera with a model does. A photo whose XMP says that it is a panorama has a sphere, and by the `intrinsics`
     EQUIRECTANGULAR all photos that are twice as wide as high have one; where `panoramas` are taken and nothing is
-    given, those whose pixels close around a sphere, too. A file that has cameras for some of
-    the photos leaves the others as they are without it; a note names them. UserError for `intrinsics` and `fov_deg` at
-    once, for values that are no camera of the photo, and for a panorama unless `panoramas` are taken.
+    given, those whose pixels close around a sphere, too. A file that has cameras for some of the photos leaves the
+    others as they are without it; a note names them. UserError for `intrinsics` and `fov_deg` at once, for values that
+    are no camera of the photo, and for a panorama unless `panoramas` are taken.
     """
     cameras = _resolve(photos, intrinsics, fov_deg, entries)
     if panoramas and intrinsics is None and fov_deg is None:

@@ -167,7 +167,9 @@ def prepared_photo(rgb: np.ndarray, camera: Camera, prepare: Callable[[np.ndarra
 
 
 def shown_in_photo(camera: Camera, pixels: np.ndarray) -> np.ndarray:
-    """(...) bool: whether the photo shows pixels (..., 2) of the undistorted photo."""
+    """(...) bool: whether the photo shows pixels (..., 2) of the undistorted photo; without distortion it does."""
+    if camera.is_pinhole:
+        return np.ones(pixels.shape[:-1], bool)
     edge = np.array([camera.width, camera.height]) - 0.5
     in_photo = camera.distort(pixels)
     return ((in_photo >= -0.5) & (in_photo <= edge)).all(-1)

@@ -134,13 +134,10 @@ class _CalibrationRounds:
             mapping = _Mapping(
                 self.correspondences, self.verified, now, self.config, known_poses, calibrated, initial_pairs
             )
-            if draft is not None:
-                again, initial_pairs, is_thin = draft.models, draft.initial_pairs, draft.is_thin
-                draft = None
-            elif fits and (is_thin or _is_kept(models[0], len(cameras.ids))) and not known_poses:
+            if fits and (is_thin or _is_kept(models[0], len(cameras.ids))) and not known_poses:
                 again, is_thin = [mapping.with_new_points(models[0], self.scratch), *models[1:]], False
             else:
-                found = mapping.first(self.scratch)
+                found, draft = draft or mapping.first(self.scratch), None
                 again, initial_pairs, is_thin = found.models, found.initial_pairs, found.is_thin
             if models and (not again or len(again[0].world_from_cam) < len(models[0].world_from_cam)):
                 break

@@ -51,7 +51,7 @@ def predict_from_joints(
     """
     if camera is None:
         (camera,) = resolve_cameras([photo], None, None)
-    K, lens = camera.K, None if camera.camera.is_pinhole else camera.camera
+    K, lens = camera.K, camera.lens
     in_photo = joints.values
     if lens is not None and not joints.metric:
         joints = _undistorted(joints, lens)

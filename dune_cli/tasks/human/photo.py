@@ -84,7 +84,8 @@ def predict(
     if heights is not None and not isinstance(model, FittedHumanModel):
         raise UserError(f"{model.source.name} predicts sizes in metres; leave --height out, or take --model bundled")
     K, source = (None, None) if camera is None else (camera.K, camera.source)
-    straight = None if camera is None or camera.camera.is_pinhole else StraightPhoto.of(camera.camera)
+    lens = None if camera is None else camera.lens
+    straight = None if lens is None else StraightPhoto.of(lens)
     seen = photo if straight is None else replace(photo, rgb=straight.image(photo.rgb))
     seen_K = K if straight is None else straight.K
     if isinstance(model, FittedHumanModel):

@@ -29,7 +29,7 @@ def lenses_of(paths: Sequence[Path], cameras_of: CamerasOf) -> list[Camera | Non
     infos = read_infos(paths) or [read_photo(path).info for path in paths]
     with console.collected():  # the notes come where the cameras are used
         cameras = cameras_of(infos)
-    return [None if one.camera.is_pinhole else one.camera for one in cameras]
+    return [one.lens for one in cameras]
 
 
 @dataclass(frozen=True)

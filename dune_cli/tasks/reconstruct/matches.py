@@ -156,7 +156,6 @@ class ManyPhotos:
     def _consistent_draft(self, mapped: MappedPhotos) -> MappedPhotos:
         """A draft of few photos, without the pairs that heavier ones contradict: with them, it would be calibrated in
         vain."""
-
         first = self._with_draft(mapped)
         if len(first.placed) < MIN_PHOTOS:
             return first
@@ -310,20 +309,15 @@ def _reconstruct_many(
     offset = world_offset(np.array([pose[:3, 3] for pose in known.values()]))
     known = {index: subtract_world_offset(pose, offset) for index, pose in known.items()}
     job = ManyPhotos(paths, cameras_of, config, run, cache, descriptors, known)
-    if fallback is None:
-        mapped = job.mapped(matcher)
-        first = mapped.matched
-    else:
-        try:
-            mapped = job.matched(matcher)
-            first = mapped.matched
-        except JobFailed as error:
-            if isinstance(error, OnlyTurned) and error.photos >= TURNED_SHARE * len(paths):
-                raise  # another matcher sees no more, and on walls that repeat it sees what is not there
-            mapped = job.mapped(fallback())
-            first = mapped.matched
-        else:
-            mapped = job.mapped_again(mapped, fallback)
+    try:
+        mapped = job.matched(matcher)
+    except JobFailed as error:
+        turned = isinstance(error, OnlyTurned) and error.photos >= TURNED_SHARE * len(paths)
+        if fallback is None or turned:
+            raise  # another matcher sees no more, and on walls that repeat it sees what is not there
+        mapped, fallback = job.matched(fallback()), None
+    first = mapped.matched
+    mapped = job.calibrated(mapped) if fallback is None else job.mapped_again(mapped, fallback)
     mapped = job.consistent(mapped)
     matched, models = mapped.matched, mapped.models
     if known and not models:

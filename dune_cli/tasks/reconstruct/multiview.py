@@ -223,8 +223,6 @@ def _with_lenses(out: MultiViewOutput, views: Sequence[Prepared], cameras: Seque
 
 def _shown(view: Prepared, known: PhotoCamera) -> np.ndarray:
     """(h, w) bool: which pixels of the network's input the photo has."""
-    if known.camera.is_pinhole:
-        return np.ones((view.height, view.width), bool)
     pixels = transform_pixels(np.linalg.inv(view.network_from_image), pixel_grid(view.height, view.width))
     return shown_in_photo(known.camera, pixels)
 

@@ -343,7 +343,7 @@ def reconstruct_pair(
             )
         pose, count = _second_pose(photos[1], maps[1], cameras[1][0], inputs[1], config)
     views, edge_points = [], 0
-    lenses = [None if one.camera.is_pinhole else one.camera for one in known]
+    lenses = [one.lens for one in known]
     names = relative_names([photo.path for photo in photos])
     cam_from_world = (np.eye(4), pose.cam_from_world)
     rows = zip(names, photos, cameras, maps, inputs, cam_from_world, lenses)
@@ -377,7 +377,7 @@ def reconstruct_pair(
 
 def _used(config: PointmapsConfig, photo: Photo, camera: Camera, pixels: np.ndarray) -> np.ndarray:
     """(...) bool: whether the photo shows `pixels` (..., 2) of the undistorted photo, and no mask covers them."""
-    used = np.ones(pixels.shape[:-1], bool) if camera.is_pinhole else shown_in_photo(camera, pixels)
+    used = shown_in_photo(camera, pixels)
     return used if config.masks is None else used & config.masks.used_at(photo.path, camera.distort(pixels))
 
 
